@@ -1,0 +1,38 @@
+"""Errors that a user can act on: one sentence, four facts, no traceback."""
+
+from __future__ import annotations
+
+
+class SaneError(Exception):
+    """A failure told as place, what was found, what was needed, and the way out."""
+
+    exit_code = 1
+
+    def __init__(self, place: object, found: str, needed: str, way_out: str) -> None:
+        self.place, self.found, self.needed, self.way_out = str(place), found, needed, way_out
+        super().__init__(f"{place}: {found}, but {needed}; {way_out}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.place, self.found, self.needed, self.way_out)
+
+
+class UsageError(SaneError):
+    """The command or call was wrong, whatever the files hold."""
+
+    exit_code = 2
+
+
+class SourceError(SaneError):
+    """A network cannot be read, understood or written."""
+
+
+class TaskError(SaneError):
+    """The target task's images or labels cannot be used."""
+
+
+class ZooError(SaneError):
+    """A zoo, or what was learned from one, cannot be used."""
+
+
+class PluginError(SaneError):
+    """A plugin is missing, broken, or collides with another."""

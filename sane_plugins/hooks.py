@@ -1,0 +1,121 @@
+"""The hook specifications: what a host may call and what a plugin may implement.
+
+Specifications only ever gain arguments; a plugin names the arguments that it wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sane_plugins import hookspec
+
+if TYPE_CHECKING:
+    import click
+    from torch import nn
+
+    from sane_plugins.progress import Progress
+    from sane_plugins.tasks.embed import EncodeOptions, Encoder, Encoding
+    from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
+    from sane_plugins.tasks.predict import Estimate, PredictOptions, PropertyHead
+    from sane_plugins.tasks.sample import Sampler
+    from sane_plugins.tasks.task import Task
+    from sane_plugins.weights.graph import WeightGraph
+
+HOOKSPEC_VERSION = (1, 0)
+
+
+# Abilities: a host calls these. Ours are `trylast`, so that any plugin can answer first.
+
+
+@hookspec(firstresult=True)
+def sane_encode(source: Any, options: EncodeOptions | None) -> Encoding | None:
+    """Encode a network. Called by hosts and commands with anything that `sane_open` reads.
+
+    Return the encoding, or None to leave it to the next plugin.
+    """
+
+
+@hookspec(firstresult=True)
+def sane_predict_properties(
+    source: Any, options: PredictOptions | None
+) -> Mapping[str, Estimate] | None:
+    """Predict properties of a network from its weights. Called by hosts and commands.
+
+    Return one estimate per property, keyed by the property's name, or None to pass.
+    """
+
+
+@hookspec(firstresult=True)
+def sane_initialize(
+    target: Any, task: Task | None, prompts: Sequence[Any], options: InitialiseOptions | None
+) -> Initialisation | None:
+    """Initialise `target` for `task` from prompt networks. Called by hosts and `sane-init`.
+
+    Empty `prompts` mean the embedded ones. Return the initialisation, or None to pass.
+    """
+
+
+# Extensions: a plugin author implements these.
+
+
+@hookspec(firstresult=True)
+def sane_open(source: Any) -> WeightGraph | None:
+    """Read a network. Called with a path, a name such as `torchvision:resnet18`, a module or a state
+    dict; return its graph, or None where the source is not yours. Decline before importing.
+    """  # noqa: D205
+
+
+@hookspec(firstresult=True)
+def sane_build(source: Any, classes: int | None) -> nn.Module | None:
+    """Build a runnable module of the source's architecture, with `classes` outputs where given.
+
+    Called when a network must run (training, scoring). Return None where the source is not yours.
+    """
+
+
+@hookspec(firstresult=True)
+def sane_save(graph: WeightGraph, target: Path) -> Path | None:
+    """Write a graph to `target` in the form its suffix and container ask for, beside and renamed.
+
+    Return the path written, or None where the form is not yours.
+    """
+
+
+@hookspec
+def sane_encoders() -> Mapping[str, Encoder]:
+    """Return encoders by name. Collected once per host; a name given twice is an error."""
+    raise NotImplementedError
+
+
+@hookspec
+def sane_samplers() -> Mapping[str, Sampler]:
+    """Return samplers of latents by name. Collected once per host."""
+    raise NotImplementedError
+
+
+@hookspec
+def sane_property_heads() -> Mapping[str, PropertyHead]:
+    """Return property heads by name. Collected once per host."""
+    raise NotImplementedError
+
+
+@hookspec
+def sane_engines() -> Mapping[str, Any]:
+    """Return engines that spread long jobs over machines, by name. Collected once per host."""
+    raise NotImplementedError
+
+
+@hookspec
+def sane_commands() -> Sequence[click.Command]:
+    """Return commands to add below `sane-plugins`. Called when the command line starts: stay light."""
+    raise NotImplementedError
+
+
+# Observation.
+
+
+@hookspec
+def sane_progress(event: Progress) -> None:
+    """Observe a long job. Called for every step reported; must return quickly."""

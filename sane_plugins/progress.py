@@ -1,0 +1,23 @@
+"""What long jobs report. The library yields; the command line draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One report of a long job: `done` of `total` steps of `job`, with an optional note."""
+
+    job: str
+    done: int
+    total: int
+    note: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """Report to nobody."""

@@ -1,0 +1,135 @@
+"""What a network is to this package: ordered layers, their places, and tensors read on demand."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from sane_plugins.errors import SourceError
+
+Role = Literal[
+    "weight", "bias", "scale", "shift", "running_mean", "running_var", "table", "other"
+]
+Kind = Literal[
+    # layers with weights
+    "conv", "transposed_conv", "linear", "norm", "embedding", "recurrent", "attention", "parameter",
+    # what connects them
+    "input", "output", "pointwise", "join", "concat", "flatten", "permute", "opaque",
+    # a source without topology
+    "unknown",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Param:
+    """One tensor's place: where it is kept, what it does, which axis holds the output channels."""
+
+    key: str
+    role: Role
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    axis: int = 0
+
+    @property
+    def size(self) -> int:
+        """Return the number of values."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One step of a network. `inputs` names the layers it reads; empty without topology.
+
+    `groups` is that of a grouped convolution or of a group norm. `dims` is the concatenated axis of
+    a concat, the new order of a permute, and the first flattened axis of a flatten.
+    """
+
+    name: str
+    kind: Kind
+    params: tuple[Param, ...] = ()
+    inputs: tuple[str, ...] = ()
+    groups: int = 1
+    dims: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightGraph:
+    """A network as ordered layers and a mapping from keys to tensors, which may read lazily.
+
+    `tensors` holds every tensor of the source. Those that no layer owns are named in `untouched`
+    with the reason, or in `ties` (alias -> the key that owns the shared tensor). `notes` says what a
+    reader should know, such as a missing topology. `container` names the file form it came in
+    (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`).
+    """
+
+    source: str
+    layers: tuple[Layer, ...]
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    untouched: Mapping[str, str] = field(default_factory=dict)
+    ties: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    container: str = "state_dict"
+
+    def __post_init__(self) -> None:
+        if not self.params:
+            raise SourceError(
+                self.source, "no floating-point tensor was found", "a network needs at least one",
+                "check that this is the file that holds the weights",
+            )  # fmt: skip
+
+    @property
+    def params(self) -> tuple[Param, ...]:
+        """Return every owned tensor once, in network order (a tied tensor belongs to its first use)."""
+        return tuple({p.key: p for layer in self.layers for p in layer.params}.values())
+
+    @property
+    def has_topology(self) -> bool:
+        """Tell whether the layers say what they read."""
+        return any(layer.inputs for layer in self.layers)
+
+    @property
+    def size(self) -> int:
+        """Return the number of values in all owned tensors."""
+        return sum(p.size for p in self.params)
+
+    def items(self) -> Iterator[tuple[Param, torch.Tensor]]:
+        """Yield each owned tensor with its place, reading one at a time."""
+        for param in self.params:
+            yield param, self.tensors[param.key]
+
+    def replace(self, tensors: Mapping[str, torch.Tensor]) -> WeightGraph:
+        """Return the same network with some tensors exchanged; shapes must stay.
+
+        Raises `SourceError` for a key that no layer owns and for a shape that differs.
+        """
+        places = {p.key: p for p in self.params}
+        for key, tensor in tensors.items():
+            if key not in places:
+                raise SourceError(
+                    self.source, f"a tensor was given for '{key}'",
+                    "only tensors that a layer owns can be exchanged", "check the name",
+                )  # fmt: skip
+            if tuple(tensor.shape) != places[key].shape:
+                raise SourceError(
+                    f"{self.source}, '{key}'", f"a tensor of shape {tuple(tensor.shape)} was given",
+                    f"the network has {places[key].shape}", "check which network it is from",
+                )  # fmt: skip
+        return replace(self, tensors=ChainMap(dict(tensors), self.tensors))  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Read every tensor of the source, tied and untouched ones included."""
+        return {key: self.tensors[self.ties.get(key, key)] for key in self.tensors}
+
+    def require_finite(self) -> WeightGraph:
+        """Return the graph itself; raise `SourceError` where a tensor holds NaN or infinity."""
+        for param, tensor in self.items():
+            if bad := int((~torch.isfinite(tensor)).sum()):
+                raise SourceError(
+                    f"{self.source}, '{param.key}'", f"{bad} of {param.size} values are not finite",
+                    "an embedding needs finite weights", "check that training did not diverge",
+                )  # fmt: skip
+        return self
