@@ -1,0 +1,68 @@
+"""A SANE as one safetensors file: weights, configuration and version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sane_plugins.errors import ZooError
+from sane_plugins.latent.model import SANE, SANEConfig
+
+VERSION = "1"
+
+
+def save(
+    model: SANE, path: str | Path, metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:  # fmt: skip
+    """Write a model beside its place and rename it; the inverse of `load` up to `dtype`."""
+    path = Path(path)
+    tensors = {key: value.to(dtype).contiguous() for key, value in model.state_dict().items()}
+    header = {"sane_version": VERSION, "config": json.dumps(asdict(model.config))}
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={**(metadata or {}), **header})
+    return partial.replace(path)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> SANE:
+    """Read a model. Raises `ZooError` for a missing or broken file, or one of another version."""
+    metadata, tensors = _read(Path(path))
+    if metadata.get("sane_version") != VERSION:
+        raise ZooError(
+            path, f"its version is {metadata.get('sane_version', 'not given')}",
+            f"a SANE of version {VERSION} is needed", "pretrain one with 'sane-plugins pretrain'",
+        )  # fmt: skip
+    model = SANE(SANEConfig(**json.loads(metadata["config"])))
+    model.load_state_dict({key: value.float() for key, value in tensors.items()})
+    return model.eval().requires_grad_(False).to(device)
+
+
+@lru_cache(maxsize=1)
+def embedded() -> SANE:
+    """Return the model that ships with the package."""
+    with as_file(files("sane_plugins") / "data" / "sane.safetensors") as path:
+        return load(path)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return what a model file says of itself: version, configuration, recipe."""
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ZooError(
+            path, f"it cannot be read ({error})", "a SANE in a safetensors file is needed",
+            "check the path, or pretrain one with 'sane-plugins pretrain'",
+        ) from error  # fmt: skip

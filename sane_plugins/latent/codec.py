@@ -1,0 +1,91 @@
+"""Whole networks to latents and back, window by window (spec section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sane_plugins.errors import SourceError
+from sane_plugins.latent.model import SANE
+from sane_plugins.latent.places import place_features
+from sane_plugins.latent.windows import cut, join
+from sane_plugins.weights import scale
+from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.tokens import Tokens, detokenize, tokenize
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents (T, L) of one network, with the half-open range of tokens of each slot."""
+
+    values: torch.Tensor
+    spans: list[tuple[int, int]]
+
+
+@torch.no_grad()
+def encode(
+    model: SANE, graph: WeightGraph, *, window: int | None = None, halo: int | None = None
+) -> Latents:
+    """Encode a network of any length on the model's device. Raises `SourceError` on NaN weights."""
+    window, halo = _window(model, window, halo)
+    tokens, side = standardised_tokens(graph.require_finite(), model.config.token_width, _device(model))
+    places = place_features(tokens.positions, tokens.mask)
+    parts = [cut(x, window, halo) for x in (tokens.values, side, places)]
+    done = torch.cat([model.encode(*batch) for batch in _batches(*parts)])
+    return Latents(join(done, len(tokens), window, halo), tokens.spans)
+
+
+@torch.no_grad()
+def decode(
+    model: SANE, latents: torch.Tensor, template: WeightGraph, *,
+    window: int | None = None, halo: int | None = None,
+) -> WeightGraph:  # fmt: skip
+    """Decode latents (T, L) into a network of the template's shapes, its scale restored.
+
+    The side information that the tokens of a slot agree on, their mean, is the slot's scale.
+    """
+    window, halo = _window(model, window, halo)
+    tokens = tokenize(template, model.config.token_width, _device(model))
+    if len(tokens) != len(latents):
+        raise SourceError(
+            template.source, f"{len(latents)} latents were given", f"it takes {len(tokens)}",
+            "match the latents to the network's tokens first",
+        )  # fmt: skip
+    places = place_features(tokens.positions, tokens.mask)
+    parts = [cut(x, window, halo) for x in (latents.to(_device(model)), places)]
+    decoded = [model.decode(*batch) for batch in _batches(*parts)]
+    values, side = (
+        join(torch.cat(part), len(tokens), window, halo) for part in zip(*decoded, strict=True)
+    )
+    slot_side = torch.stack([side[start:stop].mean(0) for start, stop in tokens.spans])
+    values = values.to(tokens.values.dtype)
+    network = detokenize(Tokens(values, tokens.mask, tokens.positions), template)
+    return scale.undo(network, scale.Scale.from_side(slot_side.cpu()))
+
+
+def standardised_tokens(
+    graph: WeightGraph, width: int, device: torch.device | str = "cpu"
+) -> tuple[Tokens, torch.Tensor]:
+    """Return a network's tokens, each slot standardised, and the side information (T, 4) of each."""
+    sizes = scale.fit(graph)
+    tokens = tokenize(scale.apply(graph, sizes), width, device)
+    values = tokens.values.float()
+    side = sizes.side.to(values.device)[tokens.positions[:, 1]]
+    return Tokens(values, tokens.mask, tokens.positions), side
+
+
+def _batches(*parts: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    yield from zip(*(part.split(_BATCH) for part in parts), strict=True)
+
+
+def _window(model: SANE, window: int | None, halo: int | None) -> tuple[int, int]:
+    config = model.config
+    return window or config.window, config.halo if halo is None else halo
+
+
+def _device(model: SANE) -> torch.device:
+    return next(model.parameters()).device

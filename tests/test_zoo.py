@@ -1,0 +1,129 @@
+"""Zoos: nothing is lost on import, splits are by network, and pretraining resumes exactly."""
+
+import math
+
+import pytest
+import torch
+
+from sane_plugins.errors import UsageError, ZooError
+from sane_plugins.latent.codec import decode, encode
+from sane_plugins.latent.model import SANEConfig
+from sane_plugins.zoo.architectures import small_cnn
+from sane_plugins.zoo.losses import masked_mse, nt_xent
+from sane_plugins.zoo.pretrain import PretrainOptions, pretrain
+from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, import_published, write
+
+TINY = SANEConfig(token_width=64, latent_width=16, model_width=32, heads=2, layers=1, window=16, halo=8)
+FACTORY = {"name": "small_cnn", "channels_in": 1, "classes": 10, "act": "relu", "dropout": 0.0}
+
+
+@pytest.fixture
+def made_zoo(tmp_path) -> Zoo:
+    """Write a zoo of six random networks with two checkpoints each."""
+    torch.manual_seed(0)
+    items = [
+        (
+            Entry(network=str(n), checkpoint=str(c), factory=FACTORY, properties={"epoch": float(c)}),
+            small_cnn().state_dict(),
+        )
+        for n in range(6)
+        for c in range(2)
+    ]
+    return write(tmp_path / "zoo", "made", items)
+
+
+def test_written_zoo_reads_back(made_zoo: Zoo) -> None:
+    again = Zoo.open(made_zoo.weights.parent)
+    assert again == made_zoo
+    entry = again.entries[3]
+    module, graph = again.module(entry), again.graph(entry)
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, graph.tensors[key])
+
+
+def test_zoo_is_not_overwritten(made_zoo: Zoo) -> None:
+    before = made_zoo.weights.read_bytes()
+    with pytest.raises(UsageError, match="--force"):
+        write(made_zoo.weights.parent, "other", [])
+    assert made_zoo.weights.read_bytes() == before
+
+
+def test_missing_index_is_one_sentence(tmp_path) -> None:
+    with pytest.raises(ZooError, match="zoo import"):
+        Zoo.open(tmp_path)
+
+
+def test_splits_are_by_network_and_complete(made_zoo: Zoo) -> None:
+    parts = made_zoo.split((0.5, 0.25, 0.25), torch.Generator().manual_seed(1))
+    networks = [set(part.networks) for part in parts]
+    assert sum(map(len, networks)) == 6
+    assert set.union(*networks) == set(made_zoo.networks)
+    assert evaluation_pool(made_zoo) == evaluation_pool(made_zoo)
+
+
+@pytest.mark.parametrize("name", ["mnist-cnn", "cifar10-cnn"])
+def test_published_zoo_measures_as_recorded(sane_data, name: str) -> None:
+    zoo = import_published(sane_data / "zoos" / f"{name}.json")
+    assert len({entry.key for entry in zoo.entries}) == len(zoo)
+    entry = zoo.best("test_accuracy", 1).entries[0]
+    from sane_plugins.tasks.task import load_task
+    from sane_plugins.tasks.train import accuracy
+
+    task = load_task(sane_data / "datasets" / f"{name.removesuffix('-cnn')}.npz")
+    measured = accuracy(zoo.module(entry), task.x_test[:1000], task.y_test[:1000])
+    assert measured == pytest.approx(float(entry.properties["test_accuracy"]), abs=0.05)
+
+
+def test_best_counts_each_network_once(sane_data) -> None:
+    zoo = import_published(sane_data / "zoos" / "mnist-cnn.json")
+    best = zoo.best("test_accuracy", 10)
+    assert len(set(best.networks)) == len(best) == 10
+    least = min(float(entry.properties["test_accuracy"]) for entry in best.entries)
+    others = zoo.where(lambda entry: entry.network not in best.networks)
+    assert least >= max(float(entry.properties["test_accuracy"]) for entry in others.entries)
+
+
+def test_padding_does_not_count() -> None:
+    target, mask = torch.zeros(1, 2, 4), torch.tensor([[[1, 1, 0, 0], [1, 0, 0, 0]]])
+    wrong = torch.where(mask.bool(), 2.0, 99.0)
+    assert masked_mse(wrong, target, mask) == 4.0
+
+
+@pytest.mark.parametrize("batch", [2, 3, 32])
+def test_contrast_prefers_true_pairs_at_any_batch_size(batch: int) -> None:
+    torch.manual_seed(0)
+    views = torch.eye(batch)
+    matched, mixed = nt_xent(views, views, 0.1), nt_xent(views, views.roll(1, 0), 0.1)
+    assert matched < mixed
+    assert matched == pytest.approx(math.log(1 + (2 * batch - 2) * math.exp(-10)), abs=1e-3)
+
+
+class _KilledError(Exception):
+    pass
+
+
+def test_killed_pretraining_resumes_to_the_same_model(made_zoo: Zoo, tmp_path) -> None:
+    options = PretrainOptions(steps=6, batch=4, views=1, save_every=2, bf16=False)
+
+    def kill(event) -> None:
+        if event.job == "pretrain" and event.done == 5:
+            raise _KilledError
+
+    whole = pretrain([made_zoo], TINY, options, tmp_path / "whole.safetensors")
+    with pytest.raises(_KilledError):
+        pretrain([made_zoo], TINY, options, tmp_path / "cut.safetensors", report=kill)
+    assert not (tmp_path / "cut.safetensors").exists()
+    resumed = pretrain([made_zoo], TINY, options, tmp_path / "cut.safetensors", resume=True)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_pretraining_reconstructs_better_than_an_untrained_model(made_zoo: Zoo, tmp_path) -> None:
+    def error(steps: int) -> float:
+        options = PretrainOptions(steps=steps, batch=8, views=1, lr=3e-3, bf16=False, gamma=0.0)
+        model = pretrain([made_zoo], TINY, options, tmp_path / f"{steps}.safetensors")
+        graph = made_zoo.graph(made_zoo.entries[0])
+        back = decode(model, encode(model, graph).values, graph)
+        return float(sum(((back.tensors[p.key] - t) ** 2).sum() for p, t in graph.items()))
+
+    assert error(60) < 0.8 * error(1)
