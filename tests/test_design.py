@@ -55,4 +55,6 @@ def test_library_does_not_print() -> None:
     for path in (ROOT / "sane_plugins").rglob("*.py"):
         if "cli" not in path.parts:
             calls = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
-            assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), path
+            assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), (
+                path
+            )

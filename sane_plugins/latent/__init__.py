@@ -1,0 +1,1 @@
+"""What an embedding is: windows, the autoencoder, its files."""

@@ -32,7 +32,9 @@ def encode(
 ) -> Latents:
     """Encode a network of any length on the model's device. Raises `SourceError` on NaN weights."""
     window, halo = _window(model, window, halo)
-    tokens, side = standardised_tokens(graph.require_finite(), model.config.token_width, _device(model))
+    tokens, side = standardised_tokens(
+        graph.require_finite(), model.config.token_width, _device(model)
+    )
     places = place_features(tokens.positions, tokens.mask)
     parts = [cut(x, window, halo) for x in (tokens.values, side, places)]
     done = torch.cat([model.encode(*batch) for batch in _batches(*parts)])

@@ -26,8 +26,8 @@ class SANEConfig:
     heads: int = 3
     layers: int = 4
     projection_width: int = 30
-    window: int = 64
-    halo: int = 32
+    window: int = 48
+    halo: int = 16
 
 
 class SANE(nn.Module):

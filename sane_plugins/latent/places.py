@@ -26,7 +26,9 @@ def place_features(positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     piece = first - channel * pieces
     channels = size / pieces
     absolute = torch.stack([n, layer, channel, piece], 1)
-    total = torch.stack([n.new_full(n.shape, len(n)), layer.max() + layer * 0 + 1, channels, pieces], 1)
+    total = torch.stack(
+        [n.new_full(n.shape, len(n)), layer.max() + layer * 0 + 1, channels, pieces], 1
+    )
     filled = mask.double().mean(1, keepdim=True)
     parts = [_sines(absolute), _octaves(absolute / total), total.log() / 4, filled]
     return torch.cat(parts, 1).float()

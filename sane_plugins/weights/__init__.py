@@ -1,0 +1,1 @@
+"""What a network is: graphs, tokens, scale, symmetry."""

@@ -11,14 +11,13 @@ import torch
 
 from sane_plugins.errors import SourceError
 
-Role = Literal[
-    "weight", "bias", "scale", "shift", "running_mean", "running_var", "table", "other"
-]
+Role = Literal["weight", "bias", "scale", "shift", "running_mean", "running_var", "table", "other"]
 Kind = Literal[
     # layers with weights
     "conv", "transposed_conv", "linear", "norm", "embedding", "recurrent", "attention", "parameter",
     # what connects them
     "input", "output", "pointwise", "join", "concat", "flatten", "permute", "opaque",
+    "reduce", "squeeze", "unsqueeze", "transpose",
     # a source without topology
     "unknown",
 ]  # fmt: skip
@@ -44,8 +43,12 @@ class Param:
 class Layer:
     """One step of a network. `inputs` names the layers it reads; empty without topology.
 
-    `groups` is that of a grouped convolution or of a group norm. `dims` is the concatenated axis of
-    a concat, the new order of a permute, and the first flattened axis of a flatten.
+    `groups` is that of a grouped convolution or of a group norm. `dims` names axes: the concatenated
+    axis of a concat, the new order of a permute, the two exchanged axes of a transpose, the first
+    axis of a flatten (which runs to the last one), the axes a squeeze drops or an unsqueeze adds, the
+    axes a reduce brings to size 1 (a squeeze follows where they are dropped), the axes along which a
+    pointwise layer moves or mixes values (pooling, padding), and those of a norm's parameters (none
+    stands for axis 1).
     """
 
     name: str

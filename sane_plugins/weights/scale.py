@@ -42,9 +42,7 @@ class Scale:
 
 def fit(graph: WeightGraph) -> Scale:
     """Measure mean and deviation of each slot's weight and bias; a constant tensor has deviation 1."""
-    pairs = [
-        [_moments(graph, slot.weight), _moments(graph, slot.bias)] for slot in slots(graph)
-    ]
+    pairs = [[_moments(graph, slot.weight), _moments(graph, slot.bias)] for slot in slots(graph)]
     both = torch.tensor(pairs, dtype=torch.float64).float()
     return Scale(both[..., 0], both[..., 1])
 
@@ -73,5 +71,7 @@ def _mapped(graph: WeightGraph, scale: Scale, change: _Change) -> WeightGraph:
         for j, param in enumerate((slot.weight, slot.bias)):
             if param is not None:
                 tensor, at = graph.tensors[param.key], (scale.mean[i, j], scale.deviation[i, j])
-                tensors[param.key] = change(tensor, *(x.to(tensor.device, tensor.dtype) for x in at))
+                tensors[param.key] = change(
+                    tensor, *(x.to(tensor.device, tensor.dtype) for x in at)
+                )
     return graph.replace(tensors)

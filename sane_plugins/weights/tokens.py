@@ -73,7 +73,9 @@ def slots(graph: WeightGraph) -> tuple[Slot, ...]:
             columns = weight.size // rows + has_bias
             if columns == 1:
                 rows, columns = 1, rows
-            found.append(Slot(layer=layer.name, weight=weight, bias=bias, rows=rows, columns=columns))
+            found.append(
+                Slot(layer=layer.name, weight=weight, bias=bias, rows=rows, columns=columns)
+            )
     return tuple(found)
 
 
@@ -98,7 +100,9 @@ def tokenize(graph: WeightGraph, width: int, device: torch.device | str = "cpu")
     total = sum(s.tokens(width) for s in parts)
     values = torch.zeros(total, width, dtype=dtype, device=device)
     mask = torch.zeros(total, width, dtype=torch.bool, device=device)
-    for slot, block, filled in zip(parts, _blocks(values, parts), _blocks(mask, parts), strict=True):
+    for slot, block, filled in zip(
+        parts, _blocks(values, parts), _blocks(mask, parts), strict=True
+    ):
         _fill(block, _matrix(graph, slot, values))
         filled[:, : slot.columns] = True
     return Tokens(values, mask, positions(parts, width).to(device))

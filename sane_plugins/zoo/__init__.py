@@ -1,0 +1,1 @@
+"""What a SANE learns from: stored networks, views, losses, pretraining."""

@@ -6,9 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 
-def masked_mse(
-    predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
+def masked_mse(predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the mean squared error over real values only: padding neither counts nor dilutes."""
     return ((predicted - target) ** 2 * mask).sum() / mask.sum()
 

@@ -29,9 +29,9 @@ _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 class PretrainOptions:
     """How a SANE is trained. Learning rate and weight decay are AdamW's, on a one-cycle schedule."""
 
-    steps: int = 10_000
+    steps: int = 4000
     batch: int = 32
-    lr: float = 5e-4
+    lr: float = 1e-3
     weight_decay: float = 3e-9
     gamma: float = 0.05
     temperature: float = 0.1
@@ -106,7 +106,8 @@ def _start(config: SANEConfig, options: PretrainOptions) -> _Run:
 
 def _train_step(run: _Run, banks: list[Bank], options: PretrainOptions) -> str:
     rng = torch.Generator().manual_seed(options.seed * 1_000_003 + run.step)
-    sizes = torch.tensor([float(len(bank.values)) for bank in banks])
+    # Every token of every network is drawn equally often, whatever the architecture.
+    sizes = torch.tensor([float(bank.side[..., 0].numel()) for bank in banks])
     bank = banks[int(torch.multinomial(sizes, 1, generator=rng))]
     config = run.model.config
     batch = draw(bank, options.batch, config.window + 2 * config.halo, rng)

@@ -137,7 +137,8 @@ def write(
             "name another folder or add --force",
         )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    entries, tensors = [], {}
+    entries: list[dict[str, Any]] = []
+    tensors: dict[str, torch.Tensor] = {}
     for entry, state in items:
         entries.append(asdict(entry))
         tensors |= {f"{entry.key}/{key}": value.contiguous() for key, value in state.items()}

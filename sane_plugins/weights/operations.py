@@ -1,0 +1,250 @@
+"""What torch's functions and methods do to channels, as steps of a topology."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional
+
+from sane_plugins.weights.graph import Kind
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer's kind with its `groups` and `dims`, as in `Layer`."""
+
+    kind: Kind
+    groups: int = 1
+    dims: tuple[int, ...] = ()
+
+
+OPAQUE, POINTWISE, JOIN = (Step("opaque"),), (Step("pointwise"),), (Step("join"),)
+Steps = tuple[Step, ...]
+
+SPATIAL = (2, 3, 4)
+_POOL_CALLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
+ELEMENTWISE = (
+    "abs", "add", "alpha_dropout", "atan", "celu", "clamp", "clamp_max", "clamp_min", "clip",
+    "clone", "contiguous", "cos", "detach", "div", "double", "dropout", "dropout1d", "dropout2d",
+    "dropout3d", "elu", "erf", "exp", "expand_as", "expm1", "feature_alpha_dropout", "float",
+    "fmod", "gelu", "half", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "iadd", "imul",
+    "isub", "itruediv", "leaky_relu", "log", "log1p", "logsigmoid", "maximum", "minimum", "mish",
+    "mul", "multiply", "neg", "negative", "pow", "prelu", "reciprocal", "relu", "relu6", "rrelu",
+    "rsqrt", "selu", "sigmoid", "sign", "silu", "sin", "softplus", "softshrink", "softsign",
+    "sqrt", "square", "sub", "subtract", "tanh", "tanhshrink", "threshold", "to", "true_divide",
+    "truediv", "where",
+)  # fmt: skip
+# Symmetric in the channels, whichever axis they normalise.
+_NORMALISING = ("softmax", "log_softmax", "softmin", "normalize")
+_REDUCING = ("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp")
+
+
+def is_scalar(node: fx.Node) -> bool:
+    """Tell whether a node is a shape, a number or a check, and no tensor. Ask in graph order."""
+    found = _asks_shape(node) or _computes_scalar(node)
+    node.meta["is_scalar"] = found
+    return found
+
+
+def _asks_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "ndimension", "numel", "is_floating_point")
+    if node.op != "call_function" or node.target is not getattr:
+        return node.target is torch._assert
+    return node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda", "requires_grad")
+
+
+def _computes_scalar(node: fx.Node) -> bool:
+    known = [source.meta.get("is_scalar", False) for source in node.all_input_nodes]
+    is_plain = getattr(node.target, "__module__", None) in ("_operator", "math")
+    return node.op == "call_function" and is_plain and bool(known) and all(known)
+
+
+class Call:
+    """One call of a function or method with its arguments by position or name."""
+
+    def __init__(self, node: fx.Node, inputs: int) -> None:
+        self.node, self.inputs = node, inputs
+
+    def get(self, index: int, name: str, default: Any = None) -> Any:
+        """Return an argument; the tensor itself is argument 0."""
+        args, kwargs = self.node.args, self.node.kwargs
+        return args[index] if len(args) > index else kwargs.get(name, default)
+
+    def axes(self, index: int, name: str) -> tuple[int, ...]:
+        """Return an argument that names axes, given as one, as several or as a sequence; else ()."""
+        given = self.get(index, name)
+        if isinstance(given, int) and len(self.node.args) > index + 1:
+            given = self.node.args[index:]
+        axes = tuple(given) if isinstance(given, list | tuple) else (given,)
+        return axes if all(type(axis) is int for axis in axes) else ()
+
+
+def describe_function(node: fx.Node, inputs: int) -> Steps:
+    """Return the steps of a function or method call that reads `inputs` tensors."""
+    rule = (_METHODS if node.op == "call_method" else _FUNCTIONS).get(node.target)
+    if rule is not None and inputs:
+        return rule(Call(node, inputs))
+    return POINTWISE if inputs == 1 and _hands_back(node) else OPAQUE
+
+
+def _hands_back(node: fx.Node) -> bool:
+    """Tell whether an unknown function returns its input untouched (as drop path does in evaluation)."""
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    probe = torch.linspace(-1, 1, 2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    before = probe.clone()
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: probe)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return node.target(*args, **kwargs) is probe and torch.equal(probe, before)
+    except Exception:  # the function may raise anything for arguments it was not made for
+        return False
+
+
+def _elementwise(call: Call) -> Steps:
+    return POINTWISE if call.inputs == 1 else JOIN
+
+
+def _prelu(_: Call) -> Steps:
+    return POINTWISE
+
+
+def _single(call: Call) -> Steps:
+    return POINTWISE if call.inputs == 1 else OPAQUE
+
+
+def _along(*dims: int) -> Callable[[Call], Steps]:
+    return lambda call: (Step("pointwise", dims=dims),) if call.inputs == 1 else OPAQUE
+
+
+def _pad(call: Call) -> Steps:
+    widths = call.get(1, "pad")
+    if call.inputs > 1 or not isinstance(widths, list | tuple):
+        return OPAQUE
+    return (Step("pointwise", dims=tuple(range(-(len(widths) // 2), 0))),)
+
+
+def _concat(call: Call) -> Steps:
+    axis = call.get(1, "dim", 0)
+    return (Step("concat", dims=(axis,)),) if type(axis) is int else OPAQUE
+
+
+def _flatten(call: Call) -> Steps:
+    start, end = call.get(1, "start_dim", 0), call.get(2, "end_dim", -1)
+    return (Step("flatten", dims=(start,)),) if type(start) is int and end == -1 else OPAQUE
+
+
+def _reshape(call: Call) -> Steps:
+    """Recognise the two usual ways to write flatten: (batch size, -1) and (-1, features)."""
+    given = call.node.args[1:]
+    shape = tuple(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else given
+    if len(shape) != 2:
+        return OPAQUE
+    keeps_batch = shape[1] == -1 and _is_batch_size(shape[0])
+    keeps_features = shape[0] == -1 and type(shape[1]) is int
+    return (Step("flatten", dims=(1,)),) if keeps_batch or keeps_features else OPAQUE
+
+
+def _is_batch_size(size: Any) -> bool:
+    """Tell whether a node is the first size of a tensor, which is the batch whichever tensor it is."""
+    if not isinstance(size, fx.Node):
+        return False
+    if size.op == "call_method" and size.target == "size":
+        return size.args[1:] == (0,)
+    is_item = size.target is operator.getitem and size.args[1] == 0
+    return is_item and isinstance(size.args[0], fx.Node) and _asks_shape(size.args[0])
+
+
+def _reduce(call: Call) -> Steps:
+    axes, keep = call.axes(1, "dim"), call.node.kwargs.get("keepdim", call.get(2, "keepdim", False))
+    if not axes or call.inputs > 1 or len(call.node.args) > 3 or type(keep) is not bool:
+        return OPAQUE
+    reduced = Step("reduce", dims=axes)
+    return (reduced,) if keep else (reduced, Step("squeeze", dims=axes))
+
+
+def _axes(kind: Kind, index: int, name: str) -> Callable[[Call], Steps]:
+    def rule(call: Call) -> Steps:
+        axes = call.axes(index, name)
+        return (Step(kind, dims=axes),) if axes and call.inputs == 1 else OPAQUE
+
+    return rule
+
+
+def _transpose(call: Call) -> Steps:
+    axes = call.get(1, "dim0"), call.get(2, "dim1")
+    return (Step("transpose", dims=axes),) if all(type(a) is int for a in axes) else OPAQUE
+
+
+def _matrix(kind: Kind, position: int) -> Callable[[Call], Steps]:
+    def rule(call: Call) -> Steps:
+        groups = call.get(position, "groups", 1)
+        return (Step(kind, groups=groups),) if type(groups) is int else OPAQUE
+
+    return rule
+
+
+def _plain(kind: Kind, *dims: int) -> Callable[[Call], Steps]:
+    return lambda _: (Step(kind, dims=dims),)
+
+
+def _layer_norm(call: Call) -> Steps:
+    shape = call.get(1, "normalized_shape")
+    if not isinstance(shape, list | tuple):
+        return OPAQUE
+    return (Step("norm", dims=tuple(range(-len(shape), 0))),)
+
+
+def _group_norm(call: Call) -> Steps:
+    count = call.get(1, "num_groups")
+    return (Step("norm", groups=count, dims=(1,)),) if type(count) is int else OPAQUE
+
+
+_Rule = Callable[[Call], Steps]
+_NAMED: dict[str, _Rule] = {
+    **dict.fromkeys((n + end for n in ELEMENTWISE for end in ("", "_")), _elementwise),
+    **dict.fromkeys(_NORMALISING, _single),
+    **dict.fromkeys(_REDUCING, _reduce),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
+    **dict.fromkeys((f"conv{k}d" for k in (1, 2, 3)), _matrix("conv", 6)),
+    **{f"conv_transpose{k}d": _matrix("transposed_conv", 6) for k in (1, 2, 3)},
+    **{f"{n}{k}d": _along(*range(-k, 0)) for n in _POOL_CALLS for k in (1, 2, 3)},
+    "prelu": _prelu,
+    "interpolate": _along(*SPATIAL),
+    "pad": _pad,
+    "flatten": _flatten,
+    "reshape": _reshape,
+    "view": _reshape,
+    "permute": _axes("permute", 1, "dims"),
+    "squeeze": _axes("squeeze", 1, "dim"),
+    "unsqueeze": _axes("unsqueeze", 1, "dim"),
+    "transpose": _transpose,
+    "swapaxes": _transpose,
+    "linear": _plain("linear"),
+    "embedding": lambda _: (Step("embedding"),),
+    "batch_norm": _plain("norm", 1),
+    "instance_norm": _plain("norm", 1),
+    "layer_norm": _layer_norm,
+    "rms_norm": _layer_norm,
+    "group_norm": _group_norm,
+}
+
+
+def _objects(homes: Iterable[Any]) -> dict[Any, _Rule]:
+    """Return the rules by function object."""
+    return {
+        getattr(home, name): rule
+        for home in homes
+        for name, rule in _NAMED.items()
+        if hasattr(home, name)
+    }
+
+
+_METHODS: dict[Any, _Rule] = {n: rule for n, rule in _NAMED.items() if hasattr(torch.Tensor, n)}
+_FUNCTIONS = _objects((torch, functional, torch.special, operator))
