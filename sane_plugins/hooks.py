@@ -64,7 +64,7 @@ def sane_initialize(
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a network. Called with a path, a name such as `torchvision:resnet18`, a module or a state
     dict; return its graph, or None where the source is not yours. Decline before importing.
-    """  # noqa: D205
+    """
 
 
 @hookspec(firstresult=True)

@@ -9,7 +9,9 @@ from sane_plugins.latent.model import SANE, SANEConfig
 from sane_plugins.latent.places import WIDTH, place_features
 from sane_plugins.latent.windows import cut, join
 
-SMALL = SANEConfig(token_width=16, latent_width=8, model_width=24, heads=2, layers=1, window=8, halo=4)
+SMALL = SANEConfig(
+    token_width=16, latent_width=8, model_width=24, heads=2, layers=1, window=8, halo=4
+)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 16, 17, *range(33, 140)])

@@ -13,7 +13,9 @@ from sane_plugins.zoo.losses import masked_mse, nt_xent
 from sane_plugins.zoo.pretrain import PretrainOptions, pretrain
 from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, import_published, write
 
-TINY = SANEConfig(token_width=64, latent_width=16, model_width=32, heads=2, layers=1, window=16, halo=8)
+TINY = SANEConfig(
+    token_width=64, latent_width=16, model_width=32, heads=2, layers=1, window=16, halo=8
+)
 FACTORY = {"name": "small_cnn", "channels_in": 1, "classes": 10, "act": "relu", "dropout": 0.0}
 
 
@@ -23,7 +25,9 @@ def made_zoo(tmp_path) -> Zoo:
     torch.manual_seed(0)
     items = [
         (
-            Entry(network=str(n), checkpoint=str(c), factory=FACTORY, properties={"epoch": float(c)}),
+            Entry(
+                network=str(n), checkpoint=str(c), factory=FACTORY, properties={"epoch": float(c)}
+            ),
             small_cnn().state_dict(),
         )
         for n in range(6)

@@ -48,7 +48,7 @@ class _Flow:
             self.values[layer.name] = own or self._params.get(key)
             return
         reads = [self.values.get(name) for name in layer.inputs]
-        self.values[layer.name] = self._apply(layer, reads) if reads else None
+        self.values[layer.name] = self._apply(layer, reads)
 
     def _apply(self, layer: Layer, reads: Sequence[Read]) -> Read:
         params = [*layer.params, *(r for r in reads if isinstance(r, Param))]
@@ -181,12 +181,18 @@ class _Flow:
         if not isinstance(value, Value):
             return None
         if layer.kind == "pointwise" and layer.dims:
-            return None if value.axis in from_end(layer.dims, value.rank) else value.axis
-        if all(len(p.shape) > 1 or p.size == 1 for p in params) or min(layer.dims, default=1) < 0:
+            along = from_end(layer.dims, value.rank)
+            is_unknown = value.rank is None and max(along) >= 0
+            return None if is_unknown or value.axis in along else value.axis
+        if all(len(p.shape) > 1 or p.size == 1 for p in params):
             return value.axis
-        # Vectors count channels on axis 1, which is the last one where the rank is not known.
-        first = 1 - value.rank if value.rank else -1
-        return -1 if value.axis == first else None
+        (place,) = from_end(layer.dims[:1] or (1,), value.rank)
+        if place == 1 and layer.kind == "norm" and layer.groups == 1:
+            # A linear layer's output of unknown rank is taken to be (N, C) where a norm follows.
+            place = -1
+        if place == value.axis:
+            return -1
+        return value.axis if place < 0 and value.axis < -1 else None
 
     def _size(self, param: Param, axis: int) -> int:
         """Return how many channels a parameter has; 0 where it has no such axis."""

@@ -125,7 +125,8 @@ class WeightGraph:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Read every tensor of the source, tied and untouched ones included."""
-        return {key: self.tensors[self.ties.get(key, key)] for key in self.tensors}
+        keys = dict.fromkeys([*self.tensors, *self.ties])
+        return {key: self.tensors[self.ties.get(key, key)] for key in keys}
 
     def require_finite(self) -> WeightGraph:
         """Return the graph itself; raise `SourceError` where a tensor holds NaN or infinity."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
-from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, padding, pooling
+from torch.nn.modules import activation, batchnorm, conv, dropout, padding, pooling
 
 from sane_plugins.weights.operations import ELEMENTWISE, OPAQUE, POINTWISE, SPATIAL, Step
 
@@ -65,7 +65,11 @@ _TYPES: dict[type[nn.Module], Step] = {
     nn.MultiheadAttention: Step("attention"),
     nn.Upsample: Step("pointwise", dims=SPATIAL),
     batchnorm._BatchNorm: Step("norm", dims=(1,)),
-    instancenorm._InstanceNorm: Step("norm", dims=(1,)),
+    nn.BatchNorm2d: Step("norm", dims=(-3,)),
+    nn.BatchNorm3d: Step("norm", dims=(-4,)),
+    nn.InstanceNorm1d: Step("norm", dims=(-2,)),
+    nn.InstanceNorm2d: Step("norm", dims=(-3,)),
+    nn.InstanceNorm3d: Step("norm", dims=(-4,)),
     **dict.fromkeys(_PLAIN, POINTWISE[0]),
     **dict.fromkeys(_activations(), POINTWISE[0]),
     **dict(_spatial()),

@@ -157,7 +157,7 @@ def _is_batch_size(size: Any) -> bool:
         return False
     if size.op == "call_method" and size.target == "size":
         return size.args[1:] == (0,)
-    is_item = size.target is operator.getitem and size.args[1] == 0
+    is_item = size.target is operator.getitem and size.args[1:] == (0,)
     return is_item and isinstance(size.args[0], fx.Node) and _asks_shape(size.args[0])
 
 

@@ -1,0 +1,1 @@
+"""The commands `sane-init` and `sane-plugins`."""

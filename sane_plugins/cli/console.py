@@ -1,0 +1,130 @@
+"""What every command shares: errors as one sentence, JSON on request, progress on stderr."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import click
+
+from sane_plugins import hookimpl
+from sane_plugins.errors import SaneError
+from sane_plugins.progress import reporting
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from sane_plugins.host import Host
+    from sane_plugins.progress import Progress
+
+P = ParamSpec("P")
+_INTERRUPTED = 130
+
+
+def command_options(function: Callable[P, None]) -> Callable[..., None]:
+    """Add --json and --debug, and turn exceptions into one sentence and an exit code."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
+    @functools.wraps(function)
+    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except KeyboardInterrupt:
+            _stop("Interrupted.", _INTERRUPTED)
+        except SaneError as error:
+            if debug:
+                raise
+            _stop(f"Error: {error}", error.exit_code)
+        except Exception as error:
+            if debug:
+                raise
+            first = str(error).strip().partition("\n")[0]
+            _stop(f"Error: unexpected {type(error).__name__}: {first}; run again with --debug.", 1)
+
+    return run
+
+
+def note(text: str) -> None:
+    """Tell the user something beside the result."""
+    click.echo(text, err=True)
+
+
+def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print the result for programs; paths and other objects become text."""
+    click.echo(json.dumps(data, indent=2, default=str))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; numbers are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    # Piped output is read by programs and logs: it must not be cut at a guessed width.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+class _Bars:
+    """Draws one bar per job; a plugin like any other that observes progress."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._known: dict[str, TaskID] = {}
+
+    @hookimpl
+    def sane_progress(self, event: Progress) -> None:
+        """Move the bar of the event's job."""
+        if event.job not in self._known:
+            self._known[event.job] = self._bars.add_task(event.job, total=event.total)
+        told = f"{event.job} {event.note}".strip()
+        self._bars.update(self._known[event.job], completed=event.done, description=told)
+
+
+@contextmanager
+def progress_bars(host: Host) -> Iterator[None]:
+    """Draw a bar per job on stderr while this lasts, where stderr is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    with Bars(console=console, disable=not console.is_terminal, transient=True) as bars:
+        observer = _Bars(bars)
+        host.pm.register(observer)
+        try:
+            with reporting(host.report):
+                yield
+        finally:
+            host.pm.unregister(observer)
+
+
+def open_host() -> Host:
+    """Load the installed plugins, and name on stderr those that could not be."""
+    from sane_plugins.host import Host
+
+    host = Host.installed()
+    for problem in host.problems:
+        note(f"Note: plugin {problem.plugin} is left out: {problem.error}")
+    return host
+
+
+def _is_number(cell: object) -> bool:
+    text = str(cell).strip("%-+ ")
+    return not text or text.replace(".", "", 1).replace(",", "").isdigit()
+
+
+def _stop(message: str, code: int) -> None:
+    note(message)
+    raise SystemExit(code)

@@ -1,0 +1,172 @@
+"""Commands that read networks: inspect, embed, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sane_plugins.cli.console import command_options, note, open_host, print_json, print_table
+from sane_plugins.errors import SaneError, SourceError
+
+if TYPE_CHECKING:
+    from sane_plugins.tasks.predict import Estimate
+    from sane_plugins.weights.graph import WeightGraph
+
+T = TypeVar("T")
+_SOURCES = click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "--width", default=128, show_default=True, type=click.IntRange(1), help="Token width D."
+)
+@command_options
+def inspect(source: str, width: int, as_json: bool) -> None:
+    """Show a network's layers, and how each of its tensors is covered."""
+    from sane_plugins.weights.symmetry import groups
+    from sane_plugins.weights.tokens import slots
+
+    graph = open_host().open(source)
+    tokens = sum(slot.tokens(width) for slot in slots(graph))
+    told = {
+        "source": graph.source, "parameters": graph.size, "layers": _layers(graph), "tokens": tokens,
+        "token_width": width, "topology": graph.has_topology,
+        "permutation_groups": len(groups(graph)), "untouched": dict(graph.untouched),
+        "ties": dict(graph.ties), "notes": list(graph.notes),
+    }  # fmt: skip
+    if as_json:
+        print_json(told)
+        return
+    rows = [(x["name"], x["kind"], x["parameters"], x["tensors"]) for x in told["layers"]]
+    print_table(graph.source, ("layer", "kind", "parameters", "tensors"), rows)
+    click.echo(
+        f"{graph.size:,} parameters, {tokens:,} tokens of {width} values,"
+        f" {told['permutation_groups']} permutation groups."
+    )
+    for key, reason in graph.untouched.items():
+        note(f"Untouched: {key}: {reason}.")
+    for text in (*graph.notes, *(f"{a} is tied to {b}" for a, b in graph.ties.items())):
+        note(f"Note: {text}.")
+
+
+@click.command()
+@_SOURCES
+@click.option("--encoder", default="sane", show_default=True, help="Which encoder.")
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="Write latents, embeddings and layer embeddings here (.safetensors).")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@command_options
+def embed(
+    sources: tuple[str, ...], encoder: str, output: Path | None, force: bool, as_json: bool
+) -> None:
+    """Encode networks; each gets an embedding, and one per layer."""
+    from sane_plugins.tasks.embed import EncodeOptions
+    from sane_plugins.weights.writing import require_free
+
+    if output is not None:
+        require_free(output, force)
+    host, options = open_host(), EncodeOptions(encoder=encoder)
+    done, failed = _each(sources, lambda source: host.encode(source, options))
+    if output is not None and done:
+        _write_embeddings(done, output)
+    if as_json:
+        print_json({source: x.embedding.tolist() for source, x in done.items()})
+    elif output is None:
+        rows = [(s, len(x.latents), len(x.embedding), _few(x.embedding)) for s, x in done.items()]
+        print_table(f"encoder {encoder}", ("source", "tokens", "numbers", "embedding"), rows)
+    _finish(failed)
+
+
+@click.command()
+@_SOURCES
+@click.option(
+    "--property", "properties", multiple=True, help="Only this property; repeat for more."
+)
+@command_options
+def predict(sources: tuple[str, ...], properties: tuple[str, ...], as_json: bool) -> None:
+    """Predict accuracy, generalisation gap and training progress from weights alone."""
+    from sane_plugins.tasks.predict import PredictOptions
+
+    host, options = open_host(), PredictOptions(properties=properties or None)
+    done, failed = _each(sources, lambda source: host.predict(source, options))
+    if as_json:
+        from dataclasses import asdict
+
+        print_json({s: {k: asdict(x) for k, x in found.items()} for s, found in done.items()})
+    else:
+        rows = [_estimate(source, x) for source, found in done.items() for x in found.values()]
+        print_table(
+            "predicted from weights",
+            ("source", "property", "value", "interval", "known kind"),
+            rows,
+        )
+        if any(not x.in_distribution for found in done.values() for x in found.values()):
+            note(
+                "Note: 'no' means unlike every network that the head was fitted on: do not rely on it."
+            )
+    _finish(failed)
+
+
+def _layers(graph: WeightGraph) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": layer.name, "kind": layer.kind, "parameters": sum(p.size for p in layer.params),
+            "tensors": ", ".join(f"{p.key} {'x'.join(map(str, p.shape))}" for p in layer.params),
+        }
+        for layer in graph.layers if layer.params
+    ]  # fmt: skip
+
+
+def _each(sources: Sequence[str], work: Callable[[str], T]) -> tuple[dict[str, T], list[str]]:
+    """Do the work for every source; one that fails is told and does not stop the others."""
+    done: dict[str, T] = {}
+    failed = []
+    for source in sources:
+        try:
+            done[source] = work(source)
+        except SaneError as error:
+            if len(sources) == 1:
+                raise
+            note(f"Error: {error}")
+            failed.append(source)
+    return done, failed
+
+
+def _finish(failed: Sequence[str]) -> None:
+    if failed:
+        raise SourceError(
+            "sources",
+            f"{len(failed)} could not be read",
+            "all were asked for",
+            "see the errors above",
+        )
+
+
+def _estimate(source: str, found: Estimate) -> tuple[str, ...]:
+    low, high = found.interval
+    return (
+        source, found.property, f"{found.value:.3f} {found.unit}".strip(),
+        f"{low:.3f} to {high:.3f} ({found.coverage:.0%})", "yes" if found.in_distribution else "no",
+    )  # fmt: skip
+
+
+def _few(embedding: Any) -> str:
+    return " ".join(f"{x:.3f}" for x in embedding[:4].tolist()) + " ..."
+
+
+def _write_embeddings(done: Mapping[str, Any], output: Path) -> None:
+    """Write all encodings as `<source>/latents`, `/embedding` and `/layers`, beside and renamed."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{source}/{part}": getattr(found, part).contiguous()
+        for source, found in done.items() for part in ("latents", "embedding", "layers")
+    }  # fmt: skip
+    partial = output.with_name(output.name + ".partial")
+    save_file(tensors, partial)
+    partial.replace(output)
+    note(f"Written to {output}.")

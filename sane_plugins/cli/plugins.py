@@ -1,0 +1,29 @@
+"""The command that lists plugins and what they offer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from sane_plugins.cli.console import command_options, open_host, print_json, print_table
+
+
+@click.command("list")
+@click.option("--hook", help="Only plugins that implement this hook.")
+@command_options
+def list_plugins(hook: str | None, as_json: bool) -> None:
+    """List installed plugins, and the encoders, samplers, heads and engines they offer."""
+    host = open_host()
+    plugins = [x for x in host.plugins() if hook is None or hook in x.hooks]
+    offers = {
+        "encoders": sorted(host.encoders()), "samplers": sorted(host.samplers()),
+        "property heads": sorted(host.property_heads()), "engines": sorted(host.engines()),
+    }  # fmt: skip
+    if as_json:
+        problems = [asdict(problem) for problem in host.problems]
+        print_json({"plugins": [asdict(x) for x in plugins], **offers, "problems": problems})
+        return
+    rows = [(x.name, x.distribution, x.version, ", ".join(x.hooks)) for x in plugins]
+    print_table("plugins", ("name", "distribution", "version", "hooks"), rows)
+    print_table("offers", ("kind", "names"), [(k, ", ".join(v)) for k, v in offers.items()])

@@ -1,0 +1,126 @@
+"""From MODEL on the command line to a network that can be initialised, and images that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sane_plugins.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sane_plugins.host import Host
+    from sane_plugins.tasks.sample import Sampler
+    from sane_plugins.tasks.task import Task
+    from sane_plugins.weights.graph import WeightGraph
+
+SMALL_CNN = "small-cnn"
+TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be initialised: a module, or a function that builds it anew; images; remarks."""
+
+    network: nn.Module | Callable[[], nn.Module]
+    task: Task
+    notes: tuple[str, ...] = ()
+
+
+def find_target(host: Host, model: str, factory: str | None, task: Task, resize: bool) -> Target:
+    """Return the target that MODEL names, for the classes of the task.
+
+    `resize` allows the images to be resized to what the network takes where that is known.
+    """
+    classes = len(task.classes)
+    if model == SMALL_CNN:
+        return _small_cnn(task, resize)
+    if factory is not None:
+        return _fitted(Target(_loaded(host, model, factory, classes), task))
+    if Path(model).exists():
+        raise UsageError(
+            model, "a file holds weights, not the code that runs them",
+            "the function that builds the network is needed",
+            "name it with --factory package.module:function",
+        )  # fmt: skip
+    name = model if ":" in model else TORCHVISION + model
+    return _fitted(Target(lambda: host.build(name, classes), task))
+
+
+def open_prompts(host: Host, path: Path, target: Target) -> Sequence[WeightGraph]:
+    """Return the prompt in a file, or those of a zoo folder that fit the target best."""
+    from sane_plugins.tasks.prompts import choose_prompts
+    from sane_plugins.zoo.store import Zoo
+
+    if not path.is_dir():
+        return [host.open(path)]
+    return choose_prompts(built(target.network), Zoo.open(path)).graphs
+
+
+def find_sampler(host: Host, name: str) -> Sampler:
+    """Return the sampler of that name. Raises `UsageError` where no plugin offers it."""
+    samplers = host.samplers()
+    if name not in samplers:
+        raise UsageError(
+            f"sampler '{name}'", "no plugin offers it", f"one of {', '.join(sorted(samplers))} is needed",
+            "check the name, or install its plugin",
+        )  # fmt: skip
+    return samplers[name]
+
+
+def built(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """Return the module itself, or one that the function builds."""
+    from torch import nn
+
+    return network if isinstance(network, nn.Module) else network()
+
+
+def _small_cnn(task: Task, resize: bool) -> Target:
+    from sane_plugins.zoo.architectures import small_cnn, small_cnn_size
+
+    size, notes = small_cnn_size(task.channels), ()
+    if resize and task.size != (size, size):
+        notes = (f"images are resized from {task.size[0]}x{task.size[1]} to {size}x{size}",)
+        task = task.resized(size)
+    channels, classes = task.channels, len(task.classes)
+    return Target(lambda: small_cnn(channels, classes), task, notes)
+
+
+def _loaded(host: Host, model: str, factory: str, classes: int) -> nn.Module:
+    """Build the network of a checkpoint and give it the checkpoint's weights."""
+    from sane_plugins.weights.modules import from_module, load_into
+
+    graph = host.open(model)
+    module = host.build(factory, classes)
+    own = {param.key: param.shape for param in from_module(module).params}
+    given = {param.key: param.shape for param in graph.params}
+    missing = sorted(own.keys() ^ given.keys())
+    if missing:
+        raise SourceError(
+            model, f"it and the network of {factory} differ in {', '.join(missing[:4])}",
+            "the factory must build the network that was saved", "name the right function",
+        )  # fmt: skip
+    if own == given:
+        load_into(module, graph)
+        return module
+    # Another class count: the classifier keeps its fresh initialisation.
+    fresh = from_module(module)
+    fit = {key: graph.tensors[key] for key in own if own[key] == given[key]}
+    load_into(module, fresh.replace(fit))
+    return module
+
+
+def _fitted(target: Target) -> Target:
+    """Give grey images the number of channels that the network takes."""
+    from torch import nn
+
+    first = next((m for m in built(target.network).modules() if isinstance(m, nn.Conv2d)), None)
+    channels = target.task.channels
+    if first is None or channels != 1 or first.in_channels == 1:
+        return target
+    remark = f"grey images are repeated to the {first.in_channels} channels that the network takes"
+    task = target.task.repeated(first.in_channels)
+    return Target(target.network, task, (*target.notes, remark))

@@ -1,0 +1,1 @@
+"""What embeddings are for: encoding, predicting, sampling, initialising."""

@@ -1,0 +1,77 @@
+"""Property heads as one safetensors file: arrays and a description, nothing that runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sane_plugins.errors import ZooError
+from sane_plugins.tasks.heads import PropertyHead
+from sane_plugins.tasks.regressors import KINDS, Array, Member, arrays
+from sane_plugins.tasks.support import Support
+
+VERSION = "1"
+_PLAIN = ("property", "unit", "low", "high", "features", "regressor", "radius", "coverage", "sane")
+
+
+def save_heads(heads: Mapping[str, PropertyHead], path: str | Path) -> Path:
+    """Write heads beside their place and rename the file; the inverse of `load_heads`."""
+    path = Path(path)
+    tensors: dict[str, Array] = {}
+    about: dict[str, Any] = {}
+    for name, head in heads.items():
+        about[name] = {key: getattr(head, key) for key in _PLAIN}
+        about[name] |= {"scores": dict(head.scores), "members": [m.kind for m in head.members]}
+        tensors |= {f"{name}/support/{f.name}": getattr(head.support, f.name) for f in fields(Support)}
+        for i, member in enumerate(head.members):
+            tensors |= {f"{name}/{i}/{key}": value for key, value in arrays(member).items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"heads_version": VERSION, "heads": json.dumps(about)})
+    return partial.replace(path)
+
+
+def load_heads(path: str | Path) -> dict[str, PropertyHead]:
+    """Read heads by property. Raises `ZooError` for a missing or broken file, or another version."""
+    metadata, tensors = _read(Path(path))
+    if metadata.get("heads_version") != VERSION:
+        raise ZooError(
+            path, f"its version is {metadata.get('heads_version', 'not given')}",
+            f"property heads of version {VERSION} are needed", "fit them again",
+        )  # fmt: skip
+    try:
+        return {name: _head(name, about, tensors) for name, about in json.loads(metadata["heads"]).items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ZooError(
+            path, f"a part is missing or wrong ({error})", "whole property heads are needed", "fit them again"
+        ) from error
+
+
+def _head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> PropertyHead:
+    members = tuple(
+        _member(kind, f"{name}/{i}/", tensors) for i, kind in enumerate(about["members"])
+    )
+    support = Support(*(tensors[f"{name}/support/{f.name}"] for f in fields(Support)))
+    plain = {key: about[key] for key in _PLAIN}
+    return PropertyHead(**plain, scores=about["scores"], members=members, support=support)
+
+
+def _member(kind: str, prefix: str, tensors: Mapping[str, Array]) -> Member:
+    made = KINDS[kind]
+    return made(*(tensors[prefix + f.name] for f in fields(made)))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ZooError(
+            path, f"it cannot be read ({error})", "property heads in a safetensors file are needed",
+            "check the path, or fit them again",
+        ) from error  # fmt: skip

@@ -1,0 +1,97 @@
+"""What a chain of matrices does to random inputs: activity, saturation and decisions, without any data.
+
+The activation is not in the weights, so probes run once with relu and once with tanh. The places of a
+kernel read different probes (the earlier layer's, shifted), so channel order does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+_PROBES = 192
+_SMOOTH = 0.8
+_TINY = 1e-12
+_LAYER = 8
+_LAST = 8
+
+
+def probe(chain: Sequence[tuple[Array, Array | None]]) -> tuple[list[Array], Array]:
+    """Return activity per matrix, a list of (16,), and of the outputs (16,), for relu and tanh.
+
+    chain: matrices (rows, inputs, places) with biases (rows,). From the first matrix that does not read
+    what the one before it writes, activity is zero.
+    """
+    runs = [_run(chain, activation) for activation in (_relu, np.tanh)]
+    (relu, relu_out), (tanh, tanh_out) = runs
+    layers = [np.concatenate(both) for both in zip(relu, tanh, strict=True)]
+    return layers, np.concatenate([relu_out, tanh_out])
+
+
+def _relu(x: Array) -> Array:
+    return np.maximum(x, 0.0)
+
+
+def _run(
+    chain: Sequence[tuple[Array, Array | None]], activation: Callable[[Array], Array]
+) -> tuple[list[Array], Array]:
+    found: list[Array] = []
+    x, y = np.zeros((0, _PROBES)), np.zeros((0, _PROBES))
+    for i, (w, bias) in enumerate(chain):
+        if i and w.shape[1] != len(x):
+            break
+        patches = _spread(x, w.shape[2]) if i else _images(w.shape[1], w.shape[2])
+        y = np.einsum("rik,ikn->rn", w, patches, optimize=True)
+        drive = float(y.std())
+        y = y if bias is None else y + bias[:, None]
+        x = activation(y)
+        found.append(_activity(y, x, drive))
+    whole = 0 < len(found) == len(chain)
+    missing = [np.zeros(_LAYER)] * (len(chain) - len(found))
+    return [*found, *missing], _decisions(y) if whole else np.zeros(_LAST)
+
+
+def _images(inputs: int, places: int) -> Array:
+    """Draw inputs (inputs, places, n) of deviation 1 whose places mostly agree, as in real images."""
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((inputs, 1, _PROBES))
+    own = rng.standard_normal((inputs, places, _PROBES))
+    return np.asarray(_SMOOTH**0.5 * common + (1 - _SMOOTH) ** 0.5 * own)
+
+
+def _spread(x: Array, places: int) -> Array:
+    """Give each place of a kernel another probe of the same channel: (inputs, places, n)."""
+    step = 1 + _PROBES // max(places, 1) // 4
+    return np.stack([np.roll(x, k * step, axis=1) for k in range(places)], axis=1)
+
+
+def _log(x: float) -> float:
+    return float(np.log(max(x, _TINY)))
+
+
+def _activity(y: Array, x: Array, drive: float) -> Array:
+    on = (y > 0).mean(1)
+    within, between = float(y.std(1).mean()), float(y.mean(1).std())
+    return np.array([
+        _log(drive), _log(within), _log(between / max(within, _TINY)), float((on < 0.02).mean()),
+        float((on > 0.98).mean()), float((np.abs(y) > 2).mean()), _log(float(x.std(1).mean())), on.mean(),
+    ])  # fmt: skip
+
+
+def _decisions(y: Array) -> Array:
+    """Return how sure, how varied and how even the last matrix's choices are."""
+    shifted = y - y.max(0)
+    p = np.exp(shifted) / np.exp(shifted).sum(0)
+    counts = np.bincount(y.argmax(0), minlength=len(y)) / y.shape[1]
+    centred = y - y.mean(0)
+    power = np.maximum(np.linalg.eigvalsh(np.cov(np.atleast_2d(centred)).reshape(len(y), len(y))), 0.0)
+    share = power[::-1] / max(float(power.sum()), _TINY)
+    mean = p.mean(1)
+    return np.array([
+        p.max(0).mean(), _log(float(centred.std(1).mean())), counts.max(), float((counts > 0.01).mean()),
+        -float((mean * np.log(mean + _TINY)).sum()), -float((p * np.log(p + _TINY)).sum(0).mean()),
+        share[0], _log(float(centred.mean(1).std()) / max(float(centred.std(1).mean()), _TINY)),
+    ])  # fmt: skip

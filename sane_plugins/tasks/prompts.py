@@ -1,0 +1,80 @@
+"""The choice of prompt networks: they must fit the target, and compute with its activation function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from torch import nn
+
+from sane_plugins.errors import ZooError
+from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.modules import from_module
+from sane_plugins.zoo.architectures import ACTIVATIONS
+from sane_plugins.zoo.store import Entry, Zoo
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Chosen networks, best first, and what a reader should know about the choice."""
+
+    graphs: tuple[WeightGraph, ...]
+    notes: tuple[str, ...]
+
+
+@lru_cache(maxsize=1)
+def embedded_prompts() -> Zoo:
+    """Return the prompt networks that ship with the package."""
+    return Zoo.open(Path(str(files("sane_plugins") / "data" / "prompts")))
+
+
+def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 6) -> Prompts:
+    """Choose `count` networks of a zoo for a target: shapes, then activation, then test accuracy decide.
+
+    A network of the target's shapes but with another activation computes something else, so those with the
+    target's activation are taken wherever there are any; the notes say where not. Raises `ZooError` for an
+    empty zoo.
+    """
+    entries = [e for e in zoo.entries if e.properties.get("finite", True)]
+    if not entries:
+        raise ZooError(
+            zoo.name, "it holds no usable network", "prompts are needed", "use another zoo"
+        )
+    notes = []
+    acts = activations(target)
+    if alike := [e for e in entries if e.properties.get("act") in acts]:
+        entries = alike
+    else:
+        notes.append(
+            f"no prompt computes with the target's activation ({', '.join(sorted(acts)) or 'unknown'})"
+        )
+    shapes = [p.shape for p in from_module(target).params]
+    fit = {e.key: _fit(zoo.graph(e), shapes) for e in _one_each(entries)}
+    most = max(fit.values())
+    chosen = [e for e in _one_each(entries) if fit[e.key] == most][:count]
+    return Prompts(tuple(zoo.graph(e) for e in chosen), tuple(notes))
+
+
+def activations(module: nn.Module) -> frozenset[str]:
+    """Return the zoo's names of the activation functions that the network has as modules."""
+    types = {type(m) for m in module.modules()}
+    return frozenset(name for name, kind in ACTIVATIONS.items() if kind in types)
+
+
+def _one_each(entries: list[Entry]) -> list[Entry]:
+    """Return the best checkpoint of each network, best first."""
+    ranked = sorted(entries, key=lambda e: -float(e.properties.get("test_accuracy", 0.0)))
+    best: dict[str, Entry] = {}
+    for entry in ranked:
+        best.setdefault(entry.network, entry)
+    return list(best.values())
+
+
+def _fit(graph: WeightGraph, shapes: list[tuple[int, ...]]) -> int:
+    """Return how many tensors have the target's shape at their place; 0 for another number of tensors."""
+    own = [p.shape for p in graph.params]
+    if len(own) != len(shapes):
+        return 0
+    return sum(a == b for a, b in zip(own, shapes, strict=True))

@@ -1,0 +1,71 @@
+"""Samplers: new latents near those of a few prompt networks (spec section 6; paper section 3.4).
+
+Two choices that the reference implementation makes by accident are explicit here: whether all tokens of
+a new network come from one prompt, and whether all tokens share one draw of noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+
+class Sampler(Protocol):
+    """Draws latents (count, T, L) near those of prompts (N, T, L), N >= 1."""
+
+    def __call__(self, prompts: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:
+        """Return new latents (count, T, L)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDE:
+    """Gaussian kernel density around the prompts' latents, per token.
+
+    `bandwidth` is relative to the deviation of each latent dimension over all tokens of all prompts: it
+    means the same for any autoencoder and is defined for a single prompt too. `prompt="network"` takes
+    all tokens of a draw from one prompt (a coherent network), each prompt equally often; `"token"` draws
+    a prompt for every token, as the density of the paper does. `noise="shared"` gives all tokens of a
+    draw the same noise, as the reference does.
+    """
+
+    bandwidth: float = 0.2
+    prompt: Literal["network", "token"] = "network"
+    noise: Literal["token", "shared"] = "token"
+
+    def __call__(self, prompts: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:
+        """Return new latents (count, T, L)."""
+        networks, tokens, width = prompts.shape
+        if self.prompt == "network":
+            centre = prompts[_turns(networks, count, rng)]
+        else:
+            which = torch.randint(networks, (count, tokens), generator=rng)
+            centre = prompts[which, torch.arange(tokens)]
+        drawn = 1 if self.noise == "shared" else tokens
+        noise = torch.randn(count, drawn, width, generator=rng).to(prompts)
+        return centre + self.bandwidth * _deviation(prompts) * noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """One normal distribution per token and dimension, fitted to the prompts; one prompt returns itself."""
+
+    spread: float = 1.0
+
+    def __call__(self, prompts: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:
+        """Return new latents (count, T, L)."""
+        noise = torch.randn(count, *prompts.shape[1:], generator=rng).to(prompts)
+        return prompts.mean(0) + self.spread * prompts.std(0, correction=0) * noise
+
+
+def _turns(networks: int, count: int, rng: torch.Generator) -> torch.Tensor:
+    """Return `count` prompts in random order, each as often as any other, give or take one."""
+    rounds = [torch.randperm(networks, generator=rng) for _ in range(-(-count // networks))]
+    return torch.cat(rounds)[:count]
+
+
+def _deviation(prompts: torch.Tensor) -> torch.Tensor:
+    """Return the deviation (L,) of each latent dimension over all tokens of all prompts."""
+    return prompts.flatten(0, 1).std(0, correction=0)

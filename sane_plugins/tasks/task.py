@@ -1,0 +1,245 @@
+"""A target task: images with labels, standardised, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from sane_plugins.errors import TaskError, UsageError
+from sane_plugins.tasks.images import Array, read_folder, read_npz
+
+_TEST_SHARE = 0.2
+_CHANNELS = (1, 2, 3, 4)
+_TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Images (N, C, H, W) float32 with labels (N,) int64 counted from 0, for training and for testing.
+
+    Images have mean 0 and deviation 1 per channel over the training images.
+    """
+
+    name: str
+    x_train: torch.Tensor
+    y_train: torch.Tensor
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """Return the number of channels of an image."""
+        return self.x_train.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width in pixels."""
+        return self.x_train.shape[2], self.x_train.shape[3]
+
+    def resized(self, size: int | tuple[int, int]) -> Task:
+        """Return the task at another image size in pixels (bilinear, antialiased), standardised again."""
+        size = (size, size) if isinstance(size, int) else size
+        if size == self.size:
+            return self
+        x_train, x_test = (
+            interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
+            for x in (self.x_train, self.x_test)
+        )
+        x_train, x_test = _standardised(x_train, x_test)
+        return replace(self, x_train=x_train, x_test=x_test)
+
+    def repeated(self, channels: int) -> Task:
+        """Return the grey images of the task with their one channel repeated."""
+        x_train, x_test = (x.expand(-1, channels, -1, -1) for x in (self.x_train, self.x_test))
+        return replace(self, x_train=x_train.contiguous(), x_test=x_test.contiguous())
+
+    def subset(self, count: int, rng: torch.Generator) -> Task:
+        """Return the task with at most `count` training images, drawn at random; test images stay."""
+        keep = torch.randperm(len(self.y_train), generator=rng)[:count]
+        return replace(self, x_train=self.x_train[keep], y_train=self.y_train[keep])
+
+    def held_out(self, fraction: float, rng: torch.Generator) -> Task:
+        """Return the training images split by class into training and test images.
+
+        The original test images are not part of what is returned, so that nothing is chosen by them.
+        """
+        stay, out = _stratified(self.y_train, fraction, rng)
+        return replace(
+            self, x_train=self.x_train[stay], y_train=self.y_train[stay],
+            x_test=self.x_train[out], y_test=self.y_train[out],
+        )  # fmt: skip
+
+
+def load_task(source: str | Path, size: int | None = None) -> Task:
+    """Read a task: `digits` (scikit-learn's 8x8 handwritten digits), an `.npz` file, or an image folder.
+
+    An `.npz` holds `x_train` (N, H, W) or (N, H, W, C), `y_train` (N,), and `x_test`, `y_test`; without
+    these, a fifth of the images of each class is set apart, always the same. A folder holds one
+    sub-folder of images per class. `size` resizes all images to a square of that many pixels, which
+    allows a folder of mixed sizes. Raises `TaskError` that says what is wrong.
+    """
+    if size is not None and size < 1:
+        raise UsageError("--size", f"it is {size}", "a size is at least 1 pixel", "give another")
+    path = Path(source)
+    if source == "digits":
+        task = _digits()
+    elif path.is_dir():
+        images, labels, classes = read_folder(path, size)
+        task = replace(_split(str(path), images, labels), classes=classes)
+    elif path.is_file():
+        task = _npz(path)
+    else:
+        raise TaskError(
+            path, "there is no such file or folder", "images are needed",
+            "give an .npz file, a folder with one sub-folder per class, or 'digits'",
+        )  # fmt: skip
+    return task if size is None else task.resized(size)
+
+
+def _digits() -> Task:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return _split("digits", data.images.astype(np.float32), data.target.astype(np.int64))
+
+
+def _npz(path: Path) -> Task:
+    arrays = read_npz(path, _TRAIN, _TEST)
+    given = [key for key in _TEST if key in arrays]
+    if len(given) == 1:
+        raise TaskError(
+            path, f"it holds {given[0]} alone", "test images and their labels go together",
+            "give both x_test and y_test, or neither",
+        )  # fmt: skip
+    if not given:
+        return _split(str(path), arrays["x_train"], arrays["y_train"])
+    return _task(str(path), *(arrays[key] for key in (*_TRAIN, *_TEST)))
+
+
+def _split(name: str, x: Array, y: Array) -> Task:
+    """Set test images apart, always the same ones."""
+    _images(name, "x_train", x)
+    labels = _labels(name, "y_train", y, x)
+    stay, out = _stratified(labels, _TEST_SHARE, torch.Generator().manual_seed(0))
+    if not len(out):
+        raise TaskError(
+            name, "no class has two images or more", "some are needed to test with",
+            "give more images, or x_test and y_test",
+        )  # fmt: skip
+    return _task(name, x[stay.numpy()], y[stay.numpy()], x[out.numpy()], y[out.numpy()])
+
+
+def _task(name: str, *arrays: Array) -> Task:
+    """Check and standardise. An affine change of the pixels' scale, as to [0, 1], drops out here."""
+    x_train, x_test = _images(name, "x_train", arrays[0]), _images(name, "x_test", arrays[2])
+    y_train = _labels(name, "y_train", arrays[1], arrays[0])
+    y_test = _labels(name, "y_test", arrays[3], arrays[2])
+    _check_classes(name, y_train, y_test)
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise TaskError(
+            f"{name}, 'x_test'", f"its images are {tuple(x_test.shape[1:])}",
+            f"those of x_train are {tuple(x_train.shape[1:])}", "give both the same size",
+        )  # fmt: skip
+    x_train, x_test = _standardised(x_train, x_test)
+    classes = tuple(str(c) for c in range(int(y_train.max()) + 1))
+    return Task(
+        name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, classes=classes
+    )
+
+
+def _images(name: str, key: str, array: Array) -> torch.Tensor:
+    """Return (N, C, H, W) float32 from (N, H, W), (N, H, W, C) or (N, C, H, W)."""
+    place = f"{name}, '{key}'"
+    if array.ndim not in (3, 4) or array.dtype.kind not in "uifb" or 0 in array.shape:
+        raise TaskError(
+            place, f"it is {array.dtype} of shape {array.shape}",
+            "images are numbers of shape (N, height, width) or (N, height, width, channels)",
+            "reshape or convert the array",
+        )  # fmt: skip
+    images = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[3] in _CHANNELS:
+        images = images.permute(0, 3, 1, 2)
+    elif images.shape[1] not in _CHANNELS:
+        raise TaskError(
+            place, f"its shape is {array.shape}", "an image has 1 to 4 channels, as its last axis",
+            "reorder the axes to (N, height, width, channels)",
+        )  # fmt: skip
+    if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
+        raise TaskError(
+            place, f"{bad} of {len(images)} images hold NaN or infinity", "pixels must be finite",
+            "remove or repair these images",
+        )  # fmt: skip
+    return images.contiguous()
+
+
+def _labels(name: str, key: str, array: Array, images: Array) -> torch.Tensor:
+    """Return (N,) int64 from whole numbers (N,) or (N, 1), one for each image."""
+    place = f"{name}, '{key}'"
+    if array.dtype.kind not in "ui" or array.ndim not in (1, 2) or array.size != len(array):
+        raise TaskError(
+            place, f"it is {array.dtype} of shape {array.shape}",
+            "labels are whole numbers of shape (N,), counted from 0",
+            "convert them to integers, one for each image",
+        )  # fmt: skip
+    if len(array) != len(images):
+        raise TaskError(
+            place, f"there are {len(array)} labels", f"there are {len(images)} images",
+            "give one label for each image",
+        )  # fmt: skip
+    return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+
+def _check_classes(name: str, y_train: torch.Tensor, y_test: torch.Tensor) -> None:
+    found = y_train.unique().tolist()
+    unknown = sorted(set(y_test.unique().tolist()) - set(found))
+    if found != list(range(len(found))):
+        raise TaskError(
+            f"{name}, 'y_train'", f"the labels are {_listed(found)}",
+            f"{len(found)} classes are numbered 0 to {len(found) - 1} without gaps",
+            "number the labels from 0, without gaps",
+        )  # fmt: skip
+    if len(found) < 2:
+        raise TaskError(
+            f"{name}, 'y_train'", "there is a single class", "a task needs two or more",
+            "add images of another class",
+        )  # fmt: skip
+    if unknown:
+        raise TaskError(
+            f"{name}, 'y_test'", f"it has labels {_listed(unknown)}",
+            "no training image has these", "test on the classes that are trained",
+        )  # fmt: skip
+
+
+def _stratified(
+    labels: torch.Tensor, fraction: float, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices that stay and that go, of each class; a class of two or more is on both sides."""
+    stay, out = [], []
+    for label in labels.unique():
+        where = (labels == label).nonzero().flatten()
+        where = where[torch.randperm(len(where), generator=rng)]
+        count = min(max(1, round(fraction * len(where))), len(where) - 1)
+        out.append(where[:count])
+        stay.append(where[count:])
+    return torch.cat(stay).sort().values, torch.cat(out).sort().values
+
+
+def _standardised(x_train: torch.Tensor, x_test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give both the training images' mean 0 and deviation 1 per channel; a constant channel becomes 0."""
+    mean = x_train.mean((0, 2, 3), keepdim=True)
+    deviation = x_train.std((0, 2, 3), keepdim=True, correction=0)
+    deviation[deviation < 1e-6] = 1.0
+    return (x_train - mean) / deviation, (x_test - mean) / deviation
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    few = ", ".join(str(n) for n in numbers[:12])
+    return few if len(numbers) <= 12 else f"{few} ... {numbers[-1]}"

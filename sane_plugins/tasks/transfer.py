@@ -1,0 +1,158 @@
+"""From prompt networks to weights of a target: encode, match places, decode (spec section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sane_plugins.errors import UsageError
+from sane_plugins.latent.codec import decode, encode
+from sane_plugins.latent.model import SANE
+from sane_plugins.weights import scale
+from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.symmetry import align, groups
+from sane_plugins.weights.tokens import Slot, slots
+
+_CONSTANT = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """How latents drawn near the prompts become weights of the target.
+
+    prompts (N, T, L) hold the latents at the places of `template`, which is the first prompt where its
+    tensors fit the target's one by one, apart from the classifier, and otherwise the target itself.
+    `pairs` maps the target's keys to the template's keys that they are taken from.
+    """
+
+    sane: SANE
+    prompts: torch.Tensor
+    template: WeightGraph
+    pairs: dict[str, str]
+    fits: bool
+    notes: tuple[str, ...]
+
+    def weights(self, latents: torch.Tensor, default: WeightGraph) -> dict[str, torch.Tensor]:
+        """Decode latents (T, L) into tensors of the target, some or all, keyed as in `default`.
+
+        Where the prompts are of another architecture, their scale belongs to other shapes: each tensor
+        gets the mean and deviation that it has in `default`.
+        """
+        network = decode(self.sane, latents, self.template)
+        if not self.fits:
+            network = scale.undo(scale.apply(network, scale.fit(network)), scale.fit(default))
+        return {key: network.tensors[found] for key, found in self.pairs.items()}
+
+
+def plan(
+    prompts: Sequence[WeightGraph], target: WeightGraph, classifier: frozenset[str], sane: SANE,
+    rng: torch.Generator,
+) -> Transfer:  # fmt: skip
+    """Encode the prompts and match them to the target, whose classifier's keys are given.
+
+    Prompts that fit the target are preferred; only those of one shape are used together, aligned to the
+    first by weight matching. Raises `UsageError` where there is no prompt.
+    """
+    if not prompts:
+        raise UsageError(
+            "prompts", "none were given", "at least one network is needed to sample near",
+            "give one, or leave them out to use those that ship with the package",
+        )  # fmt: skip
+    fitting = [p for p in prompts if _pairs(p, target, classifier) is not None]
+    first = fitting[0] if fitting else prompts[0]
+    alike = [p for p in fitting or prompts if _shapes(p) == _shapes(first)]
+    left = len(prompts) - len(alike)
+    notes = (f"{left} prompts of other shapes were left out",) if left else ()
+    latents = torch.stack([encode(sane, p).values for p in _aligned(alike, rng)])
+    pairs = _pairs(first, target, classifier)
+    if pairs is not None:
+        return Transfer(
+            sane=sane, prompts=latents, template=first, pairs=pairs, fits=True, notes=notes
+        )
+    return _to_other_shapes(latents, first, target, classifier, sane, notes)
+
+
+def places(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor:
+    """Return for each token (T,) of the target which token of the prompt stands for it.
+
+    That is a token of a slot of the same kind at the nearest relative depth, of the same channel counted
+    around, at the same part of the channel. Slots of a kind that the prompt lacks take the nearest of all.
+    """
+    kinds, wanted = _kinds(prompt), _kinds(target)
+    parts, own = slots(prompt), slots(target)
+    starts = torch.tensor([0] + [s.tokens(width) for s in parts]).cumsum(0)
+    found = []
+    for i, (slot, kind) in enumerate(zip(own, wanted, strict=True)):
+        among = [j for j in range(len(parts)) if kinds[j] == kind] or list(range(len(parts)))
+        depth = i / max(1, len(own) - 1)
+        j = min(among, key=lambda j: abs(j / max(1, len(parts) - 1) - depth))
+        found.append(starts[j] + _inside(slot, parts[j], width))
+    return torch.cat(found)
+
+
+def _to_other_shapes(
+    latents: torch.Tensor, prompt: WeightGraph, target: WeightGraph, classifier: frozenset[str],
+    sane: SANE, notes: tuple[str, ...],
+) -> Transfer:  # fmt: skip
+    at = places(prompt, target, sane.config.token_width)
+    known = set(_kinds(prompt))
+    taken = {
+        param.key: param.key
+        for slot, kind in zip(slots(target), _kinds(target), strict=True)
+        for param in (slot.weight, slot.bias)
+        if param is not None and kind in known and param.key not in classifier
+        and _varies(target.tensors[param.key])
+    }  # fmt: skip
+    share = sum(p.size for p in target.params if p.key in taken) / target.size
+    note = (
+        f"the prompts are of another architecture: {share:.0%} of the target's values come from latents at"
+        " the same relative depth and kind of layer, at the default scale; the rest keep their default"
+    )
+    return Transfer(
+        sane=sane, prompts=latents[:, at], template=target, pairs=taken, fits=False,
+        notes=(*notes, note),
+    )  # fmt: skip
+
+
+def _pairs(
+    prompt: WeightGraph, target: WeightGraph, classifier: frozenset[str]
+) -> dict[str, str] | None:
+    """Pair tensors by their place in network order; None unless all but the classifier's fit."""
+    if len(prompt.params) != len(target.params):
+        return None
+    both = list(zip(target.params, prompt.params, strict=True))
+    if any(own.shape != theirs.shape and own.key not in classifier for own, theirs in both):
+        return None
+    return {own.key: theirs.key for own, theirs in both if own.shape == theirs.shape}
+
+
+def _aligned(prompts: Sequence[WeightGraph], rng: torch.Generator) -> list[WeightGraph]:
+    first = prompts[0]
+    if not first.has_topology:
+        return list(prompts)
+    spaces = groups(first)
+    return [first, *(align(prompt, first, rng, spaces) for prompt in prompts[1:])]
+
+
+def _inside(slot: Slot, other: Slot, width: int) -> torch.Tensor:
+    """Return for each token of a slot the token of another slot, counted from its start."""
+    pieces, theirs = slot.tokens(width) // slot.rows, other.tokens(width) // other.rows
+    channel = torch.arange(slot.rows).repeat_interleave(pieces) % other.rows
+    piece = torch.arange(pieces).repeat(slot.rows) * theirs // pieces
+    return channel * theirs + piece
+
+
+def _kinds(graph: WeightGraph) -> list[tuple[str, bool]]:
+    """Return of each slot the layer's kind and whether the slot is a matrix."""
+    kinds = {layer.name: layer.kind for layer in graph.layers}
+    return [(kinds[slot.layer], len(slot.weight.shape) > 1) for slot in slots(graph)]
+
+
+def _shapes(graph: WeightGraph) -> list[tuple[int, ...]]:
+    return [param.shape for param in graph.params]
+
+
+def _varies(tensor: torch.Tensor) -> bool:
+    return tensor.numel() > 1 and float(tensor.std()) > _CONSTANT

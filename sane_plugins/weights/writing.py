@@ -1,0 +1,59 @@
+"""Networks into files: beside their place first, then renamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from sane_plugins.errors import SourceError, UsageError
+from sane_plugins.weights.files import KEYS, TIES
+from sane_plugins.weights.graph import WeightGraph
+
+
+def require_free(path: Path, force: bool) -> Path:
+    """Return a path that may be written; raise `UsageError` where something is in the way."""
+    if path.exists() and not force:
+        raise UsageError(
+            path, "it exists", "nothing is overwritten unasked", "name another file or add --force"
+        )
+    if not path.parent.is_dir():
+        raise UsageError(
+            path, "its folder does not exist", "a folder to write to is needed", "make it first"
+        )
+    return path
+
+
+def save_safetensors(
+    graph: WeightGraph, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write every tensor of a graph, with the order of its keys and its ties; `open_file` reads it."""
+    path = Path(path)
+    state = {k: v.contiguous().cpu() for k, v in graph.state_dict().items() if k not in graph.ties}
+    told = {**(metadata or {}), KEYS: json.dumps(list(state)), TIES: json.dumps(dict(graph.ties))}
+    return _renamed(path, lambda partial: save_file(state, partial, metadata=told))
+
+
+def save_checkpoint(graph: WeightGraph, path: str | Path) -> Path:
+    """Write a plain state dict as torch.save does; ties are kept."""
+    path = Path(path)
+    return _renamed(path, lambda partial: torch.save(graph.state_dict(), partial))
+
+
+def _renamed(path: Path, write: Callable[[Path], None]) -> Path:
+    """Write beside the path and rename; leave nothing half-written behind."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write(partial)
+        return partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise SourceError(
+            path, f"it cannot be written ({error})", "room and the right to write are needed",
+            "choose another place",
+        ) from error  # fmt: skip
+    finally:
+        partial.unlink(missing_ok=True)
