@@ -16,7 +16,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import Layer, Param, Role, WeightGraph
 
 CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
-KEYS, TIES = "sane_keys", "sane_ties"
+KEYS, TIES, AXES = "sane_keys", "sane_ties", "sane_axes"
 NO_TOPOLOGY = "no topology: a file of tensors does not say how they are connected"
 _ZIP, _PICKLE = b"PK", b"\x80"
 _NORM_ROLES: Mapping[str, Role] = {
@@ -51,7 +51,8 @@ def require_file(path: Path) -> Path:
 
 def from_state_dict(
     tensors: Mapping[str, torch.Tensor], source: str, *, container: str = "state_dict",
-    ties: Mapping[str, str] | None = None, notes: tuple[str, ...] = (),
+    ties: Mapping[str, str] | None = None, axes: Mapping[str, int] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> WeightGraph:  # fmt: skip
     """Group a mapping of tensors into layers by the part of their keys before the last dot.
 
@@ -69,7 +70,8 @@ def from_state_dict(
         params = grouped.setdefault(owner or key, [])
         if key not in ties:
             role = _role(attribute, len(shape), f"{owner}.running_mean" in tensors)
-            params.append(Param(key=key, role=role, shape=shape, dtype=dtype))
+            axis = (axes or {}).get(key, 0)
+            params.append(Param(key=key, role=role, shape=shape, dtype=dtype, axis=axis))
     layers = tuple(
         Layer(name=name, kind="unknown", params=tuple(sorted(params, key=_vectors_last)))
         for name, params in grouped.items()
@@ -119,9 +121,9 @@ def _open_safetensors(path: Path) -> WeightGraph:
     # The format sorts keys by type and name; a file that is not ours gets layer 10 after layer 2.
     order = written if sorted(written) == sorted(keys) else sorted(keys, key=_natural)
     ties = json.loads(metadata.get(TIES, "{}"))
-    return from_state_dict(
-        LazyTensors(path, order), str(path), container="safetensors", ties=ties
-    )  # fmt: skip
+    axes = json.loads(metadata.get(AXES, "{}"))
+    tensors = LazyTensors(path, order)
+    return from_state_dict(tensors, str(path), container="safetensors", ties=ties, axes=axes)
 
 
 def _open_checkpoint(path: Path) -> WeightGraph:
@@ -155,7 +157,7 @@ def _unpickled(path: Path) -> Any:
             path, "it holds pickled objects, which can run code", "only plain tensors are read",
             "where you trust the file, save module.state_dict() from it with safetensors.torch.save_file",
         ) from error  # fmt: skip
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         found = "it is a TorchScript archive" if "TorchScript" in str(error) else "it is broken"
         raise SourceError(
             path, found, "a whole checkpoint with a state dict is needed",

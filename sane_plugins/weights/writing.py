@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sane_plugins.errors import SourceError, UsageError
-from sane_plugins.weights.files import KEYS, TIES
+from sane_plugins.weights.files import AXES, KEYS, TIES
 from sane_plugins.weights.graph import WeightGraph
 
 
@@ -31,10 +31,12 @@ def require_free(path: Path, force: bool) -> Path:
 def save_safetensors(
     graph: WeightGraph, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write every tensor of a graph, with the order of its keys and its ties; `open_file` reads it."""
+    """Write every tensor, with the order of keys, ties and output axes; `open_file` reads it."""
     path = Path(path)
     state = {k: v.contiguous().cpu() for k, v in graph.state_dict().items() if k not in graph.ties}
-    told = {**(metadata or {}), KEYS: json.dumps(list(state)), TIES: json.dumps(dict(graph.ties))}
+    axes = {param.key: param.axis for param in graph.params if param.axis}
+    own = {KEYS: list(state), TIES: dict(graph.ties), AXES: axes}
+    told = {**(metadata or {}), **{key: json.dumps(value) for key, value in own.items()}}
     return _renamed(path, lambda partial: save_file(state, partial, metadata=told))
 
 
