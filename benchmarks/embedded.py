@@ -14,17 +14,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sane_plugins.latent import checkpoint
 from sane_plugins.latent.model import SANEConfig
 from sane_plugins.progress import Progress
+from sane_plugins.tasks.embed import SaneEncoder, StatisticsEncoder
+from sane_plugins.tasks.heads import fit_head
+from sane_plugins.tasks.predict import fingerprint, measure, save_heads
 from sane_plugins.zoo.pretrain import PretrainOptions, pretrain
 from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, import_published, write
 
 OUT = Path(__file__).parents[1] / "sane_plugins" / "data"
 RUNS = Path(__file__).parents[1] / "runs"
 PROMPTS_PER_ACTIVATION = 6
+PROPERTIES = ("test_accuracy", "gap", "epoch")
 
 
 def main() -> None:
@@ -66,8 +71,21 @@ def make_prompts(zoos: list[Zoo]) -> None:
 
 
 def make_heads(zoos: list[Zoo]) -> None:
-    """Fit the property heads on both zoos."""
-    raise NotImplementedError
+    """Fit a head per property on all networks of both zoos, with the features of the shipped SANE."""
+    model = checkpoint.load(OUT / "sane.safetensors")
+    finite = [zoo.where(lambda entry: bool(entry.properties["finite"])) for zoo in zoos]
+    pairs = [(zoo, entry) for zoo in finite for entry in zoo.entries]
+    samples = measure(
+        (zoo.graph(entry) for zoo, entry in pairs),
+        [f"{zoo.name}-{entry.network}" for zoo, entry in pairs],
+        {"sane": SaneEncoder(model), "statistics": StatisticsEncoder()},
+        _line,
+    )
+    heads = {}
+    for name in PROPERTIES:
+        targets = np.array([float(entry.properties[name]) for _, entry in pairs])
+        heads[name] = fit_head(name, samples, targets, sane=fingerprint(model), report=_line)
+    save_heads(heads, OUT / "heads.safetensors")
 
 
 def _prompts(zoos: list[Zoo]) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]:
@@ -89,7 +107,9 @@ def _outside(zoo: Zoo, pool: frozenset[str]) -> Zoo:
 def _line(event: Progress) -> None:
     if event.done % 25 == 0 or event.done == event.total:
         clock = time.strftime("%H:%M:%S")
-        print(clock, event.job, f"{event.done}/{event.total}", event.note, file=sys.stderr, flush=True)
+        print(
+            clock, event.job, f"{event.done}/{event.total}", event.note, file=sys.stderr, flush=True
+        )
 
 
 if __name__ == "__main__":

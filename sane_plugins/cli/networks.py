@@ -32,7 +32,7 @@ def inspect(source: str, width: int, as_json: bool) -> None:
 
     graph = open_host().open(source)
     tokens = sum(slot.tokens(width) for slot in slots(graph))
-    told = {
+    told: dict[str, Any] = {
         "source": graph.source, "parameters": graph.size, "layers": _layers(graph), "tokens": tokens,
         "token_width": width, "topology": graph.has_topology,
         "permutation_groups": len(groups(graph)), "untouched": dict(graph.untouched),

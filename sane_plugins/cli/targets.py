@@ -81,7 +81,8 @@ def built(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
 def _small_cnn(task: Task, resize: bool) -> Target:
     from sane_plugins.zoo.architectures import small_cnn, small_cnn_size
 
-    size, notes = small_cnn_size(task.channels), ()
+    size = small_cnn_size(task.channels)
+    notes: tuple[str, ...] = ()
     if resize and task.size != (size, size):
         notes = (f"images are resized from {task.size[0]}x{task.size[1]} to {size}x{size}",)
         task = task.resized(size)

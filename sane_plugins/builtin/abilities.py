@@ -1,0 +1,61 @@
+"""The three abilities that hosts call. They come last, so that any plugin can answer first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sane_plugins import hookimpl
+from sane_plugins.progress import current
+
+if TYPE_CHECKING:
+    from sane_plugins.tasks.embed import EncodeOptions, Encoding
+    from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
+    from sane_plugins.tasks.predict import Estimate, PredictOptions
+    from sane_plugins.tasks.task import Task
+
+
+@hookimpl(trylast=True)
+def sane_encode(source: Any, options: EncodeOptions | None) -> Encoding:
+    """Encode with the autoencoder, or whichever encoder the options name."""
+    from sane_plugins.host import Host
+    from sane_plugins.tasks.embed import embed
+
+    host = Host.installed()
+    return embed(host.open(source), options, host.encoders())
+
+
+@hookimpl(trylast=True)
+def sane_predict_properties(source: Any, options: PredictOptions | None) -> Mapping[str, Estimate]:
+    """Predict with every property head that plugins offer."""
+    from sane_plugins.host import Host
+    from sane_plugins.tasks.predict import predict
+
+    host = Host.installed()
+    return predict(host.open(source), host.property_heads(), options=options)
+
+
+@hookimpl(trylast=True)
+def sane_initialize(
+    target: Any, task: Task | None, prompts: Sequence[Any], options: InitialiseOptions | None
+) -> Initialisation | None:
+    """Initialise from the prompts that were given, or from those that ship and fit the target."""
+    if task is None:
+        return None
+    from torch import nn
+
+    from sane_plugins.host import Host
+    from sane_plugins.latent.checkpoint import embedded
+    from sane_plugins.tasks.initialise import initialise
+    from sane_plugins.tasks.prompts import choose_prompts, embedded_prompts
+
+    notes: tuple[str, ...] = ()
+    graphs = tuple(Host.installed().open(prompt) for prompt in prompts)
+    if not graphs:
+        chosen = choose_prompts(
+            target if isinstance(target, nn.Module) else target(), embedded_prompts()
+        )
+        graphs, notes = chosen.graphs, chosen.notes
+    done = initialise(target, task, graphs, embedded(), options, current())
+    return replace(done, notes=(*notes, *done.notes))

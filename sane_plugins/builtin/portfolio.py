@@ -1,0 +1,48 @@
+"""The encoders, samplers, heads and engines that ship with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sane_plugins import hookimpl
+
+if TYPE_CHECKING:
+    from sane_plugins.tasks.embed import Encoder
+    from sane_plugins.tasks.predict import PropertyHead
+    from sane_plugins.tasks.sample import Sampler
+
+
+@hookimpl(trylast=True)
+def sane_encoders() -> Mapping[str, Encoder]:
+    """Return the autoencoder and the layer statistics."""
+    from sane_plugins.tasks.embed import ENCODERS
+
+    return ENCODERS
+
+
+@hookimpl(trylast=True)
+def sane_samplers() -> Mapping[str, Sampler]:
+    """Return the samplers, the reference's setting among them."""
+    from sane_plugins.tasks.sample import KDE, Gaussian
+
+    return {
+        "kde": KDE(),
+        "kde-per-token": KDE(prompt="token"),
+        "kde-reference": KDE(noise="shared"),
+        "gaussian": Gaussian(),
+    }
+
+
+@hookimpl(trylast=True)
+def sane_property_heads() -> Mapping[str, PropertyHead]:
+    """Return the heads that were fitted on the published zoos."""
+    from sane_plugins.tasks.predict import embedded_heads
+
+    return embedded_heads()
+
+
+@hookimpl(trylast=True)
+def sane_engines() -> Mapping[str, Any]:
+    """Return the engine that runs a job here, in this process."""
+    return {"local": map}

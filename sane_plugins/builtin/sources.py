@@ -1,0 +1,106 @@
+"""Networks in and out: modules, state dicts, files of tensors, and functions that build networks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sane_plugins import hookimpl
+from sane_plugins.errors import SourceError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sane_plugins.weights.graph import WeightGraph
+
+_CLASS_ARGUMENTS = ("classes", "num_classes", "n_classes")
+
+
+@hookimpl(trylast=True)
+def sane_open(source: Any) -> WeightGraph | None:
+    """Read a graph as it is, a module, a state dict, a file of tensors, or what a function builds."""
+    if isinstance(source, str | Path):
+        from sane_plugins.weights.files import open_file
+
+        graph = open_file(source)
+        if graph is not None or not _is_factory(source):
+            return graph
+    return _open_object(source)
+
+
+@hookimpl(trylast=True)
+def sane_build(source: Any, classes: int | None) -> nn.Module | None:
+    """Build a module from a copy of one, or by calling `package.module:function`."""
+    from torch import nn
+
+    if isinstance(source, nn.Module):
+        return deepcopy(source)
+    return _called(str(source), classes) if _is_factory(source) else None
+
+
+@hookimpl(trylast=True)
+def sane_save(graph: WeightGraph, target: Path) -> Path | None:
+    """Write .safetensors, and torch's own forms as plain state dicts."""
+    from sane_plugins.weights.files import CHECKPOINTS
+    from sane_plugins.weights.writing import save_checkpoint, save_safetensors
+
+    if target.suffix == ".safetensors":
+        return save_safetensors(graph, target)
+    return save_checkpoint(graph, target) if target.suffix in CHECKPOINTS else None
+
+
+def _open_object(source: Any) -> WeightGraph | None:
+    from torch import is_tensor, nn
+
+    from sane_plugins.weights.files import from_state_dict
+    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights.modules import from_module
+
+    if isinstance(source, WeightGraph):
+        return source
+    if isinstance(source, nn.Module):
+        return from_module(source)
+    if isinstance(source, Mapping) and all(is_tensor(value) for value in source.values()):
+        return from_state_dict(source, "state dict")
+    return from_module(_called(source, None), source) if _is_factory(source) else None
+
+
+def _is_factory(source: Any) -> bool:
+    """Tell whether a source looks like `package.module:function`, and names a package that exists."""
+    if not isinstance(source, str):
+        return False
+    module, colon, function = source.partition(":")
+    names = [*module.split("."), function]
+    return bool(colon) and all(name.isidentifier() for name in names) and module != "torchvision"
+
+
+def _called(source: str, classes: int | None) -> nn.Module:
+    """Call the function, with the class count where it takes one."""
+    from torch import nn
+
+    function = _imported(source)
+    taken = [name for name in _CLASS_ARGUMENTS if name in inspect.signature(function).parameters]
+    given = {taken[0]: classes} if taken and classes is not None else {}
+    module = function(**given)
+    if not isinstance(module, nn.Module):
+        raise SourceError(
+            source, f"it returns {type(module).__name__}", "a torch.nn.Module is needed",
+            "name the function that builds the network",
+        )  # fmt: skip
+    return module
+
+
+def _imported(source: str) -> Callable[..., Any]:
+    module, _, function = source.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise SourceError(
+            source, f"it cannot be imported ({error})", "package.module:function must exist",
+            "check the name, and that its folder is on PYTHONPATH",
+        ) from error  # fmt: skip
+    return found

@@ -1,0 +1,327 @@
+"""The plugins of one process, and the way into a host's own plugin manager.
+
+Light at import: what a plugin needs, it imports when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from inspect import isfunction, isroutine
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from pluggy import HookimplMarker, HookspecMarker, PluginManager
+
+from sane_plugins import hooks
+from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
+from sane_plugins.progress import Progress, reporting
+
+if TYPE_CHECKING:
+    import click
+    from torch import nn
+
+    from sane_plugins.tasks.embed import EncodeOptions, Encoder, Encoding
+    from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
+    from sane_plugins.tasks.predict import Estimate, PredictOptions, PropertyHead
+    from sane_plugins.tasks.sample import Sampler
+    from sane_plugins.tasks.task import Task
+    from sane_plugins.weights.graph import WeightGraph
+
+PROJECT = "sane_plugins"
+_SPECS = {name: value for name, value in vars(hooks).items() if name.startswith("sane_")}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin that is left out, or an answer of it that is, and why."""
+
+    plugin: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginInfo:
+    """One registered plugin: its name, where it came from, and the hooks it implements."""
+
+    name: str
+    distribution: str
+    version: str
+    hooks: tuple[str, ...]
+
+
+class Host:
+    """The plugins of one process. `problems` names those that were left out."""
+
+    def __init__(self, pm: PluginManager) -> None:
+        self.pm = pm
+        self.problems: list[Problem] = []
+        self._distributions: dict[str, tuple[str, str]] = {}
+
+    @classmethod
+    def installed(cls) -> Host:
+        """Load every installed plugin, one by one; a broken one is named and left out.
+
+        SANE_PLUGINS_LOAD=a,b loads only these, SANE_PLUGINS_DISABLE=a,b all but these (names of entry points
+        or distributions); SANE_PLUGINS_STRICT=1 raises `PluginError` instead of leaving one out.
+        """
+        pm = PluginManager(PROJECT)
+        pm.add_hookspecs(hooks)
+        host = cls(pm)
+        for point in entry_points(group=PROJECT):
+            if _wanted(point):
+                host._load(point)
+        return host
+
+    # Reading and writing networks
+
+    def open(self, source: Any) -> WeightGraph:
+        """Read a network. Raises `SourceError` where no plugin knows the source."""
+        graph: WeightGraph | None = self._first("sane_open", source=source)
+        if graph is not None:
+            return graph
+        exists = isinstance(source, str | Path) and Path(source).exists()
+        raise SourceError(
+            _short(source), "no plugin reads this file" if exists else "no plugin knows it",
+            "a module, a state dict, a file or a name such as torchvision:resnet18 is needed",
+            "check the name and its suffix, or see 'sane-plugins list'",
+        )  # fmt: skip
+
+    def build(self, source: Any, classes: int | None = None) -> nn.Module:
+        """Build a runnable module. Raises `SourceError` where no plugin can."""
+        module: nn.Module | None = self._first("sane_build", source=source, classes=classes)
+        if module is None:
+            raise SourceError(
+                _short(source), "no plugin builds a runnable network from it",
+                "a name such as torchvision:resnet18 or package.module:function is needed",
+                "check the name, or see 'sane-plugins list'",
+            )  # fmt: skip
+        return module
+
+    def save(self, graph: WeightGraph, target: str | Path, *, force: bool = False) -> Path:
+        """Write a network in the form that the target's suffix asks for."""
+        from sane_plugins.weights.writing import require_free
+
+        target = require_free(Path(target), force)
+        path: Path | None = self._first("sane_save", graph=graph, target=target)
+        if path is None:
+            raise UsageError(
+                target, f"no plugin writes '{target.suffix}' files", "a known suffix is needed",
+                "write .safetensors, .pt, or the form that the network came in",
+            )  # fmt: skip
+        return path
+
+    # Abilities
+
+    def encode(self, source: Any, options: EncodeOptions | None = None) -> Encoding:
+        """Encode a network."""
+        found: Encoding = self._required("sane_encode", source=source, options=options)
+        return found
+
+    def predict(self, source: Any, options: PredictOptions | None = None) -> Mapping[str, Estimate]:
+        """Predict a network's properties from its weights."""
+        found: Mapping[str, Estimate] = self._required(
+            "sane_predict_properties", source=source, options=options
+        )
+        return found
+
+    def initialise(
+        self, target: Any, task: Task, prompts: Sequence[Any] = (),
+        options: InitialiseOptions | None = None,
+    ) -> Initialisation:  # fmt: skip
+        """Initialise a module, or what a function builds, for a task; without prompts, from ours."""
+        found: Initialisation = self._required(
+            "sane_initialize", target=target, task=task, prompts=prompts, options=options
+        )
+        return found
+
+    # What plugins offer
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Return all encoders by name."""
+        return self._collected("sane_encoders")
+
+    def samplers(self) -> dict[str, Sampler]:
+        """Return all samplers by name."""
+        return self._collected("sane_samplers")
+
+    def property_heads(self) -> dict[str, PropertyHead]:
+        """Return all property heads by name."""
+        return self._collected("sane_property_heads")
+
+    def engines(self) -> dict[str, Any]:
+        """Return all engines by name."""
+        return self._collected("sane_engines")
+
+    def commands(self) -> list[click.Command]:
+        """Return the commands that plugins add."""
+        return [command for _, found in self._answers("sane_commands") for command in found]
+
+    def plugins(self) -> list[PluginInfo]:
+        """Describe the registered plugins."""
+        return [self._info(name, plugin) for name, plugin in self.pm.list_name_plugin() if plugin]
+
+    def report(self, event: Progress) -> None:
+        """Tell every observer of a step of a long job; one that raises is named and left out."""
+        for _ in self._answers("sane_progress", event=event):
+            pass
+
+    # Calling
+
+    def _load(self, point: EntryPoint) -> None:
+        name = point.name
+        try:
+            plugin = point.load()
+            required = getattr(plugin, "SANE_REQUIRES", (1, 0))
+            if tuple(required) > hooks.HOOKSPEC_VERSION:
+                raise PluginError(
+                    f"plugin {name}", f"it requires hooks {required}",
+                    f"this version has {hooks.HOOKSPEC_VERSION}", "upgrade sane-plugins",
+                )  # fmt: skip
+            self.pm.register(plugin, name=name)
+        except (
+            Exception
+        ) as error:  # a plugin's import may raise anything, and must not end the host
+            if self.pm.has_plugin(name):
+                self.pm.unregister(name=name)
+            self._left_out(name, error)
+            return
+        if point.dist is not None:
+            self._distributions[name] = (point.dist.name, point.dist.version)
+
+    def _left_out(self, plugin: str, error: Exception) -> None:
+        told = str(error) if isinstance(error, SaneError) else f"{type(error).__name__}: {error}"
+        if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
+            raise PluginError(
+                f"plugin {plugin}", f"it failed ({told})", "SANE_PLUGINS_STRICT allows no failure",
+                "repair or disable it",
+            ) from error  # fmt: skip
+        problem = Problem(plugin, told.partition("\n")[0])
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def _first(self, hook: str, **arguments: Any) -> Any:
+        """Return the first answer; a plugin that raises what is no `SaneError` is skipped."""
+        for _, answer in self._answers(hook, **arguments):
+            return answer
+        return None
+
+    def _required(self, hook: str, **arguments: Any) -> Any:
+        with reporting(self.report):
+            answer = self._first(hook, **arguments)
+        if answer is None:
+            told = "; ".join(f"{p.plugin}: {p.error}" for p in self.problems) or "none tried"
+            raise PluginError(
+                hook, f"no plugin answered ({told})", "one is needed", "see 'sane-plugins list'"
+            )
+        return answer
+
+    def _answers(self, hook: str, **arguments: Any) -> Any:
+        """Yield (plugin, answer) in calling order, implementation by implementation."""
+        caller = getattr(self.pm.hook, hook)
+        for implementation in reversed(caller.get_hookimpls()):
+            wanted = {name: arguments[name] for name in implementation.argnames}
+            try:
+                answer = implementation.function(**wanted)
+            except SaneError:
+                raise
+            except (
+                Exception
+            ) as error:  # third-party code; the other plugins' answers must survive it
+                self._left_out(implementation.plugin_name, error)
+                continue
+            if answer is not None:
+                yield implementation.plugin_name, answer
+
+    def _collected(self, hook: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        givers: dict[str, str] = {}
+        for plugin, offered in self._answers(hook):
+            for name, value in offered.items():
+                if name in found:
+                    raise PluginError(
+                        f"'{name}'", f"both {givers[name]} and {plugin} offer it in {hook}",
+                        "a name is given once", "disable one with SANE_PLUGINS_DISABLE",
+                    )  # fmt: skip
+                found[name], givers[name] = value, plugin
+        return found
+
+    def _info(self, name: str, plugin: Any) -> PluginInfo:
+        distribution, version = self._distributions.get(name, ("", ""))
+        callers = self.pm.get_hookcallers(plugin) or []
+        names = tuple(sorted(caller.name for caller in callers))
+        return PluginInfo(name=name, distribution=distribution, version=version, hooks=names)
+
+
+def attach(pm: PluginManager) -> Callable[[], None]:
+    """Add our hooks and all installed plugins to a host's own plugin manager; return what undoes it.
+
+    A manager reads only markers of its own project name, so re-marked copies are added. Attaching twice adds
+    nothing. Raises `PluginError` where the manager took none of our hooks.
+    """
+    marker = f"{PROJECT}:specifications"
+    if pm.has_plugin(marker):
+        return partial(_detach, pm)
+    spec, impl = HookspecMarker(pm.project_name), HookimplMarker(pm.project_name)
+    specifications = ModuleType(f"{PROJECT}_specifications")
+    for name, function in _SPECS.items():
+        options = getattr(function, f"{PROJECT}_spec")
+        setattr(specifications, name, spec(_clone(function), firstresult=options["firstresult"]))
+    if not hasattr(pm.hook, "sane_open"):
+        pm.add_hookspecs(specifications)
+    pm.register(SimpleNamespace(), name=marker)
+    host = Host.installed()
+    for name, plugin in host.pm.list_name_plugin():
+        pm.register(_remarked(plugin, impl), name=f"{PROJECT}:{name}")
+    if not any(caller.get_hookimpls() for caller in (getattr(pm.hook, n) for n in _SPECS)):
+        _detach(pm)
+        raise PluginError(
+            f"host '{pm.project_name}'", "none of our hooks was taken", "at least one is needed",
+            "see 'sane-plugins list' for plugins that were left out",
+        )  # fmt: skip
+    return partial(_detach, pm)
+
+
+def _detach(pm: PluginManager) -> None:
+    for name, _ in list(pm.list_name_plugin()):
+        if name.startswith(f"{PROJECT}:"):
+            pm.unregister(name=name)
+
+
+def _remarked(plugin: Any, impl: HookimplMarker) -> SimpleNamespace:
+    """Return a copy of a plugin whose implementations carry the host's marker."""
+    copy = SimpleNamespace()
+    for name in dir(plugin):
+        function = getattr(plugin, name)
+        options = getattr(function, f"{PROJECT}_impl", None) if isroutine(function) else None
+        if options:
+            fresh = _clone(function) if isfunction(function) else partial(function)
+            kept = {key: options[key] for key in ("tryfirst", "trylast")}
+            setattr(copy, name, impl(fresh, optionalhook=True, **kept))
+    return copy
+
+
+def _clone(function: FunctionType) -> FunctionType:
+    """Return the same function without its marks: two hosts in one process must not share them."""
+    fresh = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__,
+        function.__closure__,
+    )  # fmt: skip
+    fresh.__doc__, fresh.__kwdefaults__ = function.__doc__, function.__kwdefaults__
+    return fresh
+
+
+def _wanted(point: EntryPoint) -> bool:
+    names = {point.name, point.dist.name if point.dist else ""}
+    only = os.environ.get("SANE_PLUGINS_LOAD")
+    never = set(os.environ.get("SANE_PLUGINS_DISABLE", "").split(","))
+    return not names & never and (only is None or bool(names & set(only.split(","))))
+
+
+def _short(source: Any) -> str:
+    """Name a source in an error without printing its tensors."""
+    return str(source) if isinstance(source, str | Path | ModuleType) else type(source).__name__
