@@ -12,7 +12,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from inspect import isfunction, isroutine
 from pathlib import Path
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookimplMarker, HookspecMarker, PluginManager
@@ -273,7 +273,7 @@ def attach(pm: PluginManager) -> Callable[[], None]:
         setattr(specifications, name, spec(_clone(function), firstresult=options["firstresult"]))
     if not hasattr(pm.hook, "sane_open"):
         pm.add_hookspecs(specifications)
-    pm.register(SimpleNamespace(), name=marker)
+    pm.register(specifications, name=marker)
     host = Host.installed()
     for name, plugin in host.pm.list_name_plugin():
         pm.register(_remarked(plugin, impl), name=f"{PROJECT}:{name}")
@@ -292,9 +292,9 @@ def _detach(pm: PluginManager) -> None:
             pm.unregister(name=name)
 
 
-def _remarked(plugin: Any, impl: HookimplMarker) -> SimpleNamespace:
+def _remarked(plugin: Any, impl: HookimplMarker) -> ModuleType:
     """Return a copy of a plugin whose implementations carry the host's marker."""
-    copy = SimpleNamespace()
+    copy = ModuleType(f"{PROJECT}_plugin")
     for name in dir(plugin):
         function = getattr(plugin, name)
         options = getattr(function, f"{PROJECT}_impl", None) if isroutine(function) else None

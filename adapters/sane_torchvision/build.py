@@ -1,0 +1,166 @@
+"""Build torchvision's networks by name, with any number of classes and any fitting weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from inspect import Parameter, signature, unwrap
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, get_type_hints
+
+import torch
+from torch import nn
+
+from sane_plugins.errors import SourceError
+from sane_plugins.weights.files import open_file
+from sane_torchvision.load import import_torchvision
+
+_log = logging.getLogger(__name__)
+_State = Mapping[str, torch.Tensor]
+_Notes = tuple[str, ...]
+
+
+def build(source: str, classes: int | None) -> tuple[nn.Module, _Notes]:
+    """Return the network of NAME or NAME@WEIGHTS, and notes on weights that did not fit.
+
+    Without weights it is freshly initialised with torch's global generator. With weights of another
+    class count the classifier stays fresh. Raises `SourceError` where the name is unknown, where it
+    takes no class count, and where the weights are of another architecture.
+    """
+    name, at, weights = source.partition("@")
+    builder = _builder(name)
+    if not at:
+        return _built(builder, name, classes), ()
+    module, notes = _with_weights(builder, name, _state(builder, name, weights), classes)
+    for note in notes:
+        _log.warning("%s: %s", source, note)
+    return module, notes
+
+
+def _builder(name: str) -> Callable[..., nn.Module]:
+    models = import_torchvision().models
+    names = models.list_models()
+    if name in names:
+        return models.get_model_builder(name)  # type: ignore[no-any-return]
+    close = get_close_matches(name, names, n=3)
+    raise SourceError(
+        f"torchvision:{name}", "torchvision has no such network",
+        "one of torchvision.models.list_models() is needed",
+        f"did you mean {' or '.join(close)}" if close else "check the name",
+    )  # fmt: skip
+
+
+def _built(
+    builder: Callable[..., nn.Module], name: str, classes: int | None, with_aux: bool = False
+) -> nn.Module:
+    """Build without weights, and without the second heads that only help training."""
+    known = _parameters(builder)
+    options: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in known:
+        options["weights_backbone"] = None  # the default is a download
+    if "aux_logits" in known:
+        options["aux_logits"] = with_aux
+    if "init_weights" in known and known["init_weights"].default is None:
+        options["init_weights"] = False  # left open it warns, and draws for minutes
+    if classes is not None:
+        if "num_classes" not in known:
+            raise SourceError(
+                f"torchvision:{name}", f"{classes} classes were asked for",
+                "this network has no classes", "choose a classification network",
+            )  # fmt: skip
+        options["num_classes"] = classes
+    return builder(**options)
+
+
+def _parameters(builder: Callable[..., nn.Module]) -> dict[str, Parameter]:
+    """Return what a builder takes, by itself or by the class that it builds and that one's bases."""
+    plain = unwrap(builder)
+    built = get_type_hints(plain).get("return")
+    bases = built.__mro__ if isinstance(built, type) else ()
+    found = dict(signature(plain).parameters)
+    for base in bases[: bases.index(nn.Module)] if nn.Module in bases else ():
+        found = {**signature(base.__init__).parameters, **found}
+    return found
+
+
+def _state(builder: Callable[..., nn.Module], name: str, weights: str) -> _State:
+    """Return the weights after the `@`: published ones by name, or those of a file."""
+    published = import_torchvision().models.get_model_weights(name).__members__
+    if weights in published:
+        return _published(builder, name, published[weights])
+    graph = open_file(Path(weights))
+    if graph is None:
+        raise SourceError(
+            f"torchvision:{name}@{weights}", "these weights are not known",
+            "a .pth, .pt or .safetensors file, or the name of published weights is needed",
+            f"try {', '.join(published)}" if published else "name a file",
+        )  # fmt: skip
+    return graph.state_dict()
+
+
+def _published(builder: Callable[..., nn.Module], name: str, weights: Any) -> _State:
+    """Fetch published weights, and let the builder read them: some files have keys of old versions."""
+    try:
+        # The builder unpickles anything, so the fetched file is proved harmless first.
+        weights.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
+        return _own(builder(weights=weights, progress=False))
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise SourceError(
+            f"torchvision:{name}", f"{weights.url} cannot be fetched ({error})",
+            "its published weights come from there",
+            f"fetch the file elsewhere and name it as torchvision:{name}@FILE",
+        ) from error  # fmt: skip
+
+
+def _with_weights(
+    builder: Callable[..., nn.Module], name: str, state: _State, classes: int | None
+) -> tuple[nn.Module, _Notes]:
+    """Build the network that the weights are from, or that network with another class count."""
+    module = _built(builder, name, classes)
+    if "aux_logits" in _parameters(builder) and classes is None and state.keys() - _own(module):
+        module = _built(builder, name, classes, with_aux=True)
+    own = _own(module)
+    other = {key for key in own if key in state and state[key].shape != own[key].shape}
+    count = _class_count(own, state, other)
+    _require_fit(name, own, state, other if count is None else set())
+    if other and classes is None:
+        return _with_weights(builder, name, state, count)
+    module.load_state_dict({k: v for k, v in state.items() if k in own.keys() - other}, strict=False)
+    return module, tuple(_notes(own, state, other))
+
+
+def _own(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(module.state_dict())
+
+
+def _class_count(own: _State, state: _State, other: set[str]) -> int | None:
+    """Return the class count of the weights where the shapes differ in nothing else."""
+    pairs = {(own[k].shape[:1], state[k].shape[:1]) for k in other}
+    rest_fits = all(own[k].shape[1:] == state[k].shape[1:] for k in other)
+    counts = {there for _, there in pairs if there}
+    return next(iter(counts))[0] if len(pairs) == len(counts) == 1 and rest_fits else None
+
+
+def _require_fit(name: str, own: _State, state: _State, unfit: set[str]) -> None:
+    # Files from before torch 0.4.1 lack this counter, which nothing reads in evaluation.
+    missing = sorted(k for k in own.keys() - state.keys() if own[k].is_floating_point())
+    if missing or unfit:
+        key = (missing or sorted(unfit))[0]
+        found = f"has shape {tuple(state[key].shape)}" if key in state else "is missing"
+        raise SourceError(
+            f"torchvision:{name}", f"'{key}' {found} in the weights",
+            f"the network has {tuple(own[key].shape)}", "check which network they are from",
+        )  # fmt: skip
+
+
+def _notes(own: _State, state: _State, other: set[str]) -> list[str]:
+    notes = []
+    if other:
+        notes.append(f"freshly initialised for another class count: {', '.join(sorted(other))}")
+    if extra := sorted(state.keys() - own.keys()):
+        notes.append(f"in the weights but not in the network: {', '.join(extra)}")
+    return notes

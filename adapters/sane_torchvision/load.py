@@ -1,0 +1,88 @@
+"""Import torchvision, also where its compiled operators cannot be loaded."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from sane_plugins.errors import SourceError
+
+# Torchvision describes these two operators to torch whether or not they were loaded.
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+# The schemas vanish with the object that declared them.
+_kept: list[torch.library.Library] = []
+_log = logging.getLogger(__name__)
+
+
+@cache
+def import_torchvision() -> ModuleType:
+    """Return the torchvision module.
+
+    Where its operators do not fit this torch (a CUDA build beside a CPU torch), their schemas are
+    declared, and the log says once that detection models can be read but not run. Raises
+    `SourceError` where torchvision is not installed or does not import.
+    """
+    try:
+        return _imported()
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise _unusable(error) from error
+    _forget()
+    _declare()
+    try:
+        module = _imported()
+    except RuntimeError as error:
+        _forget()
+        raise _unusable(error) from error
+    _log.warning(
+        "torchvision %s was built for another torch than %s: classification models work, the"
+        " operators of detection models cannot run", module.__version__, torch.__version__,
+    )  # fmt: skip
+    return module
+
+
+def _imported() -> ModuleType:
+    try:
+        with warnings.catch_warnings():
+            # Image files are read by pillow here, never by torchvision's own extension.
+            warnings.filterwarnings("ignore", message="Failed to load image Python extension")
+            return import_module("torchvision")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":
+            raise SourceError(
+                "torchvision", "it is not installed", "this network's code comes from it",
+                "run pip install 'sane-plugins[torchvision]'",
+            ) from error  # fmt: skip
+        raise _unusable(error) from error
+
+
+def _forget() -> None:
+    """Drop what a failed import left behind, so that the next one starts afresh."""
+    for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+def _declare() -> None:
+    """Declare the schemas that are missing."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _SCHEMAS:
+        if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
+            library.define(schema)
+    _kept.append(library)
+
+
+def _unusable(error: Exception) -> SourceError:
+    reason = " ".join(str(error).split())
+    return SourceError(
+        "torchvision", f"it does not import ({reason})", "one that fits this torch is needed",
+        f"install the torchvision that belongs to torch {torch.__version__}",
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""Hosts: plugins are found, isolated and overridden, and our hooks work in anyone's manager."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pluggy
+import pytest
+import torch
+from torch import nn
+
+import sane_plugins
+from sane_plugins.errors import PluginError, SourceError, UsageError
+from sane_plugins.host import Host, attach
+from sane_plugins.weights.writing import save_safetensors
+
+HEADER = "from sane_plugins import hookimpl\n"
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Return a function that installs a real distribution with one plugin module."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def add(name: str, code: str) -> None:
+        (tmp_path / f"{name}.py").write_text(HEADER + textwrap.dedent(code))
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-dist\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[sane_plugins]\n{name} = {name}\n")
+
+    yield add
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def _names(host: Host) -> set[str]:
+    return {info.name for info in host.plugins()}
+
+
+def test_built_ins_and_adapters_enter_by_entry_point() -> None:
+    assert {"builtin", "onnx", "torchvision"} <= _names(Host.installed())
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import no_such_module", "1 / 0", "SANE_REQUIRES = (9, 0)",
+     "@hookimpl\ndef sane_open(source, no_such_argument): ..."],
+)  # fmt: skip
+def test_a_broken_plugin_is_named_and_left_out(install, code: str) -> None:
+    install("broken_plugin", code)
+    host = Host.installed()
+    assert [problem.plugin for problem in host.problems] == ["broken_plugin"]
+    assert "broken_plugin" not in _names(host)
+    assert host.open(nn.Linear(2, 2)).size == 6
+
+
+def test_strict_mode_raises(install, monkeypatch) -> None:
+    install("broken_plugin", "1 / 0")
+    monkeypatch.setenv("SANE_PLUGINS_STRICT", "1")
+    with pytest.raises(PluginError, match="broken_plugin"):
+        Host.installed()
+
+
+@pytest.mark.parametrize("name", ["good_plugin", "good_plugin-dist"])
+def test_plugins_are_chosen_by_environment(install, monkeypatch, name: str) -> None:
+    install("good_plugin", "@hookimpl\ndef sane_engines(): return {'mine': map}")
+    assert "mine" in Host.installed().engines()
+    monkeypatch.setenv("SANE_PLUGINS_DISABLE", name)
+    assert "good_plugin" not in _names(Host.installed())
+    monkeypatch.delenv("SANE_PLUGINS_DISABLE")
+    monkeypatch.setenv("SANE_PLUGINS_LOAD", name)
+    assert _names(Host.installed()) == {"good_plugin"}
+
+
+def test_a_name_given_twice_names_both_plugins(install) -> None:
+    install("one_plugin", "@hookimpl\ndef sane_engines(): return {'mine': map}")
+    install("two_plugin", "@hookimpl\ndef sane_engines(): return {'mine': map}")
+    with pytest.raises(PluginError, match=r"(one|two)_plugin and (one|two)_plugin"):
+        Host.installed().engines()
+
+
+def test_anyone_can_override_an_ability(install) -> None:
+    install("mine_plugin", "@hookimpl\ndef sane_encode(source): return 'mine'")
+    assert Host.installed().encode("anything") == "mine"
+
+
+def test_a_raising_plugin_takes_nobody_down(install) -> None:
+    install(
+        "raising_plugin",
+        """
+        @hookimpl
+        def sane_open(source): raise KeyError("oops")
+        @hookimpl
+        def sane_engines(): raise KeyError("oops")
+        @hookimpl
+        def sane_progress(event): raise KeyError("oops")
+        """,
+    )
+    host = Host.installed()
+    assert host.open(nn.Linear(2, 2)).size == 6
+    assert "local" in host.engines()
+    host.report(None)
+    assert {problem.plugin for problem in host.problems} == {"raising_plugin"}
+
+
+def test_an_unknown_source_says_the_way_out() -> None:
+    with pytest.raises(SourceError, match="sane-plugins list"):
+        Host.installed().open("no-such-thing")
+
+
+def test_open_save_and_build(tmp_path) -> None:
+    host, network = Host.installed(), nn.Linear(3, 2)
+    path = host.save(host.open(network), tmp_path / "net.safetensors")
+    assert torch.equal(host.open(path).tensors["weight"], network.weight)
+    assert torch.equal(host.open(network.state_dict()).tensors["bias"], network.bias)
+    with pytest.raises(UsageError, match="--force"):
+        host.save(host.open(network), path)
+    with pytest.raises(UsageError, match=r"\.xyz"):
+        host.save(host.open(network), tmp_path / "net.xyz")
+    built = host.build("sane_plugins.zoo.architectures:small_cnn", 7)
+    assert built(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
+
+
+def test_encoders_and_samplers_are_offered() -> None:
+    host = Host.installed()
+    assert {"sane", "statistics"} <= set(host.encoders())
+    assert {"kde", "gaussian"} <= set(host.samplers())
+
+
+class _Foreign:
+    """A host program with a plugin manager of its own."""
+
+    def __init__(self, project: str) -> None:
+        self.pm = pluggy.PluginManager(project)
+
+
+@pytest.mark.parametrize("project", ["host", "pytest", "sane_plugins"])
+def test_attach_to_a_host(project: str) -> None:
+    pm = _Foreign(project).pm
+    undo = attach(pm)
+    assert pm.hook.sane_open(source=nn.Linear(2, 2)).size == 6
+    assert {"kde"} <= set().union(*pm.hook.sane_samplers())
+    pm.check_pending()
+    count = len(pm.get_plugins())
+    attach(pm)
+    assert len(pm.get_plugins()) == count
+    undo()
+    assert pm.hook.sane_open(source=nn.Linear(2, 2)) is None
+    sane_plugins.attach(pm)
+    assert pm.hook.sane_open(source=nn.Linear(2, 2)).size == 6
+
+
+def test_two_hosts_in_one_process() -> None:
+    first, second = _Foreign("one").pm, _Foreign("two").pm
+    undo = attach(first)
+    attach(second)
+    undo()
+    assert second.hook.sane_open(source=nn.Linear(2, 2)).size == 6
+
+
+def test_a_hosts_own_plugin_overrides_ours() -> None:
+    pm = _Foreign("host").pm
+    attach(pm)
+
+    class Mine:
+        @pluggy.HookimplMarker("host")
+        def sane_encode(self, source):
+            return f"mine: {source}"
+
+    pm.register(Mine())
+    assert pm.hook.sane_encode(source="net", options=None) == "mine: net"
+
+
+def test_markers_and_host_import_without_torch() -> None:
+    code = "import sys, sane_plugins, sane_plugins.host; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)

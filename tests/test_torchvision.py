@@ -1,0 +1,177 @@
+"""Torchvision's networks by name: opened, built for other class counts, given weights, refused."""
+
+import logging
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import sane_torchvision
+import torch
+from torch import nn
+
+from sane_plugins.errors import SourceError
+from sane_plugins.weights.modules import from_module, load_into
+from sane_plugins.weights.tokens import detokenize, tokenize
+
+# Name, and the smallest image side that it takes without complaint.
+NETWORKS = {
+    "resnet18": 64, "squeezenet1_0": 64, "squeezenet1_1": 64, "densenet121": 64, "googlenet": 64,
+    "mobilenet_v2": 64, "mobilenet_v3_small": 64, "efficientnet_b0": 64, "shufflenet_v2_x0_5": 64,
+    "mnasnet0_5": 64, "regnet_y_400mf": 64, "inception_v3": 128,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _torchvision() -> None:
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    sane_torchvision.import_torchvision()
+
+
+def _built(source: str, classes: int | None = None) -> nn.Module:
+    module = sane_torchvision.sane_build(source, classes)
+    assert module is not None
+    return module.eval()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_value_of_a_network_becomes_a_token_and_returns(name: str) -> None:
+    graph = sane_torchvision.sane_open(f"torchvision:{name}")
+    assert graph.has_topology
+    tokens = tokenize(graph, 128)
+    assert int(tokens.mask.sum()) == graph.size
+    blank = graph.replace({p.key: torch.full(p.shape, 7.0) for p in graph.params})
+    back = detokenize(tokens, blank)
+    assert all(torch.equal(back.tensors[p.key], value) for p, value in graph.items())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_built_for_seven_classes(name: str) -> None:
+    module = _built(f"torchvision:{name}", 7)
+    size = NETWORKS[name]
+    with torch.no_grad():
+        assert module.train()(torch.randn(2, 3, size, size)).shape == (2, 7)
+        assert module.eval()(torch.randn(1, 3, size, size)).shape == (1, 7)
+
+
+def test_weights_of_a_file_are_read(tmp_path: Path) -> None:
+    module = _built("torchvision:resnet18")
+    torch.save(module.state_dict(), tmp_path / "w.pth")
+    source = f"torchvision:resnet18@{tmp_path / 'w.pth'}"
+    graph = sane_torchvision.sane_open(source)
+    assert graph.source == source
+    assert not graph.notes
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(_built(source)(images), module(images))
+    for key, value in module.state_dict().items():
+        assert torch.equal(graph.state_dict()[key], value)
+
+
+def test_the_class_count_of_a_file_is_found(tmp_path: Path) -> None:
+    torch.save(_built("torchvision:squeezenet1_0", 10).state_dict(), tmp_path / "w.pth")
+    graph = sane_torchvision.sane_open(f"torchvision:squeezenet1_0@{tmp_path / 'w.pth'}")
+    assert graph.tensors["classifier.1.weight"].shape[0] == 10
+
+
+def test_weights_for_another_class_count_keep_all_but_the_classifier(tmp_path: Path, caplog) -> None:
+    given = _built("torchvision:resnet18")
+    torch.save(given.state_dict(), tmp_path / "w.pth")
+    with caplog.at_level(logging.WARNING):
+        module = _built(f"torchvision:resnet18@{tmp_path / 'w.pth'}", 7)
+    assert "freshly initialised" in caplog.text
+    assert "fc.bias, fc.weight" in caplog.text
+    for key, value in given.state_dict().items():
+        assert torch.equal(module.state_dict()[key], value) != key.startswith("fc."), key
+
+
+def test_second_heads_in_a_file_are_kept_or_named(tmp_path: Path, caplog) -> None:
+    models = sane_torchvision.import_torchvision().models
+    full = models.googlenet(weights=None, init_weights=False, num_classes=10)
+    torch.save(full.state_dict(), tmp_path / "w.pth")
+    source = f"torchvision:googlenet@{tmp_path / 'w.pth'}"
+    assert sane_torchvision.sane_open(source).state_dict().keys() == full.state_dict().keys()
+    with caplog.at_level(logging.WARNING):
+        _built(source, 10)
+    assert "aux1.conv.conv.weight" in caplog.text
+
+
+def test_published_weights_come_from_the_cache(tmp_path: Path, monkeypatch) -> None:
+    module = _built("torchvision:squeezenet1_1")
+    name = sane_torchvision.import_torchvision().models.SqueezeNet1_1_Weights.DEFAULT.url
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(module.state_dict(), tmp_path / "hub" / "checkpoints" / name.rpartition("/")[2])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for weights in ("DEFAULT", "IMAGENET1K_V1"):
+        built = _built(f"torchvision:squeezenet1_1@{weights}")
+        assert all(torch.equal(v, built.state_dict()[k]) for k, v in module.state_dict().items())
+
+
+def test_no_network_is_told(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    with pytest.raises(SourceError, match=r"no route to host.*fetch the file elsewhere"):
+        sane_torchvision.sane_open("torchvision:resnet18@DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("source", "classes", "said"),
+    [
+        ("torchvision:resnet81", None, "did you mean .*resnet18"),
+        ("torchvision:", None, "no such network"),
+        ("torchvision:resnet18@nothing", None, "IMAGENET1K_V1"),
+        ("torchvision:resnet18@nothing.pth", None, "does not exist"),
+        ("torchvision:raft_small", 7, "no classes"),
+    ],
+)
+def test_refusals(source: str, classes: int | None, said: str) -> None:
+    with pytest.raises(SourceError, match=said):
+        sane_torchvision.sane_build(source, classes)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(_built("torchvision:squeezenet1_0").state_dict(), tmp_path / "other.pth")
+    with pytest.raises(SourceError, match="conv1.weight.*is missing in the weights"):
+        sane_torchvision.sane_open(f"torchvision:resnet18@{tmp_path / 'other.pth'}")
+    with pytest.raises(SourceError, match="has shape"):
+        sane_torchvision.sane_open(f"torchvision:squeezenet1_1@{tmp_path / 'other.pth'}")
+
+
+@pytest.mark.parametrize("source", ["resnet18", Path("torchvision:x"), nn.Linear(1, 1), {}, None])
+def test_other_sources_are_left_to_others(source: object) -> None:
+    assert sane_torchvision.sane_open(source) is None
+    assert sane_torchvision.sane_build(source, 7) is None
+
+
+def test_a_built_network_takes_a_graph_back() -> None:
+    one, other = _built("torchvision:mnasnet0_5", 7), _built("torchvision:mnasnet0_5", 7)
+    load_into(other, from_module(one))
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(one(images), other(images))
+
+
+def test_importing_the_adapter_imports_no_torch() -> None:
+    check = "import sys, sane_torchvision; sys.exit(bool({'torch', 'torchvision'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_a_missing_torchvision_is_told() -> None:
+    check = """
+import sys, sane_torchvision
+from sane_plugins.errors import SourceError
+class Missing:
+    def find_spec(self, name, *_):
+        if name == "torchvision":
+            raise ModuleNotFoundError("no", name=name)
+sys.meta_path.insert(0, Missing())
+try:
+    sane_torchvision.sane_open("torchvision:resnet18")
+except SourceError as error:
+    sys.exit(0 if "pip install 'sane-plugins[torchvision]'" in str(error) else 2)
+sys.exit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
