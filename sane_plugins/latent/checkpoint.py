@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,31 +17,33 @@ from safetensors.torch import save_file
 from sane_plugins.errors import ZooError
 from sane_plugins.latent.model import SANE, SANEConfig
 
-VERSION = "1"
+VERSION = 1
+HEADER = "sane"
 
 
 def save(
-    model: SANE, path: str | Path, metadata: Mapping[str, str] | None = None,
+    model: SANE, path: str | Path, metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:  # fmt: skip
     """Write a model beside its place and rename it; the inverse of `load` up to `dtype`."""
     path = Path(path)
     tensors = {key: value.to(dtype).contiguous() for key, value in model.state_dict().items()}
-    header = {"sane_version": VERSION, "config": json.dumps(asdict(model.config))}
+    # One entry, because the format writes several in any order: same model, same bytes.
+    told = {**(metadata or {}), "version": VERSION, "config": asdict(model.config)}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={**(metadata or {}), **header})
+    save_file(tensors, partial, metadata={HEADER: json.dumps(told)})
     return partial.replace(path)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> SANE:
     """Read a model. Raises `ZooError` for a missing or broken file, or one of another version."""
     metadata, tensors = _read(Path(path))
-    if metadata.get("sane_version") != VERSION:
+    if metadata.get("version") != VERSION:
         raise ZooError(
-            path, f"its version is {metadata.get('sane_version', 'not given')}",
+            path, f"its version is {metadata.get('version', 'not given')}",
             f"a SANE of version {VERSION} is needed", "pretrain one with 'sane-plugins pretrain'",
         )  # fmt: skip
-    model = SANE(SANEConfig(**json.loads(metadata["config"])))
+    model = SANE(SANEConfig(**metadata["config"]))
     model.load_state_dict({key: value.float() for key, value in tensors.items()})
     return model.eval().requires_grad_(False).to(device)
 
@@ -52,15 +55,16 @@ def embedded() -> SANE:
         return load(path)
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
+def read_metadata(path: str | Path) -> dict[str, Any]:
     """Return what a model file says of itself: version, configuration, recipe."""
     return _read(Path(path))[0]
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            told = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            return told, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ZooError(
             path, f"it cannot be read ({error})", "a SANE in a safetensors file is needed",

@@ -16,7 +16,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import Layer, Param, Role, WeightGraph
 
 CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
-KEYS, TIES, AXES = "sane_keys", "sane_ties", "sane_axes"
+HEADER = "sane"
 NO_TOPOLOGY = "no topology: a file of tensors does not say how they are connected"
 _ZIP, _PICKLE = b"PK", b"\x80"
 _NORM_ROLES: Mapping[str, Role] = {
@@ -117,13 +117,14 @@ def _open_safetensors(path: Path) -> WeightGraph:
             metadata, keys = file.metadata() or {}, list(file.keys())
     except (OSError, SafetensorError) as error:
         raise _broken(path, error) from error
-    written = json.loads(metadata.get(KEYS, "[]"))
+    told = json.loads(metadata.get(HEADER, "{}"))
+    written = told.get("keys", [])
     # The format sorts keys by type and name; a file that is not ours gets layer 10 after layer 2.
     order = written if sorted(written) == sorted(keys) else sorted(keys, key=_natural)
-    ties = json.loads(metadata.get(TIES, "{}"))
-    axes = json.loads(metadata.get(AXES, "{}"))
-    tensors = LazyTensors(path, order)
-    return from_state_dict(tensors, str(path), container="safetensors", ties=ties, axes=axes)
+    return from_state_dict(
+        LazyTensors(path, order), str(path), container="safetensors",
+        ties=told.get("ties"), axes=told.get("axes"),
+    )  # fmt: skip
 
 
 def _open_checkpoint(path: Path) -> WeightGraph:

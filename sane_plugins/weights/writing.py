@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sane_plugins.errors import SourceError, UsageError
-from sane_plugins.weights.files import AXES, KEYS, TIES
+from sane_plugins.weights.files import HEADER
 from sane_plugins.weights.graph import WeightGraph
 
 
@@ -35,8 +35,9 @@ def save_safetensors(
     path = Path(path)
     state = {k: v.contiguous().cpu() for k, v in graph.state_dict().items() if k not in graph.ties}
     axes = {param.key: param.axis for param in graph.params if param.axis}
-    own = {KEYS: list(state), TIES: dict(graph.ties), AXES: axes}
-    told = {**(metadata or {}), **{key: json.dumps(value) for key, value in own.items()}}
+    own = {"keys": list(state), "ties": dict(graph.ties), "axes": axes}
+    # One entry, because the format writes several in any order: same network, same bytes.
+    told = {HEADER: json.dumps({**(metadata or {}), **own})}
     return _renamed(path, lambda partial: save_file(state, partial, metadata=told))
 
 

@@ -83,7 +83,7 @@ def pretrain(
             _keep(run, state, options)
         report(Progress(job="pretrain", done=run.step, total=options.steps, note=loss))
     run.model.eval().requires_grad_(False)
-    checkpoint.save(run.model, out, {"recipe": json.dumps(asdict(options))})
+    checkpoint.save(run.model, out, {"recipe": asdict(options)})
     state.unlink(missing_ok=True)
     return run.model
 
