@@ -1,0 +1,50 @@
+"""ONNX files as networks: read without running anything, written back with the same node graph."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sane_plugins import hookimpl
+
+if TYPE_CHECKING:
+    from sane_plugins.weights.graph import WeightGraph
+
+SUFFIX = ".onnx"
+
+
+@hookimpl
+def sane_open(source: Any) -> WeightGraph | None:
+    """Read an ONNX file. Raises `SourceError` where it is broken, or names other files to read."""
+    if not isinstance(source, str | Path) or not _is_ours(source):
+        return None
+    _require_onnx(source)
+    from sane_onnx.read import read
+
+    return read(Path(source))
+
+
+@hookimpl
+def sane_save(graph: WeightGraph, target: Path) -> Path | None:
+    """Write a network that came from an ONNX file. Raises `SourceError` for one that did not."""
+    if not _is_ours(target):
+        return None
+    _require_onnx(target)
+    from sane_onnx.write import write
+
+    return write(graph, Path(target))
+
+
+def _is_ours(path: str | Path) -> bool:
+    return str(path).lower().endswith(SUFFIX)
+
+
+def _require_onnx(place: str | Path) -> None:
+    if find_spec("onnx") is None:
+        from sane_plugins.errors import SourceError
+
+        raise SourceError(
+            place, "the package onnx is not installed", "ONNX files need it",
+            "run pip install 'sane-plugins[onnx]'",
+        )  # fmt: skip

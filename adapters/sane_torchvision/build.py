@@ -81,8 +81,12 @@ def _parameters(builder: Callable[..., nn.Module]) -> dict[str, Parameter]:
     bases = built.__mro__ if isinstance(built, type) else ()
     found = dict(signature(plain).parameters)
     for base in bases[: bases.index(nn.Module)] if nn.Module in bases else ():
-        found = {**signature(base.__init__).parameters, **found}
+        found = {**_init_parameters(base), **found}
     return found
+
+
+def _init_parameters(kind: type) -> Mapping[str, Parameter]:
+    return signature(vars(kind).get("__init__", object.__init__)).parameters
 
 
 def _state(builder: Callable[..., nn.Module], name: str, weights: str) -> _State:
@@ -120,40 +124,51 @@ def _with_weights(
     builder: Callable[..., nn.Module], name: str, state: _State, classes: int | None
 ) -> tuple[nn.Module, _Notes]:
     """Build the network that the weights are from, or that network with another class count."""
-    module = _built(builder, name, classes)
-    if "aux_logits" in _parameters(builder) and classes is None and state.keys() - _own(module):
-        module = _built(builder, name, classes, with_aux=True)
+    module = _whole(builder, name, state)
+    _require_fit(name, module, state)
+    if classes is not None:
+        module = _built(builder, name, classes)
+    own, fresh = _own(module), _unfit(module, state)
+    module.load_state_dict({k: state[k] for k in own.keys() & state.keys() - fresh}, strict=False)
+    return module, tuple(_notes(own, state, fresh))
+
+
+def _whole(builder: Callable[..., nn.Module], name: str, state: _State) -> nn.Module:
+    """Build the network with the second heads and the class count that the weights have."""
+    known = _parameters(builder)
+    module = _built(builder, name, None)
+    with_aux = "aux_logits" in known and bool(state.keys() - _own(module))
+    if with_aux:
+        module = _built(builder, name, None, with_aux=True)
+    counts = {len(state[key]) for key in _unfit(module, state) if state[key].ndim}
+    if len(counts) != 1 or "num_classes" not in known:
+        return module
+    return _built(builder, name, counts.pop(), with_aux)
+
+
+def _unfit(module: nn.Module, state: _State) -> set[str]:
+    """Return the keys whose shapes differ."""
     own = _own(module)
-    other = {key for key in own if key in state and state[key].shape != own[key].shape}
-    count = _class_count(own, state, other)
-    _require_fit(name, own, state, other if count is None else set())
-    if other and classes is None:
-        return _with_weights(builder, name, state, count)
-    module.load_state_dict({k: v for k, v in state.items() if k in own.keys() - other}, strict=False)
-    return module, tuple(_notes(own, state, other))
+    return {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
 
 
 def _own(module: nn.Module) -> dict[str, torch.Tensor]:
     return dict(module.state_dict())
 
 
-def _class_count(own: _State, state: _State, other: set[str]) -> int | None:
-    """Return the class count of the weights where the shapes differ in nothing else."""
-    pairs = {(own[k].shape[:1], state[k].shape[:1]) for k in other}
-    rest_fits = all(own[k].shape[1:] == state[k].shape[1:] for k in other)
-    counts = {there for _, there in pairs if there}
-    return next(iter(counts))[0] if len(pairs) == len(counts) == 1 and rest_fits else None
-
-
-def _require_fit(name: str, own: _State, state: _State, unfit: set[str]) -> None:
-    # Files from before torch 0.4.1 lack this counter, which nothing reads in evaluation.
-    missing = sorted(k for k in own.keys() - state.keys() if own[k].is_floating_point())
-    if missing or unfit:
-        key = (missing or sorted(unfit))[0]
-        found = f"has shape {tuple(state[key].shape)}" if key in state else "is missing"
+def _require_fit(name: str, module: nn.Module, state: _State) -> None:
+    own = _own(module)
+    # Files from before torch 0.4.1 lack the integer counter, which nothing reads in evaluation.
+    missing = {k for k in own.keys() - state.keys() if own[k].is_floating_point()}
+    wrong = [*sorted(_unfit(module, state)), *sorted(missing), *sorted(state.keys() - own.keys())]
+    if wrong:
+        key = wrong[0]
+        there, here = (
+            f"has {tuple(x[key].shape)}" if key in x else "lacks it" for x in (state, own)
+        )
         raise SourceError(
-            f"torchvision:{name}", f"'{key}' {found} in the weights",
-            f"the network has {tuple(own[key].shape)}", "check which network they are from",
+            f"torchvision:{name}, '{key}'", f"the file of weights {there}", f"the network {here}",
+            "check which network the weights are from",
         )  # fmt: skip
 
 
