@@ -30,7 +30,7 @@ from sane_plugins.errors import ZooError
 from sane_plugins.latent import checkpoint
 from sane_plugins.latent.model import SANE, SANEConfig
 from sane_plugins.tasks import embed, statistics
-from sane_plugins.tasks.heads import Samples, fit_head, fit_members, join
+from sane_plugins.tasks.heads import STRUCTURE, Samples, fit_head, fit_members, join
 from sane_plugins.tasks.predict import fingerprint
 from sane_plugins.tasks.regressors import Array, predict
 from sane_plugins.zoo.store import Zoo, evaluation_pool, import_published
@@ -53,14 +53,21 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     start, model, note = time.perf_counter(), *_sane(arguments.sane)
-    result: dict[str, Any] = {"sane": fingerprint(model), "note": note, "splits": SPLITS, "cells": {}}
+    result: dict[str, Any] = {
+        "sane": fingerprint(model),
+        "note": note,
+        "splits": SPLITS,
+        "cells": {},
+    }
     for name in ZOOS:
         result["cells"] |= _zoo(import_published(arguments.data / "zoos" / f"{name}.json"), model)
     result["seconds"] = round(time.perf_counter() - start)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result["cells"]))
-    print(f"\n{note}; {result['seconds']} s; R^2 on test networks, mean ± deviation of {SPLITS} splits.")
+    print(
+        f"\n{note}; {result['seconds']} s; R^2 on test networks, mean ± deviation of {SPLITS} splits."
+    )
     sys.exit(0 if all(holds(cell) for cell in result["cells"].values()) else 1)
 
 
@@ -86,7 +93,9 @@ def table(cells: Mapping[str, Any]) -> str:
 def _sane(path: Path | None) -> tuple[SANE, str]:
     """Return the SANE to test, and a note; without any, a random one keeps the rest measurable."""
     try:
-        return (checkpoint.load(path) if path else checkpoint.embedded()), f"SANE: {path or 'embedded'}"
+        return (
+            checkpoint.load(path) if path else checkpoint.embedded()
+        ), f"SANE: {path or 'embedded'}"
     except (ZooError, FileNotFoundError):
         if path:
             raise
@@ -96,22 +105,29 @@ def _sane(path: Path | None) -> tuple[SANE, str]:
 
 def _zoo(zoo: Zoo, model: SANE) -> dict[str, Any]:
     finite = zoo.where(lambda entry: bool(entry.properties["finite"]))
-    print(f"{zoo.name}: {len(zoo) - len(finite)} of {len(zoo)} networks dropped, not finite", file=sys.stderr)
+    print(
+        f"{zoo.name}: {len(zoo) - len(finite)} of {len(zoo)} networks dropped, not finite",
+        file=sys.stderr,
+    )
     samples, pool = features(finite, model), evaluation_pool(zoo)
     cells = {}
     for name in PROPERTIES:
         targets = np.array([float(entry.properties[name]) for entry in finite.entries])
         runs = [_split(name, samples, targets, pool, seed) for seed in range(SPLITS)]
         cells[f"{zoo.name} {name}"] = _summary(runs)
-        print(f"{zoo.name} {name} {_line(cells[f'{zoo.name} {name}'])}", file=sys.stderr, flush=True)
+        print(
+            f"{zoo.name} {name} {_line(cells[f'{zoo.name} {name}'])}", file=sys.stderr, flush=True
+        )
     return cells
 
 
 def features(zoo: Zoo, model: SANE) -> Samples:
     """Return flat weights, s(W), statistics and SANE features of a zoo, kept in runs/ between calls."""
-    code = [Path(m.__file__).read_text() for m in (embed, statistics)]
+    code = [Path(str(m.__file__)).read_text() for m in (embed, statistics)]
     code += [(Path(statistics.__file__).parent / "probes.py").read_text()]
-    key = hashlib.sha256("".join([*code, fingerprint(model), str(len(zoo))]).encode()).hexdigest()[:12]
+    key = hashlib.sha256("".join([*code, fingerprint(model), str(len(zoo))]).encode()).hexdigest()[
+        :12
+    ]
     path = HERE.parent / "runs" / f"features-{zoo.name}-{key}.npz"
     networks = [entry.network for entry in zoo.entries]
     if path.exists():
@@ -123,13 +139,15 @@ def features(zoo: Zoo, model: SANE) -> Samples:
 
 
 def _features(zoo: Zoo, model: SANE) -> dict[str, Array]:
-    rows: dict[str, list[Array]] = {"W": [], "s(W)": [], "statistics": [], "sane": []}
+    names = ("W", "s(W)", "statistics", "sane", STRUCTURE)
+    rows: dict[str, list[Array]] = {name: [] for name in names}
     encoder, options = embed.SaneEncoder(model), embed.EncodeOptions()
     for entry in zoo.entries:
         graph = zoo.graph(entry)
         rows["W"].append(torch.cat([x.ravel() for _, x in graph.items()]).numpy())
         rows["s(W)"].append(statistics.plain(graph).numpy())
         rows["statistics"].append(statistics.statistics(graph).numpy())
+        rows[STRUCTURE].append(statistics.structure(graph))
         rows["sane"].append(encoder.features(graph, options).numpy())
     return {name: np.stack(x) for name, x in rows.items()}
 
@@ -141,14 +159,16 @@ def _split(
     drawn = np.random.default_rng(seed).permutation(sorted(pool))
     test = np.isin(networks, drawn[: round(TEST_SHARE * len(set(networks)))])
     fit, held = samples.rows(~test), samples.rows(test)
-    known = {"sane", "statistics"}
+    known = {"sane", "statistics", STRUCTURE}
     usable = Samples(
         features={k: x for k, x in fit.features.items() if k in known}, networks=fit.networks
     )
     head = fit_head(name, usable, targets[~test])
     found = _baselines(fit.features, held.features, targets[~test])
     for kind in ("sane", "statistics", "both"):
-        best = max((k for k in head.scores if k.startswith(kind + "/")), key=lambda k: head.scores[k])
+        best = max(
+            (k for k in head.scores if k.startswith(kind + "/")), key=lambda k: head.scores[k]
+        )
         x = [join(part.features, kind) for part in (fit, held)]
         members = fit_members(best.split("/")[1], x[0], targets[~test])
         found[f"features: {kind}"] = np.clip(predict(members, x[1]), head.low, head.high)
@@ -171,7 +191,8 @@ def _baselines(fit: Mapping[str, Array], held: Mapping[str, Array], y: Array) ->
         "W, ridge": ("W", _ridge), "s(W), ridge": ("s(W)", _ridge), RIVAL: ("s(W)", lambda: boosting),
     }  # fmt: skip
     return {
-        method: model().fit(fit[kind], y).predict(held[kind]) for method, (kind, model) in models.items()
+        method: model().fit(fit[kind], y).predict(held[kind])
+        for method, (kind, model) in models.items()
     }
 
 
@@ -194,7 +215,10 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "r2": float(np.mean(r2)), "r2_spread": float(np.std(r2)), "tau": float(np.mean(tau)),
             "r2_each": r2,
         }  # fmt: skip
-    told = {key: [run[key] for run in runs] for key in ("chosen", "coverage", "in_distribution", "inner")}
+    told = {
+        key: [run[key] for run in runs]
+        for key in ("chosen", "coverage", "in_distribution", "inner")
+    }
     return {"methods": methods, **told}
 
 

@@ -23,7 +23,12 @@ def task(tmp_path):
     rng = np.random.default_rng(0)
     y = np.arange(120) % 3
     x = rng.integers(0, 40, (120, 28, 28)) + 60 * y[:, None, None]
-    arrays = {"x_train": x.astype(np.uint8), "y_train": y, "x_test": x.astype(np.uint8), "y_test": y}
+    arrays = {
+        "x_train": x.astype(np.uint8),
+        "y_train": y,
+        "x_test": x.astype(np.uint8),
+        "y_test": y,
+    }
 
     def write(name: str = "task", **changes):
         path = tmp_path / f"{name}.npz"

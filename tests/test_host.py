@@ -13,7 +13,6 @@ from torch import nn
 import sane_plugins
 from sane_plugins.errors import PluginError, SourceError, UsageError
 from sane_plugins.host import Host, attach
-from sane_plugins.weights.writing import save_safetensors
 
 HEADER = "from sane_plugins import hookimpl\n"
 

@@ -29,6 +29,7 @@ RUNNABLE = {
     f"github_wild/{LENET}": 1,
     "onnxruntime_testdata/cnn_mnist_pytorch": 1,
     "onnxruntime_testdata/mnist": 1,
+    "onnxruntime_testdata/squeezenet_tensor_input": 1,
     "pypi_basic_pitch/nmp": 1,
     "pypi_rapidocr_onnxruntime/ch_PP-OCRv4_det_infer": 64,
     "pypi_rapidocr_onnxruntime/ch_ppocr_mobile_v2.0_cls_infer": 64,

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from onnx import ModelProto, NodeProto, TensorProto
 
+from sane_onnx.attributes import has, integers
 from sane_onnx.model import STANDARD, constant_value, constants
 from sane_onnx.order import captured, ordered
 from sane_onnx.owned import Owned, Uses
 from sane_onnx.shapes import infer
 from sane_onnx.tensors import to_torch
 from sane_onnx.topology import Call, describe, gives_shape, is_join
-from sane_onnx.weighted import Constant, Weights, integer, outputs, weights_of
+from sane_onnx.weighted import Constant, Weights, outputs, weights_of
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import Kind, Layer, Param
 from sane_plugins.weights.operations import OPAQUE, Steps
@@ -33,8 +34,7 @@ def aliases(nodes: Iterable[NodeProto], params: Mapping[str, Param]) -> dict[str
         if node.op_type == "Identity":
             found[node.output[0]] = source
         elif node.op_type == "Transpose" and len(source.param.shape) == 2:
-            order = [x for a in node.attribute if a.name == "perm" for x in a.ints] or [1, 0]
-            flips = source.is_transposed ^ (order == [1, 0])
+            flips = source.is_transposed ^ (integers(node, "perm") in (None, [1, 0]))
             found[node.output[0]] = replace(source, is_transposed=flips)
     return found
 
@@ -71,13 +71,15 @@ class LayerReader:
         return tuple(self._layers.values())
 
     def _node(self, node: NodeProto) -> None:
+        if not node.output:
+            return
         given = [name for name in node.output if name in self._uses]
         is_single = given == list(node.output[:1]) or not given
         weights = weights_of(node, self._reads, self._shapes) if is_single else None
         if weights is not None:
             self._weighted(node, weights)
             return
-        name = f"%{node.output[0] if node.output else node.name}"
+        name = f"%{node.output[0]}"
         if gives_shape(node):
             self._values[node.output[0]] = self._add(name, "input")
             return
@@ -109,7 +111,7 @@ class LayerReader:
         if len(readers) != 1 or output in self._uses.others:
             return None
         ((node, place),) = readers
-        if node.op_type != "Add" or node.domain not in STANDARD or integer(node, "axis", -1) != -1:
+        if node.op_type != "Add" or node.domain not in STANDARD or has(node, "axis"):
             return None
         bias = self._reads.get(node.input[1 - place])
         if bias is None or bias.param.shape != (outputs(weight),):

@@ -48,7 +48,7 @@ def load(path: Path) -> ModelProto:
     """
     model = _parsed(require_file(path))
     if not all(_is_text(graph) for graph in (model.graph, *model.functions)):
-        raise _no_model(path, "a name in it is no text")
+        raise no_model(path, "a name in it is no text")
     _require_usable(path, model)
     inner = list(inner_tensors(model))
     for tensor in [*constants(model.graph).values(), *(x.tensor for x in inner if x.tensor)]:
@@ -104,7 +104,7 @@ def _parsed(path: Path) -> ModelProto:
         for node in model.graph.node:
             _unify(node)
     except (DecodeError, OSError, ValueError, RuntimeError, TypeError) as error:
-        raise _no_model(path, str(error)) from error
+        raise no_model(path, str(error)) from error
     return model
 
 
@@ -136,9 +136,9 @@ def _is_text(graph: GraphProto | FunctionProto) -> bool:
 def _require_usable(path: Path, model: ModelProto) -> None:
     graph, versions = model.graph, {x.domain for x in model.opset_import}
     if not (graph.node or graph.initializer):
-        raise _no_model(path, "it holds neither nodes nor weights")
+        raise no_model(path, "it holds neither nodes nor weights")
     if not versions.intersection(STANDARD) and any(n.domain in STANDARD for n in graph.node):
-        raise _no_model(path, "it names no operator set")
+        raise no_model(path, "it names no operator set")
     if any(node.domain == _HARDWARE for node in graph.node):
         raise SourceError(
             path, "it is optimised for one kind of processor, with reordered weights",
@@ -149,7 +149,7 @@ def _require_usable(path: Path, model: ModelProto) -> None:
     names += [name for node in graph.node for name in node.output if name]
     for name, count in Counter(names).items():
         if not name or count > 1:
-            raise _no_model(path, f"the name {name!r} is given to {count} values")
+            raise no_model(path, f"the name {name!r} is given to {count} values")
 
 
 def _around(nodes: Sequence[NodeProto], place: str, reason: str) -> Iterator[Inner]:
@@ -200,7 +200,8 @@ def _attributes(node: NodeProto, place: str) -> Iterator[Inner]:
             yield Inner(key, reason, tensor)
 
 
-def _no_model(path: Path, found: str) -> SourceError:
+def no_model(path: Path, found: str) -> SourceError:
+    """Return the error for a file that is no ONNX model or a damaged one."""
     return SourceError(
         path, f"it is no usable ONNX model ({' '.join(found.split())})", "a whole one is needed",
         "check the file, or export the network again",

@@ -8,7 +8,7 @@ from pathlib import Path
 from onnx import ModelProto, NodeProto
 
 from sane_onnx.layers import LayerReader, aliases
-from sane_onnx.model import STANDARD, Inner, constants, inner_tensors, load
+from sane_onnx.model import STANDARD, Inner, constants, inner_tensors, load, no_model
 from sane_onnx.owned import QUANTISED, Owned, Uses, sort
 from sane_onnx.tensors import OnnxTensors, has_torch_type
 from sane_plugins.errors import SourceError
@@ -31,12 +31,16 @@ def read(path: Path) -> WeightGraph:
     untouched = {**owned.untouched, **{key: x.reason for key, x in inner.items()}}
     if not owned.params:
         raise _empty(path, untouched)
-    layers = LayerReader(path, model, uses, owned).read()
+    try:
+        layers = LayerReader(path, model, uses, owned).read()
+        notes = tuple(_notes(model, owned, inner.values()))
+    except ValueError as error:
+        raise no_model(path, str(error)) from error
     tensors = found | {key: x.tensor for key, x in inner.items() if x.tensor is not None}
     readable = {key: tensor for key, tensor in tensors.items() if has_torch_type(tensor)}
     return WeightGraph(
         source=str(path), layers=layers, tensors=OnnxTensors(model, readable, str(path)),
-        untouched=untouched, notes=tuple(_notes(model, owned, inner.values())),
+        untouched=untouched, notes=notes,
         container="onnx",
     )  # fmt: skip
 

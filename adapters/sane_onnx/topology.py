@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
+from sane_onnx.attributes import has, integer, integers
 from sane_onnx.model import STANDARD
 from sane_onnx.shapes import Shape
 from sane_plugins.weights.graph import Kind
@@ -47,11 +47,6 @@ class Call:
     shapes: Mapping[str, Shape]
     numbers: Numbers
 
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """Return an attribute's value."""
-        found = next((a for a in self.node.attribute if a.name == name), None)
-        return default if found is None else helper.get_attribute_value(found)
-
     @property
     def read(self) -> Shape | None:
         """Return the shape of the first input."""
@@ -65,8 +60,8 @@ class Call:
     def axes(self) -> Sequence[int] | None:
         """Return the axes that an attribute, or the second input in later versions, names."""
         second = self.node.input[1] if len(self.node.input) > 1 else ""
-        found: Sequence[int] | None = self.attribute("axes", self.numbers.get(second))
-        return found
+        given = integers(self.node, "axes")
+        return self.numbers.get(second) if given is None else given
 
     def from_end(self, axes: Sequence[int] | None, shape: Shape | None) -> tuple[int, ...]:
         """Count axes from the end of a shape; () where they cannot be counted."""
@@ -97,16 +92,16 @@ def _along(kind: Kind, axes: tuple[int, ...]) -> Steps:
 
 def _join(call: Call) -> Steps:
     # Before operator set 7 an axis said where the second input belongs.
-    return OPAQUE if call.attribute("axis") is not None else JOIN
+    return OPAQUE if has(call.node, "axis") else JOIN
 
 
 def _concat(call: Call) -> Steps:
-    axis = call.attribute("axis", 1)
+    axis = integer(call.node, "axis", 1)
     return _along("concat", call.from_end([axis], call.given))
 
 
 def _flatten(call: Call) -> Steps:
-    if call.read is None or call.attribute("axis", 1) % max(len(call.read), 1) != 1:
+    if call.read is None or integer(call.node, "axis", 1) % max(len(call.read), 1) != 1:
         return OPAQUE
     return POINTWISE if len(call.read) == 2 else (Step("flatten", dims=(1,)),)
 
@@ -121,7 +116,7 @@ def _reshape(call: Call) -> Steps:
     sizes = [size for size in read[1:] if size is not None]
     is_rest = len(sizes) == len(read) - 1 and given[1:] == (_product(sizes),)
     shape = call.numbers.get(call.node.input[1]) if len(call.node.input) > 1 else None
-    keeps_batch = shape == [0, -1] and not call.attribute("allowzero", 0)
+    keeps_batch = shape == [0, -1] and not integer(call.node, "allowzero", 0)
     return (Step("flatten", dims=(1,)),) if is_rest or keeps_batch else OPAQUE
 
 
@@ -133,7 +128,7 @@ def _product(sizes: Sequence[int]) -> int:
 
 
 def _transpose(call: Call) -> Steps:
-    order = call.attribute("perm")
+    order: Sequence[int] | None = integers(call.node, "perm")
     if order is None and call.read is not None:
         order = range(len(call.read))[::-1]
     order = tuple(order or ())
@@ -152,7 +147,9 @@ def _reduce(call: Call) -> Steps:
     axes = call.from_end(call.axes(), call.read)
     kept = _along("reduce", axes)
     return (
-        kept if call.attribute("keepdims", 1) or not axes else (*kept, Step("squeeze", dims=axes))
+        kept
+        if integer(call.node, "keepdims", 1) or not axes
+        else (*kept, Step("squeeze", dims=axes))
     )
 
 

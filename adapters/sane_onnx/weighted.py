@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
+from sane_onnx.attributes import integer
 from sane_onnx.model import STANDARD
 from sane_onnx.shapes import Shape
 from sane_plugins.weights.graph import Kind, Param, Role
 
+_MOST_AXES = 8
 _NORM: tuple[Role, ...] = ("scale", "shift", "running_mean", "running_var")
 
 
@@ -55,12 +57,6 @@ def weights_of(
         return None
     found = rule(node, given, len(shapes[data]) if data in shapes else None)
     return found and replace(found, data=data)
-
-
-def integer(node: NodeProto, name: str, default: int) -> int:
-    """Return an integer attribute."""
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else int(helper.get_attribute_value(found))
 
 
 def outputs(weight: Param) -> int:
@@ -119,6 +115,8 @@ def _layer_norm(node: NodeProto, given: Given, rank: int | None) -> Weights | No
         if rank is None or start >= rank:
             return None
         start -= rank
+    if start < -(rank or _MOST_AXES):
+        return None
     return Weights("norm", _named(given), dims=tuple(range(start, 0)))
 
 

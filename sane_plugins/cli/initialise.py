@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="Where to write the weights (.safetensors, .pt).")  # fmt: skip
 @click.option("--prompts", multiple=True, type=click.Path(path_type=Path),
-              help="A checkpoint or a zoo folder to sample near; repeat for more. Default: embedded ones.")  # fmt: skip
+              help="A checkpoint or zoo folder to sample near; repeat for more.")  # fmt: skip
 @click.option("--factory", help="package.module:function that builds the network of a checkpoint.")
 @click.option("--sampler", default="kde", show_default=True, help="How latents are drawn.")
 @click.option("--samples", default=16, show_default=True, type=click.IntRange(1),

@@ -28,7 +28,10 @@ def save_heads(heads: Mapping[str, PropertyHead], path: str | Path) -> Path:
     for name, head in heads.items():
         about[name] = {key: getattr(head, key) for key in _PLAIN}
         about[name] |= {"scores": dict(head.scores), "members": [m.kind for m in head.members]}
-        tensors |= {f"{name}/support/{f.name}": getattr(head.support, f.name) for f in fields(Support)}
+        tensors |= {
+            f"{name}/support/{f.name}": getattr(head.support, f.name) for f in fields(Support)
+        }
+        tensors[f"{name}/structure"] = head.structure
         for i, member in enumerate(head.members):
             tensors |= {f"{name}/{i}/{key}": value for key, value in arrays(member).items()}
     partial = path.with_name(path.name + ".partial")
@@ -45,10 +48,16 @@ def load_heads(path: str | Path) -> dict[str, PropertyHead]:
             f"property heads of version {VERSION} are needed", "fit them again",
         )  # fmt: skip
     try:
-        return {name: _head(name, about, tensors) for name, about in json.loads(metadata["heads"]).items()}
+        return {
+            name: _head(name, about, tensors)
+            for name, about in json.loads(metadata["heads"]).items()
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ZooError(
-            path, f"a part is missing or wrong ({error})", "whole property heads are needed", "fit them again"
+            path,
+            f"a part is missing or wrong ({error})",
+            "whole property heads are needed",
+            "fit them again",
         ) from error
 
 
@@ -58,7 +67,10 @@ def _head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> 
     )
     support = Support(*(tensors[f"{name}/support/{f.name}"] for f in fields(Support)))
     plain = {key: about[key] for key in _PLAIN}
-    return PropertyHead(**plain, scores=about["scores"], members=members, support=support)
+    return PropertyHead(
+        **plain, scores=about["scores"], members=members, support=support,
+        structure=tensors[f"{name}/structure"],
+    )  # fmt: skip
 
 
 def _member(kind: str, prefix: str, tensors: Mapping[str, Array]) -> Member:

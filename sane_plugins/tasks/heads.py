@@ -7,6 +7,7 @@ and 8).
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,6 +25,8 @@ FOLDS = 5
 FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"sane": ("sane",), "statistics": ("statistics",), "both": ("sane", "statistics")}
 )
+STRUCTURE = "structure"
+"""The features that no regressor reads: counts of tensors and size, which say what kind of network it is."""
 PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType({
     "test_accuracy": ("share", 0.0, 1.0),
     "train_accuracy": ("share", 0.0, 1.0),
@@ -67,6 +70,8 @@ class Samples:
 class PropertyHead:
     """One property: its features, fitted members, conformal radius and what it knows of its inputs.
 
+    `structure` (2, 3) is the least and the most of the structures it was fitted on.
+
     `scores` are the cross-validated R^2 of everything that was tried. `sane` is the fingerprint of the SANE
     whose features it reads, empty where it reads none.
     """
@@ -81,10 +86,11 @@ class PropertyHead:
     radius: float
     support: Support
     scores: Mapping[str, float]
+    structure: Array
     coverage: float = COVERAGE
     sane: str = ""
 
-    @property
+    @builtins.property  # a field has that name
     def encoders(self) -> tuple[str, ...]:
         """Return the names of the encoders whose features it reads."""
         return FEATURES[self.features]
@@ -94,15 +100,22 @@ class PropertyHead:
         return np.clip(self._raw(join(features, self.features)), self.low, self.high)
 
     def estimate(self, features: Mapping[str, Array]) -> Estimate:
-        """Estimate the property of one network from its features (F,) by encoder."""
-        x = join({name: row[None] for name, row in features.items()}, self.features)
+        """Estimate the property of one network from its features (F,) by encoder, and its structure."""
+        x = join({name: features[name][None] for name in self.encoders}, self.features)
         value = float(self._raw(x)[0])
         ends = np.clip([value - self.radius, value + self.radius], self.low, self.high)
         return Estimate(
             property=self.property, value=float(np.clip(value, self.low, self.high)), unit=self.unit,
             interval=(float(ends[0]), float(ends[1])), coverage=self.coverage,
-            in_distribution=bool(self.support.holds(x)[0]), features=self.features,
+            in_distribution=bool(self.support.holds(x)[0]) and self._knows(features),
+            features=self.features,
         )  # fmt: skip
+
+    def _knows(self, features: Mapping[str, Array]) -> bool:
+        """Tell whether a network has as many tensors as some it was fitted on, and about their size."""
+        low, high = self.structure + np.array([[0, 0, -1], [0, 0, 1]])
+        found = features[STRUCTURE]
+        return bool(((low <= found) & (found <= high)).all())
 
     def _raw(self, x: Array) -> Array:
         return regressors.predict(self.members, x)
@@ -137,8 +150,13 @@ def fit_head(
         property=name, unit=unit, low=low, high=high, features=features, regressor=regressor,
         members=fit_members(regressor, x, targets), radius=conformal_radius(residuals, COVERAGE),
         support=fit_support(x, group_folds(samples.networks, FOLDS, seed)), scores=scores,
-        sane=sane if "sane" in FEATURES[features] else "",
+        sane=sane if "sane" in FEATURES[features] else "", structure=_bounds(samples),
     )  # fmt: skip
+
+
+def _bounds(samples: Samples) -> Array:
+    found = samples.features[STRUCTURE]
+    return np.stack([found.min(0), found.max(0)])
 
 
 def fit_members(regressor: str, x: Array, y: Array) -> tuple[Member, ...]:

@@ -22,7 +22,7 @@ def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str
     Raises `TaskError` where one is missing, or where this is no file of plain arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             held = list(file.keys())
             arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in held}
     except (

@@ -130,7 +130,7 @@ def _choose(
     rows = [replace(c.row, chosen=c is best) for c in ranked]
     rows += sorted(others, key=lambda row: -row.before)
     return Initialisation(
-        graph=from_module(best.module), module=best.module.eval(),
+        graph=from_module(deepcopy(best.module)), module=best.module.eval(),
         chosen="sane" if best.row.kind == "sane" else "default",
         rows=tuple(rows), notes=notes, provenance=provenance,
     )  # fmt: skip

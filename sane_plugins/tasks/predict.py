@@ -16,8 +16,9 @@ from sane_plugins.latent.model import SANE
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks.embed import ENCODERS, EncodeOptions, Encoder, SaneEncoder, load_model
 from sane_plugins.tasks.headfile import load_heads, save_heads
-from sane_plugins.tasks.heads import Estimate, PropertyHead, Samples, fit_head
+from sane_plugins.tasks.heads import STRUCTURE, Estimate, PropertyHead, Samples, fit_head
 from sane_plugins.tasks.regressors import Array
+from sane_plugins.tasks.statistics import structure
 from sane_plugins.weights.graph import WeightGraph
 
 __all__ = [
@@ -55,6 +56,7 @@ def predict(
         _require_same(chosen, model)
         encoders["sane"] = SaneEncoder(model)
     features = {name: encoders[name].features(graph, encode).numpy() for name in needed}
+    features[STRUCTURE] = structure(graph)
     return {name: head.estimate(features) for name, head in chosen.items()}
 
 
@@ -63,11 +65,12 @@ def measure(
     encoders: Mapping[str, Encoder], report: Report = silent,
 ) -> Samples:  # fmt: skip
     """Return the features of many networks, as `fit_head` takes them."""
-    rows: dict[str, list[Array]] = {name: [] for name in encoders}
+    rows: dict[str, list[Array]] = {name: [] for name in (*encoders, STRUCTURE)}
     for i, graph in enumerate(graphs):
         report(Progress(job="features", done=i, total=len(networks), note=graph.source))
         for name, encoder in encoders.items():
             rows[name].append(encoder.features(graph, EncodeOptions()).numpy())
+        rows[STRUCTURE].append(structure(graph))
     return Samples(features={name: np.stack(x) for name, x in rows.items()}, networks=networks)
 
 

@@ -87,7 +87,9 @@ def _decisions(y: Array) -> Array:
     p = np.exp(shifted) / np.exp(shifted).sum(0)
     counts = np.bincount(y.argmax(0), minlength=len(y)) / y.shape[1]
     centred = y - y.mean(0)
-    power = np.maximum(np.linalg.eigvalsh(np.cov(np.atleast_2d(centred)).reshape(len(y), len(y))), 0.0)
+    power = np.maximum(
+        np.linalg.eigvalsh(np.cov(np.atleast_2d(centred)).reshape(len(y), len(y))), 0.0
+    )
     share = power[::-1] / max(float(power.sum()), _TINY)
     mean = p.mean(1)
     return np.array([

@@ -9,6 +9,7 @@ of features; one with five matrices and five vectors is taken as it is. Channel 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -36,10 +37,11 @@ def statistics(graph: WeightGraph) -> torch.Tensor:
     chain = _chain(graph)
     vectors = [_array(graph, p).ravel() for p in graph.params if p.size and len(p.shape) < 2]
     matrices = [
-        np.concatenate([_shape(w), _rows(w), _spectrum(w), _space(w), _beside(w, b)]) for w, b in chain
+        np.concatenate([_shape(w), _rows(w), _spectrum(w), _space(w), _beside(w, b)])
+        for w, b in chain
     ]
     activity, decisions = probe(chain)
-    pairs = [_fit(a, bias, b) for (a, bias), (b, _) in zip(chain, chain[1:], strict=False)]
+    pairs = [_fit(a, bias, b) for (a, bias), (b, _) in pairwise(chain)]
     parts = [
         plain(graph).numpy(),
         resample(matrices, PLACES, _WIDTHS["matrix"]).ravel(),
@@ -61,6 +63,12 @@ def plain(graph: WeightGraph) -> torch.Tensor:
     return torch.from_numpy(
         np.concatenate([resample(rows, PLACES, 7).ravel() for rows in sequences])
     )
+
+
+def structure(graph: WeightGraph) -> Array:
+    """Return how many matrices and vectors a network has, and log2 of its number of values, (3,)."""
+    vectors = sum(len(p.shape) < 2 for p in graph.params)
+    return np.array([len(graph.params) - vectors, vectors, np.log2(graph.size)], dtype=np.float64)
 
 
 def slot_moments(graph: WeightGraph) -> list[Array]:
@@ -89,7 +97,8 @@ def resample(rows: Sequence[Array], places: int, width: int) -> Array:
     at = np.linspace(0, len(table) - 1, places)
     low = np.floor(at).astype(int)
     high = np.minimum(low + 1, len(table) - 1)
-    return table[low] + (at - low)[:, None] * (table[high] - table[low])
+    between: Array = table[low] + (at - low)[:, None] * (table[high] - table[low])
+    return between
 
 
 def _chain(graph: WeightGraph) -> list[tuple[Array, Array | None]]:

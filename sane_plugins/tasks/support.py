@@ -55,5 +55,11 @@ def _fit(x: Array, threshold: float) -> Support:
     kept = min(_DIRECTIONS, len(values) // 2)
     power = values**2 / len(z)
     beside = max(float(power[kept:].sum()) / z.shape[1], _FLOOR)
-    parts = centre, spread, directions[:kept].T, [*np.maximum(power[:kept], _FLOOR), beside], [threshold]
+    parts = (
+        centre,
+        spread,
+        directions[:kept].T,
+        [*np.maximum(power[:kept], _FLOOR), beside],
+        [threshold],
+    )
     return Support(*(np.asarray(part, dtype=np.float32) for part in parts))
