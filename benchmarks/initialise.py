@@ -101,12 +101,14 @@ def kde(setting: Setting) -> nn.Module:
     return _loaded(setting, decode(setting.sane, drawn, setting.prompt))
 
 
+def sane_candidate(setting: Setting) -> nn.Module:
+    """Take the best SANE candidate whatever the defaults do: what the sampled weights are worth."""
+    return _initialised(setting, 0)
+
+
 def sane_init(setting: Setting) -> nn.Module:
-    make = partial(small_cnn, setting.task.channels, len(setting.task.classes))
-    options = InitialiseOptions(seed=setting.seed)
-    found = initialise(make, setting.task, setting.prompts, setting.sane, options)
-    print(f"  chosen: {found.chosen}, {found.rows[0]}", file=sys.stderr)
-    return found.module
+    """Take what the command would write, which may be a default initialisation."""
+    return _initialised(setting, None)
 
 
 METHODS: Mapping[str, Callable[[Setting], nn.Module]] = {
@@ -117,6 +119,7 @@ METHODS: Mapping[str, Callable[[Setting], nn.Module]] = {
     "default, classifier fitted": default_fitted,
     "default, classifier fitted, best of 3": best_default_fitted,
     "prompt, encoded and decoded, classifier fitted": prompt_decoded_fitted,
+    "best SANE candidate": sane_candidate,
     "sane-init": sane_init,
 }
 
@@ -191,6 +194,14 @@ def _loaded(setting: Setting, graph: WeightGraph) -> nn.Module:
     state = {key: graph.tensors[key] for key in module.state_dict() if key not in classifier}
     module.load_state_dict(state, strict=False)
     return module
+
+
+def _initialised(setting: Setting, defaults: int | None) -> nn.Module:
+    make = partial(small_cnn, setting.task.channels, len(setting.task.classes))
+    options = InitialiseOptions(seed=setting.seed, defaults=defaults)
+    found = initialise(make, setting.task, setting.prompts, setting.sane, options)
+    print(f"  chosen: {found.rows[0].name}", file=sys.stderr)
+    return found.module
 
 
 def _fitted(module: nn.Module, task: Task) -> nn.Module:

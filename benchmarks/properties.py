@@ -4,7 +4,7 @@
 
 Each split draws its test networks (30 % of a zoo) from the evaluation pool, which the shipped SANE has not
 seen; all other networks fit. The head's features and regressor are chosen by cross-validation among those
-networks alone. Writes benchmarks/results/properties.json and prints a table.
+networks alone. Writes properties.json and properties.md in benchmarks/results/, and prints the table.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def main() -> None:
     result["seconds"] = round(time.perf_counter() - start)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.out.with_suffix(".md").write_text(table(result["cells"]) + "\n")
     print(table(result["cells"]))
     print(
         f"\n{note}; {result['seconds']} s; R^2 on test networks, mean ± deviation of {SPLITS} splits."
