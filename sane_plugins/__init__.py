@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookimplMarker, HookspecMarker
 
 if TYPE_CHECKING:
+    from sane_plugins.foreign import attach as attach
     from sane_plugins.host import Host as Host
-    from sane_plugins.host import attach as attach
 
 __version__ = "0.1.0"
 __all__ = ["Host", "__version__", "attach", "hookimpl", "hookspec"]
@@ -19,8 +19,12 @@ hookimpl = HookimplMarker("sane_plugins")
 
 def __getattr__(name: str) -> Any:
     """Load `Host` and `attach` when they are first asked for: markers must import in no time."""
-    if name in ("Host", "attach"):
-        from sane_plugins import host
+    if name == "Host":
+        from sane_plugins.host import Host
 
-        return getattr(host, name)
+        return Host
+    if name == "attach":
+        from sane_plugins.foreign import attach
+
+        return attach
     raise AttributeError(f"module 'sane_plugins' has no attribute '{name}'")

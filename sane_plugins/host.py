@@ -1,4 +1,4 @@
-"""The plugins of one process, and the way into a host's own plugin manager.
+"""The plugins of one process.
 
 Light at import: what a plugin needs, it imports when it is called.
 """
@@ -6,16 +6,14 @@ Light at import: what a plugin needs, it imports when it is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import EntryPoint, entry_points
-from inspect import isfunction, isroutine
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pluggy import HookimplMarker, HookspecMarker, PluginManager
+from pluggy import PluginManager
 
 from sane_plugins import hooks
 from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from sane_plugins.weights.graph import WeightGraph
 
 PROJECT = "sane_plugins"
-_SPECS = {name: value for name, value in vars(hooks).items() if name.startswith("sane_")}
 
 
 @dataclass(frozen=True)
@@ -255,64 +252,6 @@ class Host:
         callers = self.pm.get_hookcallers(plugin) or []
         names = tuple(sorted(caller.name for caller in callers))
         return PluginInfo(name=name, distribution=distribution, version=version, hooks=names)
-
-
-def attach(pm: PluginManager) -> Callable[[], None]:
-    """Add our hooks and all installed plugins to a host's own plugin manager; return what undoes it.
-
-    A manager reads only markers of its own project name, so re-marked copies are added. Attaching twice adds
-    nothing. Raises `PluginError` where the manager took none of our hooks.
-    """
-    marker = f"{PROJECT}:specifications"
-    if pm.has_plugin(marker):
-        return partial(_detach, pm)
-    spec, impl = HookspecMarker(pm.project_name), HookimplMarker(pm.project_name)
-    specifications = ModuleType(f"{PROJECT}_specifications")
-    for name, function in _SPECS.items():
-        options = getattr(function, f"{PROJECT}_spec")
-        setattr(specifications, name, spec(_clone(function), firstresult=options["firstresult"]))
-    if not hasattr(pm.hook, "sane_open"):
-        pm.add_hookspecs(specifications)
-    pm.register(specifications, name=marker)
-    host = Host.installed()
-    for name, plugin in host.pm.list_name_plugin():
-        pm.register(_remarked(plugin, impl), name=f"{PROJECT}:{name}")
-    if not any(caller.get_hookimpls() for caller in (getattr(pm.hook, n) for n in _SPECS)):
-        _detach(pm)
-        raise PluginError(
-            f"host '{pm.project_name}'", "none of our hooks was taken", "at least one is needed",
-            "see 'sane-plugins list' for plugins that were left out",
-        )  # fmt: skip
-    return partial(_detach, pm)
-
-
-def _detach(pm: PluginManager) -> None:
-    for name, _ in list(pm.list_name_plugin()):
-        if name.startswith(f"{PROJECT}:"):
-            pm.unregister(name=name)
-
-
-def _remarked(plugin: Any, impl: HookimplMarker) -> ModuleType:
-    """Return a copy of a plugin whose implementations carry the host's marker."""
-    copy = ModuleType(f"{PROJECT}_plugin")
-    for name in dir(plugin):
-        function = getattr(plugin, name)
-        options = getattr(function, f"{PROJECT}_impl", None) if isroutine(function) else None
-        if options:
-            fresh = _clone(function) if isfunction(function) else partial(function)
-            kept = {key: options[key] for key in ("tryfirst", "trylast")}
-            setattr(copy, name, impl(fresh, optionalhook=True, **kept))
-    return copy
-
-
-def _clone(function: FunctionType) -> FunctionType:
-    """Return the same function without its marks: two hosts in one process must not share them."""
-    fresh = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__,
-        function.__closure__,
-    )  # fmt: skip
-    fresh.__doc__, fresh.__kwdefaults__ = function.__doc__, function.__kwdefaults__
-    return fresh
 
 
 def _wanted(point: EntryPoint) -> bool:

@@ -12,7 +12,8 @@ from torch import nn
 
 import sane_plugins
 from sane_plugins.errors import PluginError, SourceError, UsageError
-from sane_plugins.host import Host, attach
+from sane_plugins.foreign import attach
+from sane_plugins.host import Host
 
 HEADER = "from sane_plugins import hookimpl\n"
 

@@ -121,7 +121,8 @@ def _verdict(done: Initialisation) -> str:
     lead = _percent(abs(best[True] - best[False]))
     if done.chosen == "sane":
         return f"Chosen: a SANE candidate, {lead} points ahead of the best default initialisation."
-    return f"Chosen: the default initialisation; the best SANE candidate is {lead} points behind or equal."
+    behind = f"{lead} points behind" if best[False] > best[True] else "no better"
+    return f"Chosen: the default initialisation; the best SANE candidate is {behind}."
 
 
 def _percent(share: float | None) -> str:
