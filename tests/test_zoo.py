@@ -52,6 +52,20 @@ def test_zoo_is_not_overwritten(made_zoo: Zoo) -> None:
     assert made_zoo.weights.read_bytes() == before
 
 
+def test_a_replaced_zoo_is_read_anew(made_zoo: Zoo) -> None:
+    entry = made_zoo.entries[0]
+    before = made_zoo.state_dict(entry)
+    write(made_zoo.weights.parent, "made", [(entry, small_cnn().state_dict())], force=True)
+    assert not torch.equal(made_zoo.state_dict(entry)["0.weight"], before["0.weight"])
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"version": 9}', '{"version": 1, "entries": [{}]}'])
+def test_a_wrong_index_is_one_sentence(tmp_path, index: str) -> None:
+    (tmp_path / "index.json").write_text(index)
+    with pytest.raises(ZooError, match="zoo import"):
+        Zoo.open(tmp_path)
+
+
 def test_missing_index_is_one_sentence(tmp_path) -> None:
     with pytest.raises(ZooError, match="zoo import"):
         Zoo.open(tmp_path)

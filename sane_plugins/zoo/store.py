@@ -59,13 +59,16 @@ class Zoo:
         """Open a zoo folder. Raises `ZooError` where there is none or its version is newer."""
         folder = Path(folder)
         index = _read_json(folder / "index.json")
-        if not isinstance(index, dict) or index.get("version") != VERSION:
+        try:
+            if index["version"] != VERSION:
+                raise ValueError(f"version {index['version']}")
+            entries = tuple(Entry(**record) for record in index["entries"])
+            return cls(str(index["name"]), entries, folder / "weights.safetensors")
+        except (KeyError, TypeError, ValueError) as error:
             raise ZooError(
-                folder / "index.json", "this is not an index of this version",
-                f"version {VERSION} is needed", "import the zoo again with 'sane-plugins zoo import'",
-            )  # fmt: skip
-        entries = tuple(Entry(**record) for record in index["entries"])
-        return cls(str(index["name"]), entries, folder / "weights.safetensors")
+                folder / "index.json", f"this is no whole index ({error})", f"version {VERSION} is needed",
+                "import the zoo again with 'sane-plugins zoo import'",
+            ) from error  # fmt: skip
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -204,15 +207,20 @@ def _read_json(path: Path) -> Any:
         ) from error  # fmt: skip
 
 
-@lru_cache(maxsize=8)
 def _tensors(path: Path) -> Any:
     try:
-        return safe_open(path, framework="pt")
+        return _opened(path, path.stat().st_mtime_ns)
     except (OSError, SafetensorError) as error:
         raise ZooError(
             path, f"the weights cannot be read ({error})", "a whole safetensors file is needed",
             "copy the zoo again",
         ) from error  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, _modified: int) -> Any:
+    """Open a file once; one that was replaced since is opened anew."""
+    return safe_open(path, framework="pt")
 
 
 @lru_cache(maxsize=64)
