@@ -56,7 +56,15 @@ def _session(path: Path):
     ort = pytest.importorskip("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    model = onnx.load(path)
+    results = {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        # Far from zero these give nearly the same, whatever they read.
+        if node.op_type in ("Sigmoid", "Softmax") and results & {*node.output}:
+            model.graph.output.append(helper.make_empty_tensor_value_info(node.input[0]))
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def _outputs(path: Path, size: int = 1) -> list[np.ndarray]:
