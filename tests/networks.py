@@ -37,6 +37,50 @@ class LoneTensors(nn.Module):
         return self.linear((x + self.class_token + self.table.mean(0)) * self.temperature)
 
 
+class BiasFirst(nn.Module):
+    """A layer of its own making whose bias is registered before its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(4))
+        self.weight = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that standardises its weight: the trace sees two tensors, not a layer."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
+class Branching(nn.Module):
+    """A block that no trace enters; its norm's scale has the shape of its convolution's bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) if x.sum() > 0 else self.conv(x)
+
+
+def _same_memory() -> nn.Module:
+    network = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    network[1].weight = nn.Parameter(network[0].weight.data)
+    return network
+
+
+def _late_pruned() -> nn.Module:
+    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    prune.l1_unstructured(network[2], "weight", 0.5)
+    return network
+
+
 def _pruned() -> nn.Module:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
     prune.l1_unstructured(network[0], "weight", 0.6)
@@ -78,6 +122,12 @@ HAND_MADE: Mapping[str, Callable[[], nn.Module]] = {
     "lone tensors": LoneTensors,
     "pruned": _pruned,
     "parametrised": _parametrised,
+    "bias first": lambda: nn.Sequential(BiasFirst(), nn.Linear(4, 2)),
+    "standardised": lambda: nn.Sequential(Standardised(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+    "branching": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Branching(), nn.Conv2d(8, 2, 1)),
+    "same memory": _same_memory,
+    "late pruned": _late_pruned,
+    "spectral": lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 5))),
     "half": lambda: nn.Linear(9, 5).half(),
     "bfloat16": lambda: nn.Conv2d(3, 4, 3).bfloat16(),
     "double": lambda: nn.Sequential(nn.Linear(9, 5).double(), nn.Linear(5, 2)),

@@ -6,69 +6,47 @@ folded: what the forward pass uses is what is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
 
 from sane_plugins.errors import SourceError
+from sane_plugins.weights import places as at
 from sane_plugins.weights.graph import Kind, Layer, Param, Role, WeightGraph
+from sane_plugins.weights.grouping import NORM_ROLES, in_layer_order, owner_of
 from sane_plugins.weights.layers import describe_module
+from sane_plugins.weights.places import Place
 from sane_plugins.weights.topology import trace
 
-_NORMS = (
-    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm,
-)  # fmt: skip
-_NORM_ROLES: Mapping[str, Role] = {
-    "weight": "scale", "bias": "shift", "running_mean": "running_mean", "running_var": "running_var",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Found:
-    """One tensor of a module: whose it is, under which attribute, and its value in use."""
-
-    owner: str
-    attribute: str
-    module: nn.Module
-    value: torch.Tensor
-    identity: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.owner}.{self.attribute}" if self.owner else self.attribute
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
     """Read a module's weights, and its topology where a symbolic trace gives one.
 
     Layers with weights come in the order of the state dict, so that a module and its saved file give
-    the same tokens. A layer that the trace did not reach has no inputs, and a note says so.
+    the same tokens. A layer that the trace did not reach has no inputs, and a note says so. The
+    module is left as it was. Raises `SourceError` where it has no weights, or a lazy layer none yet.
     """
-    untouched: dict[str, str] = {}
+    places, untouched = at.find(module)
     ties: dict[str, str] = {}
-    tensors: dict[str, torch.Tensor] = {}
     params: dict[str, Param] = {}
-    first: dict[int, str] = {}
-    owners: dict[str, nn.Module] = {}
-    for found in _tensors(module, untouched):
-        tensors[found.key] = found.value
-        if not found.value.is_floating_point():
-            untouched.setdefault(found.key, f"{found.value.dtype} values are no weights")
-            continue
-        owners[found.key] = found.module
-        key = first.setdefault(found.identity, found.key)
-        if key == found.key:
-            params[key] = _param(found)
+    first: dict[tuple[object, ...], str] = {}
+    for place in places:
+        if not place.value.is_floating_point():
+            untouched[place.key] = f"{place.value.dtype} values are no weights"
+        elif (key := first.setdefault(place.identity, place.key)) == place.key:
+            params[key] = _param(place)
         else:
-            ties[found.key] = key
+            ties[place.key] = key
     traced = trace(module)
-    layers, missed = _layers(traced or (), params, ties, owners)
+    owners = {p.key: p.module for p in places if p.key in params or p.key in ties}
+    layers, missed = _layers(traced or (), {k: params[ties.get(k, k)] for k in owners}, owners)
     return WeightGraph(
-        source=source or type(module).__name__, layers=layers, tensors=tensors,
+        source=source or type(module).__name__, layers=layers,
+        tensors={place.key: place.value for place in places},
         untouched=untouched, ties=ties, notes=tuple(_notes(traced, missed)), container="module",
     )  # fmt: skip
 
@@ -76,108 +54,135 @@ def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
 def load_into(module: nn.Module, graph: WeightGraph) -> None:
     """Write a graph's tensors into a module of the same names; the inverse of `from_module`.
 
-    Pruned entries stay zero. Raises `SourceError` for a tensor that is missing or has another shape, before
-    anything is written, and where a parametrisation cannot be inverted.
+    Pruned entries stay zero, and a parametrisation keeps of a value what it can represent (an
+    orthogonal one the nearest orthogonal matrix). Counters and index tables that the graph does not
+    hold stay as they are. Raises `SourceError`, and leaves the module as it was, where a weight is
+    missing, left over or of another shape, where tied names get different values, and where a
+    parametrisation has no inverse.
     """
-    places = list(_tensors(module, {}))
-    given = {**dict(graph.tensors), **{k: graph.tensors[v] for k, v in graph.ties.items()}}
-    for place in places:
-        tensor = given.get(place.key)
-        if tensor is None or tensor.shape != place.value.shape:
-            raise SourceError(
-                f"{graph.source}, '{place.key}'",
-                "the tensor is missing" if tensor is None else f"its shape is {tuple(tensor.shape)}",
-                f"the module needs one of shape {tuple(place.value.shape)}",
-                "check that the weights belong to this module",
-            )  # fmt: skip
+    places, _ = at.find(module)
+    _require_fit(places, graph)
+    _require_equal_ties(places, graph)
+    tensors = (
+        [*module.parameters(), *module.buffers()] if any(map(at.is_parametrised, places)) else []
+    )
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     with torch.no_grad():
-        for place in places:
-            _write(place, given[place.key].to(place.value.device, place.value.dtype))
+        try:
+            for place in places:
+                if (key := graph.ties.get(place.key, place.key)) in graph.tensors:
+                    tensor = graph.tensors[key]
+                    at.write(place, tensor.to(place.value.device, place.value.dtype))
+        except SourceError:
+            for tensor, old in before:
+                tensor.copy_(old)
+            raise
 
 
-def _tensors(module: nn.Module, untouched: dict[str, str]) -> Iterator[_Found]:
-    """Yield what a state dict would hold, folded, in its order; name what was folded in `untouched`."""
-    folded: set[int] = set()
-    for name, part in module.named_modules(remove_duplicate=False):
-        if id(part) in folded:
-            for key in part.state_dict(prefix=name + "."):
-                untouched[key] = "original of a parametrisation, folded into the tensor in use"
-            folded.update(map(id, part.children()))
+def _require_fit(places: Sequence[Place], graph: WeightGraph) -> None:
+    """Raise `SourceError` unless the graph's weights are the module's, in names and shapes."""
+    shapes = {param.key: param.shape for param in graph.params}
+    left = dict(shapes)
+    for place in places:
+        key = graph.ties.get(place.key, place.key)
+        shape = shapes.get(key)
+        if shape is None and key in graph.tensors:
+            shape = tuple(graph.tensors[key].shape)
+        left.pop(key, None)
+        needed = tuple(place.value.shape)
+        if place.value.is_meta:
+            raise _unfit(
+                graph, place.key, "the module is on the meta device", "it needs memory to be written",
+                "call module.to_empty(device='cpu') first",
+            )  # fmt: skip
+        if shape != needed and (shape is not None or place.value.is_floating_point()):
+            found = "the tensor is missing" if shape is None else f"its shape is {shape}"
+            raise _unfit(graph, place.key, found, f"the module needs one of shape {needed}")
+    for key in left:
+        raise _unfit(graph, key, "the module has no such tensor", "no weight may be left over")
+
+
+def _require_equal_ties(places: Sequence[Place], graph: WeightGraph) -> None:
+    """Raise `SourceError` where names that the module ties would get different values."""
+    first: dict[tuple[object, ...], str] = {}
+    for place in places:
+        key = graph.ties.get(place.key, place.key)
+        other = first.setdefault(place.identity, key)
+        if other == key or not place.value.is_floating_point():
             continue
-        if parametrize.is_parametrized(part):
-            folded.add(id(part.parametrizations))
-            for attribute in part.parametrizations:
-                value = getattr(part, str(attribute)).detach()
-                yield _Found(name, str(attribute), part, value, id(part) ^ hash(attribute))
-        yield from _own_tensors(name, part, untouched)
+        if not torch.equal(graph.tensors[key], graph.tensors[other]):
+            raise _unfit(
+                graph, place.key, f"its values are not those of '{other}'",
+                "the module keeps both in one tensor",
+            )  # fmt: skip
 
 
-def _own_tensors(name: str, part: nn.Module, untouched: dict[str, str]) -> Iterator[_Found]:
-    pruned = _pruned(part)
-    for attribute in pruned:
-        original = getattr(part, f"{attribute}_orig")
-        mask = getattr(part, f"{attribute}_mask")
-        value = (original * mask).detach()
-        yield _Found(name, attribute, part, value, id(original))
-    skipped = {f"{attribute}_{kind}" for attribute in pruned for kind in ("orig", "mask")}
-    buffers = {k: v for k, v in part._buffers.items() if k not in part._non_persistent_buffers_set}
-    for attribute, value in (part._parameters | buffers).items():
-        if attribute in skipped:
-            key = f"{name}.{attribute}" if name else attribute
-            untouched[key] = "part of a pruned tensor, folded into the tensor in use"
-        elif value is not None:
-            yield _Found(name, attribute, part, value.detach(), id(value))
+def _unfit(
+    graph: WeightGraph, key: str, found: str, needed: str,
+    way_out: str = "check that the weights belong to this module",
+) -> SourceError:  # fmt: skip
+    return SourceError(f"{graph.source}, '{key}'", found, needed, way_out)
 
 
-def _pruned(part: nn.Module) -> list[str]:
-    """Return the attributes that `torch.nn.utils.prune` masks on every forward pass."""
-    hooks = part._forward_pre_hooks.values()
-    return [hook._tensor_name for hook in hooks if isinstance(hook, BasePruningMethod)]
-
-
-def _param(found: _Found) -> Param:
-    shape = tuple(found.value.shape)
-    transposed = isinstance(found.module, nn.modules.conv._ConvTransposeNd) and len(shape) > 1
+def _param(place: Place) -> Param:
+    shape = tuple(place.value.shape)
+    transposed = isinstance(place.module, nn.modules.conv._ConvTransposeNd) and len(shape) > 1
     return Param(
-        key=found.key, role=_role(found), shape=shape, dtype=found.value.dtype, axis=int(transposed)
+        key=place.key, role=_role(place), shape=shape, dtype=place.value.dtype, axis=int(transposed)
     )
 
 
-def _role(found: _Found) -> Role:
-    if isinstance(found.module, _NORMS):
-        return _NORM_ROLES.get(found.attribute, "other")
-    if found.value.ndim > 1:
-        return "weight" if type(found.module).__module__.startswith("torch.nn") else "other"
-    return "bias" if found.attribute.startswith("bias") else "other"
+def _role(place: Place) -> Role:
+    if isinstance(place.module, _NORMS):
+        return NORM_ROLES.get(place.attribute, "other")
+    if place.value.ndim > 1:
+        return "weight" if type(place.module).__module__.startswith("torch.nn") else "other"
+    return "bias" if place.attribute.startswith("bias") else "other"
 
 
 def _layers(
-    traced: tuple[Layer, ...], params: Mapping[str, Param], ties: Mapping[str, str],
-    owners: Mapping[str, nn.Module],
-) -> tuple[tuple[Layer, ...], list[str]]:  # fmt: skip
-    """Give each traced layer its params; return all layers, and the names of those not traced."""
+    traced: Sequence[Layer], params: Mapping[str, Param], owners: Mapping[str, nn.Module]
+) -> tuple[tuple[Layer, ...], list[str]]:
+    """Give the traced layers their params; return all layers, and the names of those not traced.
+
+    Params are grouped by the module that owns them, as a file's are. What a module hands to the trace
+    one tensor at a time goes to the first of these; what lies inside a layer that the trace takes as
+    one step becomes a layer of its own beside it.
+    """
     names = {_base(layer.name) for layer in traced}
     owned: dict[str, list[Param]] = {}
     kinds: dict[str, nn.Module] = {}
-    for key, module in owners.items():
-        name = _covering(key, names) or key.rpartition(".")[0] or key
-        owned.setdefault(name, []).append(params[ties.get(key, key)])
-        kinds[name] = module
-    missed = [name for name in owned if name not in names]
-    order = {name: i for i, name in enumerate(owned)}
-    layers = [replace(layer, params=tuple(owned.get(_base(layer.name), ()))) for layer in traced]
-    layers += [
-        Layer(name=name, kind=_kind(kinds[name]), params=tuple(owned[name])) for name in missed
+    missed: list[str] = []
+    for owner, keys in _by_owner(params).items():
+        name = next((n for n in (owner, *keys) if n in names), owner)
+        owned[name] = list({params[key].key: params[key] for key in keys}.values())
+        kinds[name] = owners[keys[0]]
+        if name not in names and not _is_covered(name, names):
+            missed.append(name)
+    layers = [
+        replace(layer, params=in_layer_order(owned.get(_base(layer.name), ()))) for layer in traced
     ]
+    layers += [
+        Layer(name=name, kind=_kind(kinds[name]), params=in_layer_order(owned[name]))
+        for name in owned if name not in names
+    ]  # fmt: skip
+    order = {name: i for i, name in enumerate(owned)}
     # Sorting is stable: what connects the layers stays in front.
     return tuple(sorted(layers, key=lambda layer: order.get(_base(layer.name), -1))), missed
 
 
-def _covering(key: str, names: set[str]) -> str | None:
-    """Return the traced layer that owns a tensor: itself, or the module nearest above it."""
-    while key and key not in names:
-        key = key.rpartition(".")[0]
-    return key or None
+def _by_owner(keys: Mapping[str, Param]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(owner_of(key), []).append(key)
+    return found
+
+
+def _is_covered(name: str, names: set[str]) -> bool:
+    """Tell whether the trace took a module above this one as a single step."""
+    while name and name not in names:
+        name = name.rpartition(".")[0]
+    return bool(name)
 
 
 def _base(name: str) -> str:
@@ -196,24 +201,3 @@ def _notes(traced: tuple[Layer, ...] | None, missed: list[str]) -> Iterator[str]
         yield f"topology is partial: the trace does not reach {', '.join(missed[:5])}" + (
             f" and {len(missed) - 5} more" if len(missed) > 5 else ""
         )
-
-
-def _write(place: _Found, tensor: torch.Tensor) -> None:
-    attribute, module = place.attribute, place.module
-    if attribute in _pruned(module):
-        getattr(module, f"{attribute}_orig").copy_(tensor)
-    elif parametrize.is_parametrized(module, attribute):
-        _assign(place, tensor)
-    else:
-        getattr(module, attribute).copy_(tensor)
-
-
-def _assign(place: _Found, tensor: torch.Tensor) -> None:
-    """Assign through the parametrisation's own inverse."""
-    try:
-        setattr(place.module, place.attribute, tensor)
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        raise SourceError(
-            place.key, "its parametrisation has no inverse", "a written value must survive it",
-            "remove it with torch.nn.utils.parametrize.remove_parametrizations first",
-        ) from error  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,14 +32,24 @@ def require_free(path: Path, force: bool) -> Path:
 def save_safetensors(
     graph: WeightGraph, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write every tensor, with the order of keys, ties and output axes; `open_file` reads it."""
+    """Write every tensor, with the order of keys, ties and output axes; `open_file` reads it.
+
+    A tied tensor is written under each of its names, so that any reader finds all of them. Raises
+    `SourceError` for a type that the format does not know.
+    """
     path = Path(path)
-    state = {k: v.contiguous().cpu() for k, v in graph.state_dict().items() if k not in graph.ties}
+    state = _apart(graph.state_dict())
     axes = {param.key: param.axis for param in graph.params if param.axis}
     own = {"keys": list(state), "ties": dict(graph.ties), "axes": axes}
     # One entry, because the format writes several in any order: same network, same bytes.
     told = {HEADER: json.dumps({**(metadata or {}), **own})}
-    return _renamed(path, lambda partial: save_file(state, partial, metadata=told))
+    try:
+        return _renamed(path, lambda partial: save_file(state, partial, metadata=told))
+    except KeyError as error:
+        raise SourceError(
+            path, f"a tensor has the type {error.args[0]}", "safetensors does not know it",
+            "write a .pt file",
+        ) from error  # fmt: skip
 
 
 def save_checkpoint(graph: WeightGraph, path: str | Path) -> Path:
@@ -47,16 +58,33 @@ def save_checkpoint(graph: WeightGraph, path: str | Path) -> Path:
     return _renamed(path, lambda partial: torch.save(graph.state_dict(), partial))
 
 
+def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors on the CPU, each with memory of its own, as the format demands."""
+    seen: set[int] = set()
+    found: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        found[key] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found
+
+
 def _renamed(path: Path, write: Callable[[Path], None]) -> Path:
     """Write beside the path and rename; leave nothing half-written behind."""
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         write(partial)
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
         return partial.replace(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save: RuntimeError, disk full
+        reason = str(error).partition("\n")[0]
         raise SourceError(
-            path, f"it cannot be written ({error})", "room and the right to write are needed",
+            path, f"it cannot be written ({reason})", "room and the right to write are needed",
             "choose another place",
         ) from error  # fmt: skip
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
