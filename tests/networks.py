@@ -130,6 +130,7 @@ HAND_MADE: Mapping[str, Callable[[], nn.Module]] = {
     "spectral": lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 5))),
     "half": lambda: nn.Linear(9, 5).half(),
     "bfloat16": lambda: nn.Conv2d(3, 4, 3).bfloat16(),
+    "float8": lambda: nn.Linear(9, 5).to(torch.float8_e4m3fn),
     "double": lambda: nn.Sequential(nn.Linear(9, 5).double(), nn.Linear(5, 2)),
 }
 TORCHVISION = (

@@ -15,6 +15,7 @@ from sane_onnx.model import constants
 from sane_onnx.tensors import OnnxTensors, assign
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.writing import write_whole
 
 
 def write(graph: WeightGraph, target: Path) -> Path:
@@ -35,7 +36,7 @@ def write(graph: WeightGraph, target: Path) -> Path:
     for param in graph.params:
         if any(param.key in m for m in _layers(graph.tensors) if m is not origin):
             assign(places[param.key], graph.tensors[param.key])
-    return _renamed(model, target)
+    return _written(model, target)
 
 
 def _layers(tensors: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
@@ -47,16 +48,13 @@ def _layers(tensors: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.
         yield tensors
 
 
-def _renamed(model: ModelProto, target: Path) -> Path:
-    """Write beside the target and rename; leave nothing half-written behind."""
-    partial = target.with_name(target.name + ".partial")
+def _written(model: ModelProto, target: Path) -> Path:
     try:
-        onnx.save_model(model, partial, format="protobuf")
-        return partial.replace(target)
-    except (OSError, EncodeError, ValueError) as error:
+        return write_whole(
+            target, lambda partial: onnx.save_model(model, partial, format="protobuf")
+        )
+    except (EncodeError, ValueError) as error:
         raise SourceError(
-            target, f"it cannot be written ({error})", "room and the right to write are needed",
-            "choose another place",
+            target, f"it cannot be written ({error})", "a model that protobuf can hold is needed",
+            "check that it is below 2 GiB",
         ) from error  # fmt: skip
-    finally:
-        partial.unlink(missing_ok=True)

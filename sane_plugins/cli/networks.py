@@ -47,8 +47,8 @@ def inspect(source: str, width: int, as_json: bool) -> None:
         f"{graph.size:,} parameters, {tokens:,} tokens of {width} values,"
         f" {told['permutation_groups']} permutation groups."
     )
-    for key, reason in graph.untouched.items():
-        note(f"Untouched: {key}: {reason}.")
+    for reason, keys in _by_reason(graph.untouched).items():
+        note(f"Untouched: {_listed(keys)}: {reason}.")
     for text in (*graph.notes, *(f"{a} is tied to {b}" for a, b in graph.ties.items())):
         note(f"Note: {text}.")
 
@@ -121,6 +121,19 @@ def _layers(graph: WeightGraph) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _by_reason(untouched: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, reason in untouched.items():
+        found.setdefault(reason, []).append(key)
+    return found
+
+
+def _listed(keys: Sequence[str]) -> str:
+    """Name a few tensors, and count the rest."""
+    rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + rest
+
+
 def _each(sources: Sequence[str], work: Callable[[str], T]) -> tuple[dict[str, T], list[str]]:
     """Do the work for every source; one that fails is told and does not stop the others."""
     done: dict[str, T] = {}
@@ -162,11 +175,11 @@ def _write_embeddings(done: Mapping[str, Any], output: Path) -> None:
     """Write all encodings as `<source>/latents`, `/embedding` and `/layers`, beside and renamed."""
     from safetensors.torch import save_file
 
+    from sane_plugins.weights.writing import write_whole
+
     tensors = {
         f"{source}/{part}": getattr(found, part).contiguous()
         for source, found in done.items() for part in ("latents", "embedding", "layers")
     }  # fmt: skip
-    partial = output.with_name(output.name + ".partial")
-    save_file(tensors, partial)
-    partial.replace(output)
+    write_whole(output, lambda partial: save_file(tensors, partial))
     note(f"Written to {output}.")

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from sane_plugins.errors import ZooError
 from sane_plugins.latent.model import SANE, SANEConfig
+from sane_plugins.weights.writing import write_whole
 
 VERSION = 1
 HEADER = "sane"
@@ -30,9 +31,8 @@ def save(
     tensors = {key: value.to(dtype).contiguous() for key, value in model.state_dict().items()}
     # One entry, because the format writes several in any order: same model, same bytes.
     told = {**(metadata or {}), "version": VERSION, "config": asdict(model.config)}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={HEADER: json.dumps(told)})
-    return partial.replace(path)
+    header = {HEADER: json.dumps(told)}
+    return write_whole(path, lambda partial: save_file(tensors, partial, metadata=header))
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> SANE:

@@ -15,8 +15,10 @@ from sane_plugins.errors import ZooError
 from sane_plugins.tasks.heads import PropertyHead
 from sane_plugins.tasks.regressors import KINDS, Array, Member, arrays
 from sane_plugins.tasks.support import Support
+from sane_plugins.weights.writing import write_whole
 
-VERSION = "1"
+VERSION = 1
+HEADER = "heads"
 _PLAIN = ("property", "unit", "low", "high", "features", "regressor", "radius", "coverage", "sane")
 
 
@@ -34,24 +36,21 @@ def save_heads(heads: Mapping[str, PropertyHead], path: str | Path) -> Path:
         tensors[f"{name}/structure"] = head.structure
         for i, member in enumerate(head.members):
             tensors |= {f"{name}/{i}/{key}": value for key, value in arrays(member).items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"heads_version": VERSION, "heads": json.dumps(about)})
-    return partial.replace(path)
+    # One entry, because the format writes several in any order: same heads, same bytes.
+    header = {HEADER: json.dumps({"version": VERSION, "heads": about})}
+    return write_whole(path, lambda partial: save_file(tensors, partial, metadata=header))
 
 
 def load_heads(path: str | Path) -> dict[str, PropertyHead]:
     """Read heads by property. Raises `ZooError` for a missing or broken file, or another version."""
     metadata, tensors = _read(Path(path))
-    if metadata.get("heads_version") != VERSION:
+    if metadata.get("version") != VERSION:
         raise ZooError(
-            path, f"its version is {metadata.get('heads_version', 'not given')}",
+            path, f"its version is {metadata.get('version', 'not given')}",
             f"property heads of version {VERSION} are needed", "fit them again",
         )  # fmt: skip
     try:
-        return {
-            name: _head(name, about, tensors)
-            for name, about in json.loads(metadata["heads"]).items()
-        }
+        return {name: _head(name, about, tensors) for name, about in metadata["heads"].items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ZooError(
             path,
@@ -78,10 +77,11 @@ def _member(kind: str, prefix: str, tensors: Mapping[str, Array]) -> Member:
     return made(*(tensors[prefix + f.name] for f in fields(made)))
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            told = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            return told, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ZooError(
             path, f"it cannot be read ({error})", "property heads in a safetensors file are needed",

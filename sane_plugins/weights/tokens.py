@@ -94,9 +94,9 @@ def tokenize(graph: WeightGraph, width: int, device: torch.device | str = "cpu")
     Values are float32, or float64 where the network has a float64 tensor, so that nothing is lost.
     """
     parts = slots(graph)
-    dtype = torch.float32
-    for param in graph.params:
-        dtype = torch.promote_types(dtype, param.dtype)
+    # float32 holds every value of a narrower type; only float64 needs more.
+    is_double = any(param.dtype == torch.float64 for param in graph.params)
+    dtype = torch.float64 if is_double else torch.float32
     total = sum(s.tokens(width) for s in parts)
     values = torch.zeros(total, width, dtype=dtype, device=device)
     mask = torch.zeros(total, width, dtype=torch.bool, device=device)

@@ -44,7 +44,7 @@ def save_safetensors(
     # One entry, because the format writes several in any order: same network, same bytes.
     told = {HEADER: json.dumps({**(metadata or {}), **own})}
     try:
-        return _renamed(path, lambda partial: save_file(state, partial, metadata=told))
+        return write_whole(path, lambda partial: save_file(state, partial, metadata=told))
     except KeyError as error:
         raise SourceError(
             path, f"a tensor has the type {error.args[0]}", "safetensors does not know it",
@@ -55,7 +55,7 @@ def save_safetensors(
 def save_checkpoint(graph: WeightGraph, path: str | Path) -> Path:
     """Write a plain state dict as torch.save does; ties are kept."""
     path = Path(path)
-    return _renamed(path, lambda partial: torch.save(graph.state_dict(), partial))
+    return write_whole(path, lambda partial: torch.save(graph.state_dict(), partial))
 
 
 def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def _renamed(path: Path, write: Callable[[Path], None]) -> Path:
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Write beside the path and rename; leave nothing half-written behind."""
     partial = path.with_name(path.name + ".partial")
     try:

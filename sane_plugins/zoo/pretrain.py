@@ -17,6 +17,7 @@ from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.latent import checkpoint
 from sane_plugins.latent.model import SANE, SANEConfig
 from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.weights.writing import write_whole
 from sane_plugins.zoo.losses import masked_mse, nt_xent
 from sane_plugins.zoo.store import Zoo
 from sane_plugins.zoo.views import Bank, Batch, build_banks, draw, noisy
@@ -149,9 +150,7 @@ def _keep(run: _Run, path: Path, options: PretrainOptions) -> None:
     for index, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
     told = {"step": str(run.step), "run": _told(run.model.config, options)}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=told)
-    partial.replace(path)
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata=told))
 
 
 def _restore(run: _Run, path: Path, config: SANEConfig, options: PretrainOptions) -> None:

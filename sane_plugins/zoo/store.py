@@ -22,6 +22,7 @@ from torch import nn
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
+from sane_plugins.weights.writing import write_whole
 from sane_plugins.zoo.architectures import build
 
 VERSION = 1
@@ -145,12 +146,9 @@ def write(
     for entry, state in items:
         entries.append(asdict(entry))
         tensors |= {f"{entry.key}/{key}": value.contiguous() for key, value in state.items()}
-    partial = folder / "weights.partial"
-    save_file(tensors, partial)
-    partial.replace(folder / "weights.safetensors")
-    partial = folder / "index.partial"
-    partial.write_text(json.dumps({"version": VERSION, "name": name, "entries": entries}, indent=1))
-    partial.replace(folder / "index.json")
+    index = json.dumps({"version": VERSION, "name": name, "entries": entries}, indent=1)
+    write_whole(folder / "weights.safetensors", lambda partial: save_file(tensors, partial))
+    write_whole(folder / "index.json", lambda partial: partial.write_text(index))
     return Zoo.open(folder)
 
 
