@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pluggy import PluginManager
+from pluggy import HookImpl, PluginManager
 
 from sane_plugins import hooks
 from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
@@ -73,6 +74,11 @@ class Host:
             if _wanted(point):
                 host._load(point)
         return host
+
+    @classmethod
+    def active(cls) -> Host:
+        """Return the host whose ability is being called, or else one with what is installed."""
+        return _active.get() or cls.installed()
 
     # Reading and writing networks
 
@@ -202,14 +208,24 @@ class Host:
             self.problems.append(problem)
 
     def _first(self, hook: str, **arguments: Any) -> Any:
-        """Return the first answer; a plugin that raises what is no `SaneError` is skipped."""
+        """Return the first answer; a plugin that raises what is no `SaneError` is skipped.
+
+        Where a plugin wraps the hook, pluggy makes the call: only it knows how to nest wrappers.
+        """
+        caller = getattr(self.pm.hook, hook)
+        if any(_wraps(implementation) for implementation in caller.get_hookimpls()):
+            return caller(**arguments)
         for _, answer in self._answers(hook, **arguments):
             return answer
         return None
 
     def _required(self, hook: str, **arguments: Any) -> Any:
-        with reporting(self.report):
-            answer = self._first(hook, **arguments)
+        token = _active.set(self)
+        try:
+            with reporting(self.report):
+                answer = self._first(hook, **arguments)
+        finally:
+            _active.reset(token)
         if answer is None:
             told = "; ".join(f"{p.plugin}: {p.error}" for p in self.problems) or "none tried"
             raise PluginError(
@@ -221,6 +237,8 @@ class Host:
         """Yield (plugin, answer) in calling order, implementation by implementation."""
         caller = getattr(self.pm.hook, hook)
         for implementation in reversed(caller.get_hookimpls()):
+            if _wraps(implementation):
+                continue
             wanted = {name: arguments[name] for name in implementation.argnames}
             try:
                 answer = implementation.function(**wanted)
@@ -252,6 +270,13 @@ class Host:
         callers = self.pm.get_hookcallers(plugin) or []
         names = tuple(sorted(caller.name for caller in callers))
         return PluginInfo(name=name, distribution=distribution, version=version, hooks=names)
+
+
+_active: ContextVar[Host | None] = ContextVar("host", default=None)
+
+
+def _wraps(implementation: HookImpl) -> bool:
+    return implementation.wrapper or implementation.hookwrapper
 
 
 def _wanted(point: EntryPoint) -> bool:

@@ -14,6 +14,8 @@ import sane_plugins
 from sane_plugins.errors import PluginError, SourceError, UsageError
 from sane_plugins.foreign import attach
 from sane_plugins.host import Host
+from sane_plugins.tasks.embed import EncodeOptions
+from sane_plugins.weights.modules import from_module
 
 HEADER = "from sane_plugins import hookimpl\n"
 
@@ -176,3 +178,27 @@ def test_a_hosts_own_plugin_overrides_ours() -> None:
 def test_markers_and_host_import_without_torch() -> None:
     code = "import sys, sane_plugins, sane_plugins.host; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+
+
+def test_abilities_see_plugins_that_were_registered_by_hand() -> None:
+    class Mine:
+        @sane_plugins.hookimpl
+        def sane_open(self, source):
+            return from_module(nn.Sequential(nn.Linear(2, 2))) if source == "mine" else None
+
+    host = Host.installed()
+    host.pm.register(Mine())
+    options = EncodeOptions(encoder="statistics")
+    assert host.encode("mine", options).names == ("0.weight",)
+
+
+def test_a_wrapper_sees_and_changes_the_answer() -> None:
+    class Loud:
+        @sane_plugins.hookimpl(wrapper=True)
+        def sane_open(self):
+            answer = yield
+            return answer.replace({"bias": torch.ones(2)})
+
+    host = Host.installed()
+    host.pm.register(Loud())
+    assert host.open(nn.Linear(2, 2)).tensors["bias"].tolist() == [1, 1]

@@ -22,7 +22,7 @@ def sane_encode(source: Any, options: EncodeOptions | None) -> Encoding:
     from sane_plugins.host import Host
     from sane_plugins.tasks.embed import embed
 
-    host = Host.installed()
+    host = Host.active()
     return embed(host.open(source), options, host.encoders())
 
 
@@ -32,7 +32,7 @@ def sane_predict_properties(source: Any, options: PredictOptions | None) -> Mapp
     from sane_plugins.host import Host
     from sane_plugins.tasks.predict import predict
 
-    host = Host.installed()
+    host = Host.active()
     return predict(host.open(source), host.property_heads(), options=options)
 
 
@@ -46,16 +46,18 @@ def sane_initialize(
     from torch import nn
 
     from sane_plugins.host import Host
-    from sane_plugins.latent.checkpoint import embedded
+    from sane_plugins.latent.checkpoint import embedded, load
     from sane_plugins.tasks.initialise import initialise
     from sane_plugins.tasks.prompts import choose_prompts, embedded_prompts
 
     notes: tuple[str, ...] = ()
-    graphs = tuple(Host.installed().open(prompt) for prompt in prompts)
+    graphs = tuple(Host.active().open(prompt) for prompt in prompts)
     if not graphs:
         chosen = choose_prompts(
             target if isinstance(target, nn.Module) else target(), embedded_prompts()
         )
         graphs, notes = chosen.graphs, chosen.notes
-    done = initialise(target, task, graphs, embedded(), options, current())
+    own = options.model if options is not None else None
+    sane = embedded() if own is None else load(own)
+    done = initialise(target, task, graphs, sane, options, current())
     return replace(done, notes=(*notes, *done.notes))

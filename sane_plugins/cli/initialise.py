@@ -17,11 +17,10 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )  # fmt: skip
-from sane_plugins.cli.targets import SMALL_CNN, Target, find_sampler, find_target, open_prompts
+from sane_plugins.cli.targets import SMALL_CNN, find_sampler, find_target, open_prompts
 
 if TYPE_CHECKING:
-    from sane_plugins.host import Host
-    from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
+    from sane_plugins.tasks.initialise import Initialisation
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,8 +30,11 @@ if TYPE_CHECKING:
               " per class, or 'digits'.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="Where to write the weights (.safetensors, .pt).")  # fmt: skip
-@click.option("--prompts", multiple=True, type=click.Path(path_type=Path),
-              help="A checkpoint or zoo folder to sample near; repeat for more.")  # fmt: skip
+@click.option("--prompts", multiple=True,
+              help="A network or zoo folder to sample near; repeat for more. Default: ours.")  # fmt: skip
+@click.option(
+    "--sane", type=click.Path(path_type=Path), help="A SANE of your own, from 'pretrain'."
+)
 @click.option("--factory", help="package.module:function that builds the network of a checkpoint.")
 @click.option("--sampler", default="kde", show_default=True, help="How latents are drawn.")
 @click.option("--samples", default=16, show_default=True, type=click.IntRange(1),
@@ -45,15 +47,16 @@ if TYPE_CHECKING:
 @click.version_option(__version__)
 @command_options
 def main(
-    model: str, data: str, output: Path, prompts: tuple[Path, ...], factory: str | None,
+    model: str, data: str, output: Path, prompts: tuple[str, ...], sane: Path | None, factory: str | None,
     sampler: str, samples: int, keep: int, size: int | None, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
-    MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, or a checkpoint or ONNX
-    file together with --factory. Candidates and the default initialisation are scored on held-out
-    images of the task, before and after one epoch of training; the best one's initial weights are
-    written. Where the default initialisation wins, that is said, and it is written.
+    MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, a function
+    package.module:function that builds a network, or a checkpoint together with --factory (its weights
+    then count as the default initialisation). Candidates and the default initialisation are scored on
+    held-out images of the task, before and after one epoch of training; the best one's initial weights
+    are written. Where the default initialisation wins, that is said, and it is written.
 
     Example: sane-init small-cnn --task digits -o digits.safetensors
     """
@@ -64,25 +67,19 @@ def main(
     require_free(output, force)
     host = open_host()
     options = InitialiseOptions(
-        sampler=find_sampler(host, sampler), candidates=samples, keep=keep, seed=seed
+        sampler=find_sampler(host, sampler), candidates=samples, keep=keep, seed=seed, model=sane
     )
     target = find_target(host, model, factory, load_task(data, size), resize=size is None)
-    done = _run(host, target, prompts, options)
+    given = [open_prompts(host, prompt, target) for prompt in prompts]
+    graphs = [graph for prompt in given for graph in prompt.graphs]
+    with progress_bars(host):
+        done = host.initialise(target.network, target.task, graphs, options)
     path = host.save(done.graph, output, force=force)
-    notes = [*target.notes, *done.notes]
+    notes = [*target.notes, *(text for prompt in given for text in prompt.notes), *done.notes]
     if as_json:
         print_json(_told(done, path, notes))
     else:
         _print(done, path, notes)
-
-
-def _run(
-    host: Host, target: Target, prompts: tuple[Path, ...], options: InitialiseOptions
-) -> Initialisation:
-    """Initialise, with progress; prompts that the user named are opened first."""
-    graphs = [graph for prompt in prompts for graph in open_prompts(host, prompt, target)]
-    with progress_bars(host):
-        return host.initialise(target.network, target.task, graphs, options)
 
 
 def _told(done: Initialisation, path: Path, notes: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sane_plugins.cli.console import command_options, note, open_host, print_jso
 from sane_plugins.errors import SaneError, SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.tasks.predict import Estimate
+    from sane_plugins.tasks.predict import Estimate, PropertyHead
     from sane_plugins.weights.graph import WeightGraph
 
 T = TypeVar("T")
@@ -104,6 +104,10 @@ def predict(sources: tuple[str, ...], properties: tuple[str, ...], as_json: bool
             ("source", "property", "value", "interval", "known kind"),
             rows,
         )
+        used = {x.property for found in done.values() for x in found.values()}
+        for name, head in host.property_heads().items():
+            if name in used:
+                note(f"Note: {name} {_chosen(head)}.")
         if any(not x.in_distribution for found in done.values() for x in found.values()):
             note(
                 "Note: 'no' means unlike every network that the head was fitted on: do not rely on it."
@@ -165,6 +169,16 @@ def _estimate(source: str, found: Estimate) -> tuple[str, ...]:
         source, found.property, f"{found.value:.3f} {found.unit}".strip(),
         f"{low:.3f} to {high:.3f} ({found.coverage:.0%})", "yes" if found.in_distribution else "no",
     )  # fmt: skip
+
+
+def _chosen(head: PropertyHead) -> str:
+    """Say which features a head reads, and how well each did in cross-validation."""
+    best: dict[str, float] = {}
+    for name, score in head.scores.items():
+        features = name.partition("/")[0]
+        best[features] = max(score, best.get(features, score))
+    told = ", ".join(f"{features} {score:.2f}" for features, score in best.items())
+    return f"is read from {head.features} (cross-validated R^2: {told})"
 
 
 def _few(embedding: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sane_plugins.host import Host
+    from sane_plugins.tasks.prompts import Prompts
     from sane_plugins.tasks.sample import Sampler
     from sane_plugins.tasks.task import Task
-    from sane_plugins.weights.graph import WeightGraph
 
 SMALL_CNN = "small-cnn"
 TORCHVISION = "torchvision:"
@@ -50,14 +50,14 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
     return _fitted(Target(lambda: host.build(name, classes), task))
 
 
-def open_prompts(host: Host, path: Path, target: Target) -> Sequence[WeightGraph]:
-    """Return the prompt in a file, or those of a zoo folder that fit the target best."""
-    from sane_plugins.tasks.prompts import choose_prompts
+def open_prompts(host: Host, source: str, target: Target) -> Prompts:
+    """Return the prompt that a source names, or those of a zoo folder that fit the target best."""
+    from sane_plugins.tasks.prompts import Prompts, choose_prompts
     from sane_plugins.zoo.store import Zoo
 
-    if not path.is_dir():
-        return [host.open(path)]
-    return choose_prompts(built(target.network), Zoo.open(path)).graphs
+    if not Path(source).is_dir():
+        return Prompts((host.open(source),), ())
+    return choose_prompts(built(target.network), Zoo.open(source))
 
 
 def find_sampler(host: Host, name: str) -> Sampler:

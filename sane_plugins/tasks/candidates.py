@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import ceil
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -36,6 +37,7 @@ class InitialiseOptions:
     fitted classifier), "default" leaves it at its default initialisation, "prompt" keeps the prompts'
     where its shape allows. `validation` is the share of the training images that is held out to choose by,
     at most `validation_images`; `images` caps the training images (None: what an epoch can afford).
+    `model` is a SANE file (None: the embedded one).
     Batch norm is conditioned on at most `norm_batches` batches of `norm_batch` images.
     """
 
@@ -51,6 +53,7 @@ class InitialiseOptions:
     norm_batch: int = 32
     train: TrainOptions = field(default_factory=TrainOptions)
     seed: int = 0
+    model: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

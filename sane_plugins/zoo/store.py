@@ -145,7 +145,8 @@ def write(
     tensors: dict[str, torch.Tensor] = {}
     for entry, state in items:
         entries.append(asdict(entry))
-        tensors |= {f"{entry.key}/{key}": value.contiguous() for key, value in state.items()}
+        copies = {key: value.detach().clone().contiguous() for key, value in state.items()}
+        tensors |= {f"{entry.key}/{key}": value for key, value in copies.items()}
     index = json.dumps({"version": VERSION, "name": name, "entries": entries}, indent=1)
     write_whole(folder / "weights.safetensors", lambda partial: save_file(tensors, partial))
     write_whole(folder / "index.json", lambda partial: partial.write_text(index))
