@@ -59,12 +59,14 @@ def show_zoo(folder: Path, as_json: bool) -> None:
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(2))
 @click.option("--lr", default=1e-3, show_default=True, help="Peak learning rate.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @command_options
 def pretrain(
-    zoos: tuple[Path, ...], output: Path, steps: int, batch: int, lr: float, seed: int, device: str,
+    zoos: tuple[Path, ...], output: Path, steps: int, batch: int, lr: float, seed: int, precision: str,
+    device: str,
     resume: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a SANE on zoos."""
@@ -77,7 +79,9 @@ def pretrain(
 
     require_free(output, force)
     opened = [Zoo.open(folder) for folder in zoos]
-    options = PretrainOptions(steps=steps, batch=batch, lr=lr, seed=seed, device=device)
+    options = PretrainOptions(
+        steps=steps, batch=batch, lr=lr, seed=seed, device=device, bf16=precision == "bf16"
+    )
     with progress_bars(open_host()):
         train(opened, SANEConfig(), options, output, resume=resume, report=current())
     if as_json:
