@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -23,6 +24,7 @@ from sane_plugins.weights.modules import from_module, load_into
 
 Kind = Literal["default", "default, classifier fitted", "sane"]
 _EPOCH_FLOP = 3e11  # about ten seconds on two cores
+_SMALL_FLOP = 2e7
 _LEAST_IMAGES, _MOST_IMAGES = 256, 10_000
 _FIT_IMAGES = 2000
 
@@ -140,11 +142,30 @@ def affordable(
     module: nn.Module, task: Task, options: InitialiseOptions, rng: torch.Generator
 ) -> Task:
     """Return training images to train on and to choose by, no more than one epoch can afford."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module.eval()(task.x_train[:1])
-    afford = int(_EPOCH_FLOP / max(1, 3 * counter.get_total_flops()))
+    afford = int(_EPOCH_FLOP / (3 * flop(module, task)))
     most = min(max(afford, _LEAST_IMAGES), _MOST_IMAGES)
     held_out = min(options.validation_images, most)
     share = min(options.validation, held_out / len(task.y_train))
     return task.held_out(share, rng).subset(options.images or most, rng)
+
+
+@contextmanager
+def fitting_threads(module: nn.Module, task: Task) -> Iterator[None]:
+    """Let a small network run on one thread: it is too small to share out.
+
+    On a busy machine the threads of a small step wait for each other longer than they work.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if flop(module, task) < _SMALL_FLOP else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def flop(module: nn.Module, task: Task) -> int:
+    """Return the floating-point operations of one image's forward pass, at least 1."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module.eval()(task.x_train[:1])
+    return max(1, int(counter.get_total_flops()))

@@ -16,7 +16,7 @@ from torch import nn
 
 from sane_plugins.latent.model import SANE
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.tasks.candidates import Bench, Candidate, affordable
+from sane_plugins.tasks.candidates import Bench, Candidate, affordable, fitting_threads
 from sane_plugins.tasks.candidates import InitialiseOptions as InitialiseOptions
 from sane_plugins.tasks.candidates import Row as Row
 from sane_plugins.tasks.classifier import find_classifier
@@ -66,8 +66,9 @@ def initialise(
     graph, keys = _described(first, task)
     transfer = plan(prompts, graph, keys, sane, rng)
     bench = Bench(make=make, task=data, classifier=keys, options=options, rng=rng)
-    kept, others = _best_drawn(bench, transfer, report)
-    tried = _tried(bench, kept, report)
+    with fitting_threads(first, task):
+        kept, others = _best_drawn(bench, transfer, report)
+        tried = _tried(bench, kept, report)
     notes = _notes(data, task, bench, transfer, fresh)
     return _choose(tried, others, tuple(notes), _provenance(options, prompts, transfer, task))
 
