@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 from sklearn.ensemble import GradientBoostingRegressor
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -30,7 +31,7 @@ from sane_plugins.errors import ZooError
 from sane_plugins.latent import checkpoint
 from sane_plugins.latent.model import SANE, SANEConfig
 from sane_plugins.tasks import embed, statistics
-from sane_plugins.tasks.heads import STRUCTURE, Samples, fit_head, fit_members, join
+from sane_plugins.tasks.heads import STRUCTURE, Samples, fit_head, fit_members, group_folds, join
 from sane_plugins.tasks.predict import fingerprint
 from sane_plugins.tasks.regressors import Array, predict
 from sane_plugins.zoo.store import Zoo, evaluation_pool, import_published
@@ -41,6 +42,8 @@ PROPERTIES = ("test_accuracy", "epoch", "gap")
 SPLITS = 3
 TEST_SHARE = 0.3
 RIVAL = "s(W), boosting"
+BASELINES = ("W", "s(W)")
+PENALTIES = np.logspace(-1, 6, 8)
 HEAD = "chosen head"
 
 
@@ -165,7 +168,10 @@ def _split(
         features={k: x for k, x in fit.features.items() if k in known}, networks=fit.networks
     )
     head = fit_head(name, usable, targets[~test])
-    found = _baselines(fit.features, held.features, targets[~test])
+    found = {
+        method: np.clip(values, head.low, head.high)
+        for method, values in _baselines(fit, held, targets[~test]).items()
+    }
     for kind in ("sane", "statistics", "both"):
         best = max(
             (k for k in head.scores if k.startswith(kind + "/")), key=lambda k: head.scores[k]
@@ -184,21 +190,26 @@ def _split(
     }  # fmt: skip
 
 
-def _baselines(fit: Mapping[str, Array], held: Mapping[str, Array], y: Array) -> dict[str, Array]:
+def _baselines(fit: Samples, held: Samples, y: Array) -> dict[str, Array]:
     boosting = GradientBoostingRegressor(
         n_estimators=300, max_depth=4, subsample=0.7, random_state=0
-    )
-    models: dict[str, tuple[str, Callable[[], Any]]] = {
-        "W, ridge": ("W", _ridge), "s(W), ridge": ("s(W)", _ridge), RIVAL: ("s(W)", lambda: boosting),
-    }  # fmt: skip
-    return {
-        method: model().fit(fit[kind], y).predict(held[kind])
-        for method, (kind, model) in models.items()
+    ).fit(fit.features["s(W)"], y)
+    ridges = {
+        f"{kind}, ridge": _ridge(fit, kind, y).predict(held.features[kind]) for kind in BASELINES
     }
+    return {**ridges, RIVAL: boosting.predict(held.features["s(W)"])}
 
 
-def _ridge() -> Any:
-    return make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 5, 15)))
+def _ridge(fit: Samples, kind: str, y: Array) -> Any:
+    """Fit ridge regression whose penalty is chosen on networks that a fold holds out (paper section 4.1)."""
+    folds = [
+        (np.flatnonzero(~test), np.flatnonzero(test)) for test in group_folds(fit.networks, 5, 0)
+    ]
+    model = make_pipeline(StandardScaler(), Ridge())
+    search = GridSearchCV(
+        model, {"ridge__alpha": PENALTIES}, cv=folds, scoring="neg_mean_squared_error"
+    )
+    return search.fit(fit.features[kind], y)
 
 
 def _scores(truth: Array, predicted: Array) -> dict[str, float]:

@@ -6,11 +6,13 @@ Light at import: what a plugin needs, it imports when it is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ class Problem:
 
     plugin: str
     error: str
+    cause: BaseException | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +73,15 @@ class Host:
         pm = PluginManager(PROJECT)
         pm.add_hookspecs(hooks)
         host = cls(pm)
-        for point in entry_points(group=PROJECT):
-            if _wanted(point):
-                host._load(point)
+        # Ours first: no other distribution can take our names, and all others are asked before us.
+        points = sorted(
+            entry_points(group=PROJECT), key=lambda x: _distribution(x) != "sane-plugins"
+        )
+        for point in filter(_wanted, points):
+            host._load(point)
+        known: set[str] = set().union(*map(_names, points))
+        for name in sorted(_listed(os.environ.get("SANE_PLUGINS_LOAD", "")) - known):
+            host._left_out(name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it"))
         return host
 
     @classmethod
@@ -162,7 +171,7 @@ class Host:
 
     def commands(self) -> list[click.Command]:
         """Return the commands that plugins add."""
-        return [command for _, found in self._answers("sane_commands") for command in found]
+        return list(self._collected("sane_commands", _by_name).values())
 
     def plugins(self) -> list[PluginInfo]:
         """Describe the registered plugins."""
@@ -170,53 +179,72 @@ class Host:
 
     def report(self, event: Progress) -> None:
         """Tell every observer of a step of a long job; one that raises is named and left out."""
-        for _ in self._answers("sane_progress", event=event):
+        for _ in self._answers("sane_progress", {"event": event}):
             pass
 
     # Calling
 
     def _load(self, point: EntryPoint) -> None:
-        name = point.name
+        # A plugin's import may raise anything, or exit, and must not end the host.
         try:
-            plugin = point.load()
-            required = getattr(plugin, "SANE_REQUIRES", (1, 0))
-            if tuple(required) > hooks.HOOKSPEC_VERSION:
-                raise PluginError(
-                    f"plugin {name}", f"it requires hooks {required}",
-                    f"this version has {hooks.HOOKSPEC_VERSION}", "upgrade sane-plugins",
-                )  # fmt: skip
+            self._register(point)
+        except (Exception, SystemExit) as error:
+            self._left_out(point.name, error)
+
+    def _register(self, point: EntryPoint) -> None:
+        name = point.name
+        if self.pm.has_plugin(name):
+            first = self._distributions.get(name, ("another", ""))[0]
+            raise PluginError(
+                f"plugin {name} of {_distribution(point)}", f"{first} has a plugin of that name too",
+                "a name is given once", "rename the entry point, or uninstall one of them",
+            )  # fmt: skip
+        plugin = point.load()
+        required = getattr(plugin, "SANE_REQUIRES", (1, 0))
+        if tuple(required) > hooks.HOOKSPEC_VERSION:
+            raise PluginError(
+                f"plugin {name}", f"it requires hooks {required}",
+                f"this version has {hooks.HOOKSPEC_VERSION}", "upgrade sane-plugins",
+            )  # fmt: skip
+        try:
             self.pm.register(plugin, name=name)
-        except (
-            Exception
-        ) as error:  # a plugin's import may raise anything, and must not end the host
+        except Exception:  # older releases of pluggy leave the plugin half registered
             if self.pm.has_plugin(name):
                 self.pm.unregister(name=name)
-            self._left_out(name, error)
-            return
+            raise
         if point.dist is not None:
             self._distributions[name] = (point.dist.name, point.dist.version)
 
-    def _left_out(self, plugin: str, error: Exception) -> None:
+    def _left_out(self, plugin: str, error: BaseException) -> Problem:
         told = str(error) if isinstance(error, SaneError) else f"{type(error).__name__}: {error}"
+        problem = Problem(plugin, told.strip().partition("\n")[0], error)
         if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
             raise PluginError(
-                f"plugin {plugin}", f"it failed ({told})", "SANE_PLUGINS_STRICT allows no failure",
-                "repair or disable it",
+                f"plugin {plugin}", f"it failed ({problem.error})",
+                "SANE_PLUGINS_STRICT allows no failure", "repair or disable it",
             ) from error  # fmt: skip
-        problem = Problem(plugin, told.partition("\n")[0])
         if problem not in self.problems:
             self.problems.append(problem)
+        return problem
 
     def _first(self, hook: str, **arguments: Any) -> Any:
-        """Return the first answer; a plugin that raises what is no `SaneError` is skipped.
+        """Return the first answer. Raises `PluginError` where none came and a plugin failed.
 
         Where a plugin wraps the hook, pluggy makes the call: only it knows how to nest wrappers.
         """
-        caller = getattr(self.pm.hook, hook)
-        if any(_wraps(implementation) for implementation in caller.get_hookimpls()):
-            return caller(**arguments)
-        for _, answer in self._answers(hook, **arguments):
+        everyone = getattr(self.pm.hook, hook).get_hookimpls()
+        if any(map(_wraps, everyone)):
+            try:
+                return getattr(self.pm.hook, hook)(**arguments)
+            except SaneError:
+                raise
+            except Exception as error:
+                raise _raised(self._left_out(_culprit(error, everyone), error), hook) from error
+        failed: list[Problem] = []
+        for _, answer in self._answers(hook, arguments, (SaneError,), failed=failed):
             return answer
+        if failed:
+            raise _raised(failed[0], hook) from failed[0].cause
         return None
 
     def _required(self, hook: str, **arguments: Any) -> Any:
@@ -227,35 +255,36 @@ class Host:
         finally:
             _active.reset(token)
         if answer is None:
-            told = "; ".join(f"{p.plugin}: {p.error}" for p in self.problems) or "none tried"
-            raise PluginError(
-                hook, f"no plugin answered ({told})", "one is needed", "see 'sane-plugins list'"
-            )
+            way_out = "see 'sane-plugins list'"
+            raise PluginError(hook, "no plugin answered", "one is needed", way_out)
         return answer
 
-    def _answers(self, hook: str, **arguments: Any) -> Any:
-        """Yield (plugin, answer) in calling order, implementation by implementation."""
-        caller = getattr(self.pm.hook, hook)
-        for implementation in reversed(caller.get_hookimpls()):
+    def _answers(
+        self, hook: str, arguments: Mapping[str, Any], passed: tuple[type[Exception], ...] = (),
+        read: Callable[[Any], Any] = lambda answer: answer, failed: list[Problem] | None = None,
+    ) -> Iterator[tuple[str, Any]]:  # fmt: skip
+        """Yield (plugin, answer) in calling order, one by one: the others must survive one that raises."""
+        for implementation in reversed(getattr(self.pm.hook, hook).get_hookimpls()):
             if _wraps(implementation):
                 continue
-            wanted = {name: arguments[name] for name in implementation.argnames}
             try:
+                wanted = {name: arguments[name] for name in implementation.argnames}
                 answer = implementation.function(**wanted)
-            except SaneError:
+                answer = answer if answer is None else read(answer)
+            except passed:
                 raise
-            except (
-                Exception
-            ) as error:  # third-party code; the other plugins' answers must survive it
-                self._left_out(implementation.plugin_name, error)
+            except Exception as error:
+                problem = self._left_out(implementation.plugin_name, error)
+                if failed is not None:
+                    failed.append(problem)
                 continue
             if answer is not None:
                 yield implementation.plugin_name, answer
 
-    def _collected(self, hook: str) -> dict[str, Any]:
+    def _collected(self, hook: str, read: Callable[[Any], Any] | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {}
         givers: dict[str, str] = {}
-        for plugin, offered in self._answers(hook):
+        for plugin, offered in self._answers(hook, {}, read=read or _mapping):
             for name, value in offered.items():
                 if name in found:
                     raise PluginError(
@@ -280,10 +309,48 @@ def _wraps(implementation: HookImpl) -> bool:
 
 
 def _wanted(point: EntryPoint) -> bool:
-    names = {point.name, point.dist.name if point.dist else ""}
     only = os.environ.get("SANE_PLUGINS_LOAD")
-    never = set(os.environ.get("SANE_PLUGINS_DISABLE", "").split(","))
-    return not names & never and (only is None or bool(names & set(only.split(","))))
+    if _names(point) & _listed(os.environ.get("SANE_PLUGINS_DISABLE", "")):
+        return False
+    return only is None or bool(_names(point) & _listed(only))
+
+
+def _listed(text: str) -> set[str]:
+    """Return the names in a list with commas, as package indexes compare them."""
+    return {re.sub(r"[-_.]+", "-", name.strip()).lower() for name in text.split(",")} - {""}
+
+
+def _names(point: EntryPoint) -> set[str]:
+    return _listed(f"{point.name},{_distribution(point)}")
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else ""
+
+
+def _culprit(error: Exception, implementations: Sequence[HookImpl]) -> str:
+    """Return the name of the plugin in whose code a call of several failed."""
+    codes = {getattr(x.function, "__code__", None): x.plugin_name for x in implementations}
+    frames = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
+    return next((codes[code] for code in reversed(frames) if code in codes), "(unknown)")
+
+
+def _raised(problem: Problem, hook: str) -> PluginError:
+    return PluginError(
+        f"plugin {problem.plugin}", f"it raised {problem.error} in {hook}",
+        "an answer is needed and no other plugin gave one",
+        "check the arguments, or repair the plugin or disable it with SANE_PLUGINS_DISABLE",
+    )  # fmt: skip
+
+
+def _mapping(offered: Any) -> Mapping[str, Any]:
+    if not isinstance(offered, Mapping):
+        raise TypeError(f"it returned {type(offered).__name__}, but a mapping by name is needed")
+    return offered
+
+
+def _by_name(offered: Sequence[click.Command]) -> dict[str, click.Command]:
+    return {str(command.name): command for command in offered}
 
 
 def _short(source: Any) -> str:

@@ -139,6 +139,57 @@ def test_wrong_calls_of_sane_init(arguments, said: str, code: int, tmp_path) -> 
     _refused(done, said, code)
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("out.xyz", 2, ".xyz"), ("out.onnx", 1, "ONNX"), ("no-folder/out.pt", 2, "folder")],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    task, tmp_path, monkeypatch, name: str, code: int, said: str
+) -> None:
+    if name == "out.onnx":
+        pytest.importorskip("onnx")
+    monkeypatch.setattr("sane_plugins.host.Host.initialise", lambda *_: pytest.fail("worked"))
+    _refused(_init(task(), tmp_path / name), said, code)
+
+
+@pytest.mark.parametrize("name", ["missing.onnx", "missing.pt", "folder/missing"])
+def test_a_missing_model_is_told_as_such(task, tmp_path, name: str) -> None:
+    _refused(_init(task(), tmp_path / "out.pt", name), f"{name}: it does not exist", 1)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "text", "nan", "truncated", "empty", "missing"])
+def test_bad_prompts_are_one_sentence(kind: str, task, tmp_path) -> None:
+    if kind == "text":
+        pytest.importorskip("onnx")
+    prompt = _bad_source(kind, tmp_path)
+    _refused(_init(task(), tmp_path / "out.pt", "--prompts", prompt), prompt.name, 1)
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(KeyboardInterrupt(), 130, "Interrupted."), (KeyError("oops"), 1, "--debug")],
+)
+def test_what_nobody_expected_is_one_line(monkeypatch, raised, code: int, said: str) -> None:
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr("sane_plugins.host.Host.open", fail)
+    done = _run(sane_plugins, "inspect", "net.pt")
+    assert done.exit_code == code
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    if code == 1:
+        assert isinstance(_run(sane_plugins, "inspect", "net.pt", "--debug").exception, KeyError)
+
+
+def test_a_name_with_brackets_is_no_markup(tmp_path) -> None:
+    torch.save({"a[bold].weight": torch.zeros(3, 2)}, tmp_path / "net[red].pt")
+    done = _run(sane_plugins, "inspect", tmp_path / "net[red].pt")
+    assert "net[red].pt" in done.stdout.replace("\n", "")
+    assert "a[bold].weight" in done.stdout
+
+
 def _refused(done, said: str, code: int) -> None:
     assert done.exit_code == code, done.output
     assert done.stderr.startswith("Error: ")
@@ -193,7 +244,8 @@ def test_inspect_counts_everything(network) -> None:
     told = json.loads(_run(sane_plugins, "inspect", network, "--json").stdout)
     assert told["parameters"] == 2464 == sum(layer["parameters"] for layer in told["layers"])
     assert told["topology"] is False
-    assert "2,464 parameters" in _run(sane_plugins, "inspect", network).stdout
+    assert told["dtypes"] == {"float32": 2464}
+    assert "2,464 parameters (float32)" in _run(sane_plugins, "inspect", network).stdout
 
 
 def test_embed_writes_and_tells(network, tmp_path) -> None:

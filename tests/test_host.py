@@ -8,9 +8,11 @@ import textwrap
 import pluggy
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import sane_plugins
+from sane_plugins.cli.main import main as command
 from sane_plugins.errors import PluginError, SourceError, UsageError
 from sane_plugins.foreign import attach
 from sane_plugins.host import Host
@@ -25,12 +27,14 @@ def install(tmp_path, monkeypatch):
     """Return a function that installs a real distribution with one plugin module."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def add(name: str, code: str) -> None:
+    def add(name: str, code: str, entry: str = "", target: str = "") -> None:
         (tmp_path / f"{name}.py").write_text(HEADER + textwrap.dedent(code))
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-dist\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[sane_plugins]\n{name} = {name}\n")
+        (info / "entry_points.txt").write_text(
+            f"[sane_plugins]\n{entry or name} = {target or name}\n"
+        )
 
     yield add
     for path in tmp_path.glob("*.py"):
@@ -47,7 +51,7 @@ def test_built_ins_and_adapters_enter_by_entry_point() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["import no_such_module", "1 / 0", "SANE_REQUIRES = (9, 0)",
+    ["import no_such_module", "1 / 0", "import sys; sys.exit(3)", "SANE_REQUIRES = (9, 0)",
      "@hookimpl\ndef sane_open(source, no_such_argument): ..."],
 )  # fmt: skip
 def test_a_broken_plugin_is_named_and_left_out(install, code: str) -> None:
@@ -55,6 +59,13 @@ def test_a_broken_plugin_is_named_and_left_out(install, code: str) -> None:
     host = Host.installed()
     assert [problem.plugin for problem in host.problems] == ["broken_plugin"]
     assert "broken_plugin" not in _names(host)
+    assert host.open(nn.Linear(2, 2)).size == 6
+
+
+def test_nobody_takes_the_name_of_a_built_in(install) -> None:
+    install("thief_plugin", "", entry="builtin")
+    host = Host.installed()
+    assert "thief_plugin-dist" in host.problems[0].error
     assert host.open(nn.Linear(2, 2)).size == 6
 
 
@@ -74,6 +85,15 @@ def test_plugins_are_chosen_by_environment(install, monkeypatch, name: str) -> N
     monkeypatch.delenv("SANE_PLUGINS_DISABLE")
     monkeypatch.setenv("SANE_PLUGINS_LOAD", name)
     assert _names(Host.installed()) == {"good_plugin"}
+
+
+def test_names_are_compared_as_package_indexes_do(monkeypatch) -> None:
+    monkeypatch.setenv("SANE_PLUGINS_LOAD", "builtin, Onnx")
+    assert _names(Host.installed()) == {"builtin", "onnx"}
+    monkeypatch.setenv("SANE_PLUGINS_LOAD", "builtin,no_such")
+    assert [problem.plugin for problem in Host.installed().problems] == ["no-such"]
+    monkeypatch.setenv("SANE_PLUGINS_DISABLE", "sane_plugins")
+    assert not _names(Host.installed())
 
 
 def test_a_name_given_twice_names_both_plugins(install) -> None:
@@ -105,6 +125,71 @@ def test_a_raising_plugin_takes_nobody_down(install) -> None:
     assert "local" in host.engines()
     host.report(None)
     assert {problem.plugin for problem in host.problems} == {"raising_plugin"}
+    with pytest.raises(PluginError, match="raising_plugin: it raised KeyError") as caught:
+        host.open("no-such-thing")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize("body", ["return ['mine']", "raise SaneError('a', 'b', 'c', 'd')"])
+def test_a_wrong_offer_is_left_out(install, body: str) -> None:
+    code = f"from sane_plugins.errors import SaneError\n@hookimpl\ndef sane_engines(): {body}"
+    install("wrong_plugin", code)
+    host = Host.installed()
+    assert set(host.engines()) == {"local"}
+    assert [problem.plugin for problem in host.problems] == ["wrong_plugin"]
+
+
+WRAPPER = """
+@hookimpl(wrapper=True)
+def sane_open(source):
+    graph = yield
+    return graph if graph is None else graph.size
+"""
+OBJECT = """
+class Plugin:
+    name = "mine"
+    @hookimpl(specname="sane_engines")
+    def offered(self): return {self.name: map}
+plugin = Plugin()
+"""
+DECORATED = """
+from functools import wraps
+def decorated(function):
+    @wraps(function)
+    def call(*arguments, **named): return function(*arguments, **named)
+    return call
+@hookimpl
+@decorated
+def sane_encode(source): return f"mine: {source}"
+"""
+
+
+def test_plugins_of_every_shape(install) -> None:
+    install("wrapper_plugin", WRAPPER)
+    install("object_plugin", OBJECT, target="object_plugin:plugin")
+    install("decorated_plugin", DECORATED)
+    host, pm = Host.installed(), _Foreign("host").pm
+    attach(pm)
+    assert not host.problems
+    assert host.open(nn.Linear(2, 2)) == pm.hook.sane_open(source=nn.Linear(2, 2)) == 6
+    assert "mine" in host.engines()
+    assert "mine" in set().union(*pm.hook.sane_engines())
+    assert host.encode("net") == pm.hook.sane_encode(source="net", options=None) == "mine: net"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def build(classes): raise ValueError('bad width')", "bad width"),
+        ("def build(width): ...", "width"),
+        ("build = 3", "callable"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_factory_that_fails_is_told_as_such(install, code: str, said: str) -> None:
+    install("factory_module", code, target="sane_onnx")
+    with pytest.raises(SourceError, match=said):
+        Host.installed().build("factory_module:build", 3)
 
 
 def test_an_unknown_source_says_the_way_out() -> None:
@@ -123,6 +208,8 @@ def test_open_save_and_build(tmp_path) -> None:
         host.save(host.open(network), tmp_path / "net.xyz")
     built = host.build("sane_plugins.zoo.architectures:small_cnn", 7)
     assert built(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
+    assert host.build("small-cnn", 7)(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
+    assert host.open("small-cnn").size == 2464
 
 
 def test_encoders_and_samplers_are_offered() -> None:
@@ -154,6 +241,26 @@ def test_attach_to_a_host(project: str) -> None:
     assert pm.hook.sane_open(source=nn.Linear(2, 2)).size == 6
 
 
+def test_attach_to_a_host_that_knows_some_of_it() -> None:
+    pm = _Foreign("host").pm
+
+    class Mine:
+        @pluggy.HookimplMarker("host")
+        def sane_open(self, source): ...
+
+    pm.register(Mine())
+    attach(pm)
+    assert pm.hook.sane_open(source=nn.Linear(2, 2)).size == 6
+    host = Host.installed()
+    attach(host.pm)
+    assert "kde" in host.samplers()
+
+
+def test_attach_names_what_was_left_out(install) -> None:
+    install("broken_plugin", "1 / 0")
+    assert [x.plugin for x in attach(_Foreign("host").pm).problems] == ["broken_plugin"]
+
+
 def test_two_hosts_in_one_process() -> None:
     first, second = _Foreign("one").pm, _Foreign("two").pm
     undo = attach(first)
@@ -173,6 +280,56 @@ def test_a_hosts_own_plugin_overrides_ours() -> None:
 
     pm.register(Mine())
     assert pm.hook.sane_encode(source="net", options=None) == "mine: net"
+
+
+COMMANDS = """
+import click
+from sane_plugins.errors import SourceError
+@click.command()
+def mine(): click.echo("ran")
+@click.command()
+def failing(): raise SourceError("a", "b", "c", "d")
+@click.command("list")
+def ours(): click.echo("stolen")
+@hookimpl
+def sane_commands(): return [mine, failing, ours]
+"""
+
+
+def test_plugins_add_commands(install) -> None:
+    install("command_plugin", COMMANDS)
+    run = CliRunner().invoke
+    assert "mine" in run(command, ["--help"]).stdout
+    assert run(command, ["mine"]).stdout == "ran\n"
+    assert "stolen" not in run(command, ["list"]).output
+    failed = run(command, ["failing"])
+    assert failed.exit_code == 1
+    assert "Error: a: b, but c; d." in failed.stderr
+
+
+def test_help_and_own_commands_survive_colliding_commands(install) -> None:
+    install("one_plugin", COMMANDS)
+    install("two_plugin", COMMANDS)
+    done = CliRunner().invoke(command, ["--help"])
+    assert done.exit_code == 0
+    assert "one_plugin" in done.stderr and "two_plugin" in done.stderr
+    assert CliRunner().invoke(command, ["list", "--json"]).exit_code == 0
+
+
+def test_strict_mode_is_one_sentence_in_commands(install, monkeypatch) -> None:
+    install("broken_plugin", "1 / 0")
+    monkeypatch.setenv("SANE_PLUGINS_STRICT", "1")
+    for arguments in (["--help"], ["list"]):
+        done = CliRunner().invoke(command, arguments)
+        assert done.stderr.startswith("Error: plugin broken_plugin")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_plugin_that_fails_late_is_noted(install) -> None:
+    install("late_plugin", "@hookimpl\ndef sane_engines(): raise KeyError('oops')")
+    done = CliRunner().invoke(command, ["list"])
+    assert done.exit_code == 0
+    assert done.stderr == "Note: plugin late_plugin is left out: KeyError: 'oops'\n"
 
 
 def test_markers_and_host_import_without_torch() -> None:
@@ -202,3 +359,19 @@ def test_a_wrapper_sees_and_changes_the_answer() -> None:
     host = Host.installed()
     host.pm.register(Loud())
     assert host.open(nn.Linear(2, 2)).tensors["bias"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_wrapper_that_fails_is_named(when: str) -> None:
+    class Failing:
+        @sane_plugins.hookimpl(wrapper=True)
+        def sane_open(self):
+            if when == "before":
+                raise KeyError("oops")
+            yield
+            raise KeyError("oops")
+
+    host = Host.installed()
+    host.pm.register(Failing(), name="failing")
+    with pytest.raises(PluginError, match="plugin failing: it raised KeyError"):
+        host.open(nn.Linear(2, 2))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor
 from torch import nn
 
 from sane_plugins.errors import SourceError, ZooError
@@ -15,6 +16,7 @@ from sane_plugins.tasks.heads import (
     group_folds,
 )
 from sane_plugins.tasks.predict import embedded_heads, load_heads, predict, save_heads
+from sane_plugins.tasks.regressors import pack
 from sane_plugins.tasks.statistics import plain, statistics
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.symmetry import groups, permute, random_permutations
@@ -31,6 +33,20 @@ def samples() -> tuple[Samples, np.ndarray]:
     named = {"statistics": features, STRUCTURE: structure}
     targets = features[:, 0] + 0.5 * features[:, 1] ** 2 + 0.1 * rng.normal(size=120)
     return Samples(features=named, networks=networks), targets
+
+
+def test_packed_trees_predict_as_scikit_learn_does() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 12)).astype(np.float32).round(2)
+    y = x[:, 0] * x[:, 1] + np.sin(x[:, 2])
+    boosting = GradientBoostingRegressor(n_estimators=40, random_state=0).fit(x, y)
+    forest = ExtraTreesRegressor(20, random_state=0).fit(x, y)
+    rows = rng.normal(size=(1000, 12)).astype(np.float32).round(2)
+    for model, packed in (
+        (boosting, pack(boosting.estimators_.ravel(), y.mean(), boosting.learning_rate)),
+        (forest, pack(forest.estimators_, 0.0, 1 / 20)),
+    ):
+        np.testing.assert_allclose(packed.predict(rows), model.predict(rows), atol=1e-5)
 
 
 def test_folds_keep_a_network_together(samples) -> None:

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
     from sane_plugins.weights.graph import WeightGraph
 
+SMALL_CNN = "small-cnn"
 _CLASS_ARGUMENTS = ("classes", "num_classes", "n_classes")
 
 
 @hookimpl(trylast=True)
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a graph as it is, a module, a state dict, a file of tensors, or what a function builds."""
-    if isinstance(source, str | Path):
+    if isinstance(source, str | Path) and source != SMALL_CNN:
         from sane_plugins.weights.files import open_file
 
         graph = open_file(source)
@@ -34,11 +35,15 @@ def sane_open(source: Any) -> WeightGraph | None:
 
 @hookimpl(trylast=True)
 def sane_build(source: Any, classes: int | None) -> nn.Module | None:
-    """Build a module from a copy of one, or by calling `package.module:function`."""
+    """Build `small-cnn` for grey images, a copy of a module, or what `package.module:function` returns."""
     from torch import nn
 
     if isinstance(source, nn.Module):
         return deepcopy(source)
+    if isinstance(source, str) and source == SMALL_CNN:
+        from sane_plugins.zoo.architectures import small_cnn
+
+        return small_cnn(1, classes or 10)
     return _called(str(source), classes) if _is_factory(source) else None
 
 
@@ -66,7 +71,8 @@ def _open_object(source: Any) -> WeightGraph | None:
         return from_module(source)
     if isinstance(source, Mapping) and all(is_tensor(value) for value in source.values()):
         return from_state_dict(source, "state dict")
-    return from_module(_called(source, None), source) if _is_factory(source) else None
+    module = sane_build(source, None) if isinstance(source, str) else None
+    return from_module(module, source) if module is not None else None
 
 
 def _is_factory(source: Any) -> bool:
@@ -83,9 +89,17 @@ def _called(source: str, classes: int | None) -> nn.Module:
     from torch import nn
 
     function = _imported(source)
-    taken = [name for name in _CLASS_ARGUMENTS if name in inspect.signature(function).parameters]
-    given = {taken[0]: classes} if taken and classes is not None else {}
-    module = function(**given)
+    try:
+        parameters = inspect.signature(function).parameters
+        taken = [name for name in _CLASS_ARGUMENTS if name in parameters]
+        given = {taken[0]: classes} if taken and classes is not None else {}
+        module = function(**given)
+    except Exception as error:  # the user's own code, which may raise anything
+        raise SourceError(
+            source, f"it raises {type(error).__name__}: {error}",
+            "it must work without arguments, or with the number of classes",
+            "name a function that needs no more",
+        ) from error  # fmt: skip
     if not isinstance(module, nn.Module):
         raise SourceError(
             source, f"it returns {type(module).__name__}", "a torch.nn.Module is needed",
@@ -98,9 +112,10 @@ def _imported(source: str) -> Callable[..., Any]:
     module, _, function = source.partition(":")
     try:
         found: Callable[..., Any] = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the user's own code, which may raise anything
         raise SourceError(
-            source, f"it cannot be imported ({error})", "package.module:function must exist",
+            source, f"it cannot be imported ({type(error).__name__}: {error})",
+            "package.module:function must exist",
             "check the name, and that its folder is on PYTHONPATH",
         ) from error  # fmt: skip
     return found

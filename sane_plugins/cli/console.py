@@ -33,23 +33,30 @@ def command_options(function: Callable[P, None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
     @functools.wraps(function)
     def run(*args: Any, debug: bool, **kwargs: Any) -> None:
-        try:
+        with failures_told(debug):
             function(*args, **kwargs)
-        except (click.ClickException, click.exceptions.Exit):
-            raise
-        except KeyboardInterrupt:
-            _stop("Interrupted.", _INTERRUPTED)
-        except SaneError as error:
-            if debug:
-                raise
-            _stop(f"Error: {error}", error.exit_code)
-        except Exception as error:
-            if debug:
-                raise
-            first = str(error).strip().partition("\n")[0]
-            _stop(f"Error: unexpected {type(error).__name__}: {first}; run again with --debug.", 1)
 
     return run
+
+
+@contextmanager
+def failures_told(debug: bool) -> Iterator[None]:
+    """Turn what fails within into one sentence on stderr and an exit code."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        raise  # click tells these, and a reader who has gone needs no sentence
+    except KeyboardInterrupt:
+        _stop("Interrupted.", _INTERRUPTED)
+    except SaneError as error:
+        if debug:
+            raise
+        _stop(f"Error: {error}", error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        first = str(error).strip().partition("\n")[0]
+        _stop(f"Error: unexpected {type(error).__name__}: {first}; run again with --debug.", 1)
 
 
 def note(text: str) -> None:
@@ -66,13 +73,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     """Print a table; numbers are aligned to the right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # a name with brackets is no markup
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     # Piped output is read by programs and logs: it must not be cut at a guessed width.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
@@ -111,13 +119,21 @@ def progress_bars(host: Host) -> Iterator[None]:
 
 
 def open_host() -> Host:
-    """Load the installed plugins, and name on stderr those that could not be."""
+    """Load the installed plugins; name on stderr those that could not be, now and when the command ends."""
     from sane_plugins.host import Host
 
     host = Host.installed()
-    for problem in host.problems:
-        note(f"Note: plugin {problem.plugin} is left out: {problem.error}")
+    told = _tell_problems(host, 0)
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.call_on_close(lambda: _tell_problems(host, told))
     return host
+
+
+def _tell_problems(host: Host, told: int) -> int:
+    for problem in host.problems[told:]:
+        note(f"Note: plugin {problem.plugin} is left out: {problem.error}")
+    return len(host.problems)
 
 
 def _is_number(cell: object) -> bool:

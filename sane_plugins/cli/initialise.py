@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins import __version__
+from sane_plugins.builtin.sources import SMALL_CNN
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -17,7 +18,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )  # fmt: skip
-from sane_plugins.cli.targets import SMALL_CNN, find_sampler, find_target, open_prompts
+from sane_plugins.cli.targets import find_sampler, find_target, open_prompts, require_writable
 
 if TYPE_CHECKING:
     from sane_plugins.tasks.initialise import Initialisation
@@ -70,6 +71,7 @@ def main(
         sampler=find_sampler(host, sampler), candidates=samples, keep=keep, seed=seed, model=sane
     )
     target = find_target(host, model, factory, load_task(data, size), resize=size is None)
+    require_writable(host, target.network, output)
     given = [open_prompts(host, prompt, target) for prompt in prompts]
     graphs = [graph for prompt in given for graph in prompt.graphs]
     with progress_bars(host):

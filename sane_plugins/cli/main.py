@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from sane_plugins import __version__
-from sane_plugins.cli.console import open_host
+from sane_plugins.cli.console import failures_told, note, open_host
 from sane_plugins.cli.networks import embed, inspect, predict
 from sane_plugins.cli.plugins import list_plugins
 from sane_plugins.cli.zoos import pretrain, zoo
+from sane_plugins.errors import SaneError
+
+_ADDED = "sane_plugins.added"
 
 
 class _WithPlugins(click.Group):
@@ -16,11 +21,37 @@ class _WithPlugins(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return all names, ours first."""
-        return [*super().list_commands(context), *_added()]
+        return [*super().list_commands(context), *self._added(context)]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Return ours; plugins are loaded only for a name that is not."""
-        return super().get_command(context, name) or _added().get(name)
+        return super().get_command(context, name) or self._added(context).get(name)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; a plugin's fails in one sentence as ours do."""
+        try:
+            return super().invoke(context)
+        except Exception:
+            if context.invoked_subcommand in self.commands:
+                raise
+            with failures_told(debug=False):
+                raise
+
+    def _added(self, context: click.Context) -> dict[str, click.Command]:
+        """Return what plugins add, once per call; help must work whatever they do."""
+        if _ADDED not in context.meta:
+            try:
+                context.meta[_ADDED] = {str(x.name): x for x in open_host().commands()}
+            except SaneError as error:
+                note(f"Error: {error}")
+                context.meta[_ADDED] = {}
+            for name in sorted(self.commands.keys() & context.meta[_ADDED].keys()):
+                note(
+                    f"Note: a plugin's command '{name}' is left out: it is the name of one of ours"
+                )
+                del context.meta[_ADDED][name]
+        added: dict[str, click.Command] = context.meta[_ADDED]
+        return added
 
 
 @click.group(cls=_WithPlugins, context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,10 +62,6 @@ def main() -> None:
     SOURCE is anything that an installed plugin opens: a .safetensors, .pt or .onnx file, or a name
     such as torchvision:resnet18. To initialise a network, see 'sane-init --help'.
     """
-
-
-def _added() -> dict[str, click.Command]:
-    return {str(command.name): command for command in open_host().commands()}
 
 
 for _command in (inspect, embed, predict, zoo, pretrain, list_plugins):

@@ -34,7 +34,7 @@ def inspect(source: str, width: int, as_json: bool) -> None:
     tokens = sum(slot.tokens(width) for slot in slots(graph))
     told: dict[str, Any] = {
         "source": graph.source, "parameters": graph.size, "layers": _layers(graph), "tokens": tokens,
-        "token_width": width, "topology": graph.has_topology,
+        "dtypes": _dtypes(graph), "token_width": width, "topology": graph.has_topology,
         "permutation_groups": len(groups(graph)), "untouched": dict(graph.untouched),
         "ties": dict(graph.ties), "notes": list(graph.notes),
     }  # fmt: skip
@@ -44,7 +44,8 @@ def inspect(source: str, width: int, as_json: bool) -> None:
     rows = [(x["name"], x["kind"], x["parameters"], x["tensors"]) for x in told["layers"]]
     print_table(graph.source, ("layer", "kind", "parameters", "tensors"), rows)
     click.echo(
-        f"{graph.size:,} parameters, {tokens:,} tokens of {width} values,"
+        f"{graph.size:,} parameters ({', '.join(told['dtypes'])}), {tokens:,} tokens of {width}"
+        f" values, topology: {'yes' if graph.has_topology else 'no'},"
         f" {told['permutation_groups']} permutation groups."
     )
     for reason, keys in _by_reason(graph.untouched).items():
@@ -123,6 +124,15 @@ def _layers(graph: WeightGraph) -> list[dict[str, Any]]:
         }
         for layer in graph.layers if layer.params
     ]  # fmt: skip
+
+
+def _dtypes(graph: WeightGraph) -> dict[str, int]:
+    """Return how many parameters there are of each type."""
+    found: dict[str, int] = {}
+    for param in graph.params:
+        name = str(param.dtype).removeprefix("torch.")
+        found[name] = found.get(name, 0) + param.size
+    return found
 
 
 def _by_reason(untouched: Mapping[str, str]) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ def list_plugins(hook: str | None, as_json: bool) -> None:
         "property heads": sorted(host.property_heads()), "engines": sorted(host.engines()),
     }  # fmt: skip
     if as_json:
-        problems = [asdict(problem) for problem in host.problems]
+        problems = [{"plugin": x.plugin, "error": x.error} for x in host.problems]
         print_json({"plugins": [asdict(x) for x in plugins], **offers, "problems": problems})
         return
     rows = [(x.name, x.distribution, x.version, ", ".join(x.hooks)) for x in plugins]

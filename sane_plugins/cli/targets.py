@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from sane_plugins.builtin.sources import SMALL_CNN
 from sane_plugins.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from sane_plugins.tasks.sample import Sampler
     from sane_plugins.tasks.task import Task
 
-SMALL_CNN = "small-cnn"
 TORCHVISION = "torchvision:"
 
 
@@ -46,6 +47,10 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
             "the function that builds the network is needed",
             "name it with --factory package.module:function",
         )  # fmt: skip
+    if Path(model).suffix or Path(model).name != model:
+        raise SourceError(
+            model, "it does not exist", "a network's name or file is needed", "check the path"
+        )
     name = model if ":" in model else TORCHVISION + model
     return _fitted(Target(lambda: host.build(name, classes), task))
 
@@ -69,6 +74,14 @@ def find_sampler(host: Host, name: str) -> Sampler:
             "check the name, or install its plugin",
         )  # fmt: skip
     return samplers[name]
+
+
+def require_writable(
+    host: Host, network: nn.Module | Callable[[], nn.Module], output: Path
+) -> None:
+    """Raise `SaneError` where no plugin writes such a network to such a file: before the work, not after."""
+    with TemporaryDirectory() as folder:
+        host.save(host.open(built(network)), Path(folder) / output.name)
 
 
 def built(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:

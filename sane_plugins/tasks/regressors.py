@@ -99,7 +99,7 @@ def pack(trees: Sequence[Any], offset: float, factor: float) -> Trees:
 
     def joined(name: str) -> Array:
         kept = [np.where(a, b, getattr(p, name)) for a, b, p in zip(leaf, own, parts, strict=True)]
-        return np.concatenate(kept).astype(np.uint16)
+        return np.concatenate(kept).astype(np.min_scalar_type(max(p.node_count for p in parts)))
 
     feature = np.concatenate([np.maximum(part.feature, 0) for part in parts])
     return Trees(
