@@ -128,7 +128,7 @@ def _zoo(zoo: Zoo, model: SANE) -> dict[str, Any]:
 def features(zoo: Zoo, model: SANE) -> Samples:
     """Return flat weights, s(W), statistics and SANE features of a zoo, kept in runs/ between calls."""
     code = [Path(str(m.__file__)).read_text() for m in (embed, statistics)]
-    code += [(Path(statistics.__file__).parent / "probes.py").read_text()]
+    code += [(Path(statistics.__file__).parent / "probes.py").read_text(), Path(__file__).read_text()]
     key = hashlib.sha256("".join([*code, fingerprint(model), str(len(zoo))]).encode()).hexdigest()[
         :12
     ]

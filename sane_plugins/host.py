@@ -6,21 +6,21 @@ Light at import: what a plugin needs, it imports when it is called.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from traceback import walk_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pluggy import HookImpl, PluginManager
+from pluggy import PluginManager
 
 from sane_plugins import hooks
+from sane_plugins.answers import Problem, by_name, culprit, mapping, raised, wraps
 from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
 from sane_plugins.progress import Progress, reporting
+from sane_plugins.selection import distribution, listed, names, wanted
 
 if TYPE_CHECKING:
     import click
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
     from sane_plugins.weights.graph import WeightGraph
 
 PROJECT = "sane_plugins"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A plugin that is left out, or an answer of it that is, and why."""
-
-    plugin: str
-    error: str
-    cause: BaseException | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +66,12 @@ class Host:
         host = cls(pm)
         # Ours first: no other distribution can take our names, and all others are asked before us.
         points = sorted(
-            entry_points(group=PROJECT), key=lambda x: _distribution(x) != "sane-plugins"
+            entry_points(group=PROJECT), key=lambda x: distribution(x) != "sane-plugins"
         )
-        for point in filter(_wanted, points):
+        for point in filter(wanted, points):
             host._load(point)
-        known: set[str] = set().union(*map(_names, points))
-        for name in sorted(_listed(os.environ.get("SANE_PLUGINS_LOAD", "")) - known):
+        known: set[str] = set().union(*map(names, points))
+        for name in sorted(listed(os.environ.get("SANE_PLUGINS_LOAD", "")) - known):
             host._left_out(name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it"))
         return host
 
@@ -171,7 +162,7 @@ class Host:
 
     def commands(self) -> list[click.Command]:
         """Return the commands that plugins add."""
-        return list(self._collected("sane_commands", _by_name).values())
+        return list(self._collected("sane_commands", by_name).values())
 
     def plugins(self) -> list[PluginInfo]:
         """Describe the registered plugins."""
@@ -196,7 +187,7 @@ class Host:
         if self.pm.has_plugin(name):
             first = self._distributions.get(name, ("another", ""))[0]
             raise PluginError(
-                f"plugin {name} of {_distribution(point)}", f"{first} has a plugin of that name too",
+                f"plugin {name} of {distribution(point)}", f"{first} has a plugin of that name too",
                 "a name is given once", "rename the entry point, or uninstall one of them",
             )  # fmt: skip
         plugin = point.load()
@@ -233,18 +224,18 @@ class Host:
         Where a plugin wraps the hook, pluggy makes the call: only it knows how to nest wrappers.
         """
         everyone = getattr(self.pm.hook, hook).get_hookimpls()
-        if any(map(_wraps, everyone)):
+        if any(map(wraps, everyone)):
             try:
                 return getattr(self.pm.hook, hook)(**arguments)
             except SaneError:
                 raise
             except Exception as error:
-                raise _raised(self._left_out(_culprit(error, everyone), error), hook) from error
+                raise raised(self._left_out(culprit(error, everyone), error), hook) from error
         failed: list[Problem] = []
         for _, answer in self._answers(hook, arguments, (SaneError,), failed=failed):
             return answer
         if failed:
-            raise _raised(failed[0], hook) from failed[0].cause
+            raise raised(failed[0], hook) from failed[0].cause
         return None
 
     def _required(self, hook: str, **arguments: Any) -> Any:
@@ -265,7 +256,7 @@ class Host:
     ) -> Iterator[tuple[str, Any]]:  # fmt: skip
         """Yield (plugin, answer) in calling order, one by one: the others must survive one that raises."""
         for implementation in reversed(getattr(self.pm.hook, hook).get_hookimpls()):
-            if _wraps(implementation):
+            if wraps(implementation):
                 continue
             try:
                 wanted = {name: arguments[name] for name in implementation.argnames}
@@ -284,7 +275,7 @@ class Host:
     def _collected(self, hook: str, read: Callable[[Any], Any] | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {}
         givers: dict[str, str] = {}
-        for plugin, offered in self._answers(hook, {}, read=read or _mapping):
+        for plugin, offered in self._answers(hook, {}, read=read or mapping):
             for name, value in offered.items():
                 if name in found:
                     raise PluginError(
@@ -302,55 +293,6 @@ class Host:
 
 
 _active: ContextVar[Host | None] = ContextVar("host", default=None)
-
-
-def _wraps(implementation: HookImpl) -> bool:
-    return implementation.wrapper or implementation.hookwrapper
-
-
-def _wanted(point: EntryPoint) -> bool:
-    only = os.environ.get("SANE_PLUGINS_LOAD")
-    if _names(point) & _listed(os.environ.get("SANE_PLUGINS_DISABLE", "")):
-        return False
-    return only is None or bool(_names(point) & _listed(only))
-
-
-def _listed(text: str) -> set[str]:
-    """Return the names in a list with commas, as package indexes compare them."""
-    return {re.sub(r"[-_.]+", "-", name.strip()).lower() for name in text.split(",")} - {""}
-
-
-def _names(point: EntryPoint) -> set[str]:
-    return _listed(f"{point.name},{_distribution(point)}")
-
-
-def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else ""
-
-
-def _culprit(error: Exception, implementations: Sequence[HookImpl]) -> str:
-    """Return the name of the plugin in whose code a call of several failed."""
-    codes = {getattr(x.function, "__code__", None): x.plugin_name for x in implementations}
-    frames = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
-    return next((codes[code] for code in reversed(frames) if code in codes), "(unknown)")
-
-
-def _raised(problem: Problem, hook: str) -> PluginError:
-    return PluginError(
-        f"plugin {problem.plugin}", f"it raised {problem.error} in {hook}",
-        "an answer is needed and no other plugin gave one",
-        "check the arguments, or repair the plugin or disable it with SANE_PLUGINS_DISABLE",
-    )  # fmt: skip
-
-
-def _mapping(offered: Any) -> Mapping[str, Any]:
-    if not isinstance(offered, Mapping):
-        raise TypeError(f"it returned {type(offered).__name__}, but a mapping by name is needed")
-    return offered
-
-
-def _by_name(offered: Sequence[click.Command]) -> dict[str, click.Command]:
-    return {str(command.name): command for command in offered}
 
 
 def _short(source: Any) -> str:

@@ -5,7 +5,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOOR = ["errors", "progress"]
-LAYERS = [*FLOOR, "weights", "latent", "zoo", "tasks", "hooks", "host", "foreign", "builtin", "cli"]
+LAYERS = [
+    *FLOOR,
+    "weights",
+    "latent",
+    "zoo",
+    "tasks",
+    "hooks",
+    "selection",
+    "answers",
+    "host",
+    "foreign",
+    "builtin",
+    "cli",
+]
 ADAPTER_MAY_USE = {*FLOOR, "weights", "hooks"}
 
 

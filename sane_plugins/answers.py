@@ -1,0 +1,56 @@
+"""What plugins answer, and who is to blame where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from traceback import walk_tb
+from typing import TYPE_CHECKING, Any
+
+from sane_plugins.errors import PluginError
+
+if TYPE_CHECKING:
+    import click
+    from pluggy import HookImpl
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin that is left out, or an answer of it that is, and why."""
+
+    plugin: str
+    error: str
+    cause: BaseException | None = field(default=None, compare=False, repr=False)
+
+
+def wraps(implementation: HookImpl) -> bool:
+    """Tell whether an implementation wraps the others instead of answering itself."""
+    return implementation.wrapper or implementation.hookwrapper
+
+
+def culprit(error: Exception, implementations: Sequence[HookImpl]) -> str:
+    """Return the name of the plugin in whose code a call of several failed."""
+    codes = {getattr(x.function, "__code__", None): x.plugin_name for x in implementations}
+    frames = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
+    return next((codes[code] for code in reversed(frames) if code in codes), "(unknown)")
+
+
+def raised(problem: Problem, hook: str) -> PluginError:
+    """Return the error for a call that only failed."""
+    return PluginError(
+        f"plugin {problem.plugin}", f"it raised {problem.error} in {hook}",
+        "an answer is needed and no other plugin gave one",
+        "check the arguments, or repair the plugin or disable it with SANE_PLUGINS_DISABLE",
+    )  # fmt: skip
+
+
+def mapping(offered: Any) -> Mapping[str, Any]:
+    """Return what a plugin offers by name; raise `TypeError` where it is no mapping."""
+    if not isinstance(offered, Mapping):
+        raise TypeError(f"it returned {type(offered).__name__}, but a mapping by name is needed")
+    return offered
+
+
+def by_name(offered: Sequence[click.Command]) -> dict[str, click.Command]:
+    """Return commands by their names."""
+    return {str(command.name): command for command in offered}
