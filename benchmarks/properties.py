@@ -43,6 +43,7 @@ SPLITS = 3
 TEST_SHARE = 0.3
 RIVAL = "s(W), boosting"
 BASELINES = ("W", "s(W)")
+KINDS = (*BASELINES, "statistics", "sane", STRUCTURE)
 PENALTIES = np.logspace(-1, 6, 8)
 HEAD = "chosen head"
 
@@ -128,10 +129,13 @@ def _zoo(zoo: Zoo, model: SANE) -> dict[str, Any]:
 def features(zoo: Zoo, model: SANE) -> Samples:
     """Return flat weights, s(W), statistics and SANE features of a zoo, kept in runs/ between calls."""
     code = [Path(str(m.__file__)).read_text() for m in (embed, statistics)]
-    code += [(Path(statistics.__file__).parent / "probes.py").read_text(), Path(__file__).read_text()]
-    key = hashlib.sha256("".join([*code, fingerprint(model), str(len(zoo))]).encode()).hexdigest()[
-        :12
+    code += [
+        (Path(statistics.__file__).parent / "probes.py").read_text(),
+        Path(__file__).read_text(),
     ]
+    key = hashlib.sha256(
+        "".join([*code, *KINDS, fingerprint(model), str(len(zoo))]).encode()
+    ).hexdigest()[:12]
     path = HERE.parent / "runs" / f"features-{zoo.name}-{key}.npz"
     networks = [entry.network for entry in zoo.entries]
     if path.exists():
@@ -143,8 +147,7 @@ def features(zoo: Zoo, model: SANE) -> Samples:
 
 
 def _features(zoo: Zoo, model: SANE) -> dict[str, Array]:
-    names = ("W", "s(W)", "statistics", "sane", STRUCTURE)
-    rows: dict[str, list[Array]] = {name: [] for name in names}
+    rows: dict[str, list[Array]] = {name: [] for name in KINDS}
     encoder, options = embed.SaneEncoder(model), embed.EncodeOptions()
     for entry in zoo.entries:
         graph = zoo.graph(entry)
