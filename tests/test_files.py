@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 import torch
+from conftest import ROOT
 from networks import HAND_MADE
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -358,3 +359,10 @@ def test_a_file_can_be_written_over_while_it_is_read(suffix: str, tmp_path) -> N
     assert torch.equal(graph.tensors["weight"], wanted)
     assert torch.equal(open_file(path).tensors["weight"], wanted)
     assert not open_file(path).tensors["bias"].any()
+
+
+def test_our_own_other_files_are_no_networks() -> None:
+    data = ROOT / "sane_plugins" / "data"
+    for name, said in (("sane", "our own SANE"), ("heads", "our own property heads")):
+        with pytest.raises(SourceError, match=said):
+            open_file(data / f"{name}.safetensors")

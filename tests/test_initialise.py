@@ -17,6 +17,7 @@ from sane_plugins.tasks.prompts import activations, choose_prompts, embedded_pro
 from sane_plugins.tasks.sample import KDE, Gaussian
 from sane_plugins.tasks.task import Task, load_task
 from sane_plugins.tasks.train import TrainOptions, accuracy, train_epochs
+from sane_plugins.weights.files import from_state_dict
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.tokens import Tokens, detokenize, tokenize
 from sane_plugins.zoo.architectures import small_cnn
@@ -313,3 +314,24 @@ def test_shipped_model_and_prompts_beat_the_default_on_digits() -> None:
     x, y = digits.x_test, digits.y_test
     plain = small_cnn()
     assert accuracy(done.module, x, y) > 0.7 > accuracy(plain, x, y) + 0.4
+
+
+def test_prompts_from_a_file_are_matched_without_topology(task: Task, sane: SANE) -> None:
+    other = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+    done = initialise(network, task, [from_state_dict(other.state_dict(), "file")], sane, QUICK)
+    assert not any(" 0% of" in note for note in done.notes)
+
+
+def test_prompts_that_give_nothing_are_refused(task: Task, sane: SANE) -> None:
+    """What took nothing from the prompts is a default initialisation, and must not be called SANE."""
+    with pytest.raises(UsageError, match="none of its layers"):
+        initialise(network, task, [from_module(nn.Embedding(9, 4))], sane, QUICK)
+
+
+def test_defaults_are_selected_from_as_many_draws(task: Task, sane: SANE) -> None:
+    options = InitialiseOptions(candidates=4, keep=2)
+    done = initialise(network, task, [from_module(network())], sane, options)
+    kinds = [row.kind for row in done.rows]
+    assert kinds.count("sane") == kinds.count("default, classifier fitted") == 4
+    tried = [row.kind for row in done.rows if row.after is not None]
+    assert tried.count("sane") == tried.count("default, classifier fitted") == 2

@@ -459,7 +459,8 @@ def test_importing_the_adapter_imports_no_onnx() -> None:
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_a_missing_onnx_is_told(monkeypatch) -> None:
+def test_a_missing_onnx_is_told(monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"model")
     monkeypatch.setattr("sane_onnx.find_spec", lambda _: None)
     with pytest.raises(SourceError, match=r"pip install 'sane-plugins\[onnx\]'"):
-        sane_onnx.sane_open("m.onnx")
+        sane_onnx.sane_open(tmp_path / "m.onnx")

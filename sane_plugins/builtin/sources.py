@@ -116,6 +116,6 @@ def _imported(source: str) -> Callable[..., Any]:
         raise SourceError(
             source, f"it cannot be imported ({type(error).__name__}: {error})",
             "package.module:function must exist",
-            "check the name, and that its folder is on PYTHONPATH",
+            "check the name, and that its folder is on PYTHONPATH or the current one",
         ) from error  # fmt: skip
     return found

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
@@ -122,6 +123,8 @@ def open_host() -> Host:
     """Load the installed plugins; name on stderr those that could not be, now and when the command ends."""
     from sane_plugins.host import Host
 
+    # package.module:function may lie where the user is; what is installed comes first.
+    sys.path.append(str(Path.cwd()))
     host = Host.installed()
     told = _tell_problems(host, 0)
     context = click.get_current_context(silent=True)

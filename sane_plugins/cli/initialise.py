@@ -106,7 +106,7 @@ def _print(done: Initialisation, path: Path, notes: list[str]) -> None:
         note(f"Note: {text}.")
     others = len(done.rows) - len(tried)
     if others:
-        note(f"Note: {others} more candidates were drawn and scored, but not trained.")
+        note(f"Note: {others} more initialisations were drawn and scored, but not trained.")
     click.echo(_verdict(done))
     click.echo(f"Written to {path}.")
 

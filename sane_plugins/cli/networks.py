@@ -57,20 +57,24 @@ def inspect(source: str, width: int, as_json: bool) -> None:
 @click.command()
 @_SOURCES
 @click.option("--encoder", default="sane", show_default=True, help="Which encoder.")
+@click.option(
+    "--sane", type=click.Path(path_type=Path), help="A SANE of your own, from 'pretrain'."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Write latents, embeddings and layer embeddings here (.safetensors).")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @command_options
 def embed(
-    sources: tuple[str, ...], encoder: str, output: Path | None, force: bool, as_json: bool
-) -> None:
+    sources: tuple[str, ...], encoder: str, sane: Path | None, output: Path | None, force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Encode networks; each gets an embedding, and one per layer."""
     from sane_plugins.tasks.embed import EncodeOptions
     from sane_plugins.weights.writing import require_free
 
     if output is not None:
         require_free(output, force)
-    host, options = open_host(), EncodeOptions(encoder=encoder)
+    host, options = open_host(), EncodeOptions(encoder=encoder, model=sane)
     done, failed = _each(sources, lambda source: host.encode(source, options))
     if output is not None and done:
         _write_embeddings(done, output)
@@ -205,5 +209,6 @@ def _write_embeddings(done: Mapping[str, Any], output: Path) -> None:
         f"{source}/{part}": getattr(found, part).contiguous()
         for source, found in done.items() for part in ("latents", "embedding", "layers")
     }  # fmt: skip
-    write_whole(output, lambda partial: save_file(tensors, partial))
+    told = {"sane_embeddings": "1"}
+    write_whole(output, lambda partial: save_file(tensors, partial, metadata=told))
     note(f"Written to {output}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -50,6 +51,10 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
     if Path(model).suffix or Path(model).name != model:
         raise SourceError(
             model, "it does not exist", "a network's name or file is needed", "check the path"
+        )
+    if get_close_matches(model, [SMALL_CNN]):
+        raise UsageError(
+            model, "there is no such network", "a known name is needed", f"did you mean {SMALL_CNN}"
         )
     name = model if ":" in model else TORCHVISION + model
     return _fitted(Target(lambda: host.build(name, classes), task))

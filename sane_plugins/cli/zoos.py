@@ -78,6 +78,7 @@ def pretrain(
     from sane_plugins.zoo.store import Zoo
 
     require_free(output, force)
+    _require_device(device)
     opened = [Zoo.open(folder) for folder in zoos]
     options = PretrainOptions(
         steps=steps, batch=batch, lr=lr, seed=seed, device=device, bf16=precision == "bf16"
@@ -87,7 +88,23 @@ def pretrain(
     if as_json:
         print_json({"output": str(output), "steps": steps})
     else:
-        note(f"Written to {output}.")
+        note(f"Written to {output}; use it with 'sane-init --sane' or 'sane-plugins embed --sane'.")
+
+
+def _require_device(device: str) -> None:
+    """Raise `UsageError` for a device that torch cannot use here."""
+    import torch
+
+    from sane_plugins.errors import UsageError
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).partition("\n")[0]
+        raise UsageError(
+            f"--device {device}", f"it cannot be used ({first})", "a device of this torch is needed",
+            "leave the option out to train on the CPU",
+        ) from error  # fmt: skip
 
 
 def _show(found: Zoo, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from sane_plugins.latent.model import SANE, SANEConfig
 from sane_plugins.weights.writing import write_whole
 
 VERSION = 1
-HEADER = "sane"
+HEADER = "sane_model"
 
 
 def save(

@@ -34,7 +34,8 @@ class InitialiseOptions:
     """How candidates are drawn and chosen.
 
     `candidates` are drawn and scored before training; the best `keep` of them are trained for an epoch, and
-    so are `defaults` default initialisations (None: as many as `keep`). `classifier`: "fit" solves it in
+    so are `defaults` default initialisations (None: as many as `keep`), and as many with a fitted
+    classifier, which are the best of as many draws as there are candidates. `classifier`: "fit" solves it in
     closed form on training images (the default initialisation is then tried both as it is and with a
     fitted classifier), "default" leaves it at its default initialisation, "prompt" keeps the prompts'
     where its shape allows. `validation` is the share of the training images that is held out to choose by,
@@ -101,14 +102,21 @@ class Bench:
             self._fit(module)
         return self._scored(module, name, "sane")
 
-    def default(self, name: str) -> Iterator[Candidate]:
-        """Build a default initialisation, and one with a fitted classifier where candidates have one."""
-        yield self._scored(self._fresh(), name, "default")
-        if self.options.classifier == "fit" and self.classifier:
-            module = self._fresh()
-            self._condition(module)
-            self._fit(module)
-            yield self._scored(module, f"{name}, classifier fitted", "default, classifier fitted")
+    @property
+    def fits(self) -> bool:
+        """Tell whether candidates get a fitted classifier."""
+        return self.options.classifier == "fit" and bool(self.classifier)
+
+    def default(self, name: str) -> Candidate:
+        """Build a default initialisation."""
+        return self._scored(self._fresh(), name, "default")
+
+    def fitted_default(self, name: str) -> Candidate:
+        """Build a default initialisation with a fitted classifier, as SANE candidates have."""
+        module = self._fresh()
+        self._condition(module)
+        self._fit(module)
+        return self._scored(module, f"{name}, classifier fitted", "default, classifier fitted")
 
     def try_out(self, candidate: Candidate) -> Candidate:
         """Train a copy for one epoch with the candidate's own seed; the candidate keeps its weights."""

@@ -18,7 +18,7 @@ from sane_plugins.tasks.support import Support
 from sane_plugins.weights.writing import write_whole
 
 VERSION = 1
-HEADER = "heads"
+HEADER = "sane_heads"
 _PLAIN = ("property", "unit", "low", "high", "features", "regressor", "radius", "coverage", "sane")
 
 

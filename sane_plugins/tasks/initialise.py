@@ -68,7 +68,10 @@ def initialise(
     bench = Bench(make=make, task=data, classifier=keys, options=options, rng=rng)
     with fitting_threads(first, task):
         kept, others = _best_drawn(bench, transfer, report)
-        tried = _tried(bench, kept, report)
+        draws = _count(options, transfer) if fresh else 0
+        defaults, rest = _defaults(bench, draws, report)
+        tried = _tried(bench, [*kept, *defaults], report)
+        others += rest
     notes = _notes(data, task, bench, transfer, fresh)
     return _choose(tried, others, tuple(notes), _provenance(options, prompts, transfer, task))
 
@@ -93,30 +96,60 @@ def _best_drawn(
 ) -> tuple[list[Candidate], list[Row]]:
     """Draw candidates and score them before training; return the best, and the rows of the others."""
     options = bench.options
-    afford = _MOST_TOKENS // transfer.prompts.shape[1]
-    count = max(options.keep, min(options.candidates, afford))
-    kept: list[Candidate] = []
-    others: list[Row] = []
+    count = _count(options, transfer)
+    best = _Best(options.keep)
     for i, latents in enumerate(options.sampler(transfer.prompts, count, bench.rng)):
-        new = bench.draw(transfer, latents, f"SANE candidate {i + 1}")
-        kept = sorted([*kept, new], key=lambda c: -c.row.before)
-        others += [c.row for c in kept[options.keep :]]
-        kept = kept[: options.keep]
+        new = best.offer(bench.draw(transfer, latents, f"SANE candidate {i + 1}"))
         note = f"{new.row.before:.3f}"
         report(Progress(job="draw and score", done=i + 1, total=count, note=note))
-    return kept, others
+    return best.kept, best.others
 
 
-def _tried(bench: Bench, kept: Sequence[Candidate], report: Report) -> list[Candidate]:
-    """Train the best candidates and as many default initialisations for one epoch each."""
+def _count(options: InitialiseOptions, transfer: Transfer) -> int:
+    """Return how many candidates are drawn: fewer than asked for where decoding one takes long."""
+    afford = _MOST_TOKENS // transfer.prompts.shape[1]
+    return min(options.candidates, max(options.keep, afford))
+
+
+class _Best:
+    """The candidates that score best before training, and the rows of those that do not."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kept: list[Candidate] = []
+        self.others: list[Row] = []
+
+    def offer(self, new: Candidate) -> Candidate:
+        """Keep a candidate if it is among the best; return it either way."""
+        ranked = sorted([*self.kept, new], key=lambda c: -c.row.before)
+        self.kept = ranked[: self.most]
+        self.others += [c.row for c in ranked[self.most :]]
+        return new
+
+
+def _defaults(bench: Bench, draws: int, report: Report) -> tuple[list[Candidate], list[Row]]:
+    """Return default initialisations, and as many with a fitted classifier, the best of `draws`.
+
+    SANE candidates are the best of many draws too: without that, the lead would be the selection's.
+    """
     options = bench.options
     count = options.keep if options.defaults is None else options.defaults
-    defaults = [c for i in range(count) for c in bench.default(f"default {i + 1}")]
+    plain = [bench.default(f"default {i + 1}") for i in range(count)]
+    best = _Best(count)
+    total = max(count, draws) if bench.fits and count else 0
+    for i in range(total):
+        best.offer(bench.fitted_default(f"default {i + 1}"))
+        report(Progress(job="draw defaults", done=i + 1, total=total))
+    return [*plain, *best.kept], best.others
+
+
+def _tried(bench: Bench, candidates: Sequence[Candidate], report: Report) -> list[Candidate]:
+    """Train candidates and defaults for one epoch each."""
     done = []
-    for candidate in (*kept, *defaults):
+    for candidate in candidates:
         done.append(bench.try_out(candidate))
-        total, note = len(kept) + len(defaults), f"{candidate.row.name} {done[-1].row.after:.3f}"
-        report(Progress(job="train one epoch", done=len(done), total=total, note=note))
+        note = f"{candidate.row.name} {done[-1].row.after:.3f}"
+        report(Progress(job="train one epoch", done=len(done), total=len(candidates), note=note))
     return done
 
 
@@ -143,6 +176,8 @@ def _notes(data: Task, task: Task, bench: Bench, transfer: Transfer, fresh: bool
         f" {len(data.y_train)} of {len(task.y_train)}; test images were not used"
     )
     yield from transfer.notes
+    if (drawn := _count(bench.options, transfer)) < bench.options.candidates:
+        yield f"{drawn} candidates were drawn, not {bench.options.candidates}: the network is large"
     if bench.options.classifier == "fit" and not bench.classifier:
         yield "the network does not end in a linear layer, so its classifier was not fitted"
     if not fresh:

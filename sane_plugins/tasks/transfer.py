@@ -80,7 +80,7 @@ def places(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor
     That is a token of a slot of the same kind at the nearest relative depth, of the same channel counted
     around, at the same part of the channel. Slots of a kind that the prompt lacks take the nearest of all.
     """
-    kinds, wanted = _kinds(prompt), _kinds(target)
+    kinds, wanted = _kinds(prompt, target)
     parts, own = slots(prompt), slots(target)
     starts = torch.tensor([0] + [s.tokens(width) for s in parts]).cumsum(0)
     found = []
@@ -97,14 +97,20 @@ def _to_other_shapes(
     sane: SANE, notes: tuple[str, ...],
 ) -> Transfer:  # fmt: skip
     at = places(prompt, target, sane.config.token_width)
-    known = set(_kinds(prompt))
+    theirs, wanted = _kinds(prompt, target)
+    known = set(theirs)
     taken = {
         param.key: param.key
-        for slot, kind in zip(slots(target), _kinds(target), strict=True)
+        for slot, kind in zip(slots(target), wanted, strict=True)
         for param in (slot.weight, slot.bias)
         if param is not None and kind in known and param.key not in classifier
         and _varies(target.tensors[param.key])
     }  # fmt: skip
+    if not taken:
+        raise UsageError(
+            f"prompt {prompt.source}", f"none of its layers is of a kind that {target.source} has",
+            "at least one is needed to sample near", "give prompts nearer to the target, or none",
+        )  # fmt: skip
     share = sum(p.size for p in target.params if p.key in taken) / target.size
     note = (
         f"the prompts are of another architecture: {share:.0%} of the target's values come from latents at"
@@ -144,10 +150,17 @@ def _inside(slot: Slot, other: Slot, width: int) -> torch.Tensor:
     return channel * theirs + piece
 
 
-def _kinds(graph: WeightGraph) -> list[tuple[str, bool]]:
-    """Return of each slot the layer's kind and whether the slot is a matrix."""
-    kinds = {layer.name: layer.kind for layer in graph.layers}
-    return [(kinds[slot.layer], len(slot.weight.shape) > 1) for slot in slots(graph)]
+def _kinds(*graphs: WeightGraph) -> list[list[tuple[str, int]]]:
+    """Return of each slot of each network the layer's kind and the number of the tensor's axes.
+
+    A file of tensors does not tell kinds: where one network has none, the axes alone decide for all.
+    """
+    told = all(graph.has_topology for graph in graphs)
+    found: list[list[tuple[str, int]]] = []
+    for graph in graphs:
+        kinds = {layer.name: layer.kind for layer in graph.layers}
+        found.append([(kinds[s.layer] if told else "", len(s.weight.shape)) for s in slots(graph)])
+    return found
 
 
 def _shapes(graph: WeightGraph) -> list[tuple[int, ...]]:

@@ -84,6 +84,7 @@ def _open_safetensors(path: Path) -> WeightGraph:
         keys = _as_laid_out(path)
     except (OSError, SafetensorError) as error:
         raise _broken(path, error) from error
+    _require_network(path, metadata)
     stored = LazyTensors(path, keys)
     described = {key: stored.describe(key) for key in keys}
     notes: tuple[str, ...] = ()
@@ -110,6 +111,19 @@ def _as_laid_out(path: Path) -> list[str]:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__", None)
     return sorted(header, key=lambda key: header[key]["data_offsets"])
+
+
+def _require_network(path: Path, metadata: Mapping[str, str]) -> None:
+    """Raise `SourceError` for files of ours that hold something else than a network."""
+    known = {
+        "sane_heads": "property heads", "sane_embeddings": "embeddings", "sane_run": "interrupted run",
+        "sane_model": "SANE",
+    }  # fmt: skip
+    for header in known.keys() & metadata.keys():
+        raise SourceError(
+            path, f"it holds our own {known[header]}", "the weights of a network are needed",
+            "name another file",
+        )  # fmt: skip
 
 
 def _told(metadata: Mapping[str, str], keys: list[str]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _keep(run: _Run, path: Path, options: PretrainOptions) -> None:
     tensors = {f"model.{key}": value for key, value in run.model.state_dict().items()}
     for index, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-    told = {"step": str(run.step), "run": _told(run.model.config, options)}
+    told = {"step": str(run.step), "sane_run": _told(run.model.config, options)}
     write_whole(path, lambda partial: save_file(tensors, partial, metadata=told))
 
 
@@ -157,7 +157,7 @@ def _restore(run: _Run, path: Path, config: SANEConfig, options: PretrainOptions
     """Take up a kept run; refuse one of other options."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        if metadata["run"] != _told(config, options):
+        if metadata["sane_run"] != _told(config, options):
             raise UsageError(
                 path, "the interrupted run had other options", "a run resumes with the same ones",
                 "repeat them, or delete the file to start anew",

@@ -197,6 +197,11 @@ def _ends(fractions: Iterable[float], total: int) -> list[int]:
 
 
 def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise ZooError(
+            path, "there is no such file", "a zoo's index is needed",
+            "check the path; 'sane-plugins zoo import' makes a zoo folder",
+        )  # fmt: skip
     try:
         return json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
