@@ -64,9 +64,11 @@ class WeightGraph:
     """A network as ordered layers and a mapping from keys to tensors, which may read lazily.
 
     `tensors` holds every tensor of the source. Those that no layer owns are named in `untouched`
-    with the reason, or in `ties` (alias -> the key that owns the shared tensor). `notes` says what a
-    reader should know, such as a missing topology. `container` names the file form it came in
-    (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`).
+    with the reason, or in `ties` (alias -> the key that owns the shared tensor). `missed` counts the
+    values of those untouched tensors that may be weights and still could not be read. `converted`
+    says for an owned tensor how its values differ from the stored ones (dequantised, pruning mask
+    folded). `notes` says what a reader should know, such as a missing topology. `container` names
+    the file form it came in (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`).
     """
 
     source: str
@@ -74,6 +76,8 @@ class WeightGraph:
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     untouched: Mapping[str, str] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
+    missed: Mapping[str, int] = field(default_factory=dict)
+    converted: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     container: str = "state_dict"
 
@@ -98,6 +102,11 @@ class WeightGraph:
     def size(self) -> int:
         """Return the number of values in all owned tensors."""
         return sum(p.size for p in self.params)
+
+    @property
+    def coverage(self) -> float:
+        """Return the share of the source's parameters that was read."""
+        return self.size / (self.size + sum(self.missed.values()))
 
     def items(self) -> Iterator[tuple[Param, torch.Tensor]]:
         """Yield each owned tensor with its place, reading one at a time."""
