@@ -2,119 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
-from onnx import ModelProto, NodeProto, TensorProto
+import torch
+from onnx import ModelProto, NodeProto
 
-from sane_onnx.attributes import has, integers
-from sane_onnx.model import STANDARD, constant_value, constants
-from sane_onnx.order import captured, ordered
+from sane_onnx.attributes import has
+from sane_onnx.constants import Source
+from sane_onnx.flatten import Flat
+from sane_onnx.model import STANDARD
+from sane_onnx.order import ordered
 from sane_onnx.owned import Owned, Uses
 from sane_onnx.shapes import infer
-from sane_onnx.tensors import to_torch
+from sane_onnx.tensors import Stored
 from sane_onnx.topology import Call, describe, gives_shape, is_join
-from sane_onnx.weighted import Constant, Weights, outputs, weights_of
+from sane_onnx.views import views
+from sane_onnx.weighted import Weights, outputs, weights_of
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import Kind, Layer, Param
+from sane_plugins.weights.grouping import in_layer_order
 from sane_plugins.weights.operations import OPAQUE, Steps
 
 # Lists of axes and shapes are short.
 _FEW = 64
 
 
-def aliases(nodes: Iterable[NodeProto], params: Mapping[str, Param]) -> dict[str, Constant]:
-    """Return the weights by every value that stands for them: themselves, copied or transposed."""
-    found = {key: Constant(param) for key, param in params.items()}
-    for node in nodes:
-        source = found.get(node.input[0]) if node.input else None
-        if source is None or node.domain not in STANDARD or not node.output:
-            continue
-        if node.op_type == "Identity":
-            found[node.output[0]] = source
-        elif node.op_type == "Transpose" and len(source.param.shape) == 2:
-            flips = source.is_transposed ^ (integers(node, "perm") in (None, [1, 0]))
-            found[node.output[0]] = replace(source, is_transposed=flips)
-    return found
-
-
 class LayerReader:
     """Walks through a model's nodes once and makes their layers."""
 
-    def __init__(self, path: Path, model: ModelProto, uses: Uses, owned: Owned) -> None:
-        self._path, self._graph, self._uses = path, model.graph, uses
-        self._nodes = ordered(model.graph)
-        self._constants = constants(model.graph)
-        self._shapes = infer(model, self._nodes, self._constants)
+    def __init__(self, path: Path, model: ModelProto, flat: Flat, uses: Uses, owned: Owned) -> None:
+        self._path, self._flat, self._uses = path, flat, uses
+        self._nodes = ordered(flat.nodes)
+        self._constants = flat.constants
+        self._shapes = infer(model, flat, self._nodes)
         self._params = owned.params
-        self._reads = aliases(self._nodes, owned.params)
-        self._numbers = {n: _numbers(t, path) for n, t in self._constants.items() if _is_list(t)}
+        self._shapes |= {key: param.shape for key, param in owned.params.items()}
+        self._numbers = {
+            name: [int(x) for x in constant.read().tolist()]
+            for name, constant in flat.constants.items() if _is_list(constant)
+        }  # fmt: skip
+        self._reads = views(self._nodes, owned.params, self._numbers)
+        self._free = self._free_values()
         self._layers: dict[str, Layer] = {}
         self._values: dict[str, str] = {}
 
     def read(self) -> tuple[Layer, ...]:
         """Return all layers. Raises `SourceError` for a value that nothing gives."""
-        for value in self._graph.input:
-            if value.name not in self._constants:
-                self._values[value.name] = self._add(f"%{value.name}", "input")
+        for name in self._flat.inputs:
+            self._values[name] = self._add(f"%{name}", "input")
         for node in self._nodes:
             is_known = all(
                 name in self._values or name in self._reads for name in node.output if name
             )
-            if constant_value(node) is None and not (is_known and node.output):
+            if node.output and not is_known and not self._free.issuperset(node.output):
                 self._node(node)
-        for value in self._graph.output:
-            self._add(f"%output {value.name}", "output", inputs=self._inputs([value.name]))
+        for name in self._flat.outputs:
+            self._add(f"%output {name}", "output", inputs=self._inputs([name]))
         owned = {param.key for layer in self._layers.values() for param in layer.params}
         self._inputs(key for key in self._params if key not in owned)
         return tuple(self._layers.values())
 
+    def _free_values(self) -> set[str]:
+        """Return the values that depend on no channel: scales of integers, and products of these."""
+        free: set[str] = set()
+        for node in self._nodes:
+            if node.op_type == "DynamicQuantizeLinear":
+                free.update(filter(None, node.output[1:]))
+            elif node.op_type == "Mul" and free.intersection(node.input):
+                rest = [x for x in node.input if x not in free]
+                if all(x in self._constants and x not in self._params for x in rest):
+                    free.update(node.output)
+        return free
+
     def _node(self, node: NodeProto) -> None:
-        if not node.output:
-            return
-        given = [name for name in node.output if name in self._uses]
+        given = [name for name in node.output if name in self._uses and name not in self._free]
         is_single = given == list(node.output[:1]) or not given
-        weights = weights_of(node, self._reads, self._shapes) if is_single else None
-        if weights is not None:
+        attached = self._flat.owned.get(node.output[0], {})
+        weights = weights_of(node, self._reads, self._shapes)
+        if weights is not None and (is_single or weights.is_pinned):
             self._weighted(node, weights)
             return
         name = f"%{node.output[0]}"
         if gives_shape(node):
             self._values[node.output[0]] = self._add(name, "input")
             return
-        steps = self._steps(node) if is_single else OPAQUE
+        steps = self._steps(node) if is_single and not attached else OPAQUE
         follows_first = steps is not OPAQUE and not is_join(node)
-        reads = node.input[:1] if follows_first else [*node.input, *self._captured(node)]
-        inputs = self._inputs(reads)
+        inputs = self._inputs(node.input[:1] if follows_first else node.input)
+        params = in_layer_order(self._params[x] for x in attached.values() if x in self._params)
+        if params:
+            kind: Kind = "linear" if len(params[0].shape) > 1 else "unknown"
+            inputs = (self._add(params[0].key.rpartition("/")[0], kind, params, inputs),)
         for i, step in enumerate(steps):
             label = name if i == len(steps) - 1 else f"{name}:{i}"
             inputs = (self._add(label, step.kind, (), inputs, step.groups, step.dims),)
-        self._values.update(dict.fromkeys(filter(None, node.output), *inputs))
+        given = [name for name in node.output if name and name not in self._free]
+        self._values.update(dict.fromkeys(given, *inputs))
 
     def _weighted(self, node: NodeProto, weights: Weights) -> None:
-        """Add a layer with weights; a linear one takes the vector that is added next as its bias."""
-        params, output = weights.params, node.output[0]
-        following = self._bias(output, params[0]) if weights.kind == "linear" else None
-        if following is not None and len(params) == 1:
+        """Add a layer with weights; it takes the vector that is added next as its bias."""
+        params, given = weights.params, list(filter(None, node.output))
+        given += self._rescaled(node)
+        following = self._bias(given[-1], weights) if len(params) == 1 else None
+        if following is not None:
             bias, output = following
-            params = (*params, bias)
+            params, given = (*params, bias), [*given, output]
         prefixes = (param.key.rpartition(".")[0] for param in params)
         name = next(filter(None, prefixes), params[0].key)
         inputs = self._inputs([weights.data])
+        if weights.is_pinned:
+            inputs = (self._add(f"%before {name}", "opaque", inputs=inputs),)
         layer = self._add(name, weights.kind, params, inputs, weights.groups, weights.dims)
-        self._values[output] = layer
+        if weights.is_pinned:
+            layer = self._add(f"%after {name}", "opaque", inputs=(layer,))
+        self._values.update(dict.fromkeys(given, layer))
 
-    def _bias(self, output: str, weight: Param) -> tuple[Param, str] | None:
+    def _rescaled(self, node: NodeProto) -> list[str]:
+        """Return the values on the way from a product of integers to the real numbers it stands for."""
+        found: list[str] = []
+        value = node.output[0]
+        while node.op_type in ("ConvInteger", "MatMulInteger") and value not in self._uses.others:
+            readers = self._uses.nodes.get(value, [])
+            if len(readers) != 1:
+                break
+            ((reader, place),) = readers
+            is_scaled = reader.op_type == "Mul" and reader.input[1 - place] in self._free
+            if reader.op_type != "Cast" and not is_scaled:
+                break
+            value = reader.output[0]
+            found.append(value)
+        return found
+
+    def _bias(self, output: str, weights: Weights) -> tuple[Param, str] | None:
         """Return the bias that the only reader of `output` adds, and the sum's name."""
         readers = self._uses.nodes.get(output, [])
-        if len(readers) != 1 or output in self._uses.others:
+        is_matrix = weights.kind in ("linear", "conv", "transposed_conv") and not weights.is_pinned
+        if len(readers) != 1 or output in self._uses.others or not is_matrix:
             return None
         ((node, place),) = readers
         if node.op_type != "Add" or node.domain not in STANDARD or has(node, "axis"):
             return None
-        bias = self._reads.get(node.input[1 - place])
-        if bias is None or bias.param.shape != (outputs(weight),):
+        bias, weight = self._reads.get(node.input[1 - place]), weights.params[0]
+        count = outputs(weight) * (weights.groups if weights.kind == "transposed_conv" else 1)
+        at = -1 if weights.kind == "linear" else 1 - len(weight.shape)
+        if bias is None or bias.param.shape != (count,) or len(bias.shape) < -at:
+            return None
+        if bias.shape[at] != count or prod(bias.shape) != count:
             return None
         return replace(bias.param, role="bias"), node.output[0]
 
@@ -134,11 +170,7 @@ class LayerReader:
     def _is_weight_or_number(self, name: str) -> bool:
         """Tell whether a constant can be followed: a weight has channels, a single number none."""
         tensor = self._constants.get(name)
-        return tensor is None or name in self._params or all(size == 1 for size in tensor.dims)
-
-    def _captured(self, node: NodeProto) -> Iterator[str]:
-        known = captured(node)
-        return (name for name in sorted(known) if name in self._values or name in self._reads)
+        return tensor is None or name in self._params or prod(tensor.shape) == 1
 
     def _inputs(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the layers that give these values; constants that are no weights have none."""
@@ -148,12 +180,14 @@ class LayerReader:
     def _source(self, value: str) -> str | None:
         if value in self._values:
             return self._values[value]
+        if value in self._free:
+            return None
         read = self._reads.get(value)
         if read is not None:
             param = read.param
             inputs = () if value == param.key else self._inputs([param.key])
             kind: Kind = (
-                "parameter" if not inputs else "opaque" if read.is_transposed else "pointwise"
+                "parameter" if not inputs else "pointwise" if read.is_plain else "opaque"
             )
             name = self._add(value, kind, () if inputs else (param,), inputs)
             self._values[value] = name
@@ -180,9 +214,6 @@ class LayerReader:
         return unique
 
 
-def _is_list(tensor: TensorProto) -> bool:
-    return tensor.data_type == TensorProto.INT64 and len(tensor.dims) == 1 and tensor.dims[0] < _FEW
-
-
-def _numbers(tensor: TensorProto, path: Path) -> Sequence[int]:
-    return [int(x) for x in to_torch(tensor, str(path)).tolist()]
+def _is_list(constant: Source) -> bool:
+    is_short = isinstance(constant, Stored) and len(constant.shape) == 1 and constant.size < _FEW
+    return is_short and constant.dtype == torch.int64

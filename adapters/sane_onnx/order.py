@@ -1,43 +1,29 @@
-"""A model's nodes in the order in which they can run."""
+"""Nodes in the order in which they can run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from onnx import GraphProto, NodeProto
-
-from sane_onnx.model import subgraphs
+from onnx import NodeProto
 
 
-def ordered(graph: GraphProto) -> list[NodeProto]:
+def ordered(nodes: Sequence[NodeProto]) -> list[NodeProto]:
     """Return the nodes after all that they read, otherwise in the file's order.
 
     Nodes that wait for each other come last; whoever reads them finds that their inputs are missing.
     """
-    nodes = list(graph.node)
     producers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     done: dict[int, None] = {}
     for start in range(len(nodes)):
         open_, waiting = [start], {start}
         while open_:
-            node = nodes[open_[-1]]
-            needed = _first_missing({*node.input} | captured(node), producers, done, waiting)
+            needed = _first_missing(nodes[open_[-1]].input, producers, done, waiting)
             if needed is None:
                 done.setdefault(open_.pop())
             else:
                 open_.append(needed)
                 waiting.add(needed)
     return [nodes[i] for i in done]
-
-
-def captured(node: NodeProto) -> set[str]:
-    """Return all names read inside a node's graphs, those of values around it among them."""
-    names: set[str] = set()
-    for _, graph in subgraphs(node):
-        names.update(value.name for value in graph.output)
-        for inner in graph.node:
-            names.update(inner.input, captured(inner))
-    return names
 
 
 def _first_missing(

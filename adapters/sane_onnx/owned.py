@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
-from onnx import GraphProto, NodeProto, TensorProto
+import torch
+from onnx import NodeProto
 
+from sane_onnx import quantised
+from sane_onnx.constants import LARGEST, Filled, Source, Sparse
+from sane_onnx.flatten import Flat
 from sane_onnx.model import STANDARD
-from sane_onnx.order import captured
-from sane_onnx.tensors import FLOATS, require_whole, type_name
+from sane_onnx.quantised import Quantised
+from sane_onnx.tensors import FLOATS, Stored, is_external, type_name
 from sane_plugins.weights.graph import Param
 
 # Inputs that set how an operator works: numbers of the computation, no weights.
@@ -17,64 +22,110 @@ _SETTINGS: Mapping[str, tuple[int, ...]] = {
     "Clip": (1, 2), "Dropout": (1,), "NonMaxSuppression": (2, 3, 4), "OneHot": (2,), "Pad": (2,),
     "Range": (0, 1, 2), "Resize": (1, 2), "Upsample": (1,), "QuantizeLinear": (1, 2),
     "DequantizeLinear": (1, 2), "QLinearConv": (1, 2, 4, 5, 6, 7),
-    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7), "LSTM": (4, 5, 6), "GRU": (4, 5), "RNN": (4, 5),
 }  # fmt: skip
-QUANTISED = "quantised"
-_READS_QUANTISED = (
-    "ConvInteger", "DequantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul",
-)  # fmt: skip
 
 
 @dataclass
 class Uses:
-    """Who reads each value: nodes of the main graph with the place among their inputs, and others."""
+    """Who reads each value: nodes with the place among their inputs; and what the model gives."""
 
     nodes: dict[str, list[tuple[NodeProto, int]]] = field(default_factory=dict)
     others: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, graph: GraphProto) -> Uses:
-        """Collect the uses in a graph; outputs and sub-graphs are the others."""
-        uses = cls(others={value.name for value in graph.output})
-        for node in graph.node:
+    def of(cls, flat: Flat) -> Uses:
+        """Collect the uses in a model."""
+        uses = cls(others=set(flat.outputs))
+        for node in flat.nodes:
             for place, name in enumerate(node.input):
                 uses.nodes.setdefault(name, []).append((node, place))
-            uses.others |= captured(node)
         return uses
 
     def __contains__(self, name: object) -> bool:
         return name in self.nodes or name in self.others
 
 
-@dataclass(frozen=True)
+@dataclass
 class Owned:
-    """The floating-point constants that are weights, and the reasons why the others are not read."""
+    """The constants that are weights, as params and sources, and the reasons why others are not."""
 
-    params: Mapping[str, Param]
-    untouched: Mapping[str, str]
+    params: dict[str, Param] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+    untouched: dict[str, str] = field(default_factory=dict)
+    missed: dict[str, int] = field(default_factory=dict)
+    converted: dict[str, str] = field(default_factory=dict)
 
 
-def sort(found: Mapping[str, TensorProto], initializers: set[str], uses: Uses, place: str) -> Owned:
+def sort(flat: Flat, uses: Uses) -> Owned:
     """Tell weights from other constants. Raises `SourceError` for a weight that is not whole."""
-    params, untouched = {}, {}
-    for name, tensor in found.items():
-        if reason := _reason(tensor, uses.nodes.get(name, ()), name in initializers):
-            untouched[name] = reason
+    integers = quantised.find(flat.nodes, flat.constants)
+    settings = {name for weight in integers.values() for name in weight.settings}
+    attributes = {key for keys in flat.owned.values() for key in keys.values()}
+    owned, made = Owned(), 0
+    for key, source in flat.constants.items():
+        readers = uses.nodes.get(key, ())
+        if key in settings:
+            reason = "how weights are quantised"
+        elif key in integers:
+            source, reason = integers[key], ""
         else:
-            require_whole(tensor, place)
-            shape, dtype = tuple(tensor.dims), FLOATS[tensor.data_type]
-            params[name] = Param(key=name, role="other", shape=shape, dtype=dtype)
-    return Owned(params, untouched)
+            reason = _reason(source, readers, key in flat.plain)
+        if key in attributes and not reason:
+            reason = _attribute_reason(flat, key)
+        if not reason and isinstance(source, Filled | Sparse):
+            made += prod(source.shape) * (source.dtype or torch.float32).itemsize
+            if made > LARGEST:
+                reason = f"with it more than {LARGEST >> 30} GiB would be made from few numbers"
+                owned.missed[key] = prod(source.shape)
+        if reason:
+            owned.untouched[key] = reason
+            if isinstance(source, Stored) and is_external(source.tensor):
+                source.require()  # a file that names others than it may is refused as a whole
+            if _may_be_weights(source, readers) and key not in settings:
+                owned.missed[key] = prod(source.shape)
+        else:
+            _own(owned, key, source)
+        owned.sources[key] = source
+    return owned
 
 
-def _reason(tensor: TensorProto, readers: Sequence[tuple[NodeProto, int]], is_kept: bool) -> str:
-    """Return why a constant is no weight that this version reads; empty where it is one."""
+def _own(owned: Owned, key: str, source: Source) -> None:
+    source.require()
+    dtype = source.dtype
+    assert dtype is not None, "only types that torch has are owned"
+    owned.params[key] = Param(key=key, role="other", shape=source.shape, dtype=dtype)
+    if isinstance(source, Quantised):
+        owned.converted[key] = source.told
+    elif isinstance(source, Filled):
+        owned.converted[key] = "one value, repeated by ConstantOfShape"
+    elif isinstance(source, Sparse):
+        owned.converted[key] = "a sparse tensor, made dense"
+
+
+def _reason(source: Source, readers: Sequence[tuple[NodeProto, int]], is_plain: bool) -> str:
+    """Return why a constant is no weight that is read; empty where it is one."""
     operators = [node.op_type for node, _ in readers if node.domain in STANDARD]
-    if tensor.data_type not in FLOATS:
-        if any(operator in _READS_QUANTISED for operator in operators):
-            return f"{QUANTISED} ({type_name(tensor)}), not read by this version"
-        return f"{type_name(tensor)} values are no weights that this version reads"
+    if source.dtype not in FLOATS.values():
+        kind = type_name(source.tensor) if isinstance(source, Stored) else str(source.dtype)
+        if _may_be_weights(source, readers):
+            return f"{kind} values whose scales are not known constants"
+        return f"{kind} values are no weights"
     if readers and all(place in _SETTINGS.get(node.op_type, ()) for node, place in readers):
         return f"a setting of {operators[0] if operators else readers[0][0].op_type}"
     # Exporters keep parameters as initializers, and numbers in the code as Constant nodes.
-    return "" if is_kept or tensor.dims else "a number in the computation"
+    return "a number in the computation" if not source.shape and is_plain else ""
+
+
+def _may_be_weights(source: Source, readers: Sequence[tuple[NodeProto, int]]) -> bool:
+    if source.dtype in FLOATS.values() or not isinstance(source, Stored):
+        return False
+    return any(quantised.reads_weights(node, place) for node, place in readers)
+
+
+def _attribute_reason(flat: Flat, key: str) -> str:
+    """Return why numbers inside a node are no weights: standard operators keep settings there."""
+    names = {k: (output, name) for output, keys in flat.owned.items() for name, k in keys.items()}
+    output, name = names[key]
+    node = next(n for n in flat.nodes if output in n.output)
+    return f"a setting of {node.op_type} ({name})" if node.domain in STANDARD else ""

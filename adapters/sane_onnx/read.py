@@ -2,81 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from onnx import ModelProto, NodeProto
+import torch
+from onnx import GraphProto, ModelProto
 
-from sane_onnx.layers import LayerReader, aliases
-from sane_onnx.model import STANDARD, Inner, constants, inner_tensors, load, no_model
-from sane_onnx.owned import QUANTISED, Owned, Uses, sort
-from sane_onnx.tensors import OnnxTensors, has_torch_type
+from sane_onnx.constants import Source
+from sane_onnx.external import ExternalFiles
+from sane_onnx.flatten import Flat, flatten
+from sane_onnx.layers import LayerReader
+from sane_onnx.model import STANDARD, load, no_model
+from sane_onnx.owned import Owned, Uses, sort
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.graph import Layer, WeightGraph
 
 _MATRICES = ("Conv", "ConvTranspose", "Gemm")
+_NORMS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
+
+
+class OnnxTensors(Mapping[str, torch.Tensor]):
+    """The tensors of one model, read when they are asked for. Keeps the model to write it back."""
+
+    def __init__(self, model: ModelProto, files: ExternalFiles, found: Mapping[str, Source]) -> None:
+        self.model, self.files, self._found = model, files, found
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self._found[key].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 def read(path: Path) -> WeightGraph:
-    """Read an ONNX file. Nothing in it is run, and no other file is read.
+    """Read an ONNX file and, where it keeps values beside itself, those. Nothing in it is run.
 
-    Every floating-point tensor of the main graph is owned by a layer, save the numbers that set how
+    Every floating-point or quantised tensor is owned by a layer, save the numbers that set how
     operators work; all others are named in `untouched`. Raises `SourceError` for a file that is no
-    ONNX model, is broken, holds no weights in its main graph or keeps values in other files.
+    ONNX model, is broken, holds no weights, or names other files than it may.
     """
     model = load(path)
-    found, uses = constants(model.graph), Uses.of(model.graph)
-    owned = sort(found, {tensor.name for tensor in model.graph.initializer}, uses, str(path))
-    inner = _named(inner_tensors(model), set(found))
-    untouched = {**owned.untouched, **{key: x.reason for key, x in inner.items()}}
-    if not owned.params:
-        raise _empty(path, untouched)
+    files = ExternalFiles(path)
     try:
-        layers = LayerReader(path, model, uses, owned).read()
-        notes = tuple(_notes(model, owned, inner.values()))
-    except ValueError as error:
+        flat = flatten(model, files, path)
+        uses = Uses.of(flat)
+        owned = sort(flat, uses)
+        _leave_training(model, owned)
+        if not owned.params:
+            raise _empty(path, owned.untouched)
+        layers = LayerReader(path, model, flat, uses, owned).read()
+        notes = tuple(_notes(flat, owned, layers))
+    except (ValueError, RecursionError, IndexError, OverflowError, RuntimeError) as error:
         raise no_model(path, str(error)) from error
-    tensors = found | {key: x.tensor for key, x in inner.items() if x.tensor is not None}
-    readable = {key: tensor for key, tensor in tensors.items() if has_torch_type(tensor)}
+    readable = {key: source for key, source in owned.sources.items() if _is_readable(source)}
     return WeightGraph(
-        source=str(path), layers=layers, tensors=OnnxTensors(model, readable, str(path)),
-        untouched=untouched, notes=notes,
+        source=str(path), layers=layers, tensors=OnnxTensors(model, files, readable),
+        untouched=owned.untouched, missed=owned.missed, converted=owned.converted, notes=notes,
         container="onnx",
     )  # fmt: skip
 
 
-def _named(inner: Iterable[Inner], taken: set[str]) -> dict[str, Inner]:
-    """Return the tensors by keys of their own, whatever their places are called."""
-    found: dict[str, Inner] = {}
-    for item in inner:
-        key = item.key
-        while key in taken or key in found:
-            key += "'"
-        found[key] = item
-    return found
+def _is_readable(source: Source) -> bool:
+    """Tell whether torch has this type; strings it has not."""
+    return source.dtype is not None
 
 
-def _notes(model: ModelProto, owned: Owned, inner: Iterable[Inner]) -> Iterator[str]:
-    reasons = [item.reason for item in inner]
-    reasons += [reason for reason in owned.untouched.values() if reason.startswith(QUANTISED)]
-    for reason in dict.fromkeys(reasons):
-        yield f"{reasons.count(reason)} tensor(s) left out: {reason}"
-    nodes = [node for node in model.graph.node if node.domain in STANDARD]
-    if scaled := [node for node in nodes if node.op_type == "Gemm" and _is_scaled(node)]:
-        yield f"{len(scaled)} Gemm layer(s) scale their weights, which are read as stored"
-    stored = set(aliases(model.graph.node, owned.params))
-    if computed := [x for x in nodes if x.op_type in _MATRICES and not stored & {*x.input[1:2]}]:
+def _leave_training(model: ModelProto, owned: Owned) -> None:
+    """Name the tensors of the training part, which no inference uses."""
+    for i, training in enumerate(model.training_info):
+        graphs: list[GraphProto] = [training.initialization, training.algorithm]
+        for tensor in [tensor for graph in graphs for tensor in graph.initializer]:
+            owned.untouched[f"training{i}/{tensor.name}"] = "used for training only"
+
+
+def _notes(flat: Flat, owned: Owned, layers: tuple[Layer, ...]) -> Iterator[str]:
+    nodes = [node for node in flat.nodes if node.domain in STANDARD]
+    for node in nodes:
+        factors = {a.name: a.f for a in node.attribute if a.name in ("alpha", "beta") and a.f != 1}
+        if node.op_type == "Gemm" and factors:
+            told = " and ".join(f"{name} {value:g}" for name, value in factors.items())
+            for key in node.input[1:3]:
+                if key in owned.params:
+                    owned.converted[key] = f"as stored: Gemm multiplies by {told}"
+    weighted = {key for layer in layers if layer.kind != "parameter" for key in _keys(layer)}
+    matrices = [node for node in nodes if node.op_type in _MATRICES]
+    if computed := [x for x in matrices if not weighted.intersection(_behind(flat, x.input[1:2]))]:
         yield f"{len(computed)} layer(s) compute their weights, of which only stored numbers are read"
+    convs = [node for node in matrices if node.op_type == "Conv" and len(node.input) > 2]
+    if convs and not any(node.op_type in _NORMS for node in nodes):
+        yield (
+            f"{len(convs)} convolution(s) with bias and no norm: batch norms that were folded on"
+            " export are part of them"
+        )
 
 
-def _is_scaled(node: NodeProto) -> bool:
-    return any(a.name in ("alpha", "beta") and a.f != 1 for a in node.attribute)
+def _keys(layer: Layer) -> Iterator[str]:
+    return (param.key for param in layer.params)
+
+
+def _behind(flat: Flat, names: list[str]) -> set[str]:
+    """Return all that a value is computed from."""
+    makers = {name: node for node in flat.nodes for name in node.output if name}
+    found, open_ = set(names), list(names)
+    while open_:
+        node = makers.get(open_.pop())
+        fresh = set(node.input) - found if node is not None else set()
+        found |= fresh
+        open_ += fresh
+    return found
 
 
 def _empty(path: Path, untouched: Mapping[str, str]) -> SourceError:
     key, reason = next(iter(untouched.items()), ("", ""))
     found = f", only {len(untouched)} other tensor(s) ({key!r}: {reason})" if untouched else ""
     return SourceError(
-        path, f"it holds no floating-point weights in its main graph{found}",
-        "a network needs at least one", "export the network with its weights in floating point",
+        path, f"it holds no weights{found}", "a network needs at least one",
+        "export the network with its weights",
     )  # fmt: skip

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from onnx import (
     GraphProto,
     ModelProto,
     NodeProto,
-    TensorProto,
     ValueInfoProto,
     checker,
     helper,
     shape_inference,
 )
 
-from sane_onnx.model import constant_value, subgraphs
-from sane_onnx.tensors import FLOATS
+from sane_onnx.constants import Source
+from sane_onnx.flatten import Flat
+from sane_onnx.tensors import FLOATS, Stored
 
 Shape = tuple[int | None, ...]
 # Integers of this many values and fewer may be shapes, which inference follows.
 _FEW = 1024
+_TYPES = {dtype: kind for kind, dtype in FLOATS.items()}
 
 
-def infer(
-    model: ModelProto, nodes: Iterable[NodeProto], constants: Mapping[str, TensorProto]
-) -> dict[str, Shape]:
+def infer(model: ModelProto, flat: Flat, nodes: Iterable[NodeProto]) -> dict[str, Shape]:
     """Return the shape of every value whose rank is known; None stands for an unknown size.
 
     Shapes that the file itself claims are not believed, except those of its inputs.
@@ -33,18 +32,31 @@ def infer(
     skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = skeleton.graph
     graph.name = "skeleton"
-    graph.input.extend(x for x in model.graph.input if x.name not in constants)
-    for name, tensor in constants.items():
-        if tensor.data_type in FLOATS or sum(tensor.dims) > _FEW:
-            graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-        else:
-            graph.initializer.append(tensor)
-            graph.initializer[-1].name = name
-    for node in nodes:
-        if constant_value(node) is None and not list(subgraphs(node)):
-            graph.node.append(node)
-    graph.output.extend(ValueInfoProto(name=x.name) for x in model.graph.output)
-    return _inferred(skeleton)
+    for name, value in flat.inputs.items():
+        if value.HasField("type"):
+            graph.input.append(value)
+            graph.input[-1].name = name
+    for name, constant in flat.constants.items():
+        _declare(graph, name, constant)
+    graph.node.extend(n for n in nodes if not flat.holders.intersection(n.output[:1]))
+    graph.output.extend(ValueInfoProto(name=name) for name in flat.outputs)
+    found = _inferred(skeleton)
+    return {**found, **{name: x.shape for name, x in flat.constants.items()}}
+
+
+def _declare(graph: GraphProto, name: str, constant: Source) -> None:
+    """Tell inference of a constant: of a weight its shape, of a short list its numbers too."""
+    if isinstance(constant, Stored) and constant.dtype not in _TYPES and constant.size <= _FEW:
+        tensor = constant.tensor
+        if constant.dtype is not None and not constant.dtype.is_floating_point:
+            values = constant.read().reshape(-1).tolist()
+            graph.initializer.append(
+                helper.make_tensor(name, tensor.data_type, constant.shape, values)
+            )
+            return
+    kind = constant.tensor.data_type if isinstance(constant, Stored) else _TYPES.get(constant.dtype)  # type: ignore[arg-type]
+    if kind is not None:
+        graph.input.append(helper.make_tensor_value_info(name, kind, constant.shape))
 
 
 def _inferred(skeleton: ModelProto) -> dict[str, Shape]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import prod
+from collections.abc import Mapping
+from math import ceil, prod
 
+import numpy as np
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 from onnx.numpy_helper import to_array
 
+from sane_onnx.external import ExternalFiles
 from sane_plugins.errors import SourceError
 
 FLOATS: Mapping[int, torch.dtype] = {
@@ -24,7 +26,9 @@ _OTHERS: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
     TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
 }  # fmt: skip
-_DTYPES: Mapping[int, torch.dtype] = {**FLOATS, **_OTHERS}
+# Two values in a byte, the first one in its lower half; read as torch's 8-bit integers.
+_HALVES: Mapping[int, torch.dtype] = {TensorProto.INT4: torch.int8, TensorProto.UINT4: torch.uint8}
+_DTYPES: Mapping[int, torch.dtype] = {**FLOATS, **_OTHERS, **_HALVES}
 _DATA_FIELDS = (
     "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data",
 )  # fmt: skip
@@ -36,58 +40,130 @@ def type_name(tensor: TensorProto) -> str:
     return TensorProto.DataType.Name(tensor.data_type) if known else f"type {tensor.data_type}"
 
 
-def has_torch_type(tensor: TensorProto) -> bool:
-    """Tell whether torch has this type; strings and 4-bit numbers it has not."""
-    return tensor.data_type in _DTYPES
+def dtype_of(tensor: TensorProto) -> torch.dtype | None:
+    """Return the torch type that holds a tensor's values; None for strings and exotic floats."""
+    return _DTYPES.get(tensor.data_type)
 
 
-def to_torch(tensor: TensorProto, place: str) -> torch.Tensor:
-    """Return a copy in the tensor's own type. Raises `SourceError` where the data do not fit the shape.
+def limits(tensor: TensorProto) -> tuple[int, int]:
+    """Return the least and the greatest value of an integer type."""
+    if tensor.data_type in _HALVES:
+        return (-8, 7) if tensor.data_type == TensorProto.INT4 else (0, 15)
+    info = torch.iinfo(_DTYPES[tensor.data_type])
+    return info.min, info.max
 
-    The bytes are read as they are: numpy has no bfloat16, and torch refuses the types that stand in.
+
+def is_external(tensor: TensorProto) -> bool:
+    """Tell whether a tensor's values lie in another file."""
+    return bool(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data)
+
+
+class Stored:
+    """A tensor of a model where it is kept: in the model file or in one beside it.
+
+    `place` names it in errors. `pending` is what is to be written to another file.
     """
-    dtype, shape = _DTYPES[tensor.data_type], tuple(tensor.dims)
-    needed = prod(shape) * dtype.itemsize
-    try:
-        data = tensor.raw_data if tensor.HasField("raw_data") else _packed(tensor, needed)
-    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
-        raise _broken(f"{place}, {tensor.name!r}", str(error)) from error
-    if len(data) != needed or min(shape, default=0) < 0:
-        raise _broken(f"{place}, {tensor.name!r}", f"shape {shape} has {len(data)} bytes")
-    if not data:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+
+    pending: torch.Tensor | None = None
+
+    def __init__(self, tensor: TensorProto, place: str, files: ExternalFiles) -> None:
+        self.tensor, self.place, self.files = tensor, f"{place}, {tensor.name!r}", files
+        self.shape, self.dtype = tuple(tensor.dims), dtype_of(tensor)
+
+    @property
+    def size(self) -> int:
+        """Return the number of values that the shape promises."""
+        return prod(self.shape) if min(self.shape, default=0) >= 0 else 0
+
+    @property
+    def _needed(self) -> int:
+        if self.tensor.data_type in _HALVES:
+            return ceil(self.size / 2)
+        return self.size * (self.dtype.itemsize if self.dtype else 0)
+
+    def require(self) -> None:
+        """Raise `SourceError` where there are not as many values as the shape says."""
+        if is_external(self.tensor):
+            self._require_shape()
+            self.files.require(self.tensor, self._needed)
+        else:
+            self.data()
+
+    def data(self) -> bytes | bytearray:
+        """Return the bytes as ONNX keeps them. Raises `SourceError` where they do not fit the shape."""
+        self._require_shape()
+        if self.pending is not None:
+            return encoded(self.tensor, self.pending)
+        if is_external(self.tensor):
+            return self.files.read(self.tensor, self._needed)
+        try:
+            raw = self.tensor.HasField("raw_data")
+            data: bytes = self.tensor.raw_data if raw else _packed(self.tensor, self._needed)
+        except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+            raise self._broken(str(error)) from error
+        if len(data) != self._needed:
+            raise self._broken(f"shape {self.shape} has {len(data)} bytes")
+        return bytes(data)
+
+    def read(self) -> torch.Tensor:
+        """Return a copy in the tensor's own type; 4-bit integers as 8-bit ones.
+
+        The bytes are read as they are: numpy has no bfloat16, and torch refuses what stands in for it.
+        """
+        data = self.data()
+        if self.tensor.data_type in _HALVES:
+            return _halves(data, self.tensor).reshape(self.shape)
+        assert self.dtype is not None, "strings are never read"
+        if not data:
+            return torch.empty(self.shape, dtype=self.dtype)
+        whole = data if isinstance(data, bytearray) else bytearray(data)
+        return torch.frombuffer(whole, dtype=self.dtype).reshape(self.shape)
+
+    def write(self, value: torch.Tensor) -> None:
+        """Replace the values by those of a tensor of the same shape; the type stays."""
+        if is_external(self.tensor):
+            self.pending = value
+        else:
+            fill(self.tensor, encoded(self.tensor, value))
+
+    def _require_shape(self) -> None:
+        if min(self.shape, default=0) < 0:
+            raise self._broken(f"its shape is {self.shape}")
+        if self.dtype is None:
+            raise self._broken(f"{type_name(self.tensor)} values cannot be read")
+
+    def _broken(self, found: str) -> SourceError:
+        return SourceError(
+            self.place, f"the tensor is broken ({' '.join(found.split())})",
+            "as many values as its shape says are needed", "copy or export the file again",
+        )  # fmt: skip
 
 
-def require_whole(tensor: TensorProto, place: str) -> None:
-    """Raise `SourceError` where a tensor does not hold as many values as its shape says."""
-    to_torch(tensor, place)
+def fill(tensor: TensorProto, data: bytes) -> None:
+    """Replace whatever a tensor holds by these bytes."""
+    for field in (*_DATA_FIELDS, "external_data", "data_location"):
+        tensor.ClearField(field)
+    tensor.raw_data = data
 
 
-def assign(tensor: TensorProto, value: torch.Tensor) -> None:
-    """Replace a tensor's values by those of a tensor of the same shape; its type stays."""
+def encoded(tensor: TensorProto, value: torch.Tensor) -> bytes:
+    """Return a value's bytes in the tensor's type."""
     flat = value.detach().to("cpu", _DTYPES[tensor.data_type]).reshape(-1)
     # A view as bytes needs steps of 1, which `contiguous` does not give a single value.
     flat = flat.clone(memory_format=torch.contiguous_format)
-    for field in _DATA_FIELDS:
-        tensor.ClearField(field)
-    tensor.raw_data = flat.view(torch.uint8).numpy().tobytes()
+    array = flat.view(torch.uint8).numpy()
+    if tensor.data_type in _HALVES:
+        low, high = np.resize(array & 15, len(array) + len(array) % 2).reshape(-1, 2).T
+        array = low | high << 4
+    return array.tobytes()
 
 
-class OnnxTensors(Mapping[str, torch.Tensor]):
-    """The tensors of one model, converted when they are asked for. Keeps the model to write it back."""
-
-    def __init__(self, model: ModelProto, found: Mapping[str, TensorProto], place: str) -> None:
-        self.model, self._found, self._place = model, found, place
-
-    def __getitem__(self, key: str) -> torch.Tensor:
-        return to_torch(self._found[key], self._place)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
+def _halves(data: bytes | bytearray, tensor: TensorProto) -> torch.Tensor:
+    packed = np.frombuffer(data, dtype=np.uint8)
+    values = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[: prod(tensor.dims)]
+    if tensor.data_type == TensorProto.INT4:
+        values = (values.astype(np.int8) ^ 8) - 8
+    return torch.from_numpy(values.copy())
 
 
 def _packed(tensor: TensorProto, needed: int) -> bytes:
@@ -95,11 +171,6 @@ def _packed(tensor: TensorProto, needed: int) -> bytes:
     kept = sum(len(getattr(tensor, field)) for field in _DATA_FIELDS)
     if not kept and needed:
         raise ValueError("it holds no values")
+    if tensor.data_type in _HALVES:
+        return bytes(number & 255 for number in tensor.int32_data)
     return bytes(to_array(tensor).tobytes()) if kept else b""
-
-
-def _broken(place: str, found: str) -> SourceError:
-    return SourceError(
-        place, f"the tensor is broken ({found})", "as many values as its shape says are needed",
-        "copy or export the file again",
-    )  # fmt: skip

@@ -153,6 +153,12 @@ def _reduce(call: Call) -> Steps:
     )
 
 
+def _rescale(call: Call) -> Steps:
+    """One scale for all channels does not depend on their order."""
+    scale = call.shapes.get(call.node.input[1]) if len(call.node.input) > 1 else None
+    return POINTWISE if scale is not None and all(size == 1 for size in scale) else OPAQUE
+
+
 _Rule = Callable[[Call], Steps]
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_POINTWISE, lambda _: POINTWISE),
@@ -163,6 +169,9 @@ _RULES: dict[str, _Rule] = {
     "Flatten": _flatten,
     "Reshape": _reshape,
     "Transpose": _transpose,
+    "DequantizeLinear": _rescale,
+    "DynamicQuantizeLinear": lambda _: POINTWISE,
+    "QuantizeLinear": _rescale,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
 }

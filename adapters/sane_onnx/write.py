@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import torch
-from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
-from onnx import ModelProto
+from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto
 
-from sane_onnx.model import constants
-from sane_onnx.tensors import OnnxTensors, assign
+from sane_onnx.flatten import flatten
+from sane_onnx.owned import Uses, sort
+from sane_onnx.quantised import Quantised
+from sane_onnx.read import OnnxTensors
+from sane_onnx.tensors import Stored, is_external
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.writing import write_whole
+
+# Readers map these files into memory, which begins at multiples of this.
+_ALIGNMENT = 4096
 
 
 def write(graph: WeightGraph, target: Path) -> Path:
     """Write the model with the graph's tensors: same nodes, same names, same types.
 
-    Only tensors that were exchanged are written anew. Raises `SourceError` where the graph did not
-    come from an ONNX file, and where the file cannot be written.
+    Only tensors whose values changed are written anew; quantised ones are quantised again. Values that
+    lay in other files go to one new file beside the target. Raises `SourceError` where the graph did
+    not come from an ONNX file, where a form cannot hold new values, and where a file cannot be
+    written.
     """
-    origin = next((m for m in _layers(graph.tensors) if isinstance(m, OnnxTensors)), None)
+    origin = next((m for m in _parts(graph.tensors) if isinstance(m, OnnxTensors)), None)
     if graph.container != "onnx" or origin is None:
         raise SourceError(
             target, f"{graph.source} did not come from an ONNX file",
@@ -32,20 +42,114 @@ def write(graph: WeightGraph, target: Path) -> Path:
         )  # fmt: skip
     model = ModelProto()
     model.CopyFrom(origin.model)
-    places = constants(model.graph)
-    for param in graph.params:
-        if any(param.key in m for m in _layers(graph.tensors) if m is not origin):
-            assign(places[param.key], graph.tensors[param.key])
-    return _written(model, target)
+    flat = flatten(model, origin.files, Path(graph.source))
+    sources = sort(flat, Uses.of(flat)).sources
+    changed = [p.key for p in graph.params if _differs(graph.tensors, origin, p.key)]
+    # The scale of a quantised bias follows from that of its weight, which goes first.
+    for key in [*changed, *_dependent(sources, changed)]:
+        sources[key].write(graph.tensors[key])
+    _require_written(graph, model, origin, changed, target)
+    external = [x for x in _tensors(model) if is_external(x)]
+    if not external:
+        return _written(model, target)
+    kept = {id(x.tensor): x for x in flat.constants.values() if isinstance(x, Stored)}
+    stored = [kept.get(id(x)) or Stored(x, graph.source, origin.files) for x in external]
+    data = target.with_name(f"{target.name}.data")
+    if data.exists():
+        raise SourceError(
+            data, "it exists", "the weights go to a file of this name",
+            "remove it or name another target",
+        )  # fmt: skip
+    write_whole(data, lambda partial: _write_data(stored, partial, data.name))
+    try:
+        return _written(model, target)
+    except SourceError:
+        with suppress(OSError):
+            data.unlink()
+        raise
 
 
-def _layers(tensors: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
+def _parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
     """Yield the plain mappings that replacing has laid over each other, the uppermost first."""
     if isinstance(tensors, ChainMap):
         for part in tensors.maps:
-            yield from _layers(part)
+            yield from _parts(part)
     else:
         yield tensors
+
+
+def _differs(tensors: Mapping[str, torch.Tensor], origin: OnnxTensors, key: str) -> bool:
+    """Tell whether a tensor was exchanged for one of other bits."""
+    if not any(key in part for part in _parts(tensors) if part is not origin):
+        return False
+    old, new = origin[key], tensors[key]
+    if old.dtype != new.dtype:
+        return True
+    return not torch.equal(_bits(old), _bits(new))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    # A view as bytes needs steps of 1, which `contiguous` does not give a single value.
+    flat = tensor.detach().cpu().reshape(-1)
+    return flat.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+
+def _dependent(sources: Mapping[str, object], changed: list[str]) -> list[str]:
+    """Return the unchanged weights whose integers depend on scales that a changed one may exchange."""
+    names = {
+        name for key in changed if isinstance(x := sources[key], Quantised) for name in x.settings if name
+    }  # fmt: skip
+    return [
+        key for key, x in sources.items()
+        if isinstance(x, Quantised) and key not in changed and names.intersection(x.settings)
+    ]  # fmt: skip
+
+
+def _require_written(
+    graph: WeightGraph, model: ModelProto, origin: OnnxTensors, changed: list[str], target: Path
+) -> None:
+    """Raise `SourceError` where a value did not arrive, such as one that several calls share."""
+    flat = flatten(model, origin.files, Path(graph.source))
+    for key in changed:
+        source = flat.constants.get(key)
+        if not isinstance(source, Stored) or is_external(source.tensor):
+            continue
+        if source.dtype == origin[key].dtype and not torch.equal(
+            source.read().nan_to_num(), graph.tensors[key].to(source.dtype).cpu().nan_to_num()
+        ):
+            raise SourceError(
+                f"{target}, {key!r}", "its new values have no place in the model",
+                "a tensor that one place holds is needed", "leave this tensor as it was",
+            )  # fmt: skip
+
+
+def _tensors(message: Message) -> Iterator[TensorProto]:
+    """Yield every tensor anywhere in a model."""
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if field.is_repeated else [value]:
+                yield from _tensors(part)
+
+
+def _write_data(stored: list[Stored], partial: Path, name: str) -> None:
+    """Write values one after the other, reading one at a time, and say in the model where they are."""
+    with partial.open("wb") as file:
+        for part in stored:
+            data = part.data()
+            offset = _aligned(file)
+            file.write(data)
+            part.tensor.ClearField("external_data")
+            part.tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", name), ("offset", offset), ("length", len(data))):
+                part.tensor.external_data.add(key=key, value=str(value))
+
+
+def _aligned(file: BinaryIO) -> int:
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+    return file.tell()
 
 
 def _written(model: ModelProto, target: Path) -> Path:

@@ -1,0 +1,308 @@
+"""Integers that stand for weights: dequantised when read, quantised again when written.
+
+value = (stored - zero point) * scale, with one scale for all, one per channel, or one per block of
+values (ONNX, operator DequantizeLinear).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from onnx import NodeProto
+
+from sane_onnx.attributes import integer
+from sane_onnx.constants import Source
+from sane_onnx.model import MICROSOFT, STANDARD
+from sane_onnx.tensors import FLOATS, Stored, limits, type_name
+from sane_plugins.errors import SourceError
+
+# Operator: (input of the integers, inputs of the scales, input of the zero point, axis of the scales).
+_Rule = tuple[int, tuple[int, ...], int, int]
+_RULES: Mapping[str, Sequence[_Rule]] = {
+    "QLinearConv": [(3, (4,), 5, 0), (8, (1, 4), -1, 0)],
+    "QLinearMatMul": [(3, (4,), 5, -1)],
+    "QGemm": [(3, (4,), 5, -1), (6, (1, 4), -1, 0)],
+    "QAttention": [(1, (4,), 7, -1)],
+    "MatMulIntegerToFloat": [(1, (3,), 5, -1)],
+    "DynamicQuantizeMatMul": [(1, (2,), 3, -1)],
+    "DynamicQuantizeLSTM": [(1, (8,), 9, -1), (2, (10,), 11, -1)],
+    "QEmbedLayerNormalization": [(i, (i + 6,), i + 11, -1) for i in range(2, 7)],
+}
+_LATER = {"MatMulInteger": (1, 3, -1), "ConvInteger": (1, 3, 0)}
+_OTHERS = {"DequantizeLinear": 0, "MatMulNBits": 1, "GatherBlockQuantized": 0}
+_EXACT = 1e-3
+
+
+@dataclass(kw_only=True)
+class Quantised:
+    """Integers with their scales; `axis` counts the scales' axis, `block` how many values share one."""
+
+    stored: Stored
+    scales: tuple[Source, ...]
+    zero: Stored | None
+    axis: int = 0
+    block: int = 0
+    packed: tuple[int, int, int] | None = None  # rows, columns, bits: MatMulNBits
+    settings: tuple[str, ...] = ()
+    shape: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shape = self.packed[:2] if self.packed else self.stored.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of the scales, in which the network computes."""
+        return self.scales[-1].dtype or torch.float32
+
+    @property
+    def told(self) -> str:
+        """Say how the values were made."""
+        bits = f"{self.packed[2]}-bit blocks" if self.packed else type_name(self.stored.tensor)
+        count = prod(self.scales[-1].shape)
+        kind = "one scale" if count == 1 else "one scale per " + ("block" if self.block else "channel")
+        return f"dequantised from {bits}, {kind}"
+
+    def require(self) -> None:
+        """Raise `SourceError` where integers and scales do not fit each other."""
+        for part in (self.stored, *self.scales, *([self.zero] if self.zero else [])):
+            part.require()
+        try:
+            self._spread(self._scale())
+            if self.zero is not None:
+                self._spread(self._zeros())
+        except RuntimeError as error:
+            raise SourceError(
+                self.stored.place, "its scales do not fit its shape",
+                "one scale for all, per channel or per block is needed", "export the file again",
+            ) from error  # fmt: skip
+
+    def read(self) -> torch.Tensor:
+        """Return the weights that the network computes with."""
+        values = self._integers().to(torch.float32) - self._offset()
+        return (values * self._spread(self._scale())).to(self.dtype)
+
+    def write(self, value: torch.Tensor) -> None:
+        """Quantise again; channels keep their scales, exchange them, or get new ones where needed.
+
+        Raises `SourceError` where the scales must change and other values depend on them.
+        """
+        value = value.to(torch.float32)
+        if self.stored.tensor.data_type in FLOATS or not _is_integer(self.stored):
+            self.stored.write(value / self._spread(self._scale()))  # 8-bit floats
+            return
+        scale, offset = self._spread(self._scale()), self._offset()
+        low, high = (0, 2 ** self.packed[2] - 1) if self.packed else limits(self.stored.tensor)
+        found = torch.round(value / scale + offset)
+        error = ((found - offset) * scale - value).abs() > _EXACT * scale
+        if error.any() and self._exchange(value, low, high):
+            return
+        if ((found < low) | (found > high)).any():
+            raise SourceError(
+                self.stored.place, "the new values lie beyond what its scales can hold",
+                f"{type_name(self.stored.tensor)} with these scales is needed",
+                "keep the values near the old ones, or write a file in floating point",
+            )  # fmt: skip
+        self._store(found)
+
+    # one scale per channel, which may have changed places
+
+    def _exchange(self, value: torch.Tensor, low: int, high: int) -> bool:
+        """Give each channel the scale and zero point of the channel that it came from, or new ones."""
+        scale, zeros = self.scales[-1].read().float().reshape(-1), self._zeros().float().reshape(-1)
+        if len(self.scales) > 1 or self.block or len(scale) == 1:
+            return False
+        rows = value.movedim(self.axis, 0).reshape(len(scale), -1)
+        zeros = zeros.expand(len(scale)).clone()
+        new: list[tuple[float, float]] = []
+        for i, row in enumerate(rows):
+            errors = _misfits(row, scale, zeros, low, high)
+            best = int(errors.argmin())
+            best = i if errors[i] <= errors[best] else best
+            if errors[best] < 1:
+                new.append((float(scale[best]), float(zeros[best])))
+            else:
+                top = float(row.abs().max()) / max(min(high - float(zeros[i]), float(zeros[i]) - low), 1)
+                new.append((top or float(scale[i]), float(zeros[i])))
+        at = [-1 if i == self.axis % value.ndim else 1 for i in range(value.ndim)]
+        steps, offsets = torch.tensor(new).T
+        found = torch.round(value / steps.reshape(at) + offsets.reshape(at))
+        self.scales[-1].write(steps.reshape(self.scales[-1].shape))
+        if self.zero is not None and prod(self.zero.shape) > 1:
+            self.zero.write(offsets.reshape(self.zero.shape))
+        self._store(found.clamp(low, high))
+        return True
+
+    def _store(self, found: torch.Tensor) -> None:
+        if self.packed is None:
+            self.stored.write(found)
+            return
+        rows, columns, bits = self.packed
+        each, count = 8 // bits, prod(self.stored.shape) // rows * 8 // bits
+        whole = torch.zeros(rows, count, dtype=torch.uint8)
+        whole[:, :columns] = found.to(torch.uint8)
+        parts = whole.reshape(rows, -1, each)
+        packed = sum((parts[..., i] << bits * i for i in range(each)), torch.zeros_like(parts[..., 0]))
+        self.stored.write(packed.reshape(self.stored.shape))
+
+    def _integers(self) -> torch.Tensor:
+        stored = self.stored.read()
+        if self.packed is None:
+            return stored
+        rows, columns, bits = self.packed
+        return _unpacked(stored, bits).reshape(rows, -1)[:, :columns]
+
+    def _scale(self) -> torch.Tensor:
+        scale = self.scales[0].read().float()
+        for other in self.scales[1:]:
+            scale = scale.reshape(-1) * other.read().float().reshape(-1)
+        return scale
+
+    def _zeros(self) -> torch.Tensor:
+        if self.zero is None:
+            return torch.tensor(float(2 ** (self.packed[2] - 1)) if self.packed else 0.0)
+        zeros = self.zero.read()
+        if self.packed and not zeros.is_floating_point():
+            rows, columns, bits = self.packed
+            return _unpacked(zeros, bits).reshape(rows, -1)[:, : -(-columns // self.block)].float()
+        return zeros.float()
+
+    def _offset(self) -> torch.Tensor:
+        return self._spread(self._zeros())
+
+    def _spread(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Give scales or zero points a shape that meets the values'."""
+        if numbers.numel() == 1:
+            return numbers.reshape(())
+        if self.packed:
+            numbers = numbers.reshape(self.packed[0], -1)
+        if self.block:
+            wide = numbers.repeat_interleave(self.block, self.axis)
+            return wide.narrow(self.axis, 0, self.shape[self.axis])
+        at = [1] * len(self.shape)
+        at[self.axis] = self.shape[self.axis]
+        return numbers.reshape(at)
+
+
+def _unpacked(stored: torch.Tensor, bits: int) -> torch.Tensor:
+    parts = [(stored >> bits * i) & (2**bits - 1) for i in range(8 // bits)]
+    return torch.stack(parts, dim=-1)
+
+
+def _is_integer(stored: Stored) -> bool:
+    return stored.dtype is not None and not stored.dtype.is_floating_point
+
+
+def _misfits(
+    row: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor, low: int, high: int
+) -> torch.Tensor:
+    """Return for each scale how far a row is from integers times it; below 1 it is that but for rounding.
+
+    The best one counts: a bias is a single number, which many scales fit nearly.
+    """
+    worst = torch.zeros(len(scale))
+    for part in row.split(64):
+        alive = (worst < 1).nonzero().reshape(-1)
+        ratio = part[None] / scale[alive, None] + zeros[alive, None]
+        error = (ratio - ratio.round()).abs() / (_EXACT + 1e-6 * ratio.abs())
+        error[(ratio < low - 0.5) | (ratio > high + 0.5)] = torch.inf
+        worst[alive] = torch.maximum(worst[alive], error.amax(1))
+    return worst
+
+
+def reads_weights(node: NodeProto, place: int) -> bool:
+    """Tell whether a node takes quantised weights as this input."""
+    values = {rule[0] for rule in _RULES.get(node.op_type, ())}
+    values |= {_LATER[node.op_type][0]} if node.op_type in _LATER else set()
+    return place in values or _OTHERS.get(node.op_type) == place
+
+
+def find(
+    nodes: Sequence[NodeProto], constants: Mapping[str, Source]
+) -> dict[str, Quantised]:
+    """Return the quantised weights of a model by their keys."""
+    found: dict[str, Quantised] = {}
+    for node in nodes:
+        for key, weight in _of(node, nodes, constants):
+            found.setdefault(key, weight)
+    return found
+
+
+def _of(
+    node: NodeProto, nodes: Sequence[NodeProto], constants: Mapping[str, Source]
+) -> Iterator[tuple[str, Quantised]]:
+    def at(place: int) -> str:
+        return node.input[place] if 0 <= place < len(node.input) else ""
+
+    rules: Sequence[_Rule] = ()
+    if node.op_type == "DequantizeLinear" and node.domain in (*STANDARD, MICROSOFT):
+        rules = [(0, (1,), 2, integer(node, "axis", 1))]
+    elif node.domain in (*STANDARD, MICROSOFT):
+        rules = _RULES.get(node.op_type, ())
+    for values, scales, zero, axis in rules:
+        block = integer(node, "block_size", 0)
+        if node.op_type == "QGemm" and values == 3:
+            axis = 0 if integer(node, "transB", 0) else 1
+        yield from _made(constants, at(values), [at(i) for i in scales], at(zero), axis, block)
+    if node.op_type in _LATER and node.domain in STANDARD:
+        values, zero, axis = _LATER[node.op_type]
+        scale = _scale_after(node.output[0], nodes, constants) if node.output else ""
+        yield from _made(constants, at(values), [scale], at(zero), axis, 0)
+    if node.op_type == "MatMulNBits" and node.domain == MICROSOFT:
+        yield from _packed(node, constants, at(1), at(2), at(3))
+
+
+def _made(
+    constants: Mapping[str, Source], values: str, scales: Sequence[str], zero: str, axis: int,
+    block: int,
+) -> Iterator[tuple[str, Quantised]]:  # fmt: skip
+    stored, offset = constants.get(values), constants.get(zero)
+    kept = [constants[name] for name in scales if name in constants]
+    if not isinstance(stored, Stored) or stored.dtype is None or len(kept) < len(scales):
+        return
+    if stored.tensor.data_type in FLOATS or (zero and not isinstance(offset, Stored)):
+        return
+    if not stored.shape or not -len(stored.shape) <= axis < len(stored.shape):
+        axis = 0
+    is_each = prod(kept[-1].shape) > 1
+    known = offset if isinstance(offset, Stored) else None
+    yield values, Quantised(
+        stored=stored, scales=tuple(kept), zero=known, axis=axis % max(len(stored.shape), 1),
+        block=block if is_each else 0, settings=(*scales, zero),
+    )  # fmt: skip
+
+
+def _packed(
+    node: NodeProto, constants: Mapping[str, Source], values: str, scales: str, zero: str
+) -> Iterator[tuple[str, Quantised]]:
+    stored, scale, offset = constants.get(values), constants.get(scales), constants.get(zero)
+    rows, columns = integer(node, "N", 0), integer(node, "K", 0)
+    bits, block = integer(node, "bits", 4), integer(node, "block_size", 0)
+    if not isinstance(stored, Stored) or scale is None or bits not in (2, 4, 8) or block < 1:
+        return
+    is_whole = rows > 0 and columns > 0 and stored.size == rows * -(-columns // block) * block * bits // 8
+    if not is_whole or (zero and not isinstance(offset, Stored)):
+        return
+    known = offset if isinstance(offset, Stored) else None
+    yield values, Quantised(
+        stored=stored, scales=(scale,), zero=known, axis=1, block=block,
+        packed=(rows, columns, bits), settings=(scales, zero),
+    )  # fmt: skip
+
+
+def _scale_after(
+    value: str, nodes: Sequence[NodeProto], constants: Mapping[str, Source]
+) -> str:
+    """Return the constant factor that a product of integers is multiplied with, after a cast."""
+    makers = {name: node for node in nodes for name in node.output if name}
+    for node in nodes:
+        if node.op_type == "Cast" and list(node.input) == [value]:
+            return _scale_after(node.output[0], nodes, constants)
+        if node.op_type == "Mul" and value in node.input:
+            (other,) = [x for x in node.input if x != value] or [""]
+            maker = makers.get(other)
+            factors = [other, *(maker.input if maker is not None and maker.op_type == "Mul" else ())]
+            return next((x for x in factors if x in constants), "")
+    return ""
