@@ -49,13 +49,19 @@ def sane_build(source: Any, classes: int | None) -> nn.Module | None:
 
 @hookimpl(trylast=True)
 def sane_save(graph: WeightGraph, target: Path) -> Path | None:
-    """Write .safetensors, and torch's own forms as plain state dicts."""
-    from sane_plugins.weights.files import CHECKPOINTS
-    from sane_plugins.weights.writing import save_checkpoint, save_safetensors
+    """Write safetensors in one file or several, torch's own forms as plain state dicts, and `.npz`."""
+    from sane_plugins.weights import writing
+    from sane_plugins.weights.files import CHECKPOINTS, INDEX, SCRIPTS
 
-    if target.suffix == ".safetensors":
-        return save_safetensors(graph, target)
-    return save_checkpoint(graph, target) if target.suffix in CHECKPOINTS else None
+    if target.name.endswith(INDEX):
+        return writing.save_sharded(graph, target)
+    if target.suffix in SCRIPTS:
+        return writing.refuse_script(target)
+    forms = {
+        ".safetensors": writing.save_safetensors, ".npz": writing.save_arrays,
+        **dict.fromkeys(CHECKPOINTS, writing.save_checkpoint),
+    }  # fmt: skip
+    return forms[target.suffix](graph, target) if target.suffix in forms else None
 
 
 def _open_object(source: Any) -> WeightGraph | None:

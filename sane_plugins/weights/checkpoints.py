@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,21 +11,62 @@ from typing import Any
 import torch
 
 from sane_plugins.errors import SourceError
+from sane_plugins.weights.archives import Archive
 from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.guards import sealed
+from sane_plugins.weights.plain import plain
 from sane_plugins.weights.statedict import from_state_dict
+from sane_plugins.weights.torchscript import open_script
+from sane_plugins.weights.vetted import vet_legacy, vet_zip
+
+DEPTH = 100  # mappings and lists in each other
 
 _ZIP, _PICKLE = b"PK", b"\x80"
 _OPTIMIZER = {"state", "param_groups"}  # torch.optim's own form
 _SAVE = "save its state dict with safetensors.torch.save_file"
-_Found = tuple[tuple[str, ...], dict[str, torch.Tensor]]
+_Place = tuple[str, ...]
+_Found = tuple[_Place, dict[str, torch.Tensor]]
 
 
 def open_checkpoint(path: Path) -> WeightGraph:
-    """Read the largest mapping from names to tensors; notes name the place, and what was not read.
+    """Read a TorchScript archive's tensors, or a checkpoint's largest mapping from names to tensors.
 
-    Raises `SourceError` for a file that is damaged, holds code or holds no such mapping.
+    Notes name the place, and what was not read. Raises `SourceError` for a file that is damaged, holds code
+    or holds no such mapping.
     """
-    found = list(_state_dicts(_unpickled(path), ()))
+    with sealed(path), path.open("rb") as file:
+        magic = file.read(2)
+    if not magic.startswith((_ZIP, _PICKLE)):
+        raise SourceError(
+            path, "this is no torch checkpoint", "a file written by torch.save is needed",
+            "check that the download is complete and the suffix is right",
+        )  # fmt: skip
+    if magic != _ZIP:
+        vet_legacy(path)
+        return _network(path, _unpickled(path, mapped=False))
+    archive = Archive(path)
+    content = _pickle_of(archive)
+    if content.removesuffix("data.pkl") + "constants.pkl" in archive.members:
+        return open_script(path, archive, content)
+    vet_zip(path, archive, content)
+    # Only what lies in the file as it is can be mapped: then a tensor is read when it is used.
+    return _network(path, _unpickled(path, mapped=archive.stored))
+
+
+def _pickle_of(archive: Archive) -> str:
+    """Return the name of the member with the content, in the one folder that torch writes."""
+    names = [name for name in archive.members if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    if len(names) != 1:
+        raise SourceError(
+            archive.path, "it is a zip archive of something else", "a checkpoint is needed",
+            "name a file that torch.save or torch.jit.save wrote",
+        )  # fmt: skip
+    return names[0]
+
+
+def _network(path: Path, content: Any) -> WeightGraph:
+    with sealed(path):
+        found, ignored = _state_dicts(path, content)
     if not found:
         raise SourceError(
             path, "no mapping from names to tensors was found", "a state dict is needed",
@@ -40,46 +80,24 @@ def open_checkpoint(path: Path) -> WeightGraph:
     notes: tuple[str, ...] = (f"read from '{'.'.join(place)}'",) if place else ()
     others = [_named(other) for other in found if other is not best and _size(other)]
     if others:
-        notes += (f"not read: {', '.join(others)}; save what is a network as a file of its own",)
-    return from_state_dict(tensors, str(path), container="checkpoint", notes=notes)
+        notes += (f"not read: {_few(others)}; save what is a network as a file of its own",)
+    if ignored:
+        notes += (f"the state of its optimiser is left out: {_few(ignored)}",)
+    with sealed(path):
+        content = plain(tensors, valued=True)
+        return from_state_dict(
+            tensors, str(path), container="checkpoint", notes=notes, content=content
+        )
 
 
-def _unpickled(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(2)
-        if not magic.startswith((_ZIP, _PICKLE)):
-            raise SourceError(
-                path, "this is no torch checkpoint", "a file written by torch.save is needed",
-                "check that the download is complete and the suffix is right",
-            )  # fmt: skip
-        _refuse_script(path, magic)
-        # Only the zip form can be mapped: then a tensor is read when it is used.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=magic == _ZIP)
-    except UnpicklingError as error:
-        raise _refused(path, str(error)) from error
-    except SourceError:
-        raise
-    except OSError as error:
-        raise SourceError(
-            path, f"it cannot be read ({error.strerror or error})", "the right to read is needed",
-            "check the file and its folder",
-        ) from error  # fmt: skip
-    except Exception as error:  # unpickling damaged bytes may raise anything
-        raise SourceError(
-            path, "it is broken", "a whole checkpoint is needed", "copy or download it again"
-        ) from error
-
-
-def _refuse_script(path: Path, magic: bytes) -> None:
-    """Raise `SourceError` for a TorchScript archive, which only its constants tell apart."""
-    if magic == _ZIP:
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise SourceError(
-                    path, "it is a TorchScript archive", "a checkpoint of plain tensors is needed",
-                    f"where you trust the file, read it with torch.jit.load and {_SAVE}",
-                )  # fmt: skip
+def _unpickled(path: Path, *, mapped: bool) -> Any:
+    with sealed(path, needed="a whole checkpoint"):
+        try:
+            # Without the check, places outside a sparse tensor would be written to when it is made dense.
+            with torch.sparse.check_sparse_tensor_invariants():
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except UnpicklingError as error:
+            raise _refused(path, str(error)) from error
 
 
 def _refused(path: Path, message: str) -> SourceError:
@@ -91,29 +109,71 @@ def _refused(path: Path, message: str) -> SourceError:
             f"download it again or, where you trust it, read it with what wrote it and {_SAVE}",
         )  # fmt: skip
     return SourceError(
-        path, f"it holds pickled objects ({named[1]}), which can run code",
+        path, f"it holds pickled objects ({named[1][:80]}), which can run code",
         "only plain tensors are read",
         f"where you trust the file, read it with torch.load(path, weights_only=False) and {_SAVE}",
     )  # fmt: skip
 
 
-def _state_dicts(content: Any, place: tuple[str, ...]) -> Iterator[_Found]:
-    """Yield every mapping from names to tensors in nested mappings, with the place it was found at.
+def _state_dicts(path: Path, content: Any) -> tuple[list[_Found], list[str]]:
+    """Return every mapping or list of tensors with the place it was found at, and optimisers' places.
 
     An optimiser's state is larger than its network, and none.
     """
-    if not isinstance(content, Mapping) or content.keys() >= _OPTIMIZER:
-        return
-    named = {key: value for key, value in content.items() if isinstance(key, str)}
-    tensors = {key: value for key, value in named.items() if torch.is_tensor(value)}
-    if tensors:
-        yield place, tensors
-    for key, value in named.items():
-        yield from _state_dicts(value, (*place, key))
+    found: list[_Found] = []
+    ignored: list[str] = []
+    seen: set[int] = set()
+    waiting: list[tuple[_Place, Any]] = [
+        ((), {"0": content} if torch.is_tensor(content) else content)
+    ]
+    while waiting:
+        place, part = waiting.pop()
+        if id(part) in seen or not isinstance(part, Mapping | list | tuple):
+            continue
+        seen.add(id(part))
+        if len(place) > DEPTH:
+            raise SourceError(
+                path, f"its content is nested more than {DEPTH} deep", "a state dict is needed",
+                "save one with torch.save(module.state_dict(), path)",
+            )  # fmt: skip
+        if _is_optimizer(place, part):
+            ignored += [".".join(place)] if place else []
+            continue
+        entries = _entries(part)
+        tensors = {key: value for key, value in entries.items() if torch.is_tensor(value)}
+        if tensors:
+            packed = dict(_packed(entries))
+            seen |= {id(value) for key, value in entries.items() if f"{key}.0" in packed}
+            found.append((place, {**tensors, **packed}))
+        waiting += [((*place, key), value) for key, value in reversed(entries.items())]
+    return found, ignored
+
+
+def _entries(part: Any) -> dict[str, Any]:
+    """Return what a mapping or list holds, by name or number."""
+    pairs = part.items() if isinstance(part, Mapping) else enumerate(part)
+    return {str(key): value for key, value in pairs if isinstance(key, str | int)}
+
+
+def _packed(entries: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of tuples beside tensors, as quantised layers keep their weight and bias."""
+    for key, value in entries.items():
+        if isinstance(value, Sequence) and len(value) and torch.is_tensor(value[0]):
+            yield from ((f"{key}.{i}", x) for i, x in enumerate(value) if torch.is_tensor(x))
+
+
+def _is_optimizer(place: _Place, part: Any) -> bool:
+    named = bool(place) and place[-1].lower().startswith("optim")
+    return named or (isinstance(part, Mapping) and part.keys() >= _OPTIMIZER)
 
 
 def _size(found: _Found) -> int:
-    return sum(tensor.numel() for tensor in found[1].values() if tensor.is_floating_point())
+    tensors = found[1].values()
+    return sum(t.numel() for t in tensors if t.is_floating_point() or t.is_quantized)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + f" and {len(names) - 8} more" * (len(names) > 8)
 
 
 def _named(found: _Found) -> str:

@@ -1,0 +1,65 @@
+"""What every reader of files asks first, and what it lets out: one clear sentence, nothing else."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+
+from sane_plugins.errors import SaneError, SourceError
+
+
+def require_file(path: Path) -> Path:
+    """Return the path of a file that exists and holds something; raise `SourceError` otherwise."""
+    try:
+        found = _wrong(path)
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be searched
+        raise _unreadable(path, error) from error
+    if found:
+        raise SourceError(path, found, "a file with weights is needed", "check the path")
+    return path
+
+
+@contextmanager
+def sealed(path: Path, found: str = "it is broken", needed: str = "a whole file") -> Iterator[None]:
+    """Let nothing but `SaneError` out, and no warning: damaged bytes may make libraries raise anything."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except SaneError:
+            raise
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except Exception as error:
+            raise SourceError(
+                path, found, f"{needed} is needed", "copy or download it again"
+            ) from error
+
+
+def kept_open(owner: object, path: Path) -> BufferedReader:
+    """Return the opened file, which is closed with its owner; it may be replaced meanwhile."""
+    file = path.open("rb")
+    weakref.finalize(owner, file.close)
+    return file
+
+
+def _wrong(path: Path) -> str:
+    if path.is_dir():
+        return "it is a folder"
+    if not path.exists():
+        return "it does not exist"
+    if not path.is_file():
+        return "it is no regular file"
+    return "" if path.stat().st_size else "it is empty"
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> SourceError:
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    return SourceError(
+        path, f"it cannot be read ({reason})", "the right to read is needed",
+        "check the file and its folder",
+    )  # fmt: skip

@@ -1,0 +1,225 @@
+"""Torch's pickles looked at, never run: every class and function in them becomes an inert record.
+
+Two uses: to check what a checkpoint says of itself before torch reads it, and to read TorchScript archives,
+whose classes exist nowhere. Nothing is imported or called, and no tensor is allocated.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+STEPS = 3_000_000  # of one pickle
+CLASSES = 20_000  # names of classes and functions in one pickle
+NESTED = 100  # tuples in tuples
+
+_TYPES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8,
+    "Byte": torch.uint8, "Bool": torch.bool, "ComplexDouble": torch.complex128,
+    "ComplexFloat": torch.complex64, "QInt8": torch.qint8, "QUInt8": torch.quint8,
+    "QInt32": torch.qint32, "QUInt4x2": torch.quint4x2, "QUInt2x4": torch.quint2x4,
+    "Untyped": torch.uint8,
+}  # fmt: skip
+_REBUILT = {
+    f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "qtensor")
+}
+_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+
+
+class PickleLimitError(Exception):
+    """A pickle says more than it should."""
+
+
+class Storage(NamedTuple):
+    """A piece of the file's data: the name it goes by, its type and its number of values."""
+
+    key: str
+    dtype: torch.dtype
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        """Return the number of bytes, packed types rounded up to one value per byte."""
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as its pickle describes it; `quantizer` holds scheme, scales and zero points."""
+
+    storage: Storage
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    quantizer: tuple[Any, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Return the number of values."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def end(self) -> int:
+        """Return the place after its last value, in values of the storage."""
+        if not self.count:
+            return 0
+        return (
+            self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        )
+
+
+class Inert:
+    """A record in the place of an object: what was called with which arguments, and its state."""
+
+    __slots__ = ("args", "items", "state")
+    args: tuple[Any, ...]
+    items: list[Any]
+    state: Any
+    name: ClassVar[str] = ""
+    made: ClassVar[list[Inert]]
+
+    def __new__(cls, *args: Any) -> Inert:  # noqa: D102
+        self = object.__new__(cls)
+        self.args, self.state, self.items = args, None, []
+        cls.made.append(self)
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items.append((key, value))
+
+    def extend(self, values: Any) -> None:  # noqa: D102
+        self.items.extend(values)
+
+    def append(self, value: Any) -> None:  # noqa: D102
+        self.items.append(value)
+
+
+class Scan(pickle.Unpickler):
+    """One pickle's content with inert records. `made` lists them, `storages` the pieces of data named."""
+
+    def __init__(self, data: bytes) -> None:
+        _check(data)
+        super().__init__(io.BytesIO(data))
+        self.made: list[Inert] = []
+        self.storages: dict[Storage, None] = {}
+        self._classes: dict[str, type] = {"collections.OrderedDict": OrderedDict}
+        self.content = self.load()
+
+    def find_class(self, module: str, name: str) -> type:
+        """Return a class of inert records for any name."""
+        name = f"{module}.{name}"
+        if name not in self._classes:
+            if len(self._classes) >= CLASSES:
+                raise PickleLimitError("too many classes")
+            self._classes[name] = type(
+                "Inert", (Inert,), {"name": name, "made": self.made, "__slots__": ()}
+            )
+        return self._classes[name]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """Return which piece of data is meant."""
+        _, kind, key, _, count = pid[:5]
+        dtype = _TYPES[kind.name.rpartition(".")[2].removesuffix("Storage")]
+        if not (isinstance(key, str) and isinstance(count, int) and count >= 0):
+            raise PickleLimitError("no storage")
+        storage = Storage(key, dtype, count)
+        self.storages[storage] = None
+        return storage
+
+    def tensors(self) -> Iterator[tuple[Inert, Stored]]:
+        """Yield every tensor that is put together from a piece of data."""
+        for record in self.made:
+            if (found := stored(record)) is not None:
+                yield record, found
+
+
+def stored(record: Any) -> Stored | None:
+    """Return what an inert record says of a tensor; None where it is something else.
+
+    Raises `ValueError` or `TypeError` where it makes no sense.
+    """
+    if not isinstance(record, Inert) or record.name not in _REBUILT:
+        return None
+    storage, offset, shape, stride = record.args[:4]
+    dtype, quantizer = storage.dtype, ()
+    if record.name.endswith("_v3"):
+        dtype = getattr(torch, record.args[6].name.removeprefix("torch."))
+        storage = Storage(storage.key, dtype, storage.size // dtype.itemsize)
+    elif record.name.endswith("qtensor"):
+        quantizer = record.args[4]
+    shape, stride = _whole(shape), _whole(stride)
+    _whole((offset,))
+    if len(shape) != len(stride) or not isinstance(storage, Storage):
+        raise ValueError("no tensor")
+    return Stored(storage, dtype, offset, shape, stride, tuple(quantizer))
+
+
+def _whole(numbers: Any) -> tuple[int, ...]:
+    """Return whole numbers that are not negative, of a tuple or a torch.Size."""
+    numbers = numbers.args[0] if isinstance(numbers, Inert) else numbers
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError("no sizes")
+    return tuple(numbers)
+
+
+def pickle_end(data: Any) -> int:
+    """Read one pickle's steps from where a file or map stands; return where the next one starts."""
+    for steps, _ in enumerate(pickletools.genops(data)):
+        if steps > STEPS:
+            raise PickleLimitError("too many steps")
+    return int(data.tell())
+
+
+def _check(data: bytes) -> None:
+    """Raise for too many steps, far memo places, and tuples so deep that hashing one ends the process."""
+    stack: list[int | None] = []  # how deep the tuples are nested; None is a mark
+    memo: dict[Any, int | None] = {}
+    for steps, (op, arg, _) in enumerate(pickletools.genops(data)):
+        name = op.name
+        if steps > STEPS or ("PUT" in name and int(arg or 0) > steps) or name == "FROZENSET":
+            raise PickleLimitError("too many steps, or too far places")
+        if name.endswith("PUT") or name == "MEMOIZE":
+            memo[len(memo) if arg is None else arg] = stack[-1]
+            continue
+        taken = _taken(stack, op)
+        if name in _TUPLES:
+            depth = 1 + max((item or 0 for item in taken), default=0)
+            if depth > NESTED:
+                raise PickleLimitError("too deep")
+            stack.append(depth)
+        elif name.endswith("GET"):
+            stack.append(memo[arg])
+        elif name == "DUP":
+            stack += taken * 2
+        else:
+            stack += [None if kind is pickletools.markobject else 0 for kind in op.stack_after]
+
+
+def _taken(stack: list[int | None], op: pickletools.OpcodeInfo) -> list[int | None]:
+    """Take from the stack what a step takes, down to the last mark where it takes one."""
+    before = op.stack_before
+    count = len(before)
+    taken: list[int | None] = []
+    if pickletools.markobject in before:
+        while (item := stack.pop()) is not None:
+            taken.append(item)
+        count = before.index(pickletools.markobject)
+    if count:
+        taken += stack[-count:]
+        del stack[-count:]
+    return taken
