@@ -101,7 +101,7 @@ def _unpickled(path: Path, *, mapped: bool) -> Any:
 
 
 def _refused(path: Path, message: str) -> SourceError:
-    named = re.search(r"GLOBAL (\S+) was not an allowed", message)
+    named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     if not named:
         return SourceError(
             path, "it is broken, or was not written by torch.save",

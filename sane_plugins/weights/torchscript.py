@@ -18,7 +18,7 @@ from sane_plugins.weights.plain import FLOATS, Content
 from sane_plugins.weights.statedict import from_state_dict
 from sane_plugins.weights.vetted import require_held, scan_member
 
-DEPTH, PARTS = 200, 1_000_000  # modules in modules, and attributes of all modules together
+DEPTH, PARTS = 200, 500_000  # modules in modules, and attributes of all modules together
 
 _Place = tuple[str, Stored]  # the folder of the archive that holds the values, and which of them
 _WRAPPED = ("torch.jit._pickle.build_tensorlist", "torch.jit._pickle.restore_type_tag")

@@ -48,10 +48,10 @@ def vet_legacy(path: Path) -> None:
             _next(path, data)
         scan = _next(path, data)
         _next(path, data)
-        left = len(data) - data.tell()
         sizes: dict[str, int] = {}
         for storage in scan.storages:
             sizes[storage.key] = max(storage.nbytes, sizes.get(storage.key, 0))
+        left = len(data) - data.tell() - 8 * len(sizes)  # each begins with its number of values
         if sum(sizes.values()) > left:
             raise _too_much(path, sum(sizes.values()), left)
         _vet(path, scan, sizes)
