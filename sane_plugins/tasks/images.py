@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from sane_plugins.errors import TaskError
+from sane_plugins.weights.archives import Archive
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -22,20 +21,13 @@ def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str
     Raises `TaskError` where one is missing, or where this is no file of plain arrays.
     """
     try:
+        Archive(path)  # refuses zip bombs
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             held = list(file.keys())
             arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in held}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        BadZipFile,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # damaged bytes may make NumPy raise anything
         raise TaskError(
-            path, f"it cannot be read as an .npz file of plain arrays ({first_line(error)})",
+            path, "it cannot be read as an .npz file of plain arrays",
             "a task file is one that numpy.savez wrote, without pickled objects",
             "save it again with numpy.savez, or give a folder with one sub-folder per class",
         ) from error  # fmt: skip
