@@ -366,6 +366,81 @@ def test_every_real_file_gives_a_network_or_one_sentence(sane_data: Path) -> Non
     assert list(results.values()).count("read") >= 40
 
 
+def test_every_readable_file_returns_as_it_was(sane_data: Path, tmp_path: Path) -> None:
+    for path in sorted((sane_data / "onnx").rglob("*.onnx")):
+        try:
+            graph = _open(path)
+        except SourceError:
+            continue
+        target = tmp_path / path.name
+        sane_onnx.sane_save(detokenize(tokenize(graph, 64), graph), target)
+        before, after = sane_onnx_load(path), sane_onnx_load(target)
+        if not (tmp_path / f"{path.name}.data").exists():
+            assert before.SerializeToString(deterministic=True) == after.SerializeToString(
+                deterministic=True
+            ), path.name
+        else:
+            written = _open(target)
+            assert all(torch.equal(t, written.tensors[p.key]) for p, t in graph.items())
+
+
+def sane_onnx_load(path: Path):
+    from sane_onnx.model import load
+
+    return load(path)
+
+
+def _guessed(path: Path, size: int):
+    """Run a model of unknown inputs on random numbers; None where onnxruntime cannot."""
+    try:
+        session, rng, feeds = _session(path), np.random.default_rng(0), {}
+        for value in session.get_inputs():
+            shape = [d if isinstance(d, int) and d > 0 else size for d in value.shape]
+            kind = value.type[7:-1]
+            if kind in ("float", "float16", "double"):
+                dtype = {"float": np.float32, "float16": np.float16, "double": np.float64}[kind]
+                feeds[value.name] = rng.normal(size=shape).astype(dtype)
+            else:
+                dtype = np.bool_ if kind == "bool" else np.dtype(kind)
+                feeds[value.name] = rng.integers(0, 2, shape).astype(dtype)
+        return [_numbers(answer) for answer in session.run(None, feeds)]
+    except Exception:
+        return None
+
+
+@pytest.mark.slow
+def test_every_readable_file_that_runs_computes_the_same(sane_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    ran, moved = [], []
+    for path in sorted((sane_data / "onnx").rglob("*.onnx")):
+        try:
+            graph = _open(path)
+        except SourceError:
+            continue
+        size = next((n for n in (1, 2, 16, 64) if _guessed(path, n) is not None), 0)
+        before = _guessed(path, size) if size else None
+        if before is None:
+            continue
+        ran.append(path.stem)
+        groups = symmetry.groups(graph)
+        rng = torch.Generator().manual_seed(1)
+        permuted = symmetry.permute(graph, symmetry.random_permutations(groups, rng))
+        moved += [path.stem] * bool(groups)
+        for name, network, tolerance in (("same", graph, 0), ("moved", permuted, 1e-4)):
+            target = tmp_path / f"{path.stem}-{name}.onnx"
+            sane_onnx.sane_save(network, target)
+            after = _guessed(target, size)
+            assert after is not None, path.name
+            for one, other in zip(before, after, strict=True):
+                if tolerance and one.size:
+                    tolerance = 1e-4 * max(1, np.abs(np.nan_to_num(one)).max())
+                assert np.allclose(one, other, atol=tolerance, rtol=0, equal_nan=True), target.name
+            target.unlink()
+    print(f"ran {len(ran)}: {ran}; permuted {len(moved)}: {moved}")
+    assert len(ran) >= 30
+    assert len(moved) >= 12
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_unusable_files_are_refused_with_a_reason(sane_data: Path, name: str) -> None:
     with pytest.raises(SourceError, match=REFUSED[name]):

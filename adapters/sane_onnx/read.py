@@ -91,11 +91,12 @@ def _notes(flat: Flat, owned: Owned, layers: tuple[Layer, ...]) -> Iterator[str]
     matrices = [node for node in nodes if node.op_type in _MATRICES]
     if computed := [x for x in matrices if not weighted.intersection(_behind(flat, x.input[1:2]))]:
         yield f"{len(computed)} layer(s) compute their weights, of which only stored numbers are read"
+    readers = {name: node.op_type for node in nodes for name in node.input[:1]}
     convs = [node for node in matrices if node.op_type == "Conv" and len(node.input) > 2]
-    if convs and not any(node.op_type in _NORMS for node in nodes):
+    if bare := [node for node in convs if readers.get(node.output[0]) not in _NORMS]:
         yield (
-            f"{len(convs)} convolution(s) with bias and no norm: batch norms that were folded on"
-            " export are part of them"
+            f"{len(bare)} convolution(s) have a bias and no norm: where a batch norm was folded into"
+            " them on export, it is part of their weights"
         )
 
 
