@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from struct import Struct
+from threading import Lock
 from typing import BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
@@ -32,14 +33,14 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock = path, Lock()
         with sealed(path, "it is broken, no whole zip archive"):
-            file = kept_open(self, path)
+            self._file = file = kept_open(self, path)
             _check_directory(path, file)
             self._zip = ZipFile(file)
             infos = [info for info in self._zip.infolist() if not info.is_dir()]
             _check_members(path, infos)
-            _check_places(path, file, infos, self._zip.start_dir)
+            self._starts = _places(path, file, infos, self._zip.start_dir)
         self.members = {info.filename: info for info in infos}
 
     @property
@@ -56,6 +57,14 @@ class Archive:
         with sealed(self.path), self._zip.open(self.members[name]) as member:
             member.seek(start)
             return member.read()
+
+    def part(self, name: str, start: int, count: int) -> bytes:
+        """Return some of a member's bytes; of one that is stored, only these are read."""
+        if self.members[name].compress_type != ZIP_STORED:
+            return self.read(name, start)[:count]
+        with sealed(self.path), self._lock:
+            self._file.seek(self._starts[name] + start)
+            return self._file.read(min(count, self.size(name) - start))
 
     def head(self, name: str, count: int) -> bytes:
         """Return the first bytes of a member."""
@@ -121,9 +130,9 @@ def _check_member(path: Path, info: ZipInfo) -> None:
                       f"at most {RATIO} times as many are unpacked")  # fmt: skip
 
 
-def _check_places(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -> None:
-    """Refuse members that overlap, or that are called otherwise where they lie."""
-    free = 0
+def _places(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -> dict[str, int]:
+    """Return where each member's bytes start; refuse members that overlap or are called otherwise there."""
+    starts, free = {}, 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         local = _LOCAL.unpack(_bytes(file, info.header_offset, _LOCAL.size))
         name = _bytes(file, info.header_offset + _LOCAL.size, local[9])
@@ -135,7 +144,8 @@ def _check_places(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) ->
         if info.header_offset < free or start + info.compress_size > end:
             raise refused(path, f"'{info.filename}' overlaps another part of the file",
                           "each member needs a place of its own")  # fmt: skip
-        free = start + info.compress_size
+        starts[info.filename], free = start, start + info.compress_size
+    return starts
 
 
 def refused(path: Path, found: str, needed: str) -> SourceError:

@@ -47,8 +47,13 @@ class Storage(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Return the number of bytes, packed types rounded up to one value per byte."""
+        """Return the number of bytes."""
         return self.size * self.dtype.itemsize
+
+    @property
+    def room(self) -> int:
+        """Return the number of values; two or four of some quantised types share a byte."""
+        return self.size * {torch.quint4x2: 2, torch.quint2x4: 4}.get(self.dtype, 1)
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,18 @@ def _unreadable(tensor: torch.Tensor, valued: bool) -> str:
         return "nested tensors are not read"
     if valued and tensor.is_meta:
         return "it has no values (meta device)"
+    if tensor.is_quantized and not _has_scales(tensor):
+        return "its scales do not fit its channels"
     if tensor.dtype.is_floating_point and tensor.dtype not in FLOATS:
         return f"{tensor.dtype} values cannot be read"
     return ""
+
+
+def _has_scales(tensor: torch.Tensor) -> bool:
+    if "tensor" in str(tensor.qscheme()):
+        return True
+    axis, scales = tensor.q_per_channel_axis(), tensor.q_per_channel_scales()
+    return axis < tensor.dim() and len(scales) == tensor.shape[axis]
 
 
 def _scales(tensor: torch.Tensor) -> str:

@@ -20,6 +20,7 @@ from sane_plugins.weights.vetted import require_held, scan_member
 
 DEPTH, PARTS = 200, 500_000  # modules in modules, and attributes of all modules together
 
+_QUANTISED = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
 _Place = tuple[str, Stored]  # the folder of the archive that holds the values, and which of them
 _WRAPPED = ("torch.jit._pickle.build_tensorlist", "torch.jit._pickle.restore_type_tag")
 
@@ -64,13 +65,19 @@ def _attributes(
         found = stored(record)
         if found is None:
             unread[key] = (0, "sparse tensors of TorchScript archives are not read")
-        elif found.dtype.is_floating_point and found.dtype not in FLOATS:
+        elif not _is_known(found.dtype):
             unread[key] = (found.count, f"{found.dtype} values cannot be read")
         else:
             _require_data(path, archive, folder, found)
             places[key] = folder, found
     require_held(path, [place for _, place in places.values()])
     return places, unread
+
+
+def _is_known(dtype: torch.dtype) -> bool:
+    if dtype.is_floating_point:
+        return dtype in FLOATS
+    return dtype in _QUANTISED or not str(dtype).startswith(("torch.qu", "torch.qi", "torch.bits"))
 
 
 def _require_data(path: Path, archive: Archive, folder: str, place: Stored) -> None:
@@ -157,13 +164,11 @@ class _Tensors(Mapping[str, torch.Tensor]):
     def _values(self, folder: str, place: Stored) -> torch.Tensor:
         if not place.count:
             return torch.empty(place.shape, dtype=_integers(place.dtype))
-        data = bytearray(self._archive.read(folder + place.storage.key))
-        whole = len(data) // place.dtype.itemsize
-        values = torch.frombuffer(data, dtype=_integers(place.dtype), count=whole)
-        # A copy, because a view would keep all of the data that it is a part of.
-        return values.as_strided(place.shape, place.stride, place.offset).clone(
-            memory_format=torch.contiguous_format
-        )
+        size = place.dtype.itemsize
+        start, count = place.offset * size, (place.end - place.offset) * size
+        data = bytearray(self._archive.part(folder + place.storage.key, start, count))
+        values = torch.frombuffer(data, dtype=_integers(place.dtype))
+        return values.as_strided(place.shape, place.stride).contiguous()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -174,8 +179,7 @@ class _Tensors(Mapping[str, torch.Tensor]):
 
 def _integers(dtype: torch.dtype) -> torch.dtype:
     """Return the type of the whole numbers that a quantised type is stored as."""
-    known = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
-    return known.get(dtype, dtype)
+    return _QUANTISED.get(dtype, dtype)
 
 
 def _dequantised(
@@ -186,13 +190,16 @@ def _dequantised(
         if not math.isfinite(scale):
             raise ValueError("no scale")
         return torch._make_per_tensor_quantized_tensor(whole, scale, zero).dequantize()
-    scales, zeros = (_stored_values(tensors, folder, record) for record in (scale, zero))
     axis = place.quantizer[3]
+    scales, zeros = (
+        _one_each(tensors, folder, record, place.shape[axis]) for record in (scale, zero)
+    )
     return torch._make_per_channel_quantized_tensor(whole, scales, zeros, axis).dequantize()
 
 
-def _stored_values(tensors: _Tensors, folder: str, record: Any) -> torch.Tensor:
+def _one_each(tensors: _Tensors, folder: str, record: Any, channels: int) -> torch.Tensor:
+    """Return the scales or zero points of so many channels."""
     place = stored(record)
-    if place is None:
-        raise ValueError("no scales")
+    if place is None or place.shape != (channels,) or place.end > place.storage.size:
+        raise ValueError("no scale per channel")
     return tensors._values(folder, place)

@@ -74,9 +74,7 @@ def _limits(path: Path) -> Any:
 def _vet(path: Path, scan: Scan, held: Mapping[str, int]) -> None:
     """Raise where a storage is larger than its data, or tensors are together larger than the file."""
     for storage in scan.storages:
-        # Two or four values of some quantised types share a byte.
-        least = storage.nbytes // 4 if "x" in str(storage.dtype) else storage.nbytes
-        if least > held[storage.key]:
+        if storage.nbytes > held[storage.key]:
             raise _too_much(path, storage.nbytes, held[storage.key])
     for record in scan.made:
         if record.args and record.name.endswith(_MAKES_ROOM) and _asks_for_room(record.args):
@@ -98,7 +96,7 @@ def require_held(path: Path, tensors: list[Stored]) -> None:
     held = sum({t.storage.key: t.storage.nbytes for t in distinct}.values())
     if wanted > held + VIEWS:
         raise _too_much(path, wanted, held)
-    if any(t.end > t.storage.size for t in distinct):
+    if any(t.end > t.storage.room for t in distinct):
         raise _too_much(path, max(t.end for t in distinct), held)
 
 
