@@ -1,6 +1,8 @@
 """The forms in which ONNX files keep weights: quantised, sparse, in branches, functions, other files."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from onnxfiles import assert_permutes, assert_returns, export, opened, run, save
 from torch import nn
 
 from sane_plugins.errors import SourceError
+from sane_plugins.weights import symmetry
 from sane_plugins.weights.tokens import detokenize, tokenize
 
 onnx = pytest.importorskip("onnx")
@@ -389,3 +392,55 @@ def test_the_hugging_face_cache_can_be_read(tmp_path: Path) -> None:
         (snapshot / name).symlink_to(Path("../../blobs") / f"hash-{name}")
     assert real.name == "m.onnx"
     assert opened(snapshot / "m.onnx").coverage == 1
+
+
+def test_outside_values_are_read_and_written_one_tensor_at_a_time(tmp_path: Path) -> None:
+    """Twenty-four tensors of 16 MiB; beside torch itself there is room for one of them and a rest."""
+    tensors, nodes, size = [], [], 4 * 2048 * 2048
+    with (tmp_path / "m.data").open("wb") as file:
+        file.truncate(24 * size)
+    for i in range(24):
+        tensor = TensorProto(name=f"w{i}", data_type=FLOAT, dims=[2048, 2048])
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "m.data"), ("offset", i * size), ("length", size)):
+            tensor.external_data.add(key=key, value=str(value))
+        tensors.append(tensor)
+        nodes.append(helper.make_node("MatMul", [f"h{i}" if i else "x", f"w{i}"], [f"h{i + 1}"]))
+    nodes.append(helper.make_node("Identity", ["h24"], ["y"]))
+    _model(tmp_path / "m.onnx", nodes, tensors, shape=(1, 2048))
+    script = (
+        "import resource, sys, torch, onnx, sane_onnx, sane_onnx.read, sane_onnx.write\n"
+        "from pathlib import Path\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before, folder = peak(), Path(sys.argv[1])\n"
+        "graph = sane_onnx.sane_open(folder / 'm.onnx')\n"
+        "assert sum(int(t.count_nonzero()) for _, t in graph.items()) == 0\n"
+        "sane_onnx.sane_save(graph, folder / 'out.onnx')\n"
+        "print((peak() - before) // 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 16 + 200
+    assert (tmp_path / "out.onnx.data").stat().st_size == 24 * size
+
+
+@pytest.mark.parametrize("name", ["silero_vad", "silero_vad_op18_ifless"])
+def test_networks_inside_branches_are_permuted(sane_data: Path, name: str, tmp_path: Path) -> None:
+    """A real detector of speech, whose networks for two sampling rates lie in nested branches."""
+    ort = pytest.importorskip("onnxruntime")
+    path = sane_data / "onnx" / "pypi_silero_vad" / f"{name}.onnx"
+    graph, rng = opened(path), np.random.default_rng(0)
+    groups = symmetry.groups(graph)
+    assert len(groups) == 6
+    rows = symmetry.random_permutations(groups, torch.Generator().manual_seed(1))
+    moved = saved(symmetry.permute(graph, rows), tmp_path / "moved.onnx")
+    state = rng.normal(size=(2, 1, 128)).astype(np.float32)
+    for rate, width in ((16000, 576), (8000, 288)):
+        sound = (rng.normal(size=(1, width)) / 3).astype(np.float32)
+        feeds = {"input": sound, "state": state, "sr": np.array(rate)}
+        one, other = (
+            ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]).run(None, feeds)
+            for p in (path, moved)
+        )
+        assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(one, other, strict=True))

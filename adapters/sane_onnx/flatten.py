@@ -5,7 +5,7 @@ Nothing is run: a loop's body appears once, a branch whether or not it would be 
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from sane_onnx.model import STANDARD, constant_value, no_model, require_unique, 
 from sane_onnx.tensors import Stored
 
 # Functions may call functions, so that a short file can stand for any number of nodes.
-_MOST_NODES, _DEEPEST = 300_000, 60
+_MOST_NODES, _DEEPEST = 100_000, 60
 _INNER = (AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.TENSOR, AttributeProto.TENSORS,
           AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)  # fmt: skip
 Names = MutableMapping[str, str]
@@ -62,6 +62,8 @@ class _Flattener:
         self._seen: dict[int, str] = {}
         self._alive: list[object] = []
         self._taken: set[str] = set()
+        self._again: Counter[str] = Counter()
+        self._met = 0
 
     def run(self, graph: GraphProto) -> Flat:
         names: Names = {}
@@ -102,7 +104,8 @@ class _Flattener:
                 self._node(node, names, prefix, depth)
 
     def _node(self, node: NodeProto, names: Names, prefix: str, depth: int) -> None:
-        if len(self.flat.nodes) > _MOST_NODES and depth:
+        self._met += 1  # calls that give nothing take time as well
+        if self._met > _MOST_NODES and depth:
             raise no_model(self._path, f"its functions stand for more than {_MOST_NODES} nodes")
         function = self._functions.get((node.domain, node.op_type, node.overload))
         label = f"{prefix}{node.name or (node.output[0] if node.output else node.op_type)}/"
@@ -203,10 +206,12 @@ class _Flattener:
         return self._fresh(prefix + name) if prefix else name
 
     def _fresh(self, name: str) -> str:
-        while name in self._taken:
-            name += "'"
-        self._taken.add(name)
-        return name
+        fresh = name
+        while fresh in self._taken:
+            self._again[name] += 1
+            fresh = f"{name}'{self._again[name]}"
+        self._taken.add(fresh)
+        return fresh
 
 
 def _bound(function: FunctionProto, call: NodeProto) -> list[NodeProto]:

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from onnx import NodeProto
 
-from sane_onnx import quantised
+from sane_onnx import scales
 from sane_onnx.constants import LARGEST, Filled, Source, Sparse
 from sane_onnx.flatten import Flat
 from sane_onnx.model import STANDARD
@@ -59,7 +59,7 @@ class Owned:
 
 def sort(flat: Flat, uses: Uses) -> Owned:
     """Tell weights from other constants. Raises `SourceError` for a weight that is not whole."""
-    integers = quantised.find(flat.nodes, flat.constants)
+    integers = scales.find(flat.nodes, flat.constants)
     settings = {name for weight in integers.values() for name in weight.settings}
     attributes = {key for keys in flat.owned.values() for key in keys.values()}
     owned, made = Owned(), 0
@@ -120,7 +120,7 @@ def _reason(source: Source, readers: Sequence[tuple[NodeProto, int]], is_plain: 
 def _may_be_weights(source: Source, readers: Sequence[tuple[NodeProto, int]]) -> bool:
     if source.dtype in FLOATS.values() or not isinstance(source, Stored):
         return False
-    return any(quantised.reads_weights(node, place) for node, place in readers)
+    return any(scales.reads_weights(node, place) for node, place in readers)
 
 
 def _attribute_reason(flat: Flat, key: str) -> str:
