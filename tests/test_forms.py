@@ -321,6 +321,14 @@ def test_scales_that_do_not_fit_are_said() -> None:
     assert "do not fit" in graph.untouched["a"]
 
 
+def test_zero_points_out_of_range_are_one_sentence() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bad = torch._empty_affine_quantized((3,), scale=0.1, zero_point=300, dtype=torch.qint8)
+    with pytest.raises(SourceError, match="state, 'a': it is broken"):
+        from_state_dict({"a": bad}, "state").state_dict()
+
+
 def test_sparse_tensors_are_made_dense_up_to_a_limit(tmp_path, monkeypatch) -> None:
     dense = torch.eye(4)
     with warnings.catch_warnings():

@@ -84,7 +84,7 @@ def _network(path: Path, content: Any) -> WeightGraph:
     if ignored:
         notes += (f"the state of its optimiser is left out: {_few(ignored)}",)
     with sealed(path):
-        content = plain(tensors, valued=True)
+        content = plain(tensors, str(path), valued=True)
         return from_state_dict(
             tensors, str(path), container="checkpoint", notes=notes, content=content
         )

@@ -24,7 +24,9 @@ def require_file(path: Path) -> Path:
 
 
 @contextmanager
-def sealed(path: Path, found: str = "it is broken", needed: str = "a whole file") -> Iterator[None]:
+def sealed(
+    path: Path | str, found: str = "it is broken", needed: str = "a whole file"
+) -> Iterator[None]:
     """Let nothing but `SaneError` out, and no warning: damaged bytes may make libraries raise anything."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -57,7 +59,7 @@ def _wrong(path: Path) -> str:
     return "" if path.stat().st_size else "it is empty"
 
 
-def _unreadable(path: Path, error: OSError | ValueError) -> SourceError:
+def _unreadable(path: Path | str, error: OSError | ValueError) -> SourceError:
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     return SourceError(
         path, f"it cannot be read ({reason})", "the right to read is needed",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from sane_plugins.weights.guards import sealed
+
 DENSE = 2**31  # bytes that the sparse tensors of one source may have together, made dense
 FLOATS = {
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn,
@@ -31,14 +33,17 @@ class Content:
 class _Plain(Mapping[str, torch.Tensor]):
     """Tensors, of which some are dequantised or made dense when they are asked for."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], converted: Mapping[str, str]) -> None:
-        self._tensors, self._converted = tensors, converted
+    def __init__(
+        self, source: str, tensors: Mapping[str, torch.Tensor], converted: Mapping[str, str]
+    ) -> None:
+        self._source, self._tensors, self._converted = source, tensors, converted
 
     def __getitem__(self, key: str) -> torch.Tensor:
         tensor = self._tensors[key]
         if key not in self._converted:
             return tensor
-        return tensor.dequantize() if tensor.is_quantized else tensor.detach().to_dense()
+        with sealed(f"{self._source}, '{key}'"):  # zero points out of range, for example
+            return tensor.dequantize() if tensor.is_quantized else tensor.detach().to_dense()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -47,7 +52,7 @@ class _Plain(Mapping[str, torch.Tensor]):
         return len(self._tensors)
 
 
-def plain(tensors: Mapping[str, torch.Tensor], *, valued: bool = False) -> Content:
+def plain(tensors: Mapping[str, torch.Tensor], source: str, *, valued: bool = False) -> Content:
     """Return tensors in memory as plain ones; those in unknown forms are unread.
 
     So are those without values (meta device) where `valued` asks for values.
@@ -71,7 +76,7 @@ def plain(tensors: Mapping[str, torch.Tensor], *, valued: bool = False) -> Conte
         described[key] = (tuple(tensor.shape), dtype)
     kept = {key: tensors[key] for key in described} if unread or converted else tensors
     return Content(
-        tensors=_Plain(kept, converted) if converted else kept,
+        tensors=_Plain(source, kept, converted) if converted else kept,
         described=described, converted=converted, unread=unread,
     )  # fmt: skip
 

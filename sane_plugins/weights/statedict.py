@@ -31,7 +31,7 @@ def from_state_dict(
     floating-point are named in `untouched`, and in `missed` where they may be weights. `content` gives what
     is known of tensors that are read later.
     """
-    content = content or plain(tensors)
+    content = content or plain(tensors, source)
     tensors, described, converted = content.tensors, content.described, dict(content.converted)
     pruned = _pruned(described)
     ties = _shared(tensors, described, converted, pruned) if ties is None else dict(ties)
