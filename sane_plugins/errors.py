@@ -10,7 +10,9 @@ class SaneError(Exception):
 
     def __init__(self, place: object, found: str, needed: str, way_out: str) -> None:
         self.place, self.found, self.needed, self.way_out = str(place), found, needed, way_out
-        super().__init__(f"{place}: {found}, but {needed}; {way_out}.")
+        text = f"{place}: {found}, but {needed}; {way_out}."
+        # Names come from files: one that breaks the line, or hides a part of it, is told as it is spelt.
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.place, self.found, self.needed, self.way_out)

@@ -82,7 +82,7 @@ class WeightGraph:
     container: str = "state_dict"
 
     def __post_init__(self) -> None:
-        if not self.params:
+        if not self.size:
             raise SourceError(
                 self.source, "no floating-point tensor was found", "a network needs at least one",
                 "check that this is the file that holds the weights",

@@ -112,9 +112,15 @@ def as_graph(
         },
     )  # fmt: skip
     return from_state_dict(
-        tensors, source, container="safetensors", ties=own.get("ties", {}), axes=own.get("axes"),
-        notes=notes, content=content,
+        tensors, source, container="safetensors", ties=own.get("ties", {}),
+        axes=_fitting(own.get("axes", {}), entries), notes=notes, content=content,
     )  # fmt: skip
+
+
+def _fitting(axes: Mapping[str, object], entries: Mapping[str, Entry]) -> dict[str, int]:
+    """Return the axes that their tensors have."""
+    ranks = {key: len(entries[key].shape) for key in axes}
+    return {k: a for k, a in axes.items() if type(a) is int and -ranks[k] <= a < ranks[k]}
 
 
 def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, Entry]]:
