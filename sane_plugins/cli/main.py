@@ -8,7 +8,8 @@ import click
 
 from sane_plugins import __version__
 from sane_plugins.cli.console import failures_told, note, open_host
-from sane_plugins.cli.networks import embed, inspect, predict
+from sane_plugins.cli.inspect import inspect
+from sane_plugins.cli.networks import embed, predict
 from sane_plugins.cli.plugins import list_plugins
 from sane_plugins.cli.zoos import pretrain, zoo
 from sane_plugins.errors import SaneError

@@ -1,4 +1,4 @@
-"""Commands that read networks: inspect, embed, predict."""
+"""Commands that encode networks: embed, predict."""
 
 from __future__ import annotations
 
@@ -13,45 +13,9 @@ from sane_plugins.errors import SaneError, SourceError
 
 if TYPE_CHECKING:
     from sane_plugins.tasks.predict import Estimate, PropertyHead
-    from sane_plugins.weights.graph import WeightGraph
 
 T = TypeVar("T")
 _SOURCES = click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-
-
-@click.command()
-@click.argument("source")
-@click.option(
-    "--width", default=128, show_default=True, type=click.IntRange(1), help="Token width D."
-)
-@command_options
-def inspect(source: str, width: int, as_json: bool) -> None:
-    """Show a network's layers, and how each of its tensors is covered."""
-    from sane_plugins.weights.symmetry import groups
-    from sane_plugins.weights.tokens import slots
-
-    graph = open_host().open(source)
-    tokens = sum(slot.tokens(width) for slot in slots(graph))
-    told: dict[str, Any] = {
-        "source": graph.source, "parameters": graph.size, "layers": _layers(graph), "tokens": tokens,
-        "dtypes": _dtypes(graph), "token_width": width, "topology": graph.has_topology,
-        "permutation_groups": len(groups(graph)), "untouched": dict(graph.untouched),
-        "ties": dict(graph.ties), "notes": list(graph.notes),
-    }  # fmt: skip
-    if as_json:
-        print_json(told)
-        return
-    rows = [(x["name"], x["kind"], x["parameters"], x["tensors"]) for x in told["layers"]]
-    print_table(graph.source, ("layer", "kind", "parameters", "tensors"), rows)
-    click.echo(
-        f"{graph.size:,} parameters ({', '.join(told['dtypes'])}), {tokens:,} tokens of {width}"
-        f" values, topology: {'yes' if graph.has_topology else 'no'},"
-        f" {told['permutation_groups']} permutation groups."
-    )
-    for reason, keys in _by_reason(graph.untouched).items():
-        note(f"Untouched: {_listed(keys)}: {reason}.")
-    for text in (*graph.notes, *(f"{a} is tied to {b}" for a, b in graph.ties.items())):
-        note(f"Note: {text}.")
 
 
 @click.command()
@@ -118,38 +82,6 @@ def predict(sources: tuple[str, ...], properties: tuple[str, ...], as_json: bool
                 "Note: 'no' means unlike every network that the head was fitted on: do not rely on it."
             )
     _finish(failed)
-
-
-def _layers(graph: WeightGraph) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": layer.name, "kind": layer.kind, "parameters": sum(p.size for p in layer.params),
-            "tensors": ", ".join(f"{p.key} {'x'.join(map(str, p.shape))}" for p in layer.params),
-        }
-        for layer in graph.layers if layer.params
-    ]  # fmt: skip
-
-
-def _dtypes(graph: WeightGraph) -> dict[str, int]:
-    """Return how many parameters there are of each type."""
-    found: dict[str, int] = {}
-    for param in graph.params:
-        name = str(param.dtype).removeprefix("torch.")
-        found[name] = found.get(name, 0) + param.size
-    return found
-
-
-def _by_reason(untouched: Mapping[str, str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for key, reason in untouched.items():
-        found.setdefault(reason, []).append(key)
-    return found
-
-
-def _listed(keys: Sequence[str]) -> str:
-    """Name a few tensors, and count the rest."""
-    rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + rest
 
 
 def _each(sources: Sequence[str], work: Callable[[str], T]) -> tuple[dict[str, T], list[str]]:

@@ -1,0 +1,139 @@
+"""The figures of one tensor: norm, moments, zeros, and channels that hold nothing but zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import sqrt
+
+import torch
+
+from sane_plugins.weights.graph import Kind, Layer, Param, Role
+
+# Values that are held in float64 at a time, so that memory does not follow a tensor's size.
+_PIECE = 1 << 20
+_MATRICES: frozenset[Kind] = frozenset(
+    ("conv", "transposed_conv", "linear", "attention", "unknown", "recurrent")
+)
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """How many output and input channels weight matrices have, and how many hold only zeros."""
+
+    outputs: int = 0
+    zero_outputs: int = 0
+    inputs: int = 0
+    zero_inputs: int = 0
+
+    def __add__(self, other: Channels) -> Channels:
+        return Channels(
+            outputs=self.outputs + other.outputs,
+            zero_outputs=self.zero_outputs + other.zero_outputs,
+            inputs=self.inputs + other.inputs,
+            zero_inputs=self.zero_inputs + other.zero_inputs,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What one tensor's values are like. Moments are those of its finite values.
+
+    `zeros` counts values that are exactly 0, `unusable` those that are NaN or infinite.
+    """
+
+    key: str
+    role: Role
+    shape: tuple[int, ...]
+    dtype: str
+    size: int
+    mean: float
+    deviation: float
+    zeros: int
+    unusable: int
+    converted: str = ""
+    channels: Channels = field(default_factory=Channels)
+
+    @property
+    def power(self) -> float:
+        """Return the mean square."""
+        return self.mean**2 + self.deviation**2
+
+    @property
+    def rms(self) -> float:
+        """Return the root of the mean square."""
+        return sqrt(self.power)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Return mean and deviation as they are divided out of tokens; 1 for a constant tensor."""
+        return self.mean, self.deviation if self.deviation > _TINY else 1.0
+
+
+def measure(tensor: torch.Tensor, param: Param, layer: Layer, converted: str = "") -> Figures:
+    """Return the figures of a layer's tensor, going over it in pieces."""
+    has_channels = len(param.shape) > 1 and param.role != "bias" and layer.kind in _MATRICES
+    tensor = tensor.detach()
+    moved = tensor.movedim(param.axis, 0) if tensor.ndim > 1 else tensor.reshape(-1)
+    moments, zeros, alive = _Moments(), 0, []
+    for block in _blocks(moved):
+        nonzero = block != 0
+        zeros += block.numel() - int(nonzero.sum())
+        for piece in block.reshape(-1).split(_PIECE):
+            moments.add(piece)
+        if has_channels:
+            alive.append(nonzero.flatten(2).any(2) if nonzero.ndim > 2 else nonzero)
+    return Figures(
+        key=param.key, role=param.role, shape=param.shape, size=param.size,
+        dtype=str(param.dtype).removeprefix("torch."), converted=converted, zeros=zeros,
+        mean=moments.mean, deviation=sqrt(moments.spread / max(moments.count, 1)),
+        unusable=param.size - moments.count,
+        channels=_channels(torch.cat(alive), param, layer) if alive else Channels(),
+    )  # fmt: skip
+
+
+class _Moments:
+    """Mean and sum of squared deviations, added up piece by piece without cancellation (Chan et al.)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.spread = 0, 0.0, 0.0
+
+    def add(self, piece: torch.Tensor) -> None:
+        values = piece.double()
+        finite = torch.isfinite(values)
+        values = values if bool(finite.all()) else values[finite]
+        if not (count := values.numel()):
+            return
+        variance, mean = torch.var_mean(values, correction=0)
+        total, step = self.count + count, mean.item() - self.mean
+        self.spread += variance.item() * count + step**2 * self.count * count / total
+        self.mean += step * count / total
+        self.count = total
+
+
+def _blocks(moved: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the tensor in blocks of whole rows, in a type that arithmetic knows."""
+    row = moved[0].numel() if len(moved) else 1
+    for block in moved.split(max(1, _PIECE // max(row, 1))):
+        yield block.float() if block.dtype.itemsize == 1 else block
+
+
+def _channels(alive: torch.Tensor, param: Param, layer: Layer) -> Channels:
+    """Count channels in (outputs, inputs): whether that output reads anything of that input.
+
+    The grouped axis of a convolution holds one group's channels, for each group in turn.
+    """
+    is_moved = (
+        param.axis != 0
+    )  # the tensor itself has its inputs first, as a transposed convolution
+    side = alive.T if is_moved else alive
+    groups = layer.groups if len(side) % layer.groups == 0 else 1
+    along = side.any(1)
+    across = side.reshape(groups, -1, side.shape[1]).any(1)
+    outputs, inputs = (across, along) if is_moved else (along, across)
+    counts_inputs = layer.kind != "recurrent"  # its axes are directions and inputs
+    return Channels(
+        outputs=outputs.numel(), zero_outputs=int((~outputs).sum()),
+        inputs=inputs.numel() * counts_inputs, zero_inputs=int((~inputs).sum()) * counts_inputs,
+    )  # fmt: skip
