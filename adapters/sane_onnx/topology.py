@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from sane_onnx.attributes import has, integer, integers
-from sane_onnx.model import STANDARD
+from sane_onnx.model import MICROSOFT, STANDARD
 from sane_onnx.shapes import Shape
 from sane_plugins.weights.graph import Kind
 from sane_plugins.weights.operations import JOIN, OPAQUE, POINTWISE, SPATIAL, Step, Steps
@@ -26,6 +26,7 @@ _POINTWISE = (
     "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Softplus", "Softsign", "Sqrt",
     "Swish", "Tan", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
+_MICROSOFT = ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")  # some add a bias first
 _JOINS = (
     "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean",
     "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
@@ -72,13 +73,17 @@ class Call:
 
 def describe(call: Call) -> Steps:
     """Return the steps of a node; the last one gives the node's first output."""
+    if call.node.domain == MICROSOFT and call.node.op_type in _MICROSOFT:
+        return JOIN if is_join(call.node) else POINTWISE
     rule = _RULES.get(call.node.op_type) if call.node.domain in STANDARD else None
     return rule(call) if rule is not None and call.node.input else OPAQUE
 
 
 def is_join(node: NodeProto) -> bool:
     """Tell whether a known node combines all its inputs; the others follow their first one."""
-    return node.op_type in (*_JOINS, "Concat")
+    if node.domain == MICROSOFT:
+        return node.op_type in _MICROSOFT and len([name for name in node.input if name]) > 1
+    return node.domain in STANDARD and node.op_type in (*_JOINS, "Concat")
 
 
 def gives_shape(node: NodeProto) -> bool:
