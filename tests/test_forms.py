@@ -16,7 +16,7 @@ from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import plain
+from sane_plugins.weights import plain, safefile
 from sane_plugins.weights.files import from_state_dict, open_file
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.tokens import detokenize, tokenize
@@ -212,6 +212,14 @@ def test_a_large_file_opens_at_once(tmp_path) -> None:
     assert graph.size == 10**9
     assert time.perf_counter() - start < 1
     assert graph.tensors.describe("3.weight") == ((5_000, 20_000), torch.float32)
+
+
+def test_too_many_tensors_are_refused(tmp_path, sharded, monkeypatch) -> None:
+    monkeypatch.setattr(safefile, "TENSORS", 3)
+    entries = {f"{i}.weight": ("F32", [1], 4) for i in range(4)}
+    for path in (write_header(tmp_path / "net.safetensors", entries), sharded):
+        with pytest.raises(SourceError, match="tensors, but at most 3 are read"):
+            open_file(path)
 
 
 def test_types_that_torch_lacks_are_missed_and_not_lost(tmp_path) -> None:

@@ -22,6 +22,7 @@ from sane_plugins.weights.statedict import from_state_dict
 
 HEADER = "sane"
 HEADER_BYTES = 100_000_000  # the format's own limit
+TENSORS = 300_000  # of one network
 
 _BROKEN = "it is no whole safetensors file"
 _TYPES: Mapping[str, str] = {
@@ -130,6 +131,7 @@ def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, Entry]]:
         raise ValueError("the header is longer than the file")
     header = json.loads(file.read(length), object_pairs_hook=unique)
     metadata = header.pop("__metadata__", {})
+    require_few(file.name, len(header))
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata are text")
     found = {key: _entry(told, 8 + length) for key, told in header.items()}
@@ -142,6 +144,14 @@ def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, Entry]]:
     if free != size:
         raise ValueError("the file has another length than its tensors")
     return metadata, entries
+
+
+def require_few(path: Path, count: int) -> None:
+    """Raise `SourceError` for more tensors than a network has."""
+    if count > TENSORS:
+        raise SourceError(
+            path, f"it tells of {count} tensors", f"at most {TENSORS} are read", "name another file"
+        )
 
 
 def _entry(told: Any, base: int) -> Entry:

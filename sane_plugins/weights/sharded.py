@@ -16,6 +16,7 @@ from sane_plugins.weights.safefile import (
     HEADER_BYTES,
     LazyTensors,
     as_graph,
+    require_few,
     require_network,
     told,
     unique,
@@ -46,6 +47,7 @@ def open_index(path: Path) -> WeightGraph:
     Raises `SourceError` for a shard or tensor that is missing, given twice, or outside the index's folder.
     """
     named, own = _read(path)
+    require_few(path, len(named))
     by_shard: dict[str, list[str]] = {}
     for key, name in named.items():
         by_shard.setdefault(name, []).append(key)
