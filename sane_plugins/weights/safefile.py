@@ -129,7 +129,9 @@ def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, Entry]]:
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(HEADER_BYTES, size - 8):
         raise ValueError("the header is longer than the file")
-    header = json.loads(file.read(length), object_pairs_hook=unique)
+    text = file.read(length)
+    require_few(file.name, text.count(b'"data_offsets"'))  # counting is quicker than parsing
+    header = json.loads(text, object_pairs_hook=unique)
     metadata = header.pop("__metadata__", {})
     require_few(file.name, len(header))
     if not all(isinstance(value, str) for value in metadata.values()):
