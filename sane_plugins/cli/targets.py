@@ -63,9 +63,10 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
 def open_prompts(host: Host, source: str, target: Target) -> Prompts:
     """Return the prompt that a source names, or those of a zoo folder that fit the target best."""
     from sane_plugins.tasks.prompts import Prompts, choose_prompts
+    from sane_plugins.weights.sharded import index_in
     from sane_plugins.zoo.store import Zoo
 
-    if not Path(source).is_dir():
+    if not Path(source).is_dir() or index_in(Path(source)):
         return Prompts((host.open(source),), ())
     return choose_prompts(built(target.network), Zoo.open(source))
 

@@ -140,7 +140,8 @@ class WeightGraph:
     def require_finite(self) -> WeightGraph:
         """Return the graph itself; raise `SourceError` where a tensor holds NaN or infinity."""
         for param, tensor in self.items():
-            if bad := int((~torch.isfinite(tensor)).sum()):
+            whole = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
+            if bad := int((~torch.isfinite(whole)).sum()):
                 raise SourceError(
                     f"{self.source}, '{param.key}'", f"{bad} of {param.size} values are not finite",
                     "an embedding needs finite weights", "check that training did not diverge",
