@@ -133,6 +133,13 @@ def test_values_without_a_place_are_refused(model: Path) -> None:
     assert "memory of the program" in refusal(model, tensor("*/_ORT_MEM_ADDR_/*", offset=140123))
 
 
+def test_bytes_that_are_no_text_are_refused(model: Path) -> None:
+    entry = b"\x0a\x08location\x12\x03da\xff"
+    raw = b"\x6a" + bytes([len(entry)]) + entry  # field 13, external_data
+    made = onnx.TensorProto.FromString(tensor(None).SerializeToString() + raw)
+    assert "no text" in refusal(model, made)
+
+
 @pytest.mark.parametrize("key", ["location", "offset", "length"])
 def test_a_key_given_twice_is_refused(model: Path, key: str) -> None:
     made = tensor(offset=0, length=64)
@@ -446,3 +453,27 @@ def test_hostile_files_open_nothing_outside(sane_data: Path, name: str, opened: 
             files.read(made, _size(made))
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert not opened
+
+
+def test_saving_does_not_touch_files_that_a_tensor_names(tmp_path: Path) -> None:
+    from sane_onnx import sane_open, sane_save
+
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weight = helper.make_tensor("w", kind, [2, 2], [1.0, 2.0, 3.0, 4.0])
+    spare = helper.make_tensor("spare", onnx.TensorProto.INT64, [4], bytes(32), raw=True)
+    spare.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "victim.bin"), ("offset", "0"), ("length", "32")):
+        spare.external_data.add(key=key, value=value)
+    values = [helper.make_tensor_value_info(name, kind, [1, 2]) for name in "xy"]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "net", values[:1], values[1:], [weight, spare])
+    (tmp_path / "net.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    victim = tmp_path / "victim.bin"
+    victim.write_bytes(b"mine" * 8)
+    network = sane_open(tmp_path / "net.onnx")
+    assert network is not None
+    try:
+        sane_save(network, tmp_path / "out.onnx")
+    except SourceError as refusal:
+        assert "\n" not in str(refusal)
+    assert victim.read_bytes() == b"mine" * 8

@@ -174,6 +174,11 @@ def _entries(tensor: TensorProto) -> dict[str, str]:
                 f"comes with more than one {entry.key}", "readers would differ in which one counts",
                 "export the model again",
             )  # fmt: skip
+        if not isinstance(entry.value, str):  # protobuf gives bytes that are no text as bytes
+            raise _UnusableError(
+                f"comes with a {_short(entry.key)} that is no text", "text is needed",
+                "export the model again",
+            )  # fmt: skip
         if entry.key in _KEYS:
             entries[entry.key] = entry.value
     return entries
@@ -257,6 +262,7 @@ def _filled(file: int, offset: int, needed: int) -> bytearray:
     return values
 
 
-def _short(text: str) -> str:
+def _short(text: str | bytes) -> str:
     """Quote a name from the file on one line of bounded length."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+    quoted = repr(text)
+    return quoted if len(quoted) <= 80 else f"{quoted[:77]}..."

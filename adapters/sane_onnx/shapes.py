@@ -8,6 +8,7 @@ from onnx import (
     GraphProto,
     ModelProto,
     NodeProto,
+    TensorProto,
     ValueInfoProto,
     checker,
     helper,
@@ -60,13 +61,28 @@ def _declare(graph: GraphProto, name: str, constant: Source) -> None:
 
 
 def _inferred(skeleton: ModelProto) -> dict[str, Shape]:
+    graph = _run(skeleton, follow=False)
+    # Numbers are followed one by one: lists that no real shape needs would fill the memory.
+    if not any(map(_is_long_list, [*graph.input, *graph.value_info])):
+        graph = _run(skeleton, follow=True)
+    return _shapes(graph)
+
+
+def _run(skeleton: ModelProto, follow: bool) -> GraphProto:
+    """Infer shapes, also from the numbers in short lists where they are to be followed."""
     try:
-        graph = shape_inference.infer_shapes(skeleton, data_prop=True).graph
+        return shape_inference.infer_shapes(skeleton, data_prop=follow).graph
     except (
         shape_inference.InferenceError, checker.ValidationError, RuntimeError, ValueError, TypeError,
+        MemoryError,
     ):  # fmt: skip
-        graph = skeleton.graph  # then only what needs no shape is understood
-    return _shapes(graph)
+        return skeleton.graph  # then only what needs no shape is understood
+
+
+def _is_long_list(value: ValueInfoProto) -> bool:
+    kind = value.type.tensor_type
+    is_list = kind.elem_type in (TensorProto.INT32, TensorProto.INT64) and len(kind.shape.dim) == 1
+    return is_list and not 0 <= kind.shape.dim[0].dim_value <= _FEW
 
 
 def _shapes(graph: GraphProto) -> dict[str, Shape]:

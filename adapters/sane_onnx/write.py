@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import onnx
 import torch
 from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
@@ -155,7 +154,7 @@ def _aligned(file: BinaryIO) -> int:
 def _written(model: ModelProto, target: Path) -> Path:
     try:
         return write_whole(
-            target, lambda partial: onnx.save_model(model, partial, format="protobuf")
+            target, lambda partial: partial.write_bytes(model.SerializeToString())
         )
     except (EncodeError, ValueError) as error:
         raise SourceError(
