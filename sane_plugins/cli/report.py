@@ -13,6 +13,7 @@ from sane_plugins.weights.figures import Figures
 _NO_TOPOLOGY = "no topology: "  # how a note begins that gives the reason
 _MANY = 40
 _ENDS = 15  # layers shown at either end of a long table
+_LONGEST = 32
 _ALIKE = 3  # from so many tensors of one shape on, their names are left out
 _COLUMNS = ("layer", "kind", "tensors", "parameters", "share %", "type", "rms", "bias rms",
             "zeros %")  # fmt: skip
@@ -37,7 +38,7 @@ def print_report(found: Survey, tokens: int, width: int, all_layers: bool) -> No
 def _row(layer: LayerFigures, found: Survey, signs: dict[str, str]) -> tuple[str, ...]:
     values = max(layer.parameters, 1)
     return (
-        layer.name, layer.label, _shapes(layer), f"{layer.parameters:,}",
+        _short(layer.name), layer.label, _shapes(layer), f"{layer.parameters:,}",
         f"{100 * layer.parameters / found.total:.2f}", _stored(layer.tensors, signs),
         _number(layer.rms), _number(layer.bias_rms), f"{100 * layer.zeros / values:.1f}",
     )  # fmt: skip
@@ -48,12 +49,19 @@ def _shapes(layer: LayerFigures) -> str:
     by_shape: dict[str, list[str]] = {}
     for x in layer.tensors:
         shape = "x".join(map(str, x.shape)) or "1"
-        by_shape.setdefault(shape, []).append(x.key.removeprefix(f"{layer.name}."))
+        by_shape.setdefault(shape, []).append(_short(x.key.removeprefix(f"{layer.name}.")))
+    if len(layer.tensors) == 1 and layer.tensors[0].key == layer.name:
+        by_shape = {shape: [""] for shape in by_shape}  # the layer's name says it
     told = [
-        f"{f'{len(names)} of' if len(names) >= _ALIKE else ', '.join(names)} {shape}"
+        f"{f'{len(names)} of' if len(names) >= _ALIKE else ', '.join(names)} {shape}".strip()
         for shape, names in by_shape.items()
     ]
-    return "; ".join([*told, *(f"{key} as above" for key in layer.shared)])
+    return "; ".join([*told, *(f"{_short(key)} as above" for key in layer.shared)])
+
+
+def _short(name: str) -> str:
+    """Return the end of a long name; JSON has it whole."""
+    return name if len(name) <= _LONGEST else "…" + name[1 - _LONGEST :]
 
 
 def _stored(tensors: Sequence[Figures], signs: dict[str, str]) -> str:
@@ -105,7 +113,7 @@ def _connected(found: Survey) -> Iterator[str]:
     yield f"Topology {told}."
     if found.groups:
         yield (
-            f"Symmetry: {found.channels:,} hidden channels in {found.groups:,} groups can change"
+            f"Symmetry: {found.channels:,} hidden channels in {_count(found.groups, 'group')} can change"
             " places within their group without changing what the network computes."
         )
 
@@ -150,8 +158,8 @@ def _count(number: int, name: str) -> str:
 def _listed(keys: Sequence[str]) -> str:
     """Name a few tensors, and count the rest."""
     rest = f" and {len(keys) - 3:,} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + rest
+    return ", ".join(map(_short, keys[:3])) + rest
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}".rjust(9)
+    return "" if value is None else f"{value:.3g}".rjust(7)

@@ -31,6 +31,7 @@ _LONGEST = 24
 _NAMES = 55  # most names that fit below the image
 _LINES = 250  # most lines that leave anything of the image to see
 _DPI = 150
+_DECADE = 10  # within one decade, numbers between powers of ten are written too
 _REACH = 3.0  # deviations at the ends of the colour scale
 
 
@@ -85,7 +86,7 @@ def draw(survey: Survey, tokens: TokenMap) -> Figure:
 
 def _norms(axes: Axes, layers: Sequence[LayerFigures]) -> None:
     """Draw the norm of each layer's weights and biases, on a log scale; zero lies on the floor."""
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     shown = [layer for layer in layers if layer.tensors]
     found = [x for layer in shown for x in (layer.rms, layer.bias_rms) if x]
@@ -100,8 +101,10 @@ def _norms(axes: Axes, layers: Sequence[LayerFigures]) -> None:
     _dots(axes, at, [x.bias_rms for x in shown], floor, size, facecolors="none",
           edgecolors="black", linewidths=0.8, label="bias")  # fmt: skip
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    plain = FuncFormatter(lambda x, _: f"{x:g}")
+    axes.yaxis.set_major_formatter(plain)
+    is_narrow = max(found, default=1.0) < _DECADE * min(found, default=1.0)
+    axes.yaxis.set_minor_formatter(plain if is_narrow else NullFormatter())
     zero = any(x == 0 for layer in shown for x in (layer.rms, layer.bias_rms))
     axes.set_title("Size of the weights of each layer, in network order", loc="left", fontsize=10)
     axes.set_ylabel("root mean square" + (f"\n(all zero: at {floor:.1g})" if zero else ""))

@@ -78,12 +78,14 @@ def measure(tensor: torch.Tensor, param: Param, layer: Layer, converted: str = "
     moved = tensor.movedim(param.axis, 0) if tensor.ndim > 1 else tensor.reshape(-1)
     moments, zeros, alive = _Moments(), 0, []
     for block in _blocks(moved):
-        nonzero = block != 0
-        zeros += block.numel() - int(nonzero.sum())
+        missing = block.numel() - int(block.count_nonzero())
+        zeros += missing
         for piece in block.reshape(-1).split(_PIECE):
             moments.add(piece)
         if has_channels:
-            alive.append(nonzero.flatten(2).any(2) if nonzero.ndim > 2 else nonzero)
+            alive.append(
+                _alive(block) if missing else torch.ones(block.shape[:2], dtype=torch.bool)
+            )
     return Figures(
         key=param.key, role=param.role, shape=param.shape, size=param.size,
         dtype=str(param.dtype).removeprefix("torch."), converted=converted, zeros=zeros,
@@ -101,8 +103,8 @@ class _Moments:
 
     def add(self, piece: torch.Tensor) -> None:
         values = piece.double()
-        finite = torch.isfinite(values)
-        values = values if bool(finite.all()) else values[finite]
+        if not bool(values.sum().isfinite()):
+            values = values[values.isfinite()]
         if not (count := values.numel()):
             return
         variance, mean = torch.var_mean(values, correction=0)
@@ -117,6 +119,12 @@ def _blocks(moved: torch.Tensor) -> Iterator[torch.Tensor]:
     row = moved[0].numel() if len(moved) else 1
     for block in moved.split(max(1, _PIECE // max(row, 1))):
         yield block.float() if block.dtype.itemsize == 1 else block
+
+
+def _alive(block: torch.Tensor) -> torch.Tensor:
+    """Return where a row reads anything of a column (rows, columns), on the CPU."""
+    nonzero = block != 0
+    return (nonzero.flatten(2).any(2) if nonzero.ndim > 2 else nonzero).cpu()
 
 
 def _channels(alive: torch.Tensor, param: Param, layer: Layer) -> Channels:
