@@ -1,5 +1,6 @@
 """Torchvision's networks by name: opened, built for other class counts, given weights, refused."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import sane_torchvision
 import torch
+from conftest import ROOT
 from torch import nn
 
 from sane_plugins.errors import SourceError
@@ -189,3 +191,53 @@ except SourceError as error:
 sys.exit(3)
 """
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+# Other images, and every name.
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit_b_32", "densenet121"])
+def test_a_grey_image_gives_what_its_repetition_gave(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = sane_torchvision.sane_build(f"torchvision:{name}", 5)
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    source = f"torchvision:{name},channels=1@{tmp_path / 'w.pth'}"
+    grey = sane_torchvision.sane_build(source, None)
+    image = torch.randn(2, 1, 224 if name.startswith("vit") else 64, 224 if name.startswith("vit") else 64)
+    with torch.inference_mode():
+        before = whole.eval()(image.expand(-1, 3, -1, -1))
+        after = grey.eval()(image)
+    assert torch.allclose(before, after, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_channels_can_be_read(channels: int) -> None:
+    module = sane_torchvision.sane_build(f"torchvision:squeezenet1_1,classes=7,channels={channels}", None)
+    with torch.inference_mode():
+        assert module(torch.randn(1, channels, 64, 64)).shape == (1, 7)
+    graph = sane_torchvision.sane_open(f"torchvision:squeezenet1_1,channels={channels}")
+    assert graph.params[0].shape[1] == channels
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("sizes=3", "classes=N or channels=N"), ("channels=0", "classes=N"), ("channels=", "classes=N")],
+)
+def test_odd_options_are_refused(options: str, said: str) -> None:
+    with pytest.raises(SourceError, match=said):
+        sane_torchvision.sane_build(f"torchvision:resnet18,{options}", None)
+
+
+def test_networks_that_prepare_images_themselves_keep_their_channels() -> None:
+    with pytest.raises(SourceError, match="prepares its images itself"):
+        sane_torchvision.sane_build("torchvision:ssdlite320_mobilenet_v3_large,channels=1", None)
+
+
+def test_the_table_has_every_name_and_all_are_exact() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "torchvision_models.json").read_text())
+    known = sane_torchvision.import_torchvision()
+    if results["versions"]["torchvision"].partition("+")[0] != known.__version__.partition("+")[0]:
+        pytest.skip(f"the table was made with torchvision {results['versions']['torchvision']}")
+    assert results["networks"].keys() == set(known.models.list_models())
+    assert all(x.get("exact") or x.get("failed") for x in results["networks"].values())
+    assert sum(bool(x.get("exact")) for x in results["networks"].values()) >= 120

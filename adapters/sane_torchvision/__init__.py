@@ -1,7 +1,8 @@
 """Networks by torchvision's names: `torchvision:resnet18`, `torchvision:resnet18@weights.pth`.
 
 After the `@` stands a file of weights or the name of published ones, such as DEFAULT; without it the
-network is freshly initialised.
+network is freshly initialised. `torchvision:resnet18,classes=7,channels=1` has another class count and
+other images.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from torch import nn
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.files import open_file
 from sane_torchvision.load import import_torchvision
+from sane_torchvision.surgery import with_channels
 
 _log = logging.getLogger(__name__)
 _State = Mapping[str, torch.Tensor]
@@ -23,20 +24,41 @@ _Notes = tuple[str, ...]
 
 
 def build(source: str, classes: int | None) -> tuple[nn.Module, _Notes]:
-    """Return the network of NAME or NAME@WEIGHTS, and notes on weights that did not fit.
+    """Return the network of NAME[,classes=N][,channels=N][@WEIGHTS], and notes on unfit weights.
 
     Without weights it is freshly initialised with torch's global generator. With weights of another
     class count the classifier stays fresh. Raises `SourceError` where the name is unknown, where it
     takes no class count, and where the weights are of another architecture.
     """
-    name, at, weights = source.partition("@")
-    builder = _builder(name)
-    if not at:
-        return _built(builder, name, classes), ()
-    module, notes = _with_weights(builder, name, _state(builder, name, weights), classes)
+    named, at, weights = source.partition("@")
+    name, options = parsed(named, f"torchvision:{source}")
+    classes = options.get("classes", classes)
+    builder, label = _builder(name), f"torchvision:{name}"
+    notes: _Notes = ()
+    if at:
+        module, notes = with_weights(builder, label, _state(builder, name, weights), classes)
+    else:
+        module = _built(builder, label, classes)
     for note in notes:
         _log.warning("%s: %s", source, note)
+    if "channels" in options:
+        module = with_channels(module, options["channels"], f"torchvision:{source}")
     return module, notes
+
+
+def parsed(named: str, source: str) -> tuple[str, dict[str, int]]:
+    """Split NAME,option=N,... ; raise `SourceError` for an unknown option or a number below 1."""
+    name, *texts = named.split(",")
+    options: dict[str, int] = {}
+    for text in texts:
+        option, _, number = text.partition("=")
+        if option not in ("classes", "channels") or not number.isdecimal() or not int(number):
+            raise SourceError(
+                source, f"'{text}' follows the name", "classes=N or channels=N may follow",
+                "write NAME,classes=10,channels=1@WEIGHTS",
+            )  # fmt: skip
+        options[option] = int(number)
+    return name, options
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
@@ -53,7 +75,7 @@ def _builder(name: str) -> Callable[..., nn.Module]:
 
 
 def _built(
-    builder: Callable[..., nn.Module], name: str, classes: int | None, with_aux: bool = False
+    builder: Callable[..., nn.Module], label: str, classes: int | None, with_aux: bool = False
 ) -> nn.Module:
     """Build without weights, and without the second heads that only help training."""
     known = _parameters(builder)
@@ -67,8 +89,8 @@ def _built(
     if classes is not None:
         if "num_classes" not in known:
             raise SourceError(
-                f"torchvision:{name}", f"{classes} classes were asked for",
-                "this network has no classes", "choose a classification network",
+                label, f"{classes} classes were asked for",
+                "this network has no classes", "choose another network",
             )  # fmt: skip
         options["num_classes"] = classes
     return builder(**options)
@@ -120,30 +142,30 @@ def _published(builder: Callable[..., nn.Module], name: str, weights: Any) -> _S
         ) from error  # fmt: skip
 
 
-def _with_weights(
-    builder: Callable[..., nn.Module], name: str, state: _State, classes: int | None
+def with_weights(
+    builder: Callable[..., nn.Module], label: str, state: _State, classes: int | None
 ) -> tuple[nn.Module, _Notes]:
     """Build the network that the weights are from, or that network with another class count."""
-    module = _whole(builder, name, state)
-    _require_fit(name, module, state)
+    module = _whole(builder, label, state)
+    _require_fit(label, module, state)
     if classes is not None:
-        module = _built(builder, name, classes)
+        module = _built(builder, label, classes)
     own, fresh = _own(module), _unfit(module, state)
     module.load_state_dict({k: state[k] for k in own.keys() & state.keys() - fresh}, strict=False)
     return module, tuple(_notes(own, state, fresh))
 
 
-def _whole(builder: Callable[..., nn.Module], name: str, state: _State) -> nn.Module:
+def _whole(builder: Callable[..., nn.Module], label: str, state: _State) -> nn.Module:
     """Build the network with the second heads and the class count that the weights have."""
     known = _parameters(builder)
-    module = _built(builder, name, None)
+    module = _built(builder, label, None)
     with_aux = "aux_logits" in known and bool(state.keys() - _own(module))
     if with_aux:
-        module = _built(builder, name, None, with_aux=True)
+        module = _built(builder, label, None, with_aux=True)
     counts = {len(state[key]) for key in _unfit(module, state) if state[key].ndim}
     if len(counts) != 1 or "num_classes" not in known:
         return module
-    return _built(builder, name, counts.pop(), with_aux)
+    return _built(builder, label, counts.pop(), with_aux)
 
 
 def _unfit(module: nn.Module, state: _State) -> set[str]:
@@ -156,7 +178,7 @@ def _own(module: nn.Module) -> dict[str, torch.Tensor]:
     return dict(module.state_dict())
 
 
-def _require_fit(name: str, module: nn.Module, state: _State) -> None:
+def _require_fit(label: str, module: nn.Module, state: _State) -> None:
     own = _own(module)
     # Files from before torch 0.4.1 lack the integer counter, which nothing reads in evaluation.
     missing = {k for k in own.keys() - state.keys() if own[k].is_floating_point()}
@@ -167,7 +189,7 @@ def _require_fit(name: str, module: nn.Module, state: _State) -> None:
             f"has {tuple(x[key].shape)}" if key in x else "lacks it" for x in (state, own)
         )
         raise SourceError(
-            f"torchvision:{name}, '{key}'", f"the file of weights {there}", f"the network {here}",
+            f"{label}, '{key}'", f"the file of weights {there}", f"the network {here}",
             "check which network the weights are from",
         )  # fmt: skip
 
