@@ -114,7 +114,7 @@ def _reason(source: Source, readers: Sequence[tuple[NodeProto, int]], is_plain: 
     if readers and all(place in _SETTINGS.get(node.op_type, ()) for node, place in readers):
         return f"a setting of {operators[0] if operators else readers[0][0].op_type}"
     # Exporters keep parameters as initializers, and numbers in the code as Constant nodes.
-    return "a number in the computation" if prod(source.shape) == 1 and is_plain else ""
+    return "a number in the computation" if not source.shape and is_plain else ""
 
 
 def _may_be_weights(source: Source, readers: Sequence[tuple[NodeProto, int]]) -> bool:
