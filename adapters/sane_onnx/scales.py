@@ -26,6 +26,7 @@ _RULES: Mapping[str, Sequence[_Rule]] = {
     "QEmbedLayerNormalization": [(i, (i + 6,), i + 11, -1) for i in range(2, 7)],
 }
 _LATER = {"MatMulInteger": (1, 3, -1), "ConvInteger": (1, 3, 0)}
+_MOST_CASTS = 8
 _OTHERS = {"DequantizeLinear": 0, "MatMulNBits": 1, "GatherBlockQuantized": 0}
 
 
@@ -36,19 +37,18 @@ def reads_weights(node: NodeProto, place: int) -> bool:
     return place in values or _OTHERS.get(node.op_type) == place
 
 
-def find(
-    nodes: Sequence[NodeProto], constants: Mapping[str, Source]
-) -> dict[str, Quantised]:
+def find(nodes: Sequence[NodeProto], constants: Mapping[str, Source]) -> dict[str, Quantised]:
     """Return the quantised weights of a model by their keys."""
     found: dict[str, Quantised] = {}
+    flow = _Flow(nodes)
     for node in nodes:
-        for key, weight in _of(node, nodes, constants):
+        for key, weight in _of(node, flow, constants):
             found.setdefault(key, weight)
     return found
 
 
 def _of(
-    node: NodeProto, nodes: Sequence[NodeProto], constants: Mapping[str, Source]
+    node: NodeProto, flow: _Flow, constants: Mapping[str, Source]
 ) -> Iterator[tuple[str, Quantised]]:
     def at(place: int) -> str:
         return node.input[place] if 0 <= place < len(node.input) else ""
@@ -65,7 +65,7 @@ def _of(
         yield from _made(constants, at(values), [at(i) for i in scales], at(zero), axis, block)
     if node.op_type in _LATER and node.domain in STANDARD:
         values, zero, axis = _LATER[node.op_type]
-        scale = _scale_after(node.output[0], nodes, constants) if node.output else ""
+        scale = _scale_after(node.output[0], flow, constants) if node.output else ""
         yield from _made(constants, at(values), [scale], at(zero), axis, 0)
     if node.op_type == "MatMulNBits" and node.domain == MICROSOFT:
         yield from _packed(node, constants, at(1), at(2), at(3))
@@ -99,7 +99,9 @@ def _packed(
     bits, block = integer(node, "bits", 4), integer(node, "block_size", 0)
     if not isinstance(stored, Stored) or scale is None or bits not in (2, 4, 8) or block < 1:
         return
-    is_whole = rows > 0 and columns > 0 and stored.size == rows * -(-columns // block) * block * bits // 8
+    is_whole = (
+        rows > 0 and columns > 0 and stored.size == rows * -(-columns // block) * block * bits // 8
+    )
     if not is_whole or (zero and not isinstance(offset, Stored)):
         return
     known = offset if isinstance(offset, Stored) else None
@@ -109,17 +111,31 @@ def _packed(
     )  # fmt: skip
 
 
-def _scale_after(
-    value: str, nodes: Sequence[NodeProto], constants: Mapping[str, Source]
-) -> str:
+class _Flow:
+    """Who makes a value, and which cast or product reads it first."""
+
+    def __init__(self, nodes: Sequence[NodeProto]) -> None:
+        self.makers = {name: node for node in nodes for name in node.output if name}
+        self.readers: dict[str, NodeProto] = {}
+        for node in nodes:
+            if node.op_type in ("Cast", "Mul"):
+                for name in node.input:
+                    self.readers.setdefault(name, node)
+
+
+def _scale_after(value: str, flow: _Flow, constants: Mapping[str, Source]) -> str:
     """Return the constant factor that a product of integers is multiplied with, after a cast."""
-    makers = {name: node for node in nodes for name in node.output if name}
-    for node in nodes:
-        if node.op_type == "Cast" and list(node.input) == [value]:
-            return _scale_after(node.output[0], nodes, constants)
-        if node.op_type == "Mul" and value in node.input:
-            (other,) = [x for x in node.input if x != value] or [""]
-            maker = makers.get(other)
-            factors = [other, *(maker.input if maker is not None and maker.op_type == "Mul" else ())]
+    for _ in range(_MOST_CASTS):
+        node = flow.readers.get(value)
+        if node is None or not node.output:
+            return ""
+        if node.op_type == "Mul":
+            other = next((x for x in node.input if x != value), "")
+            maker = flow.makers.get(other)
+            factors = [
+                other,
+                *(maker.input if maker is not None and maker.op_type == "Mul" else ()),
+            ]
             return next((x for x in factors if x in constants), "")
+        value = node.output[0]
     return ""

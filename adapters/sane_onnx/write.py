@@ -141,6 +141,7 @@ def _write_data(stored: list[Stored], partial: Path, name: str) -> None:
             offset = _aligned(file)
             file.write(data)
             part.tensor.ClearField("external_data")
+            part.tensor.ClearField("raw_data")
             part.tensor.data_location = TensorProto.EXTERNAL
             for key, value in (("location", name), ("offset", offset), ("length", len(data))):
                 part.tensor.external_data.add(key=key, value=str(value))
