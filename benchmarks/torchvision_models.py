@@ -95,7 +95,7 @@ def _changed(source: str) -> str:
     try:
         _empty(source)
     except SaneError as error:
-        return error.found
+        return error.needed if "classes=" in source else error.found
     return "yes"
 
 
@@ -110,7 +110,7 @@ def main(only: tuple[str, ...]) -> None:
     Host.installed()
     names = only or sorted(models.list_models())
     for i, name in enumerate(names):
-        if name in done["networks"] and not only:
+        if "failed" not in done["networks"].get(name, {"failed": ""}) and not only:
             continue
         start = time.perf_counter()
         try:
