@@ -81,11 +81,15 @@ def slots(graph: WeightGraph) -> tuple[Slot, ...]:
 
 def positions(parts: tuple[Slot, ...], width: int) -> torch.Tensor:
     """Return (T, 3) int64: place in the sequence, slot number, channel number."""
-    layer = torch.cat([torch.full((s.tokens(width),), i) for i, s in enumerate(parts)])
-    channel = torch.cat(
-        [torch.arange(s.rows).repeat_interleave(ceil(s.columns / width)) for s in parts]
-    )
-    return torch.stack([torch.arange(len(layer)), layer, channel], dim=1)
+    found = torch.empty(sum(s.tokens(width) for s in parts), 3, dtype=torch.int64)
+    torch.arange(len(found), out=found[:, 0])
+    start = 0
+    for i, slot in enumerate(parts):
+        own = found[start : start + slot.tokens(width)]
+        own[:, 1] = i
+        own[:, 2].view(slot.rows, -1).copy_(torch.arange(slot.rows)[:, None])
+        start += len(own)
+    return found
 
 
 def tokenize(graph: WeightGraph, width: int, device: torch.device | str = "cpu") -> Tokens:
@@ -98,13 +102,15 @@ def tokenize(graph: WeightGraph, width: int, device: torch.device | str = "cpu")
     is_double = any(param.dtype == torch.float64 for param in graph.params)
     dtype = torch.float64 if is_double else torch.float32
     total = sum(s.tokens(width) for s in parts)
-    values = torch.zeros(total, width, dtype=dtype, device=device)
-    mask = torch.zeros(total, width, dtype=torch.bool, device=device)
+    # Fresh memory is written once: values in place, and zeros only where rows end.
+    values = torch.empty(total, width, dtype=dtype, device=device)
+    mask = torch.ones(total, width, dtype=torch.bool, device=device)
     for slot, block, filled in zip(
         parts, _blocks(values, parts), _blocks(mask, parts), strict=True
     ):
-        _fill(block, _matrix(graph, slot, values))
-        filled[:, : slot.columns] = True
+        _fill(block, graph, slot)
+        block[:, slot.columns :] = 0
+        filled[:, slot.columns :] = False
     return Tokens(values, mask, positions(parts, width).to(device))
 
 
@@ -124,12 +130,15 @@ def detokenize(tokens: Tokens, graph: WeightGraph) -> WeightGraph:
     for slot, block in zip(parts, _blocks(tokens.values, parts), strict=True):
         matrix = block[:, : slot.columns]
         if slot.bias is not None:
-            tensors[slot.bias.key] = matrix[:, -1].to(slot.bias.dtype).clone()
+            tensors[slot.bias.key] = _whole(matrix[:, -1], slot.bias)
             matrix = matrix[:, :-1]
-        moved = _moved_shape(slot.weight)
-        tensor = matrix.reshape(moved).movedim(0, slot.weight.axis) if moved else matrix.reshape(())
-        tensors[slot.weight.key] = tensor.to(slot.weight.dtype).contiguous().clone()
+        tensors[slot.weight.key] = _whole(matrix, slot.weight)
     return graph.replace(tensors)
+
+
+def by_rows(tensor: torch.Tensor, param: Param) -> torch.Tensor:
+    """Return a view of a slot's tensor whose first axis is that of its rows."""
+    return tensor.movedim(param.axis, 0) if tensor.ndim > 1 else tensor
 
 
 def _blocks(rows: torch.Tensor, parts: tuple[Slot, ...]) -> Iterator[torch.Tensor]:
@@ -139,34 +148,26 @@ def _blocks(rows: torch.Tensor, parts: tuple[Slot, ...]) -> Iterator[torch.Tenso
         yield block.view(slot.rows, -1)
 
 
-def _matrix(graph: WeightGraph, slot: Slot, like: torch.Tensor) -> list[torch.Tensor]:
-    """Return the slot's weight, and its bias where it has one, as matrices of its rows."""
-    weight = _to(graph.tensors[slot.weight.key], like)
-    if weight.ndim > 1:
-        weight = weight.movedim(slot.weight.axis, 0)
-    parts = [weight.reshape(slot.rows, -1)]
+def _fill(block: torch.Tensor, graph: WeightGraph, slot: Slot) -> None:
+    """Copy a slot's weight, and its bias as the last column, into its tokens (rows, pieces * D)."""
+    weight = by_rows(_to(graph.tensors[slot.weight.key], block), slot.weight)
+    columns = block[:, : slot.columns - (slot.bias is not None)]
+    # A view of the tokens with the tensor's own shape takes any order of axes in one copy.
+    columns.view(weight.shape if weight.ndim else (1, 1)).copy_(weight)
     if slot.bias is not None:
-        parts.append(_to(graph.tensors[slot.bias.key], like).reshape(slot.rows, -1))
-    return parts
-
-
-def _fill(block: torch.Tensor, parts: list[torch.Tensor]) -> None:
-    start = 0
-    for part in parts:
-        block[:, start : start + part.shape[1]] = part
-        start += part.shape[1]
+        block[:, slot.columns - 1].copy_(_to(graph.tensors[slot.bias.key], block))
 
 
 def _to(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Move a tensor to the tokens' device and type, without waiting where CUDA allows it."""
+    """Move a tensor to the tokens' device, without waiting where CUDA allows it."""
     if like.is_cuda and not tensor.is_cuda:
         tensor = tensor.contiguous().pin_memory()
-    return tensor.detach().to(like.device, non_blocking=like.is_cuda).to(like.dtype)
+    return tensor.detach().to(like.device, non_blocking=like.is_cuda)
 
 
-def _moved_shape(param: Param) -> tuple[int, ...]:
-    """Return the tensor's shape with its output axis first."""
-    if not param.shape:
-        return ()
-    axis = param.axis % len(param.shape)
-    return (param.shape[axis], *param.shape[:axis], *param.shape[axis + 1 :])
+def _whole(matrix: torch.Tensor, param: Param) -> torch.Tensor:
+    """Return the tensor (own memory, own type) whose rows these are."""
+    tensor = torch.empty(param.shape, dtype=param.dtype, device=matrix.device)
+    rows = by_rows(tensor, param)
+    rows.copy_(matrix.view(rows.shape))
+    return tensor
