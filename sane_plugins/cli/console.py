@@ -99,7 +99,9 @@ class _Bars:
         if event.job not in self._known:
             self._known[event.job] = self._bars.add_task(event.job, total=event.total)
         told = f"{event.job} {event.note}".strip()
-        self._bars.update(self._known[event.job], completed=event.done, description=told)
+        self._bars.update(
+            self._known[event.job], completed=event.done, total=event.total, description=told
+        )
 
 
 @contextmanager

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sane_plugins.cli.console import command_options, note, open_host, print_json, print_table
+from sane_plugins.cli.console import (
+    command_options,
+    note,
+    open_host,
+    print_json,
+    print_table,
+    progress_bars,
+)
 from sane_plugins.errors import SaneError, SourceError
 
 if TYPE_CHECKING:
@@ -34,18 +45,24 @@ def embed(
 ) -> None:  # fmt: skip
     """Encode networks; each gets an embedding, and one per layer."""
     from sane_plugins.tasks.embed import EncodeOptions
+    from sane_plugins.tasks.encodings import write_encodings
     from sane_plugins.weights.writing import require_free
 
     if output is not None:
         require_free(output, force)
-    host, options = open_host(), EncodeOptions(encoder=encoder, model=sane)
-    done, failed = _each(sources, lambda source: host.encode(source, options))
-    if output is not None and done:
-        _write_embeddings(done, output)
+    host, options = open_host(), EncodeOptions(encoder=encoder, model=sane, latents=False)
+    with _beside(output) as files, progress_bars(host):
+        done, failed = _each(
+            sources,
+            lambda x: host.encode(x, replace(options, latents=files(x) if files else False)),
+        )
+        if files and output is not None and done:
+            write_encodings(done, {source: files(source) for source in done}, output)
+            note(f"Written to {output}.")
     if as_json:
         print_json({source: x.embedding.tolist() for source, x in done.items()})
     elif output is None:
-        rows = [(s, len(x.latents), len(x.embedding), _few(x.embedding)) for s, x in done.items()]
+        rows = [(s, x.tokens, len(x.embedding), _few(x.embedding)) for s, x in done.items()]
         print_table(f"encoder {encoder}", ("source", "tokens", "numbers", "embedding"), rows)
     _finish(failed)
 
@@ -61,7 +78,8 @@ def predict(sources: tuple[str, ...], properties: tuple[str, ...], as_json: bool
     from sane_plugins.tasks.predict import PredictOptions
 
     host, options = open_host(), PredictOptions(properties=properties or None)
-    done, failed = _each(sources, lambda source: host.predict(source, options))
+    with progress_bars(host):
+        done, failed = _each(sources, lambda source: host.predict(source, options))
     if as_json:
         from dataclasses import asdict
 
@@ -131,16 +149,11 @@ def _few(embedding: Any) -> str:
     return " ".join(f"{x:.3f}" for x in embedding[:4].tolist()) + " ..."
 
 
-def _write_embeddings(done: Mapping[str, Any], output: Path) -> None:
-    """Write all encodings as `<source>/latents`, `/embedding` and `/layers`, beside and renamed."""
-    from safetensors.torch import save_file
-
-    from sane_plugins.weights.writing import write_whole
-
-    tensors = {
-        f"{source}/{part}": getattr(found, part).contiguous()
-        for source, found in done.items() for part in ("latents", "embedding", "layers")
-    }  # fmt: skip
-    told = {"sane_embeddings": "1"}
-    write_whole(output, lambda partial: save_file(tensors, partial, metadata=told))
-    note(f"Written to {output}.")
+@contextmanager
+def _beside(output: Path | None) -> Iterator[Callable[[str], Path] | None]:
+    """Tell where the latents of each source wait until `output` is written; nowhere without an output."""
+    if output is None:
+        yield None
+        return
+    with TemporaryDirectory(prefix=".latents-", dir=output.parent) as folder:
+        yield lambda source: Path(folder) / sha256(source.encode()).hexdigest()

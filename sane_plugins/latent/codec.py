@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from sane_plugins.errors import SourceError
+from sane_plugins.latent import stream
+from sane_plugins.latent.fast import Precision
 from sane_plugins.latent.model import SANE
-from sane_plugins.latent.places import place_features
+from sane_plugins.latent.places import Layout, place_features
+from sane_plugins.latent.stream import Run
 from sane_plugins.latent.windows import cut, join
 from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.tokens import Tokens, detokenize, tokenize
+from sane_plugins.weights.stream import blocks
+from sane_plugins.weights.tokens import Tokens, detokenize, positions, slots, tokenize
 
 _BATCH = 64
 
@@ -26,19 +30,27 @@ class Latents:
     spans: list[tuple[int, int]]
 
 
-@torch.no_grad()
 def encode(
-    model: SANE, graph: WeightGraph, *, window: int | None = None, halo: int | None = None
-) -> Latents:
+    model: SANE, graph: WeightGraph, *, window: int | None = None, halo: int | None = None,
+    precision: Precision = "float32",
+) -> Latents:  # fmt: skip
     """Encode a network of any length on the model's device. Raises `SourceError` on NaN weights."""
-    window, halo = _window(model, window, halo)
-    tokens, side = standardised_tokens(
-        graph.require_finite(), model.config.token_width, _device(model)
-    )
-    places = place_features(tokens.positions, tokens.mask)
-    parts = [cut(x, window, halo) for x in (tokens.values, side, places)]
-    done = torch.cat([model.encode(*batch) for batch in _batches(*parts)])
-    return Latents(join(done, len(tokens), window, halo), tokens.spans)
+    layout = Layout.of(slots(graph), model.config.token_width)
+    values = torch.empty(len(layout), model.config.latent_width, device=_device(model))
+
+    def keep(run: Run) -> None:
+        values[run.start : run.start + len(run.latents)] = run.latents
+
+    walk(model, graph, keep, window=window, halo=halo, precision=precision)
+    return Latents(values, layout.spans)
+
+
+def walk(
+    model: SANE, graph: WeightGraph, take: Callable[[Run], None], *,
+    window: int | None = None, halo: int | None = None, precision: Precision = "float32",
+) -> None:  # fmt: skip
+    """Encode a network and hand over its latents run by run, in order; see `latent.stream`."""
+    stream.walk(model, graph, take, *_window(model, window, halo), precision)
 
 
 @torch.no_grad()
@@ -73,11 +85,12 @@ def standardised_tokens(
     graph: WeightGraph, width: int, device: torch.device | str = "cpu"
 ) -> tuple[Tokens, torch.Tensor]:
     """Return a network's tokens, each slot standardised, and the side information (T, 4) of each."""
-    sizes = scale.fit(graph)
-    tokens = tokenize(scale.apply(graph, sizes), width, device)
-    values = tokens.values.float()
-    side = sizes.side.to(values.device)[tokens.positions[:, 1]]
-    return Tokens(values, tokens.mask, tokens.positions), side
+    found = list(blocks(graph, width, device))
+    values = torch.cat([block.values for block in found])
+    side = torch.cat([block.side.expand(len(block.values), -1) for block in found])
+    parts = slots(graph)
+    mask = torch.cat([slot.mask(width) for slot in parts])
+    return Tokens(values, mask.to(device), positions(parts, width).to(device)), side
 
 
 def _batches(*parts: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -1,14 +1,72 @@
-"""Where a token sits, as numbers for any length: no table caps a network's size."""
+"""Where a token sits, as numbers for any length: no table caps a network's size.
+
+All that is needed follows from the shapes, so any range of tokens is described without reading a value.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+
+from sane_plugins.weights.tokens import Slot
 
 _PERIODS = 16
 _OCTAVES = 7
 WIDTH = 4 * 2 * _PERIODS + 4 * 2 * _OCTAVES + 5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the M slots of a network lie in its tokens: each (M,) int64, `last` the filled share (M,) of the
+    last piece of a channel."""
+
+    first: torch.Tensor
+    channels: torch.Tensor
+    pieces: torch.Tensor
+    last: torch.Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[Slot], width: int, device: torch.device | str = "cpu") -> Layout:
+        """Return the layout of slots cut into tokens of `width` values."""
+        rows = [(s.tokens(width), s.rows, s.columns) for s in parts]
+        sizes, channels, columns = torch.tensor(rows, device=device).unbind(1)
+        pieces = sizes // channels
+        last = (columns - (pieces - 1) * width).double() / width
+        return cls(sizes.cumsum(0) - sizes, channels, pieces, last)
+
+    def __len__(self) -> int:
+        return int(self.first[-1] + self.channels[-1] * self.pieces[-1])
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Return the half-open range of tokens of each slot."""
+        ends = self.first + self.channels * self.pieces
+        return list(zip(self.first.tolist(), ends.tolist(), strict=True))
+
+    def slots(self, start: int, stop: int) -> torch.Tensor:
+        """Return the slot number of each token of a range."""
+        n = torch.arange(start, stop, device=self.first.device)
+        return torch.searchsorted(self.first, n, right=True) - 1
+
+    def features(self, start: int, stop: int) -> torch.Tensor:
+        """Return what `place_features` returns for a range of tokens, (stop - start, WIDTH)."""
+        n = torch.arange(start, stop, device=self.first.device)
+        slot = self.slots(start, stop)
+        pieces, channels = self.pieces[slot], self.channels[slot]
+        within = n - self.first[slot]
+        channel = within // pieces
+        piece = within - channel * pieces
+        sizes = [
+            torch.full_like(n, len(self)),
+            torch.full_like(n, len(self.first)),
+            channels,
+            pieces,
+        ]
+        filled = torch.where(piece == pieces - 1, self.last[slot], 1.0)
+        return _features(torch.stack([n, slot, channel, piece], 1), torch.stack(sizes, 1), filled)
 
 
 def place_features(positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -19,41 +77,48 @@ def place_features(positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     to the network, slot or channel, as sines of 1 to 64 half-turns. Sizes and the filled share of the
     token complete them.
     """
-    n, layer, channel = positions.double().unbind(1)
-    size = torch.bincount(positions[:, 1])[positions[:, 1]].double()
-    pieces = size / _largest(positions)
-    first = n - _first(positions)
-    piece = first - channel * pieces
-    channels = size / pieces
-    absolute = torch.stack([n, layer, channel, piece], 1)
-    total = torch.stack(
-        [n.new_full(n.shape, len(n)), layer.max() + layer * 0 + 1, channels, pieces], 1
-    )
-    filled = mask.double().mean(1, keepdim=True)
-    parts = [_sines(absolute), _octaves(absolute / total), total.log() / 4, filled]
-    return torch.cat(parts, 1).float()
+    n, slot, channel = positions.unbind(1)
+    channels = _largest(positions)
+    pieces = torch.bincount(slot)[slot] // channels
+    piece = n - _first(positions) - channel * pieces
+    sizes = [torch.full_like(n, len(n)), (slot.max() + 1).expand(len(n)), channels, pieces]
+    at = torch.stack([n, slot, channel, piece], 1)
+    return _features(at, torch.stack(sizes, 1), mask.double().mean(1))
+
+
+def _features(at: torch.Tensor, sizes: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
+    """Return (T, WIDTH) of coordinates (T, 4), the sizes (T, 4) they are relative to, and shares (T,)."""
+    period = torch.logspace(math.log10(2), 5, _PERIODS, dtype=torch.float64, device=at.device)
+    halves = 0.5 * 2.0 ** torch.arange(_OCTAVES, dtype=torch.float64, device=at.device)
+    found = torch.empty(len(at), WIDTH, device=at.device)
+    middle = 4 * 2 * _PERIODS
+    _waves(at[..., None] / period, found[:, :middle])
+    _waves((at / sizes.double())[..., None] * halves, found[:, middle:-5])
+    found[:, -5:-1] = sizes.double().log() / 4
+    found[:, -1] = filled
+    return found
+
+
+def _waves(turns: torch.Tensor, into: torch.Tensor) -> None:
+    """Write sines and cosines of (T, 4, n) turns into (T, 4 * 2n).
+
+    What is left of a turn is small, so that its sine is exact to single precision in single precision,
+    which is many times faster.
+    """
+    angle = ((turns - turns.round()) * (2 * math.pi)).float()
+    target = into.view(len(into), 4, -1)
+    torch.sin(angle, out=target[..., : angle.shape[-1]])
+    torch.cos(angle, out=target[..., angle.shape[-1] :])
 
 
 def _largest(positions: torch.Tensor) -> torch.Tensor:
     """Return how many channels the slot of each token has."""
     slot, channel = positions[:, 1], positions[:, 2]
     most = torch.zeros(int(slot.max()) + 1, dtype=channel.dtype, device=slot.device)
-    return most.scatter_reduce(0, slot, channel + 1, "amax")[slot].double()
+    return most.scatter_reduce(0, slot, channel + 1, "amax")[slot]
 
 
 def _first(positions: torch.Tensor) -> torch.Tensor:
     """Return the place of the first token of each token's slot."""
     counts = torch.bincount(positions[:, 1])
-    return (counts.cumsum(0) - counts)[positions[:, 1]].double()
-
-
-def _sines(x: torch.Tensor) -> torch.Tensor:
-    period = torch.logspace(math.log10(2), 5, _PERIODS, dtype=x.dtype, device=x.device)
-    angle = 2 * math.pi * x[..., None] / period
-    return torch.cat([angle.sin(), angle.cos()], -1).flatten(1)
-
-
-def _octaves(x: torch.Tensor) -> torch.Tensor:
-    turns = math.pi * 2.0 ** torch.arange(_OCTAVES, dtype=x.dtype, device=x.device)
-    angle = x[..., None] * turns
-    return torch.cat([angle.sin(), angle.cos()], -1).flatten(1)
+    return (counts.cumsum(0) - counts)[positions[:, 1]]

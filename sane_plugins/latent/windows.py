@@ -12,19 +12,35 @@ import torch
 
 def cut(sequence: torch.Tensor, window: int, halo: int) -> torch.Tensor:
     """Cut (T, ...) into windows (K, S, ...) that together own every token once."""
-    return sequence[_places(len(sequence), window, halo).to(sequence.device)]
+    return sequence[seen(len(sequence), window, halo).to(sequence.device)]
 
 
 def join(windows: torch.Tensor, tokens: int, window: int, halo: int) -> torch.Tensor:
     """Take back from (K, S, ...) what each window owns: (T, ...); the inverse of `cut`."""
     owner = torch.arange(tokens) // window
-    start = _places(tokens, window, halo)[:, 0]
+    start = seen(tokens, window, halo)[:, 0]
     return windows[owner, torch.arange(tokens) - start[owner]]
 
 
-def _places(tokens: int, window: int, halo: int) -> torch.Tensor:
-    """Return the token that each window sees at each place, (K, S)."""
+def count(tokens: int, window: int) -> int:
+    """Return how many windows (K) own T tokens."""
+    return ceil(tokens / window)
+
+
+def seen(
+    tokens: int, window: int, halo: int, first: int = 0, last: int | None = None
+) -> torch.Tensor:
+    """Return the tokens that the windows `first` to `last` (all of them) see, (K, S)."""
     span = min(window + 2 * halo, tokens)
-    first = torch.arange(ceil(tokens / window)) * window - halo
-    start = first.clamp(0, tokens - span)  # first, last and short sequences need no special case
+    start = torch.arange(first, count(tokens, window) if last is None else last) * window - halo
+    start = start.clamp(0, tokens - span)  # first, last and short sequences need no special case
     return start[:, None] + torch.arange(span)
+
+
+def owned(tokens: int, window: int, first: int, last: int) -> torch.Tensor:
+    """Return the tokens that the windows `first` to `last` own, (K, W).
+
+    The last window of a sequence may own fewer: its last token fills the row.
+    """
+    own = torch.arange(first, last)[:, None] * window + torch.arange(min(window, tokens))
+    return own.clamp(max=tokens - 1)

@@ -6,7 +6,8 @@ property head says which of them it reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,13 @@ import torch
 
 from sane_plugins.errors import UsageError
 from sane_plugins.latent import checkpoint, codec
+from sane_plugins.latent.fast import Precision
 from sane_plugins.latent.model import SANE
+from sane_plugins.latent.places import Layout
+from sane_plugins.latent.stream import Run
 from sane_plugins.tasks.statistics import PLACES, resample, slot_moments, statistics
-from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.scale import SIDE
 from sane_plugins.weights.tokens import slots
 
 __all__ = [
@@ -31,30 +35,43 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
-    """How to encode: which encoder, which SANE file (the embedded one if None), window, halo, device."""
+    """How to encode: which encoder, which SANE file (the embedded one if None), window, halo, device.
+
+    `latents` keeps the latents of all tokens, drops them (then memory does not grow with the network), or
+    names a new file that they are written to, row by row as float32. `precision` is that of the
+    autoencoder's matrices: `auto` takes bfloat16 on processors that have it.
+    """
 
     encoder: str = "sane"
     model: Path | None = None
     window: int | None = None
     halo: int | None = None
     device: str = "cpu"
+    latents: bool | Path = True
+    precision: Precision = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
     """What an encoder says of one network.
 
-    latents (T, L) with the half-open token range of each slot in `spans` (both empty where the encoder has
-    no tokens), `embedding` (E,), `layers` (M, E') for the M slots in `names`, and where it came from.
+    `embedding` (E,), `layers` (M, E') for the M slots in `names`, and where it came from. latents (T, L) with
+    the half-open token range of each slot in `spans`: None where they were not kept, and both empty where
+    the encoder has no tokens.
     """
 
-    latents: torch.Tensor
+    latents: torch.Tensor | None
     spans: list[tuple[int, int]]
     embedding: torch.Tensor
     layers: torch.Tensor
     names: tuple[str, ...]
     encoder: str
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens were encoded."""
+        return self.spans[-1][1] if self.spans else 0
 
 
 class Encoder(Protocol):
@@ -79,23 +96,95 @@ class SaneEncoder:
     name: str = "sane"
 
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
-        """Return all latents; the embedding is their mean (paper section 3.4)."""
+        """Return the latents that are to be kept; the embedding is the mean of all (paper section 3.4)."""
         model = self.model or load_model(options)
-        latents = codec.encode(model, graph, window=options.window, halo=options.halo)
+        pool = _Pool(graph, model)
+        with _kept(options.latents, pool, model) as (take, latents):
+            _walk(model, graph, take, options)
         return Encoding(
-            latents=latents.values, spans=latents.spans, embedding=latents.values.mean(0),
-            layers=torch.stack([latents.values[a:b].mean(0) for a, b in latents.spans]),
+            latents=latents, spans=pool.spans, embedding=pool.mean.float(), layers=pool.layers.float(),
             names=_names(graph), encoder=self.name,
             provenance={"source": graph.source, "model": str(options.model or "embedded")},
         )  # fmt: skip
 
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
         """Return mean and deviation of the latents, then slot means and scales along the depth."""
-        found = self.encode(graph, options)
-        latents = found.latents.double().cpu()
-        slot = torch.cat([found.layers.double().cpu(), scale.fit(graph).side.double()], 1).numpy()
+        model = self.model or load_model(options)
+        pool = _Pool(graph, model)
+        _walk(model, graph, pool.take, options)
+        slot = torch.cat([pool.layers, pool.side], 1).cpu().numpy()
         along = torch.from_numpy(resample(list(slot), PLACES, slot.shape[1]).ravel())
-        return torch.cat([latents.mean(0), latents.std(0, correction=0), along])
+        return torch.cat([pool.mean.cpu(), pool.deviation.cpu(), along])
+
+
+class _Pool:
+    """Sums of a network's latents as they come: all, of each slot, and of squares."""
+
+    def __init__(self, graph: WeightGraph, model: SANE) -> None:
+        layout = Layout.of(slots(graph), model.config.token_width)
+        sizes = torch.tensor([stop - start for start, stop in layout.spans])
+        like = model.latents_out.weight
+        width = model.config.latent_width
+        self.spans, self._sizes = layout.spans, sizes.to(like.device)[:, None]
+        self._sums = like.new_zeros(len(sizes), width, dtype=torch.float64)
+        self._squares = like.new_zeros(width, dtype=torch.float64)
+        self.side = like.new_zeros(len(sizes), SIDE, dtype=torch.float64)
+
+    def take(self, run: Run) -> None:
+        """Add the latents of a run."""
+        latents = run.latents.double()
+        self._sums.index_add_(0, run.slot, latents)
+        self._squares += (latents**2).sum(0)
+        self.side[run.slot] = run.side.double()
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Return the mean latent (L,)."""
+        return self._sums.sum(0) / self._sizes.sum()
+
+    @property
+    def deviation(self) -> torch.Tensor:
+        """Return the deviation of each number over all latents, (L,)."""
+        variance = self._squares / self._sizes.sum() - self.mean**2
+        return variance.clamp(min=0).sqrt()
+
+    @property
+    def layers(self) -> torch.Tensor:
+        """Return the mean latent of each slot, (M, L)."""
+        return self._sums / self._sizes
+
+
+@contextmanager
+def _kept(
+    where: bool | Path, pool: _Pool, model: SANE
+) -> Iterator[tuple[Callable[[Run], None], torch.Tensor | None]]:
+    """Pool each run, and keep its latents in memory, in a file, or not at all."""
+    if where is False:
+        yield pool.take, None
+    elif where is True:
+        latents = model.latents_out.weight.new_empty(pool.spans[-1][1], model.config.latent_width)
+
+        def keep(run: Run) -> None:
+            pool.take(run)
+            latents[run.start : run.start + len(run.latents)] = run.latents
+
+        yield keep, latents
+    else:
+        with where.open("wb") as file:
+
+            def write(run: Run) -> None:
+                pool.take(run)
+                run.latents.cpu().numpy().tofile(file)
+
+            yield write, None
+
+
+def _walk(
+    model: SANE, graph: WeightGraph, take: Callable[[Run], None], options: EncodeOptions
+) -> None:
+    codec.walk(
+        model, graph, take, window=options.window, halo=options.halo, precision=options.precision
+    )
 
 
 @dataclass(frozen=True)
@@ -134,7 +223,7 @@ def embed(
             f"encoder '{options.encoder}'", "there is no such encoder",
             f"one of {', '.join(sorted(encoders))} is needed", "check the name, or install its plugin",
         )  # fmt: skip
-    return encoders[options.encoder].encode(graph.require_finite(), options)
+    return encoders[options.encoder].encode(graph, options)
 
 
 def _names(graph: WeightGraph) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from sane_plugins.weights.tokens import slots
 
 SIDE = 4
 _TINY = 1e-12
+_CHUNK = 2**17  # values that are float64 at a time
 _Change = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -42,8 +43,17 @@ class Scale:
 
 def fit(graph: WeightGraph) -> Scale:
     """Measure mean and deviation of each slot's weight and bias; a constant tensor has deviation 1."""
-    pairs = [[_moments(graph, slot.weight), _moments(graph, slot.bias)] for slot in slots(graph)]
-    both = torch.tensor(pairs, dtype=torch.float64).float()
+
+    def tensor(param: Param | None) -> torch.Tensor | None:
+        return None if param is None else graph.tensors[param.key]
+
+    rows = [of_slot(tensor(slot.weight), tensor(slot.bias)) for slot in slots(graph)]
+    return Scale(torch.cat([row.mean for row in rows]), torch.cat([row.deviation for row in rows]))
+
+
+def of_slot(weight: torch.Tensor | None, bias: torch.Tensor | None) -> Scale:
+    """Measure one slot: means and deviations (1, 2)."""
+    both = torch.tensor([[_moments(weight), _moments(bias)]], dtype=torch.float64).float()
     return Scale(both[..., 0], both[..., 1])
 
 
@@ -57,12 +67,25 @@ def undo(graph: WeightGraph, scale: Scale) -> WeightGraph:
     return _mapped(graph, scale, lambda x, mean, deviation: x * deviation + mean)
 
 
-def _moments(graph: WeightGraph, param: Param | None) -> tuple[float, float]:
-    if param is None:
+def _moments(tensor: torch.Tensor | None) -> tuple[float, float]:
+    """Return mean and deviation, from the moments of chunks that fit into a cache (Chan et al. 1982)."""
+    if tensor is None:
         return 0.0, 1.0
-    tensor = graph.tensors[param.key].double()
-    deviation = tensor.std(correction=0).item()
-    return tensor.mean().item(), deviation if deviation > _TINY else 1.0
+    chunks = tensor.detach().reshape(-1).split(_CHUNK)
+    parts = torch.tensor([_chunk_moments(chunk.double()) for chunk in chunks], dtype=torch.float64)
+    sizes = torch.tensor([len(chunk) for chunk in chunks], dtype=torch.float64)
+    means, squares = parts.unbind(1)
+    mean = (sizes @ means) / sizes.sum()
+    variance = (squares.sum() + sizes @ (means - mean) ** 2) / sizes.sum()
+    deviation = variance.sqrt().item()
+    return mean.item(), 1.0 if deviation <= _TINY else deviation
+
+
+def _chunk_moments(x: torch.Tensor) -> tuple[float, float]:
+    """Return the mean and the sum of squared differences from it."""
+    mean = x.mean()
+    x = x - mean
+    return mean.item(), x.dot(x).item()
 
 
 def _mapped(graph: WeightGraph, scale: Scale, change: _Change) -> WeightGraph:

@@ -31,6 +31,11 @@ class Slot:
         """Return how many tokens of `width` values the slot fills."""
         return self.rows * ceil(self.columns / width)
 
+    def mask(self, width: int) -> torch.Tensor:
+        """Return which values of its tokens are real, (n, D)."""
+        real = torch.arange(ceil(self.columns / width) * width) < self.columns
+        return real.view(-1, width).repeat(self.rows, 1)
+
 
 @dataclass(frozen=True)
 class Tokens:
