@@ -26,7 +26,7 @@ from sane_onnx.model import STANDARD, constant_value, no_model, require_unique, 
 from sane_onnx.tensors import Stored
 
 # Functions may call functions, so that a short file can stand for any number of nodes.
-_MOST_NODES, _DEEPEST = 100_000, 60
+_MOST_NODES, _DEEPEST = 50_000, 60
 _INNER = (AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.TENSOR, AttributeProto.TENSORS,
           AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)  # fmt: skip
 Names = MutableMapping[str, str]

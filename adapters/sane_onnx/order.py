@@ -31,4 +31,4 @@ def _first_missing(
 ) -> int | None:
     """Return the first node that gives one of these values and has no place yet."""
     places = {producers[name] for name in names if name in producers}
-    return min(places - done.keys() - waiting, default=None)
+    return min((x for x in places if x not in done and x not in waiting), default=None)

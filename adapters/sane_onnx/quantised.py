@@ -44,7 +44,9 @@ class Quantised:
         """Say how the values were made."""
         bits = f"{self.packed[2]}-bit blocks" if self.packed else type_name(self.stored.tensor)
         count = prod(self.scales[-1].shape)
-        kind = "one scale" if count == 1 else "one scale per " + ("block" if self.block else "channel")
+        kind = (
+            "one scale" if count == 1 else "one scale per " + ("block" if self.block else "channel")
+        )
         return f"dequantised from {bits}, {kind}"
 
     def require(self) -> None:
@@ -106,7 +108,9 @@ class Quantised:
             if errors[best] < 1:
                 new.append((float(scale[best]), float(zeros[best])))
             else:
-                top = float(row.abs().max()) / max(min(high - float(zeros[i]), float(zeros[i]) - low), 1)
+                top = float(row.abs().max()) / max(
+                    min(high - float(zeros[i]), float(zeros[i]) - low), 1
+                )
                 new.append((top or float(scale[i]), float(zeros[i])))
         at = [-1 if i == self.axis % value.ndim else 1 for i in range(value.ndim)]
         steps, offsets = torch.tensor(new).T
@@ -126,7 +130,9 @@ class Quantised:
         whole = torch.zeros(rows, count, dtype=torch.uint8)
         whole[:, :columns] = found.to(torch.uint8)
         parts = whole.reshape(rows, -1, each)
-        packed = sum((parts[..., i] << bits * i for i in range(each)), torch.zeros_like(parts[..., 0]))
+        packed = sum(
+            (parts[..., i] << bits * i for i in range(each)), torch.zeros_like(parts[..., 0])
+        )
         self.stored.write(packed.reshape(self.stored.shape))
 
     def _integers(self) -> torch.Tensor:
@@ -161,8 +167,9 @@ class Quantised:
         if self.packed:
             numbers = numbers.reshape(self.packed[0], -1)
         if self.block:
-            wide = numbers.repeat_interleave(self.block, self.axis)
-            return wide.narrow(self.axis, 0, self.shape[self.axis])
+            length = self.shape[self.axis]  # a block may claim to be of any size
+            wide = numbers.repeat_interleave(min(self.block, length), self.axis)
+            return wide.narrow(self.axis, 0, length).expand(self.shape)
         at = [1] * len(self.shape)
         at[self.axis] = self.shape[self.axis]
         return numbers.reshape(at)

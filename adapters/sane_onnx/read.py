@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from sane_onnx.constants import Source
 from sane_onnx.external import ExternalFiles
@@ -24,7 +24,9 @@ _NORMS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
 class OnnxTensors(Mapping[str, torch.Tensor]):
     """The tensors of one model, read when they are asked for. Keeps the model to write it back."""
 
-    def __init__(self, model: ModelProto, files: ExternalFiles, found: Mapping[str, Source]) -> None:
+    def __init__(
+        self, model: ModelProto, files: ExternalFiles, found: Mapping[str, Source]
+    ) -> None:
         self.model, self.files, self._found = model, files, found
 
     def __getitem__(self, key: str) -> torch.Tensor:
@@ -89,7 +91,8 @@ def _notes(flat: Flat, owned: Owned, layers: tuple[Layer, ...]) -> Iterator[str]
                     owned.converted[key] = f"as stored: Gemm multiplies by {told}"
     weighted = {key for layer in layers if layer.kind != "parameter" for key in _keys(layer)}
     matrices = [node for node in nodes if node.op_type in _MATRICES]
-    if computed := [x for x in matrices if not weighted.intersection(_behind(flat, x.input[1:2]))]:
+    ahead = _ahead(flat, weighted)
+    if computed := [x for x in matrices if not ahead.intersection(x.input[1:2])]:
         yield f"{len(computed)} layer(s) compute their weights, of which only stored numbers are read"
     readers = {name: node.op_type for node in nodes for name in node.input[:1]}
     convs = [node for node in matrices if node.op_type == "Conv" and len(node.input) > 2]
@@ -104,13 +107,15 @@ def _keys(layer: Layer) -> Iterator[str]:
     return (param.key for param in layer.params)
 
 
-def _behind(flat: Flat, names: list[str]) -> set[str]:
-    """Return all that a value is computed from."""
-    makers = {name: node for node in flat.nodes for name in node.output if name}
+def _ahead(flat: Flat, names: set[str]) -> set[str]:
+    """Return these values and all that is computed from them."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in flat.nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     found, open_ = set(names), list(names)
     while open_:
-        node = makers.get(open_.pop())
-        fresh = set(node.input) - found if node is not None else set()
+        fresh = {x for node in readers.pop(open_.pop(), ()) for x in node.output if x} - found
         found |= fresh
         open_ += fresh
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -85,6 +84,8 @@ def _late(_: int, __: FrameType | None) -> None:
 
 def limit_memory(more: int = MEMORY) -> None:
     """Let this process reserve only so much more than it has."""
+    import resource  # only Unix has it, and the cases without a guard run anywhere
+
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     size = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))

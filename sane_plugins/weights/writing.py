@@ -208,7 +208,8 @@ def write_all(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             partial.chmod(mode)  # safetensors makes files that only their owner can read
         for partial, path in partials.items():
             partial.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save: RuntimeError, disk full
+    # torch.save: RuntimeError, disk full; a name that is no text: UnicodeError
+    except (OSError, RuntimeError, SafetensorError, UnicodeError) as error:
         reason = str(error).partition("\n")[0]
         raise SourceError(
             path, f"it cannot be written ({reason})", "room and the right to write are needed",
