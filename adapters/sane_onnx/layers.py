@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
@@ -47,6 +48,7 @@ class LayerReader:
         self._reads = views(self._nodes, owned.params, self._numbers)
         self._free = self._free_values()
         self._layers: dict[str, Layer] = {}
+        self._again: Counter[str] = Counter()
         self._values: dict[str, str] = {}
 
     def read(self) -> tuple[Layer, ...]:
@@ -204,10 +206,10 @@ class LayerReader:
         inputs: tuple[str, ...] = (), groups: int = 1, dims: tuple[int, ...] = (),
     ) -> str:  # fmt: skip
         """Add a layer under its name, or that name with a number where it is taken; return the name."""
-        number, unique = 0, name
+        unique = name
         while unique in self._layers:
-            number += 1
-            unique = f"{name}#{number}"
+            self._again[name] += 1
+            unique = f"{name}#{self._again[name]}"
         self._layers[unique] = Layer(
             name=unique, kind=kind, params=params, inputs=inputs, groups=groups, dims=dims
         )
