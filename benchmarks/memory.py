@@ -23,7 +23,6 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 LIMIT_GB = 1.5
-_LARGE, _USUAL = (12_500, 8_000), (6_250, 8_000)
 _PEAK = "import resource, sys; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
 _CHILD = f"""
 import sys
@@ -33,12 +32,15 @@ main(sys.argv[1:], standalone_mode=False)
 """
 
 
-def write_sparse(path: Path, billions: float, kind: str) -> int:
+def write_sparse(
+    path: Path, billions: float, kind: str, large: tuple[int, int] = (12_500, 8_000),
+    usual: tuple[int, int] = (6_250, 8_000),
+) -> int:  # fmt: skip
     """Write a safetensors file of that many values, none of which takes room; return their number."""
     left, end = round(billions * 1e9), 0
     header: dict[str, Any] = {}
     while left > 0:
-        rows, columns = _LARGE if not header else _USUAL
+        rows, columns = usual if header else large
         rows = max(1, min(rows, left // columns))
         for name, shape in (("weight", [rows, columns]), ("bias", [rows])):
             size = BYTES[kind] * rows * (columns if name == "weight" else 1)

@@ -155,5 +155,11 @@ def _beside(output: Path | None) -> Iterator[Callable[[str], Path] | None]:
     if output is None:
         yield None
         return
-    with TemporaryDirectory(prefix=".latents-", dir=output.parent) as folder:
-        yield lambda source: Path(folder) / sha256(source.encode()).hexdigest()
+    try:
+        with TemporaryDirectory(prefix=".latents-", dir=output.parent) as folder:
+            yield lambda source: Path(folder) / sha256(source.encode()).hexdigest()
+    except OSError as error:
+        raise SourceError(
+            output, f"it cannot be written ({error.strerror})", "room and the right to write are needed",
+            "choose another place",
+        ) from error  # fmt: skip

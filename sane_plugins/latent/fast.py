@@ -138,7 +138,8 @@ def _block(layer: nn.Module, centre: torch.Tensor) -> _Block:
 
 
 def _gain(norm: nn.LayerNorm) -> torch.Tensor:
-    return _plain(norm.weight) * len(norm.weight) ** 0.5
+    root: float = len(norm.weight) ** 0.5
+    return _plain(norm.weight) * root
 
 
 def _plain(weight: torch.Tensor) -> torch.Tensor:

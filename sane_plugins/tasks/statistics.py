@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +35,8 @@ def statistics(graph: WeightGraph) -> torch.Tensor:
     earlier one's outputs. Raises `SourceError` where a weight is not finite.
     """
     graph.require_finite()
-    chain = _chain(graph)
-    vectors = [_array(graph, p).ravel() for p in graph.params if p.size and len(p.shape) < 2]
+    chain = _Chain(graph)
+    vectors = (_array(graph, p).ravel() for p in graph.params if p.size and len(p.shape) < 2)
     matrices = [
         np.concatenate([_shape(w), _rows(w), _spectrum(w), _space(w), _beside(w, b)])
         for w, b in chain
@@ -101,23 +102,33 @@ def resample(rows: Sequence[Array], places: int, width: int) -> Array:
     return between
 
 
-def _chain(graph: WeightGraph) -> list[tuple[Array, Array | None]]:
-    """Return each matrix as (rows, inputs, places) with its bias (rows,).
+class _Chain(Sequence[tuple[Array, Array | None]]):
+    """Each matrix as (rows, inputs, places) with its bias (rows,), read anew whenever it is asked for.
 
     The inputs of a linear layer after a flatten are split into the earlier layer's channels and places.
     """
-    found: list[tuple[Array, Array | None]] = []
-    for slot in slots(graph):
-        if len(slot.weight.shape) < 2:
-            continue
-        w = np.moveaxis(_array(graph, slot.weight), slot.weight.axis, 0)
+
+    def __init__(self, graph: WeightGraph) -> None:
+        self._graph = graph
+        self._slots = [slot for slot in slots(graph) if len(slot.weight.shape) > 1]
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        slot = self._slots[index]
+        w = np.moveaxis(_array(self._graph, slot.weight), slot.weight.axis, 0)
         w = w.reshape(len(w), w.shape[1], -1)
-        before = len(found[-1][0]) if found else 0
+        before = self._outputs(index - 1) if index else 0
         if w.shape[2] == 1 and before and w.shape[1] > before and w.shape[1] % before == 0:
             w = w.reshape(len(w), before, -1)
-        bias = None if slot.bias is None else _array(graph, slot.bias)
-        found.append((w, bias))
-    return found
+        return w, None if slot.bias is None else _array(self._graph, slot.bias)
+
+    def _outputs(self, index: int) -> int:
+        weight = self._slots[index].weight
+        return weight.shape[weight.axis]
 
 
 def _array(graph: WeightGraph, param: Param) -> Array:
