@@ -52,9 +52,17 @@ def test_weights_fit_other_classes_and_channels(tmp_path: Path) -> None:
 
 
 @needs_timm
-def test_a_misspelt_name_is_told() -> None:
-    with pytest.raises(SourceError, match="did you mean"):
-        sane_timm.sane_build("timm:resnet10tt", None)
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("resnet10tt", "did you mean"),
+        ("resnet10t.nothing", "Invalid pretrained tag.*leave out"),
+        ("tresnet_m,channels=1", "no plain convolution reads the images"),
+    ],
+)
+def test_refusals(source: str, said: str) -> None:
+    with pytest.raises(SourceError, match=said):
+        sane_timm.sane_build(f"timm:{source}", None)
 
 
 def test_a_missing_timm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

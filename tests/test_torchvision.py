@@ -2,15 +2,21 @@
 
 import json
 import logging
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sane_torchvision
 import torch
 from conftest import ROOT
+from safetensors.torch import save_file
+from sane_torchvision.surgery import with_channels
 from torch import nn
 
 from sane_plugins.errors import SourceError
@@ -227,10 +233,140 @@ def test_odd_options_are_refused(options: str, said: str) -> None:
     with pytest.raises(SourceError, match=said):
         sane_torchvision.sane_build(f"torchvision:resnet18,{options}", None)
 
+def test_detection_networks_read_other_images() -> None:
+    """Exact where all channels are standardised alike; the layers below the heads run anywhere."""
+    torch.manual_seed(0)
+    name = "torchvision:ssdlite320_mobilenet_v3_large"
+    whole, grey = _built(f"{name},classes=4"), _built(f"{name},classes=4,channels=1")
+    state = whole.state_dict()
+    key = "backbone.features.0.0.0.weight"
+    grey.load_state_dict({**state, key: state[key].sum(1, keepdim=True)})
+    image = torch.rand(1, 80, 90)
+    with torch.inference_mode():
+        before, after = (
+            net.backbone(net.transform([x])[0].tensors)
+            for net, x in ((whole, image.expand(3, -1, -1)), (grey, image))
+        )
+    assert all(torch.allclose(before[k], after[k], atol=1e-4) for k in before)
 
-def test_networks_that_prepare_images_themselves_keep_their_channels() -> None:
-    with pytest.raises(SourceError, match="prepares its images itself"):
-        sane_torchvision.sane_build("torchvision:ssdlite320_mobilenet_v3_large,channels=1", None)
+
+def test_every_convolution_that_reads_images_is_exchanged() -> None:
+    torch.manual_seed(0)
+    grey = _built("torchvision:raft_small,channels=1")
+    frames = torch.randn(2, 1, 1, 128, 128)
+    with torch.inference_mode():
+        assert grey(*frames, num_flow_updates=1)[0].shape == (1, 2, 128, 128)
+
+
+def test_detection_of_grey_images_says_how_they_are_standardised(caplog) -> None:
+    source = "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn,classes=3,channels=1"
+    with caplog.at_level(logging.WARNING):
+        module = _built(source)
+    assert "standardised with the average" in caplog.text
+    assert len(module.transform.image_mean) == len(module.transform.image_std) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "ssd300_vgg16"]
+)
+def test_the_class_count_of_a_file_is_found_for_other_tasks(name: str, tmp_path: Path) -> None:
+    given = _built(f"torchvision:{name}", 5).state_dict()
+    torch.save(given, tmp_path / "w.pth")
+    found = sane_torchvision.sane_open(f"torchvision:{name}@{tmp_path / 'w.pth'}").state_dict()
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[key], value) for key, value in given.items())
+
+
+def test_the_channel_count_of_a_file_is_found_and_changed(tmp_path: Path) -> None:
+    given = _built("torchvision:squeezenet1_1,classes=5,channels=2").state_dict()
+    torch.save(given, tmp_path / "w.pth")
+    source = f"@{tmp_path / 'w.pth'}"
+    same = _built(f"torchvision:squeezenet1_1{source}").state_dict()
+    assert all(torch.equal(same[key], value) for key, value in given.items())
+    wider = _built(f"torchvision:squeezenet1_1,classes=9,channels=4{source}")
+    kernel = given["features.0.weight"]
+    assert torch.equal(wider.features[0].weight, torch.cat([kernel, kernel], 1) / 2)
+    assert torch.equal(wider.state_dict()["features.3.squeeze.bias"], given["features.3.squeeze.bias"])
+    assert wider(torch.randn(1, 4, 64, 64)).shape == (1, 9)
+
+
+class Mixed(nn.Module):
+    """Reads its images twice, once after it has used their number of channels."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Conv2d(7 if again else 4, 2, 1)
+        self.again = again
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(image)
+        if self.again:
+            return self.last(torch.cat([hidden, image], 1))
+        return self.last(hidden * image.mean((1, 2, 3), keepdim=True)) + image[:, 2:]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_networks_that_use_channels_otherwise_are_refused(again: bool) -> None:
+    with pytest.raises(SourceError, match="1 input channels were asked for"):
+        with_channels(Mixed(again), 1, "here")
+
+
+def test_weights_in_shards_are_read(tmp_path: Path) -> None:
+    state = _built("torchvision:squeezenet1_1").state_dict()
+    keys = list(state)
+    files = {key: f"part-{i % 2}.safetensors" for i, key in enumerate(keys)}
+    for file in set(files.values()):
+        save_file({k: state[k] for k in keys if files[k] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    found = _built(f"torchvision:squeezenet1_1@{index}").state_dict()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+def _cached(weights: Any, state: Mapping[str, torch.Tensor], home: Path) -> None:
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(dict(state), home / "hub" / "checkpoints" / weights.url.rpartition("/")[2])
+
+
+def test_published_weights_keep_what_they_ask_of_the_network(tmp_path: Path, monkeypatch) -> None:
+    """GoogLeNet's were trained on images standardised in another way."""
+    models = sane_torchvision.import_torchvision().models
+    full = models.googlenet(weights=None, init_weights=False)
+    _cached(models.GoogLeNet_Weights.DEFAULT, full.state_dict(), tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for classes in (None, 7):
+        assert _built("torchvision:googlenet@DEFAULT", classes).transform_input
+    with pytest.raises(SourceError, match="it works on 3 channels elsewhere too"):
+        _built("torchvision:googlenet,channels=1@DEFAULT")
+
+
+def test_published_weights_of_quantised_networks_are_read_unquantised(tmp_path: Path, monkeypatch) -> None:
+    models = sane_torchvision.import_torchvision().models
+    given = _built("torchvision:resnet18").state_dict()
+    _cached(models.ResNet18_Weights.IMAGENET1K_V1, given, tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    graph = sane_torchvision.sane_open("torchvision:quantized_resnet18@DEFAULT")
+    assert any("before quantisation" in note for note in graph.notes)
+    assert all(torch.equal(graph.tensors[param.key], given[param.key]) for param in graph.params)
+
+
+def test_a_silent_server_is_not_waited_for(tmp_path: Path, monkeypatch, capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def ask(*_: object, **__: object) -> None:
+            with socket.create_connection(server.getsockname()) as line:
+                line.recv(1)
+
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setattr("torch.hub.urlopen", ask)
+        monkeypatch.setattr("sane_torchvision.published.PATIENCE", 0.2)
+        start = time.monotonic()
+        said = r"resnet18@IMAGENET1K_V1: https://\S+ cannot be fetched.*name it as torchvision:resnet18@FILE"
+        with pytest.raises(SourceError, match=said):
+            sane_torchvision.sane_open("torchvision:resnet18@DEFAULT")
+        assert time.monotonic() - start < 5
+    assert not capsys.readouterr().out
 
 
 def test_the_table_has_every_name_and_all_are_exact() -> None:

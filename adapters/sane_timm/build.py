@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+from sane_torchvision.build import parsed
+from sane_torchvision.fit import Notes, Recipe, with_weights
+from sane_torchvision.load import import_torchvision
+from sane_torchvision.surgery import with_channels
 from torch import nn
 
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.files import open_file
-from sane_torchvision.build import parsed, with_weights
-from sane_torchvision.load import import_torchvision
-from sane_torchvision.surgery import with_channels
 
+_log = logging.getLogger(__name__)
 _NAMES = "one of timm.list_models() is needed"
 
 
-def build(source: str, classes: int | None) -> tuple[nn.Module, tuple[str, ...]]:
+def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
     """Return the network of NAME[,classes=N][,channels=N][@FILE], and notes on unfit weights.
 
     Without weights it is freshly initialised; nothing is fetched. Raises `SourceError` where timm is
@@ -29,22 +31,24 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, tuple[str, ...]]
     """
     named, at, weights = source.partition("@")
     name, options = parsed(named, f"timm:{source}")
-    classes = options.get("classes", classes)
-    builder = _builder(name)
-    notes: tuple[str, ...] = ()
-    if at:
-        graph = open_file(Path(weights))
-        if graph is None:
-            raise SourceError(
-                f"timm:{source}", "these weights are not known", "a file of weights is needed",
-                "fetch them with timm and save them with safetensors.torch.save_file",
-            )  # fmt: skip
-        module, notes = with_weights(builder, f"timm:{name}", graph.state_dict(), classes)
-    else:
-        module = builder() if classes is None else builder(num_classes=classes)
+    recipe = _recipe(name)
+    wanted = options.get("classes", classes)
+    module, notes = _given(recipe, weights, wanted) if at else (recipe.build(wanted), ())
     if "channels" in options:
-        module = with_channels(module, options["channels"], f"timm:{source}")
+        notes += with_channels(module, options["channels"], f"timm:{source}", recipe.side)
+    for note in notes:
+        _log.warning("timm:%s: %s", source, note)
     return module, notes
+
+
+def _given(recipe: Recipe, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
+    graph = open_file(Path(weights))
+    if graph is None:
+        raise SourceError(
+            f"{recipe.label}@{weights}", "these weights are not known", "a file of weights is needed",
+            "fetch them with timm and save them with safetensors.torch.save_file",
+        )  # fmt: skip
+    return with_weights(recipe, graph.state_dict(), classes)
 
 
 def import_timm() -> ModuleType:
@@ -57,10 +61,16 @@ def import_timm() -> ModuleType:
     import_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the parts of torch that it still uses
-        return import_module("timm")
+        try:
+            return import_module("timm")
+        except ImportError as error:
+            raise SourceError(
+                "timm", f"it does not import ({error})", "one that fits this torch is needed",
+                "run pip install --upgrade 'sane-plugins[timm]'",
+            ) from error  # fmt: skip
 
 
-def _builder(name: str) -> Callable[..., nn.Module]:
+def _recipe(name: str) -> Recipe:
     timm = import_timm()
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=3)
@@ -74,4 +84,16 @@ def _builder(name: str) -> Callable[..., nn.Module]:
         made: nn.Module = timm.create_model(name, pretrained=False, **options)
         return made
 
-    return builder
+    return Recipe(builder=builder, label=f"timm:{name}", side=_side(timm, name))
+
+
+def _side(timm: ModuleType, name: str) -> int | None:
+    """Return the side of the images a network takes. Raises `SourceError` for an unknown tag."""
+    try:
+        settings = timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise SourceError(
+            f"timm:{name}", f"timm refuses this name ({str(error).rstrip('.')})", _NAMES,
+            "leave out what follows the dot",
+        ) from error  # fmt: skip
+    return settings.input_size[-1] if settings else None

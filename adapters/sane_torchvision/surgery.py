@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import nn
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.modules import from_module
+from sane_torchvision.trial import Trial, try_out
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_IMAGES = 3  # channels of the images that networks are made for
 
 
-def with_channels(module: nn.Module, channels: int, source: str) -> nn.Module:
-    """Exchange the convolutions that read the images for such of `channels` inputs.
+def with_channels(
+    module: nn.Module, channels: int, source: str, side: int | None = None
+) -> tuple[str, ...]:
+    """Make the convolutions that read the images read `channels` channels; return notes.
 
     Their weights are adapted: summed for one channel, which on grey images computes the same as the
     network on images repeated to all channels, and otherwise repeated in turn and scaled, so that
-    activations keep their size. Raises `SourceError` where no such convolution is found, and where
-    the network prepares images of a fixed number of channels itself.
+    activations keep their size. `side` is that of images the network takes, in pixels. Raises
+    `SourceError` where something else reads the images, and where the network does not run with
+    such images as far as before; it must not be used then.
     """
-    stems = list(_stems(module))
-    if not stems or any(conv.groups > 1 for _, conv in stems):
-        raise _refused(source, channels, "no plain convolution that reads the images was found")
-    if any(hasattr(part, "image_mean") for part in module.modules()):
-        raise _refused(source, channels, "it prepares its images itself, with three channels")
-    for name, conv in stems:
-        if conv.in_channels != channels:
-            parent, _, last = name.rpartition(".")
-            setattr(module.get_submodule(parent), last, _widened(conv, channels))
-    return module
+    before = _tried(module, side)
+    stems = _stems(module, before)
+    if not stems:
+        raise _refused(source, channels, "no plain convolution reads the images")
+    if before.channels == channels:
+        return ()
+    notes = _prepare(module, channels)
+    for conv in stems:
+        conv.in_channels = channels
+        conv.weight = nn.Parameter(
+            adapted(conv.weight.detach(), channels), requires_grad=conv.weight.requires_grad
+        )
+    after = try_out(module, channels, before.side)
+    # What cannot run to its end without values is to run as far as before.
+    if after.output != before.output or (not before.output and after.steps < before.steps):
+        raise _refused(source, channels, f"it works on {before.channels} channels elsewhere too")
+    return notes
 
 
 def adapted(weight: torch.Tensor, channels: int) -> torch.Tensor:
@@ -42,37 +54,46 @@ def adapted(weight: torch.Tensor, channels: int) -> torch.Tensor:
     return weight[:, turns] * (count / channels)
 
 
-def _stems(module: nn.Module) -> Iterator[tuple[str, _Conv]]:
-    """Yield the convolutions that read an input; where topology is missing, the first of the network."""
-    graph = from_module(module)
-    layers = {layer.name: layer for layer in graph.layers}
-    convs = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
-    found: dict[str, None] = {}
-    for layer in graph.layers:
-        name = layer.name.partition("#")[0]
-        open_ = list(layer.inputs) if name in convs else []
-        while open_:
-            read = layers[open_.pop()]
-            if read.kind == "input":
-                found[name] = None
-            elif not read.params:
-                open_ += read.inputs
-    names = list(found) or ([] if graph.has_topology else list(convs)[:1])
-    yield from ((name, convs[name]) for name in names)
+def _tried(module: nn.Module, side: int | None) -> Trial:
+    """Run the network on colour images, or on such as its first convolution takes."""
+    trial = try_out(module, _IMAGES, side)
+    first = next((part for part in module.modules() if isinstance(part, _Conv)), None)
+    if trial.output or first is None or first.in_channels == _IMAGES:
+        return trial
+    return try_out(module, first.in_channels, side)
 
 
-def _widened(conv: _Conv, channels: int) -> _Conv:
-    kind = type(conv)
-    made = kind(
-        channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-        bias=conv.bias is not None, padding_mode=conv.padding_mode,
-        device=conv.weight.device, dtype=conv.weight.dtype,
-    )  # fmt: skip
-    with torch.no_grad():
-        made.weight.copy_(adapted(conv.weight, channels))
-        if conv.bias is not None and made.bias is not None:
-            made.bias.copy_(conv.bias)
-    return made.train(conv.training)
+def _stems(module: nn.Module, trial: Trial) -> list[_Conv]:
+    """Return the convolutions that read the images, or none where anything else does."""
+    found = []
+    for key in trial.readers:
+        owner, _, attribute = key.rpartition(".")
+        part = module.get_submodule(owner)
+        if not isinstance(part, _Conv) or attribute != "weight" or part.groups > 1:
+            return []
+        if part.in_channels != trial.channels:
+            return []
+        found.append(part)
+    return found
+
+
+def _prepare(module: nn.Module, channels: int) -> tuple[str, ...]:
+    """Let a detection network, which standardises its images itself, do so for other images."""
+    notes = []
+    part: Any
+    for part in module.modules():
+        if hasattr(part, "image_mean") and hasattr(part, "image_std"):
+            if channels == 1 and max(len({*part.image_mean}), len({*part.image_std})) > 1:
+                notes.append("images are standardised with the average of three channels' figures")
+            part.image_mean = _per_channel(part.image_mean, channels)
+            part.image_std = _per_channel(part.image_std, channels)
+    return tuple(notes)
+
+
+def _per_channel(figures: Any, channels: int) -> list[float]:
+    if channels == 1:
+        return [fmean(figures)]
+    return [figures[i % len(figures)] for i in range(channels)]
 
 
 def _refused(source: str, channels: int, found: str) -> SourceError:
