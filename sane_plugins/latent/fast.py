@@ -57,7 +57,7 @@ class FastEncoder:
         device = model.latents_out.weight.device
         centre = torch.eye(self._width, device=device) - 1 / self._width
         self._tokens_in = _packed(centre @ _plain(model.tokens_in.weight))
-        self._places_in = (centre @ _plain(model.places_in.weight)).t().contiguous()
+        self._places_in = _packed(centre @ _plain(model.places_in.weight))
         self._blocks = [_block(layer, centre) for layer in model.encoder.layers]
         self._latents_out = _packed(_plain(model.latents_out.weight) * _gain(last))
         self._floor = torch.tensor((self._width * last.eps) ** 0.5, dtype=_NARROW, device=device)
@@ -73,16 +73,16 @@ class FastEncoder:
         say which of them a window sees, and which places of its own span it owns. Returns (K, W, L).
         """
         x: torch.Tensor = torch.cat([values, side], -1).to(_NARROW) @ self._tokens_in
-        x = (x + places @ self._places_in).to(_NARROW)[seen.flatten()]
+        x = x.addmm_(places.to(_NARROW), self._places_in).index_select(0, seen.flatten())
         rows = (owned + torch.arange(len(seen), device=x.device)[:, None] * seen.shape[1]).flatten()
         for block in self._blocks[:-1]:
             qkv = torch.mm(self._norm(x), block.qkv, out=self._room(x, 3))
             q, k, v = self._split(qkv, len(seen))
             self._mix(x, functional.scaled_dot_product_attention(q, k, v), block)
         y, last = self._norm(x), self._blocks[-1]
-        (q,) = self._split(y[rows] @ last.qkv[:, : self._width], len(seen))
+        (q,) = self._split(y.index_select(0, rows) @ last.qkv[:, : self._width], len(seen))
         k, v = self._split(y @ last.qkv[:, self._width :], len(seen))
-        x = x[rows]
+        x = x.index_select(0, rows)
         self._mix(x, functional.scaled_dot_product_attention(q, k, v), last)
         latents: torch.Tensor = (self._norm(x) @ self._latents_out).float().view(*owned.shape, -1)
         return functional.layer_norm(latents, latents.shape[-1:])

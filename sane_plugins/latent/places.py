@@ -90,25 +90,20 @@ def _features(at: torch.Tensor, sizes: torch.Tensor, filled: torch.Tensor) -> to
     """Return (T, WIDTH) of coordinates (T, 4), the sizes (T, 4) they are relative to, and shares (T,)."""
     period = torch.logspace(math.log10(2), 5, _PERIODS, dtype=torch.float64, device=at.device)
     halves = 0.5 * 2.0 ** torch.arange(_OCTAVES, dtype=torch.float64, device=at.device)
-    found = torch.empty(len(at), WIDTH, device=at.device)
-    middle = 4 * 2 * _PERIODS
-    _waves(at[..., None] / period, found[:, :middle])
-    _waves((at / sizes.double())[..., None] * halves, found[:, middle:-5])
-    found[:, -5:-1] = sizes.double().log() / 4
-    found[:, -1] = filled
-    return found
+    place, size = at.double(), sizes.double()
+    parts = [_waves(place, 1 / period), _waves(place / size, halves)]
+    return torch.cat([*parts, (size.log() / 4).float(), filled.float()[:, None]], 1)
 
 
-def _waves(turns: torch.Tensor, into: torch.Tensor) -> None:
-    """Write sines and cosines of (T, 4, n) turns into (T, 4 * 2n).
+def _waves(x: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
+    """Return sines and cosines (T, 4 * 2n) of places (T, 4) at frequencies (n,).
 
     What is left of a turn is small, so that its sine is exact to single precision in single precision,
     which is many times faster.
     """
-    angle = ((turns - turns.round()) * (2 * math.pi)).float()
-    target = into.view(len(into), 4, -1)
-    torch.sin(angle, out=target[..., : angle.shape[-1]])
-    torch.cos(angle, out=target[..., angle.shape[-1] :])
+    turns = x[..., None] * frequency
+    angle = turns.sub_(turns.round()).float().mul_(2 * math.pi)
+    return torch.cat([angle.sin(), angle.cos()], -1).flatten(1)
 
 
 def _largest(positions: torch.Tensor) -> torch.Tensor:
