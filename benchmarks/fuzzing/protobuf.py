@@ -79,12 +79,20 @@ def _tensor(case: Case, found: ModelProto) -> TensorProto:
     graph = _graph(case, found)
     held = [a.t for n in graph.node for a in n.attribute if a.HasField("t")]
     every = [*graph.initializer, *held, *found.graph.initializer]
-    return case.rng.choice(every) if every else found.graph.initializer.add(name="new", data_type=1)
+    if every:
+        held_one: TensorProto = case.rng.choice(every)
+        return held_one
+    new: TensorProto = found.graph.initializer.add(name="new", data_type=1)
+    return new
 
 
 def _node(case: Case, found: ModelProto) -> NodeProto:
     graph = _graph(case, found)
-    return case.rng.choice(graph.node) if graph.node else graph.node.add(op_type="Identity")
+    if graph.node:
+        chosen: NodeProto = case.rng.choice(list(graph.node))
+        return chosen
+    new: NodeProto = graph.node.add(op_type="Identity")
+    return new
 
 
 def _names(found: ModelProto) -> list[str]:
@@ -149,7 +157,7 @@ def _tensor_kind(case: Case, found: ModelProto) -> None:
 def _external(case: Case, found: ModelProto) -> None:
     tensor, rng = _tensor(case, found), case.rng
     beside = [p.name for p in sorted(case.path.parent.iterdir()) if p.is_file()]
-    tensor.data_location = rng.choice((TensorProto.EXTERNAL, TensorProto.EXTERNAL, 0))
+    tensor.data_location = rng.choice((TensorProto.EXTERNAL, TensorProto.EXTERNAL, TensorProto.DEFAULT))
     if rng.random() < 0.7:
         tensor.ClearField("raw_data")
     if rng.random() < 0.5:
