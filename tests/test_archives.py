@@ -477,3 +477,12 @@ def test_damage_gives_one_sentence_or_a_network(name: str, samples, tmp_path) ->
         inside = samples[name][:2] == b"PK" and rng.random() < 0.7
         path.write_bytes((damaged_inside if inside else damaged)(samples[name], rng))
         survives(path)
+
+
+def test_a_damaged_sparse_file_does_not_spoil_the_next(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2, 2)}, tmp_path / "sound.pt")
+    # What a load leaves that fails between two tensors: places that do not fit.
+    stale = torch.sparse_coo_tensor(torch.tensor([[9]]), torch.ones(1), (2,), check_invariants=False)
+    torch._utils._sparse_tensors_to_validate.append(stale)
+    assert open_file(tmp_path / "sound.pt").size == 4
+    assert not torch._utils._sparse_tensors_to_validate

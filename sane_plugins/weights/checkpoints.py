@@ -90,12 +90,22 @@ def _network(path: Path, content: Any) -> WeightGraph:
         )
 
 
+def _loaded(path: Path, mapped: bool) -> Any:
+    # A load that fails midway leaves sparse tensors behind, and the next one would check them too.
+    left: list[torch.Tensor] = getattr(torch._utils, "_sparse_tensors_to_validate", [])
+    left.clear()
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    finally:
+        left.clear()
+
+
 def _unpickled(path: Path, *, mapped: bool) -> Any:
     with sealed(path, needed="a whole checkpoint"):
         try:
             # Without the check, places outside a sparse tensor would be written to when it is made dense.
             with torch.sparse.check_sparse_tensor_invariants():
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                return _loaded(path, mapped)
         except UnpicklingError as error:
             raise _refused(path, str(error)) from error
 
