@@ -1,0 +1,290 @@
+"""How fast networks become tokens, tokens become networks, and networks are encoded.
+
+    python benchmarks/speed.py [--data ../shared/data]
+
+Every figure is a ratio of times taken next to each other in the same round; the median of the rounds counts.
+- Tokenise and detokenise against a copy of all parameters into one fresh flat buffer (`torch.cat`), on a
+  float32 ResNet-50 and a network of 100 million values. Tokenising also makes mask and positions.
+- Encoding (the shipped SANE, precision `auto`) against the rate of matrix products in the same precision: of
+  large square matrices, and of the encoder's own layers on the tokens of one run. Its operations are counted
+  as 2 x parameters of linear layers x tokens that windows see, halo included, and attention; and again
+  without those that the fast encoder need not do.
+- With --data: heads fitted on float32 features of published networks, asked with bfloat16 features of others.
+Writes results/speed.json and speed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sane_plugins import Host
+from sane_plugins.latent import checkpoint, windows
+from sane_plugins.latent.fast import dtype_of
+from sane_plugins.latent.model import SANE
+from sane_plugins.latent.places import WIDTH as PLACE_WIDTH
+from sane_plugins.tasks.embed import EncodeOptions, SaneEncoder
+from sane_plugins.tasks.heads import STRUCTURE, Samples, fit_head
+from sane_plugins.tasks.statistics import structure
+from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.modules import from_module
+from sane_plugins.weights.scale import SIDE
+from sane_plugins.weights.tokens import detokenize, slots, tokenize
+from sane_plugins.zoo.store import import_published
+
+RESULTS = Path(__file__).parent / "results"
+NETWORKS = ("resnet18", "resnet50")
+ROUNDS = 15
+_RUN = 32 * 80  # tokens that the windows of a run see
+_SQUARE = 2048
+
+
+def main() -> None:
+    """Measure, print and write everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="the folder that holds zoos/")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    chosen = parser.parse_args()
+    host = Host.installed()
+    torch.manual_seed(0)
+    built = {name: from_module(host.build(f"torchvision:{name}")) for name in NETWORKS}
+    wide = from_module(nn.Sequential(*(nn.Linear(5_000, 5_000) for _ in range(4))))
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    result["tokens"] = [
+        tokens(name, graph, chosen.rounds)
+        for name, graph in (("resnet50", built["resnet50"]), ("100 million", wide))
+    ]
+    result["encode"] = [encoding(name, built[name], chosen.rounds) for name in NETWORKS]
+    if chosen.data is not None:
+        result["noise"] = noise(chosen.data)
+    (RESULTS / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "speed.md").write_text(table(result))
+    print(table(result))
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def rounds(works: Mapping[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
+    """Return the seconds of each work in each round, after one that does not count."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(count + 1):
+        for name, work in works.items():
+            seconds = timed(work)
+            if i:
+                found[name].append(seconds)
+    return found
+
+
+def tokens(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
+    """Compare cutting and joining tokens with copying all values."""
+    width = checkpoint.embedded().config.token_width
+    cut = tokenize(graph, width)
+    seconds = rounds(
+        {
+            "copy": lambda: torch.cat([tensor.reshape(-1) for _, tensor in graph.items()]),
+            "tokenize": lambda: tokenize(graph, width),
+            "detokenize": lambda: detokenize(cut, graph),
+        },
+        count,
+    )
+    rates = {f"{key}_million_per_s": graph.size / median(x) / 1e6 for key, x in seconds.items()}
+    ratios = {
+        f"{key}_of_copy": _ratio(seconds["copy"], seconds[key])
+        for key in ("tokenize", "detokenize")
+    }
+    return {"network": name, "values": graph.size, **rates, **ratios}
+
+
+def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
+    """Compare encoding with matrix products of the same precision."""
+    model = checkpoint.embedded()
+    dtype = dtype_of("auto", torch.device("cpu"))
+    options = EncodeOptions(latents=False)
+    counted, done = operations(model, graph)
+    square = torch.randn(_SQUARE, _SQUARE).to(dtype)
+    pairs = _own_layers(model, dtype)
+    own = sum(2 * x.shape[0] * w.numel() for x, w in pairs)
+    with torch.inference_mode():
+        seconds = rounds(
+            {
+                "square": lambda: [square @ square for _ in range(5)],
+                "layers": lambda: [nn.functional.linear(x, w) for x, w in pairs],
+                "layers_apart": lambda: _apart(pairs),
+                "encode": lambda: SaneEncoder(model).encode(graph, options),
+            },
+            count,
+        )
+    work = {"square": 5 * 2 * _SQUARE**3, "layers": own, "layers_apart": own * _threads()}
+    # Whichever way of using all cores is faster is the machine's rate.
+    best = [
+        min(a, b / _threads())
+        for a, b in zip(seconds["layers"], seconds["layers_apart"], strict=True)
+    ]
+    return {
+        "network": name, "values": graph.size, "precision": str(dtype).removeprefix("torch."),
+        "seconds": median(seconds["encode"]), "gflop": counted / 1e9, "gflop_done": done / 1e9,
+        **{f"{key}_gflops": work[key] / median(seconds[key]) / 1e9 for key in work},
+        **{f"{key}_gflops_best": work[key] / min(seconds[key]) / 1e9 for key in work},
+        "encode_gflops": counted / median(seconds["encode"]) / 1e9,
+        "encode_gflops_best": counted / min(seconds["encode"]) / 1e9,
+        "of_square": _ratio(seconds["square"], seconds["encode"]) * counted / work["square"],
+        "of_layers": _ratio(best, seconds["encode"]) * counted / own,
+        "done_of_square": _ratio(seconds["square"], seconds["encode"]) * done / work["square"],
+        "done_of_layers": _ratio(best, seconds["encode"]) * done / own,
+    }  # fmt: skip
+
+
+def operations(model: SANE, graph: WeightGraph) -> tuple[int, int]:
+    """Return operations of the encoder as counted for the model, and those that are done."""
+    config = model.config
+    own = sum(slot.tokens(config.token_width) for slot in slots(graph))
+    seen = windows.seen(own, config.window, config.halo)
+    width, span, layers = config.model_width, seen.shape[1], config.layers
+    first = 2 * width * (config.token_width + SIDE + PLACE_WIDTH)
+    last = 2 * width * config.latent_width
+    query, rest, attention = 2 * width**2, 2 * width**2 * 9, 4 * span * width
+    block = 3 * query + rest + attention
+    counted = seen.numel() * (first + layers * block + last)
+    once = own + len(seen) // 32 * 2 * config.halo
+    done = once * first + seen.numel() * ((layers - 1) * block + 2 * query)
+    return counted, done + own * (query + rest + attention + last)
+
+
+def _own_layers(model: SANE, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return inputs and weights of one encoder block at the size of a run."""
+    found = []
+    for name, parameter in model.encoder.layers[0].named_parameters():
+        if parameter.ndim == 2 and "norm" not in name:
+            found.append((torch.randn(_RUN, parameter.shape[1]).to(dtype), parameter.to(dtype)))
+    return found
+
+
+def _apart(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Multiply once per core, each on a thread of its own."""
+    before = torch.get_num_threads()
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            for x, w in pairs:
+                nn.functional.linear(x, w)
+
+    threads = [Thread(target=work) for _ in range(before)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.set_num_threads(before)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _ratio(base: Sequence[float], other: Sequence[float]) -> float:
+    """Return the median over rounds of how often `other` fits into `base`."""
+    return median(a / b for a, b in zip(base, other, strict=True))
+
+
+def noise(data: Path, fitted: int = 300, asked: int = 50) -> list[dict[str, Any]]:
+    """Compare predictions from bfloat16 features with those from float32, against the interval's width."""
+    encoder, rows = SaneEncoder(), []
+    for zoo_name in ("mnist-cnn", "cifar10-cnn"):
+        zoo = import_published(data / "zoos" / f"{zoo_name}.json")
+        zoo = zoo.where(lambda entry: bool(entry.properties["finite"]))
+        order = np.random.default_rng(0).permutation(len(zoo))[: fitted + asked]
+        entries = [zoo.entries[i] for i in order]
+        graphs = [zoo.graph(entry) for entry in entries]
+        wide, narrow = (
+            np.stack([encoder.features(g, EncodeOptions(precision=p)).numpy() for g in graphs])
+            for p in ("float32", "bfloat16")
+        )
+        shapes = np.stack([structure(graph) for graph in graphs])
+        names = [entry.network for entry in entries]
+        for name in ("test_accuracy", "epoch", "gap"):
+            targets = np.array([float(entry.properties[name]) for entry in entries])
+            samples = Samples(
+                features={"sane": wide[:fitted], STRUCTURE: shapes[:fitted]},
+                networks=names[:fitted],
+            )
+            head = fit_head(name, samples, targets[:fitted])
+            told = [
+                (
+                    head.estimate({"sane": w[None][0], STRUCTURE: s}),
+                    head.estimate({"sane": n[None][0], STRUCTURE: s}),
+                )
+                for w, n, s in zip(wide[fitted:], narrow[fitted:], shapes[fitted:], strict=True)
+            ]
+            moved = [abs(a.value - b.value) for a, b in told]
+            size = [a.interval[1] - a.interval[0] for a, _ in told]
+            error = [
+                np.mean(
+                    [abs(pair[i].value - t) for pair, t in zip(told, targets[fitted:], strict=True)]
+                )
+                for i in (0, 1)
+            ]
+            rows.append({
+                "zoo": zoo_name, "property": name, "networks": asked,
+                "median_shift": float(np.median(moved)), "largest_shift": float(max(moved)),
+                "median_interval": float(np.median(size)),
+                "largest_shift_of_interval": float(max(m / s for m, s in zip(moved, size, strict=True))),
+                "error_float32": float(error[0]), "error_bfloat16": float(error[1]),
+                "known_kind_changed": sum(a.in_distribution != b.in_distribution for a, b in told),
+            })  # fmt: skip
+    return rows
+
+
+def table(result: Mapping[str, Any]) -> str:
+    lines = [
+        "# Speed", "",
+        f"{result['threads']} threads, torch {result['torch']}. Written by `python benchmarks/speed.py`, whose "
+        "docstring says what is compared.", "",
+        "| network | values | copy | tokenise | detokenise | tokenise / copy | detokenise / copy |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    lines += [
+        f"| {r['network']} | {r['values'] / 1e6:.0f} million | {r['copy_million_per_s']:.0f} M/s | "
+        f"{r['tokenize_million_per_s']:.0f} M/s | {r['detokenize_million_per_s']:.0f} M/s | "
+        f"{r['tokenize_of_copy']:.2f} | {r['detokenize_of_copy']:.2f} |"
+        for r in result["tokens"]
+    ]
+    lines += [
+        "", "| network | precision | seconds | encoder | square matrices | own layers | of square | of own layers "
+        "| done / square | done / own layers |", "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    lines += [
+        f"| {r['network']} | {r['precision']} | {r['seconds']:.2f} | {r['encode_gflops']:.0f} GFLOP/s | "
+        f"{r['square_gflops']:.0f} | {max(r['layers_gflops'], r['layers_apart_gflops']):.0f} | "
+        f"{r['of_square']:.0%} | {r['of_layers']:.0%} | {r['done_of_square']:.0%} | {r['done_of_layers']:.0%} |"
+        for r in result["encode"]
+    ]
+    if noisy := result.get("noise"):
+        lines += [
+            "", "| zoo | property | shift (median) | shift (largest) | interval (median) | largest shift / interval "
+            "| error float32 | error bfloat16 |", "|---|---|---:|---:|---:|---:|---:|---:|",
+        ]  # fmt: skip
+        lines += [
+            f"| {r['zoo']} | {r['property']} | {r['median_shift']:.2g} | {r['largest_shift']:.2g} | "
+            f"{r['median_interval']:.3g} | {r['largest_shift_of_interval']:.1%} | {r['error_float32']:.4f} | "
+            f"{r['error_bfloat16']:.4f} |"
+            for r in noisy
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
