@@ -71,21 +71,16 @@ def _moments(tensor: torch.Tensor | None) -> tuple[float, float]:
     """Return mean and deviation, from the moments of chunks that fit into a cache (Chan et al. 1982)."""
     if tensor is None:
         return 0.0, 1.0
-    chunks = tensor.detach().reshape(-1).split(_CHUNK)
-    parts = torch.tensor([_chunk_moments(chunk.double()) for chunk in chunks], dtype=torch.float64)
-    sizes = torch.tensor([len(chunk) for chunk in chunks], dtype=torch.float64)
-    means, squares = parts.unbind(1)
-    mean = (sizes @ means) / sizes.sum()
-    variance = (squares.sum() + sizes @ (means - mean) ** 2) / sizes.sum()
-    deviation = variance.sqrt().item()
-    return mean.item(), 1.0 if deviation <= _TINY else deviation
-
-
-def _chunk_moments(x: torch.Tensor) -> tuple[float, float]:
-    """Return the mean and the sum of squared differences from it."""
-    mean = x.mean()
-    x = x - mean
-    return mean.item(), x.dot(x).item()
+    size, mean, squares = 0, 0.0, 0.0
+    for chunk in tensor.detach().reshape(-1).split(_CHUNK):
+        x = chunk.double()
+        own = x.mean().item()
+        x = x - own
+        apart, before, size = own - mean, size, size + len(x)
+        mean += apart * len(x) / size
+        squares += x.dot(x).item() + apart * apart * len(x) * before / size
+    deviation = (squares / size) ** 0.5
+    return mean, 1.0 if deviation <= _TINY else deviation
 
 
 def _mapped(graph: WeightGraph, scale: Scale, change: _Change) -> WeightGraph:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 
 import torch
 
@@ -33,8 +33,8 @@ class _Part:
     """A tensor of a slot with what standardises it; rows come first."""
 
     tensor: torch.Tensor
-    mean: torch.Tensor
-    deviation: torch.Tensor
+    mean: float
+    deviation: float
 
     def into(self, target: torch.Tensor, rows: slice, columns: slice | None) -> None:
         """Write some rows (or columns of one row) into `target` (rows, columns), standardised."""
@@ -42,7 +42,7 @@ class _Part:
         source = source if columns is None else source.reshape(1, -1)[:, columns]
         target = target.view(source.shape)
         if source.dtype == torch.float64:
-            target.copy_((source - self.mean.double()) / self.deviation.double())
+            target.copy_((source - self.mean) / self.deviation)
         else:
             target.copy_(source).sub_(self.mean).div_(self.deviation)
 
@@ -65,13 +65,14 @@ def _read(graph: WeightGraph, slot: Slot, device: torch.device) -> tuple[list[_P
     params = [slot.weight] if slot.bias is None else [slot.weight, slot.bias]
     tensors = [graph.tensors[param.key].detach() for param in params]
     found = scale.of_slot(tensors[0], tensors[1] if slot.bias is not None else None)
-    if not (found.mean.isfinite().all() and found.deviation.isfinite().all()):
+    means, deviations = found.mean[0].tolist(), found.deviation[0].tolist()
+    if not all(map(isfinite, (*means, *deviations))):
         graph.require_finite()
     parts = []
-    for j, (param, tensor) in enumerate(zip(params, tensors, strict=True)):
+    for param, tensor, mean, deviation in zip(params, tensors, means, deviations, strict=False):
         rows = by_rows(tensor.to(device), param)
         rows = rows if rows.ndim and len(rows) == slot.rows else rows.reshape(1, -1)
-        parts.append(_Part(rows, *(x[0, j].to(device) for x in (found.mean, found.deviation))))
+        parts.append(_Part(rows, mean, deviation))
     return parts, found.side[0].to(device)
 
 
