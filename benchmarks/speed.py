@@ -24,8 +24,8 @@ from statistics import median
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import torch
+from precision import noise
 from torch import nn
 
 from sane_plugins import Host
@@ -34,13 +34,10 @@ from sane_plugins.latent.fast import dtype_of
 from sane_plugins.latent.model import SANE
 from sane_plugins.latent.places import WIDTH as PLACE_WIDTH
 from sane_plugins.tasks.embed import EncodeOptions, SaneEncoder
-from sane_plugins.tasks.heads import STRUCTURE, Samples, fit_head
-from sane_plugins.tasks.statistics import structure
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.scale import SIDE
 from sane_plugins.weights.tokens import detokenize, slots, tokenize
-from sane_plugins.zoo.store import import_published
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("resnet18", "resnet50")
@@ -200,90 +197,43 @@ def _ratio(base: Sequence[float], other: Sequence[float]) -> float:
     return median(a / b for a, b in zip(base, other, strict=True))
 
 
-def noise(data: Path, fitted: int = 300, asked: int = 50) -> list[dict[str, Any]]:
-    """Compare predictions from bfloat16 features with those from float32, against the interval's width."""
-    encoder, rows = SaneEncoder(), []
-    for zoo_name in ("mnist-cnn", "cifar10-cnn"):
-        zoo = import_published(data / "zoos" / f"{zoo_name}.json")
-        zoo = zoo.where(lambda entry: bool(entry.properties["finite"]))
-        order = np.random.default_rng(0).permutation(len(zoo))[: fitted + asked]
-        entries = [zoo.entries[i] for i in order]
-        graphs = [zoo.graph(entry) for entry in entries]
-        wide, narrow = (
-            np.stack([encoder.features(g, EncodeOptions(precision=p)).numpy() for g in graphs])
-            for p in ("float32", "bfloat16")
-        )
-        shapes = np.stack([structure(graph) for graph in graphs])
-        names = [entry.network for entry in entries]
-        for name in ("test_accuracy", "epoch", "gap"):
-            targets = np.array([float(entry.properties[name]) for entry in entries])
-            samples = Samples(
-                features={"sane": wide[:fitted], STRUCTURE: shapes[:fitted]},
-                networks=names[:fitted],
-            )
-            head = fit_head(name, samples, targets[:fitted])
-            told = [
-                (
-                    head.estimate({"sane": w[None][0], STRUCTURE: s}),
-                    head.estimate({"sane": n[None][0], STRUCTURE: s}),
-                )
-                for w, n, s in zip(wide[fitted:], narrow[fitted:], shapes[fitted:], strict=True)
-            ]
-            moved = [abs(a.value - b.value) for a, b in told]
-            size = [a.interval[1] - a.interval[0] for a, _ in told]
-            error = [
-                np.mean(
-                    [abs(pair[i].value - t) for pair, t in zip(told, targets[fitted:], strict=True)]
-                )
-                for i in (0, 1)
-            ]
-            rows.append({
-                "zoo": zoo_name, "property": name, "networks": asked,
-                "median_shift": float(np.median(moved)), "largest_shift": float(max(moved)),
-                "median_interval": float(np.median(size)),
-                "largest_shift_of_interval": float(max(m / s for m, s in zip(moved, size, strict=True))),
-                "error_float32": float(error[0]), "error_bfloat16": float(error[1]),
-                "known_kind_changed": sum(a.in_distribution != b.in_distribution for a, b in told),
-            })  # fmt: skip
-    return rows
-
-
 def table(result: Mapping[str, Any]) -> str:
-    lines = [
-        "# Speed", "",
-        f"{result['threads']} threads, torch {result['torch']}. Written by `python benchmarks/speed.py`, whose "
-        "docstring says what is compared.", "",
-        "| network | values | copy | tokenise | detokenise | tokenise / copy | detokenise / copy |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]  # fmt: skip
-    lines += [
-        f"| {r['network']} | {r['values'] / 1e6:.0f} million | {r['copy_million_per_s']:.0f} M/s | "
-        f"{r['tokenize_million_per_s']:.0f} M/s | {r['detokenize_million_per_s']:.0f} M/s | "
-        f"{r['tokenize_of_copy']:.2f} | {r['detokenize_of_copy']:.2f} |"
-        for r in result["tokens"]
-    ]
-    lines += [
-        "", "| network | precision | seconds | encoder | square matrices | own layers | of square | of own layers "
-        "| done / square | done / own layers |", "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]  # fmt: skip
-    lines += [
-        f"| {r['network']} | {r['precision']} | {r['seconds']:.2f} | {r['encode_gflops']:.0f} GFLOP/s | "
-        f"{r['square_gflops']:.0f} | {max(r['layers_gflops'], r['layers_apart_gflops']):.0f} | "
-        f"{r['of_square']:.0%} | {r['of_layers']:.0%} | {r['done_of_square']:.0%} | {r['done_of_layers']:.0%} |"
-        for r in result["encode"]
-    ]
-    if noisy := result.get("noise"):
-        lines += [
-            "", "| zoo | property | shift (median) | shift (largest) | interval (median) | largest shift / interval "
-            "| error float32 | error bfloat16 |", "|---|---|---:|---:|---:|---:|---:|---:|",
-        ]  # fmt: skip
-        lines += [
-            f"| {r['zoo']} | {r['property']} | {r['median_shift']:.2g} | {r['largest_shift']:.2g} | "
-            f"{r['median_interval']:.3g} | {r['largest_shift_of_interval']:.1%} | {r['error_float32']:.4f} | "
-            f"{r['error_bfloat16']:.4f} |"
-            for r in noisy
-        ]
+    """Return everything as markdown tables."""
+    head = f"{result['threads']} threads, torch {result['torch']}. Written by `python benchmarks/speed.py`"
+    lines = ["# Speed", "", f"{head}, whose docstring says what is compared."]
+    lines += _grid(result["tokens"], {
+        "network": "network", "values": "values", "copy_million_per_s": "copy, M/s",
+        "tokenize_million_per_s": "tokenise, M/s", "detokenize_million_per_s": "detokenise, M/s",
+        "tokenize_of_copy": "tokenise / copy", "detokenize_of_copy": "detokenise / copy",
+    })  # fmt: skip
+    lines += _grid(result["encode"], {
+        "network": "network", "precision": "precision", "seconds": "seconds",
+        "encode_gflops": "encoder, GFLOP/s", "square_gflops": "square matrices",
+        "layers_gflops": "own layers", "layers_apart_gflops": "own layers, a thread each",
+        "of_square": "encoder / square", "of_layers": "encoder / own layers",
+        "done_of_square": "operations done / square", "done_of_layers": "operations done / own layers",
+    })  # fmt: skip
+    lines += _grid(result.get("noise", []), {
+        "zoo": "zoo", "property": "property", "median_shift": "shift, median",
+        "largest_shift": "shift, largest", "median_interval": "interval, median",
+        "largest_shift_of_interval": "largest shift / interval", "error_float32": "error, float32",
+        "error_bfloat16": "error, bfloat16", "known_kind_changed": "known kind changed",
+    })  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _grid(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
+    """Return a blank line and a table of some columns under other names; nothing without rows."""
+    if not rows:
+        return []
+    lines = ["", f"| {' | '.join(columns.values())} |", "|---" * len(columns) + "|"]
+    return lines + [f"| {' | '.join(_cell(row[key]) for key in columns)} |" for row in rows]
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
 if __name__ == "__main__":
