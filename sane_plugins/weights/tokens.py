@@ -86,7 +86,8 @@ def slots(graph: WeightGraph) -> tuple[Slot, ...]:
 
 def positions(parts: tuple[Slot, ...], width: int) -> torch.Tensor:
     """Return (T, 3) int64: place in the sequence, slot number, channel number."""
-    found = torch.empty(sum(s.tokens(width) for s in parts), 3, dtype=torch.int64)
+    # One column after the other in memory, as they are written and read.
+    found = torch.empty(3, sum(s.tokens(width) for s in parts), dtype=torch.int64).T
     torch.arange(len(found), out=found[:, 0])
     start = 0
     for i, slot in enumerate(parts):
@@ -107,15 +108,15 @@ def tokenize(graph: WeightGraph, width: int, device: torch.device | str = "cpu")
     is_double = any(param.dtype == torch.float64 for param in graph.params)
     dtype = torch.float64 if is_double else torch.float32
     total = sum(s.tokens(width) for s in parts)
-    # Fresh memory is written once: values in place, and zeros only where rows end.
+    # Fresh memory is written once, in few large steps: values in place, zeros only where rows end.
     values = torch.empty(total, width, dtype=dtype, device=device)
-    mask = torch.ones(total, width, dtype=torch.bool, device=device)
+    mask = torch.empty(total, width, dtype=torch.bool, device=device)
     for slot, block, filled in zip(
         parts, _blocks(values, parts), _blocks(mask, parts), strict=True
     ):
         _fill(block, graph, slot)
         block[:, slot.columns :] = 0
-        filled[:, slot.columns :] = False
+        filled.copy_(torch.arange(block.shape[1], device=device) < slot.columns)
     return Tokens(values, mask, positions(parts, width).to(device))
 
 
