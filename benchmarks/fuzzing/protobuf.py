@@ -157,7 +157,9 @@ def _tensor_kind(case: Case, found: ModelProto) -> None:
 def _external(case: Case, found: ModelProto) -> None:
     tensor, rng = _tensor(case, found), case.rng
     beside = [p.name for p in sorted(case.path.parent.iterdir()) if p.is_file()]
-    tensor.data_location = rng.choice((TensorProto.EXTERNAL, TensorProto.EXTERNAL, TensorProto.DEFAULT))
+    tensor.data_location = rng.choice(
+        (TensorProto.EXTERNAL, TensorProto.EXTERNAL, TensorProto.DEFAULT)
+    )
     if rng.random() < 0.7:
         tensor.ClearField("raw_data")
     if rng.random() < 0.5:
