@@ -10,7 +10,8 @@ Every figure is a ratio of times taken next to each other in the same round; the
   as 2 x parameters of linear layers x tokens that windows see, halo included, and attention; and again
   without those that the fast encoder need not do.
 - With --data: heads fitted on float32 features of published networks, asked with bfloat16 features of others.
-Writes results/speed.json and speed.md.
+All of it twice: on all threads by the clock, and on one thread by the processor's time of that thread, which
+other jobs on the machine disturb less. Writes results/speed.json and speed.md.
 """
 
 from __future__ import annotations
@@ -57,11 +58,13 @@ def main() -> None:
     built = {name: from_module(host.build(f"torchvision:{name}")) for name in NETWORKS}
     wide = from_module(nn.Sequential(*(nn.Linear(5_000, 5_000) for _ in range(4))))
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    result["tokens"] = [
-        tokens(name, graph, chosen.rounds)
-        for name, graph in (("resnet50", built["resnet50"]), ("100 million", wide))
-    ]
-    result["encode"] = [encoding(name, built[name], chosen.rounds) for name in NETWORKS]
+    result["tokens"], result["encode"] = [], []
+    for threads in sorted({1, torch.get_num_threads()}, reverse=True):
+        torch.set_num_threads(threads)
+        for name, graph in (("resnet50", built["resnet50"]), ("100 million", wide)):
+            result["tokens"].append(tokens(name, graph, chosen.rounds))
+        result["encode"] += [encoding(name, built[name], chosen.rounds) for name in NETWORKS]
+    torch.set_num_threads(result["threads"])
     if chosen.data is not None:
         result["noise"] = noise(chosen.data)
     (RESULTS / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -70,9 +73,10 @@ def main() -> None:
 
 
 def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    clock = time.thread_time if _threads() == 1 else time.perf_counter
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def rounds(works: Mapping[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
@@ -103,7 +107,7 @@ def tokens(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
         f"{key}_of_copy": _ratio(seconds["copy"], seconds[key])
         for key in ("tokenize", "detokenize")
     }
-    return {"network": name, "values": graph.size, **rates, **ratios}
+    return {"network": name, "threads": _threads(), "values": graph.size, **rates, **ratios}
 
 
 def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
         for a, b in zip(seconds["layers"], seconds["layers_apart"], strict=True)
     ]
     return {
-        "network": name, "values": graph.size, "precision": str(dtype).removeprefix("torch."),
+        "network": name, "threads": _threads(), "values": graph.size, "precision": str(dtype).removeprefix("torch."),
         "seconds": median(seconds["encode"]), "gflop": counted / 1e9, "gflop_done": done / 1e9,
         **{f"{key}_gflops": work[key] / median(seconds[key]) / 1e9 for key in work},
         **{f"{key}_gflops_best": work[key] / min(seconds[key]) / 1e9 for key in work},
@@ -172,7 +176,11 @@ def _own_layers(model: SANE, dtype: torch.dtype) -> list[tuple[torch.Tensor, tor
 
 def _apart(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Multiply once per core, each on a thread of its own."""
-    before = torch.get_num_threads()
+    before = _threads()
+    if before == 1:
+        for x, w in pairs:
+            nn.functional.linear(x, w)
+        return
 
     def work() -> None:
         torch.set_num_threads(1)
@@ -202,12 +210,12 @@ def table(result: Mapping[str, Any]) -> str:
     head = f"{result['threads']} threads, torch {result['torch']}. Written by `python benchmarks/speed.py`"
     lines = ["# Speed", "", f"{head}, whose docstring says what is compared."]
     lines += _grid(result["tokens"], {
-        "network": "network", "values": "values", "copy_million_per_s": "copy, M/s",
+        "network": "network", "threads": "threads", "values": "values", "copy_million_per_s": "copy, M/s",
         "tokenize_million_per_s": "tokenise, M/s", "detokenize_million_per_s": "detokenise, M/s",
         "tokenize_of_copy": "tokenise / copy", "detokenize_of_copy": "detokenise / copy",
     })  # fmt: skip
     lines += _grid(result["encode"], {
-        "network": "network", "precision": "precision", "seconds": "seconds",
+        "network": "network", "threads": "threads", "precision": "precision", "seconds": "seconds",
         "encode_gflops": "encoder, GFLOP/s", "square_gflops": "square matrices",
         "layers_gflops": "own layers", "layers_apart_gflops": "own layers, a thread each",
         "of_square": "encoder / square", "of_layers": "encoder / own layers",

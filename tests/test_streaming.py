@@ -137,6 +137,15 @@ def test_bfloat16_is_near_and_follows_the_weights(model: SANE) -> None:
             model.tokens_in.weight.mul_(-1)
 
 
+def test_inference_mode_changes_nothing(model: SANE) -> None:
+    graph = network()
+    with torch.inference_mode():
+        first = encode(model, graph, precision="bfloat16").values.clone()
+        made_within = SANE(SMALL).eval()
+        encode(made_within, graph, precision="bfloat16")
+    assert torch.equal(encode(model, graph, precision="bfloat16").values, first)
+
+
 def test_precision_by_name() -> None:
     assert dtype_of("float32", torch.device("cpu")) == torch.float32
     assert dtype_of("bfloat16", torch.device("cpu")) == torch.bfloat16

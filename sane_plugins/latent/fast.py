@@ -109,7 +109,8 @@ class FastEncoder:
         kept: dict[int, torch.Tensor] = self._kept.__dict__.setdefault("rooms", {})
         size = len(x) * times * self._width
         if times not in kept or kept[times].numel() < size:
-            kept[times] = torch.empty(size, dtype=_NARROW, device=x.device)
+            with torch.inference_mode(False):  # memory made in that mode may be written in no other
+                kept[times] = torch.empty(size, dtype=_NARROW, device=x.device)
         room: torch.Tensor = kept[times][:size]
         return room.view(len(x), -1)
 
@@ -119,7 +120,7 @@ _known: WeakKeyDictionary[SANE, tuple[object, FastEncoder]] = WeakKeyDictionary(
 
 def fast_encoder(model: SANE) -> FastEncoder:
     """Return the model's encoder in bfloat16; made again where its weights changed."""
-    state = tuple((p.data_ptr(), p._version) for p in model.parameters())
+    state = tuple((p.data_ptr(), p.is_inference() or p._version) for p in model.parameters())
     found = _known.get(model)
     if found is None or found[0] != state:
         found = _known[model] = (state, FastEncoder(model))
