@@ -41,7 +41,22 @@ opened, cut into tokens, put together again and loaded into a second one filled 
 means that every tensor of that one is then bit for bit as in the first. *Groups* counts the sets of hidden
 channels that may change places. *Classes* and *channels* tell whether `torchvision:NAME,classes=7` and
 `,channels=1` and `,channels=5` build a network that runs, on images without values, and gives 7 classes.
-*Untouched* tensors hold no weights (counters, index tables); they return as well."""
+*Untouched* tensors hold no weights (counters, index tables); they return as well.
+
+## Other classes, other images, given weights
+
+`torchvision:NAME[,classes=N][,channels=N][@WEIGHTS]`, and likewise `timm:NAME...` with a file for weights:
+
+- Weights tell their own classes and channels: `torchvision:resnet18@mine.pth` needs neither option. WEIGHTS is any
+  [file](files.md), an index of shards too, or the name of published weights such as DEFAULT, which are downloaded.
+- `classes=N`: the layers whose shapes depend on it are freshly initialised, and a note names them. A network
+  without classes, such as those of optical flow, refuses.
+- `channels=N`: the convolutions that read the images are found by a run on images without values. Their kernels
+  are summed for one channel, so that a grey image gives what its repetition gave, and otherwise repeated in turn and
+  scaled by old channels / new channels. Detection networks standardise images themselves: they repeat the figures in
+  turn, and average them for one channel, which a note says. Refused are networks where anything but a plain convolution
+  reads the images, and those that use their channels elsewhere too (GoogLeNet and Inception with published weights).
+- `quantized_*` networks are built, and their published weights read, as they are before quantisation."""
 _UNTRACED = """Their code decides by what its inputs are, which a symbolic trace does not know. So it is unknown which
 channels belong together, and none are permuted:"""
 _TWICE = (torch.rand(1 << 20, generator=torch.Generator().manual_seed(0)) - 0.5).repeat(2)
@@ -110,7 +125,7 @@ def _why_untraced(module: nn.Module) -> str:
     try:
         torch.fx.symbolic_trace(module)
     except Exception as error:  # the table says it
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return f"{type(error).__name__}: {str(error).partition('. ')[0]}"
     return "reason unknown"
 
 

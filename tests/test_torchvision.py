@@ -19,7 +19,10 @@ from safetensors.torch import save_file
 from sane_torchvision.surgery import with_channels
 from torch import nn
 
-from sane_plugins.errors import SourceError
+from sane_plugins import Host
+from sane_plugins.cli.targets import built, find_target
+from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.tasks.task import load_task
 from sane_plugins.weights.modules import from_module, load_into
 from sane_plugins.weights.tokens import detokenize, tokenize
 
@@ -140,6 +143,7 @@ def test_no_network_is_told(tmp_path: Path, monkeypatch) -> None:
         ("torchvision:resnet18@nothing", None, "IMAGENET1K_V1"),
         ("torchvision:resnet18@nothing.pth", None, "does not exist"),
         ("torchvision:raft_small", 7, "no classes"),
+        ("torchvision:resnet18,classes=7", 10, "7 classes follow the name, but 10 .* leave out"),
     ],
 )
 def test_refusals(source: str, classes: int | None, said: str) -> None:
@@ -184,7 +188,10 @@ def test_importing_the_adapter_imports_no_torch() -> None:
 def test_a_missing_torchvision_is_told() -> None:
     check = """
 import sys, sane_torchvision
-from sane_plugins.errors import SourceError
+from sane_plugins import Host
+from sane_plugins.cli.targets import built, find_target
+from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.tasks.task import load_task
 class Missing:
     def find_spec(self, name, *_):
         if name == "torchvision":
@@ -267,8 +274,12 @@ def test_detection_of_grey_images_says_how_they_are_standardised(caplog) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["lraspp_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "ssd300_vgg16"]
-)
+    "name",
+    [
+        "lraspp_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn",
+        pytest.param("ssd300_vgg16", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_the_class_count_of_a_file_is_found_for_other_tasks(name: str, tmp_path: Path) -> None:
     given = _built(f"torchvision:{name}", 5).state_dict()
     torch.save(given, tmp_path / "w.pth")
@@ -288,6 +299,22 @@ def test_the_channel_count_of_a_file_is_found_and_changed(tmp_path: Path) -> Non
     assert torch.equal(wider.features[0].weight, torch.cat([kernel, kernel], 1) / 2)
     assert torch.equal(wider.state_dict()["features.3.squeeze.bias"], given["features.3.squeeze.bias"])
     assert wider(torch.randn(1, 4, 64, 64)).shape == (1, 9)
+
+
+def test_a_target_has_given_weights_and_other_channels(tmp_path: Path) -> None:
+    """Names of networks and functions hold dots and slashes, as files do."""
+    torch.save(_built("torchvision:squeezenet1_1", 5).state_dict(), tmp_path / "w.pth")
+    source, task = f"torchvision:squeezenet1_1,channels=1@{tmp_path / 'w.pth'}", load_task("digits")
+    target = find_target(Host.installed(), source, None, task, resize=False)
+    network = built(target.network)
+    assert network.features[0].in_channels == target.task.channels == 1
+    assert network.classifier[1].out_channels == 10
+    with pytest.raises(SourceError, match="leave out classes=N"):
+        find_target(Host.installed(), "torchvision:resnet18,classes=7", None, task, resize=False)
+    function = "torch.nn.functional:relu"
+    with pytest.raises(SaneError, match="relu") as refused:
+        find_target(Host.installed(), function, None, task, resize=False)
+    assert "does not exist" not in str(refused.value)
 
 
 class Mixed(nn.Module):
@@ -376,4 +403,5 @@ def test_the_table_has_every_name_and_all_are_exact() -> None:
         pytest.skip(f"the table was made with torchvision {results['versions']['torchvision']}")
     assert results["networks"].keys() == set(known.models.list_models())
     assert all(x.get("exact") or x.get("failed") for x in results["networks"].values())
+    assert all(x["groups"] or x["untraced"] for x in results["networks"].values() if x.get("exact"))
     assert sum(bool(x.get("exact")) for x in results["networks"].values()) >= 120

@@ -30,12 +30,11 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
     missing, where the name is unknown, and where the weights are of another architecture.
     """
     named, at, weights = source.partition("@")
-    name, options = parsed(named, f"timm:{source}")
+    name, wanted, channels = parsed(named, classes, f"timm:{source}")
     recipe = _recipe(name)
-    wanted = options.get("classes", classes)
     module, notes = _given(recipe, weights, wanted) if at else (recipe.build(wanted), ())
-    if "channels" in options:
-        notes += with_channels(module, options["channels"], f"timm:{source}", recipe.side)
+    if channels is not None:
+        notes += with_channels(module, channels, f"timm:{source}", recipe.side)
     for note in notes:
         _log.warning("timm:%s: %s", source, note)
     return module, notes

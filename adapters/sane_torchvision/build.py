@@ -27,19 +27,21 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
     takes no class count, and where the weights are of another architecture.
     """
     named, at, weights = source.partition("@")
-    name, options = parsed(named, f"torchvision:{source}")
+    name, wanted, channels = parsed(named, classes, f"torchvision:{source}")
     recipe = _recipe(name)
-    wanted = options.get("classes", classes)
     module, notes = _given(recipe, name, weights, wanted) if at else (recipe.build(wanted), ())
-    if "channels" in options:
-        notes += with_channels(module, options["channels"], f"torchvision:{source}")
+    if channels is not None:
+        notes += with_channels(module, channels, f"torchvision:{source}")
     for note in notes:
         _log.warning("torchvision:%s: %s", source, note)
     return module, notes
 
 
-def parsed(named: str, source: str) -> tuple[str, dict[str, int]]:
-    """Split NAME,option=N,... ; raise `SourceError` for an unknown option or a number below 1."""
+def parsed(named: str, classes: int | None, source: str) -> tuple[str, int | None, int | None]:
+    """Return the name, the class count and the channels of NAME,option=N,... for so many `classes`.
+
+    Raises `SourceError` for an unknown option, a number below 1, and another class count.
+    """
     name, *texts = named.split(",")
     options: dict[str, int] = {}
     for text in texts:
@@ -50,7 +52,13 @@ def parsed(named: str, source: str) -> tuple[str, dict[str, int]]:
                 "write NAME,classes=10,channels=1@WEIGHTS",
             )  # fmt: skip
         options[option] = int(number)
-    return name, options
+    wanted = options.get("classes", classes)
+    if classes not in (None, wanted):
+        raise SourceError(
+            source, f"{wanted} classes follow the name", f"{classes} classes are needed here",
+            "leave out classes=N",
+        )  # fmt: skip
+    return name, wanted, options.get("channels")
 
 
 def _recipe(name: str) -> Recipe:

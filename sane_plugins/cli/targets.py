@@ -48,7 +48,9 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
             "the function that builds the network is needed",
             "name it with --factory package.module:function",
         )  # fmt: skip
-    if Path(model).suffix or Path(model).name != model:
+    prefix, colon, _ = model.partition(":")
+    by_name = colon and len(prefix) > 1 and all(p.isidentifier() for p in prefix.split("."))
+    if not by_name and (Path(model).suffix or Path(model).name != model):
         raise SourceError(
             model, "it does not exist", "a network's name or file is needed", "check the path"
         )
