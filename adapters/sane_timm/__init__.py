@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from sane_torchvision.named import built, opened
 
 from sane_plugins import hookimpl
 
@@ -12,31 +13,16 @@ if TYPE_CHECKING:
 
     from sane_plugins.weights.graph import WeightGraph
 
-PREFIX = "timm:"
+_OURS = ("timm:", "sane_timm.build")
 
 
 @hookimpl
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a timm network. Raises `SourceError` for an unknown name or unfit weights."""
-    if not _is_ours(source):
-        return None
-    from sane_plugins.weights.modules import from_module
-    from sane_timm.build import build
-
-    module, notes = build(source.removeprefix(PREFIX), None)
-    graph = from_module(module, source)
-    return replace(graph, notes=(*graph.notes, *notes))
+    return opened(source, *_OURS)
 
 
 @hookimpl
 def sane_build(source: Any, classes: int | None) -> nn.Module | None:
-    """Build a timm network with `classes` outputs."""
-    if not _is_ours(source):
-        return None
-    from sane_timm.build import build
-
-    return build(source.removeprefix(PREFIX), classes)[0]
-
-
-def _is_ours(source: Any) -> bool:
-    return isinstance(source, str) and source.startswith(PREFIX)
+    """Build a timm network with `classes` outputs. Raises `SourceError` where it takes none."""
+    return built(source, *_OURS, classes)

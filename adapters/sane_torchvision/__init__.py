@@ -7,41 +7,30 @@ other images.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
+from sane_torchvision.named import built, opened
 
 if TYPE_CHECKING:
     from torch import nn
 
     from sane_plugins.weights.graph import WeightGraph
 
-PREFIX = "torchvision:"
+_OURS = ("torchvision:", "sane_torchvision.build")
 
 
 @hookimpl
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a torchvision network. Raises `SourceError` for an unknown name or unfit weights."""
-    if not _is_ours(source):
-        return None
-    from sane_plugins.weights.modules import from_module
-    from sane_torchvision.build import build
-
-    module, notes = build(source.removeprefix(PREFIX), None)
-    graph = from_module(module, source)
-    return replace(graph, notes=(*graph.notes, *notes))
+    return opened(source, *_OURS)
 
 
 @hookimpl
 def sane_build(source: Any, classes: int | None) -> nn.Module | None:
     """Build a torchvision network with `classes` outputs. Raises `SourceError` where it takes none."""
-    if not _is_ours(source):
-        return None
-    from sane_torchvision.build import build
-
-    return build(source.removeprefix(PREFIX), classes)[0]
+    return built(source, *_OURS, classes)
 
 
 def import_torchvision() -> ModuleType:
@@ -49,7 +38,3 @@ def import_torchvision() -> ModuleType:
     from sane_torchvision import load
 
     return load.import_torchvision()
-
-
-def _is_ours(source: Any) -> bool:
-    return isinstance(source, str) and source.startswith(PREFIX)

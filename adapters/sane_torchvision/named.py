@@ -1,0 +1,38 @@
+"""Networks by a collection's names: what the plugins of torchvision and timm have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sane_plugins.weights.graph import WeightGraph
+
+
+def opened(source: Any, prefix: str, builder: str) -> WeightGraph | None:
+    """Read what `builder.build` makes of a name behind `prefix`; None for any other source.
+
+    The module `builder` is imported late: it needs the collection.
+    """
+    if not _is_named(source, prefix):
+        return None
+    from sane_plugins.weights.modules import from_module
+
+    module, notes = import_module(builder).build(source.removeprefix(prefix), None)
+    graph = from_module(module, source)
+    return replace(graph, notes=(*graph.notes, *notes))
+
+
+def built(source: Any, prefix: str, builder: str, classes: int | None) -> nn.Module | None:
+    """Build the network of a name behind `prefix`; None for any other source."""
+    if not _is_named(source, prefix):
+        return None
+    module: nn.Module = import_module(builder).build(source.removeprefix(prefix), classes)[0]
+    return module
+
+
+def _is_named(source: Any, prefix: str) -> bool:
+    return isinstance(source, str) and source.startswith(prefix)
