@@ -167,6 +167,43 @@ def test_small_types_behind_dequantize_are_read(kind: str, tmp_path: Path) -> No
     assert torch.equal(same.tensors["w"], graph.tensors["w"])
 
 
+def test_eight_bit_floats_beyond_their_range_are_refused(tmp_path: Path) -> None:
+    weight = helper.make_tensor("w", TensorProto.FLOAT8E4M3FN, (2, 2), [1, 2, 3, 4])
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["1"]),
+        helper.make_node("MatMul", ["x", "1"], ["y"]),
+    ]
+    scale = numpy_helper.from_array(np.float32(0.5), "s")
+    graph = opened(_model(tmp_path / "m.onnx", nodes, [weight, scale], shape=(2, 2)))
+    small = graph.replace({"w": graph.tensors["w"] * 1.7})
+    again = opened(saved(small, tmp_path / "small.onnx")).tensors["w"]
+    assert torch.allclose(again, small.tensors["w"], rtol=0.07)
+    with pytest.raises(SourceError, match="have no place"):
+        saved(graph.replace({"w": graph.tensors["w"] * 1e4}), tmp_path / "large.onnx")
+    assert not (tmp_path / "large.onnx").exists()
+
+
+def test_scales_that_two_weights_share_are_not_torn_apart(tmp_path: Path) -> None:
+    """Each may bring its own order of channels; one list of scales cannot follow both."""
+    rng = np.random.default_rng(0)
+    integers = [rng.integers(-127, 128, (4, 4)).astype(np.int8) for _ in range(2)]
+    tensors = [numpy_helper.from_array(x, f"w{i}") for i, x in enumerate(integers)]
+    tensors.append(numpy_helper.from_array(np.float32([0.1, 0.23, 0.37, 0.51]), "s"))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w0", "s"], ["d0"], axis=1),
+        helper.make_node("MatMul", ["x", "d0"], ["h"]),
+        helper.make_node("DequantizeLinear", ["w1", "s"], ["d1"], axis=1),
+        helper.make_node("MatMul", ["h", "d1"], ["y"]),
+    ]
+    graph = opened(_model(tmp_path / "m.onnx", nodes, tensors, shape=(2, 4)))
+    both = graph.replace({"w0": graph.tensors["w0"].roll(1, 1), "w1": graph.tensors["w1"].roll(2, 1)})
+    with pytest.raises(SourceError, match="have no place"):
+        saved(both, tmp_path / "both.onnx")
+    alike = graph.replace({key: graph.tensors[key].roll(1, 1) for key in ("w0", "w1")})
+    again = opened(saved(alike, tmp_path / "alike.onnx"))
+    assert all(torch.allclose(again.tensors[k], alike.tensors[k], atol=1e-5) for k in ("w0", "w1"))
+
+
 # Sparse, filled, recurrent.
 
 

@@ -61,7 +61,7 @@ def sort(flat: Flat, uses: Uses) -> Owned:
     """Tell weights from other constants. Raises `SourceError` for a weight that is not whole."""
     integers = scales.find(flat.nodes, flat.constants)
     settings = {name for weight in integers.values() for name in weight.settings}
-    attributes = {key for keys in flat.owned.values() for key in keys.values()}
+    attributes = _attributes(flat)
     owned, made = Owned(), 0
     for key, source in flat.constants.items():
         readers = uses.nodes.get(key, ())
@@ -72,7 +72,7 @@ def sort(flat: Flat, uses: Uses) -> Owned:
         else:
             reason = _reason(source, readers, key in flat.plain)
         if key in attributes and not reason:
-            reason = _attribute_reason(flat, key)
+            reason = attributes[key]
         if not reason and isinstance(source, Filled | Sparse):
             made += prod(source.shape) * (source.dtype or torch.float32).itemsize
             if made > LARGEST:
@@ -123,9 +123,11 @@ def _may_be_weights(source: Source, readers: Sequence[tuple[NodeProto, int]]) ->
     return any(scales.reads_weights(node, place) for node, place in readers)
 
 
-def _attribute_reason(flat: Flat, key: str) -> str:
-    """Return why numbers inside a node are no weights: standard operators keep settings there."""
-    names = {k: (output, name) for output, keys in flat.owned.items() for name, k in keys.items()}
-    output, name = names[key]
-    node = next(n for n in flat.nodes if output in n.output)
-    return f"a setting of {node.op_type} ({name})" if node.domain in STANDARD else ""
+def _attributes(flat: Flat) -> dict[str, str]:
+    """Return why numbers inside nodes are no weights: standard operators keep settings there."""
+    makers = {node.output[0]: node for node in flat.nodes if node.output}
+    return {
+        key: f"a setting of {makers[output].op_type} ({name})"
+        if makers[output].domain in STANDARD else ""
+        for output, keys in flat.owned.items() for name, key in keys.items()
+    }  # fmt: skip

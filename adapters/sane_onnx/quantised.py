@@ -91,6 +91,14 @@ class Quantised:
             )  # fmt: skip
         self._store(found)
 
+    def holds(self, value: torch.Tensor) -> bool:
+        """Tell whether the stored values now stand for these, but for the rounding of their type."""
+        step = self._spread(self._scale()).abs()
+        # Integers round by half a step; 8-bit floats have at least two binary places.
+        coarse = 0.0 if _is_integer(self.stored) else 0.13 * value.float().abs()
+        error = (self.read().float() - value.float()).abs()
+        return bool((error <= 0.51 * step + coarse + 1e-6 * value.float().abs()).all())
+
     # one scale per channel, which may have changed places
 
     def _exchange(self, value: torch.Tensor, low: int, high: int) -> bool:

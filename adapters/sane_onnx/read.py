@@ -57,7 +57,7 @@ def read(path: Path) -> WeightGraph:
             raise _empty(path, owned.untouched)
         layers = LayerReader(path, model, flat, uses, owned).read()
         notes = tuple(_notes(flat, owned, layers))
-    except (ValueError, RecursionError, IndexError, OverflowError, RuntimeError) as error:
+    except (ValueError, RecursionError, OverflowError) as error:
         raise no_model(path, str(error)) from error
     readable = {key: source for key, source in owned.sources.items() if _is_readable(source)}
     return WeightGraph(

@@ -12,6 +12,7 @@ import torch
 from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 
+from sane_onnx.constants import Source
 from sane_onnx.flatten import flatten
 from sane_onnx.owned import Uses, sort
 from sane_onnx.quantised import Quantised
@@ -47,7 +48,7 @@ def write(graph: WeightGraph, target: Path) -> Path:
     # The scale of a quantised bias follows from that of its weight, which goes first.
     for key in [*changed, *_dependent(sources, changed)]:
         sources[key].write(graph.tensors[key])
-    _require_written(graph, model, origin, changed, target)
+    _require_written(graph, model, origin, changed, sources, target)
     external = [x for x in _tensors(model) if is_external(x)]
     if not external:
         return _written(model, target)
@@ -93,7 +94,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return flat.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
-def _dependent(sources: Mapping[str, object], changed: list[str]) -> list[str]:
+def _dependent(sources: Mapping[str, Source], changed: list[str]) -> list[str]:
     """Return the unchanged weights whose integers depend on scales that a changed one may exchange."""
     names = {
         name for key in changed if isinstance(x := sources[key], Quantised) for name in x.settings if name
@@ -105,20 +106,25 @@ def _dependent(sources: Mapping[str, object], changed: list[str]) -> list[str]:
 
 
 def _require_written(
-    graph: WeightGraph, model: ModelProto, origin: OnnxTensors, changed: list[str], target: Path
-) -> None:
+    graph: WeightGraph, model: ModelProto, origin: OnnxTensors, changed: list[str],
+    sources: Mapping[str, Source], target: Path,
+) -> None:  # fmt: skip
     """Raise `SourceError` where a value did not arrive, such as one that several calls share."""
     flat = flatten(model, origin.files, Path(graph.source))
     for key in changed:
-        source = flat.constants.get(key)
-        if not isinstance(source, Stored) or is_external(source.tensor):
-            continue
-        if source.dtype == origin[key].dtype and not torch.equal(
-            source.read().nan_to_num(), graph.tensors[key].to(source.dtype).cpu().nan_to_num()
-        ):
+        stored, weight, value = flat.constants.get(key), sources[key], graph.tensors[key].cpu()
+        if isinstance(weight, Quantised):
+            is_there = weight.holds(value)
+        elif not isinstance(stored, Stored) or is_external(stored.tensor):
+            continue  # they are written from the new values themselves
+        else:
+            found = stored.read()
+            is_there = torch.equal(found.nan_to_num(), value.to(found.dtype).nan_to_num())
+        if not is_there:
             raise SourceError(
                 f"{target}, {key!r}", "its new values have no place in the model",
-                "a tensor that one place holds is needed", "leave this tensor as it was",
+                "a tensor that one place holds, in a type that holds them, is needed",
+                "leave this tensor as it was, or write a file in floating point",
             )  # fmt: skip
 
 
