@@ -1,15 +1,14 @@
 """ONNX files: the same tokens as their checkpoints, the same function after writing, and safe refusals."""
 
-import io
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from onnxfiles import export, opened
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
@@ -42,12 +41,6 @@ REFUSED = {
     "test_evil_weights": "_ORT_MEM_ADDR_", "model_with_external_initializers": "no weights",
     "model_with_external_initializer_come_from_user": "Pads_not_on_disk",
 }  # fmt: skip
-
-
-def _open(path: Path) -> WeightGraph:
-    graph = sane_onnx.sane_open(path)
-    assert graph is not None
-    return graph
 
 
 def _session(path: Path):
@@ -101,7 +94,7 @@ def _shifted(graph: WeightGraph) -> WeightGraph:
 
 @pytest.mark.parametrize("width", [16, 128])
 def test_lenet_and_its_checkpoint_have_the_same_tokens(sane_data: Path, width: int) -> None:
-    graph = _open(sane_data / "onnx" / "github_wild" / f"{LENET}.onnx")
+    graph = opened(sane_data / "onnx" / "github_wild" / f"{LENET}.onnx")
     checkpoint = open_file(sane_data / "checkpoints" / "github_wild" / f"{LENET}.pth")
     _assert_same_tokens(tokenize(graph, width), tokenize(checkpoint, width))
     assert [p.key for p in graph.params] == [p.key for p in checkpoint.params]
@@ -136,18 +129,10 @@ NETWORKS = {
 
 
 def _exported(name: str, path: Path, dynamo: bool, **options: object) -> nn.Module:
-    if dynamo:
-        pytest.importorskip("onnxscript")
     torch.manual_seed(0)
     factory, shape = NETWORKS[name]
     module = factory().eval()
-    with pytest.MonkeyPatch.context() as patch:
-        # The exporter talks while it works, and the old one is deprecated.
-        patch.setattr("sys.stdout", io.StringIO())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            example = (torch.randn(shape),)
-            torch.onnx.export(module, example, str(path), dynamo=dynamo, **options)
+    export(module, torch.randn(shape), path, dynamo, **options)
     return module
 
 
@@ -156,7 +141,7 @@ def _exported(name: str, path: Path, dynamo: bool, **options: object) -> nn.Modu
 def test_an_exported_module_keeps_its_tokens(name: str, dynamo: bool, tmp_path: Path) -> None:
     options = {"external_data": False} if dynamo else {}
     module = _exported(name, tmp_path / "m.onnx", dynamo, **options)
-    graph = _open(tmp_path / "m.onnx")
+    graph = opened(tmp_path / "m.onnx")
     _assert_same_tokens(tokenize(graph, 16), tokenize(from_module(module), 16))
     groups = symmetry.groups(graph)
     assert [g.size for g in groups] == [g.size for g in symmetry.groups(from_module(module))]
@@ -164,7 +149,7 @@ def test_an_exported_module_keeps_its_tokens(name: str, dynamo: bool, tmp_path: 
 
 def test_unfolded_transposes_are_looked_through(tmp_path: Path) -> None:
     module = _exported("sequence", tmp_path / "m.onnx", False, do_constant_folding=False)
-    graph = _open(tmp_path / "m.onnx")
+    graph = opened(tmp_path / "m.onnx")
     _assert_same_tokens(tokenize(graph, 16), tokenize(from_module(module), 16))
     assert {layer.name for layer in graph.layers if layer.params} >= {"first", "twice", "last"}
 
@@ -175,7 +160,7 @@ def test_unfolded_transposes_are_looked_through(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_unchanged_network_computes_the_same(sane_data: Path, name: str, tmp_path: Path) -> None:
     path = sane_data / "onnx" / f"{name}.onnx"
-    graph = _open(path)
+    graph = opened(path)
     same = detokenize(tokenize(graph, 64), graph)
     for target, network in (("as-read.onnx", graph), ("tokens.onnx", same)):
         assert sane_onnx.sane_save(network, tmp_path / target) == tmp_path / target
@@ -189,7 +174,7 @@ def test_unchanged_network_computes_the_same(sane_data: Path, name: str, tmp_pat
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_permuted_network_computes_the_same(sane_data: Path, name: str, tmp_path: Path) -> None:
     path = sane_data / "onnx" / f"{name}.onnx"
-    graph, rng = _open(path), torch.Generator().manual_seed(1)
+    graph, rng = opened(path), torch.Generator().manual_seed(1)
     groups = symmetry.groups(graph)
     permuted = symmetry.permute(graph, symmetry.random_permutations(groups, rng))
     assert any(not torch.equal(graph.tensors[k], permuted.tensors[k]) for k in graph.tensors)
@@ -205,7 +190,7 @@ def test_permuted_network_computes_the_same(sane_data: Path, name: str, tmp_path
 
 def test_writing_changes_only_what_was_exchanged(sane_data: Path, tmp_path: Path) -> None:
     path = sane_data / "onnx" / "onnxruntime_testdata" / "cnn_mnist_pytorch.onnx"
-    graph = _open(path)
+    graph = opened(path)
     new = graph.replace({"fc2.bias": torch.ones(10)}).replace({"conv1.bias": torch.zeros(10)})
     sane_onnx.sane_save(new, tmp_path / "new.onnx")
     before, after = onnx.load(path), onnx.load(tmp_path / "new.onnx")
@@ -213,8 +198,8 @@ def test_writing_changes_only_what_was_exchanged(sane_data: Path, tmp_path: Path
     old = {x.name: x for x in before.graph.initializer}
     changed = [x.name for x in after.graph.initializer if x != old[x.name]]
     assert sorted(changed) == ["conv1.bias", "fc2.bias"]
-    assert torch.equal(_open(tmp_path / "new.onnx").tensors["fc2.bias"], torch.ones(10))
-    assert torch.equal(graph.tensors["fc2.bias"], _open(path).tensors["fc2.bias"])
+    assert torch.equal(opened(tmp_path / "new.onnx").tensors["fc2.bias"], torch.ones(10))
+    assert torch.equal(graph.tensors["fc2.bias"], opened(path).tensors["fc2.bias"])
 
 
 def test_only_networks_from_onnx_are_written(tmp_path: Path) -> None:
@@ -226,7 +211,7 @@ def test_only_networks_from_onnx_are_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_missing_is_told(sane_data: Path, tmp_path: Path) -> None:
-    graph = _open(sane_data / "onnx" / "github_wild" / f"{LENET}.onnx")
+    graph = opened(sane_data / "onnx" / "github_wild" / f"{LENET}.onnx")
     with pytest.raises(SourceError, match="cannot be written"):
         sane_onnx.sane_save(graph, tmp_path / "none" / "m.onnx")
 
@@ -261,19 +246,19 @@ def _tensor(name: str, shape: tuple[int, ...], kind: int = TensorProto.FLOAT):
 def test_every_float_type_returns_bit_for_bit(kind, dtype, is_raw: bool, tmp_path: Path) -> None:
     tensor = _tensor("w", (4, 3), kind)
     if is_raw:
-        typed = _open(
+        typed = opened(
             _model([helper.make_node("MatMul", ["x", "w"], ["y"])], [tensor], tmp_path / "t.onnx")
         ).tensors["w"]
         data = typed.view(torch.uint8).numpy().tobytes()
         tensor = helper.make_tensor("w", kind, (4, 3), data, raw=True)
     path = _model([helper.make_node("MatMul", ["x", "w"], ["y"])], [tensor], tmp_path / "m.onnx")
-    graph = _open(path)
+    graph = opened(path)
     (param,) = graph.params
     assert (param.dtype, param.axis, graph.tensors["w"].dtype) == (dtype, 1, dtype)
     assert graph.tensors["w"][-1, -1].item() == pytest.approx(11 / 12 - 0.3, abs=0.01)
     back = detokenize(tokenize(graph, 2), _shifted(graph))
     sane_onnx.sane_save(back, tmp_path / "back.onnx")
-    written = _open(tmp_path / "back.onnx").tensors["w"]
+    written = opened(tmp_path / "back.onnx").tensors["w"]
     assert torch.equal(written.view(torch.uint8), graph.tensors["w"].view(torch.uint8))
 
 
@@ -290,7 +275,7 @@ def test_output_axes_follow_the_operator(tmp_path: Path) -> None:
         _tensor("b", (6, 5)),
         _tensor("c", (6, 3)),
     ]
-    graph = _open(_model(nodes, [*tensors, _tensor("cb", (3,))], tmp_path / "m.onnx"))
+    graph = opened(_model(nodes, [*tensors, _tensor("cb", (3,))], tmp_path / "m.onnx"))
     linear = [[p.key for p in x.params] for x in graph.layers if x.kind == "linear"]
     assert linear == [["a", "ab"], ["b"], ["c", "cb"]]
     assert {p.key: p.axis for p in graph.params} == {"a": 1, "ab": 0, "b": 0, "c": 1, "cb": 0}
@@ -307,7 +292,7 @@ def test_a_reshape_that_is_no_flatten_stops_permutations(tmp_path: Path) -> None
         shape = helper.make_tensor("to", TensorProto.INT64, (2,), [-1, features])
         tensors = [_tensor("k", (2, 1, 1, 1)), shape, _tensor("w", (features, 3))]
         path = _model(nodes, tensors, tmp_path / "m.onnx", shape=[1, 1, 3, 3])
-        assert len(symmetry.groups(_open(path))) == count
+        assert len(symmetry.groups(opened(path))) == count
 
 
 def test_numbers_that_are_no_weights_are_named(tmp_path: Path) -> None:
@@ -321,15 +306,15 @@ def test_numbers_that_are_no_weights_are_named(tmp_path: Path) -> None:
     ]
     tensors = [_tensor("low", ()), _tensor("gate", ()), _tensor("alone", (3,))]
     path = _model(nodes, tensors, tmp_path / "m.onnx")
-    graph = _open(path)
+    graph = opened(path)
     assert [p.key for p in graph.params] == ["list", "gate", "alone"]
     assert graph.untouched == {"low": "a setting of Clip", "half": "a number in the computation"}
     sane_onnx.sane_save(_shifted(graph), tmp_path / "double.onnx")
-    assert _open(tmp_path / "double.onnx").tensors["list"].tolist() == [2, 4, 6, 8]
+    assert opened(tmp_path / "double.onnx").tensors["list"].tolist() == [2, 4, 6, 8]
 
 
 def test_tensors_in_sub_graphs_are_read(sane_data: Path) -> None:
-    graph = _open(sane_data / "onnx" / "onnxruntime_testdata" / "tiny_gpt2_beamsearch.onnx")
+    graph = opened(sane_data / "onnx" / "onnxruntime_testdata" / "tiny_gpt2_beamsearch.onnx")
     assert graph.coverage == 1
     assert not graph.untouched
     assert {"attention", "linear", "norm"} <= {layer.kind for layer in graph.layers if layer.params}
@@ -341,7 +326,7 @@ def test_nodes_out_of_order_are_sorted(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["x", "early"], ["1"]),
     ]
     tensors = [_tensor("late", (5, 3)), _tensor("early", (4, 5))]
-    graph = _open(_model(nodes, tensors, tmp_path / "m.onnx"))
+    graph = opened(_model(nodes, tensors, tmp_path / "m.onnx"))
     assert [p.key for p in graph.params] == ["early", "late"]
 
 
@@ -353,7 +338,7 @@ def test_every_real_file_gives_a_network_or_one_sentence(sane_data: Path) -> Non
     for path in sorted((sane_data / "onnx").rglob("*.onnx")):
         start = time.monotonic()
         try:
-            graph = _open(path)
+            graph = opened(path)
             covered = {p.key for p in graph.params} | graph.untouched.keys()
             assert covered >= graph.tensors.keys(), path
             tokens = tokenize(graph, 128)
@@ -369,7 +354,7 @@ def test_every_real_file_gives_a_network_or_one_sentence(sane_data: Path) -> Non
 def test_every_readable_file_returns_as_it_was(sane_data: Path, tmp_path: Path) -> None:
     for path in sorted((sane_data / "onnx").rglob("*.onnx")):
         try:
-            graph = _open(path)
+            graph = opened(path)
         except SourceError:
             continue
         target = tmp_path / path.name
@@ -380,7 +365,7 @@ def test_every_readable_file_returns_as_it_was(sane_data: Path, tmp_path: Path) 
                 deterministic=True
             ), path.name
         else:
-            written = _open(target)
+            written = opened(target)
             assert all(torch.equal(t, written.tensors[p.key]) for p, t in graph.items())
 
 
@@ -414,7 +399,7 @@ def test_every_readable_file_that_runs_computes_the_same(sane_data: Path, tmp_pa
     ran, moved = [], []
     for path in sorted((sane_data / "onnx").rglob("*.onnx")):
         try:
-            graph = _open(path)
+            graph = opened(path)
         except SourceError:
             continue
         size = next((n for n in (1, 2, 16, 64) if _guessed(path, n) is not None), 0)
@@ -444,7 +429,7 @@ def test_every_readable_file_that_runs_computes_the_same(sane_data: Path, tmp_pa
 @pytest.mark.parametrize("name", REFUSED)
 def test_unusable_files_are_refused_with_a_reason(sane_data: Path, name: str) -> None:
     with pytest.raises(SourceError, match=REFUSED[name]):
-        _open(sane_data / "onnx" / "onnxruntime_testdata" / f"{name}.onnx")
+        opened(sane_data / "onnx" / "onnxruntime_testdata" / f"{name}.onnx")
 
 
 def test_broken_files_are_refused(sane_data: Path, tmp_path: Path) -> None:
@@ -456,19 +441,19 @@ def test_broken_files_are_refused(sane_data: Path, tmp_path: Path) -> None:
             data[place] = rng.integers(256)
         (tmp_path / "broken.onnx").write_bytes(data)
         try:
-            tokenize(_open(tmp_path / "broken.onnx"), 64)
+            tokenize(opened(tmp_path / "broken.onnx"), 64)
         except SaneError as error:
             assert "\n" not in str(error)
     with pytest.raises(SourceError, match="no usable ONNX model"):
         (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
-        _open(tmp_path / "cut.onnx")
+        opened(tmp_path / "cut.onnx")
 
 
 @pytest.mark.parametrize("text", ["this is a text, no model", "{}", "\n" * 50, "<html></html>"])
 def test_text_files_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text(text)
     with pytest.raises(SourceError, match="no usable ONNX model"):
-        _open(tmp_path / "text.onnx")
+        opened(tmp_path / "text.onnx")
 
 
 def test_missing_empty_and_folder_are_refused(tmp_path: Path) -> None:
@@ -476,7 +461,7 @@ def test_missing_empty_and_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     for name, said in (("empty", "is empty"), ("folder", "is a folder"), ("none", "not exist")):
         with pytest.raises(SourceError, match=said):
-            _open(tmp_path / f"{name}.onnx")
+            opened(tmp_path / f"{name}.onnx")
 
 
 def test_a_shape_larger_than_its_data_is_refused(tmp_path: Path) -> None:
@@ -488,7 +473,7 @@ def test_a_shape_larger_than_its_data_is_refused(tmp_path: Path) -> None:
             [helper.make_node("MatMul", ["x", "w"], ["y"])], [tensor], tmp_path / "m.onnx"
         )
         with pytest.raises(SourceError, match="the tensor is broken"):
-            _open(path)
+            opened(path)
 
 
 # What is not ours, or not installed.

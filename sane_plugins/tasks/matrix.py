@@ -1,0 +1,172 @@
+"""What the numbers of one matrix say, and of two that follow each other; channel order does not matter.
+
+Matrices are (rows, inputs, places): the outputs, the inputs, and the places of a kernel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+_TINY = 1e-12
+_STEPS = 30
+_TAILS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+def features(w: Array, bias: Array | None) -> Array:
+    """Return all that is said of one matrix and its bias."""
+    return np.concatenate([shape(w), channels(w), spectrum(w), spatial(w), bias_relation(w, bias)])
+
+
+def _ratio(a: float, b: float) -> float:
+    return float(a / b) if abs(b) > _TINY else 0.0
+
+
+def log(x: float) -> float:
+    """Return the logarithm, of tiny numbers that of the least one."""
+    return float(np.log(max(x, _TINY)))
+
+
+def _cor(a: Array, b: Array) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return _ratio(float(a @ b), float(np.sqrt((a @ a) * (b @ b))))
+
+
+def _spread(x: Array) -> list[float]:
+    """Return how uneven positive numbers are: deviation, least and largest over their mean."""
+    mean = float(x.mean())
+    return [_ratio(x.std(), mean), _ratio(x.min(), mean), _ratio(x.max(), mean)]
+
+
+def _moments(x: Array) -> list[float]:
+    """Return log deviation, mean, skewness, kurtosis, largest magnitude and tails, all over deviation."""
+    std = float(x.std())
+    y = (x - x.mean()) / (std if std > _TINY else 1.0)
+    tails = np.quantile(y, _TAILS)
+    return [log(std), _ratio(x.mean(), std), float((y**3).mean()), float((y**4).mean()),
+            float(np.abs(y).max()), float(np.abs(y).mean()), *tails.tolist()]  # fmt: skip
+
+
+def shape(w: Array) -> Array:
+    """Return the distribution of all values and their size relative to usual initial scales."""
+    x, (rows, inputs, places) = w.ravel(), w.shape
+    rms = float(np.sqrt((x**2).mean()))
+    share = [float((np.abs(x) < part * rms).mean()) for part in (0.01, 0.1, 0.5)]
+    largest = max(1, x.size // 20)
+    fan_in, fan_out = inputs * places, rows * places
+    sizes = [log(rms), log(rms * fan_in**0.5), log(rms * (fan_in + fan_out) ** 0.5)]
+    top = np.partition(x**2, x.size - largest)[x.size - largest :]
+    return np.array([*_moments(x), *share, *sizes, _ratio(top.sum(), (x**2).sum())])
+
+
+def channels(w: Array) -> Array:
+    """Return how channels differ and agree: norms, sums that cancel, cosines."""
+    flat = w.reshape(len(w), -1)
+    total = float((flat**2).sum())
+    out_norm, in_norm = np.sqrt((flat**2).sum(1)), np.sqrt((w**2).sum((0, 2)))
+    unit = flat / np.maximum(out_norm, _TINY)[:, None]
+    cosines = (unit @ unit.T)[np.triu_indices(len(flat), 1)] if len(flat) > 1 else np.zeros(1)
+    dead = float((out_norm < 0.1 * out_norm.max()).mean())
+    return np.array([
+        *_spread(out_norm), *_spread(in_norm), dead,
+        log(_ratio((flat.sum(0) ** 2).sum(), total)), log(_ratio((flat.sum(1) ** 2).sum(), total)),
+        _ratio(np.abs(flat.mean(1)).mean(), flat.std()), _ratio(flat.mean(1).std(), flat.std()),
+        cosines.mean(), np.abs(cosines).mean(), cosines.max(), cosines.min(), cosines.std(),
+    ])  # fmt: skip
+
+
+def spectrum(w: Array) -> Array:
+    """Return the largest singular value and how the others fall off."""
+    flat = w.reshape(len(w), -1)
+    power = _eigenvalues(flat)
+    share = power / max(float(power.sum()), _TINY)
+    entropy = -float((share * np.log(np.maximum(share, _TINY))).sum())
+    edge = flat.std() * (len(flat) ** 0.5 + flat.shape[1] ** 0.5)
+    second = share[1] if len(share) > 1 else 0.0
+    return np.array([
+        log(power[0] ** 0.5), _ratio(power[0] ** 0.5, edge), share[0], second, share[:3].sum(),
+        share[-1], share[len(share) // 2], entropy / max(np.log(len(share)), 1.0),
+        log(share[-1]), log(_ratio(share[0], share[len(share) // 2])),
+    ])  # fmt: skip
+
+
+def _eigenvalues(flat: Array) -> Array:
+    """Return squared singular values, largest first, from the smaller Gram matrix."""
+    gram = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
+    return np.asarray(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+
+
+def spatial(w: Array) -> Array:
+    """Return how smooth kernels are: energy of their mean, and by spatial frequency where square."""
+    energy, places = float((w**2).sum()), w.shape[2]
+    dc = _ratio(float((w.mean(2) ** 2).sum()) * places, energy)
+    side = round(places**0.5)
+    if places == 1 or side * side != places:
+        return np.array([dc, *[0.0] * 7])
+    k = w.reshape(*w.shape[:2], side, side)
+    basis = _cosines(side)
+    bands = ((basis @ k @ basis.T) ** 2).sum((0, 1)) / max(energy, _TINY)
+    order = np.add.outer(np.arange(side), np.arange(side))
+    low, high = bands[order == 1].mean(), bands[order >= side].mean()
+    lag = [_ratio(float((a * b).sum()), energy)
+           for a, b in ((k[..., 1:], k[..., :-1]), (k[..., 1:, :], k[..., :-1, :]))]  # fmt: skip
+    return np.array([
+        dc, *lag, low, high, log(_ratio(low, high)), log(_ratio(bands[0, 0], high)),
+        log((high * energy / w[..., 0].size) ** 0.5),
+    ])  # fmt: skip
+
+
+def _cosines(n: int) -> Array:
+    """Return the orthonormal discrete cosine transform (n, n)."""
+    i = np.arange(n)
+    basis = np.cos(np.pi * (i + 0.5) * i[:, None] / n) * (2 / n) ** 0.5
+    basis[0] /= 2**0.5
+    return np.asarray(basis)
+
+
+def bias_relation(w: Array, bias: Array | None) -> Array:
+    """Return how the bias compares with its matrix; zeros without one."""
+    if bias is None:
+        return np.zeros(7)
+    flat = w.reshape(len(w), -1)
+    norm, rms = np.sqrt((flat**2).sum(1)), float(np.sqrt((bias**2).mean()))
+    return np.array([
+        log(_ratio(rms, flat.std())), log(float(np.abs(bias).max()) * flat.shape[1] ** 0.5),
+        _cor(bias, norm), _cor(bias, flat.sum(1)), _cor(np.abs(bias), norm),
+        _ratio(bias.mean(), rms), log(_ratio(abs(bias.sum()), np.abs(bias).sum())),
+    ])  # fmt: skip
+
+
+def vector(x: Array) -> Array:
+    """Return the distribution of a vector's values."""
+    rms = float(np.sqrt((x**2).mean()))
+    share = [float((np.abs(x) < part * rms).mean()) for part in (0.01, 0.1, 0.5)]
+    return np.array([*_moments(x), log(rms), float((x < 0).mean()), *share])
+
+
+def fit(a: Array, bias: Array | None, b: Array) -> Array:
+    """Return how the later matrix reads what the earlier one writes; zeros where they do not meet."""
+    if b.shape[1] != len(a) or len(a) < 2:
+        return np.zeros(11)
+    first, second = a.reshape(len(a), -1), np.moveaxis(b, 1, 0).reshape(len(a), -1)
+    write, read = np.sqrt((first**2).sum(1)), np.sqrt((second**2).sum(1))
+    gram_a, gram_b = first @ first.T, second @ second.T
+    size_a, size_b = float(np.trace(gram_a)), float(np.trace(gram_b))
+    side = np.zeros(len(a)) if bias is None else bias
+    return np.array([
+        _cor(write, read), _cor(np.log(write + _TINY), np.log(read + _TINY)),
+        log(_ratio(float((gram_a * gram_b).sum()) * len(a), size_a * size_b)),
+        abs(float(_top(gram_a) @ _top(gram_b))), log(_ratio(size_a, size_b)),
+        _cor(gram_a.ravel(), gram_b.ravel()), _cor(side, read), _cor(side, second.sum(1)),
+        _cor(first.sum(1), second.sum(1)), log(size_a * size_b),
+        _ratio(float(write @ read), float(np.sqrt(size_a * size_b))),
+    ])  # fmt: skip
+
+
+def _top(gram: Array) -> Array:
+    """Return the leading eigenvector by a few power steps from the row norms, which follow any order."""
+    x = np.sqrt(np.maximum(np.diag(gram), 0.0))
+    for _ in range(_STEPS):
+        x = gram @ (x / max(float(np.linalg.norm(x)), _TINY))
+    return np.asarray(x / max(float(np.linalg.norm(x)), _TINY))
