@@ -380,6 +380,18 @@ def test_coefficients_in_attributes_are_weights(sane_data: Path, tmp_path: Path)
         assert torch.equal(opened(new).tensors[param.key], tensor + 1)
 
 
+def test_sums_of_one_value_and_scales_of_no_channel_are_no_trouble(tmp_path: Path) -> None:
+    """Found by damaging files: neither runs, and neither may end in another error than ours."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["1"]), helper.make_node("Add", ["1"], ["y"])]
+    graph = opened(_model(tmp_path / "sum.onnx", nodes, [_array("w", 6, 3)]))
+    assert [p.key for p in graph.params] == ["w"]
+    number = numpy_helper.from_array(np.int8(3), "w")
+    scales = numpy_helper.from_array(np.float32([1, 2]), "s")
+    nodes = [helper.make_node("DequantizeLinear", ["w", "s"], ["y"])]
+    with pytest.raises(SourceError, match="scales do not fit"):
+        opened(_model(tmp_path / "scales.onnx", nodes, [number, scales]))
+
+
 # Other files.
 
 

@@ -126,28 +126,32 @@ class LayerReader:
         """Return the values on the way from a product of integers to the real numbers it stands for."""
         found: list[str] = []
         value = node.output[0]
-        while node.op_type in ("ConvInteger", "MatMulInteger") and value not in self._uses.others:
-            readers = self._uses.nodes.get(value, [])
-            if len(readers) != 1:
-                break
-            ((reader, place),) = readers
-            is_scaled = reader.op_type == "Mul" and reader.input[1 - place] in self._free
+        while node.op_type in ("ConvInteger", "MatMulInteger"):
+            reader, other = self._only_reader(value)
+            is_scaled = reader.op_type == "Mul" and other in self._free
             if reader.op_type != "Cast" and not is_scaled:
                 break
             value = reader.output[0]
             found.append(value)
         return found
 
+    def _only_reader(self, value: str) -> tuple[NodeProto, str]:
+        """Return the node that alone reads a value, and its other input; an empty node if there is none."""
+        readers = self._uses.nodes.get(value, [])
+        if len(readers) != 1 or value in self._uses.others:
+            return NodeProto(), ""
+        ((node, place),) = readers
+        others = [name for i, name in enumerate(node.input) if i != place]
+        return (node, "".join(others)) if node.output and len(others) < 2 else (NodeProto(), "")
+
     def _bias(self, output: str, weights: Weights) -> tuple[Param, str] | None:
         """Return the bias that the only reader of `output` adds, and the sum's name."""
-        readers = self._uses.nodes.get(output, [])
         is_matrix = weights.kind in ("linear", "conv", "transposed_conv") and not weights.is_pinned
-        if len(readers) != 1 or output in self._uses.others or not is_matrix:
+        node, other = self._only_reader(output)
+        is_sum = node.op_type == "Add" and node.domain in STANDARD and not has(node, "axis")
+        if not is_matrix or not is_sum:
             return None
-        ((node, place),) = readers
-        if node.op_type != "Add" or node.domain not in STANDARD or has(node, "axis"):
-            return None
-        bias, weight = self._reads.get(node.input[1 - place]), weights.params[0]
+        bias, weight = self._reads.get(other), weights.params[0]
         count = outputs(weight) * (weights.groups if weights.kind == "transposed_conv" else 1)
         at = -1 if weights.kind == "linear" else 1 - len(weight.shape)
         if bias is None or bias.param.shape != (count,) or len(bias.shape) < -at:

@@ -57,7 +57,7 @@ class Quantised:
             self._spread(self._scale())
             if self.zero is not None:
                 self._spread(self._zeros())
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             raise SourceError(
                 self.stored.place, "its scales do not fit its shape",
                 "one scale for all, per channel or per block is needed", "export the file again",
