@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class PretrainOptions:
     gamma: float = 0.05
     temperature: float = 0.1
     noise: float = 0.1
+    behaviour: float = 0.0
     views: int = 7
     aligned: bool = True
     seed: int = 0
@@ -45,20 +46,28 @@ class PretrainOptions:
     device: str = "cpu"
 
 
+# The behaviour term: of a batch, its decoded values (2B, S, D) and side (2B, S, 4), first views first, and
+# a generator, the mean loss over its windows. Drawing from the generator keeps a resumed run exact.
+Behaviour = Callable[[Batch, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+
+
 @dataclass
 class _Run:
     """A model under training and how far it is."""
 
     model: SANE
     optimizer: torch.optim.Optimizer
+    behaviour: Behaviour | None
     step: int = 0
 
 
 def pretrain(
     zoos: Sequence[Zoo], config: SANEConfig, options: PretrainOptions, out: str | Path, *,
-    resume: bool = False, report: Report = silent,
+    resume: bool = False, report: Report = silent, behaviour: Behaviour | None = None,
 ) -> SANE:  # fmt: skip
     """Train a SANE on all networks of the zoos and write it to `out`.
+
+    `behaviour` is one more loss, weighted with `options.behaviour`.
 
     Every step draws from a generator seeded with the run's seed and the step, so that a resumed run
     takes the same steps as an uninterrupted one. The state lies beside `out` until the end.
@@ -74,7 +83,7 @@ def pretrain(
             ", ".join(zoo.name for zoo in zoos) or "no zoo", "no network with finite weights was found",
             "pretraining needs some", "check the zoo with 'sane-plugins zoo show'",
         )  # fmt: skip
-    run = _start(config, options)
+    run = _start(config, options, behaviour)
     if resume and state.exists():
         _restore(run, state, config, options)
     while run.step < options.steps:
@@ -97,12 +106,13 @@ def one_cycle(done: float) -> float:
     return end + (1 - end) * (1 + math.cos(math.pi * (done - up) / (1 - up))) / 2
 
 
-def _start(config: SANEConfig, options: PretrainOptions) -> _Run:
+def _start(config: SANEConfig, options: PretrainOptions, behaviour: Behaviour | None) -> _Run:
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         model = SANE(config).to(options.device)
     decay = options.weight_decay
-    return _Run(model, torch.optim.AdamW(model.parameters(), options.lr, weight_decay=decay))
+    optimizer = torch.optim.AdamW(model.parameters(), options.lr, weight_decay=decay)
+    return _Run(model, optimizer, behaviour)
 
 
 def _train_step(run: _Run, banks: list[Bank], options: PretrainOptions) -> str:
@@ -114,19 +124,30 @@ def _train_step(run: _Run, banks: list[Bank], options: PretrainOptions) -> str:
     batch = draw(bank, options.batch, config.window + 2 * config.halo, rng)
     for group in run.optimizer.param_groups:
         group["lr"] = options.lr * one_cycle(run.step / options.steps)
-    values, side, contrast = _losses(run.model, batch, options, rng)
-    loss = (1 - options.gamma) * (values + _SIDE_WEIGHT * side) + options.gamma * contrast
+    losses = _losses(run, batch, options, rng)
+    weights = _weights(options)
+    loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
     run.optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     run.optimizer.step()
-    return f"values {values:.3f} side {side:.3f} contrast {contrast:.2f}"
+    return " ".join(f"{name} {float(value.detach()):.3f}" for name, value in losses.items())
+
+
+def _weights(options: PretrainOptions) -> dict[str, float]:
+    """Return the weight of each loss in their sum."""
+    rest = 1 - options.gamma
+    return {
+        "values": rest, "side": rest * _SIDE_WEIGHT, "contrast": options.gamma,
+        "behaviour": options.behaviour,
+    }  # fmt: skip
 
 
 def _losses(
-    model: SANE, batch: Batch, options: PretrainOptions, rng: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the losses of values, side information and contrast over both views of a batch."""
+    run: _Run, batch: Batch, options: PretrainOptions, rng: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Return the losses over both views of a batch, by name."""
+    model = run.model
     device = torch.device(options.device)
     clean = torch.cat([batch.first, batch.second])
     seen = noisy(clean, options.noise, rng)
@@ -140,8 +161,14 @@ def _losses(
         latents = model.encode(seen, side, places)
         values, side_out = model.decode(latents, places)
         first, second = model.project(latents.mean(1)).chunk(2)
-    contrast = nt_xent(first, second, options.temperature)
-    return masked_mse(values, clean, mask), ((side_out - side) ** 2).mean(), contrast
+    losses = {
+        "values": masked_mse(values, clean, mask),
+        "side": ((side_out - side) ** 2).mean(),
+        "contrast": nt_xent(first, second, options.temperature),
+    }
+    if run.behaviour is not None and options.behaviour:
+        losses["behaviour"] = run.behaviour(batch, values, side_out, rng)
+    return losses
 
 
 def _keep(run: _Run, path: Path, options: PretrainOptions) -> None:

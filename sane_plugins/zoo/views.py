@@ -12,7 +12,7 @@ from sane_plugins.latent.places import place_features
 from sane_plugins.progress import Progress, Report
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.symmetry import align, groups, permute, random_permutations
-from sane_plugins.zoo.store import Zoo
+from sane_plugins.zoo.store import Entry, Zoo
 
 
 @dataclass(frozen=True)
@@ -20,24 +20,39 @@ class Bank:
     """All samples of one architecture: N networks, V views of T tokens.
 
     values (N, V, T, D) standardised, view 0 the aligned network and the others channel permutations of
-    it; mask (T, D); places (T, P); side (N, T, 4), which no permutation changes.
+    it; mask (T, D); places (T, P); side (N, T, 4), which no permutation changes. `entries` names the N
+    networks; `template` has their shapes.
     """
 
     values: torch.Tensor
     mask: torch.Tensor
     places: torch.Tensor
     side: torch.Tensor
+    entries: tuple[Entry, ...]
+    template: WeightGraph
+
+    def whole(self, network: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+        """Return all tokens (B, T, D) of these networks in these views, both (B,)."""
+        return self.values[network, view]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Two views of B windows: clean values (B, S, D) each, side (B, S, 4), places (B, S, P), mask (B, S, D)."""  # noqa: E501
+    """Two views of B windows: clean values (B, S, D) each, side (B, S, 4), places (B, S, P), mask (B, S, D).
+
+    Window i is cut from network `network[i]` of `bank` at token `start[i]`: `first` from its view 0,
+    `second` from its view `view[i]`.
+    """
 
     first: torch.Tensor
     second: torch.Tensor
     side: torch.Tensor
     places: torch.Tensor
     mask: torch.Tensor
+    bank: Bank
+    network: torch.Tensor
+    view: torch.Tensor
+    start: torch.Tensor
 
 
 def build_banks(
@@ -48,20 +63,20 @@ def build_banks(
 
     Networks with values that are not finite are left out, and that is reported.
     """
-    by_shape: dict[tuple[tuple[int, ...], ...], list[WeightGraph]] = {}
+    by_shape: dict[tuple[tuple[int, ...], ...], list[tuple[Entry, WeightGraph]]] = {}
     dropped = 0
     for zoo in zoos:
         for entry in zoo.entries:
             graph = zoo.graph(entry)
             if all(tensor.isfinite().all() for _, tensor in graph.items()):
-                by_shape.setdefault(tuple(p.shape for p in graph.params), []).append(graph)
+                by_shape.setdefault(tuple(p.shape for p in graph.params), []).append((entry, graph))
             else:
                 dropped += 1
     total = sum(map(len, by_shape.values()))
     note = f"{dropped} networks with values that are not finite left out" if dropped else ""
     banks = []
-    for graphs in by_shape.values():
-        banks.append(_bank(graphs, width, views, rng, aligned))
+    for found in by_shape.values():
+        banks.append(_bank(found, width, views, rng, aligned))
         done = sum(len(bank.values) for bank in banks)
         report(Progress(job="align and cut", done=done, total=total, note=note))
     return banks
@@ -78,7 +93,7 @@ def draw(bank: Bank, batch: int, span: int, rng: torch.Generator) -> Batch:
     rows = which[:, None]
     return Batch(
         bank.values[rows, 0, at], bank.values[rows, view[:, None], at],
-        bank.side[rows, at], bank.places[at], bank.mask[at],
+        bank.side[rows, at], bank.places[at], bank.mask[at], bank, which, view, start,
     )  # fmt: skip
 
 
@@ -88,8 +103,9 @@ def noisy(values: torch.Tensor, strength: float, rng: torch.Generator) -> torch.
 
 
 def _bank(
-    graphs: list[WeightGraph], width: int, views: int, rng: torch.Generator, aligned: bool
+    found: list[tuple[Entry, WeightGraph]], width: int, views: int, rng: torch.Generator, aligned: bool
 ) -> Bank:
+    entries, graphs = zip(*found, strict=True)
     spaces = groups(graphs[0])
     values, sides = [], []
     for i, network in enumerate(graphs):
@@ -101,4 +117,4 @@ def _bank(
         sides.append(cut[0][1])
     tokens = cut[0][0]
     places = place_features(tokens.positions, tokens.mask)
-    return Bank(torch.stack(values), tokens.mask, places, torch.stack(sides))
+    return Bank(torch.stack(values), tokens.mask, places, torch.stack(sides), entries, graphs[0])
