@@ -11,10 +11,10 @@ from sane_plugins.errors import SourceError
 from sane_plugins.latent import stream
 from sane_plugins.latent.fast import Precision
 from sane_plugins.latent.model import SANE
-from sane_plugins.latent.places import Layout, place_features
+from sane_plugins.latent.places import Layout
+from sane_plugins.latent.scaling import rescaled
 from sane_plugins.latent.stream import Run
 from sane_plugins.latent.windows import cut, join
-from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.stream import blocks
 from sane_plugins.weights.tokens import Tokens, detokenize, positions, slots, tokenize
@@ -69,7 +69,8 @@ def decode(
             template.source, f"{len(latents)} latents were given", f"it takes {len(tokens)}",
             "match the latents to the network's tokens first",
         )  # fmt: skip
-    places = place_features(tokens.positions, tokens.mask)
+    layout = Layout.of(slots(template), model.config.token_width, _device(model))
+    places = model.config.places(layout, 0, len(tokens))
     parts = [cut(x, window, halo) for x in (latents.to(_device(model)), places)]
     decoded = [model.decode(*batch) for batch in _batches(*parts)]
     values, side = (
@@ -78,7 +79,7 @@ def decode(
     slot_side = torch.stack([side[start:stop].mean(0) for start, stop in tokens.spans])
     values = values.to(tokens.values.dtype)
     network = detokenize(Tokens(values, tokens.mask, tokens.positions), template)
-    return scale.undo(network, scale.Scale.from_side(slot_side.cpu()))
+    return rescaled(model, network, slot_side.cpu())
 
 
 def standardised_tokens(

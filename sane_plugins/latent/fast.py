@@ -31,6 +31,12 @@ def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": _NARROW}[precision]
 
 
+def can_read(model: SANE) -> bool:
+    """Tell whether `FastEncoder` computes this model: it does not know the parts of the published form."""
+    config = model.config
+    return config.scale == "tensor" and not config.tables and config.is_normed
+
+
 def _is_native() -> bool:
     """Tell whether the processor has bfloat16 instructions (AVX-512 BF16, AMX); torch says so privately."""
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -57,7 +63,7 @@ class FastEncoder:
         device = model.latents_out.weight.device
         centre = torch.eye(self._width, device=device) - 1 / self._width
         self._tokens_in = _packed(centre @ _plain(model.tokens_in.weight))
-        self._places_in = _packed(centre @ _plain(model.places_in.weight))
+        self._places_in = _packed(centre @ _plain(model.places_in.get_parameter("weight")))
         self._blocks = [_block(layer, centre) for layer in model.encoder.layers]
         self._latents_out = _packed(_plain(model.latents_out.weight) * _gain(last))
         self._floor = torch.tensor((self._width * last.eps) ** 0.5, dtype=_NARROW, device=device)

@@ -51,6 +51,12 @@ class Layout:
         n = torch.arange(start, stop, device=self.first.device)
         return torch.searchsorted(self.first, n, right=True) - 1
 
+    def positions(self, start: int, stop: int) -> torch.Tensor:
+        """Return place in the sequence, slot and channel of a range of tokens, (stop - start, 3)."""
+        n = torch.arange(start, stop, device=self.first.device)
+        slot = self.slots(start, stop)
+        return torch.stack([n, slot, (n - self.first[slot]) // self.pieces[slot]], 1)
+
     def features(self, start: int, stop: int) -> torch.Tensor:
         """Return what `place_features` returns for a range of tokens, (stop - start, WIDTH)."""
         n = torch.arange(start, stop, device=self.first.device)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 
 from sane_plugins.latent import windows
-from sane_plugins.latent.fast import Precision, dtype_of, fast_encoder
+from sane_plugins.latent.fast import Precision, can_read, dtype_of, fast_encoder
 from sane_plugins.latent.model import SANE
 from sane_plugins.latent.places import Layout
+from sane_plugins.latent.scaling import scaled_blocks
 from sane_plugins.progress import Progress, current
 from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.stream import blocks
 from sane_plugins.weights.tokens import slots
 
 _WINDOWS = 32  # of a run: their activations stay in a core's cache
@@ -59,7 +59,8 @@ def walk(
     """
     device = model.latents_out.weight.device
     layout = Layout.of(slots(graph), model.config.token_width, device)
-    encoder = _Encoder(model, layout, window, halo, dtype_of(precision, device))
+    dtype = dtype_of(precision, device) if can_read(model) else torch.float32
+    encoder = _Encoder(model, layout, window, halo, dtype)
     report = current()
     cuts = _cuts(graph, model, len(layout), window, halo)
     is_long = len(layout) > window * _WINDOWS
@@ -73,7 +74,7 @@ def walk(
 def _cuts(graph: WeightGraph, model: SANE, tokens: int, window: int, halo: int) -> Iterator[_Cut]:
     """Yield what each run sees; neighbours share their halo."""
     device = model.latents_out.weight.device
-    source = blocks(graph, model.config.token_width, device)
+    source = scaled_blocks(model, graph, device)
     values, side = (torch.empty(0, n, device=device) for n in (model.config.token_width, 4))
     total, step = windows.count(tokens, window), _WINDOWS if device.type == "cpu" else _WINDOWS_GPU
     start = 0
@@ -108,7 +109,7 @@ class _Encoder:
         owned = windows.owned(tokens, self.window, cut.first, cut.last)
         start, count = int(owned[0, 0]), int(owned[-1, -1]) + 1 - int(owned[0, 0])
         owned = (owned - seen[:, :1]).to(device)
-        places = self.layout.features(cut.start, cut.start + len(cut.values))
+        places = self.model.config.places(self.layout, cut.start, cut.start + len(cut.values))
         latents = self._latents(cut, places, (seen - cut.start).to(device), owned)
         return Run(
             start, latents.flatten(0, 1)[:count], self.layout.slots(start, start + count),

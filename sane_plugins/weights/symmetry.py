@@ -16,8 +16,8 @@ from sane_plugins.weights.matching import match
 from sane_plugins.weights.spaces import PermutationGroup, Place
 
 __all__ = [
-    "PermutationGroup", "Permutations", "Place", "align", "groups", "inverse", "permute",
-    "random_permutations",
+    "PermutationGroup", "Permutations", "Place", "align", "alignment", "groups", "inverse",
+    "permute", "random_permutations",
 ]  # fmt: skip
 
 Permutations = Mapping[str, torch.Tensor]
@@ -79,13 +79,26 @@ def align(
 ) -> WeightGraph:
     """Return the same function with its channels in the order that fits `reference` best.
 
-    Weight matching, algorithm 1 of Git Re-Basin. Running statistics move along but do not count.
     Raises `SourceError` where the two networks differ in shape.
+    """
+    known = _known(graph, groups)
+    return permute(graph, alignment(graph, reference, rng, known), known)
+
+
+def alignment(
+    graph: WeightGraph,
+    reference: WeightGraph,
+    rng: torch.Generator,
+    groups: Sequence[PermutationGroup] | None = None,
+) -> Permutations:
+    """Return the permutations that `align` applies, for networks that are to be moved in the same way.
+
+    Weight matching, algorithm 1 of Git Re-Basin. Running statistics move along but do not count.
     """
     known = _known(graph, groups)
     _require_alike(graph, reference, {place.key for group in known for place in group.places})
     counted = {p.key for p in graph.params if p.role not in ("running_mean", "running_var")}
-    return permute(graph, match(known, graph.tensors, reference.tensors, counted, rng), known)
+    return match(known, graph.tensors, reference.tensors, counted, rng)
 
 
 def _known(

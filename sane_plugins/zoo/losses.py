@@ -6,9 +6,27 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 
-def masked_mse(predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared error over real values only: padding neither counts nor dilutes."""
-    return ((predicted - target) ** 2 * mask).sum() / mask.sum()
+def masked_mse(
+    predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor,
+    count: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Return the mean squared error over real values only: padding neither counts nor dilutes.
+
+    `count` is how many real values the whole batch has, where this is a part of it.
+    """
+    total = mask.sum() if count is None else count
+    return ((predicted - target) ** 2 * mask).sum() / total
+
+
+def masked_variance(target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the variance of the real values of a batch.
+
+    Masked loss normalisation standardises target and prediction with the mean and deviation of the batch's
+    real target values: in their squared difference the mean cancels, and this is what it is divided by.
+    """
+    count = mask.sum()
+    mean = (target * mask).sum() / count
+    return ((target - mean) ** 2 * mask).sum() / count
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:

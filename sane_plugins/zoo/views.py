@@ -1,39 +1,50 @@
-"""Training samples: aligned networks, permuted views of them, and windows cut at random (spec section 4)."""
+"""Training samples: windows cut at random from networks and permuted views of them (spec section 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from sane_plugins.latent.codec import standardised_tokens
-from sane_plugins.latent.places import place_features
-from sane_plugins.progress import Progress, Report
 from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.symmetry import align, groups, permute, random_permutations
-from sane_plugins.zoo.store import Entry, Zoo
+from sane_plugins.zoo.store import Entry
 
 
 @dataclass(frozen=True)
 class Bank:
-    """All samples of one architecture: N networks, V views of T tokens.
+    """All samples of one architecture from one zoo: N networks of T tokens, and V permuted views of each.
 
-    values (N, V, T, D) standardised, view 0 the aligned network and the others channel permutations of
-    it; mask (T, D); places (T, P); side (N, T, 4), which no permutation changes. `entries` names the N
-    networks; `template` has their shapes.
+    values (N, T, D) as they are encoded, of the aligned networks; moves (R, T * D) say for each value of a
+    permuted network where the aligned one has it, row 0 nowhere else; mask (T, D); places (T, P);
+    side (N, T, 4), which no permutation changes. `scale` (M, 2) is the zoo's, where that was divided out.
+    `entries` names the N networks; `template` has their shapes; `zoo` is the zoo's name.
     """
 
     values: torch.Tensor
+    moves: torch.Tensor
+    views: int
     mask: torch.Tensor
     places: torch.Tensor
     side: torch.Tensor
+    scale: torch.Tensor
     entries: tuple[Entry, ...]
     template: WeightGraph
+    zoo: str
 
     def whole(self, network: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
         """Return all tokens (B, T, D) of these networks in these views, both (B,)."""
-        return self.values[network, view]
+        return self.cut(network, view, torch.arange(len(self.mask)).expand(len(network), -1))
+
+    def cut(self, network: torch.Tensor, view: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Return the tokens at (B, S) of these networks in these views, (B, S, D).
+
+        View 0 is the aligned network. Permutations are shared by networks, but the V of one differ.
+        """
+        others = max(len(self.moves) - 1, 1)
+        move = torch.where(view == 0, 0, 1 + (network * self.views + view - 1) % others)
+        tokens, width = self.mask.shape
+        index = self.moves.view(-1, tokens, width)[move[:, None], at].long()
+        return self.values.view(-1)[index + network[:, None, None] * (tokens * width)]
 
 
 @dataclass(frozen=True)
@@ -54,67 +65,29 @@ class Batch:
     view: torch.Tensor
     start: torch.Tensor
 
+    def __len__(self) -> int:
+        return len(self.network)
 
-def build_banks(
-    zoos: Sequence[Zoo], width: int, views: int, rng: torch.Generator, report: Report,
-    *, aligned: bool = True,
-) -> list[Bank]:  # fmt: skip
-    """Align every network to the first of its shapes and precompute its permuted views.
-
-    Networks with values that are not finite are left out, and that is reported.
-    """
-    by_shape: dict[tuple[tuple[int, ...], ...], list[tuple[Entry, WeightGraph]]] = {}
-    dropped = 0
-    for zoo in zoos:
-        for entry in zoo.entries:
-            graph = zoo.graph(entry)
-            if all(tensor.isfinite().all() for _, tensor in graph.items()):
-                by_shape.setdefault(tuple(p.shape for p in graph.params), []).append((entry, graph))
-            else:
-                dropped += 1
-    total = sum(map(len, by_shape.values()))
-    note = f"{dropped} networks with values that are not finite left out" if dropped else ""
-    banks = []
-    for found in by_shape.values():
-        banks.append(_bank(found, width, views, rng, aligned))
-        done = sum(len(bank.values) for bank in banks)
-        report(Progress(job="align and cut", done=done, total=total, note=note))
-    return banks
+    def rows(self, rows: torch.Tensor) -> Batch:
+        """Return some windows of the batch."""
+        parts = {key: value[rows] for key, value in vars(self).items() if key != "bank"}
+        return replace(self, **parts)
 
 
 def draw(bank: Bank, batch: int, span: int, rng: torch.Generator) -> Batch:
     """Draw windows of `span` consecutive tokens from random networks: the aligned one and a view of it."""
-    networks, views, tokens, _ = bank.values.shape
+    networks, tokens, _ = bank.values.shape
     which = torch.randint(networks, (batch,), generator=rng)
-    view = torch.randint(views, (batch,), generator=rng)
+    view = torch.randint(bank.views + 1, (batch,), generator=rng)
     span = min(span, tokens)
     start = torch.randint(tokens - span + 1, (batch,), generator=rng)
     at = start[:, None] + torch.arange(span)
-    rows = which[:, None]
     return Batch(
-        bank.values[rows, 0, at], bank.values[rows, view[:, None], at],
-        bank.side[rows, at], bank.places[at], bank.mask[at], bank, which, view, start,
+        bank.values[which[:, None], at], bank.cut(which, view, at), bank.side[which[:, None], at],
+        bank.places[at], bank.mask[at], bank, which, view, start,
     )  # fmt: skip
 
 
 def noisy(values: torch.Tensor, strength: float, rng: torch.Generator) -> torch.Tensor:
     """Multiply by 1 + strength * N(0, 1)."""
     return values * (1 + strength * torch.randn(values.shape, generator=rng))
-
-
-def _bank(
-    found: list[tuple[Entry, WeightGraph]], width: int, views: int, rng: torch.Generator, aligned: bool
-) -> Bank:
-    entries, graphs = zip(*found, strict=True)
-    spaces = groups(graphs[0])
-    values, sides = [], []
-    for i, network in enumerate(graphs):
-        graph = align(network, graphs[0], rng, spaces) if aligned and i else network
-        several = [graph]
-        several += [permute(graph, random_permutations(spaces, rng)) for _ in range(views)]
-        cut = [standardised_tokens(view, width) for view in several]
-        values.append(torch.stack([tokens.values for tokens, _ in cut]))
-        sides.append(cut[0][1])
-    tokens = cut[0][0]
-    places = place_features(tokens.positions, tokens.mask)
-    return Bank(torch.stack(values), tokens.mask, places, torch.stack(sides), entries, graphs[0])
