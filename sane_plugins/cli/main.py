@@ -11,7 +11,8 @@ from sane_plugins.cli.console import failures_told, note, open_host
 from sane_plugins.cli.inspect import inspect
 from sane_plugins.cli.networks import embed, predict
 from sane_plugins.cli.plugins import list_plugins
-from sane_plugins.cli.zoos import pretrain, zoo
+from sane_plugins.cli.pretrain import pretrain
+from sane_plugins.cli.zoos import zoo
 from sane_plugins.errors import SaneError
 
 _ADDED = "sane_plugins.added"
@@ -67,3 +68,6 @@ def main() -> None:
 
 for _command in (inspect, embed, predict, zoo, pretrain, list_plugins):
     main.add_command(_command)
+
+if __name__ == "__main__":
+    main()

@@ -36,12 +36,14 @@ class Log:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_whole(self.path, lambda partial: partial.write_text(text))
 
-    def add(self, step: int, losses: Mapping[str, float], rate: float) -> dict[str, float] | None:
+    def add(
+        self, step: int, losses: Mapping[str, float], rate: float, is_last: bool
+    ) -> dict[str, float] | None:
         """Count a step's losses; return the line that is due, if one is."""
         for name, loss in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + loss
         self.count += 1
-        if step % self.every:
+        if step % self.every and not is_last:
             return None
         means = {name: total / self.count for name, total in self.sums.items()}
         self.sums, self.count = {}, 0

@@ -129,7 +129,8 @@ def _train(run: Run, job: Job, out: Path, report: Report) -> None:
     while run.step < options.steps:
         losses = take_step(run, job)
         run.step += 1
-        line = run.log.add(run.step, losses, run.optimizer.param_groups[0]["lr"])
+        rate = run.optimizer.param_groups[0]["lr"]
+        line = run.log.add(run.step, losses, rate, run.step == options.steps)
         if job.world.is_first:
             if line:
                 run.log.write(line)
