@@ -21,6 +21,7 @@ from sane_plugins.weights.scale import Scale, undo
 from sane_plugins.weights.tokens import Tokens, detokenize, slots
 from sane_plugins.zoo.architectures import build, small_cnn
 from sane_plugins.zoo.banks import build_banks
+from sane_plugins.zoo.distributed import World
 from sane_plugins.zoo.log import draw_curves, read_log
 from sane_plugins.zoo.losses import masked_mse, masked_variance, nt_xent
 from sane_plugins.zoo.presets import PretrainOptions, paper
@@ -196,6 +197,12 @@ def test_a_kill_loses_at_most_the_step_under_way(zoo, tmp_path) -> None:
     pretrain([zoo], TINY, options, out, resume=True,
              report=lambda event: done.append(event.done) if event.job == "pretrain" else None)  # fmt: skip
     assert done == [6]
+
+
+def test_a_batch_that_processes_cannot_share_is_one_sentence(zoo, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(World, "here", lambda: World(0, 3))
+    with pytest.raises(UsageError, match="3 processes share it"):
+        pretrain([zoo], TINY, SHORT, tmp_path / "a.safetensors")
 
 
 def test_another_run_is_not_resumed(mixed, tmp_path) -> None:

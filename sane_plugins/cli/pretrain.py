@@ -50,6 +50,7 @@ _PRESETS = ["default", "paper"]
 @click.option("--compile", "compiled", is_flag=True, default=None, help="Compile the SANE first.")
 @click.option("--save-every", type=click.IntRange(0),
               help="Steps between states; 0: each, or a tenth of the time.")  # fmt: skip
+@click.option("--log-every", type=_COUNT, help="Steps between lines of the log.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")

@@ -1,0 +1,131 @@
+"""Several processes train as one: same result at equal global batch, one writes, a killed run resumes."""
+
+import functools
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sane_plugins.zoo.architectures import build
+from sane_plugins.zoo.log import read_log
+from sane_plugins.zoo.store import Entry, write
+
+pytestmark = pytest.mark.slow
+SHAPE = [
+    "--batch", "8", "--precision", "fp32", "--width", "32", "--heads", "2", "--layers", "1",
+    "--token-width", "64", "--window", "16", "--halo", "8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def zoos(tmp_path_factory) -> list[str]:
+    """Write zoos of two architectures."""
+    torch.manual_seed(0)
+    folders = []
+    for channels in (1, 3):
+        factory = {"name": "small_cnn", "channels_in": channels}
+        entries = [
+            Entry(network=str(n), checkpoint="0", factory=factory, properties={}) for n in range(4)
+        ]
+        items = [(entry, build(factory).state_dict()) for entry in entries]
+        folders.append(tmp_path_factory.mktemp("zoos") / str(channels))
+        write(folders[-1], f"cnn{channels}", items)
+    return [str(folder) for folder in folders]
+
+
+def pretrain(zoos: list[str], out: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    return subprocess.run(
+        [
+            sys.executable, "-m", *(several if processes > 1 else []), "sane_plugins.cli.main",
+            "pretrain", *zoos, "-o", str(out), *SHAPE, *arguments,
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@functools.cache
+def port() -> int:
+    """Return a port that was free."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def started(
+    zoos: list[str], out: Path, rank: int, port: int, *arguments: str
+) -> subprocess.Popen[bytes]:
+    """Start one of two processes as torchrun does, so that a test can kill it."""
+    place = {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "sane_plugins.cli.main", "pretrain", *zoos, "-o", str(out),
+            *SHAPE, *arguments,
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **place},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def difference(one: Path, two: Path) -> float:
+    a, b = load_file(one), load_file(two)
+    assert a.keys() == b.keys()
+    return max(float((a[key] - b[key]).abs().max()) for key in a)
+
+
+STEPS = ["--steps", "12"]
+
+
+@pytest.fixture(scope="module")
+def whole(zoos, tmp_path_factory) -> Path:
+    """Train with two processes and no interruption."""
+    out = tmp_path_factory.mktemp("whole") / "two.safetensors"
+    done = pretrain(zoos, out, 2, *STEPS, "--accumulate", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Written to") == 1
+    return out
+
+
+def assert_alike(one: Path, two: Path) -> None:
+    assert difference(one, two) < 1e-5
+    for a, b in zip(*(read_log(x.with_name(x.name + ".jsonl")) for x in (one, two)), strict=True):
+        assert a["step"] == b["step"]
+        assert all(a[k] == pytest.approx(b[k], rel=1e-4) for k in a if k != "seconds")
+
+
+def test_two_processes_equal_one(zoos, whole, tmp_path) -> None:
+    one = tmp_path / "one.safetensors"
+    assert pretrain(zoos, one, 1, *STEPS, "--accumulate", "2").returncode == 0
+    assert_alike(one, whole)
+
+
+def test_two_processes_equal_one_with_the_masked_loss(zoos, tmp_path) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    for out, processes in ((one, 1), (two, 2)):
+        chosen = ["--loss", "masked", "--gamma", "0.5"]
+        assert pretrain(zoos, out, processes, "--steps", "5", *chosen).returncode == 0
+    assert_alike(one, two)
+
+
+def test_a_run_of_two_processes_resumes_exactly(zoos, whole, tmp_path) -> None:
+    out = tmp_path / "two.safetensors"
+    command = [*STEPS, "--accumulate", "2", "--save-every", "1"]
+    running = [started(zoos, out, rank, port(), *command) for rank in range(2)]
+    state = out.with_name(out.name + ".state")
+    while not state.exists() and running[0].poll() is None:
+        time.sleep(0.01)
+    for process in running:
+        process.kill()
+        process.wait()
+    assert state.exists()
+    assert pretrain(zoos, out, 2, *command, "--resume").returncode == 0
+    assert difference(whole, out) == 0
