@@ -1,0 +1,149 @@
+"""What benchmarks of property heads share: zoos, features kept between runs, baselines, scores."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sane_plugins.errors import ZooError
+from sane_plugins.latent import checkpoint
+from sane_plugins.latent.model import SANE, SANEConfig
+from sane_plugins.tasks import embed, statistics
+from sane_plugins.tasks.heads import STRUCTURE, Samples, group_folds
+from sane_plugins.tasks.predict import fingerprint
+from sane_plugins.tasks.regressors import Array
+from sane_plugins.zoo.store import Zoo, import_published
+
+RUNS = Path(__file__).parents[1] / "runs"
+RESULTS = Path(__file__).parent / "results"
+PUBLISHED = ("mnist-cnn", "cifar10-cnn")
+TRAINED = ("animals-cnn", "mnist-mlp", "mnist-resnet")
+PROPERTIES = ("test_accuracy", "epoch", "gap")
+RIVAL = "s(W), boosting"
+BASELINES = ("W, ridge", "s(W), ridge", RIVAL)
+KINDS = ("W", "s(W)", "statistics", "sane", STRUCTURE)
+PENALTIES = np.logspace(-1, 6, 8)
+
+
+def zoos(data: Path, trained: Path, names: list[str] | None = None) -> list[Zoo]:
+    """Return the finite networks of the published zoos and of those trained here, as far as they are there."""
+    found = []
+    for name in names or [*PUBLISHED, *TRAINED]:
+        if name in PUBLISHED:
+            zoo = import_published(data / "zoos" / f"{name}.json")
+        elif (trained / name / "index.json").exists():
+            zoo = Zoo.open(trained / name)
+        else:
+            print(f"{name}: left out, there is no such zoo in {trained}", file=sys.stderr)
+            continue
+        found.append(_finite(zoo))
+    return found
+
+
+def _finite(zoo: Zoo) -> Zoo:
+    kept = zoo.where(lambda entry: bool(entry.properties["finite"]))
+    dropped = len(zoo) - len(kept)
+    print(f"{zoo.name}: {dropped} of {len(zoo)} networks dropped, not finite", file=sys.stderr)
+    return kept
+
+
+def targets(zoo: Zoo, name: str) -> Array:
+    """Return a property of every network of a zoo, (N,)."""
+    return np.array([float(entry.properties[name]) for entry in zoo.entries])
+
+
+def sane(path: Path | None) -> tuple[SANE, str]:
+    """Return the SANE to test, and a note; without any, a random one keeps the rest measurable."""
+    try:
+        model = checkpoint.load(path) if path else checkpoint.embedded()
+        return model, f"SANE: {path.name if path else 'embedded'}"
+    except (ZooError, FileNotFoundError):
+        if path:
+            raise
+    torch.manual_seed(0)
+    return SANE(SANEConfig()).eval(), "SANE: NONE, random weights in its place"
+
+
+def features(zoo: Zoo, model: SANE) -> Samples:
+    """Return flat weights, s(W), statistics and SANE features of a zoo, kept in runs/ between calls."""
+    networks = [entry.network for entry in zoo.entries]
+    path = RUNS / f"features-{zoo.name}-{_key(zoo, model)}.npz"
+    if path.exists():
+        return Samples(features=dict(np.load(path)), networks=networks)
+    rows: dict[str, list[Array]] = {name: [] for name in KINDS}
+    for kind, values in _measured(zoo, model):
+        rows[kind].append(values)
+    found = {name: np.stack(x) for name, x in rows.items()}
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **found)  # type: ignore[arg-type]
+    return Samples(features=found, networks=networks)
+
+
+def _measured(zoo: Zoo, model: SANE) -> Iterator[tuple[str, Array]]:
+    encoder, options = embed.SaneEncoder(model), embed.EncodeOptions()
+    for entry in zoo.entries:
+        graph = zoo.graph(entry)
+        yield "W", torch.cat([x.ravel().float() for _, x in graph.items()]).numpy()
+        yield "s(W)", statistics.plain(graph).numpy()
+        yield "statistics", statistics.statistics(graph).numpy()
+        yield "sane", encoder.features(graph, options).numpy()
+        yield STRUCTURE, statistics.structure(graph)
+
+
+def _key(zoo: Zoo, model: SANE) -> str:
+    """Return what changes when the features would: code, SANE, and the zoo's networks."""
+    digest = hashlib.sha256(fingerprint(model).encode())
+    names = ("embed", "pooling", "statistics", "matrix", "probes")
+    code = [Path(embed.__file__).with_name(f"{name}.py") for name in names]
+    for path in (*(p for p in code if p.exists()), Path(__file__)):
+        digest.update(path.read_bytes())
+    written = zoo.weights.stat()
+    digest.update("".join(entry.key for entry in zoo.entries).encode())
+    digest.update(f"{written.st_size} {written.st_mtime_ns}".encode())
+    return digest.hexdigest()[:12]
+
+
+def baseline(name: str, fit: Samples, held: Samples, y: Array) -> Array:
+    """Fit a baseline and return what it predicts for held-out networks."""
+    kind = name.split(",")[0]
+    model = boosting(fit.features[kind], y) if name == RIVAL else _ridge(fit, kind, y)
+    return np.asarray(model.predict(held.features[kind]))
+
+
+def boosting(x: Array, y: Array) -> Any:
+    """Fit the strongest baseline of the published zoos: 300 trees of depth 4, subsample 0.7."""
+    return GradientBoostingRegressor(
+        n_estimators=300, max_depth=4, subsample=0.7, random_state=0
+    ).fit(x, y)
+
+
+def _ridge(fit: Samples, kind: str, y: Array) -> Any:
+    """Fit ridge regression whose penalty is chosen on networks that a fold holds out (paper section 4.1)."""
+    folds = [
+        (np.flatnonzero(~test), np.flatnonzero(test)) for test in group_folds(fit.networks, 5, 0)
+    ]
+    model = make_pipeline(StandardScaler(), Ridge())
+    search = GridSearchCV(
+        model, {"ridge__alpha": PENALTIES}, cv=folds, scoring="neg_mean_squared_error"
+    )
+    return search.fit(fit.features[kind], y)
+
+
+def scores(truth: Array, predicted: Array) -> dict[str, float]:
+    """Return R^2 and Kendall's tau; a constant prediction ranks nothing, its tau is 0."""
+    left = float(((truth - predicted) ** 2).sum())
+    r2 = 1 - left / float(((truth - truth.mean()) ** 2).sum())
+    tau = float(kendalltau(truth, predicted).statistic)
+    return {"r2": r2, "tau": tau if np.isfinite(tau) else 0.0}
