@@ -6,7 +6,7 @@ import torch
 from sane_plugins.errors import ZooError
 from sane_plugins.latent import checkpoint
 from sane_plugins.latent.model import SANE, SANEConfig
-from sane_plugins.latent.places import WIDTH, place_features
+from sane_plugins.latent.places import WIDTH, Layout
 from sane_plugins.latent.windows import cut, join
 
 SMALL = SANEConfig(
@@ -30,19 +30,14 @@ def test_a_token_sees_its_halo() -> None:
             assert {max(token - 5, 0), min(token + 5, 99)} <= set(window.tolist())
 
 
-def _positions(*slots: tuple[int, int]) -> torch.Tensor:
-    """Return positions of slots given as (channels, pieces)."""
-    layer = [i for i, (rows, pieces) in enumerate(slots) for _ in range(rows * pieces)]
-    channel = [r for rows, pieces in slots for r in range(rows) for _ in range(pieces)]
-    return torch.tensor([range(len(layer)), layer, channel]).T
-
-
 def test_places_differ_between_all_tokens_and_stay_finite_for_long_networks() -> None:
-    positions = _positions((300, 9), (2000, 20), (1, 1))
-    places = place_features(positions, torch.ones(len(positions), 4, dtype=torch.bool))
-    assert places.shape == (len(positions), WIDTH)
+    channels, pieces = torch.tensor([300, 2000, 1]), torch.tensor([9, 20, 1])
+    sizes = channels * pieces
+    layout = Layout(sizes.cumsum(0) - sizes, channels, pieces, torch.ones(3))
+    places = layout.features(0, len(layout))
+    assert places.shape == (len(layout), WIDTH)
     assert places.isfinite().all()
-    assert len(torch.unique(places, dim=0)) == len(positions)
+    assert len(torch.unique(places, dim=0)) == len(layout)
 
 
 def test_model_file_holds_the_same_model(tmp_path) -> None:

@@ -17,7 +17,7 @@ from sane_plugins.latent import stream
 from sane_plugins.latent.codec import encode
 from sane_plugins.latent.fast import dtype_of
 from sane_plugins.latent.model import SANE, SANEConfig
-from sane_plugins.latent.places import Layout, place_features
+from sane_plugins.latent.places import Layout
 from sane_plugins.latent.windows import cut, join
 from sane_plugins.progress import reporting
 from sane_plugins.tasks.embed import EncodeOptions, SaneEncoder, embed
@@ -64,7 +64,7 @@ def in_one_piece(model: SANE, graph: WeightGraph) -> torch.Tensor:
     sizes = scale.fit(graph)
     tokens = tokenize(scale.apply(graph, sizes), SMALL.token_width)
     side = sizes.side[tokens.positions[:, 1]]
-    places = place_features(tokens.positions, tokens.mask)
+    places = Layout.of(slots(graph), SMALL.token_width).features(0, len(tokens))
     parts = [cut(x, SMALL.window, SMALL.halo) for x in (tokens.values.float(), side, places)]
     with torch.no_grad():
         return join(model.encode(*parts), len(tokens), SMALL.window, SMALL.halo)
@@ -92,9 +92,11 @@ def test_narrow_types_are_standardised_in_single(dtype: torch.dtype) -> None:
 def test_any_range_of_places_is_that_of_the_whole() -> None:
     graph = network()
     tokens = tokenize(graph, 16)
-    whole = place_features(tokens.positions, tokens.mask)
     layout = Layout.of(slots(graph), 16)
+    whole = layout.features(0, len(tokens))
     assert layout.spans == tokens.spans
+    assert torch.equal(layout.positions(0, len(tokens)), tokens.positions)
+    assert torch.equal(whole[:, -1], tokens.mask.double().mean(1).float())
     for start in range(0, len(tokens), 37):
         stop = min(start + 50, len(tokens))
         assert torch.equal(layout.features(start, stop), whole[start:stop])

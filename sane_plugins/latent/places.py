@@ -58,7 +58,12 @@ class Layout:
         return torch.stack([n, slot, (n - self.first[slot]) // self.pieces[slot]], 1)
 
     def features(self, start: int, stop: int) -> torch.Tensor:
-        """Return what `place_features` returns for a range of tokens, (stop - start, WIDTH)."""
+        """Return Fourier features of the places of a range of tokens, (stop - start, WIDTH).
+
+        Four coordinates (sequence, slot, channel, piece of the channel) enter absolute, as sines with periods
+        from 2 to 100,000 tokens, and relative to the network, slot or channel, as sines of 1 to 64
+        half-turns. Sizes and the filled share of the token complete them.
+        """
         n = torch.arange(start, stop, device=self.first.device)
         slot = self.slots(start, stop)
         pieces, channels = self.pieces[slot], self.channels[slot]
@@ -73,23 +78,6 @@ class Layout:
         ]
         filled = torch.where(piece == pieces - 1, self.last[slot], 1.0)
         return _features(torch.stack([n, slot, channel, piece], 1), torch.stack(sizes, 1), filled)
-
-
-def place_features(positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return Fourier features (T, WIDTH) of a whole network's token places.
-
-    positions (T, 3): sequence, slot, channel; mask (T, D). Four coordinates (sequence, slot, channel,
-    piece of the channel) enter absolute, as sines with periods from 2 to 100,000 tokens, and relative
-    to the network, slot or channel, as sines of 1 to 64 half-turns. Sizes and the filled share of the
-    token complete them.
-    """
-    n, slot, channel = positions.unbind(1)
-    channels = _largest(positions)
-    pieces = torch.bincount(slot)[slot] // channels
-    piece = n - _first(positions) - channel * pieces
-    sizes = [torch.full_like(n, len(n)), (slot.max() + 1).expand(len(n)), channels, pieces]
-    at = torch.stack([n, slot, channel, piece], 1)
-    return _features(at, torch.stack(sizes, 1), mask.double().mean(1))
 
 
 def _features(at: torch.Tensor, sizes: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
@@ -110,16 +98,3 @@ def _waves(x: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
     turns = x[..., None] * frequency
     angle = turns.sub_(turns.round()).float().mul_(2 * math.pi)
     return torch.cat([angle.sin(), angle.cos()], -1).flatten(1)
-
-
-def _largest(positions: torch.Tensor) -> torch.Tensor:
-    """Return how many channels the slot of each token has."""
-    slot, channel = positions[:, 1], positions[:, 2]
-    most = torch.zeros(int(slot.max()) + 1, dtype=channel.dtype, device=slot.device)
-    return most.scatter_reduce(0, slot, channel + 1, "amax")[slot]
-
-
-def _first(positions: torch.Tensor) -> torch.Tensor:
-    """Return the place of the first token of each token's slot."""
-    counts = torch.bincount(positions[:, 1])
-    return (counts.cumsum(0) - counts)[positions[:, 1]]

@@ -111,7 +111,7 @@ def _fingerprint(banks: list[Bank]) -> str:
     found = hashlib.sha256()
     for bank in banks:
         found.update(json.dumps([bank.zoo, [entry.key for entry in bank.entries]]).encode())
-        found.update(bank.values.numpy().tobytes())
+        found.update(bank.values.numpy())
     return found.hexdigest()
 
 
