@@ -111,7 +111,7 @@ def _fingerprint(banks: list[Bank]) -> str:
     found = hashlib.sha256()
     for bank in banks:
         found.update(json.dumps([bank.zoo, [entry.key for entry in bank.entries]]).encode())
-        found.update(bank.values.numpy())
+        found.update(bank.values.numpy().data)
     return found.hexdigest()
 
 
