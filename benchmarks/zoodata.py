@@ -24,7 +24,7 @@ from sane_plugins.tasks import embed, statistics
 from sane_plugins.tasks.heads import STRUCTURE, Samples, group_folds
 from sane_plugins.tasks.predict import fingerprint
 from sane_plugins.tasks.regressors import Array
-from sane_plugins.zoo.store import Zoo, import_published
+from sane_plugins.zoo.store import Zoo, import_published, is_zoo
 
 RUNS = Path(__file__).parents[1] / "runs"
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +43,7 @@ def zoos(data: Path, trained: Path, names: list[str] | None = None) -> list[Zoo]
     for name in names or [*PUBLISHED, *TRAINED]:
         if name in PUBLISHED:
             zoo = import_published(data / "zoos" / f"{name}.json")
-        elif (trained / name / "index.json").exists():
+        elif is_zoo(trained / name):
             zoo = Zoo.open(trained / name)
         else:
             print(f"{name}: left out, there is no such zoo in {trained}", file=sys.stderr)

@@ -46,8 +46,9 @@ def test_zoo_is_not_overwritten(made_zoo: Zoo) -> None:
 def test_a_replaced_zoo_is_read_anew(made_zoo: Zoo) -> None:
     entry = made_zoo.entries[0]
     before = made_zoo.state_dict(entry)
-    write(made_zoo.weights.parent, "made", [(entry, small_cnn().state_dict())], force=True)
-    assert not torch.equal(made_zoo.state_dict(entry)["0.weight"], before["0.weight"])
+    again = write(made_zoo.folder, "made", [(entry, small_cnn().state_dict())], force=True)
+    assert not torch.equal(again.state_dict(again.entries[0])["0.weight"], before["0.weight"])
+    assert len(list(made_zoo.folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize("index", ["{}", "[]", '{"version": 9}', '{"version": 1, "entries": [{}]}'])

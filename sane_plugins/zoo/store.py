@@ -1,6 +1,6 @@
 """A zoo: networks on disk, how to build them, and what was measured of them.
 
-On disk a zoo is a folder with `index.json` and `weights.safetensors`, whose keys are
+On disk a zoo is a folder with `index.jsonl` and files of tensors, whose keys are
 `<network>/<checkpoint>/<parameter>`. Checkpoints of one training run share `network`, so that splits
 never put one run on both sides.
 """
@@ -9,48 +9,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import nn
 
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.writing import write_whole
+from sane_plugins.weights.statedict import from_state_dict
 from sane_plugins.zoo.architectures import build
+from sane_plugins.zoo.index import Entry, Form, Index, Property, is_zoo, read_index, write_index
+from sane_plugins.zoo.published import read_published
+from sane_plugins.zoo.shards import Writer, opened
 
-VERSION = 1
-Property = float | str | bool
+__all__ = [
+    "Entry", "Property", "Zoo", "evaluation_pool", "import_published", "is_zoo", "set_properties",
+    "write",
+]  # fmt: skip
 
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One checkpoint of one network: how to build it and what was measured of it."""
-
-    network: str
-    checkpoint: str
-    factory: Mapping[str, Any]
-    properties: Mapping[str, Property]
-
-    @property
-    def key(self) -> str:
-        """Return the prefix of the entry's tensors."""
-        return f"{self.network}/{self.checkpoint}"
+_Described = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
 class Zoo:
-    """Entries and the file that holds their tensors."""
+    """Entries, and the folder that holds their tensors; `forms` says what the entries of each form hold."""
 
     name: str
     entries: tuple[Entry, ...]
-    weights: Path
+    folder: Path
+    forms: Mapping[str, Form] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -58,18 +49,13 @@ class Zoo:
     @classmethod
     def open(cls, folder: str | Path) -> Zoo:
         """Open a zoo folder. Raises `ZooError` where there is none or its version is newer."""
-        folder = Path(folder)
-        index = _read_json(folder / "index.json")
-        try:
-            if index["version"] != VERSION:
-                raise ValueError(f"version {index['version']}")
-            entries = tuple(Entry(**record) for record in index["entries"])
-            return cls(str(index["name"]), entries, folder / "weights.safetensors")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ZooError(
-                folder / "index.json", f"this is no whole index ({error})", f"version {VERSION} is needed",
-                "import the zoo again with 'sane-plugins zoo import'",
-            ) from error  # fmt: skip
+        index = read_index(Path(folder))
+        return cls(index.name, index.entries, Path(folder), index.forms)
+
+    @property
+    def weights(self) -> Path:
+        """Return the first file of tensors."""
+        return self.folder / (self.entries[0].file if self.entries else "")
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -77,28 +63,43 @@ class Zoo:
         return tuple(dict.fromkeys(entry.network for entry in self.entries))
 
     def state_dict(self, entry: Entry) -> dict[str, torch.Tensor]:
-        """Read one entry's tensors."""
-        file, prefix = _tensors(self.weights), entry.key + "/"
-        template = _template(json.dumps(dict(entry.factory)))
+        """Read one entry's tensors; tied names share one."""
+        path = self.folder / entry.file
+        file, prefix = opened(path), entry.key + "/"
+        form = self.forms.get(entry.form)
+        keys = [key for key, _, _ in form.tensors] if form else _keys(json.dumps(dict(entry.factory)))
         try:
-            return {name: file.get_tensor(prefix + name) for name in template.state_dict()}
+            tensors = {name: file.get_tensor(prefix + name) for name in keys}
         except SafetensorError as error:
             raise ZooError(
-                f"{self.weights}, '{entry.key}'", f"a tensor is missing ({error})",
+                f"{path}, '{entry.key}'", f"a tensor is missing ({error})",
                 "every entry needs all tensors of its architecture", "import the zoo again",
             ) from error  # fmt: skip
+        return tensors | {alias: tensors[key] for alias, key in (form.ties if form else {}).items()}
 
     def graph(self, entry: Entry) -> WeightGraph:
-        """Return one entry as a graph with topology."""
-        tensors = self.state_dict(entry)
-        template = _template(json.dumps(dict(entry.factory)))
-        owned = {param.key: tensors[param.key] for param in template.params}
-        return replace(template.replace(owned), source=f"{self.name}:{entry.key}")
+        """Return one entry as a graph; with topology where it is known how to build the network."""
+        tensors, source = self.state_dict(entry), f"{self.name}:{entry.key}"
+        if not entry.factory:
+            form = self.forms[entry.form]
+            return from_state_dict(tensors, source, ties=form.ties, axes=form.axes)
+        described = tuple((key, x.dtype, tuple(x.shape)) for key, x in tensors.items())
+        template = _template(json.dumps(dict(entry.factory)), described)
+        return replace(template, tensors={**template.tensors, **tensors}, source=source)
 
     def module(self, entry: Entry) -> nn.Module:
-        """Return one entry as a runnable network in evaluation mode."""
+        """Return one entry as a runnable network in evaluation mode.
+
+        Raises `ZooError` where nobody said how to build it, or what is built does not have its weights.
+        """
+        if not entry.factory:
+            raise ZooError(
+                f"{self.name}:{entry.key}", "it was added without the function that builds it",
+                "running a network needs one", "add it again with --factory package.module:function",
+            )  # fmt: skip
+        state = self.state_dict(entry)
         module = build(entry.factory)
-        module.load_state_dict(self.state_dict(entry))
+        _fill(module, state, f"{self.name}:{entry.key}")
         return module.eval()
 
     def where(self, keep: Callable[[Entry], bool]) -> Zoo:
@@ -106,8 +107,9 @@ class Zoo:
         return replace(self, entries=tuple(entry for entry in self.entries if keep(entry)))
 
     def best(self, name: str, count: int) -> Zoo:
-        """Return the `count` networks whose best checkpoint is highest in property `name`."""
-        ranked = sorted(self.entries, key=lambda entry: -float(entry.properties[name]))
+        """Return the `count` networks whose best checkpoint is highest in property `name`, of those that have it."""  # noqa: E501
+        known = [entry for entry in self.entries if name in entry.properties]
+        ranked = sorted(known, key=lambda entry: -float(entry.properties[name]))
         first = {entry.network: entry for entry in reversed(ranked)}
         return replace(self, entries=tuple(e for e in ranked if first[e.network] is e)[:count])
 
@@ -133,59 +135,45 @@ def write(
     folder: str | Path, name: str, items: Iterable[tuple[Entry, Mapping[str, torch.Tensor]]],
     force: bool = False,
 ) -> Zoo:  # fmt: skip
-    """Write a zoo folder; the index comes last, so that a folder with one is complete."""
+    """Write a zoo folder, whole or not at all; what was there stays until the new one is complete."""
     folder = Path(folder)
-    if (folder / "index.json").exists() and not force:
+    if is_zoo(folder) and not force:
         raise UsageError(
             folder, "a zoo exists there already", "a new folder is needed",
             "name another folder or add --force",
         )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    entries: list[dict[str, Any]] = []
-    tensors: dict[str, torch.Tensor] = {}
+    writer = Writer(folder, Index(name, (), {}))
+    seen = set[str]()
     for entry, state in items:
-        entries.append(asdict(entry))
-        copies = {key: value.detach().clone().contiguous() for key, value in state.items()}
-        tensors |= {f"{entry.key}/{key}": value for key, value in copies.items()}
-    index = json.dumps({"version": VERSION, "name": name, "entries": entries}, indent=1)
-    write_whole(folder / "weights.safetensors", lambda partial: save_file(tensors, partial))
-    write_whole(folder / "index.json", lambda partial: partial.write_text(index))
+        if entry.key in seen:
+            raise ZooError(
+                folder, f"two entries are called '{entry.key}'", "each needs a name of its own",
+                "give them other networks or checkpoints",
+            )  # fmt: skip
+        seen.add(entry.key)
+        writer.put(entry, state)
+    writer.commit()
     return Zoo.open(folder)
+
+
+def set_properties(folder: str | Path, found: Mapping[str, Mapping[str, Property]]) -> None:
+    """Add properties to entries by their keys, all or none; those of the same names are replaced."""
+    index = read_index(Path(folder))
+    entries = tuple(
+        replace(entry, properties={**entry.properties, **found.get(entry.key, {})})
+        for entry in index.entries
+    )
+    write_index(Path(folder), replace(index, entries=entries))
 
 
 def import_published(path: str | Path) -> Zoo:
     """Read a published zoo in place: `<name>.json` with one record per checkpoint, beside `<name>.safetensors`.
 
-    Records name `model`, `epoch`, `act`, `p` (dropout) and measured properties; the architecture is
-    `small_cnn` for the number of input channels that the weights have. Diverged networks
-    (`finite` false) are kept: the caller decides.
+    Diverged networks (`finite` false) are kept: the caller decides.
     """  # noqa: E501
     path = Path(path)
-    weights = path.with_suffix(".safetensors")
-    records = _read_json(path)
-    try:
-        first = _tensors(weights).get_slice(f"{records[0]['model']}/{records[0]['epoch']}/0.weight")
-        channels = first.get_shape()[1]
-        entries = tuple(_published_entry(record, channels) for record in records)
-    except (KeyError, TypeError, IndexError, SafetensorError) as error:
-        raise ZooError(
-            path, f"a record or tensor is missing ({error})",
-            "records with model, epoch, act and p are needed, and their tensors",
-            "check that the .json and .safetensors belong together",
-        ) from error  # fmt: skip
-    return Zoo(path.stem, entries, weights)
-
-
-def _published_entry(record: Mapping[str, Any], channels: int) -> Entry:
-    factory = {
-        "name": "small_cnn", "channels_in": channels, "classes": 10,
-        "act": record["act"], "dropout": record["p"],
-    }  # fmt: skip
-    properties = {key: value for key, value in record.items() if key != "model"}
-    return Entry(
-        network=str(record["model"]), checkpoint=str(record["epoch"]),
-        factory=factory, properties=properties,
-    )  # fmt: skip
+    return Zoo(path.stem, read_published(path), path.parent)
 
 
 def _ends(fractions: Iterable[float], total: int) -> list[int]:
@@ -196,38 +184,36 @@ def _ends(fractions: Iterable[float], total: int) -> list[int]:
     return ends
 
 
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise ZooError(
-            path, "there is no such file", "a zoo's index is needed",
-            "check the path; 'sane-plugins zoo import' makes a zoo folder",
-        )  # fmt: skip
-    try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ZooError(
-            path, f"it cannot be read as JSON ({type(error).__name__})", "a zoo's index is needed",
-            "check the path; 'sane-plugins zoo import' makes one",
-        ) from error  # fmt: skip
-
-
-def _tensors(path: Path) -> Any:
-    try:
-        return _opened(path, path.stat().st_mtime_ns)
-    except (OSError, SafetensorError) as error:
-        raise ZooError(
-            path, f"the weights cannot be read ({error})", "a whole safetensors file is needed",
-            "copy the zoo again",
-        ) from error  # fmt: skip
-
-
-@lru_cache(maxsize=8)
-def _opened(path: Path, _modified: int) -> Any:
-    """Open a file once; one that was replaced since is opened anew."""
-    return safe_open(path, framework="pt")
+@lru_cache(maxsize=64)
+def _keys(factory: str) -> tuple[str, ...]:
+    """Return the names of an architecture's tensors, in order."""
+    return tuple(build(json.loads(factory)).state_dict())
 
 
 @lru_cache(maxsize=64)
-def _template(factory: str) -> WeightGraph:
+def _template(factory: str, described: _Described) -> WeightGraph:
     """Return an architecture's graph, traced once; only its tensors differ between entries."""
-    return from_module(build(json.loads(factory)))
+    module = build(json.loads(factory))
+    state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in described}
+    _fill(module, state, json.loads(factory)["name"])
+    return from_module(module)
+
+
+def _fill(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:
+    """Write tensors into a module, which takes on their types; counters may be missing or left over."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name in state and state[name].dtype != tensor.dtype:
+            tensor.data = tensor.data.to(state[name].dtype)
+    own = module.state_dict()
+    wrong = [
+        key for key in dict.fromkeys([*own, *state])
+        if (own.get(key, state.get(key)).is_floating_point()  # type: ignore[union-attr]
+            and (key not in own or key not in state))
+        or (key in own and key in state and own[key].shape != state[key].shape)
+    ]  # fmt: skip
+    if wrong:
+        raise ZooError(
+            place, f"its factory builds a network that differs in {', '.join(wrong[:4])}",
+            "names and shapes of all weights must fit", "add it again with the right --factory",
+        )  # fmt: skip
+    module.load_state_dict(state, strict=False)

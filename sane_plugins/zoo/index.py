@@ -1,0 +1,180 @@
+"""The index of a zoo: JSON Lines, a header first, then one record per entry.
+
+Version 1, one JSON object in `index.json` beside one `weights.safetensors`, is read as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sane_plugins.errors import ZooError
+from sane_plugins.weights.writing import write_whole
+
+VERSION = 2
+NAME = "index.jsonl"
+OLD_NAME = "index.json"
+OLD_WEIGHTS = "weights.safetensors"
+Property = float | str | bool
+
+_OPTIONAL = ("digest", "source", "container", "form")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One checkpoint of one network: how to build it and what was measured of it.
+
+    `factory` is empty where nobody said how. The zoo itself fills in the rest: `digest`, of the weights;
+    `source` and `container`, the file they were added from and its form; `file`, which holds the tensors;
+    `form`, which names the entry's `Form`.
+    """
+
+    network: str
+    checkpoint: str
+    factory: Mapping[str, Any]
+    properties: Mapping[str, Property]
+    digest: str = ""
+    source: str = ""
+    container: str = ""
+    file: str = ""
+    form: str = ""
+
+    @property
+    def key(self) -> str:
+        """Return the prefix of the entry's tensors."""
+        return f"{self.network}/{self.checkpoint}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What networks of one architecture have in common: names, types and shapes of tensors, in order.
+
+    `ties` says which names share another's tensor, `axes` which tensors have their outputs on another axis
+    than the first.
+    """
+
+    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
+    ties: Mapping[str, str] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, state: Mapping[str, torch.Tensor], ties: Mapping[str, str], axes: Mapping[str, int]
+    ) -> Form:
+        """Return the form of a network's tensors."""
+        told = ((k, str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in state.items())
+        return cls(tensors=tuple(told), ties=dict(ties), axes=dict(axes))
+
+    @property
+    def name(self) -> str:
+        """Return what entries call it: the same tensors, the same name."""
+        return sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of floating-point values."""
+        floats = (shape for _, kind, shape in self.tensors if "float" in kind)
+        return sum(torch.Size(shape).numel() for shape in floats)
+
+
+@dataclass(frozen=True)
+class Index:
+    """All that a zoo's index tells."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    forms: Mapping[str, Form]
+
+
+def is_zoo(folder: Path) -> bool:
+    """Tell whether a folder holds a zoo, of any version."""
+    return any((folder / name).is_file() for name in (NAME, OLD_NAME))
+
+
+def read_index(folder: Path) -> Index:
+    """Read a zoo's index. Raises `ZooError` where there is none, or it is damaged or newer."""
+    path = folder / NAME
+    is_new = path.is_file()
+    path = path if is_new else folder / OLD_NAME
+    text = read_text(path)
+    try:
+        return _parsed(text) if is_new else _parsed_old(text)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ZooError(
+            path, f"this is no whole index ({error})", f"version 1 or {VERSION} is needed",
+            "make the zoo again with 'sane-plugins zoo import' or 'zoo add'",
+        ) from error  # fmt: skip
+
+
+def write_index(folder: Path, index: Index) -> None:
+    """Write a zoo's index, whole or not at all; one of version 1 goes."""
+    used = {entry.form for entry in index.entries}
+    forms = {name: asdict(form) for name, form in index.forms.items() if name in used}
+    header = {"version": VERSION, "name": index.name, "forms": forms}
+    lines = [json.dumps(header), *(json.dumps(_record(entry)) for entry in index.entries)]
+    text = "\n".join(lines) + "\n"
+    write_whole(folder / NAME, lambda partial: partial.write_text(text, encoding="utf-8"))
+    (folder / OLD_NAME).unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """Return an index's text. Raises `ZooError` where there is none."""
+    if not path.is_file():
+        raise ZooError(
+            path, "there is no such file", "a zoo's index is needed",
+            "check the path; 'sane-plugins zoo import' and 'zoo add' make a zoo folder",
+        )  # fmt: skip
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ZooError(
+            path, f"it cannot be read as text ({type(error).__name__})", "a zoo's index is needed",
+            "check the path; 'sane-plugins zoo import' makes one",
+        ) from error  # fmt: skip
+
+
+def _parsed(text: str) -> Index:
+    lines = text.splitlines()
+    header = json.loads(lines[0]) if lines else {}
+    if header["version"] != VERSION:
+        raise ValueError(f"version {header['version']}")
+    forms = {name: _form(record) for name, record in header["forms"].items()}
+    entries = tuple(_checked(Entry(**json.loads(line))) for line in lines[1:])
+    if lost := {entry.form for entry in entries} - {*forms, ""}:
+        raise ValueError(f"the form {lost.pop()} is missing")
+    return Index(str(header["name"]), entries, forms)
+
+
+def _parsed_old(text: str) -> Index:
+    index = json.loads(text)
+    if index["version"] != 1:
+        raise ValueError(f"version {index['version']}")
+    entries = tuple(Entry(**record) for record in index["entries"])
+    return Index(str(index["name"]), tuple(_in(entries, OLD_WEIGHTS)), {})
+
+
+def _in(entries: tuple[Entry, ...], file: str) -> Iterator[Entry]:
+    for entry in entries:
+        yield replace(entry, file=file)
+
+
+def _checked(entry: Entry) -> Entry:
+    """Return the entry; its tensors must lie in the zoo's own folder."""
+    if not entry.file or Path(entry.file).name != entry.file:
+        raise ValueError(f"the file {entry.file!a} is no plain name")
+    return entry
+
+
+def _form(record: Mapping[str, Any]) -> Form:
+    tensors = tuple((str(k), str(kind), tuple(shape)) for k, kind, shape in record["tensors"])
+    return Form(tensors=tensors, ties=record["ties"], axes=record["axes"])
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    return {k: v for k, v in asdict(entry).items() if v != "" or k not in _OPTIONAL}

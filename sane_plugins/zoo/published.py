@@ -1,0 +1,47 @@
+"""Published zoos: `<name>.json` with one record per checkpoint, beside `<name>.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from sane_plugins.errors import ZooError
+from sane_plugins.zoo.index import Entry, read_text
+from sane_plugins.zoo.shards import opened
+
+
+def read_published(path: Path) -> tuple[Entry, ...]:
+    """Read the records of a published zoo. Raises `ZooError` where one, or its tensors, are missing.
+
+    Records name `model`, `epoch`, `act`, `p` (dropout) and measured properties; the architecture is
+    `small_cnn` for the number of input channels that the weights have.
+    """
+    weights = path.with_suffix(".safetensors")
+    text = read_text(path)
+    try:
+        records = json.loads(text)
+        first = opened(weights).get_slice(f"{records[0]['model']}/{records[0]['epoch']}/0.weight")
+        channels = first.get_shape()[1]
+        return tuple(_entry(record, channels, weights.name) for record in records)
+    except (KeyError, TypeError, IndexError, ValueError, SafetensorError) as error:
+        raise ZooError(
+            path, f"a record or tensor is missing ({error})",
+            "records with model, epoch, act and p are needed, and their tensors",
+            "check that the .json and .safetensors belong together",
+        ) from error  # fmt: skip
+
+
+def _entry(record: Mapping[str, Any], channels: int, file: str) -> Entry:
+    factory = {
+        "name": "small_cnn", "channels_in": channels, "classes": 10,
+        "act": record["act"], "dropout": record["p"],
+    }  # fmt: skip
+    properties = {key: value for key, value in record.items() if key != "model"}
+    return Entry(
+        network=str(record["model"]), checkpoint=str(record["epoch"]),
+        factory=factory, properties=properties, file=file,
+    )  # fmt: skip
