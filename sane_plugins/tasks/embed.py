@@ -20,11 +20,11 @@ from sane_plugins.errors import UsageError
 from sane_plugins.latent import checkpoint, codec
 from sane_plugins.latent.fast import Precision
 from sane_plugins.latent.model import SANE
-from sane_plugins.latent.places import Layout
 from sane_plugins.latent.stream import Run
-from sane_plugins.tasks.statistics import PLACES, resample, slot_moments, statistics
+from sane_plugins.tasks import pooling
+from sane_plugins.tasks.pooling import Pool, is_probed
+from sane_plugins.tasks.statistics import slot_moments, statistics
 from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.scale import SIDE
 from sane_plugins.weights.tokens import slots
 
 __all__ = [
@@ -98,7 +98,7 @@ class SaneEncoder:
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
         """Return the latents that are to be kept; the embedding is the mean of all (paper section 3.4)."""
         model = self.model or load_model(options)
-        pool = _Pool(graph, model)
+        pool = Pool(graph, model)
         with _kept(options.latents, pool, model) as (take, latents):
             _walk(model, graph, take, options)
         return Encoding(
@@ -108,55 +108,19 @@ class SaneEncoder:
         )  # fmt: skip
 
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
-        """Return mean and deviation of the latents, then slot means and scales along the depth."""
+        """Return the scales of slots along the depth, and what the decoded network does to random inputs."""
         model = self.model or load_model(options)
-        pool = _Pool(graph, model)
-        _walk(model, graph, pool.take, options)
-        slot = torch.cat([pool.layers, pool.side], 1).cpu().numpy()
-        along = torch.from_numpy(resample(list(slot), PLACES, slot.shape[1]).ravel())
-        return torch.cat([pool.mean.cpu(), pool.deviation.cpu(), along])
-
-
-class _Pool:
-    """Sums of a network's latents as they come: all, of each slot, and of squares."""
-
-    def __init__(self, graph: WeightGraph, model: SANE) -> None:
-        layout = Layout.of(slots(graph), model.config.token_width)
-        sizes = torch.tensor([stop - start for start, stop in layout.spans])
-        like = model.latents_out.weight
-        width = model.config.latent_width
-        self.spans, self._sizes = layout.spans, sizes.to(like.device)[:, None]
-        self._sums = like.new_zeros(len(sizes), width, dtype=torch.float64)
-        self._squares = like.new_zeros(width, dtype=torch.float64)
-        self.side = like.new_zeros(len(sizes), SIDE, dtype=torch.float64)
-
-    def take(self, run: Run) -> None:
-        """Add the latents of a run."""
-        latents = run.latents.double()
-        self._sums.index_add_(0, run.slot, latents)
-        self._squares += (latents**2).sum(0)
-        self.side[run.slot] = run.side.double()
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """Return the mean latent (L,)."""
-        return self._sums.sum(0) / self._sizes.sum()
-
-    @property
-    def deviation(self) -> torch.Tensor:
-        """Return the deviation of each number over all latents, (L,)."""
-        variance = self._squares / self._sizes.sum() - self.mean**2
-        return variance.clamp(min=0).sqrt()
-
-    @property
-    def layers(self) -> torch.Tensor:
-        """Return the mean latent of each slot, (M, L)."""
-        return self._sums / self._sizes
+        pool = Pool(graph, model)
+        with _kept(is_probed(graph), pool, model) as (take, latents):
+            _walk(model, graph, take, options)
+        return pooling.features(
+            model, graph, pool.side, latents, window=options.window, halo=options.halo
+        )
 
 
 @contextmanager
 def _kept(
-    where: bool | Path, pool: _Pool, model: SANE
+    where: bool | Path, pool: Pool, model: SANE
 ) -> Iterator[tuple[Callable[[Run], None], torch.Tensor | None]]:
     """Pool each run, and keep its latents in memory, in a file, or not at all."""
     if where is False:

@@ -1,4 +1,4 @@
-"""What the numbers of one matrix say, and of two that follow each other; channel order does not matter.
+"""What the numbers of one matrix or vector say; channel order does not matter.
 
 Matrices are (rows, inputs, places): the outputs, the inputs, and the places of a kernel.
 """
@@ -10,13 +10,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 _TINY = 1e-12
-_STEPS = 30
-_TAILS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+SIZES = 3
 
 
 def features(w: Array, bias: Array | None) -> Array:
     """Return all that is said of one matrix and its bias."""
-    return np.concatenate([shape(w), channels(w), spectrum(w), spatial(w), bias_relation(w, bias)])
+    return np.concatenate([sizes(w), channels(w), spectrum(w), spatial(w), bias_relation(w, bias)])
 
 
 def _ratio(a: float, b: float) -> float:
@@ -39,25 +38,13 @@ def _spread(x: Array) -> list[float]:
     return [_ratio(x.std(), mean), _ratio(x.min(), mean), _ratio(x.max(), mean)]
 
 
-def _moments(x: Array) -> list[float]:
-    """Return log deviation, mean, skewness, kurtosis, largest magnitude and tails, all over deviation."""
-    std = float(x.std())
-    y = (x - x.mean()) / (std if std > _TINY else 1.0)
-    tails = np.quantile(y, _TAILS)
-    return [log(std), _ratio(x.mean(), std), float((y**3).mean()), float((y**4).mean()),
-            float(np.abs(y).max()), float(np.abs(y).mean()), *tails.tolist()]  # fmt: skip
-
-
-def shape(w: Array) -> Array:
-    """Return the distribution of all values and their size relative to usual initial scales."""
-    x, (rows, inputs, places) = w.ravel(), w.shape
-    rms = float(np.sqrt((x**2).mean()))
-    share = [float((np.abs(x) < part * rms).mean()) for part in (0.01, 0.1, 0.5)]
-    largest = max(1, x.size // 20)
-    fan_in, fan_out = inputs * places, rows * places
-    sizes = [log(rms), log(rms * fan_in**0.5), log(rms * (fan_in + fan_out) ** 0.5)]
-    top = np.partition(x**2, x.size - largest)[x.size - largest :]
-    return np.array([*_moments(x), *share, *sizes, _ratio(top.sum(), (x**2).sum())])
+def sizes(w: Array) -> Array:
+    """Return how large values are, alone and relative to two usual initial scales, their mean and tails."""
+    rows, inputs, places = w.shape
+    rms, std = float(np.sqrt((w**2).mean())), float(w.std())
+    fans = [1, inputs * places, inputs * places + rows * places]
+    tails = _ratio(float(((w - w.mean()) ** 4).mean()), std**4)
+    return np.array([*(log(rms * fan**0.5) for fan in fans), _ratio(float(w.mean()), std), tails])
 
 
 def channels(w: Array) -> Array:
@@ -139,34 +126,6 @@ def bias_relation(w: Array, bias: Array | None) -> Array:
 
 
 def vector(x: Array) -> Array:
-    """Return the distribution of a vector's values."""
-    rms = float(np.sqrt((x**2).mean()))
-    share = [float((np.abs(x) < part * rms).mean()) for part in (0.01, 0.1, 0.5)]
-    return np.array([*_moments(x), log(rms), float((x < 0).mean()), *share])
-
-
-def fit(a: Array, bias: Array | None, b: Array) -> Array:
-    """Return how the later matrix reads what the earlier one writes; zeros where they do not meet."""
-    if b.shape[1] != len(a) or len(a) < 2:
-        return np.zeros(11)
-    first, second = a.reshape(len(a), -1), np.moveaxis(b, 1, 0).reshape(len(a), -1)
-    write, read = np.sqrt((first**2).sum(1)), np.sqrt((second**2).sum(1))
-    gram_a, gram_b = first @ first.T, second @ second.T
-    size_a, size_b = float(np.trace(gram_a)), float(np.trace(gram_b))
-    side = np.zeros(len(a)) if bias is None else bias
-    return np.array([
-        _cor(write, read), _cor(np.log(write + _TINY), np.log(read + _TINY)),
-        log(_ratio(float((gram_a * gram_b).sum()) * len(a), size_a * size_b)),
-        abs(float(_top(gram_a) @ _top(gram_b))), log(_ratio(size_a, size_b)),
-        _cor(gram_a.ravel(), gram_b.ravel()), _cor(side, read), _cor(side, second.sum(1)),
-        _cor(first.sum(1), second.sum(1)), log(size_a * size_b),
-        _ratio(float(write @ read), float(np.sqrt(size_a * size_b))),
-    ])  # fmt: skip
-
-
-def _top(gram: Array) -> Array:
-    """Return the leading eigenvector by a few power steps from the row norms, which follow any order."""
-    x = np.sqrt(np.maximum(np.diag(gram), 0.0))
-    for _ in range(_STEPS):
-        x = gram @ (x / max(float(np.linalg.norm(x)), _TINY))
-    return np.asarray(x / max(float(np.linalg.norm(x)), _TINY))
+    """Return how large a vector's values are, how they vary, and on which side of zero they lie."""
+    rms, std = float(np.sqrt((x**2).mean())), float(x.std())
+    return np.array([log(rms), log(std), _ratio(float(x.mean()), rms), float((x < 0).mean())])

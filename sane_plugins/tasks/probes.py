@@ -1,7 +1,8 @@
 """What a chain of matrices does to random inputs: activity, saturation and decisions, without any data.
 
-The activation is not in the weights, so probes run once with relu and once with tanh. The places of a
-kernel read different probes (the earlier layer's, shifted), so channel order does not matter.
+The activation is not in the weights, so probes run once with each of three: one that cuts off, one that
+saturates around zero, and one that saturates away from it. The places of a kernel read different probes
+(the earlier layer's, shifted), so channel order does not matter.
 """
 
 from __future__ import annotations
@@ -10,29 +11,37 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 Array = npt.NDArray[np.float64]
 _PROBES = 192
 _SMOOTH = 0.8
 _TINY = 1e-12
 _LAYER = 8
-_LAST = 8
+_LAST = 13
 
 
 def probe(chain: Sequence[tuple[Array, Array | None]]) -> tuple[list[Array], Array]:
-    """Return activity per matrix, a list of (16,), and of the outputs (16,), for relu and tanh.
+    """Return activity per matrix, a list of (ACTIVITY,), and the decisions (DECISIONS,) of the outputs.
 
     chain: matrices (rows, inputs, places) with biases (rows,). From the first matrix that does not read
-    what the one before it writes, activity is zero.
+    what the one before it writes, activity is zero, and so are the decisions.
     """
-    runs = [_run(chain, activation) for activation in (_relu, np.tanh)]
-    (relu, relu_out), (tanh, tanh_out) = runs
-    layers = [np.concatenate(both) for both in zip(relu, tanh, strict=True)]
-    return layers, np.concatenate([relu_out, tanh_out])
+    layers, outputs = zip(*(_run(chain, activation) for activation in _ACTIVATIONS), strict=True)
+    return [np.concatenate(each) for each in zip(*layers, strict=True)], np.concatenate(outputs)
 
 
 def _relu(x: Array) -> Array:
     return np.maximum(x, 0.0)
+
+
+def _logistic(x: Array) -> Array:
+    return np.asarray(expit(x))
+
+
+_ACTIVATIONS: Sequence[Callable[[Array], Array]] = (_relu, np.tanh, _logistic)
+ACTIVITY = _LAYER * len(_ACTIVATIONS)
+DECISIONS = _LAST * len(_ACTIVATIONS)
 
 
 def _run(
@@ -83,17 +92,22 @@ def _activity(y: Array, x: Array, drive: float) -> Array:
 
 def _decisions(y: Array) -> Array:
     """Return how sure, how varied and how even the last matrix's choices are."""
-    shifted = y - y.max(0)
-    p = np.exp(shifted) / np.exp(shifted).sum(0)
-    counts = np.bincount(y.argmax(0), minlength=len(y)) / y.shape[1]
+    exponent = np.exp(y - y.max(0))
+    p = exponent / exponent.sum(0)
+    chosen = np.bincount(y.argmax(0), minlength=len(y)) / y.shape[1]
     centred = y - y.mean(0)
-    power = np.maximum(
-        np.linalg.eigvalsh(np.cov(np.atleast_2d(centred)).reshape(len(y), len(y))), 0.0
-    )
-    share = power[::-1] / max(float(power.sum()), _TINY)
-    mean = p.mean(1)
+    power = np.linalg.eigvalsh(np.cov(np.atleast_2d(centred)).reshape(len(y), len(y)))
+    share = np.maximum(power[::-1], 0.0) / max(float(power.clip(0).sum()), _TINY)
+    spread = centred.std(1)
+    lead = np.diff(np.sort(y, axis=0)[-2:], axis=0) if len(y) > 1 else np.zeros((1, y.shape[1]))
+    scale = max(float(spread.mean()), _TINY)
     return np.array([
-        p.max(0).mean(), _log(float(centred.std(1).mean())), counts.max(), float((counts > 0.01).mean()),
-        -float((mean * np.log(mean + _TINY)).sum()), -float((p * np.log(p + _TINY)).sum(0).mean()),
-        share[0], _log(float(centred.mean(1).std()) / max(float(centred.std(1).mean()), _TINY)),
+        p.max(0).mean(), _log(scale), chosen.max(), float((chosen > 0.01).mean()), _entropy(p.mean(1)),
+        _entropy(p) / y.shape[1], share[0], _log(float(centred.mean(1).std()) / scale),
+        _log(float(lead.mean())), lead.std() / max(float(lead.mean()), _TINY), _entropy(share),
+        spread.std() / scale, _entropy(chosen),
     ])  # fmt: skip
+
+
+def _entropy(p: Array) -> float:
+    return -float((p * np.log(p + _TINY)).sum())

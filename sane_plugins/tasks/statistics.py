@@ -1,13 +1,15 @@
 """Layer statistics: what the numbers of a network say without a learned encoder (spec section 5).
 
-`plain` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` adds shapes of
-distributions, spectra, spatial structure, and how neighbouring layers fit. Matrices and vectors form two
-sequences along the depth, each interpolated to `PLACES` places, so that every network has the same number
-of features; one with five matrices and five vectors is taken as it is. Channel order does not matter.
+`plain` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` tells less of how values are
+distributed, which says little beyond mean and deviation, and more of channels, spectra, spatial structure
+and of what the network does to random inputs. Matrices and vectors form two sequences along the depth, each
+interpolated to `PLACES` places, so that every network has the same number of features; one with five
+matrices and five vectors is taken as it is. Channel order does not matter.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from sane_plugins.tasks import matrix
-from sane_plugins.tasks.probes import probe
+from sane_plugins.tasks.probes import ACTIVITY, probe
 from sane_plugins.weights.graph import Param, WeightGraph
 from sane_plugins.weights.tokens import slots
 
@@ -29,25 +31,31 @@ _QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 def statistics(graph: WeightGraph) -> torch.Tensor:
     """Return the layer statistics (F,) float64 of a network; F is the same for every network.
 
-    Neighbours are taken in network order and compared where the later one's inputs are a multiple of the
-    earlier one's outputs. Raises `SourceError` where a weight is not finite.
+    Raises `SourceError` where a weight is not finite.
     """
     graph.require_finite()
     chain = _Chain(graph)
     vectors = (_array(graph, p).ravel() for p in graph.params if p.size and len(p.shape) < 2)
     matrices = [matrix.features(w, bias) for w, bias in chain]
-    activity, decisions = probe(chain)
-    pairs = [matrix.fit(a, bias, b) for (a, bias), (b, _) in pairwise(chain)]
+    activity, outputs = probe(chain)
     parts = [
-        plain(graph).numpy(),
         resample(matrices, PLACES, _WIDTHS["matrix"]).ravel(),
         resample([matrix.vector(v) for v in vectors], PLACES, _WIDTHS["vector"]).ravel(),
-        resample(pairs, PLACES - 1, _WIDTHS["pair"]).ravel(),
-        resample(activity, PLACES, _WIDTHS["activity"]).ravel(),
-        decisions,
+        resample(activity, PLACES, ACTIVITY).ravel(),
+        outputs,
         _overall(graph, matrices),
     ]
     return torch.from_numpy(np.nan_to_num(np.concatenate(parts)))
+
+
+def decisions(graph: WeightGraph) -> Array:
+    """Return what the network decides on random inputs (DECISIONS,); zeros where it is no chain."""
+    return probe(_Chain(graph))[1]
+
+
+def is_chain(graph: WeightGraph) -> bool:
+    """Tell from the shapes whether each matrix reads what the one before writes: probes get through."""
+    return _Chain(graph).is_whole
 
 
 def plain(graph: WeightGraph) -> torch.Tensor:
@@ -115,11 +123,23 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
             raise IndexError(index)
         slot = self._slots[index]
         w = np.moveaxis(_array(self._graph, slot.weight), slot.weight.axis, 0)
-        w = w.reshape(len(w), w.shape[1], -1)
+        bias = None if slot.bias is None else _array(self._graph, slot.bias)
+        return w.reshape(self._shape(index)), bias
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether there are matrices and each one reads what the one before it writes."""
+        shapes = [self._shape(index) for index in range(len(self))]
+        return bool(shapes) and all(a[0] == b[1] for a, b in pairwise(shapes))
+
+    def _shape(self, index: int) -> tuple[int, int, int]:
+        weight = self._slots[index].weight
+        rest = [size for axis, size in enumerate(weight.shape) if axis != weight.axis]
+        inputs, places = rest[0], math.prod(rest[1:])
         before = self._outputs(index - 1) if index else 0
-        if w.shape[2] == 1 and before and w.shape[1] > before and w.shape[1] % before == 0:
-            w = w.reshape(len(w), before, -1)
-        return w, None if slot.bias is None else _array(self._graph, slot.bias)
+        if places == 1 and before and inputs > before and inputs % before == 0:
+            inputs, places = before, inputs // before
+        return self._outputs(index), inputs, places
 
     def _outputs(self, index: int) -> int:
         weight = self._slots[index].weight
@@ -131,8 +151,8 @@ def _array(graph: WeightGraph, param: Param) -> Array:
 
 
 def _overall(graph: WeightGraph, matrices: Sequence[Array]) -> Array:
-    """Return size, depth, and the products over all matrices of norms and largest singular values."""
-    names = [0, _WIDTHS["shape"] - 3, _WIDTHS["shape"] + _WIDTHS["rows"]]
+    """Return size, depth, and the products over all matrices of their sizes and largest singular values."""
+    names = [*range(matrix.SIZES), _WIDTHS["sizes"] + _WIDTHS["channels"]]
     sums = [float(sum(m[i] for m in matrices)) for i in names]
     return np.array([matrix.log(graph.size), matrix.log(len(matrices)), *sums])
 
@@ -141,9 +161,8 @@ def _widths() -> dict[str, int]:
     """Measure the feature blocks once on a dummy, so that their sizes are written nowhere twice."""
     w, b = np.ones((2, 2, 1)), np.ones(2)
     return {
-        "shape": len(matrix.shape(w)), "rows": len(matrix.channels(w)),
-        "vector": len(matrix.vector(b)), "matrix": len(matrix.features(w, b)),
-        "pair": len(matrix.fit(w, b, w)), "activity": len(probe([(w, b)])[0][0]),
+        "sizes": len(matrix.sizes(w)), "channels": len(matrix.channels(w)),
+        "matrix": len(matrix.features(w, b)), "vector": len(matrix.vector(b)),
     }  # fmt: skip
 
 
