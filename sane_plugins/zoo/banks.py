@@ -149,6 +149,25 @@ def _moves(
 
     Found by permuting a network whose values are numbered.
     """
+    numbered, width, real = _numbered(template), mask.shape[1], mask.flatten()
+    place = token_places(template, mask)
+    moves = torch.arange(mask.numel(), dtype=torch.int32).repeat(1 + count, 1)
+    for row in moves[1:]:
+        drawn = permute(numbered, random_permutations(spaces, rng), spaces)
+        row[real] = place[_numbers(drawn, width, real)]
+    return moves
+
+
+def token_places(template: WeightGraph, mask: torch.Tensor) -> torch.Tensor:
+    """Return where each value of a network, tensor by tensor, lies among its flat tokens, int32."""
+    real = mask.flatten()
+    place = torch.empty(template.size, dtype=torch.int32)
+    place[_numbers(_numbered(template), mask.shape[1], real)] = real.nonzero()[:, 0].int()
+    return place
+
+
+def _numbered(template: WeightGraph) -> WeightGraph:
+    """Return a network of these shapes whose values are numbered."""
     if template.size > _EXACT:
         raise ZooError(
             template.source, f"it has {template.size:,} values", f"views hold up to {_EXACT:,}",
@@ -159,14 +178,7 @@ def _moves(
         p.key: torch.arange(end - p.size, end, dtype=torch.float32).view(p.shape)
         for p, end in zip(template.params, ends[1:], strict=True)
     }
-    numbered, real, width = template.replace(numbers), mask.flatten(), mask.shape[1]
-    place = torch.empty(template.size, dtype=torch.int32)
-    place[_numbers(numbered, width, real)] = real.nonzero()[:, 0].int()
-    moves = torch.arange(mask.numel(), dtype=torch.int32).repeat(1 + count, 1)
-    for row in moves[1:]:
-        drawn = permute(numbered, random_permutations(spaces, rng), spaces)
-        row[real] = place[_numbers(drawn, width, real)]
-    return moves
+    return template.replace(numbers)
 
 
 def _numbers(graph: WeightGraph, width: int, real: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,99 @@
+"""The behaviour term compares what networks answer, not how they are written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sane_plugins.latent.model import SANEConfig
+from sane_plugins.progress import silent
+from sane_plugins.zoo.architectures import build
+from sane_plugins.zoo.banks import build_banks
+from sane_plugins.zoo.behaviour import Outputs
+from sane_plugins.zoo.presets import PretrainOptions
+from sane_plugins.zoo.pretrain import pretrain
+from sane_plugins.zoo.store import Entry, Zoo, write
+from sane_plugins.zoo.views import Batch, draw
+
+FACTORIES = {
+    "small_cnn": {"name": "small_cnn", "channels_in": 1, "classes": 10},
+    "resnet": {"name": "resnet", "depth": 8, "width": 4, "channels_in": 1, "classes": 10},
+}
+IMAGES = torch.randn(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+CONFIG = SANEConfig(model_width=24, heads=2, layers=1, latent_width=8, window=24, halo=4)
+
+
+def _zoo(folder: Path, factory: dict[str, object], acts: tuple[str, ...] = ("relu",)) -> Zoo:
+    def items():
+        for i, act in enumerate(acts):
+            told = {**factory, "act": act} if factory["name"] == "small_cnn" else factory
+            torch.manual_seed(i)
+            yield Entry(network=str(i), checkpoint="0", factory=told, properties={}), build(
+                told
+            ).state_dict()
+
+    return write(folder, "zoo", items())
+
+
+def _drawn(zoo: Zoo, span: int = 32) -> tuple[Batch, torch.Generator]:
+    rng = torch.Generator().manual_seed(3)
+    (bank,) = build_banks([zoo], CONFIG, 2, rng, silent)
+    return draw(bank, 6, span, rng), rng
+
+
+def _both(x: torch.Tensor) -> torch.Tensor:
+    return x.repeat(2, 1, 1)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_perfect_copy_costs_nothing_and_noise_costs_more_the_more_there_is(
+    tmp_path: Path, name: str
+) -> None:
+    batch, rng = _drawn(_zoo(tmp_path / "zoo", FACTORIES[name], ("relu", "tanh")))
+    noise = torch.randn(_both(batch.first).shape, generator=rng)
+    term = Outputs({"zoo": IMAGES})
+    told = [
+        term(
+            batch, _both(batch.first) + strength * noise, _both(batch.side),
+            torch.Generator().manual_seed(1),
+        ).item()
+        for strength in (0.0, 0.1, 0.5)
+    ]  # fmt: skip
+    assert told[0] < 1e-8 < told[1] < told[2]
+
+
+def test_what_is_compared_are_outputs_so_that_padding_is_free(tmp_path: Path) -> None:
+    batch, rng = _drawn(_zoo(tmp_path / "zoo", FACTORIES["small_cnn"]))
+    noise = torch.randn(batch.first.shape, generator=rng) * ~batch.mask
+    loss = Outputs({"zoo": IMAGES})(batch, _both(batch.first + noise), _both(batch.side), rng)
+    assert loss.item() < 1e-8
+
+
+def test_gradients_reach_values_and_side_of_the_first_views_alone(tmp_path: Path) -> None:
+    batch, rng = _drawn(_zoo(tmp_path / "zoo", FACTORIES["small_cnn"]))
+    values, side = (
+        (_both(x) * 1.1).requires_grad_() for x in (batch.first, batch.side)
+    )
+    Outputs({"zoo": IMAGES})(batch, values, side, rng).backward()
+    for grad in (values.grad, side.grad):
+        assert grad is not None
+        assert grad[:6].abs().sum() > 0
+        assert grad[6:].abs().sum() == 0
+
+
+def test_zoos_without_images_and_entries_without_a_factory_add_nothing(tmp_path: Path) -> None:
+    batch, rng = _drawn(_zoo(tmp_path / "zoo", FACTORIES["small_cnn"]))
+    assert Outputs({})(batch, _both(batch.first) + 1, _both(batch.side), rng) == 0
+
+
+def test_pretraining_with_the_term_lowers_it(tmp_path: Path) -> None:
+    zoo = _zoo(tmp_path / "zoo", FACTORIES["small_cnn"], ("relu", "tanh", "gelu"))
+    told: list[str] = []
+    pretrain(
+        [zoo], CONFIG,
+        PretrainOptions(steps=60, batch=4, lr=5e-3, behaviour=0.5, views=1, bf16=False),
+        tmp_path / "sane.safetensors", behaviour=Outputs({"zoo": IMAGES}),
+        report=lambda event: told.append(event.note) if event.job == "pretrain" else None,
+    )  # fmt: skip
+    terms = [float(note.split("behaviour ")[1].split()[0]) for note in told]
+    assert sum(terms[-10:]) < 0.9 * sum(terms[:10])
