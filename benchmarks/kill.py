@@ -50,7 +50,8 @@ def sane_progress(event):
 class Job:
     """A command that can be killed: its arguments for a folder, how it reports, and what it writes there.
 
-    `done` and `kept` return how many steps were done, and how many of them the state on disk has.
+    `done` and `kept` return how many steps were done, and how many of them the state on disk has; the one
+    under way is at most `most` of them (networks that train together take as many).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Job:
     output: str
     done: Callable[[Path], int]
     kept: Callable[[Path], int]
+    most: int
 
 
 def pretraining(zoo: Path) -> Job:
@@ -86,12 +88,12 @@ def pretraining(zoo: Path) -> Job:
 
     return Job(
         name="pretraining", progress="pretrain", command=command, output="sane.safetensors",
-        done=done, kept=kept,
+        done=done, kept=kept, most=1,
     )  # fmt: skip
 
 
 def zoo_training(data: Path, networks: int = 4) -> Job:
-    """Return the training of one group of small networks for 4 epochs of 32 steps."""
+    """Return the training of small networks, as many groups as architectures, for 4 epochs of 32 steps."""
 
     def command(folder: Path) -> list[str]:
         return [
@@ -101,18 +103,19 @@ def zoo_training(data: Path, networks: int = 4) -> Job:
         ]  # fmt: skip
 
     def done(folder: Path) -> int:
-        told = _told(folder, "train networks")
-        return max(told, default=0) // networks
+        """Return the steps of all networks, added up."""
+        return max(_told(folder, "train networks"), default=0)
 
     def kept(folder: Path) -> int:
-        states = sorted((folder / "zoo.state").glob("group-*.safetensors"))
         if (folder / "zoo").exists():
             return done(folder)
-        return sum(int(read_state(path)[0]["step"]) for path in states)
+        states = [read_state(path) for path in (folder / "zoo.state").glob("group-*.safetensors")]
+        return sum(int(record["step"]) * len(tensors["alive"]) for record, tensors in states)
 
     return Job(
-        name="zoo training", progress="train networks", command=command, output="zoo", done=done, kept=kept
-    )
+        name="zoo training", progress="train networks", command=command, output="zoo",
+        done=done, kept=kept, most=networks,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -135,7 +138,7 @@ def main() -> None:
     (RESULTS / "kill.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "kill.md").write_text(table)
     print(table)
-    sys.exit(any(row["most_lost"] > 1 or not row["equal"] for row in found))
+    sys.exit(any(row["most_lost"] > row["under_way"] or not row["equal"] for row in found))
 
 
 def _tiny_zoo(data: Path, scratch: Path) -> Path:
@@ -171,7 +174,7 @@ def _measured(job: Job, scratch: Path, kills: int, rng: random.Random) -> dict[s
         is_equal &= _digest(job, folder) == expected
     return {
         "job": job.name, "kills": len(lost), "runs": runs, "state_after": moments,
-        "lost": lost, "most_lost": max(lost), "equal": is_equal, "seconds_of_steps": round(seconds, 1),
+        "lost": lost, "most_lost": max(lost), "under_way": job.most, "equal": is_equal, "seconds_of_steps": round(seconds, 1),
     }  # fmt: skip
 
 
@@ -236,11 +239,11 @@ def _digest(job: Job, folder: Path) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| job | kills | runs they fell on | most steps lost by a kill | the end equals an undisturbed run's |",
+        "| job | kills | runs they fell on | most steps lost by a kill (a step under way) | the end equals an undisturbed run's |",
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {r['job']} | {r['kills']} | {r['runs']} | {r['most_lost']} "
+        f"| {r['job']} | {r['kills']} | {r['runs']} | {r['most_lost']} ({r['under_way']}) "
         f"| {'byte by byte' if r['equal'] else 'NO'} |"
         for r in rows
     ]
