@@ -345,6 +345,8 @@ def test_the_command_takes_a_preset_and_changes_it(zoo, tmp_path) -> None:
     [
         (["--heads", "3"], "each head needs an equal share"),
         (["--behaviour", "1"], "no images"),
+        (["--behaviour", "1", "--images", "other=digits"], "no zoo is called 'other'"),
+        (["--behaviour", "1", "--images", "cnn"], "names no images"),
         (["--device", "nowhere"], "cannot be used"),
     ],
 )
@@ -353,6 +355,13 @@ def test_wrong_options_are_one_sentence(zoo, tmp_path, arguments, sentence) -> N
     assert done.exit_code == 2
     assert sentence in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_the_command_runs_networks_on_images(zoo, tmp_path) -> None:
+    out = tmp_path / "a.safetensors"
+    done = run(zoo, out, "--behaviour", "0.1", "--images", "cnn=digits")
+    assert done.exit_code == 0, done.output
+    assert read_log(log_path(out))[-1]["behaviour"] > 0
 
 
 def test_checkpoints_of_a_run_move_together(zoo) -> None:

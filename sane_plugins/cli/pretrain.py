@@ -13,7 +13,10 @@ import click
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
 
 if TYPE_CHECKING:
+    import torch
+
     from sane_plugins.zoo.presets import Recipe
+    from sane_plugins.zoo.step import Behaviour
     from sane_plugins.zoo.store import Zoo
 
 _FILE = click.Path(path_type=Path)
@@ -32,6 +35,8 @@ _PRESETS = ["default", "paper"]
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
 @click.option("--gamma", type=click.FloatRange(0, 1), help="Weight of the contrast of views.")
 @click.option("--behaviour", type=click.FloatRange(0), help="Weight of the networks' outputs.")
+@click.option("--images", multiple=True, metavar="ZOO=TASK",
+              help="Images for the networks of a zoo, for --behaviour; repeat for more.")  # fmt: skip
 @click.option("--views", type=click.IntRange(0), help="Permutations of each network.")
 @click.option("--align/--no-align", "aligned", default=None, help="Align networks first.")
 @click.option("--loss", type=click.Choice(["standardised", "masked"]),
@@ -56,8 +61,8 @@ _PRESETS = ["default", "paper"]
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @command_options
 def pretrain(
-    zoos: tuple[Path, ...], output: Path, preset: str, device: str, resume: bool, force: bool,
-    as_json: bool, **chosen: Any,
+    zoos: tuple[Path, ...], output: Path, preset: str, images: tuple[str, ...], device: str,
+    resume: bool, force: bool, as_json: bool, **chosen: Any,
 ) -> None:  # fmt: skip
     """Train a SANE on zoos.
 
@@ -69,12 +74,13 @@ def pretrain(
     from sane_plugins.zoo.store import Zoo
 
     _require_room(output, force, resume)
-    _require_device(device)
+    require_device(device)
     opened = [Zoo.open(folder) for folder in zoos]
     config, options = _chosen(preset, opened, chosen)
+    term = _behaviour(images, opened) if options.behaviour else None
     with joined(device) as own, progress_bars(open_host()):
         options = replace(options, device=own)
-        train(opened, config, options, output, resume=resume, report=current())
+        train(opened, config, options, output, resume=resume, report=current(), behaviour=term)
         is_first = World.here().is_first
     if is_first:
         _tell(output, options.steps, as_json)
@@ -97,6 +103,44 @@ def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Recipe:
         replace(config, **{key: value for key, value in given.items() if key in shape}),
         replace(options, **{key: value for key, value in given.items() if key not in shape}),
     )
+
+
+def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behaviour | None:
+    """Return the behaviour term on the images of each named zoo."""
+    from sane_plugins.errors import UsageError
+    from sane_plugins.zoo.behaviour import Outputs
+
+    known, images = {zoo.name: zoo for zoo in zoos}, {}
+    for text in named:
+        name, _, source = text.partition("=")
+        if name not in known or not source:
+            raise UsageError(
+                f"--images {text}", f"no zoo is called '{name}'" if source else "it names no images",
+                f"ZOO=TASK is needed, with one of {', '.join(known)}", "see 'sane-plugins zoo show'",
+            )  # fmt: skip
+        images[name] = _images(source, known[name])
+    return Outputs(images) if images else None
+
+
+def _images(source: str, zoo: Zoo) -> torch.Tensor:
+    """Return training images at the size that a zoo's networks take; raise `UsageError` where none fits."""
+    from sane_plugins.errors import UsageError
+    from sane_plugins.tasks.task import load_task
+    from sane_plugins.zoo.architectures import FIXED_SIZE, small_cnn_size
+
+    task, factory = load_task(source), zoo.entries[0].factory
+    size = factory.get("size")
+    if factory.get("name") in FIXED_SIZE:
+        size = small_cnn_size(task.channels)
+    found = task.x_train if size is None else task.resized(size).x_train
+    try:
+        zoo.module(zoo.entries[0])(found[:2])
+    except RuntimeError as error:
+        raise UsageError(
+            f"--images {zoo.name}={source}", f"images {tuple(found.shape[1:])} do not fit its networks",
+            "what they were trained on is needed", "name other images",
+        ) from error  # fmt: skip
+    return found
 
 
 def _tell(output: Path, steps: int, as_json: bool) -> None:
@@ -124,7 +168,7 @@ def _require_room(output: Path, force: bool, resume: bool) -> None:
     require_free(output, force or (resume and state_path(output).exists()))
 
 
-def _require_device(device: str) -> None:
+def require_device(device: str) -> None:
     """Raise `UsageError` for a device that torch cannot use here."""
     import torch
 
