@@ -1,9 +1,10 @@
 """Make what ships in the wheel: the SANE, its prompt networks and its property heads.
 
-    python benchmarks/embedded.py --data ../shared/data [--steps 4000]
+    python benchmarks/embedded.py --data ../shared/data [--zoos runs/zoos] [--steps N]
 
-Pretraining leaves out the evaluation pool of each zoo (40 % of its networks), from which
-`benchmarks/properties.py` draws its test networks. A killed run goes on where it stopped.
+Pretraining takes the published zoos and those of `benchmarks/zoos.py`, and leaves out the evaluation pool of
+each (40 % of its networks), from which the benchmarks draw their test networks. A killed run goes on where it
+stopped; `torchrun --nproc-per-node 2 benchmarks/embedded.py --stage sane` shares it between two processes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import zoodata
+from zoos import RECIPES
 
 from sane_plugins.latent import checkpoint
 from sane_plugins.latent.model import SANEConfig
@@ -23,11 +26,17 @@ from sane_plugins.progress import Progress
 from sane_plugins.tasks.embed import SaneEncoder, StatisticsEncoder
 from sane_plugins.tasks.heads import fit_head
 from sane_plugins.tasks.predict import fingerprint, measure, save_heads
-from sane_plugins.zoo.pretrain import PretrainOptions, pretrain
+from sane_plugins.tasks.task import Task, load_task
+from sane_plugins.zoo.behaviour import Outputs
+from sane_plugins.zoo.distributed import World, joined
+from sane_plugins.zoo.presets import PretrainOptions
+from sane_plugins.zoo.pretrain import pretrain
 from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, import_published, write
 
 OUT = Path(__file__).parents[1] / "sane_plugins" / "data"
 RUNS = Path(__file__).parents[1] / "runs"
+STEPS = 11_000
+BEHAVIOUR = 0.1
 PROMPTS_PER_ACTIVATION = 6
 PROPERTIES = ("test_accuracy", "gap", "epoch")
 
@@ -36,7 +45,8 @@ def main() -> None:
     """Run the stages that are asked for; each writes its file when it is done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--stage", choices=["sane", "prompts", "heads"], action="append")
     arguments = parser.parse_args()
     stages = arguments.stage or ["sane", "prompts", "heads"]
@@ -45,24 +55,41 @@ def main() -> None:
         for name in ("mnist-cnn", "cifar10-cnn")
     ]
     if "sane" in stages:
-        make_sane(zoos, arguments.steps)
+        trained = zoodata.zoos(arguments.data, arguments.zoos)
+        make_sane(trained, arguments.data, arguments.steps)
     if "prompts" in stages:
         make_prompts(zoos)
     if "heads" in stages:
         make_heads(zoos)
 
 
-def make_sane(zoos: list[Zoo], steps: int) -> None:
+def recipe(steps: int) -> tuple[SANEConfig, PretrainOptions]:
+    """Return how the shipped SANE is trained."""
+    return SANEConfig(), PretrainOptions(steps=steps, behaviour=BEHAVIOUR)
+
+
+def make_sane(zoos: list[Zoo], data: Path, steps: int) -> None:
     """Pretrain on the networks outside the evaluation pools and ship the model as float16."""
-    seen = [_outside(zoo, evaluation_pool(zoo)) for zoo in zoos]
     RUNS.mkdir(exist_ok=True)
-    model = pretrain(
-        seen, SANEConfig(), PretrainOptions(steps=steps), RUNS / "sane.safetensors",
-        resume=True, report=_line,
-    )  # fmt: skip
+    images = {zoo.name: task_of(zoo, data).x_train for zoo in zoos}
+    with joined("cpu"):
+        model = pretrain(
+            [outside_pool(zoo) for zoo in zoos], *recipe(steps), RUNS / "sane.safetensors",
+            resume=True, report=_line, behaviour=Outputs(images),
+        )  # fmt: skip
+        if not World.here().is_first:
+            return
     told = checkpoint.read_metadata(RUNS / "sane.safetensors")
-    told |= {"data": "mnist-cnn and cifar10-cnn, 60 % of the networks each"}
+    told |= {"data": "60 % of the networks of each zoo; the others are its evaluation pool"}
     checkpoint.save(model, OUT / "sane.safetensors", told, torch.float16)
+
+
+def task_of(zoo: Zoo, data: Path) -> Task:
+    """Return the images that a zoo's networks were trained on, at the size that they take."""
+    if zoo.name in RECIPES:
+        made = RECIPES[zoo.name]
+        return load_task(data / "datasets" / f"{made.dataset}.npz", size=made.size)
+    return load_task(data / "datasets" / f"{zoo.name.removesuffix('-cnn')}.npz")
 
 
 def make_prompts(zoos: list[Zoo]) -> None:
@@ -100,7 +127,9 @@ def _prompts(zoos: list[Zoo]) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]
                 yield named, zoo.state_dict(entry)
 
 
-def _outside(zoo: Zoo, pool: frozenset[str]) -> Zoo:
+def outside_pool(zoo: Zoo) -> Zoo:
+    """Return the networks that pretraining may see."""
+    pool = evaluation_pool(zoo)
     return zoo.where(lambda entry: entry.network not in pool)
 
 

@@ -1,0 +1,171 @@
+"""How much of its accuracy a network keeps when it is encoded and decoded, and what that owes to.
+
+    python benchmarks/reconstruction.py --data ../shared/data [--zoos runs/zoos] [--sane FILE] [--ablation]
+
+Networks of the evaluation pools, which the shipped SANE has not seen, are encoded, decoded and run on 1,000 test
+images; batch norms measure their statistics anew on training images. Only networks above 30 % accuracy count,
+because the rest have none to lose. `--ablation` trains the recipe, and the recipe without one of its parts, three
+times each at a small equal budget on the published zoos; each run is kept in runs/ and not repeated. Writes
+reconstruction.json and .md in benchmarks/results/. Exit code 1: a published zoo keeps less than 90 % (median).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zoodata
+from embedded import outside_pool, recipe, task_of
+from zoodata import PUBLISHED, RESULTS, RUNS
+
+from sane_plugins.latent.codec import decode, encode
+from sane_plugins.latent.model import SANE, SANEConfig
+from sane_plugins.progress import silent
+from sane_plugins.tasks.batchnorm import condition
+from sane_plugins.tasks.predict import fingerprint
+from sane_plugins.tasks.task import Task
+from sane_plugins.tasks.train import accuracy
+from sane_plugins.weights.modules import load_into
+from sane_plugins.zoo.behaviour import Outputs
+from sane_plugins.zoo.presets import PretrainOptions
+from sane_plugins.zoo.pretrain import pretrain
+from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool
+
+IMAGES, LEAST, TARGET, SEEDS = 1000, 0.3, 0.9, 3
+BATCHES, BATCH = 50, 64
+STEPS = 400
+VARIANTS = ("the recipe", "no alignment", "no normalisation", "no contrastive term", "no behaviour term")
+
+
+def main() -> None:
+    """Measure the shipped SANE and, if asked, the ablation; print and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
+    parser.add_argument("--sane", type=Path, help="a SANE file; the embedded one by default")
+    parser.add_argument("--ablation", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model, note = zoodata.sane(arguments.sane)
+    zoos = zoodata.zoos(arguments.data, arguments.zoos)
+    tasks = {zoo.name: task_of(zoo, arguments.data) for zoo in zoos}
+    path = RESULTS / "reconstruction.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    result |= {"sane": fingerprint(model), "note": note}
+    result["zoos"] = {zoo.name: _kept(model, zoo, tasks[zoo.name]) for zoo in zoos}
+    if arguments.ablation:
+        published = [zoo for zoo in zoos if zoo.name in PUBLISHED]
+        result["ablation"] = _ablation(published, tasks)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".md").write_text(tables(result) + "\n")
+    print(tables(result))
+    sys.exit(0 if all(result["zoos"][name]["last epoch"]["median"] >= TARGET for name in PUBLISHED) else 1)
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """Return the zoos, and the ablation where there is one, as markdown tables."""
+    lines = [
+        "Share of its accuracy that an unseen network keeps: median (quartiles; number of networks).", "",
+        "| zoo | last epoch | all epochs |", "|---|---|---|",
+    ]  # fmt: skip
+    for name, told in result["zoos"].items():
+        cells = [f"{x['median']:.3f} ({x['low']:.3f} to {x['high']:.3f}; {x['networks']})" for x in told.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if ablation := result.get("ablation"):
+        names = list(ablation["runs"][0]["kept"])
+        lines += ["", f"Ablation, {ablation['steps']} steps: median at the last epoch, mean ± deviation of {SEEDS} seeds.",
+                  "", "| trained with | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]  # fmt: skip
+        for variant in VARIANTS:
+            found = [run["kept"] for run in ablation["runs"] if run["variant"] == variant]
+            cells = [f"{np.mean(x):.3f} ± {np.std(x):.3f}" for x in ([kept[n] for kept in found] for n in names)]
+            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _kept(model: SANE, zoo: Zoo, task: Task) -> dict[str, dict[str, float]]:
+    """Return what the networks of a zoo's evaluation pool keep, at the last epoch and at all."""
+    pool = evaluation_pool(zoo)
+    last = max(float(entry.properties["epoch"]) for entry in zoo.entries)
+    found = [
+        (float(entry.properties["epoch"]) == last, kept)
+        for entry in zoo.entries
+        if entry.network in pool and (kept := _share(model, zoo, entry, task)) is not None
+    ]
+    return {
+        "last epoch": _spread([kept for is_last, kept in found if is_last]),
+        "all epochs": _spread([kept for _, kept in found]),
+    }
+
+
+def _share(model: SANE, zoo: Zoo, entry: Entry, task: Task) -> float | None:
+    """Return accuracy after over accuracy before; None for a network that has learned little."""
+    x, y = task.x_test[:IMAGES], task.y_test[:IMAGES]
+    module, graph = zoo.module(entry), zoo.graph(entry)
+    before = accuracy(module, x, y)
+    if before <= LEAST:
+        return None
+    load_into(module, decode(model, encode(model, graph).values, graph))
+    condition(module, task.x_train, BATCHES, BATCH, torch.Generator().manual_seed(0))
+    return accuracy(module.eval(), x, y) / before
+
+
+def _spread(kept: list[float]) -> dict[str, float]:
+    low, median, high = np.quantile(kept, [0.25, 0.5, 0.75]).tolist()
+    return {"median": median, "low": low, "high": high, "networks": len(kept)}
+
+
+def _ablation(zoos: list[Zoo], tasks: Mapping[str, Task]) -> dict[str, Any]:
+    runs = []
+    for seed in range(SEEDS):
+        for variant in VARIANTS:
+            runs.append({"variant": variant, "seed": seed, "kept": _run(variant, seed, zoos, tasks)})
+            print(time.strftime("%H:%M:%S"), runs[-1], file=sys.stderr, flush=True)
+    return {"steps": STEPS, "runs": runs}
+
+
+def _run(variant: str, seed: int, zoos: list[Zoo], tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Train once, or take what an earlier call found, and return the medians by zoo."""
+    config, options = changed(variant, *recipe(STEPS))
+    options = replace(options, seed=seed, log_every=STEPS)
+    told = json.dumps([asdict(config), asdict(options), [zoo.name for zoo in zoos]])
+    kept = RUNS / "ablation" / f"{variant.replace(' ', '-')}-{seed}"
+    done = kept.with_suffix(".json")
+    if done.exists() and (found := json.loads(done.read_text()))["recipe"] == told:
+        return dict(found["kept"])
+    done.parent.mkdir(parents=True, exist_ok=True)
+    behaviour = Outputs({name: task.x_train for name, task in tasks.items()}) if options.behaviour else None
+    model = pretrain(
+        [outside_pool(zoo) for zoo in zoos], config, options, kept.with_suffix(".safetensors"),
+        report=silent, behaviour=behaviour,
+    )  # fmt: skip
+    medians = {zoo.name: _kept(model, zoo, tasks[zoo.name])["last epoch"]["median"] for zoo in zoos}
+    done.write_text(json.dumps({"recipe": told, "kept": medians}))
+    return medians
+
+
+def changed(
+    variant: str, config: SANEConfig, options: PretrainOptions
+) -> tuple[SANEConfig, PretrainOptions]:
+    """Return the recipe without the part that the variant names."""
+    if variant == "no alignment":
+        return config, replace(options, aligned=False)
+    if variant == "no normalisation":
+        # The behaviour term needs decoded scales, so it goes too.
+        return replace(config, scale="none"), replace(options, behaviour=0.0)
+    if variant == "no contrastive term":
+        return config, replace(options, gamma=0.0)
+    if variant == "no behaviour term":
+        return config, replace(options, behaviour=0.0)
+    return config, options
+
+
+if __name__ == "__main__":
+    main()
