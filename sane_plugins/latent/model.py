@@ -35,7 +35,7 @@ class SANEConfig:
     """
 
     token_width: int = 128
-    latent_width: int = 64
+    latent_width: int = 96
     model_width: int = 192
     heads: int = 3
     layers: int = 4

@@ -23,8 +23,8 @@ class PretrainOptions:
     change no result; 0 saves after every step, or as often as takes a tenth of the time.
     """
 
-    steps: int = 4000
-    batch: int = 32
+    steps: int = 12_000
+    batch: int = 8
     accumulate: int = 1
     lr: float = 1e-3
     weight_decay: float = 3e-9
@@ -35,7 +35,7 @@ class PretrainOptions:
     views: int = 7
     aligned: bool = True
     loss: Literal["standardised", "masked"] = "standardised"
-    balance: Literal["tokens", "networks", "zoos"] = "tokens"
+    balance: Literal["tokens", "networks", "zoos"] = "zoos"
     seed: int = 0
     bf16: bool = True
     compiled: bool = False
