@@ -41,13 +41,16 @@ class Writer:
 
     def put(
         self, entry: Entry, state: Mapping[str, torch.Tensor], ties: Mapping[str, str] | None = None,
-        axes: Mapping[str, int] | None = None,
+        axes: Mapping[str, int] | None = None, values: str | None = None,
     ) -> Entry:  # fmt: skip
-        """Take an entry and its tensors, which are copied; names that share memory are tied."""
+        """Take an entry and its tensors, which are copied; names that share memory are tied.
+
+        `values` is the digest of its weights where it is known.
+        """
         ties = _shared(state) if ties is None else ties
         owned = {key: value for key, value in state.items() if key not in ties}
         form = Form.of(owned, ties, axes or {})
-        entry = replace(entry, form=form.name, digest=digest(owned), file="")
+        entry = replace(entry, form=form.name, digest=values or digest(owned), file="")
         tensors = {f"{entry.key}/{key}": _plain(entry, value) for key, value in owned.items()}
         # Names may hold slashes, so that two entries may want one name: then in two files.
         if self._bytes >= self._limit or tensors.keys() & self._tensors.keys():
@@ -56,9 +59,18 @@ class Writer:
         self._pending.append(entry)
         self._tensors |= tensors
         self._told.update(f"{entry.key} {form.name} {entry.digest}".encode())
-        self._told.update("".join(_hash(x) for x in owned.values() if not x.is_floating_point()).encode())
+        self._told.update(
+            "".join(_hash(x) for x in owned.values() if not x.is_floating_point()).encode()
+        )
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
         return entry
+
+    def exchange(self, entry: Entry) -> None:
+        """Put an entry in the place of the one of the same key; its tensors stay."""
+        for entries in (self.entries, self._pending):
+            for i, old in enumerate(entries):
+                if old.key == entry.key:
+                    entries[i] = replace(entry, file=old.file)
 
     def commit(self) -> None:
         """Write what was put, then the index; what no index names any more goes."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,8 +28,8 @@ from sane_plugins.zoo.published import read_published
 from sane_plugins.zoo.shards import Writer, opened
 
 __all__ = [
-    "Entry", "Property", "Zoo", "evaluation_pool", "import_published", "is_zoo", "set_properties",
-    "write",
+    "Entry", "Property", "Zoo", "differences", "evaluation_pool", "import_published", "is_zoo",
+    "set_properties", "write",
 ]  # fmt: skip
 
 _Described = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
@@ -67,7 +68,9 @@ class Zoo:
         path = self.folder / entry.file
         file, prefix = opened(path), entry.key + "/"
         form = self.forms.get(entry.form)
-        keys = [key for key, _, _ in form.tensors] if form else _keys(json.dumps(dict(entry.factory)))
+        keys = (
+            [key for key, _, _ in form.tensors] if form else _keys(json.dumps(dict(entry.factory)))
+        )
         try:
             tensors = {name: file.get_tensor(prefix + name) for name in keys}
         except SafetensorError as error:
@@ -182,6 +185,20 @@ def _ends(fractions: Iterable[float], total: int) -> list[int]:
         part += fraction
         ends.append(min(total, round(part * total)))
     return ends
+
+
+def differences(factory: Mapping[str, Any], graph: WeightGraph) -> str:
+    """Say in which weights a network differs from what a factory builds; nothing where they fit."""
+    own = _shapes(json.dumps(dict(factory)))
+    given = {param.key: param.shape for param in graph.params}
+    wrong = [key for key in dict.fromkeys([*own, *given]) if own.get(key) != given.get(key)]
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return f"differ in {', '.join(wrong[:3])}{more}" if wrong else ""
+
+
+@lru_cache(maxsize=64)
+def _shapes(factory: str) -> Mapping[str, tuple[int, ...]]:
+    return {p.key: p.shape for p in from_module(build(json.loads(factory))).params}
 
 
 @lru_cache(maxsize=64)
