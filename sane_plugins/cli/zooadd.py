@@ -112,7 +112,7 @@ def _show(done: Added, zoo: Zoo, as_json: bool) -> None:
         ("checkpoints now", len(zoo)),
     ]  # fmt: skip
     print_table(zoo.name, ("", "files"), rows)
-    _list("Left out, equal", {source: f"is {twin}" for source, twin in done.equal.items()})
+    _list("Left out, equal", {source: f"it is {twin}" for source, twin in done.equal.items()})
     _list("Not read", done.unread)
     _list("Added without a factory", done.unbuilt)
     _list(
@@ -127,6 +127,6 @@ def _list(title: str, told: Mapping[str, str]) -> None:
     """Tell the first files of a kind, and what of each."""
     for source, reason in list(told.items())[:_TOLD]:
         # A reason that is a sentence names the file itself.
-        note(f"{title}: {reason}" if reason.endswith(".") else f"{title}: {source} {reason}")
+        note(f"{title}: {reason}" if reason.endswith(".") else f"{title}: {source}: {reason}")
     if len(told) > _TOLD:
         note(f"{title}: {len(told) - _TOLD} more; --json lists all.")

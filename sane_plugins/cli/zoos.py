@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins.cli.console import command_options, print_json, print_table
+from sane_plugins.cli.zooadd import add_command
+from sane_plugins.cli.zooevaluate import evaluate_command
+from sane_plugins.cli.zootrain import train_command
 
 if TYPE_CHECKING:
     from sane_plugins.zoo.store import Zoo
 
 _FOLDER = click.Path(path_type=Path)
+_MOST = 12  # values of a property that are listed
 
 
 @click.group()
 def zoo() -> None:
-    """Import zoos of trained networks, and show what they hold."""
+    """Make zoos of trained networks, measure them, and show what they hold."""
+
+
+zoo.add_command(train_command)
+zoo.add_command(add_command)
+zoo.add_command(evaluate_command)
 
 
 @zoo.command("import")
@@ -39,20 +48,53 @@ def import_zoo(index: Path, output: Path, force: bool, as_json: bool) -> None:
 @click.argument("folder", type=_FOLDER)
 @command_options
 def show_zoo(folder: Path, as_json: bool) -> None:
-    """Show how many networks a zoo holds, and the range of every property."""
+    """Show how many networks a zoo holds, of which architectures, and the range of every property."""
     from sane_plugins.zoo.store import Zoo
 
     _show(Zoo.open(folder), as_json)
 
 
 def _show(found: Zoo, as_json: bool) -> None:
-    ranges = _ranges(found)
+    ranges, architectures = _ranges(found), _architectures(found)
+    finite = Counter(entry.properties.get("finite") for entry in found.entries)
+    told: dict[str, Any] = {
+        "networks": len(found.networks), "checkpoints": len(found), "architectures": architectures,
+        "finite": finite[True], "not_finite": finite[False], "finite_unknown": finite[None],
+        "without_factory": sum(not entry.factory for entry in found.entries),
+    }  # fmt: skip
     if as_json:
-        told = {"networks": len(found.networks), "checkpoints": len(found), "properties": ranges}
-        print_json({"name": found.name, **told})
+        listed = [{"network": n, "checkpoints": c} for n, c in _checkpoints(found).items()]
+        print_json({"name": found.name, **told, "properties": ranges, "list": listed})
         return
-    title = f"{found.name}: {len(found.networks)} networks, {len(found)} checkpoints"
-    print_table(title, ("property", "values"), list(ranges.items()))
+    counts = [(name.replace("_", " "), told[name]) for name in told if name != "architectures"]
+    print_table(found.name, ("", "count"), counts)
+    rows = [tuple(row.values()) for row in architectures]
+    print_table(
+        "architectures", ("built by", "parameters", "tensors", "first", "checkpoints"), rows
+    )
+    print_table("properties", ("property", "values"), list(ranges.items()))
+
+
+def _architectures(found: Zoo) -> list[dict[str, Any]]:
+    """Describe each set of shapes, the commonest first; those of zoos of version 1 by their factories."""
+    counts = Counter((e.form, str(e.factory.get("name", ""))) for e in found.entries)
+    told = []
+    for (name, factory), count in counts.most_common():
+        form = found.forms.get(name)
+        told.append({
+            "factory": factory or "unknown", "parameters": form.parameters if form else "unknown",
+            "tensors": len(form.tensors) if form else "unknown",
+            "first": f"{form.tensors[0][0]} {'x'.join(map(str, form.tensors[0][2]))}" if form else "unknown",
+            "checkpoints": count,
+        })  # fmt: skip
+    return told
+
+
+def _checkpoints(found: Zoo) -> dict[str, list[str]]:
+    told: dict[str, list[str]] = {}
+    for entry in found.entries:
+        told.setdefault(entry.network, []).append(entry.checkpoint)
+    return told
 
 
 def _ranges(found: Zoo) -> dict[str, Any]:
@@ -63,5 +105,10 @@ def _ranges(found: Zoo) -> dict[str, Any]:
         if all(isinstance(v, float | int) and not isinstance(v, bool) for v in values):
             told[name] = f"{min(map(float, values)):.4g} to {max(map(float, values)):.4g}"
         else:
-            told[name] = ", ".join(f"{k} ({n})" for k, n in Counter(map(str, values)).most_common())
+            told[name] = _counted(Counter(map(str, values)))
     return told
+
+
+def _counted(counts: Counter[str]) -> str:
+    few = ", ".join(f"{value} ({count})" for value, count in counts.most_common(_MOST))
+    return few if len(counts) <= _MOST else f"{few}, and {len(counts) - _MOST} more"
