@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from sane_plugins.errors import TaskError, UsageError
 from sane_plugins.tasks.images import Array, read_folder, read_npz
+from sane_plugins.tasks.ondisk import TORCHVISION, read_torchvision
 
 _TEST_SHARE = 0.2
 _CHANNELS = (1, 2, 3, 4)
@@ -79,6 +80,8 @@ class Task:
 def load_task(source: str | Path, size: int | None = None) -> Task:
     """Read a task: `digits` (scikit-learn's 8x8 handwritten digits), an `.npz` file, or an image folder.
 
+    `torchvision:MNIST:FOLDER` is a data set of torchvision that lies in that folder already.
+
     An `.npz` holds `x_train` (N, H, W) or (N, H, W, C), `y_train` (N,), and `x_test`, `y_test`; without
     these, a fifth of the images of each class is set apart, always the same. A folder holds one
     sub-folder of images per class. `size` resizes all images to a square of that many pixels, which
@@ -89,6 +92,8 @@ def load_task(source: str | Path, size: int | None = None) -> Task:
     path = Path(source)
     if source == "digits":
         task = _digits()
+    elif str(source).startswith(TORCHVISION):
+        task = _task(str(source), *read_torchvision(str(source)))
     elif path.is_dir():
         images, labels, classes = read_folder(path, size)
         task = replace(_split(str(path), images, labels), classes=classes)

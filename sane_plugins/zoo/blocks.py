@@ -1,0 +1,140 @@
+"""Blocks of our residual networks and transformers.
+
+Every forward counts axes from the end, so that it also runs with an axis of networks behind the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid,
+}  # fmt: skip
+
+
+class Residual(nn.Module):
+    """A ResNet of three stages of `blocks` basic blocks."""
+
+    def __init__(
+        self, channels_in: int, classes: int, act: str, dropout: float, blocks: int, width: int,
+        shortcut: str,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act = ACTIVATIONS[act]()
+        self.layer1 = _stage(width, width, blocks, 1, act, shortcut)
+        self.layer2 = _stage(width, 2 * width, blocks, 2, act, shortcut)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, 2, act, shortcut)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(4 * width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (N, K) of images (N, C, H, W)."""
+        x = self.act(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: torch.Tensor = self.linear(self.dropout(self.flatten(self.pool(x))))
+        return logits
+
+
+class _Basic(nn.Module):
+    def __init__(self, planes_in: int, planes: int, stride: int, act: str, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(planes_in, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.act = ACTIVATIONS[act]()
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut = _shortcut(planes_in, planes, stride, shortcut)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
+        result: torch.Tensor = self.act(out + self.shortcut(x))
+        return result
+
+
+class _Pad(nn.Module):
+    """Adds channels of zeros on both sides (option A)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x, (0, 0, 0, 0, self.channels // 2, self.channels - self.channels // 2))
+
+
+def _stage(
+    planes_in: int, planes: int, blocks: int, stride: int, act: str, shortcut: str
+) -> nn.Sequential:
+    first = _Basic(planes_in, planes, stride, act, shortcut)
+    return nn.Sequential(
+        first, *(_Basic(planes, planes, 1, act, shortcut) for _ in range(blocks - 1))
+    )
+
+
+def _shortcut(planes_in: int, planes: int, stride: int, kind: str) -> nn.Module:
+    if planes_in == planes and stride == 1:
+        return nn.Identity()
+    if kind == "pad":  # a pool of one pixel takes every other one
+        return nn.Sequential(nn.AvgPool2d(1, stride), _Pad(planes - planes_in))
+    return nn.Sequential(
+        nn.Conv2d(planes_in, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
+    )
+
+
+class Tokens(nn.Module):
+    """Turns a map of patches into tokens, adds the class token behind them, and the positions."""
+
+    def __init__(self, patches: int, width: int) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(0.02 * torch.randn(1, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(patches + 1, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (..., T, D) of patches (..., D, height, width)."""
+        return F.pad(x.flatten(-2), (0, 1)).transpose(-1, -2) + self.added()
+
+    def added(self) -> torch.Tensor:
+        """Return what is added to the patches (T - 1, D) and to a row of zeros."""
+        padding = (0, 0, self.positions.shape[-2] - 1, 0)
+        return self.positions + F.pad(self.class_token, padding)
+
+
+class Attending(nn.Module):
+    """A transformer block that normalises first: attention, then two linear layers."""
+
+    def __init__(self, width: int, heads: int, act: str, dropout: float, factor: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, factor * width), ACTIVATIONS[act](), nn.Dropout(dropout),
+            nn.Linear(factor * width, width),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return tokens (..., T, D) of tokens (..., T, D)."""
+        x = x + self.proj(self._attend(self.qkv(self.norm1(x))))
+        result: torch.Tensor = x + self.mlp(self.norm2(x))
+        return result
+
+    def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        q, k, v = torch.chunk(qkv, 3, -1)
+        mixed: torch.Tensor = F.scaled_dot_product_attention(
+            self._heads(q), self._heads(k), self._heads(v)
+        )
+        return mixed.transpose(-2, -3).flatten(-2)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        parts: torch.Tensor = x.unflatten(-1, (self.heads, -1))  # type: ignore[no-untyped-call]
+        return parts.transpose(-2, -3)
