@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
 
+from sane_plugins.cli.main import main
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.host import Host
 from sane_plugins.tasks.evaluate import EvaluateOptions, evaluate_zoo
@@ -56,9 +58,9 @@ def _add(host: Host, folder: Path, out: Path, **options: object) -> Added:
 def test_runs_equal_files_and_others_are_told_apart(host, nets, tmp_path) -> None:
     done = _add(host, nets, tmp_path / "zoo", factory=CNN)
     zoo = Zoo.open(tmp_path / "zoo")
-    assert zoo.networks == ("nets/a/cnn", "nets/b/cnn", "nets/best")[: len(zoo.networks)]
+    assert zoo.networks == ("nets/a/cnn", "nets/b/cnn")
     assert len(zoo) == 6 == len({entry.digest for entry in zoo.entries})
-    assert done.equal == {"nets/best.safetensors": "nets/a/cnn_epoch2.pt"} or len(done.equal) == 1
+    assert done.equal == {"nets/best.safetensors": "nets/a/cnn_epoch2.pt"}
     assert list(done.unread) == ["nets/notes.txt"]
     epochs = [e.properties["epoch"] for e in zoo.entries if e.network == "nets/b/cnn"]
     assert epochs == [0, 1, 2]
@@ -370,27 +372,22 @@ def test_pretraining_reads_a_mixed_zoo(host, nets, tmp_path) -> None:
 
 
 def test_commands_tell_what_became_of_each_file(nets, tmp_path) -> None:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "sane_plugins.cli.main", *map(str, arguments)]
-        code = "from sane_plugins.cli.main import main; main()"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [*map(str, arguments)])
 
     zoo = tmp_path / "zoo"
     done = run(
         "zoo", "add", nets, "-o", zoo, "--factory", "small_cnn", "--set", "classes=10", "--json"
     )
     told = json.loads(done.stdout)
-    assert (done.returncode, len(told["added"]), len(told["equal"]), len(told["unread"])) == (
+    assert (done.exit_code, len(told["added"]), len(told["equal"]), len(told["unread"])) == (
         0,
         6,
         1,
         1,
     )
     shown = json.loads(run("zoo", "show", zoo, "--json").stdout)
-    assert (shown["networks"], shown["checkpoints"], shown["without_factory"]) == (2, 6, 0) or (
-        shown["checkpoints"] == 6
-    )
+    assert (shown["networks"], shown["checkpoints"], shown["without_factory"]) == (2, 6, 0)
     assert [x["parameters"] for x in shown["architectures"]] == [2464]
     done = run(
         "zoo", "evaluate", zoo, "--task", "digits", "--size", "28", "--images", "50", "--json"
@@ -405,6 +402,6 @@ def test_commands_tell_what_became_of_each_file(nets, tmp_path) -> None:
         (("zoo", "add", nets / "none", "-o", zoo), "does not exist", 2),
     ):
         done = run(*arguments)
-        assert done.returncode == code, done.stderr
+        assert done.exit_code == code, done.stderr
         assert told in done.stderr
         assert "Traceback" not in done.stderr
