@@ -167,7 +167,8 @@ def _split(
     found |= {f"features: {k}": p for k, p in _each_kind(head, fit, held, truth[~test])}
     found = {method: np.clip(p, head.low, head.high) for method, p in found.items()}
     found[HEAD] = head.predict(held.features)
-    inside = np.abs(found[HEAD] - truth[test]) <= head.radius
+    low, high = head.intervals(held.features).T
+    inside = (low <= truth[test]) & (truth[test] <= high)
     support = head.support.holds(join(held.features, head.features))
     return {
         "scores": {method: scores(truth[test], p) for method, p in found.items()},

@@ -22,7 +22,7 @@ from sane_plugins.latent.fast import Precision
 from sane_plugins.latent.model import SANE
 from sane_plugins.latent.stream import Run
 from sane_plugins.tasks import pooling
-from sane_plugins.tasks.pooling import Pool, is_probed
+from sane_plugins.tasks.pooling import Pool, is_probed, ordered
 from sane_plugins.tasks.statistics import slot_moments, statistics
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.tokens import slots
@@ -110,8 +110,10 @@ class SaneEncoder:
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
         """Return the scales of slots along the depth, and what the decoded network does to random inputs."""
         model = self.model or load_model(options)
+        probed = is_probed(graph)
+        graph = ordered(graph) if probed else graph
         pool = Pool(graph, model)
-        with _kept(is_probed(graph), pool, model) as (take, latents):
+        with _kept(probed, pool, model) as (take, latents):
             _walk(model, graph, take, options)
         return pooling.features(
             model, graph, pool.side, latents, window=options.window, halo=options.halo

@@ -15,9 +15,10 @@ from sane_plugins.latent.model import SANE
 from sane_plugins.latent.places import Layout
 from sane_plugins.latent.stream import Run
 from sane_plugins.tasks.probes import DECISIONS
-from sane_plugins.tasks.statistics import PLACES, Array, decisions, is_chain, resample
+from sane_plugins.tasks.statistics import PLACES, Array, by_role, decisions, is_chain, resample
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.scale import SIDE
+from sane_plugins.weights.symmetry import PermutationGroup, groups, permute
 from sane_plugins.weights.tokens import slots
 
 _LARGEST = 2**24
@@ -56,6 +57,16 @@ def is_probed(graph: WeightGraph) -> bool:
     return graph.size <= _LARGEST and is_chain(graph)
 
 
+def ordered(graph: WeightGraph) -> WeightGraph:
+    """Return the same function with the channels of each permutation group from small to large.
+
+    The autoencoder reads channels in their order, so this makes what it decodes independent of the order that
+    they came in. A source without topology stays as it is.
+    """
+    known = groups(graph)
+    return permute(graph, {group.name: _by_size(graph, group) for group in known}, known)
+
+
 def features(
     model: SANE, graph: WeightGraph, side: torch.Tensor, latents: torch.Tensor | None, *,
     window: int | None, halo: int | None,
@@ -64,11 +75,26 @@ def features(
 
     side (M, 4) of its slots; latents (T, L), or None where it `is_probed` not: then its decisions are 0.
     """
-    along = resample(list(side.cpu().numpy()), PLACES, SIDE).ravel()
+    told = list(zip(slots(graph), side.cpu().numpy(), strict=True))
+    matrices = [row for slot, row in told if len(slot.weight.shape) > 1]
+    vectors = [(slot.weight.role, row[:2]) for slot, row in told if len(slot.weight.shape) < 2]
     does = np.zeros(DECISIONS)
     if latents is not None:
         does = _decided(codec.decode(model, latents, graph, window=window, halo=halo))
-    return torch.from_numpy(np.concatenate([along, does]))
+    along = resample(matrices, PLACES, SIDE).ravel()
+    return torch.from_numpy(np.concatenate([along, by_role(vectors, 2), does]))
+
+
+def _by_size(graph: WeightGraph, group: PermutationGroup) -> torch.Tensor:
+    """Return the channels of a group, within its blocks, by the sum of squares of all values they own."""
+    size = torch.zeros(group.size, dtype=torch.float64)
+    for place in group.places:
+        tensor = graph.tensors[place.key].detach().cpu().double().movedim(place.axis, 0)
+        own = tensor[place.offset : place.offset + place.length]
+        size += own.reshape(group.size, -1).square().sum(1)
+    blocks = size.view(group.blocks, -1)
+    first = torch.arange(group.blocks)[:, None] * blocks.shape[1]
+    return (blocks.argsort(dim=1, stable=True) + first).flatten()
 
 
 def _decided(decoded: WeightGraph) -> Array:

@@ -2,9 +2,9 @@
 
 `plain` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` tells less of how values are
 distributed, which says little beyond mean and deviation, and more of channels, spectra, spatial structure
-and of what the network does to random inputs. Matrices and vectors form two sequences along the depth, each
-interpolated to `PLACES` places, so that every network has the same number of features; one with five
-matrices and five vectors is taken as it is. Channel order does not matter.
+and of what the network does to random inputs. Matrices, vectors, and each role in normalisations form
+sequences along the depth, interpolated to a fixed number of places, so that every network has the same number
+of features; five matrices and five vectors are taken as they are. Channel order does not matter.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from sane_plugins.weights.tokens import slots
 
 Array = npt.NDArray[np.float64]
 PLACES = 5
+_NORM = ("scale", "shift", "running_mean", "running_var")
+_NORM_PLACES = 3
+_EPSILON = 1e-5
 _QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -35,12 +38,16 @@ def statistics(graph: WeightGraph) -> torch.Tensor:
     """
     graph.require_finite()
     chain = _Chain(graph)
-    vectors = (_array(graph, p).ravel() for p in graph.params if p.size and len(p.shape) < 2)
+    vectors = [
+        (p.role, matrix.vector(_array(graph, p).ravel()))
+        for p in graph.params
+        if p.size and len(p.shape) < 2
+    ]
     matrices = [matrix.features(w, bias) for w, bias in chain]
-    activity, outputs = probe(chain)
+    activity, outputs = probe(_Folded(graph))
     parts = [
         resample(matrices, PLACES, _WIDTHS["matrix"]).ravel(),
-        resample([matrix.vector(v) for v in vectors], PLACES, _WIDTHS["vector"]).ravel(),
+        by_role(vectors, _WIDTHS["vector"]),
         resample(activity, PLACES, ACTIVITY).ravel(),
         outputs,
         _overall(graph, matrices),
@@ -50,7 +57,7 @@ def statistics(graph: WeightGraph) -> torch.Tensor:
 
 def decisions(graph: WeightGraph) -> Array:
     """Return what the network decides on random inputs (DECISIONS,); zeros where it is no chain."""
-    return probe(_Chain(graph))[1]
+    return probe(_Folded(graph))[1]
 
 
 def is_chain(graph: WeightGraph) -> bool:
@@ -105,6 +112,14 @@ def resample(rows: Sequence[Array], places: int, width: int) -> Array:
     return between
 
 
+def by_role(vectors: Sequence[tuple[str, Array]], width: int) -> Array:
+    """Return rows (width,) of vectors as sequences by role: biases and others, then each role of norms."""
+    normal = {role: [row for own, row in vectors if own == role] for role in _NORM}
+    rest = [row for role, row in vectors if role not in _NORM]
+    parts = [resample(rows, _NORM_PLACES, width).ravel() for rows in normal.values()]
+    return np.concatenate([resample(rest, PLACES, width).ravel(), *parts])
+
+
 class _Chain(Sequence[tuple[Array, Array | None]]):
     """Each matrix as (rows, inputs, places) with its bias (rows,), read anew whenever it is asked for.
 
@@ -144,6 +159,29 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
     def _outputs(self, index: int) -> int:
         weight = self._slots[index].weight
         return weight.shape[weight.axis]
+
+
+class _Folded(_Chain):
+    """The same with the normalisation after a matrix folded into it, as it is when the network is used."""
+
+    def __init__(self, graph: WeightGraph) -> None:
+        super().__init__(graph)
+        self._norms: list[dict[str, Param]] = []
+        for slot in slots(graph):
+            if len(slot.weight.shape) > 1:
+                self._norms.append({})
+            elif self._norms:
+                self._norms[-1].setdefault(slot.weight.role, slot.weight)
+
+    def __getitem__(self, index: Any) -> Any:
+        w, bias = super().__getitem__(index)
+        norm = {role: self._norms[index].get(role) for role in _NORM}
+        if any(param is None or param.size != len(w) for param in norm.values()):
+            return w, bias
+        scale, shift, mean, var = (_array(self._graph, p).ravel() for p in norm.values() if p)
+        factor = scale / np.sqrt(np.maximum(var, 0.0) + _EPSILON)
+        inner = 0.0 if bias is None else bias
+        return w * factor[:, None, None], shift + (inner - mean) * factor
 
 
 def _array(graph: WeightGraph, param: Param) -> Array:
