@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import Memory  # type: ignore[import-untyped]
 from scipy.stats import kendalltau
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import Ridge
@@ -24,6 +25,7 @@ from sane_plugins.tasks import embed, statistics
 from sane_plugins.tasks.heads import STRUCTURE, Samples, group_folds
 from sane_plugins.tasks.predict import fingerprint
 from sane_plugins.tasks.regressors import Array
+from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.zoo.store import Zoo, import_published, is_zoo
 
 RUNS = Path(__file__).parents[1] / "runs"
@@ -33,7 +35,8 @@ TRAINED = ("animals-cnn", "mnist-mlp", "mnist-resnet")
 PROPERTIES = ("test_accuracy", "epoch", "gap")
 RIVAL = "s(W), boosting"
 BASELINES = ("W, ridge", "s(W), ridge", RIVAL)
-KINDS = ("W", "s(W)", "statistics", "sane", STRUCTURE)
+Measure = Callable[[WeightGraph], Array]
+MEMORY = Memory(RUNS / "memo", verbose=0)
 PENALTIES = np.logspace(-1, 6, 8)
 
 
@@ -78,36 +81,42 @@ def sane(path: Path | None) -> tuple[SANE, str]:
 
 def features(zoo: Zoo, model: SANE) -> Samples:
     """Return flat weights, s(W), statistics and SANE features of a zoo, kept in runs/ between calls."""
-    networks = [entry.network for entry in zoo.entries]
-    path = RUNS / f"features-{zoo.name}-{_key(zoo, model)}.npz"
+    options, encoder = embed.EncodeOptions(), embed.SaneEncoder(model)
+    own: dict[str, Measure] = {"sane": lambda graph: encoder.features(graph, options).numpy()}
+    found = _kept(zoo, "features", PLAIN) | _kept(zoo, f"sane-{fingerprint(model)}", own)
+    return Samples(features=found, networks=[entry.network for entry in zoo.entries])
+
+
+def _kept(zoo: Zoo, what: str, measures: Mapping[str, Measure]) -> dict[str, Array]:
+    path = RUNS / f"{what}-{zoo.name}-{_key(zoo)}.npz"
     if path.exists():
-        return Samples(features=dict(np.load(path)), networks=networks)
-    rows: dict[str, list[Array]] = {name: [] for name in KINDS}
-    for kind, values in _measured(zoo, model):
-        rows[kind].append(values)
-    found = {name: np.stack(x) for name, x in rows.items()}
+        return dict(np.load(path))
+    graphs = (zoo.graph(entry) for entry in zoo.entries)
+    rows = [{name: measure(graph) for name, measure in measures.items()} for graph in graphs]
+    found = {name: np.stack([row[name] for row in rows]) for name in measures}
     path.parent.mkdir(exist_ok=True)
     np.savez(path, **found)  # type: ignore[arg-type]
-    return Samples(features=found, networks=networks)
+    return found
 
 
-def _measured(zoo: Zoo, model: SANE) -> Iterator[tuple[str, Array]]:
-    encoder, options = embed.SaneEncoder(model), embed.EncodeOptions()
-    for entry in zoo.entries:
-        graph = zoo.graph(entry)
-        yield "W", torch.cat([x.ravel().float() for _, x in graph.items()]).numpy()
-        yield "s(W)", statistics.plain(graph).numpy()
-        yield "statistics", statistics.statistics(graph).numpy()
-        yield "sane", encoder.features(graph, options).numpy()
-        yield STRUCTURE, statistics.structure(graph)
+def _flat(graph: WeightGraph) -> Array:
+    return torch.cat([x.ravel().float() for _, x in graph.items()]).numpy()
 
 
-def _key(zoo: Zoo, model: SANE) -> str:
-    """Return what changes when the features would: code, SANE, and the zoo's networks."""
-    digest = hashlib.sha256(fingerprint(model).encode())
+PLAIN: Mapping[str, Measure] = {
+    "W": _flat,
+    "s(W)": lambda graph: statistics.plain(graph).numpy(),
+    "statistics": lambda graph: statistics.statistics(graph).numpy(),
+    STRUCTURE: statistics.structure,
+}
+
+
+def _key(zoo: Zoo) -> str:
+    """Return what changes when the features would: code, and the zoo's networks."""
+    digest = hashlib.sha256()
     names = ("embed", "pooling", "statistics", "matrix", "probes")
     code = [Path(embed.__file__).with_name(f"{name}.py") for name in names]
-    for path in (*(p for p in code if p.exists()), Path(__file__)):
+    for path in code:
         digest.update(path.read_bytes())
     written = zoo.weights.stat()
     digest.update("".join(entry.key for entry in zoo.entries).encode())
@@ -116,10 +125,17 @@ def _key(zoo: Zoo, model: SANE) -> str:
 
 
 def baseline(name: str, fit: Samples, held: Samples, y: Array) -> Array:
-    """Fit a baseline and return what it predicts for held-out networks."""
+    """Fit a baseline and return what it predicts for held-out networks; kept in runs/ between calls."""
     kind = name.split(",")[0]
-    model = boosting(fit.features[kind], y) if name == RIVAL else _ridge(fit, kind, y)
-    return np.asarray(model.predict(held.features[kind]))
+    predicted = MEMORY.cache(_predicted)
+    return np.asarray(
+        predicted(name, fit.features[kind], list(fit.networks), y, held.features[kind])
+    )
+
+
+def _predicted(name: str, x: Array, networks: Sequence[str], y: Array, held: Array) -> Any:
+    model = boosting(x, y) if name == RIVAL else _ridge(x, networks, y)
+    return model.predict(held)
 
 
 def boosting(x: Array, y: Array) -> Any:
@@ -129,16 +145,14 @@ def boosting(x: Array, y: Array) -> Any:
     ).fit(x, y)
 
 
-def _ridge(fit: Samples, kind: str, y: Array) -> Any:
+def _ridge(x: Array, networks: Sequence[str], y: Array) -> Any:
     """Fit ridge regression whose penalty is chosen on networks that a fold holds out (paper section 4.1)."""
-    folds = [
-        (np.flatnonzero(~test), np.flatnonzero(test)) for test in group_folds(fit.networks, 5, 0)
-    ]
+    folds = [(np.flatnonzero(~test), np.flatnonzero(test)) for test in group_folds(networks, 5, 0)]
     model = make_pipeline(StandardScaler(), Ridge())
     search = GridSearchCV(
         model, {"ridge__alpha": PENALTIES}, cv=folds, scoring="neg_mean_squared_error"
     )
-    return search.fit(fit.features[kind], y)
+    return search.fit(x, y)
 
 
 def scores(truth: Array, predicted: Array) -> dict[str, float]:
