@@ -62,9 +62,12 @@ def _split(train: bool) -> str:
 def _datasets(source: str) -> Any:
     try:
         from torchvision import datasets
-    except ImportError as error:
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # RuntimeError: one that was built for another torch
         raise TaskError(
-            source, "torchvision is not installed", "its data sets are read by it",
+            source, f"torchvision cannot be imported ({first_line(error)})", "it reads its data sets",
             "pip install 'sane-plugins[torchvision]', or give an .npz file",
         ) from error  # fmt: skip
     return datasets

@@ -136,5 +136,5 @@ class Attending(nn.Module):
         return mixed.transpose(-2, -3).flatten(-2)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        parts: torch.Tensor = x.unflatten(-1, (self.heads, -1))  # type: ignore[no-untyped-call]
+        parts: torch.Tensor = x.unflatten(-1, (self.heads, -1))
         return parts.transpose(-2, -3)

@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from sane_plugins.errors import UsageError
 from sane_plugins.weights.writing import write_whole
 from sane_plugins.zoo.draws import Draw, initial
-from sane_plugins.zoo.vectorised import Stack
+from sane_plugins.zoo.vectorised import ManyBatchNorm2d, ManyConv2d, Stack
 
-_MEASURE_BATCH = 64
+_PART = 32
 _SAVING_SHARE = 50  # a state is saved when training has taken this many times the time of a save
 _HEADER = "sane_zoo_group"
 _MOMENTUM, _BETA1, _BETA2, _EPSILON = 0.9, 0.9, 0.999, 1e-8
@@ -123,12 +123,23 @@ class Group:
             stream.manual_seed(draw.seed * 1_000_003 + self.step)
         before = {name: buffer.clone() for name, buffer in stack.buffers.items()}
         stack.module.train()
-        images = channels_last(self.images.x_train[rows])
-        gradient = stack.gradient(self.losses(images, self.images.y_train[rows]).sum())
+        gradient = torch.zeros_like(stack.flat)
+        for part in rows.split(self._part(self.schedule.batch)):
+            images, labels = channels_last(self.images.x_train[part]), self.images.y_train[part]
+            gradient += stack.gradient(self.losses(images, labels).sum() * (len(part) / len(rows)))
         with torch.no_grad():
             self._update(gradient)
             for name, buffer in stack.buffers.items():
                 buffer.copy_(_chosen(self.alive, buffer, before[name]))
+
+    def _part(self, batch: int) -> int:
+        """Return how many images of a batch are taken at a time, the same for any group.
+
+        The maps of few images stay in a processor's cache; batch norms need the whole batch.
+        """
+        kinds = {type(layer) for layer in self.stack.module.modules()}
+        on_cpu = self.schedule.device == "cpu"
+        return _PART if on_cpu and ManyConv2d in kinds and ManyBatchNorm2d not in kinds else batch
 
     def _update(self, gradient: torch.Tensor) -> None:
         """Follow the gradients (G, P), as torch's SGD with momentum and Adam do."""
@@ -170,7 +181,8 @@ class Group:
         """Return accuracy and loss of each network; a loss that is not finite becomes the largest float."""
         right = torch.zeros(self.stack.count, device=x.device)
         loss = torch.zeros(self.stack.count, device=x.device, dtype=torch.float64)
-        for images, labels in zip(x.split(_MEASURE_BATCH), y.split(_MEASURE_BATCH), strict=True):
+        part = self._part(self.schedule.batch)
+        for images, labels in zip(x.split(part), y.split(part), strict=True):
             logits = self.stack.logits(channels_last(images))
             right += (logits.argmax(2) == labels[:, None]).sum(0)
             each = labels.repeat_interleave(self.stack.count)

@@ -22,7 +22,7 @@ from sane_plugins.zoo.store import Entry, Zoo, is_zoo, write
 from sane_plugins.zoo.vectorised import Stack
 from sane_plugins.zoo.workers import Job, run_jobs
 
-_GROUP = {"cpu": 8}  # larger ones do not fit into a CPU's cache
+_GROUP = {"cpu": 12}  # larger ones do not fit into a CPU's cache
 _GROUP_ON_DEVICE = 64
 
 
@@ -78,6 +78,18 @@ def train_zoo(
     return zoo
 
 
+def groups_of(options: ZooOptions) -> list[list[Draw]]:
+    """Draw the networks, and cut them into groups that share activation and dropout."""
+    most = options.group or _GROUP.get(options.device, _GROUP_ON_DEVICE)
+    draws = draw_all(options.networks, options.ranges, options.seed)
+    alike = sorted(draws, key=lambda draw: (draw.act, draw.p))
+    return [
+        part
+        for _, cell in groupby(alike, key=lambda draw: (draw.act, draw.p))
+        for part in _even(sorted(cell, key=lambda draw: (draw.opt != "sgd", draw.seed)), most)
+    ]
+
+
 def factory_of(options: ZooOptions, draw: Draw, channels: int, classes: int) -> dict[str, Any]:
     """Return the description that a network of the zoo is built from."""
     return {
@@ -105,23 +117,18 @@ def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
 def _jobs(
     images: Images, options: ZooOptions, state: Path, told: str, save_every: int | None
 ) -> list[Job]:
-    """Cut the networks into groups that share activation and dropout, each of about the same number."""
     schedule = Schedule(
         epochs=options.epochs, batch=options.batch, keep=_kept(options), measured=options.measured,
         seed=options.seed, save_every=save_every, device=options.device,
     )  # fmt: skip
-    most = options.group or _GROUP.get(options.device, _GROUP_ON_DEVICE)
-    draws = draw_all(options.networks, options.ranges, options.seed)
     channels, classes = images.x_train.shape[1], int(images.y_train.max()) + 1
-    alike = sorted(draws, key=lambda draw: (draw.act, draw.p))
-    found: list[Job] = []
-    for _, cell in groupby(alike, key=lambda draw: (draw.act, draw.p)):
-        for part in _even(sorted(cell, key=lambda draw: (draw.opt != "sgd", draw.seed)), most):
-            factory = factory_of(options, part[0], channels, classes)
-            path = state / f"group-{len(found):04d}.safetensors"
-            found.append(Job(
-                index=len(found), draws=part, factory=factory, schedule=schedule, state=path, told=told,
-            ))  # fmt: skip
+    found = [
+        Job(
+            index=i, draws=draws, factory=factory_of(options, draws[0], channels, classes),
+            schedule=schedule, state=state / f"group-{i:04d}.safetensors", told=told,
+        )
+        for i, draws in enumerate(groups_of(options))
+    ]  # fmt: skip
     _require_fit(found, images)
     return found
 

@@ -22,8 +22,9 @@ from sane_plugins.zoo.draws import Draw
 from sane_plugins.zoo.group import Group, Images, Schedule
 
 _TELL_EVERY = 0.5  # seconds
-# glibc hands large tensors back to the system at once, and asking for them again costs more than they do.
-_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+# glibc hands large tensors back to the system at once, and to get them again takes long. It ignores
+# a higher threshold than 32 MB.
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,14 @@ def run_jobs(
 
 def _run(job: Job, images: Images) -> Iterator[int]:
     """Train one group on one thread, so that the result is the same for any number of processes."""
-    with _one_thread():
+    with one_thread():
         group = Group(job.draws, job.factory, images.on(job.schedule.device), job.schedule)
         yield from group.run(job.state, job.told)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread within."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
