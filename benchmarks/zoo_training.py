@@ -1,0 +1,242 @@
+"""How long it takes to train a zoo many networks at once, against one network after the other.
+
+    python benchmarks/zoo_training.py --data ../shared/data [--groups N] [--device cuda]
+
+200 small CNNs with drawn hyper-parameters, 12 epochs on 10,000 MNIST images, batch 64, measured on 4,000 test
+and training images after epochs 0, 1, 2, 4, 8, 12. The networks are cut into groups as `zoo train` does. Each
+group is trained at once, by one process with one thread, and right after it its networks one by one, each by
+a plain loop with `nn.Module` and `torch.optim`, on the default number of threads or on one, whichever a
+first try finds faster. Ratios are over the same networks; `--groups` takes the first N of the groups in a
+random order, and the time of all 200 is then that of these, scaled. What several processes add is measured
+apart, on a few networks. A run that is stopped goes on where it was. Writes results/zoo_training.json
+and zoo_training.md; exit code 1 where training at once takes more than half of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from sane_plugins.tasks.task import load_task
+from sane_plugins.tasks.train import accuracy
+from sane_plugins.zoo.draws import Draw, initial
+from sane_plugins.zoo.group import Group, Images, Schedule
+from sane_plugins.zoo.training import ZooOptions, factory_of, groups_of, train_zoo
+from sane_plugins.zoo.workers import one_thread
+
+RESULTS = Path(__file__).parent / "results"
+OPTIONS = ZooOptions(name="speed", dataset="mnist")
+TARGET = 0.5
+_IMAGES, _TRIED_STEPS = 10_000, 40
+_APART = 16, 2, 1  # networks, processes, epochs of the comparison of processes
+
+
+def main() -> None:
+    """Measure what is missing, print and write everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds datasets/")
+    parser.add_argument("--groups", type=int, help="how many groups to measure; default: all")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--restart", action="store_true", help="forget earlier measurements")
+    chosen = parser.parse_args()
+    images = mnist(chosen.data)
+    options = replace(OPTIONS, device=chosen.device)
+    path = RESULTS / "zoo_training.json"
+    every = json.loads(path.read_text()) if path.exists() and not chosen.restart else {}
+    result = every.setdefault(
+        device_name(chosen.device), {"groups": {}, "torch": torch.__version__}
+    )
+    if "threads" not in result:
+        result["threads"], result["tried_seconds"] = faster_threads(options, images)
+    groups = groups_of(options)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)).tolist()
+    for index in order[: chosen.groups]:
+        if str(index) not in result["groups"]:
+            result["groups"][str(index)] = compared(
+                groups[index], options, images, result["threads"]
+            )
+            write(every)
+            print(table(every), flush=True)
+    if chosen.device == "cpu" and "processes" not in result:
+        result["processes"] = processes(options, images)
+    write(every)
+    print(table(every))
+    sys.exit(any(summary(found)["ratio"] > TARGET for found in every.values()))
+
+
+def mnist(data: Path) -> Images:
+    """Return the images that are trained on and measured with."""
+    task = load_task(data / "datasets" / "mnist.npz").subset(
+        _IMAGES, torch.Generator().manual_seed(0)
+    )
+    return Images(
+        x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
+    )
+
+
+def device_name(device: str) -> str:
+    """Return the device as a person would call it."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    name = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "CPU")
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def schedule_of(options: ZooOptions) -> Schedule:
+    """Return the schedule that `zoo train` would follow."""
+    return Schedule(
+        epochs=options.epochs, batch=options.batch, keep=options.keep, measured=options.measured,
+        seed=options.seed, save_every=None, device=options.device,
+    )  # fmt: skip
+
+
+def faster_threads(options: ZooOptions, images: Images) -> tuple[int, dict[int, float]]:
+    """Return the number of threads, torch's default or one, that makes a plain loop faster; and seconds."""
+    draw = groups_of(options)[0][0]
+    default, seconds = torch.get_num_threads(), {}
+    for threads in {1, default}:
+        torch.set_num_threads(threads)
+        few = replace(images, x_train=images.x_train[:640], y_train=images.y_train[:640])
+        short = replace(options, epochs=_TRIED_STEPS // 10, keep=())
+        alone(draw, short, few)
+        start = time.perf_counter()
+        alone(draw, short, few)
+        seconds[threads] = time.perf_counter() - start
+    torch.set_num_threads(default)
+    return min(seconds, key=lambda threads: seconds[threads]), seconds
+
+
+def compared(
+    draws: Sequence[Draw], options: ZooOptions, images: Images, threads: int
+) -> dict[str, Any]:
+    """Train the networks of a group at once, and one by one."""
+    factory = factory_of(options, draws[0], 1, 10)
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        clock, used = time.perf_counter(), time.process_time()
+        group = Group(draws, factory, images.on(options.device), schedule_of(options))
+        for _ in group.run(Path(folder) / "state.safetensors", ""):
+            pass
+        at_once = time.perf_counter() - clock, time.process_time() - used
+    default = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    clock, used = time.perf_counter(), time.process_time()
+    accuracies = [alone(draw, options, images) for draw in draws]
+    one_by_one = time.perf_counter() - clock, time.process_time() - used
+    torch.set_num_threads(default)
+    last = [float(row["test_accuracy"]) for row in group.measured[options.epochs]]
+    return {
+        "networks": len(draws), "act": draws[0].act, "p": draws[0].p, "at_once": at_once,
+        "one_by_one": one_by_one, "accuracy_at_once": last, "accuracy_one_by_one": accuracies,
+    }  # fmt: skip
+
+
+def alone(draw: Draw, options: ZooOptions, images: Images) -> float:
+    """Train one network as anyone would; return its accuracy on the test images."""
+    device, limit, found = options.device, options.measured, 0.0
+    x, y, x_test, y_test = (
+        t.to(device) for t in (images.x_train, images.y_train, images.x_test, images.y_test)
+    )
+    network = initial(draw, factory_of(options, draw, 1, 10)).to(device)
+    optimizer: torch.optim.Optimizer
+    if draw.opt == "adam":
+        optimizer = torch.optim.Adam(network.parameters(), draw.lr, weight_decay=draw.wd)
+    else:
+        optimizer = torch.optim.SGD(
+            network.parameters(), draw.lr, momentum=0.9, weight_decay=draw.wd
+        )
+    for epoch in range(options.epochs + 1):
+        if epoch in options.keep:
+            found = accuracy(network, x_test[:limit], y_test[:limit])
+            accuracy(network, x[:limit], y[:limit])
+        if epoch == options.epochs:
+            break
+        network.train()
+        for rows in schedule_of(options).order(epoch, len(y)).to(device).split(options.batch):
+            optimizer.zero_grad()
+            cross_entropy(network(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return found
+
+
+def processes(options: ZooOptions, images: Images) -> dict[str, Any]:
+    """Return the seconds of a small zoo with one process and with several, starting them included."""
+    networks, count, epochs = _APART
+    small = replace(options, networks=networks, epochs=epochs, keep=(0, epochs))
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in (1, count):
+            start = time.perf_counter()
+            train_zoo(images, small, Path(folder) / str(number), processes=number)
+            seconds[str(number)] = time.perf_counter() - start
+    return {"networks": networks, "epochs": epochs, "seconds": seconds}
+
+
+def summary(found: dict[str, Any]) -> dict[str, float]:
+    """Return ratios of sums over all measured groups, and the time of 200 networks."""
+    rows = list(found["groups"].values())
+    networks = sum(row["networks"] for row in rows)
+    wall, used = (
+        [sum(row[how][kind] for row in rows) for how in ("at_once", "one_by_one")] for kind in (0, 1)
+    )  # fmt: skip
+    ratios = [row["at_once"][0] / row["one_by_one"][0] for row in rows]
+    apart = [
+        a - b
+        for row in rows
+        for a, b in zip(row["accuracy_at_once"], row["accuracy_one_by_one"], strict=True)
+    ]
+    scale = OPTIONS.networks / networks / 60
+    return {
+        "networks": networks, "ratio": wall[0] / wall[1], "ratio_of_processor_time": used[0] / used[1],
+        "lowest": min(ratios), "highest": max(ratios), "minutes_at_once": wall[0] * scale,
+        "minutes_one_by_one": wall[1] * scale, "accuracy_difference": median(apart),
+    }  # fmt: skip
+
+
+def write(every: dict[str, Any]) -> None:
+    """Write what was measured, and the table."""
+    (RESULTS / "zoo_training.json").write_text(json.dumps(every, indent=1) + "\n")
+    (RESULTS / "zoo_training.md").write_text(table(every))
+
+
+def table(every: dict[str, Any]) -> str:
+    """Return the Markdown table."""
+    lines = [
+        "| device | networks measured | at once, 200 networks | one by one, 200 networks (threads) |"
+        " ratio (lowest to highest group) | of processor time | target | accuracy at once minus one by one (median) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for device, found in every.items():
+        if not found["groups"]:
+            continue
+        told = summary(found)
+        lines.append(
+            f"| {device} | {told['networks']} | {told['minutes_at_once']:.1f} min"
+            f" | {told['minutes_one_by_one']:.1f} min ({found['threads']})"
+            f" | {told['ratio']:.2f} ({told['lowest']:.2f} to {told['highest']:.2f})"
+            f" | {told['ratio_of_processor_time']:.2f} | at most {TARGET}"
+            f" | {told['accuracy_difference']:+.4f} |"
+        )
+        if "processes" in found:
+            seconds = found["processes"]["seconds"]
+            few = f"{found['processes']['networks']} networks for {found['processes']['epochs']} epoch"
+            told_seconds = " and ".join(f"{seconds[n]:.0f} s with {n}" for n in seconds)
+            lines += ["", f"Processes ({device}; {few}, starting them included): {told_seconds}."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
