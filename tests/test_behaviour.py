@@ -28,9 +28,10 @@ def _zoo(folder: Path, factory: dict[str, object], acts: tuple[str, ...] = ("rel
         for i, act in enumerate(acts):
             told = {**factory, "act": act} if factory["name"] == "small_cnn" else factory
             torch.manual_seed(i)
-            yield Entry(network=str(i), checkpoint="0", factory=told, properties={}), build(
-                told
-            ).state_dict()
+            yield (
+                Entry(network=str(i), checkpoint="0", factory=told, properties={}),
+                build(told).state_dict(),
+            )
 
     return write(folder, "zoo", items())
 
@@ -71,9 +72,7 @@ def test_what_is_compared_are_outputs_so_that_padding_is_free(tmp_path: Path) ->
 
 def test_gradients_reach_values_and_side_of_the_first_views_alone(tmp_path: Path) -> None:
     batch, rng = _drawn(_zoo(tmp_path / "zoo", FACTORIES["small_cnn"]))
-    values, side = (
-        (_both(x) * 1.1).requires_grad_() for x in (batch.first, batch.side)
-    )
+    values, side = ((_both(x) * 1.1).requires_grad_() for x in (batch.first, batch.side))
     Outputs({"zoo": IMAGES})(batch, values, side, rng).backward()
     for grad in (values.grad, side.grad):
         assert grad is not None
