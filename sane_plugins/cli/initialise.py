@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,12 +20,38 @@ from sane_plugins.cli.console import (
     progress_bars,
 )  # fmt: skip
 from sane_plugins.cli.targets import find_sampler, find_target, open_prompts, require_writable
+from sane_plugins.cli.verify import verify
+from sane_plugins.errors import UsageError
 
 if TYPE_CHECKING:
-    from sane_plugins.tasks.initialise import Initialisation
+    from sane_plugins.host import Host
+    from sane_plugins.tasks.initialise import Initialisation, Row
+
+_LEAST = 0.3  # of the budget, where loading took most of it
+_INTERRUPTED = 130
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class _WithVerify(click.Command):
+    """One command, whose first argument may name another: `sane-init verify FILE`."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Hand over to `verify` where it is named; a folder of that name is `./verify`."""
+        if args[:1] == ["verify"]:
+            return verify.make_context(f"{info_name} verify", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run whichever command the context is of."""
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+@click.command(cls=_WithVerify, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default=SMALL_CNN)
 @click.option("--task", "data", default="digits", show_default=True,
               help="The new task: an .npz (x_train, y_train, ...), a folder with one sub-folder of images"
@@ -41,7 +68,19 @@ if TYPE_CHECKING:
 @click.option("--samples", default=16, show_default=True, type=click.IntRange(1),
               help="How many candidates to draw.")  # fmt: skip
 @click.option("--keep", default=3, show_default=True, type=click.IntRange(1),
-              help="How many of them, and of default initialisations, to train for an epoch.")  # fmt: skip
+              help="How many of them, and of default initialisations, to train.")  # fmt: skip
+@click.option("--search", type=click.Choice(["subsample", "bootstrap"]), default="subsample",
+              show_default=True, help="Draw once, or again near the best so far.")  # fmt: skip
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1),
+              help="How often 'bootstrap' draws.")  # fmt: skip
+@click.option("--epochs", default=1, show_default=True, type=click.IntRange(1),
+              help="How long the last candidates are trained to choose by.")  # fmt: skip
+@click.option("--budget", default=45.0, show_default=True, type=click.FloatRange(0, min_open=True),
+              help="Seconds for drawing and scoring.")  # fmt: skip
+@click.option("--include", multiple=True, help="Initialise only tensors of this name (a glob).")
+@click.option("--exclude", multiple=True, help="Leave tensors of this name (a glob) as they are.")
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write a page (.html) about it.")
 @click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
@@ -49,15 +88,20 @@ if TYPE_CHECKING:
 @command_options
 def main(
     model: str, data: str, output: Path, prompts: tuple[str, ...], sane: Path | None, factory: str | None,
-    sampler: str, samples: int, keep: int, size: int | None, seed: int, force: bool, as_json: bool,
+    sampler: str, samples: int, keep: int, search: Literal["subsample", "bootstrap"], rounds: int,
+    epochs: int, budget: float, include: tuple[str, ...], exclude: tuple[str, ...], device: str,
+    report: Path | None, size: int | None, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
     MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, a function
     package.module:function that builds a network, or a checkpoint together with --factory (its weights
-    then count as the default initialisation). Candidates and the default initialisation are scored on
-    held-out images of the task, before and after one epoch of training; the best one's initial weights
-    are written. Where the default initialisation wins, that is said, and it is written.
+    then count as the default initialisation). Candidates, the default initialisation, the best prompt as
+    it is and the mean of the prompts are scored on held-out images of the task, and the better ones are
+    trained longer; the best one's initial weights are written. Where that is the default
+    initialisation, it is said. Ctrl-C writes the best so far (exit code 130).
+
+    'sane-init verify FILE' makes the weights of a file again.
 
     Example: sane-init small-cnn --task digits -o digits.safetensors
     """
@@ -65,23 +109,72 @@ def main(
     from sane_plugins.tasks.task import load_task
     from sane_plugins.weights.writing import require_free
 
-    require_free(output, force)
+    started = monotonic()
+    for path in (output, report):
+        if path is not None:
+            require_free(path, force)
     host = open_host()
-    options = InitialiseOptions(
-        sampler=find_sampler(host, sampler), candidates=samples, keep=keep, seed=seed, model=sane
-    )
     target = find_target(host, model, factory, load_task(data, size), resize=size is None)
     require_writable(host, target.network, output)
+    _require_device(device)
     given = [open_prompts(host, prompt, target) for prompt in prompts]
-    graphs = [graph for prompt in given for graph in prompt.graphs]
+    options = InitialiseOptions(
+        sampler=find_sampler(host, sampler), candidates=samples, keep=keep, seed=seed, model=sane,
+        search=search, rounds=rounds, epochs=epochs,
+        budget=max(_LEAST * budget, budget - (monotonic() - started)),
+        include=include, exclude=exclude, device=device,
+    )  # fmt: skip
     with progress_bars(host):
-        done = host.initialise(target.network, target.task, graphs, options)
-    path = host.save(done.graph, output, force=force)
+        done = host.initialise(
+            target.network, target.task, [graph for p in given for graph in p.graphs], options
+        )
+    command = {
+        "model": model, "factory": factory, "task": data, "size": size, "prompts": list(prompts),
+        "sane": None if sane is None else str(sane), "sampler": sampler,
+    }  # fmt: skip
+    stated = {**done.provenance["options"], "budget": budget}
+    done = replace(done, provenance={**done.provenance, "command": command, "options": stated})
     notes = [*target.notes, *(text for prompt in given for text in prompt.notes), *done.notes]
+    path, more = _written(host, done, output, force)
+    notes += more
+    if report is not None:
+        _write_page(report, done, notes)
     if as_json:
         print_json(_told(done, path, notes))
     else:
         _print(done, path, notes)
+    if done.interrupted:
+        raise SystemExit(_INTERRUPTED)
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"--device {device}", f"torch cannot use it ({str(error).partition(chr(10))[0]})",
+            "a device of this machine is needed", "leave it out to use the CPU",
+        ) from error  # fmt: skip
+
+
+def _written(host: Host, done: Initialisation, output: Path, force: bool) -> tuple[Path, list[str]]:
+    """Write weights and provenance; return what to say where the form has no room for it."""
+    from sane_plugins.tasks.provenance import inscribe
+
+    path = host.save(done.graph, output, force=force)
+    if path.suffix == ".safetensors":
+        return inscribe(path, done.provenance), []
+    return path, [f"{path.suffix} files have no room for the provenance: --json tells it"]
+
+
+def _write_page(path: Path, done: Initialisation, notes: list[str]) -> None:
+    from sane_plugins.tasks.page import page
+    from sane_plugins.weights.writing import write_whole
+
+    text = page(done, _verdict(done), notes)
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _told(done: Initialisation, path: Path, notes: list[str]) -> dict[str, Any]:
@@ -93,15 +186,16 @@ def _told(done: Initialisation, path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _print(done: Initialisation, path: Path, notes: list[str]) -> None:
-    tried = [row for row in done.rows if row.after is not None]
+    tried = [row for row in done.rows if row.curve] or list(done.rows)
     print_table(
         "accuracy on held-out images of the task",
-        ("initialisation", "before", "after one epoch", ""),
+        ("initialisation", "before", "epochs", "after these", ""),
         [
-            (r.name, _percent(r.before), _percent(r.after), "chosen" if r.chosen else "")
+            (r.name, _percent(r.before), f"{r.curve[-1][0]:.2f}" if r.curve else "0",
+             _percent(_last(r)), "chosen" if r.chosen else "")
             for r in tried
         ],
-    )
+    )  # fmt: skip
     for text in notes:
         note(f"Note: {text}.")
     others = len(done.rows) - len(tried)
@@ -112,17 +206,38 @@ def _print(done: Initialisation, path: Path, notes: list[str]) -> None:
 
 
 def _verdict(done: Initialisation) -> str:
-    """Say what was chosen and by how much."""
-    best = {
-        kind: max((r.after or 0.0 for r in done.rows if (r.kind == "sane") == kind), default=0.0)
-        for kind in (True, False)
-    }
-    lead = _percent(abs(best[True] - best[False]))
-    if done.chosen == "sane":
-        return f"Chosen: a SANE candidate, {lead} points ahead of the best default initialisation."
-    behind = f"{lead} points behind" if best[False] > best[True] else "no better"
-    return f"Chosen: the default initialisation; the best SANE candidate is {behind}."
+    """Say what was chosen, and how it compares with the best of every other family trained as long."""
+    best = done.rows[0]
+    what = {
+        "sane": "a SANE candidate", "default": "the default initialisation",
+        "prompt": "the prompts' own weights",
+    }  # fmt: skip
+    found: dict[str, Row] = {}
+    for row in done.rows:
+        if len(row.curve) == len(best.curve):
+            found.setdefault(_family(row.kind), row)
+    others = [
+        f"{_percent(_last(best) - _last(row))} points ahead of {what[name]}"
+        for name, row in found.items() if name != done.chosen
+    ]  # fmt: skip
+    label = best.name if done.chosen != "default" else best.kind
+    return (
+        f"Chosen: {what[done.chosen]} ({label})"
+        + (", " if others else "")
+        + " and ".join(others)
+        + "."
+    )
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
+def _family(kind: str) -> str:
+    from sane_plugins.tasks.halving import family
+
+    return family(kind)
+
+
+def _last(row: Row) -> float:
+    return row.curve[-1][1] if row.curve else row.before
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

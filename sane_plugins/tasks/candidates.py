@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field
+from fnmatch import fnmatchcase
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Literal
@@ -18,11 +19,13 @@ from sane_plugins.tasks.batchnorm import condition
 from sane_plugins.tasks.classifier import find_classifier, fit_classifier
 from sane_plugins.tasks.sample import KDE, Sampler
 from sane_plugins.tasks.task import Task
-from sane_plugins.tasks.train import TrainOptions, accuracy, arrange, seeded, train_epochs
+from sane_plugins.tasks.train import TrainOptions, accuracy, arrange, seeded
 from sane_plugins.tasks.transfer import Transfer
+from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module, load_into
 
-Kind = Literal["default", "default, classifier fitted", "sane"]
+Kind = Literal["default", "default, classifier fitted", "prompt", "mean of prompts", "sane"]
+DEFAULT, MEASURED, FITTED = "default", "measured on the task", "fitted to the task"
 _EPOCH_FLOP = 3e11  # about ten seconds on two cores
 _SMALL_FLOP = 2e7
 _LEAST_IMAGES, _MOST_IMAGES = 256, 10_000
@@ -42,6 +45,11 @@ class InitialiseOptions:
     at most `validation_images`; `images` caps the training images (None: what an epoch can afford).
     `model` is a SANE file (None: the embedded one).
     Batch norm is conditioned on at most `norm_batches` batches of `norm_batch` images.
+
+    `search`: "subsample" draws once; "bootstrap" draws `rounds` times, each time near the best latents of all
+    rounds before, and returns the best of any round. `epochs` of training are the last rung of the scores.
+    `budget` bounds drawing and scoring in seconds (None: no bound). Only tensors whose names match a glob of
+    `include`, and none of `exclude`, are initialised; all others keep their default.
     """
 
     sampler: Sampler = field(default_factory=KDE)
@@ -57,26 +65,54 @@ class InitialiseOptions:
     train: TrainOptions = field(default_factory=TrainOptions)
     seed: int = 0
     model: Path | None = None
+    search: Literal["subsample", "bootstrap"] = "subsample"
+    rounds: int = 3
+    epochs: int = 1
+    budget: float | None = None
+    device: str = "cpu"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def selects(self, key: str) -> bool:
+        """Tell whether the tensor of that name is to be initialised."""
+        wanted = not self.include or any(fnmatchcase(key, glob) for glob in self.include)
+        return wanted and not any(fnmatchcase(key, glob) for glob in self.exclude)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which draw a candidate is: with the seed, all that it takes to make it again."""
+
+    kind: Kind
+    number: int = 0
+    round: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One initialisation and its accuracy on held-out images before and after one epoch, if trained."""
+    """One initialisation and its accuracy on held-out images.
+
+    `before` is without training, `after` after the last epoch if it came so far, and `curve` holds (epochs,
+    accuracy) at each rung that it reached.
+    """
 
     name: str
     kind: Kind
     seed: int
     before: float
     after: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()
     chosen: bool = False
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Initial weights, in a module, and what was measured of them."""
+    """Initial weights, in a module; `origins` says of each tensor's name where its values come from."""
 
     row: Row
     module: nn.Module
+    recipe: Recipe
+    origins: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,52 +123,58 @@ class Bench:
     task: Task
     classifier: frozenset[str]
     options: InitialiseOptions
-    rng: torch.Generator
-
-    def draw(self, transfer: Transfer, latents: torch.Tensor, name: str) -> Candidate:
-        """Build the network that latents (T, L) stand for."""
-        module = self._fresh()
-        graph = from_module(module)
-        weights = transfer.weights(latents, graph)
-        if self.options.classifier != "prompt":
-            weights = {k: v for k, v in weights.items() if k not in self.classifier}
-        load_into(module, graph.replace(weights))
-        self._condition(module)
-        if self.options.classifier == "fit":
-            self._fit(module)
-        return self._scored(module, name, "sane")
+    transfer: Transfer
 
     @property
     def fits(self) -> bool:
         """Tell whether candidates get a fitted classifier."""
         return self.options.classifier == "fit" and bool(self.classifier)
 
-    def default(self, name: str) -> Candidate:
-        """Build a default initialisation."""
-        return self._scored(self._fresh(), name, "default")
+    def build(self, recipe: Recipe, latents: torch.Tensor | None = None) -> Candidate:
+        """Build and score what a recipe stands for; a SANE candidate is decoded from latents (T, L)."""
+        rng = generator(self.options.seed, *astuple(recipe))
+        with seeded(rng):
+            module = arrange(self.make(), torch.channels_last).to(self.options.device)
+        given = {key: value.clone() for key, value in module.state_dict().items()}
+        origins = dict.fromkeys(given, DEFAULT)
+        if recipe.kind != "default":
+            found = self._fill(module, recipe, latents, rng)
+            origins |= {key: origin for key, origin in found.items() if key in given}
+            kept = {key: value for key, value in given.items() if not self.options.selects(key)}
+            module.load_state_dict(kept, strict=False)
+            origins |= dict.fromkeys(kept, DEFAULT)
+        seed = int(torch.randint(2**31, (), generator=rng))
+        score = accuracy(module, self.task.x_test, self.task.y_test)
+        row = Row(name=self._name(recipe), kind=recipe.kind, seed=seed, before=score)
+        return Candidate(row, module, recipe, origins)
 
-    def fitted_default(self, name: str) -> Candidate:
-        """Build a default initialisation with a fitted classifier, as SANE candidates have."""
-        module = self._fresh()
-        self._condition(module)
-        self._fit(module)
-        return self._scored(module, f"{name}, classifier fitted", "default, classifier fitted")
-
-    def try_out(self, candidate: Candidate) -> Candidate:
-        """Train a copy for one epoch with the candidate's own seed; the candidate keeps its weights."""
-        rng = torch.Generator().manual_seed(candidate.row.seed)
-        copy = deepcopy(candidate.module)
-        after = next(train_epochs(copy, self.task, 1, self.options.train, rng))
-        return Candidate(replace(candidate.row, after=after), candidate.module)
-
-    def _fresh(self) -> nn.Module:
-        with seeded(self.rng):
-            return arrange(self.make(), torch.channels_last)
-
-    def _condition(self, module: nn.Module) -> None:
+    def _fill(
+        self, module: nn.Module, recipe: Recipe, latents: torch.Tensor | None, rng: torch.Generator
+    ) -> dict[str, str]:
+        """Give the module its weights, statistics and classifier; return where each comes from."""
+        graph = from_module(module)
+        weights = self._weights(recipe, latents, graph)
+        if self.options.classifier != "prompt":
+            weights = {k: v for k, v in weights.items() if k not in self.classifier}
+        load_into(module, graph.replace(weights))
+        origins: dict[str, str] = dict.fromkeys(weights, str(recipe.kind))
         images, size = self.task.x_train, self.options.norm_batch
         batches = min(self.options.norm_batches, ceil(len(images) / size))
-        condition(module, images, batches, size, self.rng)
+        condition(module, images, batches, size, rng)
+        origins |= dict.fromkeys((k for k in module.state_dict() if _is_statistic(k)), MEASURED)
+        if self.fits:
+            self._fit(module)
+            origins |= dict.fromkeys(self.classifier, FITTED)
+        return origins
+
+    def _weights(
+        self, recipe: Recipe, latents: torch.Tensor | None, graph: WeightGraph
+    ) -> dict[str, torch.Tensor]:
+        if latents is not None:
+            return self.transfer.weights(latents, graph)
+        if recipe.kind == "prompt":
+            return self.transfer.direct(recipe.number)
+        return self.transfer.mean() if recipe.kind == "mean of prompts" else {}
 
     def _fit(self, module: nn.Module) -> None:
         images, labels = self.task.x_train[:_FIT_IMAGES], self.task.y_train[:_FIT_IMAGES]
@@ -140,10 +182,28 @@ class Bench:
         if layer is not None:
             fit_classifier(module, layer, images, labels)
 
-    def _scored(self, module: nn.Module, name: str, kind: Kind) -> Candidate:
-        seed = int(torch.randint(2**31, (), generator=self.rng))
-        score = accuracy(module, self.task.x_test, self.task.y_test)
-        return Candidate(Row(name=name, kind=kind, seed=seed, before=score), module)
+    def _name(self, recipe: Recipe) -> str:
+        number = recipe.number + 1
+        if recipe.kind == "sane":
+            later = f", round {recipe.round + 1}" if recipe.round else ""
+            return f"SANE candidate {number}{later}"
+        if recipe.kind == "prompt":
+            return f"prompt {self.transfer.aligned[recipe.number].source}"
+        return (
+            recipe.kind
+            if "mean" in recipe.kind
+            else recipe.kind.replace("default", f"default {number}", 1)
+        )
+
+
+def generator(seed: int, *labels: object) -> torch.Generator:
+    """Return a stream of random numbers of its own for each use, whatever else is drawn."""
+    text = "/".join(map(str, (seed, *labels))).encode()
+    return torch.Generator().manual_seed(int.from_bytes(sha256(text).digest()[:7], "big"))
+
+
+def _is_statistic(key: str) -> bool:
+    return key.rpartition(".")[2] in {"running_mean", "running_var", "num_batches_tracked"}
 
 
 def affordable(

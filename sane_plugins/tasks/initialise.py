@@ -1,79 +1,123 @@
-"""Initialise a network for a new task from prompt networks, or say that the default is better.
+"""Initialise a network for a new task from prompt networks, or say that another start is better.
 
 Candidates are sampled near the prompts, decoded, conditioned, and scored on held-out target images
-together with the default initialisation (spec section 6; paper section 4.3). Test images are not used.
+together with the default initialisation, the best prompt as it is, and the mean of the prompts (spec section
+6; paper section 4.3). Test images are not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from sane_plugins.errors import UsageError
 from sane_plugins.latent.model import SANE
-from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.tasks.candidates import Bench, Candidate, affordable, fitting_threads
+from sane_plugins.progress import Report, silent
+from sane_plugins.tasks.candidates import (
+    DEFAULT,
+    Bench,
+    Candidate,
+    Recipe,
+    affordable,
+    fitting_threads,
+    generator,
+)
 from sane_plugins.tasks.candidates import InitialiseOptions as InitialiseOptions
 from sane_plugins.tasks.candidates import Row as Row
 from sane_plugins.tasks.classifier import find_classifier
+from sane_plugins.tasks.clock import Clock
+from sane_plugins.tasks.halving import family, race
+from sane_plugins.tasks.provenance import trace
+from sane_plugins.tasks.search import drawn, drawn_at_once, search
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import arrange, require_fit, seeded
-from sane_plugins.tasks.transfer import Transfer, plan
+from sane_plugins.tasks.transfer import plan
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
-
-_PLAINEST = ("default", "default, classifier fitted", "sane")
-_MOST_TOKENS = 300_000  # decoding this many takes about a minute on two cores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initialisation:
     """The chosen initial weights, as a graph and in a module, and how they were chosen.
 
-    `rows` come best first; those with `after` None were drawn but not trained. `notes` say what a reader of
-    the table should know.
+    `chosen` is `sane`, `default` or `prompt`. `rows` come best first; those with `after` None were
+    not trained to the end. `origins` says of each tensor's name where its values come from. `notes` say what
+    a reader of the table should know. `interrupted`: the user stopped it, and this was the best so far.
     """
 
     graph: WeightGraph
     module: nn.Module
-    chosen: Literal["sane", "default"]
+    chosen: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
-    provenance: Mapping[str, object]
+    provenance: Mapping[str, Any]
+    origins: Mapping[str, str]
+    interrupted: bool = False
 
 
 def initialise(
     target: nn.Module | Callable[[], nn.Module], task: Task, prompts: Sequence[WeightGraph], sane: SANE,
     options: InitialiseOptions | None = None, report: Report = silent,
 ) -> Initialisation:  # fmt: skip
-    """Return initial weights for `target` on `task`: a SANE candidate, or the default if that does better.
+    """Return initial weights for `target` on `task`: a SANE candidate, or what does better.
 
     `target` is a function that builds the network anew, so that every default initialisation is a fresh
     draw; of a module, which is not changed, only the weights it has count as its default. Raises
-    `TaskError` where images or classes do not fit the network, `UsageError` without prompts.
+    `TaskError` where images or classes do not fit the network, `UsageError` without prompts, or where
+    no tensor's name matches.
     """
     options = options or InitialiseOptions()
+    clock = Clock(options.budget)
+    bench, fresh = prepare(target, task, prompts, sane, options)
+    with fitting_threads(bench.make(), task):
+        pool, lineage = search(bench, fresh, clock, report)
+        if not pool.kept:
+            raise KeyboardInterrupt
+        raced = race(bench, pool.kept, clock, report)
+        best = raced[0]
+        rows = [replace(c.row, chosen=c is best) for c in raced]
+        rows += sorted(pool.others, key=lambda row: -row.before)
+        told = trace(bench, task, prompts, sane, best.recipe, lineage, rows)
+    return Initialisation(
+        graph=_graph(best), module=best.module.cpu().eval(), chosen=family(best.row.kind), rows=tuple(rows),
+        notes=tuple(_notes(bench, task, fresh, clock, best)), provenance=told, origins=best.origins,
+        interrupted=clock.interrupted,
+    )  # fmt: skip
+
+
+def remake(
+    target: nn.Module | Callable[[], nn.Module], task: Task, prompts: Sequence[WeightGraph], sane: SANE,
+    options: InitialiseOptions, told: Mapping[str, Any],
+) -> WeightGraph:  # fmt: skip
+    """Make the weights of a provenance again: only the chosen candidate, without any search."""
+    bench, _ = prepare(target, task, prompts, sane, options)
+    recipe = Recipe(**told["recipe"])
+    with fitting_threads(bench.make(), task):
+        latents = None
+        if recipe.kind == "sane":
+            latents = drawn(bench, told["lineage"], recipe.round)[recipe.number]
+        return _graph(bench.build(recipe, latents))
+
+
+def prepare(
+    target: nn.Module | Callable[[], nn.Module], task: Task, prompts: Sequence[WeightGraph], sane: SANE,
+    options: InitialiseOptions,
+) -> tuple[Bench, bool]:  # fmt: skip
+    """Return all that candidates are built with, and whether each default is a fresh draw."""
     make, fresh = _maker(target)
-    rng = torch.Generator().manual_seed(options.seed)
-    with seeded(rng):
+    with seeded(generator(options.seed, "first")):
         first = make()
     require_fit(first, task)
-    data = affordable(first, task, options, rng)
+    _require_match(first, options)
+    data = affordable(first, task, options, generator(options.seed, "data")).to(options.device)
     graph, keys = _described(first, task)
-    transfer = plan(prompts, graph, keys, sane, rng)
-    bench = Bench(make=make, task=data, classifier=keys, options=options, rng=rng)
-    with fitting_threads(first, task):
-        kept, others = _best_drawn(bench, transfer, report)
-        draws = _count(options, transfer) if fresh else 0
-        defaults, rest = _defaults(bench, draws, report)
-        tried = _tried(bench, [*kept, *defaults], report)
-        others += rest
-    notes = _notes(data, task, bench, transfer, fresh)
-    return _choose(tried, others, tuple(notes), _provenance(options, prompts, transfer, task))
+    transfer = plan(prompts, graph, keys, sane, generator(options.seed, "align"))
+    return Bench(make=make, task=data, classifier=keys, options=options, transfer=transfer), fresh
 
 
 def _maker(target: nn.Module | Callable[[], nn.Module]) -> tuple[Callable[[], nn.Module], bool]:
@@ -91,104 +135,47 @@ def _described(module: nn.Module, task: Task) -> tuple[WeightGraph, frozenset[st
     return graph, frozenset(p.key for x in graph.layers if x.name in names for p in x.params)
 
 
-def _best_drawn(
-    bench: Bench, transfer: Transfer, report: Report
-) -> tuple[list[Candidate], list[Row]]:
-    """Draw candidates and score them before training; return the best, and the rows of the others."""
-    options = bench.options
-    count = _count(options, transfer)
-    best = _Best(options.keep)
-    for i, latents in enumerate(options.sampler(transfer.prompts, count, bench.rng)):
-        new = best.offer(bench.draw(transfer, latents, f"SANE candidate {i + 1}"))
-        note = f"{new.row.before:.3f}"
-        report(Progress(job="draw and score", done=i + 1, total=count, note=note))
-    return best.kept, best.others
+def _require_match(module: nn.Module, options: InitialiseOptions) -> None:
+    if not any(map(options.selects, module.state_dict())):
+        names = ", ".join([*module.state_dict()][:4])
+        raise UsageError(
+            "--include, --exclude", "no tensor is left to initialise", "some name must match",
+            f"the network has {names}, and so on",
+        )  # fmt: skip
 
 
-def _count(options: InitialiseOptions, transfer: Transfer) -> int:
-    """Return how many candidates are drawn: fewer than asked for where decoding one takes long."""
-    afford = _MOST_TOKENS // transfer.prompts.shape[1]
-    return min(options.candidates, max(options.keep, afford))
-
-
-class _Best:
-    """The candidates that score best before training, and the rows of those that do not."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.kept: list[Candidate] = []
-        self.others: list[Row] = []
-
-    def offer(self, new: Candidate) -> Candidate:
-        """Keep a candidate if it is among the best; return it either way."""
-        ranked = sorted([*self.kept, new], key=lambda c: -c.row.before)
-        self.kept = ranked[: self.most]
-        self.others += [c.row for c in ranked[self.most :]]
-        return new
-
-
-def _defaults(bench: Bench, draws: int, report: Report) -> tuple[list[Candidate], list[Row]]:
-    """Return default initialisations, and as many with a fitted classifier, the best of `draws`.
-
-    SANE candidates are the best of many draws too: without that, the lead would be the selection's.
-    """
-    options = bench.options
-    count = options.keep if options.defaults is None else options.defaults
-    plain = [bench.default(f"default {i + 1}") for i in range(count)]
-    best = _Best(count)
-    total = max(count, draws) if bench.fits and count else 0
-    for i in range(total):
-        best.offer(bench.fitted_default(f"default {i + 1}"))
-        report(Progress(job="draw defaults", done=i + 1, total=total))
-    return [*plain, *best.kept], best.others
-
-
-def _tried(bench: Bench, candidates: Sequence[Candidate], report: Report) -> list[Candidate]:
-    """Train candidates and defaults for one epoch each."""
-    done = []
-    for candidate in candidates:
-        done.append(bench.try_out(candidate))
-        note = f"{candidate.row.name} {done[-1].row.after:.3f}"
-        report(Progress(job="train one epoch", done=len(done), total=len(candidates), note=note))
-    return done
-
-
-def _choose(
-    tried: Sequence[Candidate], others: Sequence[Row], notes: tuple[str, ...],
-    provenance: Mapping[str, object],
-) -> Initialisation:  # fmt: skip
-    """Choose by accuracy after one epoch; a tie goes to the plainer initialisation."""
-    ranked = sorted(tried, key=lambda c: (-(c.row.after or 0.0), _PLAINEST.index(c.row.kind)))
-    best = ranked[0]
+def _graph(best: Candidate) -> WeightGraph:
     arrange(best.module, torch.contiguous_format)
-    rows = [replace(c.row, chosen=c is best) for c in ranked]
-    rows += sorted(others, key=lambda row: -row.before)
-    return Initialisation(
-        graph=from_module(deepcopy(best.module)), module=best.module.eval(),
-        chosen="sane" if best.row.kind == "sane" else "default",
-        rows=tuple(rows), notes=notes, provenance=provenance,
-    )  # fmt: skip
+    return from_module(deepcopy(best.module).cpu())
 
 
-def _notes(data: Task, task: Task, bench: Bench, transfer: Transfer, fresh: bool) -> Iterator[str]:
+def _notes(bench: Bench, task: Task, fresh: bool, clock: Clock, best: Candidate) -> Iterator[str]:
+    data, options = bench.task, bench.options
     yield (
         f"scored on {len(data.y_test)} held-out training images, after training on"
         f" {len(data.y_train)} of {len(task.y_train)}; test images were not used"
     )
-    yield from transfer.notes
-    if (drawn := _count(bench.options, transfer)) < bench.options.candidates:
-        yield f"{drawn} candidates were drawn, not {bench.options.candidates}: the network is large"
-    if bench.options.classifier == "fit" and not bench.classifier:
+    yield from bench.transfer.notes
+    if clock.interrupted:
+        yield "it was interrupted: this is the best so far"
+    elif clock.cut:
+        yield f"the budget of {options.budget:.0f} s cut the scoring short: a larger one compares more"
+    if (count := drawn_at_once(bench)) < options.candidates:
+        yield f"{count} candidates were drawn, not {options.candidates}: the network is large"
+    if options.classifier == "fit" and not bench.classifier:
         yield "the network does not end in a linear layer, so its classifier was not fitted"
     if not fresh:
         yield "the default initialisation is the network as given, trained in another order each time"
+    if options.include or options.exclude:
+        yield _partial(best, options)
 
 
-def _provenance(
-    options: InitialiseOptions, prompts: Sequence[WeightGraph], transfer: Transfer, task: Task
-) -> dict[str, object]:
-    chosen = {**asdict(options), "sampler": repr(options.sampler)}
-    sources = [prompt.source for prompt in prompts]
-    return {
-        "task": task.name, "prompts": sources, "prompts_fit": transfer.fits, "options": chosen
-    }  # fmt: skip
+def _partial(best: Candidate, options: InitialiseOptions) -> str:
+    state = best.module.state_dict()
+    wanted = [key for key in state if options.selects(key)]
+    share = sum(state[key].numel() for key in wanted) / sum(x.numel() for x in state.values())
+    new = sum(best.origins[key] != DEFAULT for key in wanted)
+    return (
+        f"{len(wanted)} of {len(state)} tensors ({share:.0%} of the values) were to be initialised,"
+        f" and {new} were; all others keep what they had"
+    )

@@ -60,6 +60,13 @@ class Task:
         x_train, x_test = (x.expand(-1, channels, -1, -1) for x in (self.x_train, self.x_test))
         return replace(self, x_train=x_train.contiguous(), x_test=x_test.contiguous())
 
+    def to(self, device: str | torch.device) -> Task:
+        """Return the task with its images and labels on a device."""
+        return replace(
+            self, x_train=self.x_train.to(device), y_train=self.y_train.to(device),
+            x_test=self.x_test.to(device), y_test=self.y_test.to(device),
+        )  # fmt: skip
+
     def subset(self, count: int, rng: torch.Generator) -> Task:
         """Return the task with at most `count` training images, drawn at random; test images stay."""
         keep = torch.randperm(len(self.y_train), generator=rng)[:count]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -54,6 +54,29 @@ def train_epochs(
             for batch in torch.randperm(len(task.y_train), generator=rng).split(options.batch):
                 _step(module, optimizer, task.x_train[batch], task.y_train[batch])
         yield accuracy(module, task.x_test, task.y_test)
+
+
+class Trial:
+    """Training that stops after any number of steps and goes on later; `module` is trained in place."""
+
+    def __init__(
+        self, module: nn.Module, task: Task, options: TrainOptions, rng: torch.Generator
+    ) -> None:
+        self.module, self.task, self.steps = arrange(module, torch.channels_last), task, 0
+        self._optimizer, self._rng = _optimizer(module, options), rng
+        self._batches = _endless(len(task.y_train), options.batch, rng)
+
+    def advance(self, steps: int, check: Callable[[], None]) -> float:
+        """Train until so many steps are done, and measure; `check` is called before each, and may raise."""
+        self.module.train()
+        with seeded(self._rng):
+            while self.steps < steps:
+                check()
+                batch = next(self._batches)
+                x, y = self.task.x_train[batch], self.task.y_train[batch]
+                _step(self.module, self._optimizer, x, y)
+                self.steps += 1
+        return accuracy(self.module, self.task.x_test, self.task.y_test)
 
 
 def logits(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -116,3 +139,8 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     cross_entropy(logits(module, x), y).backward()
     optimizer.step()
+
+
+def _endless(images: int, batch: int, rng: torch.Generator) -> Iterator[torch.Tensor]:
+    while True:
+        yield from torch.randperm(images, generator=rng).split(batch)

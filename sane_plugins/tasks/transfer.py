@@ -33,6 +33,17 @@ class Transfer:
     pairs: dict[str, str]
     fits: bool
     notes: tuple[str, ...]
+    aligned: tuple[WeightGraph, ...] = ()
+
+    def direct(self, number: int) -> dict[str, torch.Tensor]:
+        """Return tensors of the target as a prompt has them; prompts that do not fit are not `aligned`."""
+        return {key: self.aligned[number].tensors[found] for key, found in self.pairs.items()}
+
+    def mean(self) -> dict[str, torch.Tensor]:
+        """Return the mean of the aligned prompts, tensor by tensor."""
+        count = len(self.aligned)
+        parts = [self.direct(number) for number in range(count)]
+        return {key: sum((p[key] for p in parts[1:]), parts[0][key]) / count for key in self.pairs}
 
     def weights(self, latents: torch.Tensor, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Decode latents (T, L) into tensors of the target, some or all, keyed as in `default`.
@@ -65,12 +76,14 @@ def plan(
     alike = [p for p in fitting or prompts if _shapes(p) == _shapes(first)]
     left = len(prompts) - len(alike)
     notes = (f"{left} prompts of other shapes were left out",) if left else ()
-    latents = torch.stack([encode(sane, p).values for p in _aligned(alike, rng)])
+    aligned = _aligned(alike, rng)
+    latents = torch.stack([encode(sane, p).values for p in aligned])
     pairs = _pairs(first, target, classifier)
     if pairs is not None:
         return Transfer(
-            sane=sane, prompts=latents, template=first, pairs=pairs, fits=True, notes=notes
-        )
+            sane=sane, prompts=latents, template=first, pairs=pairs, fits=True, notes=notes,
+            aligned=tuple(aligned),
+        )  # fmt: skip
     return _to_other_shapes(latents, first, target, classifier, sane, notes)
 
 

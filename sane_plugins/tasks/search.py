@@ -1,0 +1,118 @@
+"""The search for candidates: draw, score each on a little target data, keep the best of any round.
+
+After spec sections 6.5 and 7.2: bootstrapping draws near the best latents of all rounds before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from sane_plugins.progress import Progress, Report
+from sane_plugins.tasks.candidates import Bench, Candidate, Kind, Recipe, Row, generator
+from sane_plugins.tasks.clock import Clock
+
+Place = tuple[int, int]
+_MOST_TOKENS = 300_000  # decoding this many takes about a minute on two cores
+_SHARE = 0.4  # of the budget; the rest is for training
+
+
+class Pool:
+    """The best candidates of each kind before training, and the rows of those that are not kept."""
+
+    def __init__(self, most: dict[Kind, int]) -> None:
+        self._most = most
+        self._kept: dict[Kind, list[Candidate]] = {}
+        self.others: list[Row] = []
+
+    @property
+    def kept(self) -> list[Candidate]:
+        """Return the best of every kind, best first within a kind."""
+        return [candidate for found in self._kept.values() for candidate in found]
+
+    def of(self, kind: Kind) -> list[Candidate]:
+        """Return the best of a kind, best first."""
+        return self._kept.get(kind, [])
+
+    def offer(self, new: Candidate) -> None:
+        """Keep a candidate if it is among the best of its kind."""
+        most = self._most[new.row.kind]
+        ranked = sorted([*self.of(new.row.kind), new], key=lambda c: -c.row.before)
+        self._kept[new.row.kind] = ranked[:most]
+        self.others += [c.row for c in ranked[most:]]
+
+
+def search(
+    bench: Bench, fresh: bool, clock: Clock, report: Report
+) -> tuple[Pool, list[list[Place]]]:
+    """Return the best candidates, and for each later round the draws (round, number) that it was near.
+
+    Rivals come first: what is cheap and plain is there to compare with however short the budget.
+    """
+    options = bench.options
+    plain = options.keep if options.defaults is None else options.defaults
+    pool = Pool({
+        "default": plain, "default, classifier fitted": plain, "prompt": 1, "mean of prompts": 1,
+        "sane": options.keep,
+    })  # fmt: skip
+    lineage: list[list[Place]] = []
+    rivals = list(_rivals(bench, plain))
+    total = len(rivals) + rounds(bench) * drawn_at_once(bench)
+    with clock.stage(_SHARE):
+        for recipe in rivals:
+            # One of each kind is scored, however short the budget.
+            if not (pool.of(recipe.kind) and clock.over()):
+                _offer(bench, pool, recipe, None, total, report)
+        for r in range(rounds(bench)):
+            if r:
+                lineage.append([(c.recipe.round, c.recipe.number) for c in pool.of("sane")])
+            for i, latents in enumerate(drawn(bench, lineage, r)):
+                if pool.of("sane"):
+                    clock.check()
+                _offer(bench, pool, Recipe("sane", i, r), latents, total, report)
+                number = r * drawn_at_once(bench) + i
+                if bench.fits and (number < plain or (fresh and plain)):
+                    pool.offer(bench.build(Recipe("default, classifier fitted", number)))
+    return pool, lineage
+
+
+def rounds(bench: Bench) -> int:
+    """Return how often candidates are drawn."""
+    return bench.options.rounds if bench.options.search == "bootstrap" else 1
+
+
+def drawn_at_once(bench: Bench) -> int:
+    """Return how many candidates a round draws: fewer than asked for where decoding one takes long."""
+    afford = _MOST_TOKENS // (bench.transfer.prompts.shape[1] * rounds(bench))
+    return min(bench.options.candidates, max(bench.options.keep, afford))
+
+
+def drawn(bench: Bench, lineage: Sequence[Sequence[Place]], at: int) -> torch.Tensor:
+    """Return the latents (count, T, L) of a round; without a score: they can be made again at any time."""
+    prompts = bench.transfer.prompts
+    if at:
+        prompts = torch.stack([drawn(bench, lineage, r)[i] for r, i in lineage[at - 1]])
+    rng = generator(bench.options.seed, "round", at)
+    return bench.options.sampler(prompts, drawn_at_once(bench), rng)
+
+
+def _rivals(bench: Bench, plain: int) -> Iterator[Recipe]:
+    """Yield what SANE candidates are compared with, apart from defaults with a fitted classifier."""
+    for number in range(plain):
+        yield Recipe("default", number)
+    count = len(bench.transfer.aligned) if plain else 0
+    for number in range(count):
+        yield Recipe("prompt", number)
+    if count > 1:
+        yield Recipe("mean of prompts")
+
+
+def _offer(
+    bench: Bench, pool: Pool, recipe: Recipe, latents: torch.Tensor | None, total: int, report: Report
+) -> None:  # fmt: skip
+    new = bench.build(recipe, latents)
+    pool.offer(new)
+    done = len([c for c in pool.kept if "fitted" not in c.row.kind])
+    done += len([row for row in pool.others if "fitted" not in row.kind])
+    report(Progress(job="draw and score", done=done, total=total, note=f"{new.row.before:.3f}"))
