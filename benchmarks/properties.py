@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import zoodata
-from zoodata import BASELINES, PROPERTIES, RESULTS, RIVAL, RUNS, scores
+from zoodata import BASELINES, MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
 from sane_plugins.latent.model import SANE
 from sane_plugins.tasks.heads import STRUCTURE, PropertyHead, Samples, fit_head, fit_members, join
@@ -34,6 +34,7 @@ TEST_SHARE = 0.3
 HEAD = "chosen head"
 ALONE = "features: sane"
 OWN = ("sane", "statistics", STRUCTURE)
+CODE = ("heads", "head", "samples", "conformal", "regressors", "support")
 COVERED = (0.87, 0.93)
 REACH = {
     "mnist-cnn test_accuracy": 0.97, "cifar10-cnn test_accuracy": 0.95,
@@ -147,7 +148,9 @@ def _zoo(zoo: Zoo, model: SANE) -> dict[str, Any]:
     cells = {}
     for name in PROPERTIES:
         truth = zoodata.targets(zoo, name)
-        cell = _summary([_split(name, samples, truth, pool, seed) for seed in range(SPLITS)])
+        split = MEMORY.cache(_split, ignore=["samples"])
+        key = (zoodata.digest(samples), zoodata.code(*CODE))
+        cell = _summary([split(name, samples, truth, pool, seed, key) for seed in range(SPLITS)])
         cells[f"{zoo.name} {name}"] = cell
         line = ", ".join(f"{k} {m['r2']:.3f}/{m['tau']:.2f}" for k, m in cell["methods"].items())
         print(f"{time.strftime('%X')} {zoo.name} {name} {line}", file=sys.stderr, flush=True)
@@ -155,8 +158,10 @@ def _zoo(zoo: Zoo, model: SANE) -> dict[str, Any]:
 
 
 def _split(
-    name: str, samples: Samples, truth: Array, pool: frozenset[str], seed: int
-) -> dict[str, Any]:
+    name: str, samples: Samples, truth: Array, pool: frozenset[str], seed: int,
+    key: tuple[str, str],  # noqa: ARG001
+) -> dict[str, Any]:  # fmt: skip
+    """Measure one split; `key` stands for samples and code, so that a killed run goes on where it was."""
     networks = np.asarray(samples.networks)
     drawn = np.random.default_rng(seed).permutation(sorted(pool))
     test = np.isin(networks, drawn[: round(TEST_SHARE * len(set(networks)))])

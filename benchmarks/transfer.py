@@ -175,7 +175,7 @@ def _fit(source: Field, features: str, way: str, truth: Array, seed: int) -> Any
     keep = np.isin(source.networks, drawn)
     x = _read(source.ways[way], features)[keep]
     if features == RIVAL:
-        return zoodata.boosting(x, truth[keep]).predict
+        return zoodata.MEMORY.cache(zoodata.boosting)(x, truth[keep]).predict
     members = fit_members(REGRESSOR, x, truth[keep])
     return lambda rows: predict(members, rows)
 

@@ -113,15 +113,25 @@ PLAIN: Mapping[str, Measure] = {
 
 def _key(zoo: Zoo) -> str:
     """Return what changes when the features would: code, and the zoo's networks."""
-    digest = hashlib.sha256()
-    names = ("embed", "pooling", "statistics", "matrix", "probes")
-    code = [Path(embed.__file__).with_name(f"{name}.py") for name in names]
-    for path in code:
-        digest.update(path.read_bytes())
-    written = zoo.weights.stat()
+    parts = code("embed", "pooling", "statistics", "matrix", "probes")
+    digest, written = hashlib.sha256(parts.encode()), zoo.weights.stat()
     digest.update("".join(entry.key for entry in zoo.entries).encode())
     digest.update(f"{written.st_size} {written.st_mtime_ns}".encode())
     return digest.hexdigest()[:12]
+
+
+def code(*modules: str) -> str:
+    """Return what identifies the source of modules of `sane_plugins.tasks`."""
+    paths = [Path(embed.__file__).with_name(f"{name}.py") for name in modules]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def digest(samples: Samples) -> str:
+    """Return what identifies features and networks."""
+    found = hashlib.sha256("".join(samples.networks).encode())
+    for name, x in sorted(samples.features.items()):
+        found.update(name.encode() + np.ascontiguousarray(x).tobytes())
+    return found.hexdigest()
 
 
 def baseline(name: str, fit: Samples, held: Samples, y: Array) -> Array:
