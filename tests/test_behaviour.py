@@ -70,6 +70,14 @@ def test_what_is_compared_are_outputs_so_that_padding_is_free(tmp_path: Path) ->
     assert loss.item() < 1e-8
 
 
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_permuted_copy_costs_nothing(tmp_path: Path, name: str) -> None:
+    batch, rng = _drawn(_zoo(tmp_path / "zoo", FACTORIES[name], ("relu", "tanh")), span=10_000)
+    assert not torch.equal(batch.first, batch.second)
+    loss = Outputs({"zoo": IMAGES})(batch, _both(batch.second), _both(batch.side), rng)
+    assert loss.item() < 1e-8
+
+
 def test_gradients_reach_values_and_side_of_the_first_views_alone(tmp_path: Path) -> None:
     batch, rng = _drawn(_zoo(tmp_path / "zoo", FACTORIES["small_cnn"]))
     values, side = ((_both(x) * 1.1).requires_grad_() for x in (batch.first, batch.side))
