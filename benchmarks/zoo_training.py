@@ -1,15 +1,16 @@
 """How long it takes to train a zoo many networks at once, against one network after the other.
 
-    python benchmarks/zoo_training.py --data ../shared/data [--groups N] [--device cuda]
+    python benchmarks/zoo_training.py --data ../shared/data [--rounds N] [--alone K] [--device cuda]
 
 200 small CNNs with drawn hyper-parameters, 12 epochs on 10,000 MNIST images, batch 64, measured on 4,000 test
-and training images after epochs 0, 1, 2, 4, 8, 12. The networks are cut into groups as `zoo train` does. Each
-group is trained at once, by one process with one thread, and right after it its networks one by one, each by
-a plain loop with `nn.Module` and `torch.optim`, on the default number of threads or on one, whichever a
-first try finds faster. Ratios are over the same networks; `--groups` takes the first N of the groups in a
-random order, and the time of all 200 is then that of these, scaled. What several processes add is measured
-apart, on a few networks. A run that is stopped goes on where it was. Writes results/zoo_training.json
-and zoo_training.md; exit code 1 where training at once takes more than half of the time.
+and training images after epochs 0, 1, 2, 4, 8, 12. The networks are cut into groups as `zoo train` does. A
+round takes as many groups, in a random order, as there are processes: they are trained at once, by one process
+with one thread each (starting the processes included), and right after that networks of theirs one by one, each
+by a plain loop with `nn.Module` and `torch.optim`, on the default number of threads or on one, whichever a
+first try finds faster. `--rounds N` stops after N rounds, and `--alone K` trains only the first K of each group one by
+one; times of 200 networks are then those of the measured ones, scaled. What several processes add is measured
+apart, on a few networks. A run that is stopped goes on where it was. Writes results/zoo_training.json and
+zoo_training.md; exit code 1 where training at once takes more than half of the time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -32,9 +32,9 @@ from torch.nn.functional import cross_entropy
 from sane_plugins.tasks.task import load_task
 from sane_plugins.tasks.train import accuracy
 from sane_plugins.zoo.draws import Draw, initial
-from sane_plugins.zoo.group import Group, Images, Schedule
-from sane_plugins.zoo.training import ZooOptions, factory_of, groups_of, train_zoo
-from sane_plugins.zoo.workers import one_thread
+from sane_plugins.zoo.group import Images, Schedule, read_state
+from sane_plugins.zoo.training import ZooOptions, factory_of, groups_of, plan_jobs, train_zoo
+from sane_plugins.zoo.workers import run_jobs
 
 RESULTS = Path(__file__).parent / "results"
 OPTIONS = ZooOptions(name="speed", dataset="mnist")
@@ -47,7 +47,11 @@ def main() -> None:
     """Measure what is missing, print and write everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds datasets/")
-    parser.add_argument("--groups", type=int, help="how many groups to measure; default: all")
+    parser.add_argument("--rounds", type=int, help="how many rounds to measure; default: all")
+    parser.add_argument(
+        "--alone", type=int, help="networks of a group to train alone; default: all"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--restart", action="store_true", help="forget earlier measurements")
     chosen = parser.parse_args()
@@ -55,20 +59,19 @@ def main() -> None:
     options = replace(OPTIONS, device=chosen.device)
     path = RESULTS / "zoo_training.json"
     every = json.loads(path.read_text()) if path.exists() and not chosen.restart else {}
-    result = every.setdefault(
-        device_name(chosen.device), {"groups": {}, "torch": torch.__version__}
-    )
+    fresh = {"rounds": [], "torch": torch.__version__, "used_processes": chosen.processes}
+    result = every.setdefault(device_name(chosen.device), fresh)
     if "threads" not in result:
         result["threads"], result["tried_seconds"] = faster_threads(options, images)
-    groups = groups_of(options)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)).tolist()
-    for index in order[: chosen.groups]:
-        if str(index) not in result["groups"]:
-            result["groups"][str(index)] = compared(
-                groups[index], options, images, result["threads"]
-            )
-            write(every)
-            print(table(every), flush=True)
+    groups = len(groups_of(options))
+    order = torch.randperm(groups, generator=torch.Generator().manual_seed(0)).split(
+        result["used_processes"]
+    )
+    for chosen_groups in order[len(result["rounds"]) : chosen.rounds]:
+        found = compared(chosen_groups.tolist(), options, images, result, chosen.alone)
+        result["rounds"].append(found)
+        write(every)
+        print(table(every), flush=True)
     if chosen.device == "cpu" and "processes" not in result:
         result["processes"] = processes(options, images)
     write(every)
@@ -121,26 +124,36 @@ def faster_threads(options: ZooOptions, images: Images) -> tuple[int, dict[int, 
 
 
 def compared(
-    draws: Sequence[Draw], options: ZooOptions, images: Images, threads: int
+    indices: list[int],
+    options: ZooOptions,
+    images: Images,
+    result: dict[str, Any],
+    some: int | None,
 ) -> dict[str, Any]:
-    """Train the networks of a group at once, and one by one."""
-    factory = factory_of(options, draws[0], 1, 10)
-    with tempfile.TemporaryDirectory() as folder, one_thread():
-        clock, used = time.perf_counter(), time.process_time()
-        group = Group(draws, factory, images.on(options.device), schedule_of(options))
-        for _ in group.run(Path(folder) / "state.safetensors", ""):
+    """Train the networks of some groups at once, and one by one."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = plan_jobs(images, options, Path(folder), "", None)
+        jobs = [jobs[index] for index in indices]
+        start = time.perf_counter()
+        for _ in run_jobs(jobs, images, Path(folder), result["used_processes"]):
             pass
-        at_once = time.perf_counter() - clock, time.process_time() - used
+        at_once = time.perf_counter() - start
+        ends = [read_state(job.state)[0]["measured"][str(options.epochs)] for job in jobs]
     default = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    clock, used = time.perf_counter(), time.process_time()
-    accuracies = [alone(draw, options, images) for draw in draws]
-    one_by_one = time.perf_counter() - clock, time.process_time() - used
+    torch.set_num_threads(result["threads"])
+    start = time.perf_counter()
+    by_one = [[alone(draw, options, images) for draw in job.draws[:some]] for job in jobs]
+    one_by_one = time.perf_counter() - start
     torch.set_num_threads(default)
-    last = [float(row["test_accuracy"]) for row in group.measured[options.epochs]]
+    differences = [
+        row["test_accuracy"] - accuracy_alone
+        for end, found in zip(ends, by_one, strict=True)
+        for row, accuracy_alone in zip(end, found, strict=False)
+    ]
     return {
-        "networks": len(draws), "act": draws[0].act, "p": draws[0].p, "at_once": at_once,
-        "one_by_one": one_by_one, "accuracy_at_once": last, "accuracy_one_by_one": accuracies,
+        "groups": [(job.draws[0].act, job.draws[0].p, len(job.draws)) for job in jobs],
+        "networks": sum(len(job.draws) for job in jobs), "at_once": at_once,
+        "alone": sum(map(len, by_one)), "one_by_one": one_by_one, "accuracy_differences": differences,
     }  # fmt: skip
 
 
@@ -186,23 +199,23 @@ def processes(options: ZooOptions, images: Images) -> dict[str, Any]:
 
 
 def summary(found: dict[str, Any]) -> dict[str, float]:
-    """Return ratios of sums over all measured groups, and the time of 200 networks."""
-    rows = list(found["groups"].values())
-    networks = sum(row["networks"] for row in rows)
-    wall, used = (
-        [sum(row[how][kind] for row in rows) for how in ("at_once", "one_by_one")] for kind in (0, 1)
-    )  # fmt: skip
-    ratios = [row["at_once"][0] / row["one_by_one"][0] for row in rows]
-    apart = [
-        a - b
-        for row in rows
-        for a, b in zip(row["accuracy_at_once"], row["accuracy_one_by_one"], strict=True)
-    ]
-    scale = OPTIONS.networks / networks / 60
+    """Return the ratio of the times per network over all rounds, and the time of 200 networks."""
+    rows = found["rounds"]
+    each = [(row["at_once"] / row["networks"], row["one_by_one"] / row["alone"]) for row in rows]
+    networks = [row["networks"] for row in rows]
+    # Every round counts as much as it has networks, whether or not all of them were trained alone.
+    at_once, one_by_one = (
+        sum(pair[i] * n for pair, n in zip(each, networks, strict=True)) / sum(networks)
+        for i in (0, 1)
+    )
+    ratios = [a / b for a, b in each]
+    differences = [value for row in rows for value in row["accuracy_differences"]]
+    minutes = OPTIONS.networks / 60
     return {
-        "networks": networks, "ratio": wall[0] / wall[1], "ratio_of_processor_time": used[0] / used[1],
-        "lowest": min(ratios), "highest": max(ratios), "minutes_at_once": wall[0] * scale,
-        "minutes_one_by_one": wall[1] * scale, "accuracy_difference": median(apart),
+        "networks": sum(networks), "alone": sum(row["alone"] for row in rows),
+        "ratio": at_once / one_by_one, "lowest": min(ratios), "highest": max(ratios),
+        "minutes_at_once": at_once * minutes, "minutes_one_by_one": one_by_one * minutes,
+        "accuracy_difference": median(map(abs, differences)),
     }  # fmt: skip
 
 
@@ -215,20 +228,21 @@ def write(every: dict[str, Any]) -> None:
 def table(every: dict[str, Any]) -> str:
     """Return the Markdown table."""
     lines = [
-        "| device | networks measured | at once, 200 networks | one by one, 200 networks (threads) |"
-        " ratio (lowest to highest group) | of processor time | target | accuracy at once minus one by one (median) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| device | networks at once, one by one | at once, 200 networks (processes) |"
+        " one by one, 200 networks (threads) | ratio (lowest to highest round) | target |"
+        " difference of accuracy (median) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for device, found in every.items():
-        if not found["groups"]:
+        if not found["rounds"]:
             continue
         told = summary(found)
         lines.append(
-            f"| {device} | {told['networks']} | {told['minutes_at_once']:.1f} min"
+            f"| {device} | {told['networks']}, {told['alone']}"
+            f" | {told['minutes_at_once']:.1f} min ({found['used_processes']})"
             f" | {told['minutes_one_by_one']:.1f} min ({found['threads']})"
             f" | {told['ratio']:.2f} ({told['lowest']:.2f} to {told['highest']:.2f})"
-            f" | {told['ratio_of_processor_time']:.2f} | at most {TARGET}"
-            f" | {told['accuracy_difference']:+.4f} |"
+            f" | at most {TARGET} | {told['accuracy_difference']:.4f} |"
         )
         if "processes" in found:
             seconds = found["processes"]["seconds"]

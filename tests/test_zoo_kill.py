@@ -17,7 +17,7 @@ from test_zoo_train import small, some_images
 from sane_plugins.zoo.training import train_zoo
 if __name__ == "__main__":
     print("begun", flush=True)
-    train_zoo(some_images(count=480), small(epochs=8, keep=(0, 3, 8)), Path({out!r}), resume=True,
+    train_zoo(some_images(number=480), small(epochs=8, keep=(0, 3, 8)), Path({out!r}), resume=True,
               save_every=1, processes={processes})
 """
 

@@ -65,7 +65,7 @@ def train_zoo(
         return Zoo.open(out)
     _require_start(out, state, resume, force)
     told = _told(images, options)
-    jobs = _jobs(images, options, state, told, save_every)
+    jobs = plan_jobs(images, options, state, told, save_every)
     state.mkdir(parents=True, exist_ok=True)
     clock = _Clock(options, images, report)
     for index, step in run_jobs(jobs, images, state, processes):
@@ -114,9 +114,10 @@ def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
         )  # fmt: skip
 
 
-def _jobs(
+def plan_jobs(
     images: Images, options: ZooOptions, state: Path, told: str, save_every: int | None
 ) -> list[Job]:
+    """Cut the networks into groups, of which each is a job of its own."""
     schedule = Schedule(
         epochs=options.epochs, batch=options.batch, keep=_kept(options), measured=options.measured,
         seed=options.seed, save_every=save_every, device=options.device,

@@ -142,16 +142,20 @@ class ManyDropout(Many):
         assert isinstance(layer, nn.Dropout)
         if not self.training or not layer.p:
             return x
-        shape, size = x[:, 0].shape, x[:, 0].numel()
-        words = torch.empty(self.count, -(-size // 4), dtype=torch.int64, device=x.device)
-        for row, stream in zip(words, self.streams, strict=True):
-            row.random_(-(2**63), None, generator=stream)
-        keep = words.view(torch.int16)[:, :size] >= round(layer.p * _LEVELS) - _LEVELS // 2
-        mask = keep * torch.tensor(1 / (1 - layer.p), device=x.device)
-        if x.ndim < 5:
-            return x * mask.view(self.count, *shape).movedim(0, 1)
-        n, c, h, w = shape
-        return x * mask.view(self.count, n, h, w, c).permute(1, 0, 4, 2, 3)
+        mask = self._mask(layer.p, x.movedim(2, -1) if x.ndim == 5 else x)
+        return x * (mask.movedim(-1, 2) if x.ndim == 5 else mask)
+
+    def _mask(self, p: float, x: torch.Tensor) -> torch.Tensor:
+        """Return the factors of values (N, G, ..., C), which lie in memory as (N, ..., G, C)."""
+        shape = x.movedim(1, -2).shape
+        positions, width = shape[:-2].numel(), shape[-1]
+        words = torch.empty(
+            positions, self.count, -(-width // 4), dtype=torch.int64, device=x.device
+        )
+        for i, stream in enumerate(self.streams):
+            words[:, i].random_(-(2**63), None, generator=stream)
+        keep = words.view(torch.int16)[..., :width] >= round(p * _LEVELS) - _LEVELS // 2
+        return keep.to(x.dtype).mul_(1 / (1 - p)).view(shape).movedim(-2, 1)
 
 
 _Kind = Callable[[nn.Module, int, list[torch.Generator]], nn.Module]
