@@ -5,8 +5,8 @@
 For every ordered pair of zoos, a head is fitted on 80 % of the networks of the first, another draw per seed,
 and ranks the evaluation pool of the second (networks that the shipped SANE has not seen), with the
 checkpoints of all epochs and with those of the last. Two ways, neither of which sees a label of the second
-zoo: features as they are, and each feature as its normal score within its own zoo, which needs a pile of
-networks to rank but cancels what the zoos differ in. R^2 is told for information: another zoo's accuracy
+zoo: features as they are (accuracy only), and each feature as its normal score within its own zoo, which
+needs a pile of networks to rank but cancels what the zoos differ in. R^2 is told for information: another zoo's accuracy
 lies elsewhere, so a useful ranking can have a negative one. Writes transfer.json and transfer.md in
 benchmarks/results/. Exit code 1: no pair of datasets or none of architectures ranks accuracy above 0.5.
 """
@@ -110,7 +110,7 @@ def criteria(rows: Rows) -> dict[str, Any]:
 def table(rows: Rows, name: str, scope: str) -> str:
     """Return Kendall's tau of a property as a markdown table: pairs in rows, features in columns."""
     chosen = [row for row in rows if row["property"] == name and row["scope"] == scope]
-    columns = [(features, way) for features in (RIVAL, *OWN) for way in WAYS]
+    columns = list(dict.fromkeys((row["features"], row["way"]) for row in chosen))
     lines = [
         "| from | to | another | " + " | ".join(f"{f}, {way}" for f, way in columns) + " |",
         "|---" * (len(columns) + 3) + "|",
@@ -159,8 +159,8 @@ def _scored(x: Array) -> Array:
 def _from(source: Field, others: list[Field]) -> Iterator[dict[str, Any]]:
     for name in PROPERTIES:
         truth = zoodata.targets(source.zoo, name)
-        for way in WAYS:
-            for features in (RIVAL, *OWN):
+        for features in (RIVAL, *OWN):
+            for way in WAYS if name == PROPERTIES[0] else WAYS[1:]:
                 runs = [_fit(source, features, way, truth, seed) for seed in range(SEEDS)]
                 for other in others:
                     yield from _ranked(source, other, name, features, way, runs)
