@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import zoodata
 from zoos import RECIPES
@@ -23,22 +22,21 @@ from zoos import RECIPES
 from sane_plugins.latent import checkpoint
 from sane_plugins.latent.model import SANEConfig
 from sane_plugins.progress import Progress
-from sane_plugins.tasks.embed import SaneEncoder, StatisticsEncoder
-from sane_plugins.tasks.heads import fit_head
-from sane_plugins.tasks.predict import fingerprint, measure, save_heads
+from sane_plugins.tasks.fitting import FitOptions, fit_heads
+from sane_plugins.tasks.headfile import save_heads
 from sane_plugins.tasks.task import Task, load_task
 from sane_plugins.zoo.behaviour import Outputs
 from sane_plugins.zoo.distributed import World, joined
 from sane_plugins.zoo.presets import PretrainOptions
 from sane_plugins.zoo.pretrain import pretrain
-from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, import_published, write
+from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, write
 
 OUT = Path(__file__).parents[1] / "sane_plugins" / "data"
 RUNS = Path(__file__).parents[1] / "runs"
 STEPS = 11_000
 BEHAVIOUR = 0.1
 PROMPTS_PER_ACTIVATION = 6
-PROPERTIES = ("test_accuracy", "gap", "epoch")
+PROPERTIES = ("test_accuracy", "gap", "epoch", "act", "opt")
 
 
 def main() -> None:
@@ -50,15 +48,11 @@ def main() -> None:
     parser.add_argument("--stage", choices=["sane", "prompts", "heads"], action="append")
     arguments = parser.parse_args()
     stages = arguments.stage or ["sane", "prompts", "heads"]
-    zoos = [
-        import_published(arguments.data / "zoos" / f"{name}.json")
-        for name in ("mnist-cnn", "cifar10-cnn")
-    ]
+    zoos = zoodata.zoos(arguments.data, arguments.zoos)
     if "sane" in stages:
-        trained = zoodata.zoos(arguments.data, arguments.zoos)
-        make_sane(trained, arguments.data, arguments.steps)
+        make_sane(zoos, arguments.data, arguments.steps)
     if "prompts" in stages:
-        make_prompts(zoos)
+        make_prompts([zoo for zoo in zoos if zoo.name in zoodata.PUBLISHED])
     if "heads" in stages:
         make_heads(zoos)
 
@@ -98,21 +92,10 @@ def make_prompts(zoos: list[Zoo]) -> None:
 
 
 def make_heads(zoos: list[Zoo]) -> None:
-    """Fit a head per property on all networks of both zoos, with the features of the shipped SANE."""
+    """Fit a head per property on all networks of every zoo, with the features of the shipped SANE."""
     model = checkpoint.load(OUT / "sane.safetensors")
-    finite = [zoo.where(lambda entry: bool(entry.properties["finite"])) for zoo in zoos]
-    pairs = [(zoo, entry) for zoo in finite for entry in zoo.entries]
-    samples = measure(
-        (zoo.graph(entry) for zoo, entry in pairs),
-        [f"{zoo.name}-{entry.network}" for zoo, entry in pairs],
-        {"sane": SaneEncoder(model), "statistics": StatisticsEncoder()},
-        _line,
-    )
-    heads = {}
-    for name in PROPERTIES:
-        targets = np.array([float(entry.properties[name]) for _, entry in pairs])
-        heads[name] = fit_head(name, samples, targets, sane=fingerprint(model), report=_line)
-    save_heads(heads, OUT / "heads.safetensors")
+    done = fit_heads(zoos, model, FitOptions(properties=PROPERTIES), _line)
+    save_heads(done.heads, OUT / "heads.safetensors")
 
 
 def _prompts(zoos: list[Zoo]) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sane_plugins.progress import Progress
     from sane_plugins.tasks.embed import EncodeOptions, Encoder, Encoding
     from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
-    from sane_plugins.tasks.predict import Estimate, PredictOptions, PropertyHead
+    from sane_plugins.tasks.predict import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks.sample import Sampler
     from sane_plugins.tasks.task import Task
     from sane_plugins.weights.graph import WeightGraph
@@ -40,7 +40,7 @@ def sane_encode(source: Any, options: EncodeOptions | None) -> Encoding | None:
 @hookspec(firstresult=True)
 def sane_predict_properties(
     source: Any, options: PredictOptions | None
-) -> Mapping[str, Estimate] | None:
+) -> Mapping[str, AnyEstimate] | None:
     """Predict properties of a network from its weights. Called by hosts and commands.
 
     Return one estimate per property, keyed by the property's name, or None to pass.
@@ -96,7 +96,7 @@ def sane_samplers() -> Mapping[str, Sampler]:
 
 
 @hookspec
-def sane_property_heads() -> Mapping[str, PropertyHead]:
+def sane_property_heads() -> Mapping[str, AnyHead]:
     """Return property heads by name. Collected once per host."""
     raise NotImplementedError
 

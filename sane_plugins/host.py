@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sane_plugins.tasks.embed import EncodeOptions, Encoder, Encoding
     from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
-    from sane_plugins.tasks.predict import Estimate, PredictOptions, PropertyHead
+    from sane_plugins.tasks.predict import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks.sample import Sampler
     from sane_plugins.tasks.task import Task
     from sane_plugins.weights.graph import WeightGraph
@@ -125,9 +125,9 @@ class Host:
         found: Encoding = self._required("sane_encode", source=source, options=options)
         return found
 
-    def predict(self, source: Any, options: PredictOptions | None = None) -> Mapping[str, Estimate]:
+    def predict(self, source: Any, options: PredictOptions | None = None) -> Mapping[str, AnyEstimate]:
         """Predict a network's properties from its weights."""
-        found: Mapping[str, Estimate] = self._required(
+        found: Mapping[str, AnyEstimate] = self._required(
             "sane_predict_properties", source=source, options=options
         )
         return found
@@ -152,7 +152,7 @@ class Host:
         """Return all samplers by name."""
         return self._collected("sane_samplers")
 
-    def property_heads(self) -> dict[str, PropertyHead]:
+    def property_heads(self) -> dict[str, AnyHead]:
         """Return all property heads by name."""
         return self._collected("sane_property_heads")
 

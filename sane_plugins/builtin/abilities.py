@@ -12,7 +12,7 @@ from sane_plugins.progress import current
 if TYPE_CHECKING:
     from sane_plugins.tasks.embed import EncodeOptions, Encoding
     from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
-    from sane_plugins.tasks.predict import Estimate, PredictOptions
+    from sane_plugins.tasks.predict import AnyEstimate, PredictOptions
     from sane_plugins.tasks.task import Task
 
 
@@ -27,7 +27,7 @@ def sane_encode(source: Any, options: EncodeOptions | None) -> Encoding:
 
 
 @hookimpl(trylast=True)
-def sane_predict_properties(source: Any, options: PredictOptions | None) -> Mapping[str, Estimate]:
+def sane_predict_properties(source: Any, options: PredictOptions | None) -> Mapping[str, AnyEstimate]:
     """Predict with every property head that plugins offer."""
     from sane_plugins.host import Host
     from sane_plugins.tasks.predict import predict

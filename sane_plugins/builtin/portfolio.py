@@ -9,7 +9,7 @@ from sane_plugins import hookimpl
 
 if TYPE_CHECKING:
     from sane_plugins.tasks.embed import Encoder
-    from sane_plugins.tasks.predict import PropertyHead
+    from sane_plugins.tasks.predict import AnyHead
     from sane_plugins.tasks.sample import Sampler
 
 
@@ -35,7 +35,7 @@ def sane_samplers() -> Mapping[str, Sampler]:
 
 
 @hookimpl(trylast=True)
-def sane_property_heads() -> Mapping[str, PropertyHead]:
+def sane_property_heads() -> Mapping[str, AnyHead]:
     """Return the heads that were fitted on the published zoos."""
     from sane_plugins.tasks.predict import embedded_heads
 

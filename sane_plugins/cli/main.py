@@ -8,6 +8,7 @@ import click
 
 from sane_plugins import __version__
 from sane_plugins.cli.console import failures_told, note, open_host
+from sane_plugins.cli.heads import heads
 from sane_plugins.cli.inspect import inspect
 from sane_plugins.cli.networks import embed, predict
 from sane_plugins.cli.plugins import list_plugins
@@ -66,7 +67,7 @@ def main() -> None:
     """
 
 
-for _command in (inspect, embed, predict, zoo, pretrain, list_plugins):
+for _command in (inspect, embed, predict, heads, zoo, pretrain, list_plugins):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from sane_plugins.cli.console import (
 from sane_plugins.errors import SaneError, SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.tasks.predict import Estimate, PropertyHead
+    from sane_plugins.tasks.predict import AnyEstimate, AnyHead
 
 T = TypeVar("T")
+_FILE = click.Path(path_type=Path)
 _SOURCES = click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 
 
@@ -72,12 +73,24 @@ def embed(
 @click.option(
     "--property", "properties", multiple=True, help="Only this property; repeat for more."
 )
+@click.option("--heads", type=_FILE, help="Heads of your own, from 'heads fit'.")
+@click.option("--sane", type=_FILE, help="The SANE that they were fitted with, if another.")
+@click.option("--device", default="cpu", show_default=True)
 @command_options
-def predict(sources: tuple[str, ...], properties: tuple[str, ...], as_json: bool) -> None:
+def predict(
+    sources: tuple[str, ...], properties: tuple[str, ...], heads: Path | None, sane: Path | None,
+    device: str, as_json: bool,
+) -> None:  # fmt: skip
     """Predict accuracy, generalisation gap and training progress from weights alone."""
-    from sane_plugins.tasks.predict import PredictOptions
+    from sane_plugins.cli.pretrain import require_device
+    from sane_plugins.tasks.predict import PredictOptions, load_heads
 
-    host, options = open_host(), PredictOptions(properties=properties or None)
+    require_device(device)
+    host = open_host()
+    known = host.property_heads() if heads is None else load_heads(heads)
+    options = PredictOptions(
+        properties=properties or None, model=sane, heads=heads, device=device
+    )
     with progress_bars(host):
         done, failed = _each(sources, lambda source: host.predict(source, options))
     if as_json:
@@ -88,11 +101,11 @@ def predict(sources: tuple[str, ...], properties: tuple[str, ...], as_json: bool
         rows = [_estimate(source, x) for source, found in done.items() for x in found.values()]
         print_table(
             "predicted from weights",
-            ("source", "property", "value", "interval", "known kind"),
+            ("source", "property", "value", "interval or set", "known kind"),
             rows,
         )
         used = {x.property for found in done.values() for x in found.values()}
-        for name, head in host.property_heads().items():
+        for name, head in known.items():
             if name in used:
                 note(f"Note: {name} {_chosen(head)}.")
         if any(not x.in_distribution for found in done.values() for x in found.values()):
@@ -127,22 +140,29 @@ def _finish(failed: Sequence[str]) -> None:
         )
 
 
-def _estimate(source: str, found: Estimate) -> tuple[str, ...]:
-    low, high = found.interval
-    return (
-        source, found.property, f"{found.value:.3f} {found.unit}".strip(),
-        f"{low:.3f} to {high:.3f} ({found.coverage:.0%})", "yes" if found.in_distribution else "no",
-    )  # fmt: skip
+def _estimate(source: str, found: AnyEstimate) -> tuple[str, ...]:
+    if isinstance(found.value, str):
+        value, around = f"{found.value} ({found.probabilities[found.value]:.0%})", ", ".join(found.set)
+    else:
+        low, high = found.interval
+        value, around = f"{found.value:.3f} {found.unit}".strip(), f"{low:.3f} to {high:.3f}"
+    known = "yes" if found.in_distribution else "no"
+    return source, found.property, value, f"{around} ({found.coverage:.0%})", known
 
 
-def _chosen(head: PropertyHead) -> str:
+def _chosen(head: AnyHead) -> str:
     """Say which features a head reads, and how well each did in cross-validation."""
     best: dict[str, float] = {}
     for name, score in head.scores.items():
         features = name.partition("/")[0]
         best[features] = max(score, best.get(features, score))
     told = ", ".join(f"{features} {score:.2f}" for features, score in best.items())
-    return f"is read from {head.features} (cross-validated R^2: {told})"
+    return f"is read from {head.features} (cross-validated {score_name(head)}: {told})"
+
+
+def score_name(head: AnyHead) -> str:
+    """Return what a head's scores are."""
+    return "share told right" if hasattr(head, "classes") else "R^2"
 
 
 def _few(embedding: Any) -> str:

@@ -15,31 +15,37 @@ from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.latent.model import SANE
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks.embed import ENCODERS, EncodeOptions, Encoder, SaneEncoder, load_model
-from sane_plugins.tasks.headfile import load_heads, save_heads
-from sane_plugins.tasks.heads import STRUCTURE, Estimate, PropertyHead, Samples, fit_head
+from sane_plugins.tasks.estimates import AnyEstimate, CategoryEstimate, Estimate
+from sane_plugins.tasks.headfile import AnyHead, load_heads, save_heads
+from sane_plugins.tasks.heads import STRUCTURE, PropertyHead, Samples, fit_head
 from sane_plugins.tasks.regressors import Array
 from sane_plugins.tasks.statistics import structure
 from sane_plugins.weights.graph import WeightGraph
 
 __all__ = [
-    "Estimate", "PredictOptions", "PropertyHead", "Samples", "embedded_heads", "fingerprint", "fit_head",
-    "load_heads", "measure", "predict", "save_heads",
+    "AnyEstimate", "AnyHead", "CategoryEstimate", "Estimate", "PredictOptions", "PropertyHead",
+    "Samples", "embedded_heads", "fingerprint", "fit_head", "load_heads", "measure", "predict",
+    "save_heads",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Which properties (all that there are heads for, if None), from which SANE file, on which device."""
+    """Which properties (all that there are heads for, if None), from which SANE and heads, on which device.
+
+    `heads` is a file that 'sane-plugins heads fit' wrote; those that plugins offer, if None.
+    """
 
     properties: tuple[str, ...] | None = None
     model: Path | None = None
+    heads: Path | None = None
     device: str = "cpu"
 
 
 def predict(
-    graph: WeightGraph, heads: Mapping[str, PropertyHead] | None = None, sane: SANE | None = None,
+    graph: WeightGraph, heads: Mapping[str, AnyHead] | None = None, sane: SANE | None = None,
     options: PredictOptions | None = None,
-) -> dict[str, Estimate]:  # fmt: skip
+) -> dict[str, AnyEstimate]:  # fmt: skip
     """Estimate properties of one network; embedded heads and SANE stand in for those not given.
 
     Raises `SourceError` where a weight is not finite, `UsageError` for a property without a head, and
@@ -47,6 +53,8 @@ def predict(
     """
     options = options or PredictOptions()
     graph.require_finite()
+    if options.heads is not None:
+        heads = load_heads(options.heads)
     chosen = _chosen(embedded_heads() if heads is None else heads, options.properties)
     needed = {name for head in chosen.values() for name in head.encoders}
     encode = EncodeOptions(model=options.model, device=options.device)
@@ -75,7 +83,7 @@ def measure(
 
 
 @lru_cache(maxsize=1)
-def embedded_heads() -> Mapping[str, PropertyHead]:
+def embedded_heads() -> Mapping[str, AnyHead]:
     """Return the heads that ship with the package, by property."""
     with as_file(files("sane_plugins") / "data" / "heads.safetensors") as path:
         return load_heads(path)
@@ -90,8 +98,8 @@ def fingerprint(model: SANE) -> str:
 
 
 def _chosen(
-    heads: Mapping[str, PropertyHead], properties: tuple[str, ...] | None
-) -> dict[str, PropertyHead]:
+    heads: Mapping[str, AnyHead], properties: tuple[str, ...] | None
+) -> dict[str, AnyHead]:
     for name in properties or ():
         if name not in heads:
             raise UsageError(
@@ -101,7 +109,7 @@ def _chosen(
     return {name: heads[name] for name in properties or heads}
 
 
-def _require_same(heads: Mapping[str, PropertyHead], model: SANE) -> None:
+def _require_same(heads: Mapping[str, AnyHead], model: SANE) -> None:
     own = fingerprint(model)
     for name, head in heads.items():
         if head.sane and head.sane != own:

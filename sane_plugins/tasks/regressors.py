@@ -19,7 +19,9 @@ _PENALTIES = np.logspace(0, 5, 11)
 
 @dataclass(frozen=True)
 class Trees:
-    """A sum of regression trees: `offset` plus `factor` times the sum of the leaves that a row falls into.
+    """A sum of trees: `offset` plus `factor` times the sum of the leaves that a row falls into.
+
+    `value` (nodes,), or (nodes, C) where each leaf has a share of each of C classes.
 
     Nodes of all trees lie behind one another; `left` and `right` count from their tree's root in `roots`
     and a leaf points at itself.
@@ -36,7 +38,7 @@ class Trees:
     offset_factor: Array
 
     def predict(self, x: Array) -> Array:
-        """Predict rows x (N, F) float32."""
+        """Predict (N,), or (N, C), for rows x (N, F) float32."""
         rows, at = np.arange(len(x))[:, None], np.zeros((len(x), len(self.roots)), dtype=np.int64)
         for _ in range(int(self.depth[0])):
             node = at + self.roots
@@ -65,7 +67,7 @@ KINDS: Mapping[str, type[Trees] | type[Linear]] = {"trees": Trees, "linear": Lin
 
 
 def predict(members: Sequence[Member], x: Array) -> Array:
-    """Return the mean prediction (N,) of the members for rows x (N, F)."""
+    """Return the mean prediction (N,), or (N, C), of the members for rows x (N, F)."""
     return np.asarray(np.mean([member.predict(x) for member in members], axis=0))
 
 
@@ -105,7 +107,7 @@ def pack(trees: Sequence[Any], offset: float, factor: float) -> Trees:
     return Trees(
         sizes.astype(np.int64), joined("children_left"), joined("children_right"),
         feature.astype(np.uint16), rounded.astype(np.float32),
-        np.concatenate([part.value.ravel() for part in parts]).astype(np.float32),
+        np.concatenate([part.value.squeeze() for part in parts]).astype(np.float32),
         np.array([max(part.max_depth for part in parts)]), np.array([offset, factor]),
     )  # fmt: skip
 
@@ -135,6 +137,15 @@ def fit_forest(x: Array, y: Array) -> tuple[Member, ...]:
     from sklearn.ensemble import ExtraTreesRegressor
 
     model = ExtraTreesRegressor(48, max_features=0.5, min_samples_leaf=3, random_state=0).fit(x, y)
+    return (pack(model.estimators_, 0.0, 1 / len(model.estimators_)),)
+
+
+def fit_classes(x: Array, classes: Array) -> tuple[Member, ...]:
+    """Fit extremely randomised trees to class numbers (N,); what they predict are shares of classes."""
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    model = ExtraTreesClassifier(48, max_features=0.1, min_samples_leaf=4, random_state=0)
+    model.fit(x, classes)
     return (pack(model.estimators_, 0.0, 1 / len(model.estimators_)),)
 
 

@@ -1,4 +1,4 @@
-"""Is this network like those that a head was fitted on? A distance with a measured threshold."""
+"""Is this network like those that a head was fitted on? A distance, and how many were farther off."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 _DIRECTIONS = 24
-_HELD_OUT = 0.99
+_PERCENT = 100
+_HELD_OUT = 99
 _FLOOR = 1e-3
 
 
@@ -20,13 +21,14 @@ class Support:
     """Where features lie: centre and spread (F,), main directions (F, R) and how far networks reach there.
 
     `power` (R + 1,): variance along each direction and the mean square of what they leave over.
+    `held_out` (101,): percentiles of the distances of networks that a fold held out.
     """
 
     centre: Array
     spread: Array
     directions: Array
     power: Array
-    threshold: Array
+    held_out: Array
 
     def distance(self, x: Array) -> Array:
         """Return the squared distance (N,) of rows (N, F): Mahalanobis in the main directions, and beside."""
@@ -35,18 +37,23 @@ class Support:
         beside = (z**2).mean(1) - (along**2).sum(1) / z.shape[1]
         return np.asarray((along**2 / self.power[:-1]).mean(1) + beside / self.power[-1])
 
+    def typicality(self, x: Array) -> Array:
+        """Return for rows (N, F) the share of held-out networks that were farther off, as a p-value is."""
+        level = np.linspace(1, 0, _PERCENT + 1)
+        return np.asarray(np.interp(self.distance(x), self.held_out, level))
+
     def holds(self, x: Array) -> Array:
-        """Tell for rows (N, F) whether they are as near as held-out networks were."""
-        return np.asarray(self.distance(x) <= self.threshold[0])
+        """Tell for rows (N, F) whether they are as near as 99 % of the held-out networks were."""
+        return np.asarray(self.distance(x) <= self.held_out[_HELD_OUT])
 
 
 def fit_support(x: Array, folds: Sequence[Array]) -> Support:
-    """Fit on rows (N, F); the threshold covers 99 % of the rows of networks that a fold held out."""
-    held_out = np.concatenate([_fit(x[~test], 0.0).distance(x[test]) for test in folds])
-    return _fit(x, float(np.quantile(held_out, _HELD_OUT)))
+    """Fit on rows (N, F); each fold holds some out, whose distances are the measure."""
+    held_out = np.concatenate([_fit(x[~test], np.zeros(0)).distance(x[test]) for test in folds])
+    return _fit(x, np.percentile(held_out, np.arange(_PERCENT + 1)))
 
 
-def _fit(x: Array, threshold: float) -> Support:
+def _fit(x: Array, held_out: Array) -> Support:
     centre = np.median(x, axis=0)
     low, high = np.quantile(x, (0.25, 0.75), axis=0)
     spread = np.maximum((high - low) / 1.35, _FLOOR * (1 + np.abs(centre)))
@@ -60,6 +67,6 @@ def _fit(x: Array, threshold: float) -> Support:
         spread,
         directions[:kept].T,
         [*np.maximum(power[:kept], _FLOOR), beside],
-        [threshold],
+        held_out,
     )
     return Support(*(np.asarray(part, dtype=np.float32) for part in parts))
