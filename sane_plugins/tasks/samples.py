@@ -1,4 +1,4 @@
-"""What heads are fitted on: features of networks, the run that each is from, folds that keep runs together."""
+"""What heads are fitted on: features of networks, the run of each, and folds that keep runs whole."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def group_folds(networks: Sequence[str], folds: int, seed: int) -> list[Array]:
 
 
 def calibration_folds(networks: Sequence[str], seed: int) -> list[Array]:
-    """Return more folds where networks are few: models of a fifth fewer networks err more than the final one."""
+    """Return more folds where networks are few: a model of a fifth fewer errs more than the final one."""
     few = len(set(networks)) <= CHOOSING
     return group_folds(networks, CAREFUL_FOLDS if few else FOLDS, seed)
 
