@@ -68,7 +68,9 @@ def test_a_head_learns_and_comes_back_from_disk(samples, tmp_path) -> None:
     assert again.estimate(row) == head.estimate(row)
     foreign = {**row, STRUCTURE: np.array([50.0, 5.0, 11.0])}
     assert head.estimate(row).in_distribution
+    assert 0 < head.estimate(row).typicality <= 1
     assert not head.estimate(foreign).in_distribution
+    assert head.estimate(foreign).typicality == 0
 
 
 def test_conformal_intervals_cover_what_they_promise() -> None:
@@ -118,13 +120,14 @@ def test_nan_weights_are_not_predicted_from() -> None:
 def test_the_zoos_kind_is_known_and_others_are_not() -> None:
     torch.manual_seed(0)
     known = predict(from_module(small_cnn()))
-    assert {"test_accuracy", "gap", "epoch"} == set(known)
+    assert {"test_accuracy", "gap", "epoch"} <= set(known)
     assert all(estimate.in_distribution for estimate in known.values())
-    for foreign in (nn.Linear(500, 400), nn.Sequential(nn.Linear(784, 100), nn.Linear(100, 10))):
+    for foreign in (nn.Linear(500, 400), nn.Sequential(nn.Linear(784, 400), nn.Linear(400, 10))):
         assert not any(e.in_distribution for e in predict(from_module(foreign)).values())
 
 
 def test_embedded_heads_say_what_else_was_tried() -> None:
     for head in embedded_heads().values():
-        assert f"{head.features}/{head.regressor}" == max(head.scores, key=lambda k: head.scores[k])
-        assert len({name.partition("/")[0] for name in head.scores}) == 3
+        best = max(head.scores, key=lambda k: head.scores[k])
+        assert best.partition("/")[0] == head.features
+        assert {"sane", "statistics", "both"} <= {name.partition("/")[0] for name in head.scores}

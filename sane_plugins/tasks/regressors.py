@@ -107,9 +107,15 @@ def pack(trees: Sequence[Any], offset: float, factor: float) -> Trees:
     return Trees(
         sizes.astype(np.int64), joined("children_left"), joined("children_right"),
         feature.astype(np.uint16), rounded.astype(np.float32),
-        np.concatenate([part.value.squeeze() for part in parts]).astype(np.float32),
+        np.concatenate([_leaves(part) for part in parts]).astype(np.float32),
         np.array([max(part.max_depth for part in parts)]), np.array([offset, factor]),
     )  # fmt: skip
+
+
+def _leaves(part: Any) -> Array:
+    """Return what each node says: a number (nodes,), or shares of classes (nodes, C)."""
+    value: Array = part.value[:, 0]
+    return value[:, 0] if value.shape[1] == 1 else value
 
 
 def fit_ridge(x: Array, y: Array) -> tuple[Member, ...]:
