@@ -150,7 +150,8 @@ def fit_classes(x: Array, classes: Array) -> tuple[Member, ...]:
     """Fit extremely randomised trees to class numbers (N,); what they predict are shares of classes."""
     from sklearn.ensemble import ExtraTreesClassifier
 
-    model = ExtraTreesClassifier(48, max_features=0.1, min_samples_leaf=4, random_state=0)
+    few = min(x.shape[1], max(4, x.shape[1] // 10))
+    model = ExtraTreesClassifier(48, max_features=few, min_samples_leaf=4, random_state=0)
     model.fit(x, classes)
     return (pack(model.estimators_, 0.0, 1 / len(model.estimators_)),)
 
