@@ -69,4 +69,5 @@ def _fit(x: Array, held_out: Array) -> Support:
         [*np.maximum(power[:kept], _FLOOR), beside],
         held_out,
     )
-    return Support(*(np.asarray(part, dtype=np.float32) for part in parts))
+    # The order in memory decides how sums are rounded, and a file has rows.
+    return Support(*(np.ascontiguousarray(part, dtype=np.float32) for part in parts))
