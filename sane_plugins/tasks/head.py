@@ -30,8 +30,7 @@ class Head:
 
     `structure` (S, 3) has the kinds of networks it was fitted on. `scores` are the cross-validated scores of
     everything that was tried. `sane` is the fingerprint of the SANE whose features it reads, empty where it
-    reads none. `order_shift` is how far predictions move when channels change places, None where it was not
-    measured: the median, of the interval's half-width, or the share of networks whose class changes.
+    reads none.
     """
 
     property: str
@@ -42,7 +41,6 @@ class Head:
     structure: Array
     coverage: float = COVERAGE
     sane: str = ""
-    order_shift: float | None = None
 
     @builtins.property  # a field has that name
     def encoders(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from sane_plugins.weights.writing import write_whole
 VERSION = 2
 HEADER = "sane_heads"
 AnyHead = PropertyHead | CategoryHead
-_COMMON = ("property", "features", "coverage", "sane", "order_shift")
+_COMMON = ("property", "features", "coverage", "sane")
 _OWN = {
     PropertyHead: ("unit", "low", "high", "regressor"),
     CategoryHead: ("classes", "radius"),

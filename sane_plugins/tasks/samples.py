@@ -21,13 +21,9 @@ FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 STRUCTURE = "structure"
 """The features that no regressor reads: counts of tensors and size, which say what kind of network it is."""
 INVARIANCE: Mapping[str, str] = MappingProxyType(
-    {"statistics": "construction", "sane": "approximate"}
+    {"statistics": "construction", "sane": "canonical order"}
 )
-"""How features of each encoder ignore the order of channels: not at all, by construction, or nearly.
-
-The autoencoder reads channels in their order and has learned from permuted views to make little of it;
-`order_shift` of a head is what is left, measured.
-"""
+"""How features of each encoder ignore the order of channels: they say nothing of it, or channels are sorted."""
 
 
 @dataclass(frozen=True, kw_only=True)
