@@ -23,7 +23,7 @@ STRUCTURE = "structure"
 INVARIANCE: Mapping[str, str] = MappingProxyType(
     {"statistics": "construction", "sane": "canonical order"}
 )
-"""How features of each encoder ignore the order of channels: they say nothing of it, or channels are sorted."""
+"""How features of each encoder ignore the order of channels: they do not tell it, or sort channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
