@@ -32,7 +32,8 @@ from torch.nn.functional import cross_entropy
 from sane_plugins.tasks.task import load_task
 from sane_plugins.tasks.train import accuracy
 from sane_plugins.zoo.draws import Draw, initial
-from sane_plugins.zoo.group import Images, Schedule, read_state
+from sane_plugins.zoo.group import read_state
+from sane_plugins.zoo.images import Images, Schedule
 from sane_plugins.zoo.training import ZooOptions, factory_of, groups_of, plan_jobs, train_zoo
 from sane_plugins.zoo.workers import run_jobs
 

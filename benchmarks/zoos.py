@@ -22,7 +22,7 @@ import torch
 
 from sane_plugins.progress import Progress
 from sane_plugins.tasks.task import load_task
-from sane_plugins.zoo.group import Images
+from sane_plugins.zoo.images import Images
 from sane_plugins.zoo.store import Zoo
 from sane_plugins.zoo.training import ZooOptions, train_zoo
 

@@ -295,7 +295,7 @@ def test_measured_as_recorded(sane_data, tmp_path) -> None:
 
 
 def test_measured_as_when_trained(tmp_path) -> None:
-    from sane_plugins.zoo.group import Images
+    from sane_plugins.zoo.images import Images
     from sane_plugins.zoo.training import ZooOptions, train_zoo
 
     task = load_task("digits")

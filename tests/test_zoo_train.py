@@ -23,7 +23,8 @@ from sane_plugins.weights.symmetry import groups, permute, random_permutations
 from sane_plugins.weights.tokens import detokenize, tokenize
 from sane_plugins.zoo.architectures import ARCHITECTURES, build
 from sane_plugins.zoo.draws import Draw, Ranges, draw_all, initial
-from sane_plugins.zoo.group import Group, Images, Schedule, channels_last
+from sane_plugins.zoo.group import Group
+from sane_plugins.zoo.images import Images, Schedule, channels_last
 from sane_plugins.zoo.store import Zoo
 from sane_plugins.zoo.training import ZooOptions, train_zoo
 

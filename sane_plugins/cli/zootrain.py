@@ -80,7 +80,7 @@ def train_command(
     from sane_plugins.cli.pretrain import require_device
     from sane_plugins.progress import current
     from sane_plugins.tasks.task import load_task
-    from sane_plugins.zoo.group import Images
+    from sane_plugins.zoo.images import Images
     from sane_plugins.zoo.training import ZooOptions, train_zoo
 
     require_device(device)

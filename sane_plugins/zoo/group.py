@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +16,14 @@ from torch.nn.functional import cross_entropy
 from sane_plugins.errors import UsageError
 from sane_plugins.weights.writing import write_whole
 from sane_plugins.zoo.draws import Draw, initial
-from sane_plugins.zoo.vectorised import ManyBatchNorm2d, ManyConv2d, Stack
+from sane_plugins.zoo.images import Images, Schedule, channels_last
+from sane_plugins.zoo.stack import Stack
+from sane_plugins.zoo.vectorised import ManyBatchNorm2d, ManyConv2d
 
 _PART = 32
 _SAVING_SHARE = 50  # a state is saved when training has taken this many times the time of a save
 _HEADER = "sane_zoo_group"
 _MOMENTUM, _BETA1, _BETA2, _EPSILON = 0.9, 0.9, 0.999, 1e-8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """Images (N, C, H, W) and labels (N,) to train on, and to measure with."""
-
-    x_train: torch.Tensor
-    y_train: torch.Tensor
-    x_test: torch.Tensor
-    y_test: torch.Tensor
-
-    def on(self, device: str) -> Images:
-        """Return them on a device, images in the channels-last format."""
-        return Images(
-            x_train=channels_last(self.x_train.to(device)), y_train=self.y_train.to(device),
-            x_test=channels_last(self.x_test.to(device)), y_test=self.y_test.to(device),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """What all networks of a zoo share: epochs, batch, which epochs are kept, the order of images."""
-
-    epochs: int
-    batch: int
-    keep: tuple[int, ...]
-    measured: int
-    seed: int
-    save_every: int | None
-    device: str
-
-    def order(self, epoch: int, count: int) -> torch.Tensor:
-        """Return the order of the images in an epoch, the same for every network of the zoo."""
-        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(count, generator=rng)
-
-    def steps(self, images: int) -> int:
-        """Return the number of steps in an epoch."""
-        return -(-images // self.batch)
 
 
 class Group:
@@ -231,13 +193,6 @@ def kept_tensors(tensors: Mapping[str, torch.Tensor], epoch: int) -> dict[str, t
     """Return what was kept after an epoch: all parameters under the name "", and the buffers."""
     start = f"kept.{epoch}."
     return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-
-
-def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """Return the images in the format in which CPUs convolve fastest, which torch does not see of one channel."""  # noqa: E501
-    n, c, h, w = images.shape
-    whole = images.contiguous(memory_format=torch.channels_last)
-    return whole.as_strided((n, c, h, w), (c * h * w, 1, c * w, c))
 
 
 class _Rates:

@@ -17,9 +17,10 @@ import torch
 from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.zoo.draws import Draw, Ranges, draw_all, initial
-from sane_plugins.zoo.group import Images, Schedule, kept_tensors, read_state
+from sane_plugins.zoo.group import kept_tensors, read_state
+from sane_plugins.zoo.images import Images, Schedule
+from sane_plugins.zoo.stack import Stack
 from sane_plugins.zoo.store import Entry, Zoo, is_zoo, write
-from sane_plugins.zoo.vectorised import Stack
 from sane_plugins.zoo.workers import Job, run_jobs
 
 _GROUP = {"cpu": 12}  # larger ones do not fit into a CPU's cache

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from sane_plugins.weights.writing import write_whole
 from sane_plugins.zoo.draws import Draw
-from sane_plugins.zoo.group import Group, Images, Schedule
+from sane_plugins.zoo.group import Group
+from sane_plugins.zoo.images import Images, Schedule
 
 _TELL_EVERY = 0.5  # seconds
 # glibc hands large tensors back to the system at once, and to get them again takes long. It ignores

@@ -1,0 +1,53 @@
+"""What the networks of a zoo learn from: images, and the order and number of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images (N, C, H, W) and labels (N,) to train on, and to measure with."""
+
+    x_train: torch.Tensor
+    y_train: torch.Tensor
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+
+    def on(self, device: str) -> Images:
+        """Return them on a device, images in the channels-last format."""
+        return Images(
+            x_train=channels_last(self.x_train.to(device)), y_train=self.y_train.to(device),
+            x_test=channels_last(self.x_test.to(device)), y_test=self.y_test.to(device),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What all networks of a zoo share: epochs, batch, which epochs are kept, the order of images."""
+
+    epochs: int
+    batch: int
+    keep: tuple[int, ...]
+    measured: int
+    seed: int
+    save_every: int | None
+    device: str
+
+    def order(self, epoch: int, count: int) -> torch.Tensor:
+        """Return the order of the images in an epoch, the same for every network of the zoo."""
+        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(count, generator=rng)
+
+    def steps(self, images: int) -> int:
+        """Return the number of steps in an epoch."""
+        return -(-images // self.batch)
+
+
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """Return the images in the format in which CPUs convolve fastest, which torch does not see of one channel."""  # noqa: E501
+    n, c, h, w = images.shape
+    whole = images.contiguous(memory_format=torch.channels_last)
+    return whole.as_strided((n, c, h, w), (c * h * w, 1, c * w, c))
