@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import zoodata
-from zoodata import PROPERTIES, RESULTS, RIVAL, RUNS, scores
+from zoodata import MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
 from sane_plugins.tasks.heads import Samples, fit_members, join
 from sane_plugins.tasks.predict import fingerprint
@@ -66,6 +66,7 @@ def main() -> None:
         "--zoos", type=Path, default=RUNS / "zoos", help="folder of zoos trained here"
     )
     parser.add_argument("--only", action="append", help="a zoo's name; all by default")
+    parser.add_argument("--property", action="append", choices=PROPERTIES, help="all by default")
     parser.add_argument("--sane", type=Path, help="a SANE file; the embedded one by default")
     parser.add_argument("--out", type=Path, default=RESULTS / "transfer.json")
     arguments = parser.parse_args()
@@ -73,7 +74,8 @@ def main() -> None:
     start, (model, note) = time.perf_counter(), zoodata.sane(arguments.sane)
     found = zoodata.zoos(arguments.data, arguments.zoos, arguments.only)
     fields = [_field(zoo, zoodata.features(zoo, model)) for zoo in found]
-    rows = [row for field in fields for row in _from(field, [f for f in fields if f is not field])]
+    names = arguments.property or list(PROPERTIES)
+    rows = [row for name in names for field in fields for row in _from(field, name, fields)]
     told: dict[str, Any] = {
         "sane": fingerprint(model), "note": note, "seeds": SEEDS,
         "seconds": round(time.perf_counter() - start), "criteria": criteria(rows), "rows": rows,
@@ -156,16 +158,16 @@ def _scored(x: Array) -> Array:
     return normal_scores(x, np.quantile(x, np.linspace(0, 1, KNOTS), axis=0))
 
 
-def _from(source: Field, others: list[Field]) -> Iterator[dict[str, Any]]:
-    for name in PROPERTIES:
-        truth = zoodata.targets(source.zoo, name)
-        for features in (RIVAL, *OWN):
-            for way in WAYS if name == PROPERTIES[0] else WAYS[1:]:
-                runs = [_fit(source, features, way, truth, seed) for seed in range(SEEDS)]
-                for other in others:
+def _from(source: Field, name: str, fields: list[Field]) -> Iterator[dict[str, Any]]:
+    truth = zoodata.targets(source.zoo, name)
+    for features in (RIVAL, *OWN):
+        for way in WAYS if name == PROPERTIES[0] else WAYS[1:]:
+            runs = [_fit(source, features, way, truth, seed) for seed in range(SEEDS)]
+            for other in fields:
+                if other is not source:
                     yield from _ranked(source, other, name, features, way, runs)
-        clock = time.strftime("%X")
-        print(clock, f"{source.zoo.name}: heads for {name} done", file=sys.stderr, flush=True)
+    clock = time.strftime("%X")
+    print(clock, f"{source.zoo.name}: heads for {name} done", file=sys.stderr, flush=True)
 
 
 def _fit(source: Field, features: str, way: str, truth: Array, seed: int) -> Any:
@@ -175,9 +177,13 @@ def _fit(source: Field, features: str, way: str, truth: Array, seed: int) -> Any
     keep = np.isin(source.networks, drawn)
     x = _read(source.ways[way], features)[keep]
     if features == RIVAL:
-        return zoodata.MEMORY.cache(zoodata.boosting)(x, truth[keep]).predict
-    members = fit_members(REGRESSOR, x, truth[keep])
+        return MEMORY.cache(zoodata.boosting)(x, truth[keep]).predict
+    members = MEMORY.cache(_members)(x, truth[keep], zoodata.code("regressors"))
     return lambda rows: predict(members, rows)
+
+
+def _members(x: Array, y: Array, _code: str) -> Any:
+    return fit_members(REGRESSOR, x, y)
 
 
 def _read(samples: Samples, features: str) -> Array:
