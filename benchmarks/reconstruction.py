@@ -100,10 +100,7 @@ def tables(result: Mapping[str, Any]) -> str:
         "| zoo | last epoch | earlier epochs |", "|---|---|---|",
     ]  # fmt: skip
     for name, told in result["zoos"].items():
-        cells = [
-            f"{x['median']:.3f} ({x['low']:.3f} to {x['high']:.3f}; {x['networks']})"
-            for x in (told[column] for column in COLUMNS if column in told)
-        ]
+        cells = [_cell(told.get(column)) for column in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if ablation := result.get("ablation"):
         names = list(ablation["runs"][0]["kept"])
@@ -111,12 +108,21 @@ def tables(result: Mapping[str, Any]) -> str:
                   "", "| trained with | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]  # fmt: skip
         for variant in VARIANTS:
             found = [run["kept"] for run in ablation["runs"] if run["variant"] == variant]
+            if not found:
+                lines.append(f"| {variant} |" + " not run |" * len(names))
+                continue
             cells = [
                 f"{np.mean(x):.3f} ± {np.std(x):.3f}"
                 for x in ([kept[n] for kept in found] for n in names)
             ]
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(told: Mapping[str, float] | None) -> str:
+    if told is None:
+        return "not measured"
+    return f"{told['median']:.3f} ({told['low']:.3f} to {told['high']:.3f}; {told['networks']})"
 
 
 def last_of(zoo: Zoo) -> Zoo:
