@@ -17,7 +17,7 @@ from test_zoo_train import small, some_images
 from sane_plugins.zoo.training import train_zoo
 if __name__ == "__main__":
     print("begun", flush=True)
-    train_zoo(some_images(number=480), small(epochs=8, keep=(0, 3, 8)), Path({out!r}), resume=True,
+    train_zoo(some_images(number=96), small(networks=8, epochs=4, keep=(0, 2, 4)), Path({out!r}), resume=True,
               save_every=1, processes={processes})
 """
 
@@ -41,7 +41,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_training_goes_on_as_if_nothing_had_been(processes, tmp_path):
     with start(tmp_path, tmp_path / "whole", 1) as unbroken:
-        assert unbroken.wait(120) == 0
+        assert unbroken.wait(240) == 0
     out, state = tmp_path / "cut", tmp_path / "cut.state"
     moments, kills = random.Random(processes), 0
     for _ in range(3):
@@ -54,7 +54,7 @@ def test_killed_training_goes_on_as_if_nothing_had_been(processes, tmp_path):
             run.kill()
     assert kills
     with start(tmp_path, out, processes) as last:
-        assert last.wait(120) == 0
+        assert last.wait(240) == 0
     assert bytes_of(out) == bytes_of(tmp_path / "whole")
     assert not state.exists()
 
