@@ -183,7 +183,9 @@ def _table(name: str) -> Iterator[str]:
     if not path.exists():
         yield UNMEASURED
         return
-    yield from (line for line in path.read_text().strip().split("\n") if not line.startswith("# "))
+    for line in path.read_text().strip().split("\n"):
+        if not line.startswith("# "):
+            yield f"#{line}" if line.startswith("## ") else line
 
 
 def _data(told: dict[str, Any]) -> Iterator[str]:
