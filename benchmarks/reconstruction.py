@@ -104,7 +104,7 @@ def tables(result: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if ablation := result.get("ablation"):
         names = list(ablation["runs"][0]["kept"])
-        lines += ["", f"Ablation, {ablation['steps']} steps: median at the last epoch, mean ± deviation over {ablation['seeds']} seeds.",
+        lines += ["", f"Ablation, {ablation['steps']} steps: median at the last epoch, mean ± deviation (number of seeds).",
                   "", "| trained with | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]  # fmt: skip
         for variant in VARIANTS:
             found = [run["kept"] for run in ablation["runs"] if run["variant"] == variant]
@@ -112,7 +112,7 @@ def tables(result: Mapping[str, Any]) -> str:
                 lines.append(f"| {variant} |" + " not run |" * len(names))
                 continue
             cells = [
-                f"{np.mean(x):.3f} ± {np.std(x):.3f}"
+                f"{np.mean(x):.3f} ± {np.std(x):.3f} ({len(x)})"
                 for x in ([kept[n] for kept in found] for n in names)
             ]
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
