@@ -310,7 +310,7 @@ def test_shipped_model_and_prompts_beat_the_default_on_digits() -> None:
     digits = load_task("digits", 28)
     prompts = choose_prompts(small_cnn(), embedded_prompts()).graphs
     done = initialise(small_cnn, digits, prompts, embedded())
-    after = {kind: 0.0 for kind in ("sane", "prompt", "default", "default, classifier fitted")}
+    after = dict.fromkeys(("sane", "prompt", "default", "default, classifier fitted"), 0.0)
     for row in done.rows:
         after[row.kind] = max(after.get(row.kind, 0.0), row.after or 0.0)
     assert done.chosen in ("sane", "prompt")
