@@ -16,7 +16,6 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.networks import score_name
 
 if TYPE_CHECKING:
     from sane_plugins.tasks.headfile import AnyHead
@@ -95,7 +94,7 @@ def _tell(found: Sequence[AnyHead], as_json: bool) -> None:
 def _told(head: AnyHead) -> dict[str, Any]:
     told: dict[str, Any] = {
         "property": head.property, "features": head.features, "invariance": head.invariance,
-        "score": score_name(head), "scores": dict(head.scores), "coverage": head.coverage,
+        "score": head.score, "scores": dict(head.scores), "coverage": head.coverage,
         "sane": head.sane,
     }  # fmt: skip
     return told | ({"classes": list(head.classes)} if hasattr(head, "classes") else {})

@@ -157,12 +157,7 @@ def _chosen(head: AnyHead) -> str:
         features = name.partition("/")[0]
         best[features] = max(score, best.get(features, score))
     told = ", ".join(f"{features} {score:.2f}" for features, score in best.items())
-    return f"is read from {head.features} (cross-validated {score_name(head)}: {told})"
-
-
-def score_name(head: AnyHead) -> str:
-    """Return what a head's scores are."""
-    return "share told right" if hasattr(head, "classes") else "R^2"
+    return f"is read from {head.features} (cross-validated {head.score}: {told})"
 
 
 def _few(embedding: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.settings import read_setting
 
 if TYPE_CHECKING:
     from sane_plugins.zoo.collect import Added
@@ -78,24 +78,11 @@ def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
         return {}
     if name.startswith(_TORCHVISION):
         name = f"torchvision.models:{name.removeprefix(_TORCHVISION)}"
-    found = {"name": name, **dict(map(_setting, settings))}
+    why = "--factory names it"
+    given = dict(read_setting(text, ("name",), why, "classes=10") for text in settings)
+    found = {"name": name, **given}
     build(found)  # what cannot be built is told before the files are read
     return found
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    from sane_plugins.errors import UsageError
-
-    name, equals, value = text.partition("=")
-    if not (name and equals) or name == "name":
-        raise UsageError(
-            f"--set {text}", "it names no argument and value", "NAME=VALUE is needed",
-            "write for example --set classes=10",
-        )  # fmt: skip
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _show(done: Added, zoo: Zoo, as_json: bool) -> None:

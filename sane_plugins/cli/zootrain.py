@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from sane_plugins.cli.console import (
     print_json,
     print_table,
     progress_bars,
-)  # fmt: skip
+)
+from sane_plugins.cli.settings import read_setting
 
 if TYPE_CHECKING:
     from sane_plugins.tasks.task import Task
@@ -122,26 +122,11 @@ def _dataset(data: str) -> str:
 
 def _settings(given: tuple[str, ...], architecture: str, task: Task) -> dict[str, Any]:
     """Return further arguments of the architecture; numbers are told from words."""
-    from sane_plugins.errors import UsageError
     from sane_plugins.zoo.architectures import TAKES_SIZE
 
     found: dict[str, Any] = {"size": task.size[0]} if architecture in TAKES_SIZE else {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals) or name in _DRAWN:
-            raise UsageError(
-                f"--set {text}", "it is drawn or given by the images" if equals else "it has no value",
-                "NAME=VALUE of a further argument is needed", "write for example --set width=8",
-            )  # fmt: skip
-        found[name] = _value(value)
-    return found
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    why = "it is drawn or given by the images"
+    return found | dict(read_setting(text, _DRAWN, why, "width=8") for text in given)
 
 
 def _kept(text: str | None, epochs: int) -> tuple[int, ...]:

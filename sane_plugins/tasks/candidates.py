@@ -21,7 +21,7 @@ from sane_plugins.tasks.sample import KDE, Sampler
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import TrainOptions, accuracy, arrange, seeded
 from sane_plugins.tasks.transfer import Transfer
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.graph import RUNNING, WeightGraph
 from sane_plugins.weights.modules import from_module, load_into
 
 Kind = Literal["default", "default, classifier fitted", "prompt", "mean of prompts", "sane"]
@@ -161,7 +161,7 @@ class Bench:
         images, size = self.task.x_train, self.options.norm_batch
         batches = min(self.options.norm_batches, ceil(len(images) / size))
         condition(module, images, batches, size, rng)
-        origins |= dict.fromkeys((k for k in module.state_dict() if _is_statistic(k)), MEASURED)
+        origins |= dict.fromkeys((p.key for p in graph.params if p.role in RUNNING), MEASURED)
         if self.fits:
             self._fit(module)
             origins |= dict.fromkeys(self.classifier, FITTED)
@@ -200,10 +200,6 @@ def generator(seed: int, *labels: object) -> torch.Generator:
     """Return a stream of random numbers of its own for each use, whatever else is drawn."""
     text = "/".join(map(str, (seed, *labels))).encode()
     return torch.Generator().manual_seed(int.from_bytes(sha256(text).digest()[:7], "big"))
-
-
-def _is_statistic(key: str) -> bool:
-    return key.rpartition(".")[2] in {"running_mean", "running_var", "num_batches_tracked"}
 
 
 def affordable(

@@ -44,21 +44,22 @@ def fit_heads(
     Networks with values that are not finite are left out, and those without a property for that one. Raises
     `UsageError` for a property that no network has and `ZooError` where too few networks have it.
     """
-    pairs = [(zoo, entry) for zoo in zoos for entry in zoo.entries]
+    every = [entry for zoo in zoos for entry in zoo.entries]
     for name in options.properties:
-        _require_known(name, [entry for _, entry in pairs])
-    kept = [(zoo, entry) for zoo, entry in pairs if _is_finite(zoo, entry)]
-    notes = _left_out(len(pairs) - len(kept), "have values that are not finite")
+        _require_known(name, every)
+    # Zoos are numbered, because two may have one name and still hold different runs.
+    kept = [(i, zoo, entry) for i, zoo in enumerate(zoos) for entry in zoo.entries if _is_finite(zoo, entry)]
+    notes = _left_out(len(every) - len(kept), "have values that are not finite")
     samples = measure(
-        (zoo.graph(entry) for zoo, entry in kept),
-        [f"{zoo.name}-{entry.network}" for zoo, entry in kept], _encoders(options.features, model),
-        report,
+        (zoo.graph(entry) for _, zoo, entry in kept),
+        [f"{zoo.name}-{i}-{entry.network}" for i, zoo, entry in kept],
+        _encoders(options.features, model), report,
     )  # fmt: skip
     heads: dict[str, AnyHead] = {}
     for name in options.properties:
-        has = np.array([name in entry.properties for _, entry in kept])
+        has = np.array([name in entry.properties for _, _, entry in kept])
         notes += _left_out(int((~has).sum()), f"have no '{name}'")
-        values = [entry.properties[name] for _, entry in kept if name in entry.properties]
+        values = [entry.properties[name] for _, _, entry in kept if name in entry.properties]
         heads[name] = _fit(name, samples.rows(has), values, model, options, report)
     return Fitted(heads, notes)
 
@@ -67,10 +68,16 @@ def _fit(
     name: str, samples: Samples, values: Sequence[float | str | bool], model: SANE,
     options: FitOptions, report: Report,
 ) -> AnyHead:  # fmt: skip
-    common = {"sane": fingerprint(model), "seed": options.seed, "features": options.features}
+    sane, seed, features = fingerprint(model), options.seed, options.features
     if any(isinstance(value, str | bool) for value in values):
-        return fit_category(name, samples, [str(v) for v in values], report=report, **common)  # type: ignore[arg-type]
-    return fit_head(name, samples, np.array(values, dtype=float), report=report, **common)  # type: ignore[arg-type]
+        return fit_category(
+            name, samples, [str(value) for value in values], sane=sane, seed=seed, features=features,
+            report=report,
+        )  # fmt: skip
+    return fit_head(
+        name, samples, np.array(values, dtype=float), sane=sane, seed=seed, features=features,
+        report=report,
+    )  # fmt: skip
 
 
 def _encoders(features: str, model: SANE) -> dict[str, Encoder]:

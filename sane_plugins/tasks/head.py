@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Head:
     reads none.
     """
 
+    score: ClassVar[str]
+    """What the scores are, in words."""
     property: str
     features: str
     members: tuple[Member, ...]

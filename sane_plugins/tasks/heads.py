@@ -10,6 +10,7 @@ import builtins
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 
@@ -56,6 +57,7 @@ PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType({
 class PropertyHead(Head):
     """One numeric property: its unit and range, its regressor, and how wide its intervals are."""
 
+    score: ClassVar[str] = "R^2"
     unit: str
     low: float
     high: float

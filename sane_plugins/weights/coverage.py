@@ -9,11 +9,10 @@ from typing import Literal
 
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights.figures import Channels, Figures, measure
-from sane_plugins.weights.graph import Layer, WeightGraph
+from sane_plugins.weights.graph import RUNNING, Layer, WeightGraph
 from sane_plugins.weights.symmetry import groups
 
 _BIASES = ("bias", "shift")
-_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class LayerFigures:
     @property
     def rms(self) -> float | None:
         """Return the root mean square of the weights, which biases and running statistics are not."""
-        return _rms(x for x in self.tensors if x.role not in _BIASES + _STATISTICS)
+        return _rms(x for x in self.tensors if x.role not in _BIASES + RUNNING)
 
     @property
     def bias_rms(self) -> float | None:
@@ -167,7 +166,7 @@ def _label(layer: Layer) -> str:
     """Return a layer's kind; where the source does not tell it, what its shapes look like."""
     if layer.kind != "unknown":
         return layer.kind.replace("_", " ")
-    if any(p.role in _STATISTICS for p in layer.params):
+    if any(p.role in RUNNING for p in layer.params):
         return "norm"
     axes = max(len(p.shape) for p in layer.params)
     return "vector" if axes < 2 else "matrix" if axes == 2 else "kernels"

@@ -12,6 +12,8 @@ import torch
 from sane_plugins.errors import SourceError
 
 Role = Literal["weight", "bias", "scale", "shift", "running_mean", "running_var", "table", "other"]
+RUNNING: tuple[Role, ...] = ("running_mean", "running_var")
+"""What a norm measures on data, and does not learn."""
 Kind = Literal[
     # layers with weights
     "conv", "transposed_conv", "linear", "norm", "embedding", "recurrent", "attention", "parameter",

@@ -11,7 +11,7 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.channels import follow
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.graph import RUNNING, WeightGraph
 from sane_plugins.weights.matching import match
 from sane_plugins.weights.spaces import PermutationGroup, Place
 
@@ -97,7 +97,7 @@ def alignment(
     """
     known = _known(graph, groups)
     _require_alike(graph, reference, {place.key for group in known for place in group.places})
-    counted = {p.key for p in graph.params if p.role not in ("running_mean", "running_var")}
+    counted = {p.key for p in graph.params if p.role not in RUNNING}
     return match(known, graph.tensors, reference.tensors, counted, rng)
 
 

@@ -15,14 +15,13 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from sane_plugins.latent.places import Layout
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.graph import RUNNING, WeightGraph
 from sane_plugins.weights.scale import Scale
 from sane_plugins.weights.tokens import slots
 from sane_plugins.zoo.architectures import build
 from sane_plugins.zoo.banks import token_places
 from sane_plugins.zoo.views import Bank, Batch
 
-_RUNNING = ("running_mean", "running_var")
 _LEAST = 1e-6  # of the variance that errors are compared with; a network may answer all alike
 
 
@@ -72,7 +71,7 @@ class _Whole:
         self._first = torch.tensor([start for start, _ in layout.spans])
         self._tensors = _tensors(bank.template, bank.mask)
         # Running statistics are measured anew on images after decoding; a decoded variance may be negative.
-        self._measured = [p.key for p in bank.template.params if p.role in _RUNNING]
+        self._measured = [p.key for p in bank.template.params if p.role in RUNNING]
         self._scales = {}
         for i, slot in enumerate(parts):
             self._scales[slot.weight.key] = (i, 0)

@@ -56,15 +56,16 @@ class Group:
             self._restore(state, told)
         saver = _Saver(self, state, told)
         per_epoch = self.schedule.steps(len(self.images.y_train))
+        order: torch.Tensor | None = None
         while True:
             epoch, place = divmod(self.step, per_epoch)
             if not place and epoch in self.schedule.keep and epoch not in self.kept:
                 self._keep(epoch)
             if self.step == self.total:
                 break
-            if not place or self.step == 0 or "_order" not in self.__dict__:
-                self._order = self.schedule.order(epoch, len(self.images.y_train))
-            rows = self._order[place * self.schedule.batch : (place + 1) * self.schedule.batch]
+            if not place or order is None:
+                order = self.schedule.order(epoch, len(self.images.y_train))
+            rows = order[place * self.schedule.batch : (place + 1) * self.schedule.batch]
             self._train(rows.to(self.schedule.device))
             self.step += 1
             saver.perhaps()
