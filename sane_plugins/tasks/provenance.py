@@ -21,6 +21,7 @@ from sane_plugins.tasks.predict import fingerprint
 from sane_plugins.tasks.prompts import embedded_prompts
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import TrainOptions
+from sane_plugins.weights.digest import tensor_digest
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.safefile import HEADER, LazyTensors
 from sane_plugins.weights.writing import write_whole
@@ -119,8 +120,7 @@ def _plain(options: InitialiseOptions) -> dict[str, Any]:
 def _hash(tensors: Any) -> str:
     found = sha256()
     for key, tensor in tensors:
-        found.update(f"{key} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        found.update(f"{key} {tensor_digest(tensor)} ".encode())
     return found.hexdigest()[:32]
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from sane_plugins.errors import ZooError
+from sane_plugins.weights.digest import tensor_digest
 from sane_plugins.weights.grouping import memory
 from sane_plugins.weights.writing import write_whole
 from sane_plugins.zoo.index import NAME, OLD_NAME, OLD_WEIGHTS, Entry, Form, Index, write_index
@@ -60,7 +61,7 @@ class Writer:
         self._tensors |= tensors
         self._told.update(f"{entry.key} {form.name} {entry.digest}".encode())
         self._told.update(
-            "".join(_hash(x) for x in owned.values() if not x.is_floating_point()).encode()
+            "".join(tensor_digest(x) for x in owned.values() if not x.is_floating_point()).encode()
         )
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
         return entry
@@ -110,7 +111,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     Of floating-point tensors only: a counter makes no other network.
     """
     floats = {key: value for key, value in tensors.items() if value.is_floating_point()}
-    hashes = {key: _hash(value) for key, value in floats.items()}
+    hashes = {key: tensor_digest(value) for key, value in floats.items()}
     values = sha256(" ".join(sorted(hashes.values())).encode())
     named = sha256("\n".join(f"{key} {hashes[key]}" for key in sorted(hashes)).encode())
     return values.hexdigest()[:32] + named.hexdigest()[:32]
@@ -136,12 +137,6 @@ def _stamp(folder: Path) -> tuple[int, ...]:
     """Return what changes with a folder's index."""
     found = [path.stat() for name in (NAME, OLD_NAME) if (path := folder / name).is_file()]
     return tuple(number for told in found for number in (told.st_mtime_ns, told.st_size))
-
-
-def _hash(tensor: torch.Tensor) -> str:
-    told = sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    told.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return told.hexdigest()
 
 
 def _shared(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
