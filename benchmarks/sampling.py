@@ -144,6 +144,8 @@ def _methods(model: SANE, ours: KDE) -> dict[str, Make]:
     bandwidth = ours.bandwidth
     return {
         OURS: _sampled(model, ours),
+        "a prompt, encoded and decoded, no noise": _sampled(model, KDE(bandwidth=0.0)),
+        "KDE, one prompt and one noise, our bandwidth": _sampled(model, KDE(bandwidth=bandwidth, noise="shared")),
         "KDE, one prompt, noise per token, reference's bandwidth": _sampled(model, KDE(bandwidth=0.2)),
         "KDE, a prompt per token, noise per token": _sampled(model, KDE(bandwidth=bandwidth, prompt="token")),
         REFERENCE: _sampled(model, KDE(bandwidth=0.2, prompt="network", noise="shared")),
