@@ -67,7 +67,7 @@ def default(setting: Setting) -> nn.Module:
 
 
 def default_fitted(setting: Setting) -> nn.Module:
-    return _fitted(setting.fresh(), setting.task)
+    return fitted(setting.fresh(), setting.task)
 
 
 def best_default_fitted(setting: Setting) -> nn.Module:
@@ -75,30 +75,30 @@ def best_default_fitted(setting: Setting) -> nn.Module:
     data = setting.task.held_out(0.2, torch.Generator().manual_seed(setting.seed))
     scores = []
     for draw in range(3):
-        module = _fitted(setting.fresh(draw), data)
+        module = fitted(setting.fresh(draw), data)
         rng = torch.Generator().manual_seed(draw)
         scores.append(next(train_epochs(module, data, 1, TrainOptions(), rng)))
-    return _fitted(setting.fresh(scores.index(max(scores))), data)
+    return fitted(setting.fresh(scores.index(max(scores))), data)
 
 
 def prompt_itself(setting: Setting) -> nn.Module:
-    return _loaded(setting, setting.prompt)
+    return loaded(setting, setting.prompt.tensors)
 
 
 def prompt_decoded(setting: Setting) -> nn.Module:
     latents = encode(setting.sane, setting.prompt).values
-    return _loaded(setting, decode(setting.sane, latents, setting.prompt))
+    return loaded(setting, decode(setting.sane, latents, setting.prompt).tensors)
 
 
 def prompt_decoded_fitted(setting: Setting) -> nn.Module:
-    return _fitted(prompt_decoded(setting), setting.task)
+    return fitted(prompt_decoded(setting), setting.task)
 
 
 def kde(setting: Setting) -> nn.Module:
     """Take one unchosen draw, its classifier random: the published method's first step."""
     latents = torch.stack([encode(setting.sane, p).values for p in setting.prompts])
     drawn = KDE()(latents, 1, torch.Generator().manual_seed(setting.seed))[0]
-    return _loaded(setting, decode(setting.sane, drawn, setting.prompt))
+    return loaded(setting, decode(setting.sane, drawn, setting.prompt).tensors)
 
 
 def sane_candidate(setting: Setting) -> nn.Module:
@@ -187,12 +187,11 @@ def _spread(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _loaded(setting: Setting, graph: WeightGraph) -> nn.Module:
+def loaded(setting: Setting, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """Return the network of these weights, its classifier left at its default."""
     module = setting.fresh()
     classifier = {"14.weight", "14.bias"}
-    state = {key: graph.tensors[key] for key in module.state_dict() if key not in classifier}
-    module.load_state_dict(state, strict=False)
+    module.load_state_dict({k: v for k, v in tensors.items() if k not in classifier}, strict=False)
     return module
 
 
@@ -204,7 +203,8 @@ def _initialised(setting: Setting, defaults: int | None) -> nn.Module:
     return found.module
 
 
-def _fitted(module: nn.Module, task: Task) -> nn.Module:
+def fitted(module: nn.Module, task: Task) -> nn.Module:
+    """Return the module with its classifier fitted in closed form on the first training images."""
     layer = find_classifier(module, task.x_train[:2])
     assert layer is not None
     fit_classifier(module, layer, task.x_train[:FIT_IMAGES], task.y_train[:FIT_IMAGES])

@@ -34,7 +34,12 @@ def init(task, output, *more: object):
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("--search", "bootstrap", "--rounds", 2, "--sampler", "gaussian")]
+    "more",
+    [
+        (),
+        ("--search", "bootstrap", "--rounds", 2, "--sampler", "gaussian"),
+        ("--few-shot", 2, "--few-shot-epochs", 1),
+    ],
 )
 def test_verify_makes_the_same_bytes(task, tmp_path, more) -> None:
     output = tmp_path / "out.safetensors"

@@ -73,6 +73,9 @@ class _WithVerify(click.Command):
               show_default=True, help="Draw once, or again near the best so far.")  # fmt: skip
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1),
               help="How often 'bootstrap' draws.")  # fmt: skip
+@click.option("--few-shot", default=0, show_default=True, type=click.IntRange(0),
+              help="Train so many candidates on the task first, and draw near these.")  # fmt: skip
+@click.option("--few-shot-epochs", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1),
               help="How long the last candidates are trained to choose by.")  # fmt: skip
 @click.option("--budget", default=45.0, show_default=True, type=click.FloatRange(0, min_open=True),
@@ -89,7 +92,8 @@ class _WithVerify(click.Command):
 def main(
     model: str, data: str, output: Path, prompts: tuple[str, ...], sane: Path | None, factory: str | None,
     sampler: str, samples: int, keep: int, search: Literal["subsample", "bootstrap"], rounds: int,
-    epochs: int, budget: float, include: tuple[str, ...], exclude: tuple[str, ...], device: str,
+    few_shot: int, few_shot_epochs: int, epochs: int, budget: float, include: tuple[str, ...],
+    exclude: tuple[str, ...], device: str,
     report: Path | None, size: int | None, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Initialise MODEL for a new task, by sampling weights near trained networks.
@@ -120,7 +124,7 @@ def main(
     given = [open_prompts(host, prompt, target) for prompt in prompts]
     options = InitialiseOptions(
         sampler=find_sampler(host, sampler), candidates=samples, keep=keep, seed=seed, model=sane,
-        search=search, rounds=rounds, epochs=epochs,
+        search=search, rounds=rounds, few_shot=few_shot, few_shot_epochs=few_shot_epochs, epochs=epochs,
         budget=max(_LEAST * budget, budget - (monotonic() - started)),
         include=include, exclude=exclude, device=device,
     )  # fmt: skip

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from math import ceil
@@ -15,21 +15,25 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sane_plugins.latent.model import SANE
 from sane_plugins.tasks.batchnorm import condition
 from sane_plugins.tasks.classifier import find_classifier, fit_classifier
+from sane_plugins.tasks.rescale import rescale
 from sane_plugins.tasks.sample import KDE, Sampler
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import TrainOptions, accuracy, arrange, seeded
-from sane_plugins.tasks.transfer import Transfer
+from sane_plugins.tasks.transfer import Transfer, plan
 from sane_plugins.weights.graph import RUNNING, WeightGraph
 from sane_plugins.weights.modules import from_module, load_into
 
 Kind = Literal["default", "default, classifier fitted", "prompt", "mean of prompts", "sane"]
+Scale = Literal["own", "default"]
 DEFAULT, MEASURED, FITTED = "default", "measured on the task", "fitted to the task"
 _EPOCH_FLOP = 3e11  # about ten seconds on two cores
 _SMALL_FLOP = 2e7
 _LEAST_IMAGES, _MOST_IMAGES = 256, 10_000
 _FIT_IMAGES = 2000
+_SCALE_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +52,9 @@ class InitialiseOptions:
 
     `search`: "subsample" draws once; "bootstrap" draws `rounds` times, each time near the best latents of all
     rounds before, and returns the best of any round. `epochs` of training are the last rung of the scores.
-    `budget` bounds drawing and scoring in seconds (None: no bound). Only tensors whose names match a glob of
-    `include`, and none of `exclude`, are initialised; all others keep their default.
+    `few_shot` of the best are trained on the task for `few_shot_epochs`, and candidates are then drawn near
+    these; 0: none. `budget` bounds drawing and scoring in seconds (None: no bound). Only tensors whose
+    names match a glob of `include`, and none of `exclude`, are initialised; all others keep their default.
     """
 
     sampler: Sampler = field(default_factory=KDE)
@@ -67,6 +72,8 @@ class InitialiseOptions:
     model: Path | None = None
     search: Literal["subsample", "bootstrap"] = "subsample"
     rounds: int = 3
+    few_shot: int = 0
+    few_shot_epochs: int = 2
     epochs: int = 1
     budget: float | None = None
     device: str = "cpu"
@@ -81,11 +88,17 @@ class InitialiseOptions:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which draw a candidate is: with the seed, all that it takes to make it again."""
+    """Which draw a candidate is: with the seed, all that it takes to make it again.
+
+    `scale` is that of its hidden layers: as generated, or that of the default initialisation. `layers` is the
+    share of the layers, from the input on, that are generated; the others keep their default.
+    """
 
     kind: Kind
     number: int = 0
     round: int = 0
+    scale: Scale = "own"
+    layers: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +143,21 @@ class Bench:
         """Tell whether candidates get a fitted classifier."""
         return self.options.classifier == "fit" and bool(self.classifier)
 
+    def near(self, prompts: Sequence[WeightGraph], sane: SANE) -> Bench:
+        """Return the same bench with other prompts, which have the target's shapes."""
+        rng = generator(self.options.seed, "align few")
+        target = from_module(self.make())
+        return replace(self, transfer=plan(prompts, target, self.classifier, sane, rng))
+
     def build(self, recipe: Recipe, latents: torch.Tensor | None = None) -> Candidate:
         """Build and score what a recipe stands for; a SANE candidate is decoded from latents (T, L)."""
-        rng = generator(self.options.seed, *astuple(recipe))
+        rng = generator(self.options.seed, *astuple(recipe)[:3])  # one draw, at any scale
         with seeded(rng):
             module = arrange(self.make(), torch.channels_last).to(self.options.device)
         given = {key: value.clone() for key, value in module.state_dict().items()}
         origins = dict.fromkeys(given, DEFAULT)
         if recipe.kind != "default":
-            found = self._fill(module, recipe, latents, rng)
+            found = self._fill(module, given, recipe, latents, rng)
             origins |= {key: origin for key, origin in found.items() if key in given}
             kept = {key: value for key, value in given.items() if not self.options.selects(key)}
             module.load_state_dict(kept, strict=False)
@@ -149,16 +168,20 @@ class Bench:
         return Candidate(row, module, recipe, origins)
 
     def _fill(
-        self, module: nn.Module, recipe: Recipe, latents: torch.Tensor | None, rng: torch.Generator
-    ) -> dict[str, str]:
+        self, module: nn.Module, given: Mapping[str, torch.Tensor], recipe: Recipe,
+        latents: torch.Tensor | None, rng: torch.Generator,
+    ) -> dict[str, str]:  # fmt: skip
         """Give the module its weights, statistics and classifier; return where each comes from."""
         graph = from_module(module)
-        weights = self._weights(recipe, latents, graph)
-        if self.options.classifier != "prompt":
-            weights = {k: v for k, v in weights.items() if k not in self.classifier}
+        wanted = self._wanted(graph, recipe)
+        weights = {k: v for k, v in self._weights(recipe, latents, graph).items() if k in wanted}
         load_into(module, graph.replace(weights))
         origins: dict[str, str] = dict.fromkeys(weights, str(recipe.kind))
         images, size = self.task.x_train, self.options.norm_batch
+        if recipe.scale == "default":
+            some = images[:_SCALE_IMAGES]
+            hidden = weights.keys() & given.keys() - self.classifier
+            rescale(module, given, hidden, find_classifier(module, some[:2]), some)
         batches = min(self.options.norm_batches, ceil(len(images) / size))
         condition(module, images, batches, size, rng)
         origins |= dict.fromkeys((p.key for p in graph.params if p.role in RUNNING), MEASURED)
@@ -166,6 +189,13 @@ class Bench:
             self._fit(module)
             origins |= dict.fromkeys(self.classifier, FITTED)
         return origins
+
+    def _wanted(self, graph: WeightGraph, recipe: Recipe) -> set[str]:
+        """Return the keys that a recipe generates: of its first layers, and selected by the user."""
+        layers = [layer for layer in graph.layers if layer.params]
+        first = layers[: ceil(recipe.layers * len(layers))]
+        keys = {p.key for layer in first for p in layer.params if self.options.selects(p.key)}
+        return keys if self.options.classifier == "prompt" else keys - self.classifier
 
     def _weights(
         self, recipe: Recipe, latents: torch.Tensor | None, graph: WeightGraph
@@ -184,16 +214,14 @@ class Bench:
 
     def _name(self, recipe: Recipe) -> str:
         number = recipe.number + 1
+        how = f", round {recipe.round + 1}" if recipe.round else ""
+        how += ", default scale" if recipe.scale == "default" else ""
+        how += f", first {recipe.layers:.0%} of the layers" if recipe.layers < 1 else ""
         if recipe.kind == "sane":
-            later = f", round {recipe.round + 1}" if recipe.round else ""
-            return f"SANE candidate {number}{later}"
+            return f"SANE candidate {number}{how}"
         if recipe.kind == "prompt":
-            return f"prompt {self.transfer.aligned[recipe.number].source}"
-        return (
-            recipe.kind
-            if "mean" in recipe.kind
-            else recipe.kind.replace("default", f"default {number}", 1)
-        )
+            return f"prompt {self.transfer.aligned[recipe.number].source}{how}"
+        return recipe.kind.replace("default", f"default {number}", 1) + how
 
 
 def generator(seed: int, *labels: object) -> torch.Generator:

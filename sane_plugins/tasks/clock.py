@@ -27,6 +27,11 @@ class Clock:
         spent = monotonic() - self._start
         return float("inf") if self._budget is None else max(0.0, self._budget - spent)
 
+    def restarted(self) -> Clock:
+        """Return a clock of the same budget that starts now, and tells this one of what it cut."""
+        self._start, self._end = monotonic(), float("inf")
+        return self
+
     def check(self) -> None:
         """Raise `TimeOverError` where the stage has to end."""
         if self.interrupted or self.over():

@@ -35,7 +35,7 @@ def race(
     with clock.stage(1.0):
         many, steps = _affordable(bench, alive, steps, clock)
         alive, out = alive[:many], alive[many:]
-        trials = {id(c.module): _trial(bench, c) for c in alive}
+        trials = {id(c.module): trial(bench, c) for c in alive}
         rungs = sorted({max(1, ceil(steps * share)) for share in _RUNGS})
         for rung in rungs:
             scores = []
@@ -72,10 +72,10 @@ def _affordable(
     """Return how many candidates, for how many steps, there is time for: fewer first, then shorter."""
     if clock.left == float("inf"):
         return len(alive), steps
-    trial = _trial(bench, alive[0])
-    trial.advance(1, clock.check)
+    first = trial(bench, alive[0])
+    first.advance(1, clock.check)
     start = monotonic()
-    trial.advance(6, clock.check)
+    first.advance(6, clock.check)
     each = _COST * (monotonic() - start) / 5
     many = min(len(alive), max(_FEWEST, int(clock.left / (each * steps))))
     afford = min(steps, max(1, int(clock.left / (each * many))))
@@ -83,7 +83,8 @@ def _affordable(
     return many, afford
 
 
-def _trial(bench: Bench, candidate: Candidate) -> Trial:
+def trial(bench: Bench, candidate: Candidate) -> Trial:
+    """Return the training of a copy of a candidate, always in the same order of images."""
     rng = torch.Generator().manual_seed(candidate.row.seed)
     return Trial(deepcopy(candidate.module), bench.task, bench.options.train, rng)
 
@@ -100,7 +101,7 @@ def _spread(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Order by the rank within each kind: the first few hold the best of every kind."""
     seen: dict[str, int] = {}
     ranks = {}
-    for c in ranked(candidates):
+    for c in sorted(ranked(candidates), key=lambda c: c.recipe.scale):  # the default's scale first
         ranks[id(c)] = seen[c.row.kind] = seen.get(c.row.kind, 0) + 1
     return sorted(candidates, key=lambda c: (ranks[id(c)], -c.row.before))
 

@@ -31,9 +31,10 @@ from sane_plugins.tasks.candidates import InitialiseOptions as InitialiseOptions
 from sane_plugins.tasks.candidates import Row as Row
 from sane_plugins.tasks.classifier import find_classifier
 from sane_plugins.tasks.clock import Clock
+from sane_plugins.tasks.fewshot import Shots, first_shots, train_shots
 from sane_plugins.tasks.halving import family, race
 from sane_plugins.tasks.provenance import trace
-from sane_plugins.tasks.search import drawn, drawn_at_once, search
+from sane_plugins.tasks.search import Course, Pool, drawn_at_once, latents_of, search
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import arrange, require_fit, seeded
 from sane_plugins.tasks.transfer import plan
@@ -74,15 +75,17 @@ def initialise(
     options = options or InitialiseOptions()
     clock = Clock(options.budget)
     bench, fresh = prepare(target, task, prompts, sane, options)
+    shots = None
     with fitting_threads(bench.make(), task):
-        pool, lineage = search(bench, fresh, clock, report)
-        if not pool.kept:
-            raise KeyboardInterrupt
-        raced = race(bench, pool.kept, clock, report)
+        pool, course, raced = _raced(bench, fresh, clock, report)
+        if options.few_shot and not clock.interrupted:
+            shots = Shots(tuple(c.recipe for c in first_shots(raced, options)), course)
+            bench = bench.near(train_shots(bench, shots, report), sane)
+            pool, course, raced = _raced(bench, fresh, clock.restarted(), report)
         best = raced[0]
         rows = [replace(c.row, chosen=c is best) for c in raced]
         rows += sorted(pool.others, key=lambda row: -row.before)
-        told = trace(bench, task, prompts, sane, best.recipe, lineage, rows)
+        told = trace(bench, task, prompts, sane, best.recipe, course, rows, shots)
     return Initialisation(
         graph=_graph(best), module=best.module.cpu().eval(), chosen=family(best.row.kind), rows=tuple(rows),
         notes=tuple(_notes(bench, task, fresh, clock, best)), provenance=told, origins=best.origins,
@@ -98,10 +101,20 @@ def remake(
     bench, _ = prepare(target, task, prompts, sane, options)
     recipe = Recipe(**told["recipe"])
     with fitting_threads(bench.make(), task):
-        latents = None
-        if recipe.kind == "sane":
-            latents = drawn(bench, told["lineage"], recipe.round)[recipe.number]
+        if shots := told["few_shot"]:
+            again = Shots(tuple(Recipe(**r) for r in shots["recipes"]), Course(**shots["course"]))
+            bench = bench.near(train_shots(bench, again, silent), sane)
+        latents = latents_of(bench, Course(**told["course"]), recipe)
         return _graph(bench.build(recipe, latents))
+
+
+def _raced(
+    bench: Bench, fresh: bool, clock: Clock, report: Report
+) -> tuple[Pool, Course, list[Candidate]]:
+    pool, course = search(bench, fresh, clock, report)
+    if not pool.kept:
+        raise KeyboardInterrupt
+    return pool, course, race(bench, pool.kept, clock, report)
 
 
 def prepare(

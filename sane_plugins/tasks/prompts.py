@@ -30,8 +30,10 @@ def embedded_prompts() -> Zoo:
     return Zoo.open(Path(str(files("sane_plugins") / "data" / "prompts")))
 
 
-def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 6) -> Prompts:
+def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 24) -> Prompts:
     """Choose `count` networks of a zoo for a target: shapes, then activation, then test accuracy decide.
+
+    Networks of several data sets take turns; which of them help on a task is measured on its images later.
 
     A network of the target's shapes but with another activation computes something else, so those with the
     target's activation are taken wherever there are any; the notes say where not. Raises `ZooError` for an
@@ -53,7 +55,7 @@ def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 6) -> Prompts:
     shapes = [p.shape for p in from_module(target).params]
     fit = {e.key: _fit(zoo.graph(e), shapes) for e in _one_each(entries)}
     most = max(fit.values())
-    chosen = [e for e in _one_each(entries) if fit[e.key] == most][:count]
+    chosen = _in_turn([e for e in _one_each(entries) if fit[e.key] == most])[:count]
     return Prompts(tuple(zoo.graph(e) for e in chosen), tuple(notes))
 
 
@@ -70,6 +72,17 @@ def _one_each(entries: list[Entry]) -> list[Entry]:
     for entry in ranked:
         best.setdefault(entry.network, entry)
     return list(best.values())
+
+
+def _in_turn(entries: list[Entry]) -> list[Entry]:
+    """Order by the rank within each data set: accuracies on different tasks do not compare."""
+    seen: dict[object, int] = {}
+    ranks = []
+    for entry in entries:
+        dataset = entry.properties.get("dataset")
+        seen[dataset] = seen.get(dataset, 0) + 1
+        ranks.append(seen[dataset])
+    return [entry for _, entry in sorted(zip(ranks, entries, strict=True), key=lambda pair: pair[0])]
 
 
 def _fit(graph: WeightGraph, shapes: list[tuple[int, ...]]) -> int:

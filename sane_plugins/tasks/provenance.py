@@ -17,8 +17,10 @@ import sane_plugins
 from sane_plugins.errors import SourceError
 from sane_plugins.latent.model import SANE
 from sane_plugins.tasks.candidates import Bench, InitialiseOptions, Recipe, Row
+from sane_plugins.tasks.fewshot import Shots
 from sane_plugins.tasks.predict import fingerprint
 from sane_plugins.tasks.prompts import embedded_prompts
+from sane_plugins.tasks.search import Course
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import TrainOptions
 from sane_plugins.weights.digest import tensor_digest
@@ -27,18 +29,18 @@ from sane_plugins.weights.safefile import HEADER, LazyTensors
 from sane_plugins.weights.writing import write_whole
 
 KEY = "provenance"
-FORMAT = 1
+FORMAT = 2
 
 
 def trace(
     bench: Bench, task: Task, prompts: Sequence[WeightGraph], sane: SANE, recipe: Recipe,
-    lineage: Sequence[Sequence[tuple[int, int]]], rows: Sequence[Row],
+    course: Course, rows: Sequence[Row], shots: Shots | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the weights of a recipe came from; no time and no place of the machine is in it."""
     return {
         "format": FORMAT, "seed": bench.options.seed, **ingredients(task, prompts, sane),
         "prompts_fit": bench.transfer.fits, "recipe": asdict(recipe),
-        "lineage": [[list(place) for place in kept] for kept in lineage],
+        "course": asdict(course), "few_shot": None if shots is None else asdict(shots),
         "options": _plain(bench.options), "scores": [asdict(row) for row in rows],
         "versions": surroundings(bench.options.device),
     }  # fmt: skip

@@ -31,7 +31,7 @@ class KDE:
     draw the same noise, as the reference does.
     """
 
-    bandwidth: float = 0.2
+    bandwidth: float = 0.05
     prompt: Literal["network", "token"] = "network"
     noise: Literal["token", "shared"] = "token"
 
