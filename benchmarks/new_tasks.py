@@ -30,7 +30,6 @@ from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions, ini
 from sane_plugins.tasks.prompts import choose_prompts
 from sane_plugins.tasks.task import Task, load_task
 from sane_plugins.tasks.train import TrainOptions, accuracy, train_epochs
-from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.zoo.architectures import small_cnn, small_cnn_size
 from sane_plugins.zoo.store import Zoo
 
@@ -145,10 +144,12 @@ def _publish() -> None:
         for name in TASKS
     }
     runs = {name: found for name, found in runs.items() if found}
-    lines, lost, won = [], [], []
+    lines: list[str] = []
+    lost: list[str] = []
+    won: list[str] = []
     for name, found in runs.items():
         lines += _table(name, found)
-        for text, is_met in _checks(name, found):
+        for text, is_met in _checks(found):
             (won if is_met else lost).append(f"{name}: {text}")
     text = "\n".join(
         [*lines, "", *(f"- met: {x}" for x in won), *(f"- MISSED: {x}" for x in lost), ""]
@@ -181,7 +182,7 @@ def _at_cost(run: Run, epoch: int) -> float:
     return float(rival["curve"][min(max(SHOWN), epoch + round(max(0.0, more)))])
 
 
-def _checks(name: str, runs: Sequence[Run]) -> list[tuple[str, bool]]:
+def _checks(runs: Sequence[Run]) -> list[tuple[str, bool]]:
     ours, plain = _mean(runs, OURS), _mean(runs, DEFAULT)
     ahead = {e: ours[e] - plain[e] for e in (*COMPARED, max(SHOWN))}
     told = ", ".join(f"{e}: {gain:+.3f}" for e, gain in ahead.items() if e in COMPARED)
