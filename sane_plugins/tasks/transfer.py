@@ -10,6 +10,7 @@ import torch
 from sane_plugins.errors import UsageError
 from sane_plugins.latent.codec import decode, encode
 from sane_plugins.latent.model import SANE
+from sane_plugins.tasks.expand import Expansion, expansion
 from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.symmetry import align, groups
@@ -23,8 +24,9 @@ class Transfer:
     """How latents drawn near the prompts become weights of the target.
 
     prompts (N, T, L) hold the latents at the places of `template`, which is the first prompt where its
-    tensors fit the target's one by one, apart from the classifier, and otherwise the target itself.
-    `pairs` maps the target's keys to the template's keys that they are taken from.
+    tensors fit the target's one by one, apart from the classifier, or can be expanded to do so, and
+    otherwise the target itself. `pairs` maps the target's keys to the template's keys that they are
+    taken from, `expanded` how where their shapes differ.
     """
 
     sane: SANE
@@ -34,10 +36,14 @@ class Transfer:
     fits: bool
     notes: tuple[str, ...]
     aligned: tuple[WeightGraph, ...] = ()
+    expanded: Expansion | None = None
 
     def direct(self, number: int) -> dict[str, torch.Tensor]:
         """Return tensors of the target as a prompt has them; prompts that do not fit are not `aligned`."""
-        return {key: self.aligned[number].tensors[found] for key, found in self.pairs.items()}
+        tensors = self.aligned[number].tensors
+        if self.expanded is not None:
+            return self.expanded.apply(tensors)
+        return {key: tensors[found] for key, found in self.pairs.items()}
 
     def mean(self) -> dict[str, torch.Tensor]:
         """Return the mean of the aligned prompts, tensor by tensor."""
@@ -48,10 +54,12 @@ class Transfer:
     def weights(self, latents: torch.Tensor, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Decode latents (T, L) into tensors of the target, some or all, keyed as in `default`.
 
-        Where the prompts are of another architecture, their scale belongs to other shapes: each tensor
-        gets the mean and deviation that it has in `default`.
+        Where prompts share no more than kinds of layers with the target, their scale belongs to other
+        shapes: each tensor gets the mean and deviation that it has in `default`.
         """
         network = decode(self.sane, latents, self.template)
+        if self.expanded is not None:
+            return self.expanded.apply(network.tensors)
         if not self.fits:
             network = scale.undo(scale.apply(network, scale.fit(network)), scale.fit(default))
         return {key: network.tensors[found] for key, found in self.pairs.items()}
@@ -84,7 +92,25 @@ def plan(
             sane=sane, prompts=latents, template=first, pairs=pairs, fits=True, notes=notes,
             aligned=tuple(aligned),
         )  # fmt: skip
+    if (expanded := expansion(first, target, classifier)) is not None:
+        return _expanded(expanded, aligned, latents, target, sane, notes)
     return _to_other_shapes(latents, first, target, classifier, sane, notes)
+
+
+def _expanded(
+    expanded: Expansion, aligned: Sequence[WeightGraph], latents: torch.Tensor, target: WeightGraph,
+    sane: SANE, notes: tuple[str, ...],
+) -> Transfer:  # fmt: skip
+    pairs = {piece.param.key: piece.source.key for piece in expanded.pieces}
+    share = sum(p.size for p in target.params if p.key in pairs) / target.size
+    note = (
+        f"the prompts are of another architecture: {share:.0%} of the target's values come from layers of"
+        " the same kind and place, channels repeated or left out to fit; the rest keep their default"
+    )
+    return Transfer(
+        sane=sane, prompts=latents, template=aligned[0], pairs=pairs, fits=False, notes=(*notes, note),
+        aligned=tuple(aligned), expanded=expanded,
+    )  # fmt: skip
 
 
 def places(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor:

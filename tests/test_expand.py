@@ -1,0 +1,102 @@
+"""Prompts of other widths, depths and kernels: what they compute stays, and nothing is left out unsaid."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from sane_plugins.tasks import expand
+from sane_plugins.tasks.expand import expansion
+from sane_plugins.weights.modules import from_module, load_into
+from sane_plugins.zoo.architectures import resnet, small_cnn, wide_cnn
+
+
+@pytest.fixture
+def exact(monkeypatch) -> None:
+    """Let repeated channels be equal."""
+    monkeypatch.setattr(expand, "_NOISE", 0.0)
+
+
+def grown(prompt: nn.Module, target: nn.Module) -> nn.Module:
+    """Return the target with the prompt's weights, its classifier too."""
+    source, graph = from_module(prompt), from_module(target)
+    found = expansion(source, graph, frozenset())
+    assert found is not None
+    load_into(target, graph.replace(found.apply(source.tensors)))
+    return target.eval()
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_wider_network_computes_the_same(factor: int) -> None:
+    torch.manual_seed(0)
+    prompt, images = small_cnn().eval(), torch.randn(8, 1, 28, 28)
+    target = grown(prompt, wide_cnn(factor=factor))
+    assert torch.allclose(target(images), prompt(images), atol=1e-4)
+
+
+@pytest.mark.usefixtures("exact")
+def test_grey_prompts_see_the_mean_of_colours() -> None:
+    torch.manual_seed(0)
+    prompt = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    target = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    images = torch.randn(4, 3, 8, 8)
+    after = grown(prompt, target)(images)
+    assert torch.allclose(after, prompt(images.mean(1, keepdim=True)), atol=1e-4)
+
+
+def test_repeated_channels_differ_a_little() -> None:
+    torch.manual_seed(0)
+    weight = grown(small_cnn(), wide_cnn())[0].weight
+    assert not torch.equal(weight[:8], weight[8:])
+    assert torch.cosine_similarity(weight[:8].flatten(), weight[8:].flatten(), 0) > 0.9
+
+
+def test_a_deeper_residual_network_takes_blocks_in_their_places() -> None:
+    torch.manual_seed(0)
+    prompt, target = resnet(depth=8), resnet(depth=20)
+    source, graph = from_module(prompt), from_module(target)
+    found = expansion(source, graph, frozenset())
+    assert found is not None
+    pairs = {piece.param.key: piece.source.key for piece in found.pieces}
+    assert pairs.keys() == {p.key for p in graph.params}
+    for key in (k for k in pairs if "conv" in k and "layer" in k):
+        stage, _, name, _ = key.split(".")
+        assert pairs[key].split(".")[0] == stage
+        if not key.startswith(("layer2.0", "layer3.0")):
+            assert pairs[key].split(".")[2] == name  # what a residual branch starts or ends with
+    own, theirs = target.state_dict(), grown(prompt, target).state_dict()
+    assert own.keys() == theirs.keys()
+
+
+def test_a_narrower_network_takes_some_of_the_channels() -> None:
+    torch.manual_seed(0)
+    prompt = wide_cnn()
+    target = grown(prompt, small_cnn())
+    assert torch.equal(target[0].weight, prompt[0].weight[:8])
+    assert torch.equal(target[4].weight, prompt[4].weight[:6, :8])
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_other_kernels_share_their_middle(kernel: int) -> None:
+    torch.manual_seed(0)
+    build = partial(nn.Conv2d, 1, 4, padding="same")
+    prompt = nn.Sequential(build(5), nn.Flatten(), nn.Linear(256, 3))
+    target = nn.Sequential(build(kernel), nn.Flatten(), nn.Linear(256, 3))
+    grown(prompt, target)
+    middle = slice(2, 5) if kernel == 7 else slice(0, 3)
+    assert torch.equal(target[0].weight[..., middle, middle], prompt[0].weight[..., 1:4, 1:4])
+
+
+def test_maps_of_another_size_are_resized() -> None:
+    torch.manual_seed(0)
+    target = grown(small_cnn(1), small_cnn(3))
+    assert all(p.isfinite().all() for p in target.parameters())
+    assert target[11].weight.shape == (20, 256)
+
+
+def test_a_kind_that_the_prompt_lacks_is_not_made_up() -> None:
+    prompt = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    target = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3))
+    assert expansion(from_module(prompt), from_module(target), frozenset()) is None
