@@ -24,6 +24,10 @@ from sane_plugins.cli.verify import verify
 from sane_plugins.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
     from sane_plugins.host import Host
     from sane_plugins.tasks.initialise import Initialisation, Row
 
@@ -82,6 +86,8 @@ class _WithVerify(click.Command):
               help="Seconds for drawing and scoring.")  # fmt: skip
 @click.option("--include", multiple=True, help="Initialise only tensors of this name (a glob).")
 @click.option("--exclude", multiple=True, help="Leave tensors of this name (a glob) as they are.")
+@click.option("--pruned", is_flag=True,
+              help="MODEL is a pruned checkpoint: initialise its zeros only, for a second task.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page (.html) about it.")
 @click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
@@ -93,7 +99,7 @@ def main(
     model: str, data: str, output: Path, prompts: tuple[str, ...], sane: Path | None, factory: str | None,
     sampler: str, samples: int, keep: int, search: Literal["subsample", "bootstrap"], rounds: int,
     few_shot: int, few_shot_epochs: int, epochs: int, budget: float, include: tuple[str, ...],
-    exclude: tuple[str, ...], device: str,
+    exclude: tuple[str, ...], pruned: bool, device: str,
     report: Path | None, size: int | None, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Initialise MODEL for a new task, by sampling weights near trained networks.
@@ -126,7 +132,7 @@ def main(
         sampler=find_sampler(host, sampler), candidates=samples, keep=keep, seed=seed, model=sane,
         search=search, rounds=rounds, few_shot=few_shot, few_shot_epochs=few_shot_epochs, epochs=epochs,
         budget=max(_LEAST * budget, budget - (monotonic() - started)),
-        include=include, exclude=exclude, device=device,
+        include=include, exclude=exclude, pruned=pruned, device=device,
     )  # fmt: skip
     with progress_bars(host):
         done = host.initialise(
@@ -140,6 +146,8 @@ def main(
     done = replace(done, provenance={**done.provenance, "command": command, "options": stated})
     notes = [*target.notes, *(text for prompt in given for text in prompt.notes), *done.notes]
     path, more = _written(host, done, output, force)
+    if done.aside is not None:
+        more.append(_set_aside(done.aside, path))
     notes += more
     if report is not None:
         _write_page(report, done, notes)
@@ -171,6 +179,17 @@ def _written(host: Host, done: Initialisation, output: Path, force: bool) -> tup
     if path.suffix == ".safetensors":
         return inscribe(path, done.provenance), []
     return path, [f"{path.suffix} files have no room for the provenance: --json tells it"]
+
+
+def _set_aside(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
+    """Write what the first task of a pruned network needs beside the second's weights; say where."""
+    from safetensors.torch import save_file
+
+    from sane_plugins.weights.writing import write_whole
+
+    beside = path.with_name(f"{path.stem}.first-task.safetensors")
+    write_whole(beside, lambda partial: save_file(dict(tensors), partial))
+    return f"with {beside}, these weights give the first task's network again, bit for bit"
 
 
 def _write_page(path: Path, done: Initialisation, notes: list[str]) -> None:

@@ -113,10 +113,14 @@ def _small_cnn(task: Task, resize: bool) -> Target:
 
 def _loaded(host: Host, model: str, factory: str, classes: int) -> nn.Module:
     """Build the network of a checkpoint and give it the checkpoint's weights."""
+    import torch
+
+    from sane_plugins.tasks.train import seeded
     from sane_plugins.weights.modules import from_module, load_into
 
     graph = host.open(model)
-    module = host.build(factory, classes)
+    with seeded(torch.Generator().manual_seed(0)):  # a classifier of another class count stays as drawn
+        module = host.build(factory, classes)
     own = {param.key: param.shape for param in from_module(module).params}
     given = {param.key: param.shape for param in graph.params}
     missing = sorted(own.keys() ^ given.keys())
@@ -128,7 +132,6 @@ def _loaded(host: Host, model: str, factory: str, classes: int) -> nn.Module:
     if own == given:
         load_into(module, graph)
         return module
-    # Another class count: the classifier keeps its fresh initialisation.
     fresh = from_module(module)
     fit = {key: graph.tensors[key] for key in own if own[key] == given[key]}
     load_into(module, fresh.replace(fit))

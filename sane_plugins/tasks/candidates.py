@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sane_plugins.latent.model import SANE
 from sane_plugins.tasks.batchnorm import condition
 from sane_plugins.tasks.classifier import find_classifier, fit_classifier
+from sane_plugins.tasks.pruned import Pruned
 from sane_plugins.tasks.rescale import rescale
 from sane_plugins.tasks.sample import KDE, Sampler
 from sane_plugins.tasks.task import Task
@@ -55,6 +56,7 @@ class InitialiseOptions:
     `few_shot` of the best are trained on the task for `few_shot_epochs`, and candidates are then drawn near
     these; 0: none. `budget` bounds drawing and scoring in seconds (None: no bound). Only tensors whose
     names match a glob of `include`, and none of `exclude`, are initialised; all others keep their default.
+    `pruned`: the target is a pruned network, only whose zeros are initialised and trained.
     """
 
     sampler: Sampler = field(default_factory=KDE)
@@ -77,6 +79,7 @@ class InitialiseOptions:
     epochs: int = 1
     budget: float | None = None
     device: str = "cpu"
+    pruned: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -137,6 +140,7 @@ class Bench:
     classifier: frozenset[str]
     options: InitialiseOptions
     transfer: Transfer
+    pruned: Pruned | None = None
 
     @property
     def fits(self) -> bool:
@@ -162,6 +166,8 @@ class Bench:
             kept = {key: value for key, value in given.items() if not self.options.selects(key)}
             module.load_state_dict(kept, strict=False)
             origins |= dict.fromkeys(kept, DEFAULT)
+        elif self.pruned is not None:
+            module.load_state_dict(self.pruned.merged(given))
         seed = int(torch.randint(2**31, (), generator=rng))
         score = accuracy(module, self.task.x_test, self.task.y_test)
         row = Row(name=self._name(recipe), kind=recipe.kind, seed=seed, before=score)
@@ -176,6 +182,8 @@ class Bench:
         wanted = self._wanted(graph, recipe)
         weights = {k: v for k, v in self._weights(recipe, latents, graph).items() if k in wanted}
         load_into(module, graph.replace(weights))
+        if self.pruned is not None:
+            module.load_state_dict(self.pruned.merged(module.state_dict()))
         origins: dict[str, str] = dict.fromkeys(weights, str(recipe.kind))
         images, size = self.task.x_train, self.options.norm_batch
         if recipe.scale == "default":

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from sane_plugins.weights.graph import Layer, Param, WeightGraph
 
-_NOISE = 0.1  # of repeated channels: equal ones would stay equal in training
+_NOISE = 0.3  # of repeated channels: equal ones would stay equal in training
 _PASSED = ("norm", "pointwise", "flatten", "reduce", "squeeze", "unsqueeze")
 Signature = tuple[object, ...]
 

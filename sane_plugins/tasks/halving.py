@@ -86,7 +86,7 @@ def _affordable(
 def trial(bench: Bench, candidate: Candidate) -> Trial:
     """Return the training of a copy of a candidate, always in the same order of images."""
     rng = torch.Generator().manual_seed(candidate.row.seed)
-    return Trial(deepcopy(candidate.module), bench.task, bench.options.train, rng)
+    return Trial(deepcopy(candidate.module), bench.task, bench.options.train, rng, bench.pruned)
 
 
 def _at(candidate: Candidate, epochs: float, score: float, is_last: bool) -> Candidate:

@@ -34,10 +34,11 @@ from sane_plugins.tasks.clock import Clock
 from sane_plugins.tasks.fewshot import Shots, first_shots, train_shots
 from sane_plugins.tasks.halving import family, race
 from sane_plugins.tasks.provenance import trace
+from sane_plugins.tasks.pruned import Pruned, drawn_anew, pruned, sparsity
 from sane_plugins.tasks.search import Course, Pool, drawn_at_once, latents_of, search
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import arrange, require_fit, seeded
-from sane_plugins.tasks.transfer import plan
+from sane_plugins.tasks.transfer import like, plan
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
 
@@ -59,6 +60,7 @@ class Initialisation:
     provenance: Mapping[str, Any]
     origins: Mapping[str, str]
     interrupted: bool = False
+    aside: Mapping[str, torch.Tensor] | None = None
 
 
 def initialise(
@@ -89,7 +91,7 @@ def initialise(
     return Initialisation(
         graph=_graph(best), module=best.module.cpu().eval(), chosen=family(best.row.kind), rows=tuple(rows),
         notes=tuple(_notes(bench, task, fresh, clock, best)), provenance=told, origins=best.origins,
-        interrupted=clock.interrupted,
+        interrupted=clock.interrupted, aside=bench.pruned.aside() if bench.pruned else None,
     )  # fmt: skip
 
 
@@ -129,8 +131,16 @@ def prepare(
     _require_match(first, options)
     data = affordable(first, task, options, generator(options.seed, "data")).to(options.device)
     graph, keys = _described(first, task)
-    transfer = plan(prompts, graph, keys, sane, generator(options.seed, "align"))
-    return Bench(make=make, task=data, classifier=keys, options=options, transfer=transfer), fresh
+    rng = generator(options.seed, "align")
+    found = None
+    if options.pruned:
+        found, make, fresh = pruned(graph, keys), drawn_anew(first), True
+        prompts = [like(prompt, graph, rng) for prompt in prompts]
+    transfer = plan(prompts, graph, keys, sane, rng)
+    bench = Bench(
+        make=make, task=data, classifier=keys, options=options, transfer=transfer, pruned=found
+    )
+    return bench, fresh
 
 
 def _maker(target: nn.Module | Callable[[], nn.Module]) -> tuple[Callable[[], nn.Module], bool]:
@@ -177,10 +187,21 @@ def _notes(bench: Bench, task: Task, fresh: bool, clock: Clock, best: Candidate)
         yield f"{count} candidates were drawn, not {options.candidates}: the network is large"
     if options.classifier == "fit" and not bench.classifier:
         yield "the network does not end in a linear layer, so its classifier was not fitted"
+    if bench.pruned is not None:
+        yield _freed(bench.pruned, best)
     if not fresh:
         yield "the default initialisation is the network as given, trained in another order each time"
     if options.include or options.exclude:
         yield _partial(best, options)
+
+
+def _freed(found: Pruned, best: Candidate) -> str:
+    values = sum(x.numel() for x in found.tensors.values())
+    now = sparsity({k: v for k, v in best.module.state_dict().items() if v.is_floating_point()})
+    return (
+        f"{sparsity(found.tensors):.1%} of the {values} values were zero, {found.freed} of which the task"
+        f" may use; now {now:.1%} are zero; survivors and whole tensors outside the classifier are frozen"
+    )
 
 
 def _partial(best: Candidate, options: InitialiseOptions) -> str:

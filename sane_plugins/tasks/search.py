@@ -94,7 +94,8 @@ def search(bench: Bench, fresh: bool, clock: Clock, report: Report) -> tuple[Poo
                 if bench.fits and (number < plain or (fresh and plain)):
                     pool.offer(bench.build(Recipe("default, classifier fitted", number)))
     with clock.stage(_SHARE):
-        for recipe in _twins(pool):
+        # The survivors of a pruned network have their scale.
+        for recipe in _twins(pool) if bench.pruned is None else ():
             clock.check()
             pool.twins.append(bench.build(recipe, latents_of(bench, course, recipe)))
         pool.leave("sane", 1)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from sane_plugins.errors import TaskError
 from sane_plugins.tasks.images import first_line
+from sane_plugins.tasks.pruned import Pruned
 from sane_plugins.tasks.task import Task
 
 _EVALUATION_BATCH = 250
@@ -40,14 +41,18 @@ def accuracy(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def train_epochs(
-    module: nn.Module, task: Task, epochs: int, options: TrainOptions, rng: torch.Generator
-) -> Iterator[float]:
+    module: nn.Module, task: Task, epochs: int, options: TrainOptions, rng: torch.Generator,
+    pruned: Pruned | None = None,
+) -> Iterator[float]:  # fmt: skip
     """Train in place; yield the accuracy on the task's test images after each epoch.
 
-    Parameters are left in the channels-last memory format, in which CPUs convolve twice as fast.
+    The survivors of a pruned network stay as they are. Parameters are left in the channels-last memory
+    format, in which CPUs convolve twice as fast.
     """
     arrange(module, torch.channels_last)
     optimizer = _optimizer(module, options)
+    if pruned is not None:
+        pruned.hold(module, optimizer)
     for _ in range(epochs):
         module.train()
         with seeded(rng):  # dropout draws from torch's own generator
@@ -60,10 +65,13 @@ class Trial:
     """Training that stops after any number of steps and goes on later; `module` is trained in place."""
 
     def __init__(
-        self, module: nn.Module, task: Task, options: TrainOptions, rng: torch.Generator
-    ) -> None:
+        self, module: nn.Module, task: Task, options: TrainOptions, rng: torch.Generator,
+        pruned: Pruned | None = None,
+    ) -> None:  # fmt: skip
         self.module, self.task, self.steps = arrange(module, torch.channels_last), task, 0
         self._optimizer, self._rng = _optimizer(module, options), rng
+        if pruned is not None:
+            pruned.hold(module, self._optimizer)
         self._batches = _endless(len(task.y_train), options.batch, rng)
 
     def advance(self, steps: int, check: Callable[[], None]) -> float:

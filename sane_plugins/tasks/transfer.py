@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sane_plugins.errors import UsageError
+from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.latent.codec import decode, encode
 from sane_plugins.latent.model import SANE
 from sane_plugins.tasks.expand import Expansion, expansion
@@ -179,6 +179,16 @@ def _aligned(prompts: Sequence[WeightGraph], rng: torch.Generator) -> list[Weigh
         return list(prompts)
     spaces = groups(first)
     return [first, *(align(prompt, first, rng, spaces) for prompt in prompts[1:])]
+
+
+def like(prompt: WeightGraph, target: WeightGraph, rng: torch.Generator) -> WeightGraph:
+    """Bring a prompt's channels into the order of a target of the same shapes; any other stays."""
+    if not prompt.has_topology or _shapes(prompt) != _shapes(target):
+        return prompt
+    try:
+        return align(prompt, target, rng)
+    except SourceError:  # shapes are alike, and names or topology are not
+        return prompt
 
 
 def _inside(slot: Slot, other: Slot, width: int) -> torch.Tensor:
