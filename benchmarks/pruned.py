@@ -14,13 +14,14 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import zoodata
+from initialise import fitted
 from torch import nn
 from torch.nn.utils import prune
 
@@ -88,8 +89,8 @@ def _second(
     bench, _ = prepare(first, task, prompts, sane, options)
     assert bench.pruned is not None
     answers, same, curves = first(images), True, {}
-    made = {
-        "zeros (survivors alone), classifier fitted": partial(_zeros, first, bench),
+    made: Mapping[str, Callable[[], nn.Module]] = {
+        "zeros (survivors alone), classifier fitted": lambda: fitted(deepcopy(first), task),
         "default": lambda: bench.build(Recipe("default")).module,
         "default, classifier fitted": lambda: bench.build(Recipe("default, classifier fitted")).module,
         "sane-init": lambda: initialise(first, task, prompts, sane, options).module,
@@ -102,12 +103,6 @@ def _second(
         curves[name] = [curve[e] for e in EPOCHS]
         same &= torch.equal(_again(first, module, bench.pruned)(images), answers)
     return {"curves": curves, "same_bits": same}
-
-
-def _zeros(first: nn.Module, bench: Any) -> nn.Module:
-    module = deepcopy(first)
-    bench._fit(module)
-    return module
 
 
 def _again(first: nn.Module, second: nn.Module, pruned: Pruned) -> nn.Module:
