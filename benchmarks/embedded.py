@@ -35,7 +35,7 @@ OUT = Path(__file__).parents[1] / "sane_plugins" / "data"
 RUNS = Path(__file__).parents[1] / "runs"
 STEPS = 11_000
 BEHAVIOUR = 0.1
-PROMPTS_PER_ACTIVATION = 6
+PROMPTS_PER_ACTIVATION = {"mnist-cnn": 6, "animals-cnn": 6, "cifar10-cnn": 4}
 PROPERTIES = ("test_accuracy", "gap", "epoch", "act", "opt")
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     if "sane" in stages:
         make_sane(zoos, arguments.data, arguments.steps)
     if "prompts" in stages:
-        make_prompts([zoo for zoo in zoos if zoo.name in zoodata.PUBLISHED])
+        make_prompts([zoo for zoo in zoos if zoo.name in PROMPTS_PER_ACTIVATION])
     if "heads" in stages:
         make_heads(zoos)
 
@@ -102,7 +102,7 @@ def _prompts(zoos: list[Zoo]) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]
     for zoo in zoos:
         for act in sorted({str(entry.properties["act"]) for entry in zoo.entries}):
             alike = zoo.where(lambda entry, act=act: entry.properties["act"] == act)  # type: ignore[misc]
-            for entry in alike.best("test_accuracy", PROMPTS_PER_ACTIVATION).entries:
+            for entry in alike.best("test_accuracy", PROMPTS_PER_ACTIVATION[zoo.name]).entries:
                 named = Entry(
                     network=f"{zoo.name}-{entry.network}", checkpoint=entry.checkpoint,
                     factory=entry.factory, properties=entry.properties,

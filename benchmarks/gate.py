@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -46,7 +46,7 @@ from sane_plugins.zoo.store import Zoo
 
 FIT = ("animal_mnist", "usps", "grey", "digits")
 TEST = ("fashion_mnist", "pneumoniamnist_subset", "mnist")
-NETWORKS = {
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "small_cnn": small_cnn, "tanh": partial(small_cnn, act="tanh"), "wide_cnn": wide_cnn, "mlp": mlp,
 }  # fmt: skip
 PROMPTS = ("trained", "barely trained", "untrained", "shuffled")

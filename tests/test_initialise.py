@@ -65,11 +65,11 @@ def sane() -> SANE:
 def exact(monkeypatch) -> None:
     """Let latents be the tokens themselves, so that what surrounds the autoencoder is tested alone."""
 
-    def encode(_: SANE, graph) -> Latents:
+    def encode(_: SANE, graph, **__: object) -> Latents:
         tokens = tokenize(graph, WIDTH)
         return Latents(tokens.values, tokens.spans)
 
-    def decode(_: SANE, latents: torch.Tensor, template):
+    def decode(_: SANE, latents: torch.Tensor, template, **__: object):
         tokens = tokenize(template, WIDTH)
         return detokenize(Tokens(latents, tokens.mask, tokens.positions), template)
 

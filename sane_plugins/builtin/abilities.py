@@ -47,7 +47,7 @@ def sane_initialize(
 
     from sane_plugins.host import Host
     from sane_plugins.latent.checkpoint import embedded, load
-    from sane_plugins.tasks.initialise import initialise
+    from sane_plugins.tasks.initialise import generate, initialise
     from sane_plugins.tasks.prompts import choose_prompts, embedded_prompts
 
     notes: tuple[str, ...] = ()
@@ -59,5 +59,8 @@ def sane_initialize(
         graphs, notes = chosen.graphs, chosen.notes
     own = options.model if options is not None else None
     sane = embedded() if own is None else load(own)
-    done = initialise(target, task, graphs, sane, options, current())
+    if options is not None and not options.scored:
+        done = generate(target, task, graphs, sane, options)
+    else:
+        done = initialise(target, task, graphs, sane, options, current())
     return replace(done, notes=(*notes, *done.notes))

@@ -19,16 +19,12 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )  # fmt: skip
-from sane_plugins.cli.targets import find_sampler, find_target, open_prompts, require_writable
+from sane_plugins.cli.output import require_writable, set_aside, write
+from sane_plugins.cli.targets import built, find_sampler, find_target, open_prompts
 from sane_plugins.cli.verify import verify
 from sane_plugins.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import torch
-
-    from sane_plugins.host import Host
     from sane_plugins.tasks.initialise import Initialisation, Row
 
 _LEAST = 0.3  # of the budget, where loading took most of it
@@ -61,7 +57,7 @@ class _WithVerify(click.Command):
               help="The new task: an .npz (x_train, y_train, ...), a folder with one sub-folder of images"
               " per class, or 'digits'.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="Where to write the weights (.safetensors, .pt).")  # fmt: skip
+              help="Where to write the weights (.safetensors, .pt, .onnx for an ONNX model).")  # fmt: skip
 @click.option("--prompts", multiple=True,
               help="A network or zoo folder to sample near; repeat for more. Default: ours.")  # fmt: skip
 @click.option(
@@ -86,6 +82,8 @@ class _WithVerify(click.Command):
               help="Seconds for drawing and scoring.")  # fmt: skip
 @click.option("--include", multiple=True, help="Initialise only tensors of this name (a glob).")
 @click.option("--exclude", multiple=True, help="Leave tensors of this name (a glob) as they are.")
+@click.option("--no-score", is_flag=True,
+              help="Generate one network and write it: nothing is trained or compared.")  # fmt: skip
 @click.option("--pruned", is_flag=True,
               help="MODEL is a pruned checkpoint: initialise its zeros only, for a second task.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
@@ -99,7 +97,7 @@ def main(
     model: str, data: str, output: Path, prompts: tuple[str, ...], sane: Path | None, factory: str | None,
     sampler: str, samples: int, keep: int, search: Literal["subsample", "bootstrap"], rounds: int,
     few_shot: int, few_shot_epochs: int, epochs: int, budget: float, include: tuple[str, ...],
-    exclude: tuple[str, ...], pruned: bool, device: str,
+    exclude: tuple[str, ...], pruned: bool, no_score: bool, device: str,
     report: Path | None, size: int | None, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Initialise MODEL for a new task, by sampling weights near trained networks.
@@ -125,14 +123,15 @@ def main(
             require_free(path, force)
     host = open_host()
     target = find_target(host, model, factory, load_task(data, size), resize=size is None)
-    require_writable(host, target.network, output)
+    require_writable(host, host.open(built(target.network)), model, output)
     _require_device(device)
     given = [open_prompts(host, prompt, target) for prompt in prompts]
     options = InitialiseOptions(
         sampler=find_sampler(host, sampler), candidates=samples, keep=keep, seed=seed, model=sane,
         search=search, rounds=rounds, few_shot=few_shot, few_shot_epochs=few_shot_epochs, epochs=epochs,
         budget=max(_LEAST * budget, budget - (monotonic() - started)),
-        include=include, exclude=exclude, pruned=pruned, device=device,
+        include=include, exclude=exclude, pruned=pruned, scored=not no_score,
+        device=device,
     )  # fmt: skip
     with progress_bars(host):
         done = host.initialise(
@@ -145,10 +144,9 @@ def main(
     stated = {**done.provenance["options"], "budget": budget}
     done = replace(done, provenance={**done.provenance, "command": command, "options": stated})
     notes = [*target.notes, *(text for prompt in given for text in prompt.notes), *done.notes]
-    path, more = _written(host, done, output, force)
+    path = write(host, done.graph, done.provenance, model, output, force)
     if done.aside is not None:
-        more.append(_set_aside(done.aside, path))
-    notes += more
+        notes.append(set_aside(done.aside, path))
     if report is not None:
         _write_page(report, done, notes)
     if as_json:
@@ -171,27 +169,6 @@ def _require_device(device: str) -> None:
         ) from error  # fmt: skip
 
 
-def _written(host: Host, done: Initialisation, output: Path, force: bool) -> tuple[Path, list[str]]:
-    """Write weights and provenance; return what to say where the form has no room for it."""
-    from sane_plugins.tasks.provenance import inscribe
-
-    path = host.save(done.graph, output, force=force)
-    if path.suffix == ".safetensors":
-        return inscribe(path, done.provenance), []
-    return path, [f"{path.suffix} files have no room for the provenance: --json tells it"]
-
-
-def _set_aside(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
-    """Write what the first task of a pruned network needs beside the second's weights; say where."""
-    from safetensors.torch import save_file
-
-    from sane_plugins.weights.writing import write_whole
-
-    beside = path.with_name(f"{path.stem}.first-task.safetensors")
-    write_whole(beside, lambda partial: save_file(dict(tensors), partial))
-    return f"with {beside}, these weights give the first task's network again, bit for bit"
-
-
 def _write_page(path: Path, done: Initialisation, notes: list[str]) -> None:
     from sane_plugins.tasks.page import page
     from sane_plugins.weights.writing import write_whole
@@ -204,21 +181,14 @@ def _told(done: Initialisation, path: Path, notes: list[str]) -> dict[str, Any]:
     rows = [asdict(row) for row in done.rows]
     return {
         "output": str(path), "chosen": done.chosen, "rows": rows, "notes": notes,
+        "outlook": None if done.outlook is None else done.outlook.probability,
         "provenance": dict(done.provenance),
     }  # fmt: skip
 
 
 def _print(done: Initialisation, path: Path, notes: list[str]) -> None:
     tried = [row for row in done.rows if row.curve] or list(done.rows)
-    print_table(
-        "accuracy on held-out images of the task",
-        ("initialisation", "before", "epochs", "after these", ""),
-        [
-            (r.name, _percent(r.before), f"{r.curve[-1][0]:.2f}" if r.curve else "0",
-             _percent(_last(r)), "chosen" if r.chosen else "")
-            for r in tried
-        ],
-    )  # fmt: skip
+    _print_rows(tried)
     for text in notes:
         note(f"Note: {text}.")
     others = len(done.rows) - len(tried)
@@ -228,9 +198,25 @@ def _print(done: Initialisation, path: Path, notes: list[str]) -> None:
     click.echo(f"Written to {path}.")
 
 
+def _print_rows(rows: list[Row]) -> None:
+    if not rows:
+        return
+    print_table(
+        "accuracy on held-out images of the task",
+        ("initialisation", "before", "epochs", "after these", ""),
+        [
+            (r.name, _percent(r.before), f"{r.curve[-1][0]:.2f}" if r.curve else "0",
+             _percent(_last(r)), "chosen" if r.chosen else "")
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
 def _verdict(done: Initialisation) -> str:
     """Say what was chosen, and how it compares with the best of every other family trained as long."""
-    best = done.rows[0]
+    if not done.rows:
+        return "Generated without comparison: it may be worse than the default initialisation."
+    best = next(row for row in done.rows if row.chosen)
     what = {
         "sane": "a SANE candidate", "default": "the default initialisation",
         "prompt": "the prompts' own weights",
@@ -240,7 +226,7 @@ def _verdict(done: Initialisation) -> str:
         if len(row.curve) == len(best.curve):
             found.setdefault(_family(row.kind), row)
     others = [
-        f"{_percent(_last(best) - _last(row))} points ahead of {what[name]}"
+        f"{_compared(_last(best) - _last(row))} {what[name]}"
         for name, row in found.items() if name != done.chosen
     ]  # fmt: skip
     label = best.name if done.chosen != "default" else best.kind
@@ -250,6 +236,11 @@ def _verdict(done: Initialisation) -> str:
         + " and ".join(others)
         + "."
     )
+
+
+def _compared(ahead: float) -> str:
+    points = _percent(abs(ahead))
+    return f"{points} points {'ahead of' if ahead >= 0 else 'behind'}"
 
 
 def _family(kind: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sane_plugins.builtin.sources import SMALL_CNN
@@ -82,14 +81,6 @@ def find_sampler(host: Host, name: str) -> Sampler:
             "check the name, or install its plugin",
         )  # fmt: skip
     return samplers[name]
-
-
-def require_writable(
-    host: Host, network: nn.Module | Callable[[], nn.Module], output: Path
-) -> None:
-    """Raise `SaneError` where no plugin writes such a network to such a file: before the work, not after."""
-    with TemporaryDirectory() as folder:
-        host.save(host.open(built(network)), Path(folder) / output.name)
 
 
 def built(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins.cli.console import command_options, open_host, print_json
+from sane_plugins.cli.output import write
 from sane_plugins.cli.targets import built, find_sampler, find_target, open_prompts
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ _KNOWN = {"sane": "the SANE", "task": "the task's images", "prompts": "the promp
 def verify(file: Path, as_json: bool) -> None:
     """Make the weights of FILE again, and tell whether the bytes are the same.
 
-    FILE is a .safetensors file that sane-init wrote. Nothing is searched or scored again; the task, the
-    prompts and the code of the network must lie where they lay. The exit code is 1 where bytes differ.
+    FILE is what sane-init wrote; a form without room for its provenance has it in a file beside it.
+    Nothing is searched or scored again; the task, the prompts and the code of the network must lie where
+    they lay. The exit code is 1 where bytes differ.
 
     Example: sane-init verify digits.safetensors
     """
@@ -48,7 +50,7 @@ def _compared(host: Host, file: Path, told: Mapping[str, Any]) -> str:
     import torch
 
     from sane_plugins.tasks.initialise import remake
-    from sane_plugins.tasks.provenance import ingredients, inscribe, restored, surroundings
+    from sane_plugins.tasks.provenance import ingredients, restored, surroundings
     from sane_plugins.tasks.task import load_task
 
     call = told["command"]
@@ -73,7 +75,7 @@ def _compared(host: Host, file: Path, told: Mapping[str, Any]) -> str:
     finally:
         torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
-        path = inscribe(host.save(graph, Path(folder) / file.name), told)
+        path = write(host, graph, told, call["model"], Path(folder) / file.name, force=False)
         if path.read_bytes() == file.read_bytes():
             return ""
     return _reason(told["versions"], here)

@@ -9,7 +9,7 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.latent import stream
-from sane_plugins.latent.fast import Precision
+from sane_plugins.latent.fast import Precision, dtype_of
 from sane_plugins.latent.model import SANE
 from sane_plugins.latent.places import Layout
 from sane_plugins.latent.scaling import rescaled
@@ -56,11 +56,12 @@ def walk(
 @torch.no_grad()
 def decode(
     model: SANE, latents: torch.Tensor, template: WeightGraph, *,
-    window: int | None = None, halo: int | None = None,
+    window: int | None = None, halo: int | None = None, precision: Precision = "float32",
 ) -> WeightGraph:  # fmt: skip
     """Decode latents (T, L) into a network of the template's shapes, its scale restored.
 
-    The side information that the tokens of a slot agree on, their mean, is the slot's scale.
+    `precision` is that of matrix products. The side information that the tokens of a slot agree on, their
+    mean, is the slot's scale.
     """
     window, halo = _window(model, window, halo)
     tokens = tokenize(template, model.config.token_width, _device(model))
@@ -72,9 +73,12 @@ def decode(
     layout = Layout.of(slots(template), model.config.token_width, _device(model))
     places = model.config.places(layout, 0, len(tokens))
     parts = [cut(x, window, halo) for x in (latents.to(_device(model)), places)]
-    decoded = [model.decode(*batch) for batch in _batches(*parts)]
+    narrow = dtype_of(precision, _device(model))
+    with torch.autocast(_device(model).type, narrow, enabled=narrow != torch.float32):
+        decoded = [model.decode(*batch) for batch in _batches(*parts)]
     values, side = (
-        join(torch.cat(part), len(tokens), window, halo) for part in zip(*decoded, strict=True)
+        join(torch.cat(part).float(), len(tokens), window, halo)
+        for part in zip(*decoded, strict=True)
     )
     slot_side = torch.stack([side[start:stop].mean(0) for start, stop in tokens.spans])
     values = values.to(tokens.values.dtype)

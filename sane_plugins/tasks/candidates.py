@@ -56,7 +56,8 @@ class InitialiseOptions:
     `few_shot` of the best are trained on the task for `few_shot_epochs`, and candidates are then drawn near
     these; 0: none. `budget` bounds drawing and scoring in seconds (None: no bound). Only tensors whose
     names match a glob of `include`, and none of `exclude`, are initialised; all others keep their default.
-    `pruned`: the target is a pruned network, only whose zeros are initialised and trained.
+    `pruned`: the target is a pruned network, only whose zeros are initialised and trained. Without
+    `scored`, a host gets one generated network, and nothing is compared.
     """
 
     sampler: Sampler = field(default_factory=KDE)
@@ -80,6 +81,7 @@ class InitialiseOptions:
     budget: float | None = None
     device: str = "cpu"
     pruned: bool = False
+    scored: bool = True
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -154,7 +156,20 @@ class Bench:
         return replace(self, transfer=plan(prompts, target, self.classifier, sane, rng))
 
     def build(self, recipe: Recipe, latents: torch.Tensor | None = None) -> Candidate:
-        """Build and score what a recipe stands for; a SANE candidate is decoded from latents (T, L)."""
+        """Make and score what a recipe stands for; a SANE candidate is decoded from latents (T, L)."""
+        module, origins, rng = self._made(recipe, latents)
+        seed = int(torch.randint(2**31, (), generator=rng))
+        score = accuracy(module, self.task.x_test, self.task.y_test)
+        row = Row(name=self._name(recipe), kind=recipe.kind, seed=seed, before=score)
+        return Candidate(row, module, recipe, origins)
+
+    def make_only(self, recipe: Recipe, latents: torch.Tensor | None) -> tuple[nn.Module, dict[str, str]]:
+        """Make what a recipe stands for without scoring it; also return where each tensor comes from."""
+        return self._made(recipe, latents)[:2]
+
+    def _made(
+        self, recipe: Recipe, latents: torch.Tensor | None
+    ) -> tuple[nn.Module, dict[str, str], torch.Generator]:
         rng = generator(self.options.seed, *astuple(recipe)[:3])  # one draw, at any scale
         with seeded(rng):
             module = arrange(self.make(), torch.channels_last).to(self.options.device)
@@ -168,10 +183,7 @@ class Bench:
             origins |= dict.fromkeys(kept, DEFAULT)
         elif self.pruned is not None:
             module.load_state_dict(self.pruned.merged(given))
-        seed = int(torch.randint(2**31, (), generator=rng))
-        score = accuracy(module, self.task.x_test, self.task.y_test)
-        row = Row(name=self._name(recipe), kind=recipe.kind, seed=seed, before=score)
-        return Candidate(row, module, recipe, origins)
+        return module, origins, rng
 
     def _fill(
         self, module: nn.Module, given: Mapping[str, torch.Tensor], recipe: Recipe,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from math import exp, sqrt
+from typing import Any
 
 from sane_plugins.tasks.candidates import Row
 from sane_plugins.tasks.halving import family
@@ -64,8 +65,8 @@ def _margin(ours: float, plain: float, images: int) -> float:
 
 
 @lru_cache(maxsize=1)
-def _coefficients() -> dict[str, list[float]]:
-    found: dict[str, list[float]] = json.loads(
+def _coefficients() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
         (files("sane_plugins") / "data" / "gate.json").read_text()
     )
     return found

@@ -7,7 +7,7 @@ together with the default initialisation, the best prompt as it is, and the mean
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,6 @@ from sane_plugins.errors import UsageError
 from sane_plugins.latent.model import SANE
 from sane_plugins.progress import Report, silent
 from sane_plugins.tasks.candidates import (
-    DEFAULT,
     Bench,
     Candidate,
     Recipe,
@@ -32,10 +31,12 @@ from sane_plugins.tasks.candidates import Row as Row
 from sane_plugins.tasks.classifier import find_classifier
 from sane_plugins.tasks.clock import Clock
 from sane_plugins.tasks.fewshot import Shots, first_shots, train_shots
+from sane_plugins.tasks.gate import Outlook, outlook
 from sane_plugins.tasks.halving import family, race
 from sane_plugins.tasks.provenance import trace
-from sane_plugins.tasks.pruned import Pruned, drawn_anew, pruned, sparsity
-from sane_plugins.tasks.search import Course, Pool, drawn_at_once, latents_of, search
+from sane_plugins.tasks.pruned import drawn_anew, pruned
+from sane_plugins.tasks.remarks import remarks
+from sane_plugins.tasks.search import Course, Pool, latents_of, search
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import arrange, require_fit, seeded
 from sane_plugins.tasks.transfer import like, plan
@@ -61,6 +62,7 @@ class Initialisation:
     origins: Mapping[str, str]
     interrupted: bool = False
     aside: Mapping[str, torch.Tensor] | None = None
+    outlook: Outlook | None = None
 
 
 def initialise(
@@ -84,14 +86,16 @@ def initialise(
             shots = Shots(tuple(c.recipe for c in first_shots(raced, options)), course)
             bench = bench.near(train_shots(bench, shots, report), sane)
             pool, course, raced = _raced(bench, fresh, clock.restarted(), report)
-        best = raced[0]
+        expected = outlook([c.row for c in raced], len(bench.task.y_test))
+        best = _trusted(raced, expected)
         rows = [replace(c.row, chosen=c is best) for c in raced]
         rows += sorted(pool.others, key=lambda row: -row.before)
         told = trace(bench, task, prompts, sane, best.recipe, course, rows, shots)
     return Initialisation(
-        graph=_graph(best), module=best.module.cpu().eval(), chosen=family(best.row.kind), rows=tuple(rows),
-        notes=tuple(_notes(bench, task, fresh, clock, best)), provenance=told, origins=best.origins,
-        interrupted=clock.interrupted, aside=bench.pruned.aside() if bench.pruned else None,
+        graph=_graph(best.module), module=best.module.cpu().eval(), chosen=family(best.row.kind),
+        rows=tuple(rows), notes=tuple(remarks(bench, task, fresh, clock, best, expected)),
+        provenance=told, origins=best.origins, interrupted=clock.interrupted, outlook=expected,
+        aside=bench.pruned.aside() if bench.pruned else None,
     )  # fmt: skip
 
 
@@ -107,7 +111,34 @@ def remake(
             again = Shots(tuple(Recipe(**r) for r in shots["recipes"]), Course(**shots["course"]))
             bench = bench.near(train_shots(bench, again, silent), sane)
         latents = latents_of(bench, Course(**told["course"]), recipe)
-        return _graph(bench.build(recipe, latents))
+        return _graph(bench.make_only(recipe, latents)[0])
+
+
+def generate(
+    target: nn.Module | Callable[[], nn.Module], task: Task, prompts: Sequence[WeightGraph], sane: SANE,
+    options: InitialiseOptions | None = None,
+) -> Initialisation:  # fmt: skip
+    """Draw and decode one network near the prompts; nothing is compared, so it may be worse than the default.
+
+    Norms are conditioned and the classifier is fitted on the task's images, as `initialise` does.
+    """
+    options = replace(options or InitialiseOptions(), candidates=1, keep=1)
+    bench, _ = prepare(target, task, prompts, sane, options)
+    recipe, course = Recipe("sane"), Course([0])
+    with fitting_threads(bench.make(), task):
+        module, origins = bench.make_only(recipe, latents_of(bench, course, recipe))
+    return Initialisation(
+        graph=_graph(module), module=module.cpu().eval(), chosen="sane", rows=(),
+        notes=(*bench.transfer.notes, "nothing was scored: it may be worse than the default initialisation"),
+        provenance=trace(bench, task, prompts, sane, recipe, course, ()), origins=origins,
+    )  # fmt: skip
+
+
+def _trusted(raced: Sequence[Candidate], expected: Outlook | None) -> Candidate:
+    """Return the winner, or the best default where the gate does not trust generated weights."""
+    plain = (c for c in raced if family(c.row.kind) == "default")
+    doubted = expected is not None and not expected.helps
+    return next(plain, raced[0]) if doubted else raced[0]
 
 
 def _raced(
@@ -167,49 +198,6 @@ def _require_match(module: nn.Module, options: InitialiseOptions) -> None:
         )  # fmt: skip
 
 
-def _graph(best: Candidate) -> WeightGraph:
-    arrange(best.module, torch.contiguous_format)
-    return from_module(deepcopy(best.module).cpu())
-
-
-def _notes(bench: Bench, task: Task, fresh: bool, clock: Clock, best: Candidate) -> Iterator[str]:
-    data, options = bench.task, bench.options
-    yield (
-        f"scored on {len(data.y_test)} held-out training images, after training on"
-        f" {len(data.y_train)} of {len(task.y_train)}; test images were not used"
-    )
-    yield from bench.transfer.notes
-    if clock.interrupted:
-        yield "it was interrupted: this is the best so far"
-    elif clock.cut:
-        yield f"the budget of {options.budget:.0f} s cut the scoring short: a larger one compares more"
-    if (count := drawn_at_once(bench)) < options.candidates:
-        yield f"{count} candidates were drawn, not {options.candidates}: the network is large"
-    if options.classifier == "fit" and not bench.classifier:
-        yield "the network does not end in a linear layer, so its classifier was not fitted"
-    if bench.pruned is not None:
-        yield _freed(bench.pruned, best)
-    if not fresh:
-        yield "the default initialisation is the network as given, trained in another order each time"
-    if options.include or options.exclude:
-        yield _partial(best, options)
-
-
-def _freed(found: Pruned, best: Candidate) -> str:
-    values = sum(x.numel() for x in found.tensors.values())
-    now = sparsity({k: v for k, v in best.module.state_dict().items() if v.is_floating_point()})
-    return (
-        f"{sparsity(found.tensors):.1%} of the {values} values were zero, {found.freed} of which the task"
-        f" may use; now {now:.1%} are zero; survivors and whole tensors outside the classifier are frozen"
-    )
-
-
-def _partial(best: Candidate, options: InitialiseOptions) -> str:
-    state = best.module.state_dict()
-    wanted = [key for key in state if options.selects(key)]
-    share = sum(state[key].numel() for key in wanted) / sum(x.numel() for x in state.values())
-    new = sum(best.origins[key] != DEFAULT for key in wanted)
-    return (
-        f"{len(wanted)} of {len(state)} tensors ({share:.0%} of the values) were to be initialised,"
-        f" and {new} were; all others keep what they had"
-    )
+def _graph(module: nn.Module) -> WeightGraph:
+    arrange(module, torch.contiguous_format)
+    return from_module(deepcopy(module).cpu())

@@ -29,6 +29,7 @@ from sane_plugins.weights.safefile import HEADER, LazyTensors
 from sane_plugins.weights.writing import write_whole
 
 KEY = "provenance"
+SAFE = ".safetensors"
 FORMAT = 2
 
 
@@ -88,7 +89,11 @@ def content_hash(graph: WeightGraph) -> str:
 
 
 def inscribe(path: Path, told: Mapping[str, Any]) -> Path:
-    """Write the provenance into a safetensors file's one metadata entry; nothing else changes."""
+    """Write the provenance into a safetensors file's one metadata entry, or beside a file of another form."""
+    if path.suffix != SAFE:
+        plain = json.dumps({KEY: told}, default=str) + "\n"
+        write_whole(_beside(path), lambda partial: partial.write_text(plain, encoding="utf-8"))
+        return path
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -104,15 +109,23 @@ def inscribe(path: Path, told: Mapping[str, Any]) -> Path:
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """Return what `inscribe` wrote. Raises `SourceError` where there is none."""
-    if path.suffix == ".safetensors":
-        own = json.loads(LazyTensors(path).metadata.get(HEADER, "{}"))
-        found = own.get(KEY) if isinstance(own, dict) else None
-        if isinstance(found, dict) and found.get("format") == FORMAT:
-            return found
+    text = "{}"
+    if path.suffix == SAFE:
+        text = LazyTensors(path).metadata.get(HEADER, "{}")
+    elif _beside(path).is_file():
+        text = _beside(path).read_text(encoding="utf-8")
+    own = json.loads(text)
+    found = own.get(KEY) if isinstance(own, dict) else None
+    if isinstance(found, dict) and found.get("format") == FORMAT:
+        return found
     raise SourceError(
         path, "it does not say where its weights come from", "the provenance that sane-init writes",
-        "name a .safetensors file from sane-init",
+        "name a file from sane-init",
     )  # fmt: skip
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.provenance.json")
 
 
 def _plain(options: InitialiseOptions) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.latent.codec import decode, encode
+from sane_plugins.latent.fast import Precision
 from sane_plugins.latent.model import SANE
 from sane_plugins.tasks.expand import Expansion, expansion
 from sane_plugins.weights import scale
@@ -17,6 +18,7 @@ from sane_plugins.weights.symmetry import align, groups
 from sane_plugins.weights.tokens import Slot, slots
 
 _CONSTANT = 1e-12
+_LARGE = 3_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Transfer:
         Where prompts share no more than kinds of layers with the target, their scale belongs to other
         shapes: each tensor gets the mean and deviation that it has in `default`.
         """
-        network = decode(self.sane, latents, self.template)
+        network = decode(self.sane, latents, self.template, precision=_precision(self.template))
         if self.expanded is not None:
             return self.expanded.apply(network.tensors)
         if not self.fits:
@@ -85,7 +87,7 @@ def plan(
     left = len(prompts) - len(alike)
     notes = (f"{left} prompts of other shapes were left out",) if left else ()
     aligned = _aligned(alike, rng)
-    latents = torch.stack([encode(sane, p).values for p in aligned])
+    latents = torch.stack([encode(sane, p, precision=_precision(p)).values for p in aligned])
     pairs = _pairs(first, target, classifier)
     if pairs is not None:
         return Transfer(
@@ -214,6 +216,11 @@ def _kinds(*graphs: WeightGraph) -> list[list[tuple[str, int]]]:
 
 def _shapes(graph: WeightGraph) -> list[tuple[int, ...]]:
     return [param.shape for param in graph.params]
+
+
+def _precision(graph: WeightGraph) -> Precision:
+    """Return half precision, where the processor has it, for networks that take long otherwise."""
+    return "auto" if graph.size > _LARGE else "float32"
 
 
 def _varies(tensor: torch.Tensor) -> bool:

@@ -1,0 +1,101 @@
+"""What comes in as ONNX or as a checkpoint goes out as one, and tells where it comes from."""
+
+import warnings
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sane_plugins.cli.initialise import main
+from sane_plugins.host import Host
+from sane_plugins.weights.files import open_file
+from sane_plugins.zoo.architectures import small_cnn
+
+FACTORY = "sane_plugins.zoo.architectures:small_cnn"
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(main, [str(x) for x in arguments])
+
+
+def init(model, output, *more: object):
+    return run(model, "--factory", FACTORY, "--task", "digits", "--size", 28, "-o", output,
+               "--samples", 2, "--keep", 1, "--budget", 5, *more)  # fmt: skip
+
+
+@pytest.fixture
+def exported(tmp_path):
+    pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    path = tmp_path / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            small_cnn().eval(), (torch.zeros(1, 1, 28, 28),), str(path), dynamo=False,
+            do_constant_folding=False, dynamic_axes={"input": {0: "n"}}, input_names=["input"],
+        )  # fmt: skip
+    return path
+
+
+def test_an_onnx_model_keeps_its_nodes(exported, tmp_path) -> None:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    output = tmp_path / "new.onnx"
+    done = init(exported, output)
+    assert done.exit_code == 0, done.output
+    before, after = onnx.load(exported), onnx.load(output)
+    assert [n.SerializeToString() for n in before.graph.node] == [
+        n.SerializeToString() for n in after.graph.node
+    ]
+    module = small_cnn().eval()
+    module.load_state_dict({k: v.clone() for k, v in Host.installed().open(output).tensors.items()})
+    images = torch.randn(3, 1, 28, 28)
+    answer = torch.from_numpy(ReferenceEvaluator(after).run(None, {"input": images.numpy()})[0])
+    assert torch.allclose(answer, module(images), atol=1e-3, rtol=1e-3)
+    again = run("verify", output)
+    assert again.exit_code == 0, again.output
+
+
+def test_a_module_does_not_become_onnx(tmp_path) -> None:
+    pytest.importorskip("onnx")
+    done = run("small-cnn", "-o", tmp_path / "new.onnx")
+    assert done.exit_code == 1
+    assert "is no ONNX file" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_classes_do_not_fit_the_nodes(exported, tmp_path) -> None:
+    import numpy as np
+
+    y = np.arange(60) % 3
+    x = (np.random.default_rng(0).integers(0, 99, (60, 28, 28)) + 50 * y[:, None, None]).astype(
+        "uint8"
+    )
+    np.savez(tmp_path / "three.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    done = init(exported, tmp_path / "new.onnx", "--task", tmp_path / "three.npz")
+    assert done.exit_code == 1
+    assert "another shape" in done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".npz"])
+def test_forms_without_room_tell_it_beside(tmp_path, suffix: str) -> None:
+    torch.manual_seed(0)
+    torch.save(small_cnn().state_dict(), tmp_path / "own.pt")
+    output = tmp_path / f"new{suffix}"
+    done = init(tmp_path / "own.pt", output)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / f"new{suffix}.provenance.json").is_file()
+    graph = open_file(output)
+    assert graph is not None
+    assert run("verify", output).exit_code == 0
+    output.with_name(f"{output.name}.provenance.json").unlink()
+    assert "does not say" in run("verify", output).stderr
+
+
+def test_generation_alone_says_that_nothing_was_compared(tmp_path) -> None:
+    output = tmp_path / "new.safetensors"
+    done = run("small-cnn", "--no-score", "-o", output)
+    assert done.exit_code == 0, done.output
+    assert "without comparison" in done.stdout
+    assert run("verify", output).exit_code == 0
