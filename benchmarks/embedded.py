@@ -104,7 +104,7 @@ def _prompts(zoos: list[Zoo]) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]
             alike = zoo.where(lambda entry, act=act: entry.properties["act"] == act)  # type: ignore[misc]
             for entry in alike.best("test_accuracy", PROMPTS_PER_ACTIVATION[zoo.name]).entries:
                 named = Entry(
-                    network=f"{zoo.name}-{entry.network}", checkpoint=entry.checkpoint,
+                    network=f"{zoo.name}-{entry.network.removeprefix(zoo.name + '-')}", checkpoint=entry.checkpoint,
                     factory=entry.factory, properties=entry.properties,
                 )  # fmt: skip
                 yield named, zoo.state_dict(entry)

@@ -12,7 +12,7 @@ COLOURS = {
     "sane": "#1f77b4", "prompt": "#2ca02c", "mean of prompts": "#8c564b", "default": "#7f7f7f",
     "default, classifier fitted": "#ff7f0e", MEASURED: "#bcbd22", FITTED: "#d62728",
 }  # fmt: skip
-_WIDTH, _HEIGHT = 560, 300
+_WIDTH, _HEIGHT = 700, 340
 _LEFT, _TOP, _BELOW = 50, 12, 36
 _ROW, _NAME, _BAR = 18, 190, 420
 _MOST = 120

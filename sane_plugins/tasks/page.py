@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from html import escape
 
+from sane_plugins.tasks.candidates import Row
 from sane_plugins.tasks.charts import curves, layers, legend
 from sane_plugins.tasks.initialise import Initialisation
 
 _STYLE = """
-body { font: 15px/1.5 sans-serif; color: #222; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
+:root { color-scheme: light }
+body { font: 15px/1.5 sans-serif; color: #222; background: #fff; overflow-wrap: anywhere; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ddd }
 td.number, th.number { text-align: right }
@@ -19,6 +21,8 @@ svg { max-width: 100%; height: auto } svg text { font: 11px sans-serif; fill: #4
 .legend span { margin-right: 1rem; white-space: nowrap }
 .legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem }
 .warnings { border-left: 4px solid #ff7f0e; padding-left: 1rem }
+.wide { overflow-x: auto } .wide td:first-child { min-width: 12rem }
+summary { cursor: pointer; margin: .7rem 0 } h1 { line-height: 1.2 }
 pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: 12px }
 """
 
@@ -42,14 +46,25 @@ def page(done: Initialisation, verdict: str, notes: Sequence[str]) -> str:
         f"<pre>{escape(_provenance(done))}</pre></details>",
     ]  # fmt: skip
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>sane-init report</title>'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>sane-init report</title>'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
 
 
 def _candidates(done: Initialisation) -> str:
+    """Return the table of those that were trained, and folded away that of all others."""
+    trained = [row for row in done.rows if row.curve or row.chosen]
+    others = [row for row in done.rows if row not in trained]
+    if not others:
+        return _table(trained)
+    summary = f"<summary>{len(others)} more, scored before training only</summary>"
+    return f"{_table(trained)}<details>{summary}{_table(others)}</details>"
+
+
+def _table(shown: Sequence[Row]) -> str:
     rows = []
-    for row in done.rows:
+    for row in shown:
         far = f"{row.curve[-1][0]:.2f}" if row.curve else "0"
         last = row.curve[-1][1] if row.curve else row.before
         cells = "".join(
@@ -59,7 +74,8 @@ def _candidates(done: Initialisation) -> str:
         end = "chosen" if row.chosen else ""
         rows.append(f"<tr{mark}><td>{escape(row.name)}</td>{cells}<td>{end}</td></tr>")
     head = "".join(f'<th class="number">{x}</th>' for x in ("before", "epochs", "accuracy then"))
-    return f"<table><tr><th>initialisation</th>{head}<th></th></tr>{''.join(rows)}</table>"
+    table = f"<table><tr><th>initialisation</th>{head}<th></th></tr>{''.join(rows)}</table>"
+    return f'<div class="wide">{table}</div>'
 
 
 def _prompts(done: Initialisation) -> str:
@@ -68,7 +84,8 @@ def _prompts(done: Initialisation) -> str:
         f"<td>{escape(p['licence'])}</td></tr>"
         for p in done.provenance["prompts"]
     )
-    return f"<table><tr><th>network</th><th>hash</th><th>licence</th></tr>{rows}</table>"
+    table = f"<table><tr><th>network</th><th>hash</th><th>licence</th></tr>{rows}</table>"
+    return f'<div class="wide">{table}</div>'
 
 
 def _provenance(done: Initialisation) -> str:
