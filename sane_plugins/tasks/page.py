@@ -12,10 +12,12 @@ from sane_plugins.tasks.initialise import Initialisation
 
 _STYLE = """
 :root { color-scheme: light }
-body { font: 15px/1.5 sans-serif; color: #222; background: #fff; overflow-wrap: anywhere; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 sans-serif; color: #222; background: #fff;
+  max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ddd }
-td.number, th.number { text-align: right }
+td.number, th.number { text-align: right; white-space: nowrap }
+h1, p, li { overflow-wrap: anywhere }
 tr.chosen { background: #e8f1fa; font-weight: bold }
 svg { max-width: 100%; height: auto } svg text { font: 11px sans-serif; fill: #444 }
 .legend span { margin-right: 1rem; white-space: nowrap }
