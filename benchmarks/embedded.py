@@ -20,11 +20,17 @@ import zoodata
 from zoos import RECIPES
 
 from sane_plugins.latent import checkpoint
-from sane_plugins.latent.model import SANEConfig
+from sane_plugins.latent.codec import encode
+from sane_plugins.latent.diffusion import DenoiserConfig, Example, fit, save
+from sane_plugins.latent.model import SANE, SANEConfig
+from sane_plugins.latent.places import Layout
 from sane_plugins.progress import Progress
+from sane_plugins.tasks.descriptor import SIZE, describe
 from sane_plugins.tasks.fitting import FitOptions, fit_heads
 from sane_plugins.tasks.headfile import save_heads
+from sane_plugins.tasks.predict import fingerprint
 from sane_plugins.tasks.task import Task, load_task
+from sane_plugins.weights.tokens import slots
 from sane_plugins.zoo.behaviour import Outputs
 from sane_plugins.zoo.distributed import World, joined
 from sane_plugins.zoo.presets import PretrainOptions
@@ -34,6 +40,8 @@ from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, write
 OUT = Path(__file__).parents[1] / "sane_plugins" / "data"
 RUNS = Path(__file__).parents[1] / "runs"
 STEPS = 11_000
+SAMPLER_STEPS = 6000
+STAGES = ["sane", "prompts", "heads", "sampler"]
 BEHAVIOUR = 0.1
 PROMPTS_PER_ACTIVATION = {"mnist-cnn": 6, "animals-cnn": 6, "cifar10-cnn": 4}
 PROPERTIES = ("test_accuracy", "gap", "epoch", "act", "opt")
@@ -45,9 +53,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--stage", choices=["sane", "prompts", "heads"], action="append")
+    parser.add_argument("--stage", choices=STAGES, action="append")
     arguments = parser.parse_args()
-    stages = arguments.stage or ["sane", "prompts", "heads"]
+    stages = arguments.stage or STAGES
     zoos = zoodata.zoos(arguments.data, arguments.zoos)
     if "sane" in stages:
         make_sane(zoos, arguments.data, arguments.steps)
@@ -55,6 +63,8 @@ def main() -> None:
         make_prompts([zoo for zoo in zoos if zoo.name in PROMPTS_PER_ACTIVATION])
     if "heads" in stages:
         make_heads(zoos)
+    if "sampler" in stages:
+        make_sampler(zoos, arguments.data)
 
 
 def recipe(steps: int) -> tuple[SANEConfig, PretrainOptions]:
@@ -96,6 +106,36 @@ def make_heads(zoos: list[Zoo]) -> None:
     model = checkpoint.load(OUT / "sane.safetensors")
     done = fit_heads(zoos, model, FitOptions(properties=PROPERTIES), _line)
     save_heads(done.heads, OUT / "heads.safetensors")
+
+
+def make_sampler(zoos: list[Zoo], data: Path) -> None:
+    """Train the denoiser on the last checkpoints of the networks outside the evaluation pools."""
+    model = checkpoint.load(OUT / "sane.safetensors")
+    groups = [_examples(outside_pool(zoo), describe(task_of(zoo, data)), model) for zoo in zoos]
+    config = DenoiserConfig(
+        latent=model.config.latent_width, places=groups[0][0].places.shape[1], task=SIZE,
+        sane=fingerprint(model),
+    )  # fmt: skip
+    training = fit(groups, config, SAMPLER_STEPS, torch.Generator().manual_seed(0))
+    for done, (denoiser, loss) in enumerate(training, 1):
+        _line(Progress(job="denoiser", done=done, total=SAMPLER_STEPS, note=f"{loss:.3f}"))
+        if done == SAMPLER_STEPS:
+            save(denoiser, OUT / "diffusion.safetensors")
+
+
+def _examples(zoo: Zoo, task: torch.Tensor, model: SANE) -> list[Example]:
+    last: dict[str, Entry] = {}
+    for entry in zoo.entries:
+        known = last.get(entry.network)
+        if known is None or float(entry.properties["epoch"]) > float(known.properties["epoch"]):
+            last[entry.network] = entry
+    found = []
+    for entry in last.values():
+        graph = zoo.graph(entry)
+        layout = Layout.of(slots(graph), model.config.token_width)
+        places = model.config.places(layout, 0, len(layout))
+        found.append(Example(encode(model, graph).values, places, task))
+    return found
 
 
 def _prompts(zoos: list[Zoo]) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]:

@@ -103,6 +103,11 @@ the targets do not train on: what this shows is that its weights carry over, not
 bad prompts: barely trained, untrained, or with shuffled weights.""",
     ),
     Section(
+        title="Samplers", name="samplers", command=f"benchmarks/samplers.py {DATA}",
+        text="""The diffusion sampler is a denoiser of 170,000 weights, conditioned on a description of the task's
+images (`tasks/descriptor.py`); .3 to .95 is how much of a prompt is noised away.""",
+    ),
+    Section(
         title="Pruned networks", name="pruned", command=f"benchmarks/pruned.py {DATA}",
         text="A second task in the entries that pruning freed; survivors are frozen.",
     ),

@@ -24,6 +24,7 @@ def sane_encoders() -> Mapping[str, Encoder]:
 @hookimpl(trylast=True)
 def sane_samplers() -> Mapping[str, Sampler]:
     """Return the samplers, the reference's setting among them."""
+    from sane_plugins.tasks.diffuse import Diffusion
     from sane_plugins.tasks.sample import KDE, Gaussian
 
     return {
@@ -31,6 +32,7 @@ def sane_samplers() -> Mapping[str, Sampler]:
         "kde-per-token": KDE(prompt="token"),
         "kde-reference": KDE(noise="shared"),
         "gaussian": Gaussian(),
+        "diffusion": Diffusion(),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -16,16 +17,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sane_plugins.latent.model import SANE
+from sane_plugins.latent.places import Layout
 from sane_plugins.tasks.batchnorm import condition
 from sane_plugins.tasks.classifier import find_classifier, fit_classifier
+from sane_plugins.tasks.descriptor import describe
+from sane_plugins.tasks.predict import fingerprint
 from sane_plugins.tasks.pruned import Pruned
 from sane_plugins.tasks.rescale import rescale
-from sane_plugins.tasks.sample import KDE, Sampler
+from sane_plugins.tasks.sample import KDE, Conditioned, Sampler, Surroundings
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import TrainOptions, accuracy, arrange, seeded
 from sane_plugins.tasks.transfer import Transfer, plan
 from sane_plugins.weights.graph import RUNNING, WeightGraph
 from sane_plugins.weights.modules import from_module, load_into
+from sane_plugins.weights.tokens import slots
 
 Kind = Literal["default", "default, classifier fitted", "prompt", "mean of prompts", "sane"]
 Scale = Literal["own", "default"]
@@ -149,6 +154,17 @@ class Bench:
         """Tell whether candidates get a fitted classifier."""
         return self.options.classifier == "fit" and bool(self.classifier)
 
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Return the sampler, told of the network and the task where it asks."""
+        sampler = self.options.sampler
+        if not isinstance(sampler, Conditioned):
+            return sampler
+        sane, template = self.transfer.sane, self.transfer.template
+        layout = Layout.of(slots(template), sane.config.token_width)
+        places = sane.config.places(layout, 0, len(layout))
+        return sampler.bound(Surroundings(places, describe(self.task), fingerprint(sane)))
+
     def near(self, prompts: Sequence[WeightGraph], sane: SANE) -> Bench:
         """Return the same bench with other prompts, which have the target's shapes."""
         rng = generator(self.options.seed, "align few")
@@ -206,7 +222,7 @@ class Bench:
         condition(module, images, batches, size, rng)
         origins |= dict.fromkeys((p.key for p in graph.params if p.role in RUNNING), MEASURED)
         if self.fits:
-            self._fit(module)
+            self.fit(module)
             origins |= dict.fromkeys(self.classifier, FITTED)
         return origins
 
@@ -226,7 +242,8 @@ class Bench:
             return self.transfer.direct(recipe.number)
         return self.transfer.mean() if recipe.kind == "mean of prompts" else {}
 
-    def _fit(self, module: nn.Module) -> None:
+    def fit(self, module: nn.Module) -> None:
+        """Fit the module's classifier in closed form on the first training images."""
         images, labels = self.task.x_train[:_FIT_IMAGES], self.task.y_train[:_FIT_IMAGES]
         layer = find_classifier(module, images[:2])
         if layer is not None:

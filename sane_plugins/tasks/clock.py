@@ -44,6 +44,16 @@ class Clock:
         return is_over
 
     @contextmanager
+    def until_over(self) -> Iterator[None]:
+        """Bound what is useful and not needed by the whole budget; `TimeOverError` and Ctrl-C end it."""
+        self._end = self._start + (float("inf") if self._budget is None else self._budget)
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            self.interrupted = True
+            raise TimeOverError from stop
+
+    @contextmanager
     def stage(self, share: float) -> Iterator[None]:
         """Bound a stage by the time at which a share of the budget is spent; Ctrl-C ends it too."""
         self._end = self._start + share * (float("inf") if self._budget is None else self._budget)

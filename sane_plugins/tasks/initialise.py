@@ -31,7 +31,7 @@ from sane_plugins.tasks.candidates import Row as Row
 from sane_plugins.tasks.classifier import find_classifier
 from sane_plugins.tasks.clock import Clock
 from sane_plugins.tasks.fewshot import Shots, first_shots, train_shots
-from sane_plugins.tasks.gate import Outlook, outlook
+from sane_plugins.tasks.gate import Outlook, outlook, paired
 from sane_plugins.tasks.halving import family, race
 from sane_plugins.tasks.provenance import trace
 from sane_plugins.tasks.pruned import drawn_anew, pruned
@@ -86,7 +86,8 @@ def initialise(
             shots = Shots(tuple(c.recipe for c in first_shots(raced, options)), course)
             bench = bench.near(train_shots(bench, shots, report), sane)
             pool, course, raced = _raced(bench, fresh, clock.restarted(), report)
-        expected = outlook([c.row for c in raced], len(bench.task.y_test))
+        rows = [c.row for c in raced]
+        expected = outlook(rows, len(bench.task.y_test), paired(bench, raced, clock))
         best = _trusted(raced, expected)
         rows = [replace(c.row, chosen=c is best) for c in raced]
         rows += sorted(pool.others, key=lambda row: -row.before)

@@ -7,7 +7,7 @@ a new network come from one prompt, and whether all tokens share one draw of noi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,24 @@ class Sampler(Protocol):
 
     def __call__(self, prompts: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:
         """Return new latents (count, T, L)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a sampler may condition on: places (T, P), the task's description (F,), the SANE's fingerprint."""
+
+    places: torch.Tensor
+    task: torch.Tensor
+    sane: str
+
+
+@runtime_checkable
+class Conditioned(Protocol):
+    """A sampler that wants to know the network's places and the task before it draws."""
+
+    def bound(self, around: Surroundings) -> Sampler:
+        """Return the sampler for these."""
         ...
 
 
@@ -39,7 +57,7 @@ class KDE:
         """Return new latents (count, T, L)."""
         networks, tokens, width = prompts.shape
         if self.prompt == "network":
-            centre = prompts[_turns(networks, count, rng)]
+            centre = prompts[turns(networks, count, rng)]
         else:
             which = torch.randint(networks, (count, tokens), generator=rng)
             centre = prompts[which, torch.arange(tokens)]
@@ -60,7 +78,7 @@ class Gaussian:
         return prompts.mean(0) + self.spread * prompts.std(0, correction=0) * noise
 
 
-def _turns(networks: int, count: int, rng: torch.Generator) -> torch.Tensor:
+def turns(networks: int, count: int, rng: torch.Generator) -> torch.Tensor:
     """Return `count` prompts in random order, each as often as any other, give or take one."""
     rounds = [torch.randperm(networks, generator=rng) for _ in range(-(-count // networks))]
     return torch.cat(rounds)[:count]

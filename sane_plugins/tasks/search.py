@@ -124,7 +124,7 @@ def drawn(bench: Bench, course: Course, at: int) -> torch.Tensor:
     if at:
         prompts = torch.stack([drawn(bench, course, r)[i] for r, i in course.lineage[at - 1]])
     rng = generator(bench.options.seed, "round", at)
-    return bench.options.sampler(prompts, drawn_at_once(bench), rng)
+    return bench.sampler(prompts, drawn_at_once(bench), rng)
 
 
 def _rivals(bench: Bench, plain: int) -> Iterator[Recipe]:

@@ -33,11 +33,15 @@ class TrainOptions:
 @torch.no_grad()
 def accuracy(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     """Return the share of images (N, C, H, W) that the network, in evaluation mode, labels as y (N,)."""
+    return int(right(module, x, y).sum()) / len(y)
+
+
+@torch.no_grad()
+def right(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return which images the network, in evaluation mode, labels as y, (N,) bool."""
     module.eval()
-    right = 0
-    for images, labels in zip(x.split(_EVALUATION_BATCH), y.split(_EVALUATION_BATCH), strict=True):
-        right += int((logits(module, images).argmax(1) == labels).sum())
-    return right / len(y)
+    answers = [logits(module, images).argmax(1) for images in x.split(_EVALUATION_BATCH)]
+    return torch.cat(answers) == y
 
 
 def train_epochs(
