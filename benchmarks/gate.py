@@ -163,7 +163,7 @@ def _run(spec: Spec, task: Task, prompts: list[WeightGraph], sane: SANE) -> dict
     images = len(bench.task.y_test)
     ours = next(c for c in raced if family(c.row.kind) != "default")
     plain = next(c for c in raced if family(c.row.kind) == "default")
-        pairs = paired(bench, raced, clock)
+    pairs = paired(bench, raced, clock)
     with seeded(torch.Generator().manual_seed(spec.seed)):
         fresh_default = make()
     modules = (ours.module, plain.module, fresh_default)
