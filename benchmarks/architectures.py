@@ -27,8 +27,8 @@ from torch import nn
 
 from sane_plugins.latent import checkpoint
 from sane_plugins.latent.model import SANE
-from sane_plugins.tasks.candidates import Recipe
 from sane_plugins.tasks.initialise import InitialiseOptions, initialise, prepare
+from sane_plugins.tasks.options import Recipe
 from sane_plugins.tasks.prompts import choose_prompts
 from sane_plugins.tasks.task import Task, load_task
 from sane_plugins.tasks.train import TrainOptions, accuracy, seeded, train_epochs

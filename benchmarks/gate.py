@@ -31,11 +31,12 @@ from torch import nn
 from sane_plugins.latent import checkpoint
 from sane_plugins.latent.model import SANE
 from sane_plugins.progress import silent
-from sane_plugins.tasks.candidates import InitialiseOptions, fitting_threads
+from sane_plugins.tasks.candidates import fitting_threads
 from sane_plugins.tasks.clock import Clock
 from sane_plugins.tasks.gate import Outlook, margins, paired
 from sane_plugins.tasks.halving import family, race
 from sane_plugins.tasks.initialise import prepare
+from sane_plugins.tasks.options import InitialiseOptions
 from sane_plugins.tasks.prompts import choose_prompts
 from sane_plugins.tasks.search import search
 from sane_plugins.tasks.task import Task, load_task
@@ -177,7 +178,7 @@ def _run(spec: Spec, task: Task, prompts: list[WeightGraph], sane: SANE) -> dict
 
 def _trained(module: nn.Module, task: Task, seed: int) -> float:
     """Return the mean test accuracy after one and two epochs, of two orders of images."""
-    curves = []
+    curves: list[float] = []
     for order in (seed, seed + 10_000):
         rng = torch.Generator().manual_seed(order)
         curves += train_epochs(deepcopy(module), task, 2, TrainOptions(), rng)

@@ -26,8 +26,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sane_plugins.latent import checkpoint
-from sane_plugins.tasks.candidates import Recipe
 from sane_plugins.tasks.initialise import InitialiseOptions, initialise, prepare
+from sane_plugins.tasks.options import Recipe
 from sane_plugins.tasks.prompts import choose_prompts
 from sane_plugins.tasks.pruned import Pruned, first_task
 from sane_plugins.tasks.task import Task, load_task

@@ -21,9 +21,10 @@ import zoodata
 from gate import task_of
 
 from sane_plugins.latent import checkpoint
-from sane_plugins.tasks.candidates import Recipe, generator
+from sane_plugins.tasks.candidates import generator
 from sane_plugins.tasks.diffuse import Diffusion
 from sane_plugins.tasks.initialise import InitialiseOptions, prepare
+from sane_plugins.tasks.options import Recipe
 from sane_plugins.tasks.prompts import choose_prompts
 from sane_plugins.tasks.sample import KDE, Gaussian, Sampler
 from sane_plugins.tasks.train import TrainOptions, accuracy, train_epochs

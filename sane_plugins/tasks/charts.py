@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from sane_plugins.tasks.candidates import DEFAULT, FITTED, MEASURED, Row
+from sane_plugins.tasks.candidates import DEFAULT, FITTED, MEASURED
+from sane_plugins.tasks.options import Row
 from sane_plugins.weights.graph import WeightGraph
 
 COLOURS = {

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from math import ceil
 
 from sane_plugins.progress import Progress, Report
-from sane_plugins.tasks.candidates import Bench, Candidate, InitialiseOptions, Recipe
+from sane_plugins.tasks.candidates import Bench
 from sane_plugins.tasks.halving import trial
+from sane_plugins.tasks.options import Candidate, InitialiseOptions, Recipe
 from sane_plugins.tasks.search import Course, latents_of
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from sane_plugins.tasks.candidates import Bench, Candidate, Row, generator
+from sane_plugins.tasks.candidates import Bench, generator
 from sane_plugins.tasks.clock import Clock, TimeOverError
 from sane_plugins.tasks.halving import family, trial
+from sane_plugins.tasks.options import Candidate, Row
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import right
 

@@ -11,8 +11,9 @@ from time import monotonic
 import torch
 
 from sane_plugins.progress import Progress, Report
-from sane_plugins.tasks.candidates import Bench, Candidate
+from sane_plugins.tasks.candidates import Bench
 from sane_plugins.tasks.clock import Clock
+from sane_plugins.tasks.options import Candidate
 from sane_plugins.tasks.train import Trial
 
 PLAINEST = ("default", "default, classifier fitted", "prompt", "mean of prompts", "sane")

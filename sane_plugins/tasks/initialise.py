@@ -18,21 +18,15 @@ from torch import nn
 from sane_plugins.errors import UsageError
 from sane_plugins.latent.model import SANE
 from sane_plugins.progress import Report, silent
-from sane_plugins.tasks.candidates import (
-    Bench,
-    Candidate,
-    Recipe,
-    affordable,
-    fitting_threads,
-    generator,
-)
-from sane_plugins.tasks.candidates import InitialiseOptions as InitialiseOptions
-from sane_plugins.tasks.candidates import Row as Row
+from sane_plugins.tasks.candidates import Bench, affordable, fitting_threads, generator
 from sane_plugins.tasks.classifier import find_classifier
 from sane_plugins.tasks.clock import Clock
 from sane_plugins.tasks.fewshot import Shots, first_shots, train_shots
 from sane_plugins.tasks.gate import Outlook, outlook, paired
 from sane_plugins.tasks.halving import family, race
+from sane_plugins.tasks.options import Candidate, Recipe
+from sane_plugins.tasks.options import InitialiseOptions as InitialiseOptions
+from sane_plugins.tasks.options import Row as Row
 from sane_plugins.tasks.provenance import trace
 from sane_plugins.tasks.pruned import drawn_anew, pruned
 from sane_plugins.tasks.remarks import remarks

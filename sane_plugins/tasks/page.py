@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from html import escape
 
-from sane_plugins.tasks.candidates import Row
 from sane_plugins.tasks.charts import curves, layers, legend
 from sane_plugins.tasks.initialise import Initialisation
+from sane_plugins.tasks.options import Row
 
 _STYLE = """
 :root { color-scheme: light }

@@ -16,8 +16,9 @@ import torch
 import sane_plugins
 from sane_plugins.errors import SourceError
 from sane_plugins.latent.model import SANE
-from sane_plugins.tasks.candidates import Bench, InitialiseOptions, Recipe, Row
+from sane_plugins.tasks.candidates import Bench
 from sane_plugins.tasks.fewshot import Shots
+from sane_plugins.tasks.options import InitialiseOptions, Recipe, Row
 from sane_plugins.tasks.predict import fingerprint
 from sane_plugins.tasks.prompts import embedded_prompts
 from sane_plugins.tasks.search import Course

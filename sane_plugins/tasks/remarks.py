@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sane_plugins.tasks.candidates import DEFAULT, Bench, Candidate, InitialiseOptions
+from sane_plugins.tasks.candidates import DEFAULT, Bench
 from sane_plugins.tasks.clock import Clock
 from sane_plugins.tasks.gate import Outlook
+from sane_plugins.tasks.options import Candidate, InitialiseOptions
 from sane_plugins.tasks.pruned import Pruned, sparsity
 from sane_plugins.tasks.search import drawn_at_once
 from sane_plugins.tasks.task import Task

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from sane_plugins.progress import Progress, Report
-from sane_plugins.tasks.candidates import Bench, Candidate, Kind, Recipe, Row, generator
+from sane_plugins.tasks.candidates import Bench, generator
 from sane_plugins.tasks.clock import Clock
+from sane_plugins.tasks.options import Candidate, Kind, Recipe, Row
 
 Place = tuple[int, int]
 _MOST_TOKENS = 300_000  # decoding this many takes about a minute on two cores
