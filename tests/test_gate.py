@@ -1,0 +1,57 @@
+"""The gate follows the evidence, and says nothing where there is none."""
+
+import pytest
+import torch
+from torch import nn
+
+from sane_plugins.latent.checkpoint import embedded
+from sane_plugins.tasks.gate import margins, outlook
+from sane_plugins.tasks.initialise import InitialiseOptions, initialise
+from sane_plugins.tasks.options import Row
+from sane_plugins.tasks.prompts import choose_prompts, embedded_prompts
+from sane_plugins.tasks.task import load_task
+from sane_plugins.weights.modules import from_module
+from sane_plugins.zoo.architectures import small_cnn
+
+
+def row(kind, before: float, *curve: float) -> Row:
+    rungs = tuple((0.25 * 2**i, share) for i, share in enumerate(curve))
+    return Row(name=kind, kind=kind, seed=0, before=before, curve=rungs)
+
+
+def test_more_evidence_for_the_generated_is_a_higher_chance() -> None:
+    plain = row("default", 0.1, 0.4, 0.5)
+    rows = [[row("sane", 0.1 + gain, 0.4 + gain, 0.5 + gain), plain] for gain in (-0.3, 0.0, 0.3)]
+    found = [outlook(x, 500) for x in rows]
+    chances = [x.probability for x in found if x is not None]
+    assert chances == sorted(chances)
+    assert chances[0] < 0.5 < chances[-1]
+    few = outlook(rows[2], 20)
+    assert few is not None
+    assert few.probability < chances[-1]
+    folds = [outlook(rows[1], 500, margin) for margin in (-8.0, 8.0)]
+    assert [x.helps for x in folds if x is not None] == [False, True]
+
+
+def test_only_what_both_were_trained_to_is_compared() -> None:
+    longer = [row("sane", 0.2, 0.3, 0.9), row("default", 0.2, 0.3)]
+    assert margins(longer, 100) == (0.0, 0.0)
+    assert outlook([row("sane", 0.5)], 100) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("good", [True, False])
+def test_good_prompts_are_trusted_and_bad_ones_are_not(good: bool) -> None:
+    task = load_task("digits", 28)
+    prompts = list(choose_prompts(small_cnn(), embedded_prompts()).graphs[:2])
+    if not good:
+        wild = from_module(small_cnn())
+        prompts = [wild.replace({p.key: 1e3 * torch.randn(p.shape) for p in wild.params})]
+    options = InitialiseOptions(candidates=2, keep=1)
+    done = initialise(small_cnn, task, prompts, embedded(), options)
+    assert done.outlook is not None
+    assert done.outlook.helps is good
+    assert (done.chosen != "default") is good
+    said = "are expected" if good else "are not expected"
+    assert any(said in note for note in done.notes)
+    assert isinstance(done.module, nn.Module)
