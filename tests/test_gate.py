@@ -20,8 +20,8 @@ def row(kind, before: float, *curve: float) -> Row:
 
 
 def test_more_evidence_for_the_generated_is_a_higher_chance() -> None:
-    plain = row("default", 0.1, 0.4, 0.5)
-    rows = [[row("sane", 0.1 + gain, 0.4 + gain, 0.5 + gain), plain] for gain in (-0.3, 0.0, 0.3)]
+    plain = row("default", 0.4, 0.5, 0.5)
+    rows = [[row("sane", 0.4 + gain, 0.5 + gain, 0.5 + gain), plain] for gain in (-0.3, 0.0, 0.3)]
     found = [outlook(x, 500) for x in rows]
     chances = [x.probability for x in found if x is not None]
     assert chances == sorted(chances)
