@@ -72,6 +72,14 @@ def test_page_shows_candidates_curves_layers_prompts_and_provenance(written: Pat
         assert text in reader.text
 
 
+def test_page_has_a_dark_style_and_its_pictures_have_titles_and_labelled_axes(written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in text
+    assert text.count('role="img" aria-label=') == text.count("<svg ")
+    for told in ("epochs of training</text>", "accuracy, held out</text>", "trained</title>"):
+        assert told in text
+
+
 def test_an_existing_page_is_kept(written: Path) -> None:
     done = CliRunner().invoke(
         main, ["-o", str(written.with_name("b.safetensors")), "--report", str(written)]

@@ -14,8 +14,8 @@ COLOURS = {
     "default, classifier fitted": "#ff7f0e", MEASURED: "#bcbd22", FITTED: "#d62728",
 }  # fmt: skip
 _WIDTH, _HEIGHT = 700, 340
-_LEFT, _TOP, _BELOW = 50, 12, 36
-_ROW, _NAME, _BAR = 18, 190, 420
+_LEFT, _TOP, _BELOW = 72, 12, 42
+_ROW, _NAME, _BAR = 20, 215, 395
 _MOST = 120
 
 
@@ -27,7 +27,9 @@ def curves(rows: Sequence[Row]) -> str:
     right = max(row.curve[-1][0] for row in rows)
     parts = [*_axes(right)]
     for kind in dict.fromkeys(row.kind for row in rows):
-        parts += _kind([_points(row) for row in rows if row.kind == kind], COLOURS[kind], right)
+        lines = [_points(row) for row in rows if row.kind == kind]
+        told = f"<title>{escape(kind)}: {len(lines)} trained</title>"
+        parts += [f"<g>{told}", *_kind(lines, COLOURS[kind], right), "</g>"]
     return _svg(_WIDTH, _HEIGHT, parts, "accuracy on held-out images by epochs of training")
 
 
@@ -41,7 +43,7 @@ def layers(graph: WeightGraph, origins: Mapping[str, str]) -> str:
         for p in layer.params:
             origin = origins.get(p.key, DEFAULT)
             sizes[origin] = sizes.get(origin, 0) + p.size
-        parts.append(_text(_NAME - 6, i * _ROW + 13, layer.name[-26:], "end"))
+        parts.append(_text(_NAME - 6, i * _ROW + 15, layer.name[-26:], "end"))
         for origin, size in sizes.items():
             wide = _BAR * size / total
             told = f"{layer.name}: {size} of {total} values: {origin}"
@@ -50,7 +52,7 @@ def layers(graph: WeightGraph, origins: Mapping[str, str]) -> str:
                 f' fill="{COLOURS[origin]}"><title>{escape(told)}</title></rect>'
             )
             at += wide
-        parts.append(_text(_NAME + _BAR + 6, i * _ROW + 13, f"{total:,}", "start"))
+        parts.append(_text(_NAME + _BAR + 6, i * _ROW + 15, f"{total:,}", "start"))
     height = _ROW * min(len(shown), _MOST) + 4
     svg = _svg(_NAME + _BAR + 90, height, parts, "where the values of each layer came from")
     left = len(shown) - _MOST
@@ -82,12 +84,15 @@ def _kind(lines: Sequence[list[tuple[float, float]]], colour: str, right: float)
 def _axes(right: float) -> Iterator[str]:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = _y(share)
-        yield f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
+        yield f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
         yield _text(_LEFT - 6, y + 4, f"{100 * share:.0f} %", "end")
         yield _text(
-            _x(share * right, right), _HEIGHT - _BELOW + 16, f"{share * right:.2g}", "middle"
+            _x(share * right, right), _HEIGHT - _BELOW + 18, f"{share * right:.2g}", "middle"
         )
     yield _text(_WIDTH / 2, _HEIGHT - 4, "epochs of training", "middle")
+    middle = _y(0.5)
+    label = _text(16, middle, "accuracy, held out", "middle")
+    yield f'<g transform="rotate(-90 16 {middle:.1f})">{label}</g>'
 
 
 def _line(
@@ -117,6 +122,6 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 def _svg(width: int, height: int, parts: Sequence[str], label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'
-        f' aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'
+        f' aria-label="{escape(label)}"><title>{escape(label)}</title>{"".join(parts)}</svg></div>'
     )

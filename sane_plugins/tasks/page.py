@@ -11,21 +11,27 @@ from sane_plugins.tasks.initialise import Initialisation
 from sane_plugins.tasks.options import Row
 
 _STYLE = """
-:root { color-scheme: light }
-body { font: 15px/1.5 sans-serif; color: #222; background: #fff;
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #f5f5f5; --rule: #ddd;
+  --soft: #444; --mark: #e8f1fa }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --paper: #181818; --pale: #262626;
+  --rule: #444; --soft: #c4c4c4; --mark: #1d3347 } }
+body { font: 15px/1.5 sans-serif; color: var(--ink); background: var(--paper);
   max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ddd }
-td.number, th.number { text-align: right; white-space: nowrap }
-h1, p, li { overflow-wrap: anywhere }
-tr.chosen { background: #e8f1fa; font-weight: bold }
-svg { max-width: 100%; height: auto } svg text { font: 11px sans-serif; fill: #444 }
+td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid var(--rule) }
+td.number, th.number { text-align: right } td.number { white-space: nowrap }
+h1, p, li { overflow-wrap: anywhere } h1 { line-height: 1.2 }
+tr.chosen { background: var(--mark); font-weight: bold }
+svg { display: block; width: 100%; height: auto; max-width: 46rem; min-width: 38rem }
+svg text { font: 13px sans-serif; fill: var(--soft) } svg .grid { stroke: var(--rule) }
 .legend span { margin-right: 1rem; white-space: nowrap }
 .legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem }
 .warnings { border-left: 4px solid #ff7f0e; padding-left: 1rem }
 .wide { overflow-x: auto } .wide td:first-child { min-width: 12rem }
-summary { cursor: pointer; margin: .7rem 0 } h1 { line-height: 1.2 }
-pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: 12px }
+summary { cursor: pointer; margin: .7rem 0 }
+pre { background: var(--pale); padding: .7rem; overflow-x: auto; font-size: 12px }
+@media (max-width: 40rem) { td, th { padding: .2rem .35rem; font-size: 13px }
+  .wide td:first-child { min-width: 8rem } }
 """
 
 
