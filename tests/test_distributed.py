@@ -39,15 +39,19 @@ def zoos(tmp_path_factory) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def pretrain(zoos: list[str], out: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def pretrain(zoos: list[str], out: Path, processes: int, *arguments: str) -> str:
+    """Train and return what was told."""
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    return subprocess.run(
+    done = subprocess.run(
         [
             sys.executable, "-m", *(several if processes > 1 else []), "sane_plugins.cli.main",
             "pretrain", *zoos, "-o", str(out), *SHAPE, *arguments,
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @functools.cache
@@ -89,9 +93,7 @@ STEPS = ["--steps", "12"]
 def whole(zoos, tmp_path_factory) -> Path:
     """Train with two processes and no interruption."""
     out = tmp_path_factory.mktemp("whole") / "two.safetensors"
-    done = pretrain(zoos, out, 2, *STEPS, "--accumulate", "2")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Written to") == 1
+    assert pretrain(zoos, out, 2, *STEPS, "--accumulate", "2").count("Written to") == 1
     return out
 
 
@@ -104,7 +106,7 @@ def assert_alike(one: Path, two: Path) -> None:
 
 def test_two_processes_equal_one(zoos, whole, tmp_path) -> None:
     one = tmp_path / "one.safetensors"
-    assert pretrain(zoos, one, 1, *STEPS, "--accumulate", "2").returncode == 0
+    pretrain(zoos, one, 1, *STEPS, "--accumulate", "2")
     assert_alike(one, whole)
 
 
@@ -112,7 +114,7 @@ def test_two_processes_equal_one_with_the_masked_loss(zoos, tmp_path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     for out, processes in ((one, 1), (two, 2)):
         chosen = ["--loss", "masked", "--gamma", "0.5"]
-        assert pretrain(zoos, out, processes, "--steps", "5", *chosen).returncode == 0
+        pretrain(zoos, out, processes, "--steps", "5", *chosen)
     assert_alike(one, two)
 
 
@@ -127,5 +129,5 @@ def test_a_run_of_two_processes_resumes_exactly(zoos, whole, tmp_path) -> None:
         process.kill()
         process.wait()
     assert state.exists()
-    assert pretrain(zoos, out, 2, *command, "--resume").returncode == 0
+    pretrain(zoos, out, 2, *command, "--resume")
     assert difference(whole, out) == 0

@@ -70,6 +70,7 @@ def joined(device: str) -> Iterator[str]:
     distributed.init_process_group("nccl" if is_cuda else "gloo")
     try:
         yield device
+        distributed.barrier()  # none takes its connections down while another still needs them
     finally:
         distributed.destroy_process_group()
 
