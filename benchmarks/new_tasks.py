@@ -30,6 +30,7 @@ from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions, ini
 from sane_plugins.tasks.prompts import choose_prompts
 from sane_plugins.tasks.task import Task, load_task
 from sane_plugins.tasks.train import TrainOptions, accuracy, train_epochs
+from sane_plugins.weights.modules import from_module
 from sane_plugins.zoo.architectures import small_cnn, small_cnn_size
 from sane_plugins.zoo.store import Zoo
 
@@ -124,7 +125,8 @@ def _planned(setting: Setting, data: Task) -> Callable[[int], dict[str, torch.Te
     make = partial(small_cnn, data.channels, len(data.classes))
     bench, _ = prepare(make, data, setting.prompts, setting.sane, InitialiseOptions())
     count = len(bench.transfer.aligned)
-    return lambda number: bench.transfer.direct(number % count) if count else {}
+    default = from_module(make())
+    return lambda number: bench.transfer.direct(number % count, default) if count else {}
 
 
 def _ours(run: Run, setting: Setting) -> torch.nn.Module:

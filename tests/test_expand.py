@@ -23,7 +23,7 @@ def grown(prompt: nn.Module, target: nn.Module) -> nn.Module:
     source, graph = from_module(prompt), from_module(target)
     found = expansion(source, graph, frozenset())
     assert found is not None
-    load_into(target, graph.replace(found.apply(source.tensors)))
+    load_into(target, graph.replace(found.apply([source.tensors], graph.tensors)))
     return target.eval()
 
 
@@ -76,6 +76,70 @@ def test_a_narrower_network_takes_some_of_the_channels() -> None:
     target = grown(prompt, small_cnn())
     assert torch.equal(target[0].weight, prompt[0].weight[:8])
     assert torch.equal(target[4].weight, prompt[4].weight[:6, :8])
+
+
+def test_prompts_side_by_side_stay_what_they_are() -> None:
+    torch.manual_seed(0)
+    prompts, target = [small_cnn().eval() for _ in range(3)], wide_cnn(factor=3).eval()
+    sources, graph = [from_module(prompt) for prompt in prompts], from_module(target)
+    classifier = frozenset({"14.weight", "14.bias"})
+    found = expansion(sources[0], graph, classifier)
+    assert found is not None
+    assert found.beside == 3
+    apart = graph.replace({p.key: torch.zeros(p.shape) for p in graph.params})
+    tensors = found.apply([source.tensors for source in sources], apart.tensors)
+    load_into(target, graph.replace(tensors))
+    images = torch.randn(8, 1, 28, 28)
+    maps = torch.cat([prompt[:10](images) for prompt in prompts], 1)
+    assert torch.allclose(target[:10](images), maps, atol=1e-5)
+
+
+def test_what_joins_prompts_side_by_side_is_the_default() -> None:
+    torch.manual_seed(0)
+    prompts, target = [small_cnn() for _ in range(2)], from_module(small_cnn(3))
+    sources = [from_module(prompt) for prompt in prompts]
+    found = expansion(sources[0], target, frozenset({"14.weight", "14.bias"}))
+    assert found is not None
+    assert found.beside == 2
+    tensors = found.apply([source.tensors for source in sources], target.tensors)
+    weight, default = tensors["4.weight"], target.tensors["4.weight"]
+    own = torch.zeros(16, 16, dtype=torch.bool)
+    own[:6, :8] = own[6:12, 8:] = own[12:, :8] = True
+    assert torch.equal(weight[~own], default[~own])
+    assert not torch.isclose(weight[own], default[own]).all(2).all(1).any()
+
+
+def test_a_layer_as_wide_as_before_takes_an_equal_part_of_each() -> None:
+    torch.manual_seed(0)
+
+    def build(width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(5, width), nn.ReLU(), nn.Linear(width, 6), nn.ReLU(),
+            nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3),
+        )  # fmt: skip
+
+    prompts, target = [from_module(build(4)) for _ in range(2)], from_module(build(8))
+    found = expansion(prompts[0], target, frozenset({"6.weight", "6.bias"}))
+    assert found is not None
+    tensors = found.apply([prompt.tensors for prompt in prompts], target.tensors)
+    for key in ("2.bias", "2.weight"):
+        first, second = (prompt.tensors[key] for prompt in prompts)
+        both = tensors[key] if key == "2.bias" else tensors[key][:3, :4]
+        assert torch.equal(both[:3], first[:3])
+        both = tensors[key] if key == "2.bias" else tensors[key][:, 4:]
+        assert torch.equal(both[3:], second[3:])
+    assert torch.equal(tensors["4.weight"][:4, :3], prompts[0].tensors["4.weight"][:, :3])
+    assert torch.equal(tensors["4.weight"][4:, 3:], prompts[1].tensors["4.weight"][:, 3:])
+    assert torch.equal(tensors["4.weight"][4:, :3], target.tensors["4.weight"][4:, :3])
+
+
+def test_one_wider_layer_does_not_part_the_others() -> None:
+    torch.manual_seed(0)
+    prompt = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)], nn.Linear(4, 3))
+    target = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)], nn.Linear(4, 8), nn.Linear(8, 3))
+    found = expansion(from_module(prompt), from_module(target), frozenset({"4.weight", "4.bias"}))
+    assert found is not None
+    assert found.beside == 1
 
 
 @pytest.mark.parametrize("kernel", [3, 7])

@@ -405,3 +405,12 @@ def test_the_table_has_every_name_and_all_are_exact() -> None:
     assert all(x.get("exact") or x.get("failed") for x in results["networks"].values())
     assert all(x["groups"] or x["untraced"] for x in results["networks"].values() if x.get("exact"))
     assert sum(bool(x.get("exact")) for x in results["networks"].values()) >= 120
+
+
+def test_a_name_without_weights_is_the_same_network_each_time() -> None:
+    torch.manual_seed(1)
+    first = sane_torchvision.sane_open("torchvision:squeezenet1_1")
+    state = torch.random.get_rng_state()
+    second = sane_torchvision.sane_open("torchvision:squeezenet1_1")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(second.tensors[p.key], value) for p, value in first.items())

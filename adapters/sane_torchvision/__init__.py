@@ -1,7 +1,7 @@
 """Networks by torchvision's names: `torchvision:resnet18`, `torchvision:resnet18@weights.pth`.
 
 After the `@` stands a file of weights or the name of published ones, such as DEFAULT; without it the
-network is freshly initialised. `torchvision:resnet18,classes=7,channels=1` has another class count and
+network is initialised by torchvision, from seed 0. `torchvision:resnet18,classes=7,channels=1` has another class count and
 other images.
 """
 

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 def opened(source: Any, prefix: str, builder: str) -> WeightGraph | None:
     """Read what `builder.build` makes of a name behind `prefix`; None for any other source.
 
-    The module `builder` is imported late: it needs the collection.
+    The module `builder` is imported late: it needs the collection. What a name leaves to chance is drawn
+    from seed 0: the same name is the same network.
     """
     if not _is_named(source, prefix):
         return None
+    import torch
+
     from sane_plugins.weights.modules import from_module
 
-    module, notes = import_module(builder).build(source.removeprefix(prefix), None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, notes = import_module(builder).build(source.removeprefix(prefix), None)
     graph = from_module(module, source)
     return replace(graph, notes=(*graph.notes, *notes))
 

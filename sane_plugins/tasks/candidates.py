@@ -72,7 +72,7 @@ class Bench:
         return replace(self, transfer=plan(prompts, target, self.classifier, sane, rng))
 
     def build(self, recipe: Recipe, latents: torch.Tensor | None = None) -> Candidate:
-        """Make and score what a recipe stands for; a SANE candidate is decoded from latents (T, L)."""
+        """Make and score what a recipe stands for; a SANE candidate is decoded from latents (B, T, L)."""
         module, origins, rng = self._made(recipe, latents)
         seed = int(torch.randint(2**31, (), generator=rng))
         score = accuracy(module, self.task.x_test, self.task.y_test)
@@ -139,8 +139,8 @@ class Bench:
         if latents is not None:
             return self.transfer.weights(latents, graph)
         if recipe.kind == "prompt":
-            return self.transfer.direct(recipe.number)
-        return self.transfer.mean() if recipe.kind == "mean of prompts" else {}
+            return self.transfer.direct(recipe.number, graph)
+        return self.transfer.mean(graph) if recipe.kind == "mean of prompts" else {}
 
     def fit(self, module: nn.Module) -> None:
         """Fit the module's classifier in closed form on the first training images."""
@@ -157,7 +157,8 @@ class Bench:
         if recipe.kind == "sane":
             return f"SANE candidate {number}{how}"
         if recipe.kind == "prompt":
-            return f"prompt {self.transfer.aligned[recipe.number].source}{how}"
+            beside = " beside ".join(p.source for p in self.transfer.neighbours(recipe.number))
+            return f"prompt {beside}{how}"
         return recipe.kind.replace("default", f"default {number}", 1) + how
 
 

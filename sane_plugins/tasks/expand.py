@@ -1,8 +1,10 @@
 """Weights of one architecture for another: deeper, wider, narrower, or with other kernels.
 
-A layer that a prompt lacks takes the weights of the nearest of its kind; channels are counted around and
-what reads a repeated channel reads each copy by its share, so a wider network computes what the prompt
-does (Chen et al., "Net2Net", 2016, section 2.2; narrower: Xu et al., "Weight Selection", 2024).
+A layer that a prompt lacks takes the weights of the nearest of its kind. A network at least twice as wide
+takes several prompts side by side, which learn better than copies of one; what joins two of them is the
+default's. Otherwise channels are counted around, and what reads a repeated channel reads each copy by its
+share: the wider network computes what the prompt does (Chen et al., "Net2Net", 2016, section 2.2;
+narrower: Xu et al., "Weight Selection", 2024).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import isqrt
+from statistics import median_low
 
 import torch
 from torch.nn.functional import interpolate
@@ -33,13 +36,24 @@ class Piece:
 
 @dataclass(frozen=True)
 class Expansion:
-    """How tensors of a prompt become tensors of a target of another architecture."""
+    """How tensors of prompts become tensors of a target of another architecture.
+
+    `beside` is the number of prompts that fit side by side into the typical layer, at least 1.
+    """
 
     pieces: tuple[Piece, ...]
+    beside: int
 
-    def apply(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return tensors of the target, by their keys; always the same for the same prompt."""
-        return {piece.param.key: _fitted(tensors[piece.source.key], piece) for piece in self.pieces}
+    def apply(
+        self, prompts: Sequence[Mapping[str, torch.Tensor]], default: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return tensors of the target, by their keys, from at most `beside` prompts and the target's own."""
+        return {
+            piece.param.key: _fitted(
+                [tensors[piece.source.key] for tensors in prompts], default[piece.param.key], piece
+            )
+            for piece in self.pieces
+        }
 
 
 def expansion(
@@ -62,7 +76,14 @@ def expansion(
             if param.key not in classifier or param.shape == source.shape:
                 known = (channels[0], channels[1]) if all(channels) else None
                 pieces.append(Piece(param=param, source=source, channels=known))
-    return Expansion(tuple(pieces)) if pieces else None
+    return Expansion(tuple(pieces), _beside(pieces, classifier)) if pieces else None
+
+
+def _beside(pieces: Sequence[Piece], classifier: frozenset[str]) -> int:
+    """Return how many prompts fit into the typical hidden layer: where few are wider, others would suffer."""
+    hidden = [x for x in pieces if len(x.param.shape) > 1 and x.param.key not in classifier]
+    ratios = [x.param.shape[x.param.axis] // x.source.shape[x.param.axis] for x in hidden]
+    return max(1, median_low(ratios)) if ratios else 1
 
 
 def _partners(
@@ -123,36 +144,83 @@ def _reads(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
     return found
 
 
-def _fitted(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """Bring a tensor to the target's shape."""
+def _fitted(sources: Sequence[torch.Tensor], default: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """Bring tensors of prompts to the target's shape, side by side along the channels."""
+    size, had = piece.param.shape, tuple(sources[0].shape)
+    out, count = piece.param.axis, len(sources)
+    if had == size and count == 1:
+        return sources[0].clone()
+    into = 1 - out if len(size) > 1 else None
+    read = _channels_read(piece, into, count)
+    joined = count if read and piece.channels else 1  # all prompts read the images
+    block = _block(size[out], had[out], count)
+    parts = torch.stack([_resized(source, piece, joined) for source in sources])
+    value = parts.movedim(out + 1, 1)[block, torch.arange(len(block))].movedim(0, out)
+    is_repeated = size[out] > had[out] * count or (read and read[0] > read[1] * joined)
+    if into is not None and is_repeated:
+        value = value * _noise(piece.param).to(value)
+    if into is None or read is None or joined == 1:
+        return value
+    theirs = _block(*read, count).repeat_interleave(size[into] // read[0])
+    apart = block[:, None] != theirs
+    apart = apart if out == 0 else apart.T
+    shape = (*apart.shape, *[1] * (value.ndim - 2))
+    return torch.where(apart.view(shape).to(value.device), default.to(value), value)
+
+
+def _channels_read(piece: Piece, into: int | None, count: int) -> tuple[int, int] | None:
+    """Return how many channels a layer reads, of the target and of the prompt; None where all are alike."""
+    if into is None:
+        return None
+    size, had = piece.param.shape[into], piece.source.shape[into]
+    own, theirs = piece.channels or (size, had)
+    if size == had and (count == 1 or piece.channels is None or own != theirs or size % own):
+        return None
+    return (size, had) if size % own else (own, theirs)
+
+
+def _resized(value: torch.Tensor, piece: Piece, joined: int) -> torch.Tensor:
+    """Bring a prompt's tensor to the target's shape; it reads one of `joined` blocks of channels."""
     param = piece.param
-    if tuple(tensor.shape) == param.shape:
-        return tensor.clone()
     out = param.axis
     into = 1 - out if len(param.shape) > 1 else None
-    value, grown = tensor, False
     for axis, size in enumerate(param.shape):
         if value.shape[axis] == size:
             continue
         if axis not in (out, into):
             value = _cropped(value, axis, size)
-        elif axis == into and (parts := _features(value.shape[axis], size, piece)):
-            value = _flat_features(value, axis, *parts)
+        elif axis == out:
+            value = _counted_around(value, axis, size)
+        elif parts := _features(value.shape[axis], size, piece):
+            value = _flat_features(value, axis, *parts, joined)
         else:
-            value = _repeated(value, axis, size, shared=axis == into)
-        grown |= size > tensor.shape[axis] and axis in (out, into)
-    return value * _noise(param).to(value) if grown and into is not None else value
+            value = _shared(value, axis, size, joined)
+    return value
 
 
-def _repeated(value: torch.Tensor, axis: int, size: int, shared: bool) -> torch.Tensor:
-    """Count channels around; `shared`: each copy gets its part of the weight."""
-    index = torch.arange(size) % value.shape[axis]
-    picked = value.index_select(axis, index)
-    if not shared or size <= value.shape[axis]:
-        return picked
+def _counted_around(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    return value.index_select(axis, torch.arange(size, device=value.device) % value.shape[axis])
+
+
+def _shared(value: torch.Tensor, axis: int, size: int, joined: int) -> torch.Tensor:
+    """Count channels around; each copy within one of `joined` blocks gets its part of the weight."""
+    had = value.shape[axis]
+    found = _counted_around(value, axis, size)
+    if size <= had:
+        return found
+    copy = _block(size, had, joined) * had + torch.arange(size) % had
     shape = [1] * value.ndim
     shape[axis] = size
-    return picked / torch.bincount(index)[index].view(shape)
+    return found / torch.bincount(copy)[copy].view(shape).to(value.device)
+
+
+def _block(size: int, had: int, count: int) -> torch.Tensor:
+    """Return for each of `size` channels which of `count` prompts with `had` channels it comes from.
+
+    Where they do not fit whole, each gives an equal part.
+    """
+    each = min(had, -(-size // count))
+    return torch.arange(size) // each % count
 
 
 def _features(had: int, wanted: int, piece: Piece) -> tuple[int, int, int, int] | None:
@@ -168,7 +236,7 @@ def _features(had: int, wanted: int, piece: Piece) -> tuple[int, int, int, int] 
 
 
 def _flat_features(
-    value: torch.Tensor, axis: int, had: int, had_side: int, wanted: int, side: int
+    value: torch.Tensor, axis: int, had: int, had_side: int, wanted: int, side: int, joined: int
 ) -> torch.Tensor:
     """Fit the weights of flattened maps: channels are counted around, maps are resized."""
     maps = value.movedim(axis, -1).unflatten(-1, (had, had_side, had_side))
@@ -177,7 +245,7 @@ def _flat_features(
         grid = maps.reshape(-1, had, had_side, had_side)
         maps = interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
         maps = (maps * (had_side / side) ** 2).view(*lead, had, side, side)
-    return _repeated(maps, maps.ndim - 3, wanted, shared=True).flatten(-3).movedim(-1, axis)
+    return _shared(maps, maps.ndim - 3, wanted, joined).flatten(-3).movedim(-1, axis)
 
 
 def _cropped(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:

@@ -104,7 +104,7 @@ def search(bench: Bench, fresh: bool, clock: Clock, report: Report) -> tuple[Poo
 
 
 def latents_of(bench: Bench, course: Course, recipe: Recipe) -> torch.Tensor | None:
-    """Return the latents (T, L) that a SANE candidate is decoded from; None for what has none."""
+    """Return the latents (B, T, L) that a SANE candidate is decoded from; None for what has none."""
     return drawn(bench, course, recipe.round)[recipe.number] if recipe.kind == "sane" else None
 
 
@@ -115,17 +115,23 @@ def rounds(bench: Bench) -> int:
 
 def drawn_at_once(bench: Bench) -> int:
     """Return how many candidates a round draws: fewer than asked for where decoding one takes long."""
-    afford = _MOST_TOKENS // (bench.transfer.prompts.shape[1] * rounds(bench))
+    tokens = bench.transfer.beside * bench.transfer.prompts.shape[1]
+    afford = _MOST_TOKENS // (tokens * rounds(bench))
     return min(bench.options.candidates, max(bench.options.keep, afford))
 
 
 def drawn(bench: Bench, course: Course, at: int) -> torch.Tensor:
-    """Return the latents (count, T, L) of a round; without a score: they can be made again at any time."""
+    """Return the latents (count, B, T, L) of a round, B of networks that stand side by side.
+
+    They are drawn without a score, so that they can be made again at any time.
+    """
     prompts = bench.transfer.prompts[course.near]
     if at:
-        prompts = torch.stack([drawn(bench, course, r)[i] for r, i in course.lineage[at - 1]])
+        prompts = torch.cat([drawn(bench, course, r)[i] for r, i in course.lineage[at - 1]])
     rng = generator(bench.options.seed, "round", at)
-    return bench.sampler(prompts, drawn_at_once(bench), rng)
+    shape = (drawn_at_once(bench), bench.transfer.beside)
+    latents = bench.sampler(prompts, shape[0] * shape[1], rng)
+    return latents.view(*shape, *latents.shape[1:])
 
 
 def _rivals(bench: Bench, plain: int) -> Iterator[Recipe]:

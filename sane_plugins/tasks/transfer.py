@@ -40,28 +40,39 @@ class Transfer:
     aligned: tuple[WeightGraph, ...] = ()
     expanded: Expansion | None = None
 
-    def direct(self, number: int) -> dict[str, torch.Tensor]:
-        """Return tensors of the target as a prompt has them; prompts that do not fit are not `aligned`."""
-        tensors = self.aligned[number].tensors
-        if self.expanded is not None:
-            return self.expanded.apply(tensors)
-        return {key: tensors[found] for key, found in self.pairs.items()}
+    @property
+    def beside(self) -> int:
+        """Return how many prompts stand side by side in a network that is wider than they are."""
+        return min(self.expanded.beside, len(self.prompts)) if self.expanded else 1
 
-    def mean(self) -> dict[str, torch.Tensor]:
+    def neighbours(self, number: int) -> list[WeightGraph]:
+        """Return the prompts that stand side by side where one of this number is asked for."""
+        return [self.aligned[(number + i) % len(self.aligned)] for i in range(self.beside)]
+
+    def direct(self, number: int, default: WeightGraph) -> dict[str, torch.Tensor]:
+        """Return tensors of the target as a prompt has them; prompts that do not fit are not `aligned`."""
+        prompts = [prompt.tensors for prompt in self.neighbours(number)]
+        if self.expanded is not None:
+            return self.expanded.apply(prompts, default.tensors)
+        return {key: prompts[0][found] for key, found in self.pairs.items()}
+
+    def mean(self, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Return the mean of the aligned prompts, tensor by tensor."""
         count = len(self.aligned)
-        parts = [self.direct(number) for number in range(count)]
+        parts = [self.direct(number, default) for number in range(count)]
         return {key: sum((p[key] for p in parts[1:]), parts[0][key]) / count for key in self.pairs}
 
     def weights(self, latents: torch.Tensor, default: WeightGraph) -> dict[str, torch.Tensor]:
-        """Decode latents (T, L) into tensors of the target, some or all, keyed as in `default`.
+        """Decode latents (B, T, L) into tensors of the target, some or all, keyed as in `default`.
 
-        Where prompts share no more than kinds of layers with the target, their scale belongs to other
-        shapes: each tensor gets the mean and deviation that it has in `default`.
+        B is `beside`. Where prompts share no more than kinds of layers with the target, their scale belongs
+        to other shapes: each tensor gets the mean and deviation that it has in `default`.
         """
-        network = decode(self.sane, latents, self.template, precision=_precision(self.template))
+        precision = _precision(self.template)
+        drawn = [decode(self.sane, x, self.template, precision=precision) for x in latents]
         if self.expanded is not None:
-            return self.expanded.apply(network.tensors)
+            return self.expanded.apply([network.tensors for network in drawn], default.tensors)
+        network = drawn[0]
         if not self.fits:
             network = scale.undo(scale.apply(network, scale.fit(network)), scale.fit(default))
         return {key: network.tensors[found] for key, found in self.pairs.items()}
@@ -107,12 +118,18 @@ def _expanded(
     share = sum(p.size for p in target.params if p.key in pairs) / target.size
     note = (
         f"the prompts are of another architecture: {share:.0%} of the target's values come from layers of"
-        " the same kind and place, channels repeated or left out to fit; the rest keep their default"
+        f" the same kind and place, {_how(expanded, len(aligned))}; the rest keep their default"
     )
     return Transfer(
         sane=sane, prompts=latents, template=aligned[0], pairs=pairs, fits=False, notes=(*notes, note),
         aligned=tuple(aligned), expanded=expanded,
     )  # fmt: skip
+
+
+def _how(expanded: Expansion, prompts: int) -> str:
+    if (count := min(expanded.beside, prompts)) > 1:
+        return f"{count} prompts side by side"
+    return "channels repeated or left out to fit"
 
 
 def places(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor:
