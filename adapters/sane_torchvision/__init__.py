@@ -1,8 +1,8 @@
 """Networks by torchvision's names: `torchvision:resnet18`, `torchvision:resnet18@weights.pth`.
 
 After the `@` stands a file of weights or the name of published ones, such as DEFAULT; without it the
-network is initialised by torchvision, from seed 0. `torchvision:resnet18,classes=7,channels=1` has another class count and
-other images.
+network is freshly initialised, as a source always from seed 0. `torchvision:resnet18,classes=7,channels=1`
+has another class count and other images.
 """
 
 from __future__ import annotations
