@@ -2,8 +2,8 @@
 
 A logistic regression on margins between the best generated candidate and the best default: two of the
 race, in standard errors of a difference of two accuracies, and, where there is time for it, one of both
-trained in three folds (McNemar's test: paired, on all images). Fitted by `benchmarks/gate.py` on runs
-of other tasks.
+trained in three folds, twice (McNemar's test: paired, on all images). Fitted by `benchmarks/gate.py` on
+runs of other tasks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import right
 
 _MOST = 10.0
-_FOLDS, _EPOCHS = 3, 2
+_FOLDS, _EPOCHS, _ORDERS = 3, 2, 2
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,45 @@ def margins(rows: Sequence[Row], images: int) -> tuple[float, float] | None:
 def paired(bench: Bench, raced: Sequence[Candidate], clock: Clock) -> float | None:
     """Return McNemar's margin of the best generated candidate over the best default, -10 to 10.
 
-    Both are trained for two epochs on two thirds of the images at hand and asked about the last, in turn.
     None where one of them is missing, or the time is over.
     """
-    ours = next((c for c in raced if family(c.row.kind) != "default"), None)
-    plain = next((c for c in raced if family(c.row.kind) == "default"), None)
-    if ours is None or plain is None:
+    rivals = best_of_both(raced)
+    if rivals is None:
         return None
-    better = worse = 0
     try:
         with clock.until_over():
-            for fold in _folds(bench):
-                right = [_answers(bench, c, fold, clock) for c in (ours, plain)]
-                better += int((right[0] & ~right[1]).sum())
-                worse += int((right[1] & ~right[0]).sum())
+            counts = [counted(bench, *rivals, order, clock) for order in range(_ORDERS)]
     except TimeOverError:
         return None
+    return mcnemar(counts)
+
+
+def best_of_both(raced: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
+    """Return the best generated candidate and the best default, if there are both."""
+    ours = next((c for c in raced if family(c.row.kind) != "default"), None)
+    plain = next((c for c in raced if family(c.row.kind) == "default"), None)
+    return (ours, plain) if ours and plain else None
+
+
+def counted(
+    bench: Bench, ours: Candidate, plain: Candidate, order: int, clock: Clock
+) -> tuple[int, int]:  # fmt: skip
+    """Return how many answers the one has right and the other wrong, and the reverse.
+
+    Both are trained on two thirds of the images at hand and asked about the last after one and two epochs,
+    in turn.
+    """
+    better = worse = 0
+    for fold in _folds(bench, order):
+        a, b = (_answers(bench, c, fold, order, clock) for c in (ours, plain))
+        better += int((a & ~b).sum())
+        worse += int((b & ~a).sum())
+    return better, worse
+
+
+def mcnemar(counts: Sequence[tuple[int, int]]) -> float:
+    """Return the difference of all counts in its standard errors, -10 to 10."""
+    better, worse = sum(b for b, _ in counts), sum(w for _, w in counts)
     return max(-_MOST, min(_MOST, (better - worse) / sqrt(better + worse + 1)))
 
 
@@ -90,26 +113,33 @@ def outlook(rows: Sequence[Row], images: int, pairs: float | None = None) -> Out
     return Outlook(1 / (1 + exp(-score)))
 
 
-def _folds(bench: Bench) -> Iterator[Task]:
+def _folds(bench: Bench, order: int) -> Iterator[Task]:
     task = bench.task
     x, y = torch.cat([task.x_train, task.x_test]), torch.cat([task.y_train, task.y_test])
-    order = torch.randperm(len(y), generator=generator(bench.options.seed, "gate")).to(y.device)
+    rng = generator(bench.options.seed, "gate", order)
+    shuffled = torch.randperm(len(y), generator=rng).to(y.device)
     for i in range(_FOLDS):
-        out = order[i::_FOLDS]
+        out = shuffled[i::_FOLDS]
         stay = torch.ones(len(y), dtype=torch.bool, device=y.device)
         stay[out] = False
         yield replace(task, x_train=x[stay], y_train=y[stay], x_test=x[out], y_test=y[out])
 
 
-def _answers(bench: Bench, candidate: Candidate, fold: Task, clock: Clock) -> torch.Tensor:
-    """Train on a fold and return which of its test images are answered rightly, (N,) bool."""
+def _answers(
+    bench: Bench, candidate: Candidate, fold: Task, order: int, clock: Clock
+) -> torch.Tensor:  # fmt: skip
+    """Train on a fold and return which of its test images are right after each epoch, (epochs x N,) bool."""
     own = replace(bench, task=fold)
-    training = trial(own, candidate)
+    row = replace(candidate.row, seed=candidate.row.seed + order)
+    training = trial(own, replace(candidate, row=row))
     if bench.fits and candidate.row.kind != "default":
         own.fit(training.module)
-    epoch = ceil(len(fold.y_train) / bench.options.train.batch)
-    training.advance(_EPOCHS * epoch, clock.check)
-    return right(training.module, fold.x_test, fold.y_test)
+    steps = ceil(len(fold.y_train) / bench.options.train.batch)
+    found = []
+    for epoch in range(_EPOCHS):
+        training.advance((epoch + 1) * steps, clock.check)
+        found.append(right(training.module, fold.x_test, fold.y_test))
+    return torch.cat(found)
 
 
 def _margin(ours: float, plain: float, images: int) -> float:
