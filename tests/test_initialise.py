@@ -1,5 +1,6 @@
 """Initialisation: samplers do what they say, and what is chosen is never worse than the default."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -17,7 +18,7 @@ from sane_plugins.tasks.prompts import activations, choose_prompts, embedded_pro
 from sane_plugins.tasks.rescale import rescale
 from sane_plugins.tasks.sample import KDE, Gaussian
 from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.tasks.train import TrainOptions, accuracy, train_epochs
+from sane_plugins.tasks.train import TrainOptions, Trial, accuracy, train_epochs
 from sane_plugins.weights.files import from_state_dict
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.tokens import Tokens, detokenize, tokenize
@@ -142,6 +143,19 @@ def test_conditioning_repairs_destroyed_statistics(task: Task, trained: nn.Modul
     condition(module, task.x_train, 20, 32, rng())
     assert accuracy(module, task.x_test, task.y_test) > whole - 0.05
     assert all(torch.equal(value, weights[key]) for key, value in module.named_parameters())
+
+
+def test_a_trial_is_scored_by_its_weights_not_by_stale_statistics(
+    task: Task, trained: nn.Module
+) -> None:
+    stale = deepcopy(trained)
+    norm = next(m for m in stale.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.running_mean.fill_(3.0)
+    before = {key: value.clone() for key, value in stale.state_dict().items()}
+    trials = [Trial(module, task, TrainOptions(), rng()) for module in (stale, trained)]
+    assert accuracy(stale, task.x_test, task.y_test) < 0.9 * trials[1].score()
+    assert trials[0].score() == trials[1].score()
+    assert all(torch.equal(value, before[key]) for key, value in stale.state_dict().items())
 
 
 def test_conditioning_leaves_modes_as_they_were(task: Task) -> None:

@@ -29,6 +29,21 @@ def condition(
 
 
 @contextmanager
+def conditioned(
+    module: nn.Module, images: torch.Tensor, batches: int, batch_size: int
+) -> Iterator[None]:  # fmt: skip
+    """Let running statistics fit images (N, C, H, W) for a while; always measured on the same batches."""
+    buffers = [b for m in module.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    condition(module, images, batches, batch_size, torch.Generator().manual_seed(0))
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+
+
+@contextmanager
 def _measuring(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     modes = {m: m.training for m in module.modules()}
     momenta = [norm.momentum for norm in norms]

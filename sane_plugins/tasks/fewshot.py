@@ -35,7 +35,8 @@ def train_shots(bench: Bench, shots: Shots, report: Report) -> list[WeightGraph]
     for i, recipe in enumerate(shots.recipes):
         candidate = bench.build(recipe, latents_of(bench, shots.course, recipe))
         training = trial(bench, candidate)
-        score = training.advance(epoch * bench.options.few_shot_epochs, lambda: None)
+        training.advance(epoch * bench.options.few_shot_epochs, lambda: None)
+        score = training.score()
         note = f"{candidate.row.name} {score:.3f}"
         report(Progress(job="train prompts", done=i + 1, total=len(shots.recipes), note=note))
         name = f"{candidate.row.name}, trained on the task"

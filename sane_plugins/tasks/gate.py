@@ -23,7 +23,6 @@ from sane_plugins.tasks.clock import Clock, TimeOverError
 from sane_plugins.tasks.halving import family, trial
 from sane_plugins.tasks.options import Candidate, Row
 from sane_plugins.tasks.task import Task
-from sane_plugins.tasks.train import right
 
 _MOST = 10.0
 _FOLDS, _EPOCHS, _ORDERS = 3, 2, 2
@@ -138,7 +137,7 @@ def _answers(
     found = []
     for epoch in range(_EPOCHS):
         training.advance((epoch + 1) * steps, clock.check)
-        found.append(right(training.module, fold.x_test, fold.y_test))
+        found.append(training.right())
     return torch.cat(found)
 
 

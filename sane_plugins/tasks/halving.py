@@ -41,7 +41,8 @@ def race(
         for rung in rungs:
             scores = []
             for i, c in enumerate(alive):
-                scores.append(trials[id(c.module)].advance(rung, clock.check))
+                trials[id(c.module)].advance(rung, clock.check)
+                scores.append(trials[id(c.module)].score())
                 note = f"{rung / epoch:.2f} epochs, {c.row.name} {scores[-1]:.3f}"
                 report(Progress(job=f"train, rung {rungs.index(rung) + 1} of {len(rungs)}",
                                 done=i + 1, total=len(alive), note=note))  # fmt: skip
@@ -77,6 +78,7 @@ def _affordable(
     first.advance(1, clock.check)
     start = monotonic()
     first.advance(6, clock.check)
+    first.score()
     each = _COST * (monotonic() - start) / 5
     many = min(len(alive), max(_FEWEST, int(clock.left / (each * steps))))
     afford = min(steps, max(1, int(clock.left / (each * many))))

@@ -12,11 +12,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from sane_plugins.errors import TaskError
+from sane_plugins.tasks.batchnorm import conditioned
 from sane_plugins.tasks.images import first_line
 from sane_plugins.tasks.pruned import Pruned
 from sane_plugins.tasks.task import Task
 
 _EVALUATION_BATCH = 250
+_NORM_BATCHES, _NORM_BATCH = 8, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +80,8 @@ class Trial:
             pruned.hold(module, self._optimizer)
         self._batches = _endless(len(task.y_train), options.batch, rng)
 
-    def advance(self, steps: int, check: Callable[[], None]) -> float:
-        """Train until so many steps are done, and measure; `check` is called before each, and may raise."""
+    def advance(self, steps: int, check: Callable[[], None]) -> None:
+        """Train until so many steps are done; `check` is called before each, and may raise."""
         self.module.train()
         with seeded(self._rng):
             while self.steps < steps:
@@ -88,7 +90,19 @@ class Trial:
                 x, y = self.task.x_train[batch], self.task.y_train[batch]
                 _step(self.module, self._optimizer, x, y)
                 self.steps += 1
-        return accuracy(self.module, self.task.x_test, self.task.y_test)
+
+    def right(self) -> torch.Tensor:
+        """Return which test images the network labels rightly, (N,) bool.
+
+        Running statistics of norms, which follow the weights with a delay of dozens of steps, are those of
+        the weights as they are.
+        """
+        with conditioned(self.module, self.task.x_train, _NORM_BATCHES, _NORM_BATCH):
+            return right(self.module, self.task.x_test, self.task.y_test)
+
+    def score(self) -> float:
+        """Return the share of test images that the network labels rightly."""
+        return int(self.right().sum()) / len(self.task.y_test)
 
 
 def logits(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
