@@ -32,7 +32,10 @@ def remarks(
     if clock.interrupted:
         yield "it was interrupted: this is the best so far"
     elif clock.cut:
-        yield f"the budget of {options.budget:.0f} s cut the scoring short: a larger one compares more"
+        yield (
+            f"the scoring was cut short after the {options.budget:.0f} s that the budget left for it:"
+            " a larger one compares more"
+        )
     if (count := drawn_at_once(bench)) < options.candidates:
         yield f"{count} candidates were drawn, not {options.candidates}: the network is large"
     if options.classifier == "fit" and not bench.classifier:
