@@ -1,9 +1,9 @@
 """The gate: do the generated weights help, told from the scores of a short race.
 
-A logistic regression on margins between the best generated candidate and the best default: two of the
-race, in standard errors of a difference of two accuracies, and, where there is time for it, one of both
-trained in three folds, twice (McNemar's test: paired, on all images). Fitted by `benchmarks/gate.py` on
-runs of other tasks.
+A logistic regression on who won the race and on the margin of the best generated candidate over the best
+default, both trained in three folds, twice (McNemar's test: paired, on all images). Where there is no
+time for that: on two margins of the race, in standard errors of a difference of two accuracies. Fitted,
+and chosen among others, by `benchmarks/gate.py` on runs of other tasks.
 """
 
 from __future__ import annotations
@@ -101,13 +101,18 @@ def mcnemar(counts: Sequence[tuple[int, int]]) -> float:
     return max(-_MOST, min(_MOST, (better - worse) / sqrt(better + worse + 1)))
 
 
+def won(rows: Sequence[Row]) -> float:
+    """Return 1 where a generated candidate won the race, -1 where a default did; `rows` come best first."""
+    return -1.0 if family(rows[0].kind) == "default" else 1.0
+
+
 def outlook(rows: Sequence[Row], images: int, pairs: float | None = None) -> Outlook | None:
     """Return what the margins of a race tell; None where there is nothing to compare."""
-    found: tuple[float, ...] | None = margins(rows, images)
-    if found is None:
+    raced = margins(rows, images)
+    if raced is None:
         return None
     told = _coefficients()["race" if pairs is None else "folds"]
-    found = found if pairs is None else (*found, pairs)
+    found = raced if pairs is None else (won(rows), pairs)
     score = told["bias"] + sum(w * x for w, x in zip(told["weights"], found, strict=True))
     return Outlook(1 / (1 + exp(-score)))
 
