@@ -133,6 +133,17 @@ def test_a_layer_as_wide_as_before_takes_an_equal_part_of_each() -> None:
     assert torch.equal(tensors["4.weight"][4:, :3], target.tensors["4.weight"][4:, :3])
 
 
+def test_a_kept_classifier_reads_every_prompt() -> None:
+    torch.manual_seed(0)
+    prompts, target = [from_module(small_cnn()) for _ in range(2)], from_module(wide_cnn())
+    found = expansion(prompts[0], target, frozenset({"14.weight", "14.bias"}))
+    assert found is not None
+    tensors = found.apply([prompt.tensors for prompt in prompts], target.tensors)
+    weights = [prompt.tensors["14.weight"] for prompt in prompts]
+    assert torch.equal(tensors["14.weight"][:, :10], weights[0][:, :10])
+    assert torch.equal(tensors["14.weight"][:, 10:], weights[1][:, 10:])
+
+
 def test_one_wider_layer_does_not_part_the_others() -> None:
     torch.manual_seed(0)
     prompt = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)], nn.Linear(4, 3))

@@ -32,6 +32,7 @@ class Piece:
     param: Param
     source: Param
     channels: tuple[int, int] | None
+    is_classifier: bool
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,16 @@ def expansion(
                 continue
             if param.key not in classifier or param.shape == source.shape:
                 known = (channels[0], channels[1]) if all(channels) else None
-                pieces.append(Piece(param=param, source=source, channels=known))
-    return Expansion(tuple(pieces), _beside(pieces, classifier)) if pieces else None
+                is_classifier = param.key in classifier
+                pieces.append(
+                    Piece(param=param, source=source, channels=known, is_classifier=is_classifier)
+                )
+    return Expansion(tuple(pieces), _beside(pieces)) if pieces else None
 
 
-def _beside(pieces: Sequence[Piece], classifier: frozenset[str]) -> int:
+def _beside(pieces: Sequence[Piece]) -> int:
     """Return how many prompts fit into the typical hidden layer: where few are wider, others would suffer."""
-    hidden = [x for x in pieces if len(x.param.shape) > 1 and x.param.key not in classifier]
+    hidden = [x for x in pieces if len(x.param.shape) > 1 and not x.is_classifier]
     ratios = [x.param.shape[x.param.axis] // x.source.shape[x.param.axis] for x in hidden]
     return max(1, median_low(ratios)) if ratios else 1
 
@@ -152,6 +156,8 @@ def _fitted(sources: Sequence[torch.Tensor], default: torch.Tensor, piece: Piece
         return sources[0].clone()
     into = 1 - out if len(size) > 1 else None
     read = _channels_read(piece, into, count)
+    if piece.is_classifier:
+        return _summed(torch.stack([*sources]), into, read)
     joined = count if read and piece.channels else 1  # all prompts read the images
     block = _block(size[out], had[out], count)
     parts = torch.stack([_resized(source, piece, joined) for source in sources])
@@ -166,6 +172,16 @@ def _fitted(sources: Sequence[torch.Tensor], default: torch.Tensor, piece: Piece
     apart = apart if out == 0 else apart.T
     shape = (*apart.shape, *[1] * (value.ndim - 2))
     return torch.where(apart.view(shape).to(value.device), default.to(value), value)
+
+
+def _summed(sources: torch.Tensor, into: int | None, read: tuple[int, int] | None) -> torch.Tensor:
+    """Let each class read all prompts, of each the features that there are."""
+    count = len(sources)
+    if into is None or read is None:
+        return sources.mean(0)
+    theirs = _block(*read, count).repeat_interleave(sources.shape[into + 1] // read[0])
+    features = sources.movedim(into + 1, 1)
+    return features[theirs, torch.arange(len(theirs))].movedim(0, into)
 
 
 def _channels_read(piece: Piece, into: int | None, count: int) -> tuple[int, int] | None:
