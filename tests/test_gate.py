@@ -29,6 +29,9 @@ def test_more_evidence_for_the_generated_is_a_higher_chance() -> None:
     few = outlook(rows[2], 20)
     assert few is not None
     assert few.probability < chances[-1]
+    level = outlook([row("sane", 0.4, 0.5), row("default", 0.4, 0.5)], 500)
+    assert level is not None
+    assert level.is_close
     folds = [outlook(rows[1], 500, margin) for margin in (-8.0, 8.0)]
     assert [x.helps for x in folds if x is not None] == [False, True]
 

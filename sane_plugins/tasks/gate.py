@@ -26,6 +26,7 @@ from sane_plugins.tasks.task import Task
 
 _MOST = 10.0
 _FOLDS, _EPOCHS, _ORDERS = 3, 2, 2
+_CLOSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Outlook:
     def helps(self) -> bool:
         """Tell whether the generated weights are expected to help."""
         return self.probability >= 0.5
+
+    @property
+    def is_close(self) -> bool:
+        """Tell whether it is too close to call."""
+        return abs(self.probability - 0.5) < _CLOSE
 
 
 def margins(rows: Sequence[Row], images: int) -> tuple[float, float] | None:

@@ -25,8 +25,8 @@ def remarks(
     if expected is not None:
         verb = "are expected to" if expected.helps else "are not expected to"
         yield (
-            f"generated weights {verb} beat the best default initialisation"
-            f" (probability {expected.probability:.0%})"
+            f"generated weights {'may or may not' if expected.is_close else verb} beat the best default"
+            f" initialisation (probability {expected.probability:.0%})"
         )
     yield from bench.transfer.notes
     if clock.interrupted:
