@@ -22,7 +22,7 @@ from sane_plugins.tasks.train import TrainOptions, Trial, accuracy, train_epochs
 from sane_plugins.weights.files import from_state_dict
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.tokens import Tokens, detokenize, tokenize
-from sane_plugins.zoo.architectures import small_cnn
+from sane_plugins.zoo.architectures import small_cnn, wide_cnn
 
 WIDTH = 16
 QUICK = InitialiseOptions(candidates=4, keep=2)
@@ -382,6 +382,14 @@ def test_shipped_model_and_prompts_beat_the_default_on_digits() -> None:
     x, y = digits.x_test, digits.y_test
     plain = small_cnn()
     assert accuracy(done.module, x, y) > 0.7 > accuracy(plain, x, y) + 0.4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_prompts_for_another_width_have_seen_as_many_colours(channels: int) -> None:
+    zoo = embedded_prompts()
+    sources = {f"{zoo.name}:{entry.key}": entry for entry in zoo.entries}
+    found = choose_prompts(wide_cnn(channels), zoo, 6)
+    assert {sources[g.source].factory["channels_in"] for g in found.graphs} == {channels}
 
 
 def test_prompts_from_a_file_are_matched_without_topology(task: Task, sane: SANE) -> None:

@@ -15,6 +15,8 @@ from sane_plugins.weights.modules import from_module
 from sane_plugins.zoo.architectures import ACTIVATIONS
 from sane_plugins.zoo.store import Entry, Zoo
 
+_CLASSIFIER = 2  # tensors
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -31,7 +33,10 @@ def embedded_prompts() -> Zoo:
 
 
 def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 24) -> Prompts:
-    """Choose `count` networks of a zoo for a target: shapes, then activation, then test accuracy decide.
+    """Choose `count` networks of a zoo for a target: activation, then shapes, then test accuracy decide.
+
+    Where no network has the target's shapes, those that read as many channels come before those that share
+    more shapes: what they have learned to see is what expands.
 
     Networks of several data sets take turns; which of them help on a task is measured on its images later.
 
@@ -85,9 +90,11 @@ def _in_turn(entries: list[Entry]) -> list[Entry]:
     return [entry for _, entry in sorted(zip(ranks, entries, strict=True), key=lambda pair: pair[0])]
 
 
-def _fit(graph: WeightGraph, shapes: list[tuple[int, ...]]) -> int:
-    """Return how many tensors have the target's shape at their place; 0 for another number of tensors."""
+def _fit(graph: WeightGraph, shapes: list[tuple[int, ...]]) -> tuple[bool, bool, int]:
+    """Return whether all shapes but a classifier's are alike, whether the images' channels are; how many."""
     own = [p.shape for p in graph.params]
-    if len(own) != len(shapes):
-        return 0
-    return sum(a == b for a, b in zip(own, shapes, strict=True))
+    same = 0
+    if len(own) == len(shapes):
+        same = sum(a == b for a, b in zip(own, shapes, strict=True))
+    reads_alike = [x[1:2] for x in own[:1]] == [x[1:2] for x in shapes[:1]]
+    return same > 0 and same >= len(shapes) - _CLASSIFIER, reads_alike, same

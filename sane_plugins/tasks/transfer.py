@@ -117,7 +117,7 @@ def _expanded(
     pairs = {piece.param.key: piece.source.key for piece in expanded.pieces}
     share = sum(p.size for p in target.params if p.key in pairs) / target.size
     note = (
-        f"the prompts are of another architecture: {share:.0%} of the target's values come from layers of"
+        f"the prompts are of another architecture: for {share:.0%} of the target's values they have layers of"
         f" the same kind and place, {_how(expanded, len(aligned))}; the rest keep their default"
     )
     return Transfer(
@@ -128,7 +128,7 @@ def _expanded(
 
 def _how(expanded: Expansion, prompts: int) -> str:
     if (count := min(expanded.beside, prompts)) > 1:
-        return f"{count} prompts side by side"
+        return f"{count} prompts side by side, with the default's weights between them"
     return "channels repeated or left out to fit"
 
 
