@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.tasks import expand
+from sane_plugins.tasks import reshape
 from sane_plugins.tasks.expand import expansion
 from sane_plugins.weights.modules import from_module, load_into
 from sane_plugins.zoo.architectures import resnet, small_cnn, wide_cnn
@@ -15,7 +15,7 @@ from sane_plugins.zoo.architectures import resnet, small_cnn, wide_cnn
 @pytest.fixture
 def exact(monkeypatch) -> None:
     """Let repeated channels be equal."""
-    monkeypatch.setattr(expand, "_NOISE", 0.0)
+    monkeypatch.setattr(reshape, "_NOISE", 0.0)
 
 
 def grown(prompt: nn.Module, target: nn.Module) -> nn.Module:
