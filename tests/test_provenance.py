@@ -84,6 +84,19 @@ def test_verify_says_what_differs(task, tmp_path) -> None:
     assert "does not say" in done.output
 
 
+def test_verify_refuses_what_is_missing_or_broken(tmp_path) -> None:
+    done = run("verify", tmp_path / "none.safetensors")
+    assert done.exit_code == 1
+    assert "it does not exist" in done.stderr
+    weights = tmp_path / "a.pt"
+    torch.save({}, weights)
+    weights.with_name("a.pt.provenance.json").write_bytes(b"\xff{")
+    done = run("verify", weights)
+    assert done.exit_code == 1
+    assert "its origin is broken" in done.stderr
+    assert isinstance(done.exception, SystemExit)
+
+
 def test_globs_leave_the_rest_of_a_checkpoint_alone(task, tmp_path) -> None:
     factory = "sane_plugins.zoo.architectures:small_cnn"
     from sane_plugins.zoo.architectures import small_cnn

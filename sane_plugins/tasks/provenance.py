@@ -26,6 +26,7 @@ from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.train import TrainOptions
 from sane_plugins.weights.digest import tensor_digest
 from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.guards import require_file, sealed
 from sane_plugins.weights.safefile import HEADER, LazyTensors
 from sane_plugins.weights.writing import write_whole
 
@@ -111,11 +112,12 @@ def inscribe(path: Path, told: Mapping[str, Any]) -> Path:
 def read_provenance(path: Path) -> dict[str, Any]:
     """Return what `inscribe` wrote. Raises `SourceError` where there is none."""
     text = "{}"
-    if path.suffix == SAFE:
+    if require_file(path).suffix == SAFE:
         text = LazyTensors(path).metadata.get(HEADER, "{}")
     elif _beside(path).is_file():
-        text = _beside(path).read_text(encoding="utf-8")
-    own = json.loads(text)
+        text = _beside(path).read_text(encoding="utf-8", errors="replace")
+    with sealed(path, "what it says of its origin is broken", "a whole file"):
+        own = json.loads(text)
     found = own.get(KEY) if isinstance(own, dict) else None
     if isinstance(found, dict) and found.get("format") == FORMAT:
         return found
