@@ -56,7 +56,8 @@ def main() -> None:
             for label, sampler in SAMPLERS.items():
                 options = InitialiseOptions(seed=seed, sampler=sampler)
                 bench, _ = prepare(make, task, prompts, sane, options)
-                latents = bench.sampler(bench.transfer.prompts, COUNT, generator(seed, "round", 0))
+                rng = generator(seed, "round", 0)
+                latents = bench.sampler(bench.transfer.prompts, COUNT, rng).unsqueeze(1)
                 drawn = [bench.build(Recipe("sane", i), z) for i, z in enumerate(latents)]
                 best = max(drawn, key=lambda candidate: candidate.row.before).recipe.number
                 module = bench.build(Recipe("sane", best, scale="default"), latents[best]).module
