@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import zoodata
-from gate import task_of
+from gate_runs import task_of
 
 from sane_plugins.latent import checkpoint
 from sane_plugins.tasks.candidates import generator

@@ -25,7 +25,8 @@ from sane_plugins.tasks.options import Candidate, Row
 from sane_plugins.tasks.task import Task
 
 _MOST = 10.0
-_FOLDS, _EPOCHS, _ORDERS = 3, 2, 2
+ORDERS = 2
+_FOLDS, _EPOCHS = 3, 2
 _CLOSE = 0.1
 
 
@@ -51,10 +52,10 @@ def margins(rows: Sequence[Row], images: int) -> tuple[float, float] | None:
 
     `rows` come best first, scored on so many images. None without a generated candidate or a default.
     """
-    ours = next((r for r in rows if family(r.kind) != "default"), None)
-    plain = next((r for r in rows if family(r.kind) == "default"), None)
-    if ours is None or plain is None:
+    places = _firsts(rows)
+    if places is None:
         return None
+    ours, plain = (rows[place] for place in places)
     both = min(len(ours.curve), len(plain.curve))
     pairs = [(ours.before, plain.before)]
     pairs.append((ours.curve[both - 1][1], plain.curve[both - 1][1]) if both else pairs[0])
@@ -72,7 +73,7 @@ def paired(bench: Bench, raced: Sequence[Candidate], clock: Clock) -> float | No
         return None
     try:
         with clock.until_over():
-            counts = [counted(bench, *rivals, order, clock) for order in range(_ORDERS)]
+            counts = [counted(bench, *rivals, order, clock) for order in range(ORDERS)]
     except TimeOverError:
         return None
     return mcnemar(counts)
@@ -80,9 +81,8 @@ def paired(bench: Bench, raced: Sequence[Candidate], clock: Clock) -> float | No
 
 def best_of_both(raced: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
     """Return the best generated candidate and the best default, if there are both."""
-    ours = next((c for c in raced if family(c.row.kind) != "default"), None)
-    plain = next((c for c in raced if family(c.row.kind) == "default"), None)
-    return (ours, plain) if ours and plain else None
+    places = _firsts([c.row for c in raced])
+    return (raced[places[0]], raced[places[1]]) if places else None
 
 
 def counted(
@@ -121,6 +121,12 @@ def outlook(rows: Sequence[Row], images: int, pairs: float | None = None) -> Out
     found = raced if pairs is None else (won(rows), pairs)
     score = told["bias"] + sum(w * x for w, x in zip(told["weights"], found, strict=True))
     return Outlook(1 / (1 + exp(-score)))
+
+
+def _firsts(rows: Sequence[Row]) -> tuple[int, int] | None:
+    """Return the places of the first generated candidate and of the first default, if there are both."""
+    is_plain = [family(row.kind) == "default" for row in rows]
+    return (is_plain.index(False), is_plain.index(True)) if len({*is_plain}) == 2 else None
 
 
 def _folds(bench: Bench, order: int) -> Iterator[Task]:
