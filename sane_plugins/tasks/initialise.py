@@ -82,7 +82,7 @@ def initialise(
             pool, course, raced = _raced(bench, fresh, clock.restarted(), report)
         rows = [c.row for c in raced]
         expected = outlook(rows, len(bench.task.y_test), paired(bench, raced, clock))
-        best = raced[0]  # the gate only tells: on unseen tasks the race was right more often
+        best = raced[0]  # the gate only tells
         rows = [replace(c.row, chosen=c is best) for c in raced]
         rows += sorted(pool.others, key=lambda row: -row.before)
         told = trace(bench, task, prompts, sane, best.recipe, course, rows, shots)
