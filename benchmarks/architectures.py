@@ -78,10 +78,13 @@ def _wide(arguments: argparse.Namespace, seed: int) -> Case:
     zoos = zoodata.zoos(arguments.data, arguments.zoos, names)
     graphs = [graph for zoo in zoos for graph in choose_prompts(small_cnn(), zoo, 12).graphs]
     return Case(
-        name="small CNN to twice its width", make=partial(wide_cnn, 1, len(task.classes)),
-        task=task.subset(10_000, torch.Generator().manual_seed(seed)), prompts=graphs,
-        options=InitialiseOptions(seed=seed), epochs=5,
-    )  # fmt: skip
+        name="small CNN to twice its width",
+        make=partial(wide_cnn, 1, len(task.classes)),
+        task=task.subset(10_000, torch.Generator().manual_seed(seed)),
+        prompts=graphs,
+        options=InitialiseOptions(seed=seed),
+        epochs=5,
+    )
 
 
 def _resnet(data: Path, depth: int, seed: int) -> Case:
@@ -90,11 +93,13 @@ def _resnet(data: Path, depth: int, seed: int) -> Case:
     prompt = resnet(depth=20)
     prompt.load_state_dict({key.removeprefix("module."): value for key, value in stored.items()})
     return Case(
-        name=f"ResNet-20 to ResNet-{depth}", make=partial(resnet, depth=depth),
+        name=f"ResNet-20 to ResNet-{depth}",
+        make=partial(resnet, depth=depth),
         task=task.subset(2000, torch.Generator().manual_seed(seed)),
         prompts=[from_module(prompt, "resnet20")],
-        options=InitialiseOptions(seed=seed, candidates=2, keep=1, norm_batches=20), epochs=2,
-    )  # fmt: skip
+        options=InitialiseOptions(seed=seed, candidates=2, keep=1, norm_batches=20),
+        epochs=2,
+    )
 
 
 def _keep(name: str, seed: int, make: Callable[[], Case], sane: SANE) -> None:
@@ -108,9 +113,10 @@ def _keep(name: str, seed: int, make: Callable[[], Case], sane: SANE) -> None:
 def _measured(case: Case, seed: int, sane: SANE) -> Run:
     run: Run = {"case": case.name, "images": len(case.task.y_train), "curves": {}}
     methods: Mapping[str, Callable[[], nn.Module]] = {
-        "default": partial(_default, case, seed), "prompt, expanded": partial(_expanded, case, sane),
+        "default": partial(_default, case, seed),
+        "prompt, expanded": partial(_expanded, case, sane),
         "sane-init": partial(_ours, case, sane, run),
-    }  # fmt: skip
+    }
     for method, make in methods.items():
         start = time.perf_counter()
         module = make()
@@ -170,10 +176,11 @@ def _table(case: str, runs: Sequence[Run]) -> list[str]:
     epochs = [e for e in (0, 1, 2, 5) if e < len(runs[0]["curves"]["default"])]
     chosen = ", ".join(run["chosen"] for run in runs)
     lines = [
-        f"{case} ({len(runs)} seeds, {runs[0]['images']} images; chosen: {chosen})", "",
+        f"{case} ({len(runs)} seeds, {runs[0]['images']} images; chosen: {chosen})",
+        "",
         f"| initialisation | {' | '.join(f'epoch {e}' for e in epochs)} |",
         "|---" * (len(epochs) + 1) + "|",
-    ]  # fmt: skip
+    ]
     for method in runs[0]["curves"]:
         cells = [_cell([run["curves"][method][e] for run in runs]) for e in epochs]
         lines.append(f"| {method} | {' | '.join(cells)} |")

@@ -78,9 +78,13 @@ def make_sane(zoos: list[Zoo], data: Path, steps: int) -> None:
     images = {zoo.name: task_of(zoo, data).x_train for zoo in zoos}
     with joined("cpu"):
         model = pretrain(
-            [outside_pool(zoo) for zoo in zoos], *recipe(steps), RUNS / "sane.safetensors",
-            resume=True, report=_line, behaviour=Outputs(images),
-        )  # fmt: skip
+            [outside_pool(zoo) for zoo in zoos],
+            *recipe(steps),
+            RUNS / "sane.safetensors",
+            resume=True,
+            report=_line,
+            behaviour=Outputs(images),
+        )
         if not World.here().is_first:
             return
     told = checkpoint.read_metadata(RUNS / "sane.safetensors")
@@ -113,9 +117,11 @@ def make_sampler(zoos: list[Zoo], data: Path) -> None:
     model = checkpoint.load(OUT / "sane.safetensors")
     groups = [_examples(outside_pool(zoo), describe(task_of(zoo, data)), model) for zoo in zoos]
     config = DenoiserConfig(
-        latent=model.config.latent_width, places=groups[0][0].places.shape[1], task=SIZE,
+        latent=model.config.latent_width,
+        places=groups[0][0].places.shape[1],
+        task=SIZE,
         sane=fingerprint(model),
-    )  # fmt: skip
+    )
     training = fit(groups, config, SAMPLER_STEPS, torch.Generator().manual_seed(0))
     for done, (denoiser, loss) in enumerate(training, 1):
         _line(Progress(job="denoiser", done=done, total=SAMPLER_STEPS, note=f"{loss:.3f}"))
@@ -144,9 +150,11 @@ def _prompts(zoos: list[Zoo]) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]
             alike = zoo.where(lambda entry, act=act: entry.properties["act"] == act)  # type: ignore[misc]
             for entry in alike.best("test_accuracy", PROMPTS_PER_ACTIVATION[zoo.name]).entries:
                 named = Entry(
-                    network=f"{zoo.name}-{entry.network.removeprefix(zoo.name + '-')}", checkpoint=entry.checkpoint,
-                    factory=entry.factory, properties=entry.properties,
-                )  # fmt: skip
+                    network=f"{zoo.name}-{entry.network.removeprefix(zoo.name + '-')}",
+                    checkpoint=entry.checkpoint,
+                    factory=entry.factory,
+                    properties=entry.properties,
+                )
                 yield named, zoo.state_dict(entry)
 
 

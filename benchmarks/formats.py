@@ -130,10 +130,14 @@ def _read(host: Host, path: Path, name: str, remark: str) -> Row:
         row = replace(row, read="FAILED", told=f"{type(error).__name__}: {error}")
     else:
         row = replace(
-            row, read="in full" if found.coverage == 1 else "in part", told=_told(found),
-            form=found.container, tensors=len(found.tensors), parameters=found.parameters,
+            row,
+            read="in full" if found.coverage == 1 else "in part",
+            told=_told(found),
+            form=found.container,
+            tensors=len(found.tensors),
+            parameters=found.parameters,
             coverage=found.coverage,
-        )  # fmt: skip
+        )
     return replace(row, seconds=round(time.perf_counter() - start, 3))
 
 
@@ -253,9 +257,10 @@ def _judge(rows: Sequence[Row]) -> int:
     wrong += [
         f"{x.file}: onnxruntime {x.runtime} it, and it is read {x.read} ({x.told})"
         for x in rows
-        if x.runtime in ("runs", "loads") and x.read != "in full"
+        if x.runtime in ("runs", "loads")
+        and x.read != "in full"
         and not x.told.startswith(NO_WEIGHTS)
-    ]  # fmt: skip
+    ]
     slowest = max(rows, key=lambda x: x.seconds)
     print(page(rows).splitlines()[len(INTRO.splitlines()) + 1])
     print(

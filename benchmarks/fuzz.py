@@ -240,10 +240,13 @@ def _summary(found: list[dict[str, object]], seed: int, seconds: float) -> dict[
         form.setdefault(str(outcome.get("strategy")), Counter())[str(outcome["outcome"])] += 1
     findings = [o for o in found if o["outcome"] not in FINE]
     return {
-        "seed": seed, "cases": len(found), "seconds_of_last_run": round(seconds),
+        "seed": seed,
+        "cases": len(found),
+        "seconds_of_last_run": round(seconds),
         "outcomes": dict(sorted(Counter(str(o["outcome"]) for o in found).items())),
-        "strategies": by_strategy, "findings": sorted(findings, key=lambda o: int(str(o["case"]))),
-    }  # fmt: skip
+        "strategies": by_strategy,
+        "findings": sorted(findings, key=lambda o: int(str(o["case"]))),
+    }
 
 
 def _show(outcome: Outcome, counts: Counter[str], before: int, cases: int) -> None:

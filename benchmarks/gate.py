@@ -33,9 +33,12 @@ FIT = ("animal_mnist", "usps", "grey", "digits")
 TEST = ("fashion_mnist", "pneumoniamnist_subset", "mnist")
 SHARE, CLEAR = 0.85, 0.01
 COMPARED = {
-    "won": "who won the race", "race": "margins of the race", "paired": "paired margin of the folds",
-    "all": "margins of the race and of the folds", "folds": "who won, and the paired margin (ships)",
-}  # fmt: skip
+    "won": "who won the race",
+    "race": "margins of the race",
+    "paired": "paired margin of the folds",
+    "all": "margins of the race and of the folds",
+    "folds": "who won, and the paired margin (ships)",
+}
 SHIPPED = Path(__file__).parents[1] / "sane_plugins" / "data" / "gate.json"
 
 
@@ -116,25 +119,30 @@ def _test(runs: list[dict[str, Any]]) -> None:
     halves = [float((said == y)[y == side].mean()) for side in (True, False)]
     brier = _brier(np.array([found.probability for found in chance]), y)
     wrong = [abs(run["gain"]) for run, a, b in zip(runs, said, y, strict=True) if a != b]
-    text = "\n".join([
-        f"| {len(runs)} runs on {', '.join(TEST)} | |", "|---|---|",
-        f"| generated weights helped | {y.mean():.3f} |",
-        f"| gate right where it is not too close to call ({is_called.sum()} runs) | {called:.3f} |",
-        f"| gate right where it has to answer | {right:.3f} |",
-        f"| gate right where they helped, where not | {halves[0]:.3f}, {halves[1]:.3f} |",
-        f"| always saying the commoner answer | {max(y.mean(), 1 - y.mean()):.3f} |",
-        f"| saying what won the race | {(won == y).mean():.3f} |",
-        f"| gate on the race alone, without folds | {(race_only == y).mean():.3f} |",
-        f"| gate right where gain or loss is at least {CLEAR:.0%} ({clear.sum()} runs)"
-        f" | {(said == y)[clear].mean():.3f} |",
-        f"| helped against one plain default initialisation | {over_default.mean():.3f} |",
-        f"| gate right about that | {(said == over_default).mean():.3f} |",
-        f"| Brier score | {brier:.3f} |",
-        f"| largest gain or loss where it was wrong | {max(wrong, default=0):.3f} |", "",
-        f"- {'met' if called >= SHARE and is_called.sum() >= 40 else 'MISSED'}: the gate is right on {SHARE:.0%} of at"
-        " least 40 runs, where it is not too close to call",
-        f"- {'met' if right >= SHARE else 'MISSED'}: and where it has to answer", "",
-    ])  # fmt: skip
+    text = "\n".join(
+        [
+            f"| {len(runs)} runs on {', '.join(TEST)} | |",
+            "|---|---|",
+            f"| generated weights helped | {y.mean():.3f} |",
+            f"| gate right where it is not too close to call ({is_called.sum()} runs) | {called:.3f} |",
+            f"| gate right where it has to answer | {right:.3f} |",
+            f"| gate right where they helped, where not | {halves[0]:.3f}, {halves[1]:.3f} |",
+            f"| always saying the commoner answer | {max(y.mean(), 1 - y.mean()):.3f} |",
+            f"| saying what won the race | {(won == y).mean():.3f} |",
+            f"| gate on the race alone, without folds | {(race_only == y).mean():.3f} |",
+            f"| gate right where gain or loss is at least {CLEAR:.0%} ({clear.sum()} runs)"
+            f" | {(said == y)[clear].mean():.3f} |",
+            f"| helped against one plain default initialisation | {over_default.mean():.3f} |",
+            f"| gate right about that | {(said == over_default).mean():.3f} |",
+            f"| Brier score | {brier:.3f} |",
+            f"| largest gain or loss where it was wrong | {max(wrong, default=0):.3f} |",
+            "",
+            f"- {'met' if called >= SHARE and is_called.sum() >= 40 else 'MISSED'}: the gate is right on {SHARE:.0%} of at"
+            " least 40 runs, where it is not too close to call",
+            f"- {'met' if right >= SHARE else 'MISSED'}: and where it has to answer",
+            "",
+        ]
+    )
     text = (zoodata.RUNS / "gate-choice.md").read_text() + "\n" + text
     (zoodata.RESULTS / "gate.md").write_text(text)
     (zoodata.RESULTS / "gate.json").write_text(json.dumps({"gate": told, "test": runs}) + "\n")

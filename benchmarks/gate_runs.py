@@ -35,8 +35,11 @@ from sane_plugins.zoo.architectures import mlp, small_cnn, wide_cnn
 from sane_plugins.zoo.store import Zoo
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
-    "small_cnn": small_cnn, "tanh": partial(small_cnn, act="tanh"), "wide_cnn": wide_cnn, "mlp": mlp,
-}  # fmt: skip
+    "small_cnn": small_cnn,
+    "tanh": partial(small_cnn, act="tanh"),
+    "wide_cnn": wide_cnn,
+    "mlp": mlp,
+}
 PROMPTS = ("trained", "barely trained", "untrained", "shuffled")
 TRAININGS = 6  # orders of images that tell what is true
 
@@ -146,10 +149,15 @@ def _run(spec: Spec, task: Task, prompts: list[WeightGraph], sane: SANE) -> dict
     curves = [_trained(module, task, spec.seed) for module in modules]
     ours, plain, default = (float(np.mean(curve)) for curve in curves)
     return {
-        "margins": margins([c.row for c in raced], images), "counts": counts,
-        "gain": ours - plain, "gain_over_default": ours - default, "curves": curves,
-        "won": raced[0] is rivals[0], "ours": rivals[0].row.name, "plain": rivals[1].row.name,
-    }  # fmt: skip
+        "margins": margins([c.row for c in raced], images),
+        "counts": counts,
+        "gain": ours - plain,
+        "gain_over_default": ours - default,
+        "curves": curves,
+        "won": raced[0] is rivals[0],
+        "ours": rivals[0].row.name,
+        "plain": rivals[1].row.name,
+    }
 
 
 def _trained(module: nn.Module, task: Task, seed: int) -> list[list[float]]:

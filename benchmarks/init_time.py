@@ -66,10 +66,16 @@ def _cases(data: Path) -> list[Case]:
         Case(f"small CNN, {name}, --budget 10", ("--task", tasks[name], "--budget", "10"), 15)
         for name in ("digits", "fashion_mnist")
     ]
-    return [*small, *short, Case(
-        "resnet18 near another ResNet-18, --no-score",
-        ("resnet18", "--no-score", "--size", "32", "--prompts", "torchvision:resnet18"), 20, 2,
-    )]  # fmt: skip
+    return [
+        *small,
+        *short,
+        Case(
+            "resnet18 near another ResNet-18, --no-score",
+            ("resnet18", "--no-score", "--size", "32", "--prompts", "torchvision:resnet18"),
+            20,
+            2,
+        ),
+    ]
 
 
 def _measured(case: Case) -> tuple[float, float]:

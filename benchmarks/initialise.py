@@ -146,9 +146,12 @@ def main() -> None:
             rows[name].append(_measured(method, setting))
             print(f"seed {seed}, {name}: {rows[name][-1]}", file=sys.stderr, flush=True)
     result = {
-        "task": arguments.task, "images": IMAGES, "train": "Adam 1e-3, batch 64",
-        "prompts": [p.source for p in prompts], "runs": rows,
-    }  # fmt: skip
+        "task": arguments.task,
+        "images": IMAGES,
+        "train": "Adam 1e-3, batch 64",
+        "prompts": [p.source for p in prompts],
+        "runs": rows,
+    }
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     table = _table(rows)

@@ -68,9 +68,24 @@ def pretraining(zoo: Path) -> Job:
 
     def command(folder: Path) -> list[str]:
         return [
-            "pretrain", str(zoo), "-o", str(folder / "sane.safetensors"), "--resume", "--steps", "150",
-            "--batch", "8", "--width", "96", "--layers", "1", "--log-every", "1", "--save-every", "1",
-        ]  # fmt: skip
+            "pretrain",
+            str(zoo),
+            "-o",
+            str(folder / "sane.safetensors"),
+            "--resume",
+            "--steps",
+            "150",
+            "--batch",
+            "8",
+            "--width",
+            "96",
+            "--layers",
+            "1",
+            "--log-every",
+            "1",
+            "--save-every",
+            "1",
+        ]
 
     def done(folder: Path) -> int:
         """Return the last step of the log, which is written before the state."""
@@ -87,9 +102,14 @@ def pretraining(zoo: Path) -> Job:
             return int(json.loads(file.metadata()["sane_run"])["step"])
 
     return Job(
-        name="pretraining", progress="pretrain", command=command, output="sane.safetensors",
-        done=done, kept=kept, most=1,
-    )  # fmt: skip
+        name="pretraining",
+        progress="pretrain",
+        command=command,
+        output="sane.safetensors",
+        done=done,
+        kept=kept,
+        most=1,
+    )
 
 
 def zoo_training(data: Path, networks: int = 4) -> Job:
@@ -97,10 +117,26 @@ def zoo_training(data: Path, networks: int = 4) -> Job:
 
     def command(folder: Path) -> list[str]:
         return [
-            "zoo", "train", "--task", str(data / "datasets" / "mnist.npz"), "-o", str(folder / "zoo"),
-            "--resume", "--networks", str(networks), "--act", "relu", "--epochs", "4",
-            "--keep", "0,2,4", "--images", "2048", "--save-every", "1",
-        ]  # fmt: skip
+            "zoo",
+            "train",
+            "--task",
+            str(data / "datasets" / "mnist.npz"),
+            "-o",
+            str(folder / "zoo"),
+            "--resume",
+            "--networks",
+            str(networks),
+            "--act",
+            "relu",
+            "--epochs",
+            "4",
+            "--keep",
+            "0,2,4",
+            "--images",
+            "2048",
+            "--save-every",
+            "1",
+        ]
 
     def done(folder: Path) -> int:
         """Return the steps of all networks, added up."""
@@ -113,9 +149,14 @@ def zoo_training(data: Path, networks: int = 4) -> Job:
         return sum(int(record["step"]) * len(tensors["alive"]) for record, tensors in states)
 
     return Job(
-        name="zoo training", progress="train networks", command=command, output="zoo",
-        done=done, kept=kept, most=networks,
-    )  # fmt: skip
+        name="zoo training",
+        progress="train networks",
+        command=command,
+        output="zoo",
+        done=done,
+        kept=kept,
+        most=networks,
+    )
 
 
 def main() -> None:
@@ -173,9 +214,16 @@ def _measured(job: Job, scratch: Path, kills: int, rng: random.Random) -> dict[s
             _begun(job, folder).wait()
         is_equal &= _digest(job, folder) == expected
     return {
-        "job": job.name, "kills": len(lost), "runs": runs, "state_after": moments,
-        "lost": lost, "most_lost": max(lost), "under_way": job.most, "equal": is_equal, "seconds_of_steps": round(seconds, 1),
-    }  # fmt: skip
+        "job": job.name,
+        "kills": len(lost),
+        "runs": runs,
+        "state_after": moments,
+        "lost": lost,
+        "most_lost": max(lost),
+        "under_way": job.most,
+        "equal": is_equal,
+        "seconds_of_steps": round(seconds, 1),
+    }
 
 
 def _start(job: Job, folder: Path) -> subprocess.Popen[bytes]:
@@ -185,9 +233,12 @@ def _start(job: Job, folder: Path) -> subprocess.Popen[bytes]:
     places = [str(scratch), *filter(None, [os.environ.get("PYTHONPATH")])]
     told = {"PYTHONPATH": os.pathsep.join(places), "KILL_OBSERVED": str(folder / "observed")}
     return subprocess.Popen(
-        command, start_new_session=True, env={**os.environ, **told}, stdout=subprocess.DEVNULL,
+        command,
+        start_new_session=True,
+        env={**os.environ, **told},
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 def _begun(job: Job, folder: Path) -> subprocess.Popen[bytes]:

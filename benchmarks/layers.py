@@ -73,10 +73,14 @@ def main() -> None:
         for name, (depth, file) in FILES.items()
     }
     result = {
-        "sane": fingerprint(model), "note": note,
+        "sane": fingerprint(model),
+        "note": note,
         "layers": {name: len(found.targets["alpha"]) for name, found in networks.items()},
-        "cells": {target: {kind: _predicted(networks, kind, target) for kind in FEATURES} for target in TARGETS},
-    }  # fmt: skip
+        "cells": {
+            target: {kind: _predicted(networks, kind, target) for kind in FEATURES}
+            for target in TARGETS
+        },
+    }
     (RESULTS / "layers.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / "layers.md").write_text(table(result) + "\n")
     print(table(result))
@@ -100,13 +104,14 @@ def measured(file: Path, depth: int, encoder: SaneEncoder) -> Layers:
     return Layers(
         {
             "mean latent and scale": np.concatenate([latents, side[rows]], 1),
-            "mean latent": latents, "s(W)": moments[rows],
+            "mean latent": latents,
+            "s(W)": moments[rows],
         },
         {
             "alpha": np.array([told[found.names[i]][0] for i in rows]),
             "log10 spectral norm": np.log10([told[found.names[i]][1] for i in rows]),
         },
-    )  # fmt: skip
+    )
 
 
 def _watched(module: torch.nn.Module) -> dict[str, tuple[float, float]]:
@@ -140,9 +145,11 @@ def table(result: Mapping[str, Any]) -> str:
     """Return the markdown table: R^2 (rank correlation) of each held-out network."""
     names = list(result["layers"])
     lines = [
-        "| of a layer | read from | " + " | ".join(f"{n} ({result['layers'][n]} layers)" for n in names) + " |",
+        "| of a layer | read from | "
+        + " | ".join(f"{n} ({result['layers'][n]} layers)" for n in names)
+        + " |",
         "|---|---|" + "---|" * len(names),
-    ]  # fmt: skip
+    ]
     for target, kinds in result["cells"].items():
         for kind, cells in kinds.items():
             shown = [f"{cells[n]['r2']:.2f} (ρ {cells[n]['rank']:.2f})" for n in names]
@@ -160,26 +167,47 @@ def draw(networks: Mapping[str, Layers], path: Path) -> None:
     kind = "mean latent and scale"
     x = np.concatenate([own.features[kind] for own in networks.values()])
     at = PCA(2).fit_transform(StandardScaler().fit_transform(x))
-    which = np.concatenate([np.full(len(own.features[kind]), i) for i, own in enumerate(networks.values())])
-    depth = np.concatenate([np.linspace(0, 1, len(own.features[kind])) for own in networks.values()])
+    which = np.concatenate(
+        [np.full(len(own.features[kind]), i) for i, own in enumerate(networks.values())]
+    )
+    depth = np.concatenate(
+        [np.linspace(0, 1, len(own.features[kind])) for own in networks.values()]
+    )
     colours = {
         "place in the network (0 first, 1 last)": depth,
-        "alpha": np.minimum(np.concatenate([own.targets["alpha"] for own in networks.values()]), 10),
-        "log10 spectral norm": np.concatenate([own.targets["log10 spectral norm"] for own in networks.values()]),
+        "alpha": np.minimum(
+            np.concatenate([own.targets["alpha"] for own in networks.values()]), 10
+        ),
+        "log10 spectral norm": np.concatenate(
+            [own.targets["log10 spectral norm"] for own in networks.values()]
+        ),
     }
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, 3, figsize=(13, 4.4), sharex=True, sharey=True, layout="constrained"
+    )
     for axis, (title, colour) in zip(axes, colours.items(), strict=True):
         limits = {"vmin": colour.min(), "vmax": colour.max()}
         for i, (name, marker) in enumerate(zip(networks, "osD", strict=True)):
             own = which == i
-            drawn = axis.scatter(*at[own].T, c=colour[own], marker=marker, s=38, edgecolor="white",
-                                 linewidth=0.5, cmap="viridis", label=name, **limits)  # fmt: skip
+            drawn = axis.scatter(
+                *at[own].T,
+                c=colour[own],
+                marker=marker,
+                s=38,
+                edgecolor="white",
+                linewidth=0.5,
+                cmap="viridis",
+                label=name,
+                **limits,
+            )
         figure.colorbar(drawn, ax=axis, shrink=0.85)
         axis.set_title(f"coloured by {title}", fontsize=10)
         axis.set_xlabel("first principal component")
     axes[0].set_ylabel("second principal component")
     axes[0].legend(frameon=False, fontsize=9)
-    figure.suptitle("Embeddings of the layers of three ResNets: one point is one layer", fontsize=12)
+    figure.suptitle(
+        "Embeddings of the layers of three ResNets: one point is one layer", fontsize=12
+    )
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)

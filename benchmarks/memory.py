@@ -33,9 +33,12 @@ main(sys.argv[1:], standalone_mode=False)
 
 
 def write_sparse(
-    path: Path, billions: float, kind: str, large: tuple[int, int] = (12_500, 8_000),
+    path: Path,
+    billions: float,
+    kind: str,
+    large: tuple[int, int] = (12_500, 8_000),
     usual: tuple[int, int] = (6_250, 8_000),
-) -> int:  # fmt: skip
+) -> int:
     """Write a safetensors file of that many values, none of which takes room; return their number."""
     left, end = round(billions * 1e9), 0
     header: dict[str, Any] = {}
@@ -74,9 +77,13 @@ def _row(billions: float, kind: str, folder: Path, with_latents: bool) -> dict[s
     output = folder / "embedding.safetensors" if with_latents else None
     found = measure(path, output)
     row = {
-        "parameters": size, "type": kind, "file_gb": round(path.stat().st_size / 1e9, 2),
-        "disk_mb": round(path.stat().st_blocks * 512 / 1e6, 1), "latents_written": with_latents, **found,
-    }  # fmt: skip
+        "parameters": size,
+        "type": kind,
+        "file_gb": round(path.stat().st_size / 1e9, 2),
+        "disk_mb": round(path.stat().st_blocks * 512 / 1e6, 1),
+        "latents_written": with_latents,
+        **found,
+    }
     for left in (path, output):
         if left is not None:
             left.unlink()
@@ -86,12 +93,14 @@ def _row(billions: float, kind: str, folder: Path, with_latents: bool) -> dict[s
 
 def _table(rows: list[dict[str, Any]], torch_gb: float) -> str:
     lines = [
-        "# Memory of encoding large networks", "",
+        "# Memory of encoding large networks",
+        "",
         f"`sane-plugins embed` on sparse safetensors files; importing torch alone takes {torch_gb:.2f} GB. "
-        f"The limit is {LIMIT_GB} GB. Written by `python benchmarks/memory.py`.", "",
+        f"The limit is {LIMIT_GB} GB. Written by `python benchmarks/memory.py`.",
+        "",
         "| parameters | type | file | latents written | peak resident set | seconds |",
         "|---:|---|---:|---|---:|---:|",
-    ]  # fmt: skip
+    ]
     lines += [
         f"| {row['parameters'] / 1e6:,.0f} million | {row['type']} | {row['file_gb']} GB | "
         f"{'yes' if row['latents_written'] else 'no'} | {row['peak_gb']:.2f} GB | {row['seconds']:.0f} |"

@@ -37,9 +37,12 @@ from sane_plugins.zoo.architectures import small_cnn, small_cnn_size
 from sane_plugins.zoo.store import Zoo
 
 TASKS: Mapping[str, str] = {
-    "fashion_mnist": "", "usps": "", "animal_mnist": "animals-cnn", "pneumoniamnist_subset": "",
+    "fashion_mnist": "",
+    "usps": "",
+    "animal_mnist": "animals-cnn",
+    "pneumoniamnist_subset": "",
     "cifar10": "cifar10-cnn",
-}  # fmt: skip
+}
 """Data sets, and the zoo that is left out for each."""
 TUNED = ("usps", "animal_mnist")
 ZOOS = ("mnist-cnn", "animals-cnn", "cifar10-cnn")
@@ -95,8 +98,11 @@ def _measured(name: str, task: Task, seed: int, zoos: Sequence[Zoo], sane: SANE)
     setting = Setting(task=task, prompts=prompts, sane=sane, seed=seed)
     run: Run = {"images": len(task.y_train), "prompts": [p.source for p in prompts], "methods": {}}
     makers: Mapping[str, Callable[[Setting], Any]] = {
-        DEFAULT: default, METHODS[1]: best_default_fitted, RIVAL: _best_prompt, OURS: partial(_ours, run),
-    }  # fmt: skip
+        DEFAULT: default,
+        METHODS[1]: best_default_fitted,
+        RIVAL: _best_prompt,
+        OURS: partial(_ours, run),
+    }
     for method, make in makers.items():
         start = time.perf_counter()
         module = make(setting)
@@ -152,7 +158,9 @@ def _ours(run: Run, setting: Setting) -> torch.nn.Module:
 
 def _publish(out: str) -> None:
     paths = {name: [_kept(out, name, seed) for seed in range(99)] for name in TASKS}
-    runs = {n: [json.loads(p.read_text()) for p in found if p.exists()] for n, found in paths.items()}
+    runs = {
+        n: [json.loads(p.read_text()) for p in found if p.exists()] for n, found in paths.items()
+    }
     runs = {name: found for name, found in runs.items() if found}
     lines: list[str] = []
     lost: list[str] = []
@@ -174,9 +182,11 @@ def _table(name: str, runs: Sequence[Run]) -> list[str]:
     tuned = ", options were settled on it" if name in TUNED else ""
     chosen = ", ".join(run["chosen"] for run in runs)
     lines = [
-        f"{name} ({len(runs)} seeds, {runs[0]['images']} images{tuned}; chosen: {chosen})", "",
-        f"| initialisation | {' | '.join(f'epoch {e}' for e in SHOWN)} | seconds |", "|---" * 7 + "|",
-    ]  # fmt: skip
+        f"{name} ({len(runs)} seeds, {runs[0]['images']} images{tuned}; chosen: {chosen})",
+        "",
+        f"| initialisation | {' | '.join(f'epoch {e}' for e in SHOWN)} | seconds |",
+        "|---" * 7 + "|",
+    ]
     for method in METHODS:
         cells = [_cell([run["methods"][method]["curve"][e] for run in runs]) for e in SHOWN]
         seconds = statistics.mean(run["methods"][method]["seconds"] for run in runs)
@@ -199,11 +209,23 @@ def _checks(runs: Sequence[Run]) -> list[tuple[str, bool]]:
     speed = next((e for e, a in enumerate(ours) if a >= plain[TARGET_EPOCH]), max(SHOWN) + 1)
     best = max(_mean(runs, method)[TARGET_EPOCH] for method in METHODS)
     return [
-        (f"better than the default after 1, 2 and 5 epochs ({told})", all(ahead[e] > 0 for e in COMPARED)),
-        (f"reaches the default's accuracy of epoch {TARGET_EPOCH} in half the epochs ({speed})", speed <= TARGET_EPOCH / 2),
-        (f"as good as the default after {max(SHOWN)} epochs ({ahead[max(SHOWN)]:+.3f})", ahead[max(SHOWN)] >= 0),
-        (f"within a point of the best method at epoch {TARGET_EPOCH} ({ours[TARGET_EPOCH] - best:+.3f})", ours[TARGET_EPOCH] > best - 0.01),
-    ]  # fmt: skip
+        (
+            f"better than the default after 1, 2 and 5 epochs ({told})",
+            all(ahead[e] > 0 for e in COMPARED),
+        ),
+        (
+            f"reaches the default's accuracy of epoch {TARGET_EPOCH} in half the epochs ({speed})",
+            speed <= TARGET_EPOCH / 2,
+        ),
+        (
+            f"as good as the default after {max(SHOWN)} epochs ({ahead[max(SHOWN)]:+.3f})",
+            ahead[max(SHOWN)] >= 0,
+        ),
+        (
+            f"within a point of the best method at epoch {TARGET_EPOCH} ({ours[TARGET_EPOCH] - best:+.3f})",
+            ours[TARGET_EPOCH] > best - 0.01,
+        ),
+    ]
 
 
 def _mean(runs: Sequence[Run], method: str) -> list[float]:

@@ -66,8 +66,12 @@ def _shift(wide: list[Estimate], narrow: list[Estimate], targets: Array) -> dict
         np.abs(np.array([x.value for x in found]) - targets).mean() for found in (wide, narrow)
     ]
     return {
-        "networks": len(pairs), "median_shift": float(np.median(moved)), "largest_shift": float(moved.max()),
-        "median_interval": float(np.median(size)), "largest_shift_of_interval": float((moved / size).max()),
-        "error_float32": float(error[0]), "error_bfloat16": float(error[1]),
+        "networks": len(pairs),
+        "median_shift": float(np.median(moved)),
+        "largest_shift": float(moved.max()),
+        "median_interval": float(np.median(size)),
+        "largest_shift_of_interval": float((moved / size).max()),
+        "error_float32": float(error[0]),
+        "error_bfloat16": float(error[1]),
         "known_kind_changed": sum(a.in_distribution != b.in_distribution for a, b in pairs),
-    }  # fmt: skip
+    }

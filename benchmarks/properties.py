@@ -37,9 +37,13 @@ OWN = ("sane", "statistics", STRUCTURE)
 CODE = ("heads", "head", "samples", "conformal", "regressors", "support")
 COVERED = (0.87, 0.93)
 REACH = {
-    "mnist-cnn test_accuracy": 0.97, "cifar10-cnn test_accuracy": 0.95,
-    "mnist-cnn epoch": 0.75, "cifar10-cnn epoch": 0.75, "mnist-cnn gap": 0.6, "cifar10-cnn gap": 0.6,
-}  # fmt: skip
+    "mnist-cnn test_accuracy": 0.97,
+    "cifar10-cnn test_accuracy": 0.95,
+    "mnist-cnn epoch": 0.75,
+    "cifar10-cnn epoch": 0.75,
+    "mnist-cnn gap": 0.6,
+    "cifar10-cnn gap": 0.6,
+}
 """Aims in R^2. What was tried is told in NOTES."""
 NOTES = Path(__file__).with_name("properties-tried.md")
 
@@ -63,9 +67,13 @@ def main() -> None:
     seconds = round(time.perf_counter() - start)
     asked = criteria(cells)
     result = {
-        "sane": fingerprint(model), "note": note, "splits": SPLITS, "seconds": seconds,
-        "criteria": asked, "cells": cells,
-    }  # fmt: skip
+        "sane": fingerprint(model),
+        "note": note,
+        "splits": SPLITS,
+        "seconds": seconds,
+        "criteria": asked,
+        "cells": cells,
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     page = f"{_head(note, seconds)}\n\n{table(cells)}\n\n{told(asked)}\n"
@@ -83,9 +91,10 @@ def criteria(cells: Mapping[str, Any]) -> dict[str, Any]:
     covered = {name: float(np.mean(cell["coverage"])) for name, cell in cells.items()}
     outside = [f"{k}: {v:.3f}" for k, v in covered.items() if not COVERED[0] <= v <= COVERED[1]]
     short = [
-        f"{name}: {_r2(cells[name], HEAD):.3f} of {aim}" for name, aim in REACH.items()
+        f"{name}: {_r2(cells[name], HEAD):.3f} of {aim}"
+        for name, aim in REACH.items()
         if name in cells and _r2(cells[name], HEAD) < aim
-    ]  # fmt: skip
+    ]
     return {
         f"{HEAD} at least the best baseline, R^2 and tau, every cell": _verdict(not worse, worse),
         f"{ALONE} reaches {RIVAL} in accuracy R^2, half of the zoos": _verdict(
@@ -123,10 +132,15 @@ def table(cells: Mapping[str, Any]) -> str:
         texts = [f"{m['r2']:.3f} ± {m['r2_spread']:.3f} (τ {m['tau']:.2f})" for m in found]
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     lines += [
-        "", f"| {HEAD} | features and regressor | intervals cover | known kind |", "|---|---|---|---|",
-    ]  # fmt: skip
+        "",
+        f"| {HEAD} | features and regressor | intervals cover | known kind |",
+        "|---|---|---|---|",
+    ]
     for name, cell in cells.items():
-        said = [", ".join(str(x) for x in cell[key]) for key in ("chosen", "coverage", "in_distribution")]
+        said = [
+            ", ".join(str(x) for x in cell[key])
+            for key in ("chosen", "coverage", "in_distribution")
+        ]
         lines.append(f"| {name} | " + " | ".join(said) + " |")
     return "\n".join(lines)
 
@@ -159,9 +173,13 @@ def _zoo(zoo: Zoo, model: SANE) -> dict[str, Any]:
 
 
 def _split(
-    name: str, samples: Samples, truth: Array, pool: frozenset[str], seed: int,
+    name: str,
+    samples: Samples,
+    truth: Array,
+    pool: frozenset[str],
+    seed: int,
     key: tuple[str, str],  # noqa: ARG001
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Measure one split; `key` stands for samples and code, so that a killed run goes on where it was."""
     networks = np.asarray(samples.networks)
     drawn = np.random.default_rng(seed).permutation(sorted(pool))
@@ -178,10 +196,11 @@ def _split(
     support = head.support.holds(join(held.features, head.features))
     return {
         "scores": {method: scores(truth[test], p) for method, p in found.items()},
-        "chosen": f"{head.features}/{head.regressor}", "coverage": round(float(inside.mean()), 3),
+        "chosen": f"{head.features}/{head.regressor}",
+        "coverage": round(float(inside.mean()), 3),
         "in_distribution": round(float(support.mean()), 3),
         "inner": {key: round(value, 4) for key, value in head.scores.items()},
-    }  # fmt: skip
+    }
 
 
 def _each_kind(

@@ -92,9 +92,11 @@ def _second(
     made: Mapping[str, Callable[[], nn.Module]] = {
         "zeros (survivors alone), classifier fitted": lambda: fitted(deepcopy(first), task),
         "default": lambda: bench.build(Recipe("default")).module,
-        "default, classifier fitted": lambda: bench.build(Recipe("default, classifier fitted")).module,
+        "default, classifier fitted": lambda: (
+            bench.build(Recipe("default, classifier fitted")).module
+        ),
         "sane-init": lambda: initialise(first, task, prompts, sane, options).module,
-    }  # fmt: skip
+    }
     for name, make in made.items():
         module = make()
         curve = [accuracy(module, task.x_test, task.y_test)]
@@ -116,10 +118,11 @@ def _table(runs: list[dict[str, Any]], share: float) -> str:
     kept = statistics.mean(run["first"] for run in runs)
     before = statistics.mean(run["unpruned"] for run in runs)
     lines = [
-        f"First task: {before:.3f} before and {kept:.3f} after pruning by {share:.0%} and an epoch of training.", "",
+        f"First task: {before:.3f} before and {kept:.3f} after pruning by {share:.0%} and an epoch of training.",
+        "",
         f"| second task ({len(runs)} seeds) | {' | '.join(f'epoch {e}' for e in EPOCHS)} |",
         "|---" * 5 + "|",
-    ]  # fmt: skip
+    ]
     for name in runs[0]["curves"]:
         columns = zip(*(run["curves"][name] for run in runs), strict=True)
         cells = [

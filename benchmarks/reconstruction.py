@@ -96,16 +96,23 @@ def _write(result: Mapping[str, Any], path: Path) -> None:
 def tables(result: Mapping[str, Any]) -> str:
     """Return the zoos, and the ablation where there is one, as markdown tables."""
     lines = [
-        "Share of its accuracy that an unseen network keeps: median (quartiles; number of networks).", "",
-        "| zoo | last epoch | earlier epochs |", "|---|---|---|",
-    ]  # fmt: skip
+        "Share of its accuracy that an unseen network keeps: median (quartiles; number of networks).",
+        "",
+        "| zoo | last epoch | earlier epochs |",
+        "|---|---|---|",
+    ]
     for name, told in result["zoos"].items():
         cells = [_cell(told.get(column)) for column in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if ablation := result.get("ablation"):
         names = list(ablation["runs"][0]["kept"])
-        lines += ["", f"Ablation, {ablation['steps']} steps: median at the last epoch, mean ± deviation (number of seeds).",
-                  "", "| trained with | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]  # fmt: skip
+        lines += [
+            "",
+            f"Ablation, {ablation['steps']} steps: median at the last epoch, mean ± deviation (number of seeds).",
+            "",
+            "| trained with | " + " | ".join(names) + " |",
+            "|---" * (len(names) + 1) + "|",
+        ]
         for variant in VARIANTS:
             found = [run["kept"] for run in ablation["runs"] if run["variant"] == variant]
             if not found:
@@ -194,9 +201,13 @@ def _run(variant: str, seed: int, zoos: list[Zoo], tasks: Mapping[str, Task]) ->
         Outputs({name: task.x_train for name, task in tasks.items()}) if options.behaviour else None
     )
     model = pretrain(
-        [outside_pool(zoo) for zoo in zoos], config, options, kept.with_suffix(".safetensors"),
-        report=silent, behaviour=behaviour,
-    )  # fmt: skip
+        [outside_pool(zoo) for zoo in zoos],
+        config,
+        options,
+        kept.with_suffix(".safetensors"),
+        report=silent,
+        behaviour=behaviour,
+    )
     medians = {
         zoo.name: float(np.median(_shares(model, last_of(zoo), tasks[zoo.name]))) for zoo in zoos
     }

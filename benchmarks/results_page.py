@@ -36,32 +36,41 @@ class Section:
 
 SECTIONS = (
     Section(
-        title="Properties from weights", name="properties", command=f"benchmarks/properties.py {DATA}",
+        title="Properties from weights",
+        name="properties",
+        command=f"benchmarks/properties.py {DATA}",
         text="""Networks that neither the SANE nor the head has seen: R² and Kendall's τ, three splits by network.
 W is all weights in a row, s(W) the mean, variance and quartiles of every tensor; "sane" alone reads what the
 autoencoder encodes, and the chosen head reads what cross-validation on the fitting networks prefers.""",
     ),
     Section(
-        title="Transfer between zoos", name="transfer", command=f"benchmarks/transfer.py {DATA}",
+        title="Transfer between zoos",
+        name="transfer",
+        command=f"benchmarks/transfer.py {DATA}",
         text="""A head fitted on one zoo ranks the networks of another: of another dataset, or of another
 architecture. Kendall's τ; 0 is chance. Gap and epoch were not measured.""",
     ),
     Section(
-        title="Reconstruction", name="reconstruction",
+        title="Reconstruction",
+        name="reconstruction",
         command=f"benchmarks/reconstruction.py {DATA} --ablation",
         text="""What networks of the evaluation pools keep of their accuracy when they are encoded and decoded,
 and what that owes to each part of the recipe. The ablation is trained at a small budget, so its own figures are
 lower; without normalisation there is no behaviour term either, because that needs decoded scales.""",
     ),
     Section(
-        title="Sampling", name="sampling", command=f"benchmarks/sampling.py {DATA}",
+        title="Sampling",
+        name="sampling",
+        command=f"benchmarks/sampling.py {DATA}",
         text="""Networks drawn near the 30 % best of a zoo and run without any training. A copy of a prompt would
 be good and no sample, so the last column tells how often a sample answers unlike the prompt that it is most like.
 Prompts come from all networks of a zoo, also those that the SANE was trained on. Ours has a narrower bandwidth than the
 reference; that, not the noise per token, is what sets them apart, and so narrow a density stays near decoded prompts.""",
     ),
     Section(
-        title="Layers", name="layers", command=f"benchmarks/layers.py {DATA}",
+        title="Layers",
+        name="layers",
+        command=f"benchmarks/layers.py {DATA}",
         text="""What layer embeddings tell of WeightWatcher's measurements, for three published ResNets, wider
 and deeper than those that the SANE has seen: fitted on the layers of two, predicted for the third. Alpha is
 hardly known to either; spectral norm is, but s(W) ranks it as well or better.
@@ -69,20 +78,27 @@ hardly known to either; spectral norm is, but s(W) ranks it as well or better.
 ![Embeddings of the layers of three ResNets](img/layers.png)""",
     ),
     Section(
-        title="Zoos trained for these figures", name="zoos", command=f"benchmarks/zoos.py {DATA}",
+        title="Zoos trained for these figures",
+        name="zoos",
+        command=f"benchmarks/zoos.py {DATA}",
         text="Hyper-parameters are drawn from the ranges of the published zoos; bad runs are kept.",
     ),
     Section(
-        title="Training a zoo at once", name="zoo_training",
+        title="Training a zoo at once",
+        name="zoo_training",
         command=f"benchmarks/zoo_training.py {DATA}",
         text="Many networks in one vectorised loop against one network after the other, in one run.",
     ),
     Section(
-        title="Killed and resumed", name="kill", command=f"benchmarks/kill.py {DATA}",
+        title="Killed and resumed",
+        name="kill",
+        command=f"benchmarks/kill.py {DATA}",
         text="`kill -9` at random moments: what is lost, and whether the end is that of an undisturbed run.",
     ),
     Section(
-        title="New tasks", name="new_tasks", command=f"benchmarks/new_tasks.py {DATA}",
+        title="New tasks",
+        name="new_tasks",
+        command=f"benchmarks/new_tasks.py {DATA}",
         text="""Test accuracy of the small CNN on five tasks, prompts from zoos on other data sets, mean ± deviation.
 Every method trains on the same images in the same way; "for sane-init's seconds more" gives the strongest simple rival the
 time that `sane-init` takes, as further epochs. Prompts have not seen the task; the shipped SANE was trained on networks of
@@ -91,22 +107,29 @@ images stand side by side in a wider network. Test images of pneumonia come from
 section measures it on images of the same source.""",
     ),
     Section(
-        title="New tasks, held-out images", name="new_tasks_held_out",
+        title="New tasks, held-out images",
+        name="new_tasks_held_out",
         command=f"benchmarks/new_tasks.py {DATA} --task pneumoniamnist_subset --held-out",
         text="""A fifth of the training images, put aside before anything else, measures. All methods are better on these
 than on the test images above, where more training makes every one of them worse.""",
     ),
     Section(
-        title="Within the zoo's task", name="within", command=f"benchmarks/within.py {DATA}",
+        title="Within the zoo's task",
+        name="within",
+        command=f"benchmarks/within.py {DATA}",
         text="Test accuracy without any training, where prompts come from a zoo on the same task.",
     ),
     Section(
-        title="New architectures", name="architectures", command=f"benchmarks/architectures.py {DATA}",
+        title="New architectures",
+        name="architectures",
+        command=f"benchmarks/architectures.py {DATA}",
         text="""Prompts of another width or depth. The ResNet-20 was trained on all of CIFAR-10, also on images that
 the targets do not train on: what this shows is that its weights carry over, not how little data suffice.""",
     ),
     Section(
-        title="Gate", name="gate", command=f"benchmarks/gate.py {DATA}",
+        title="Gate",
+        name="gate",
+        command=f"benchmarks/gate.py {DATA}",
         text="""Does the gate know whether the best generated candidate will beat the best default? Half of the runs have
 bad prompts: barely trained, untrained, or with shuffled weights. What is true is measured on test images, mean of six orders of
 training images. Former rounds, which read the race alone and told what is true by one or two orders, were right less often; a
@@ -115,33 +138,45 @@ were chosen on the fitting runs and a first round of runs on other data sets (fi
 of other seeds and sizes, was run once; that probabilities of .4 to .6 are too close to call was settled after it.""",
     ),
     Section(
-        title="Samplers", name="samplers", command=f"benchmarks/samplers.py {DATA}",
+        title="Samplers",
+        name="samplers",
+        command=f"benchmarks/samplers.py {DATA}",
         text="""The diffusion sampler is a denoiser of 170,000 weights, conditioned on a description of the task's
 images (`tasks/descriptor.py`); .3 to .95 is how much of a prompt is noised away.""",
     ),
     Section(
-        title="Pruned networks", name="pruned", command=f"benchmarks/pruned.py {DATA}",
+        title="Pruned networks",
+        name="pruned",
+        command=f"benchmarks/pruned.py {DATA}",
         text="A second task in the entries that pruning freed; survivors are frozen.",
     ),
     Section(
-        title="Initialisation, step by step", name="initialise", command=f"benchmarks/initialise.py {DATA}",
+        title="Initialisation, step by step",
+        name="initialise",
+        command=f"benchmarks/initialise.py {DATA}",
         text="""Test accuracy on Fashion-MNIST after so many epochs, small CNN, prompts from MNIST networks only,
 mean ± deviation of five seeds: what each step of the method adds.""",
     ),
     Section(
-        title="Time of sane-init", name="init_time", command=f"benchmarks/init_time.py {DATA}",
+        title="Time of sane-init",
+        name="init_time",
+        command=f"benchmarks/init_time.py {DATA}",
         text="The command itself, start-up included.",
     ),
     Section(
-        title="Memory", name="memory", command="benchmarks/memory.py",
+        title="Memory",
+        name="memory",
+        command="benchmarks/memory.py",
         text="Peak memory of embedding files of up to a billion parameters.",
     ),
     Section(
-        title="Speed", name="speed", command=f"benchmarks/speed.py {DATA}",
+        title="Speed",
+        name="speed",
+        command=f"benchmarks/speed.py {DATA}",
         text="""Tokenising against a plain copy, and encoding against the machine's own matrix products. The aim
 of 60 % of the rate of large square products was missed; against products of the model's own sizes it holds for most.""",
     ),
-)  # fmt: skip
+)
 ELSEWHERE = {
     "formats": "[which real files are read](reference/formats.md), `python benchmarks/formats.py --data DIR`",
     "torchvision_models": "[every network of torchvision](reference/torchvision-models.md),"
@@ -176,14 +211,23 @@ def main() -> None:
 def results() -> str:
     """Return the page of results."""
     lines = [
-        "# Results", "",
+        "# Results",
+        "",
         "Every figure that we claim, with the command that makes it, losses included. Written by"
         " `python benchmarks/results_page.py` from `benchmarks/results/`; do not edit it. DIR is the folder of"
         " published zoos and data sets. Networks that are tested on were seen neither in pretraining nor in"
         " fitting, unless a line says otherwise.",
-    ]  # fmt: skip
+    ]
     for section in SECTIONS:
-        lines += ["", f"## {section.title}", "", section.text, "", f"`python {section.command}`", ""]
+        lines += [
+            "",
+            f"## {section.title}",
+            "",
+            section.text,
+            "",
+            f"`python {section.command}`",
+            "",
+        ]
         lines += _table(section.name)
     lines += ["", "## On other pages", ""]
     lines += [f"- {text}" for text in ELSEWHERE.values()]
@@ -195,34 +239,57 @@ def card() -> str:
     told = checkpoint.read_metadata(SHIPPED / "sane.safetensors")
     model = checkpoint.load(SHIPPED / "sane.safetensors")
     parameters = sum(p.numel() for p in model.parameters())
-    sizes = {path.name: path.stat().st_size for path in sorted(SHIPPED.rglob("*")) if path.is_file()}
+    sizes = {
+        path.name: path.stat().st_size for path in sorted(SHIPPED.rglob("*")) if path.is_file()
+    }
     lines = [
-        "# Model card of the shipped SANE", "",
-        "Written by `python benchmarks/results_page.py` from the file's own metadata; do not edit it.", "",
-        "## What it is", "",
-        f"An autoencoder of weights with {parameters:,} parameters (Schürholt, Mahoney and Borth, \"Towards Scalable and"
-        " Versatile Weight Space Learning\", ICML 2024), stored as float16. Beside it ship prompts, trained small"
+        "# Model card of the shipped SANE",
+        "",
+        "Written by `python benchmarks/results_page.py` from the file's own metadata; do not edit it.",
+        "",
+        "## What it is",
+        "",
+        f'An autoencoder of weights with {parameters:,} parameters (Schürholt, Mahoney and Borth, "Towards Scalable and'
+        ' Versatile Weight Space Learning", ICML 2024), stored as float16. Beside it ship prompts, trained small'
         " networks to sample near, and heads that predict properties. "
-        f"All files of the wheel's data take {sum(sizes.values()) / 1e6:.1f} MB.", "",
-        "## Data", "", *_data(told), "",
-        "## Recipe", "", *_recipe(told), "",
-        "Made by `python benchmarks/zoos.py --data DIR` and `python benchmarks/embedded.py --data DIR`.", "",
-        "## Figures", "", "What networks that it has not seen keep of their accuracy (all figures: [results](results.md)):", "",
-        *_table("reconstruction"), "",
-        "## Meant for", "",
+        f"All files of the wheel's data take {sum(sizes.values()) / 1e6:.1f} MB.",
+        "",
+        "## Data",
+        "",
+        *_data(told),
+        "",
+        "## Recipe",
+        "",
+        *_recipe(told),
+        "",
+        "Made by `python benchmarks/zoos.py --data DIR` and `python benchmarks/embedded.py --data DIR`.",
+        "",
+        "## Figures",
+        "",
+        "What networks that it has not seen keep of their accuracy (all figures: [results](results.md)):",
+        "",
+        *_table("reconstruction"),
+        "",
+        "## Meant for",
+        "",
         "- embeddings and property estimates of small image classifiers while they train;",
         "- initial weights of small networks for new image tasks, always compared with the default initialisation;",
-        "- experiments with weights of any network: nothing caps size or architecture.", "",
-        "## Limits", "",
-        "- It has seen small networks only, of the kinds above. `predict` says \"known kind: no\" for others; heed it.",
+        "- experiments with weights of any network: nothing caps size or architecture.",
+        "",
+        "## Limits",
+        "",
+        '- It has seen small networks only, of the kinds above. `predict` says "known kind: no" for others; heed it.',
         "- Generated weights look trained: estimates of their properties are no measurement.",
         "- The evaluation pool of each zoo was never trained on, but the shipped heads were then fitted on all networks:"
         " figures come from heads that were not.",
-        "- Estimates say nothing of robustness, fairness or fitness for a purpose, and replace no test on data.", "",
-        "## Licences", "",
-        "Model, heads and prompts: Apache-2.0, as the code. They were trained on weights of networks that were trained on:", "",
+        "- Estimates say nothing of robustness, fairness or fitness for a purpose, and replace no test on data.",
+        "",
+        "## Licences",
+        "",
+        "Model, heads and prompts: Apache-2.0, as the code. They were trained on weights of networks that were trained on:",
+        "",
         *(f"- {name}: {text}" for name, text in LICENCES.items()),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -33,10 +33,14 @@ from sane_plugins.zoo.architectures import small_cnn
 TASKS = ("usps", "animal_mnist", "grey", "fashion_mnist")
 COUNT = 16
 SAMPLERS: dict[str, Sampler] = {
-    "prompts themselves, decoded": KDE(bandwidth=0.0), "kde, .05": KDE(bandwidth=0.05),
-    "kde, .2": KDE(bandwidth=0.2), "gaussian": Gaussian(), "diffusion, .3": Diffusion(level=0.3),
-    "diffusion, .6": Diffusion(level=0.6), "diffusion, .95": Diffusion(level=0.95),
-}  # fmt: skip
+    "prompts themselves, decoded": KDE(bandwidth=0.0),
+    "kde, .05": KDE(bandwidth=0.05),
+    "kde, .2": KDE(bandwidth=0.2),
+    "gaussian": Gaussian(),
+    "diffusion, .3": Diffusion(level=0.3),
+    "diffusion, .6": Diffusion(level=0.6),
+    "diffusion, .95": Diffusion(level=0.95),
+}
 
 
 def main() -> None:

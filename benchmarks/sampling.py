@@ -46,7 +46,11 @@ IMAGES, CHOOSING = 2000, 1000
 BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.4)
 TUNING_SEED = 100
 TARGET = 0.75
-OURS, REFERENCE, MEAN = "ours", "reference KDE: one prompt and one noise for all tokens", "mean of 5 prompts, unaligned"
+OURS, REFERENCE, MEAN = (
+    "ours",
+    "reference KDE: one prompt and one noise for all tokens",
+    "mean of 5 prompts, unaligned",
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
-    parser.add_argument("--only", action="append", help="a zoo's name; the published ones by default")
+    parser.add_argument(
+        "--only", action="append", help="a zoo's name; the published ones by default"
+    )
     parser.add_argument("--sane", type=Path, help="a SANE file; the embedded one by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -95,11 +101,17 @@ def table(result: Mapping[str, Any]) -> str:
     """Return a markdown table per zoo."""
     lines = []
     for name, told in result["zoos"].items():
-        lines += [f"**{name}**, {told['prompts']} prompts (median accuracy {told['prompt_accuracy']:.3f}); ours: {told['ours']}", "",
-                  "| way | best ten of fifty, by test | best ten, by train | all fifty | answers unlike the nearest prompt |",
-                  "|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            f"**{name}**, {told['prompts']} prompts (median accuracy {told['prompt_accuracy']:.3f}); ours: {told['ours']}",
+            "",
+            "| way | best ten of fifty, by test | best ten, by train | all fifty | answers unlike the nearest prompt |",
+            "|---|---|---|---|---|",
+        ]
         for method, x in told["methods"].items():
-            cells = [f"{x[key]['mean']:.3f} ± {x[key]['spread']:.3f}" for key in ("best_by_test", "best_by_train", "all", "unlike")]
+            cells = [
+                f"{x[key]['mean']:.3f} ± {x[key]['spread']:.3f}"
+                for key in ("best_by_test", "best_by_train", "all", "unlike")
+            ]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines).rstrip()
@@ -119,7 +131,12 @@ def _zoo(model: SANE, zoo: Zoo, task: Task) -> dict[str, Any]:
             for key, x in ((key, [run[key] for run in runs]) for key in runs[0])
         }
     accuracies = [float(entry.properties["test_accuracy"]) for entry in prompts.entries]
-    return {"prompts": len(prompts), "prompt_accuracy": float(np.median(accuracies)), "ours": str(ours), "methods": methods}
+    return {
+        "prompts": len(prompts),
+        "prompt_accuracy": float(np.median(accuracies)),
+        "ours": str(ours),
+        "methods": methods,
+    }
 
 
 def _groups(model: SANE, prompts: Zoo, task: Task) -> Iterator[Group]:
@@ -136,7 +153,9 @@ def _groups(model: SANE, prompts: Zoo, task: Task) -> Iterator[Group]:
         aligned = [align(graph, best, torch.Generator().manual_seed(0)) for graph in plain]
         module = prompts.module(entries[0])
         latents = torch.stack([encode(model, graph).values for graph in aligned])
-        answers = torch.stack([_answers(_loaded(module, graph), task.x_test[:IMAGES]) for graph in aligned])
+        answers = torch.stack(
+            [_answers(_loaded(module, graph), task.x_test[:IMAGES]) for graph in aligned]
+        )
         yield Group(module, aligned, plain, latents, answers, count)
 
 
@@ -145,21 +164,29 @@ def _methods(model: SANE, ours: KDE) -> dict[str, Make]:
     return {
         OURS: _sampled(model, ours),
         "a prompt, encoded and decoded, no noise": _sampled(model, KDE(bandwidth=0.0)),
-        "KDE, one prompt and one noise, our bandwidth": _sampled(model, KDE(bandwidth=bandwidth, noise="shared")),
-        "KDE, one prompt, noise per token, reference's bandwidth": _sampled(model, KDE(bandwidth=0.2)),
-        "KDE, a prompt per token, noise per token": _sampled(model, KDE(bandwidth=bandwidth, prompt="token")),
+        "KDE, one prompt and one noise, our bandwidth": _sampled(
+            model, KDE(bandwidth=bandwidth, noise="shared")
+        ),
+        "KDE, one prompt, noise per token, reference's bandwidth": _sampled(
+            model, KDE(bandwidth=0.2)
+        ),
+        "KDE, a prompt per token, noise per token": _sampled(
+            model, KDE(bandwidth=bandwidth, prompt="token")
+        ),
         REFERENCE: _sampled(model, KDE(bandwidth=0.2, prompt="network", noise="shared")),
         "Gaussian per token": _sampled(model, Gaussian()),
         MEAN: _averaged(aligned=False),
         "mean of 5 prompts, aligned": _averaged(aligned=True),
-    }  # fmt: skip
+    }
 
 
 def _chosen(model: SANE, groups: list[Group], task: Task) -> KDE:
     """Return the KDE with a coherent prompt whose best ten are best on training images; ties go to the wider."""
     options = [KDE(bandwidth=bandwidth) for bandwidth in BANDWIDTHS]
     scores = [_train_scores(_sampled(model, sampler), groups, task) for sampler in options]
-    return options[int(np.argmax([np.median(sorted(x)[-BEST:]) + 1e-9 * i for i, x in enumerate(scores)]))]
+    return options[
+        int(np.argmax([np.median(sorted(x)[-BEST:]) + 1e-9 * i for i, x in enumerate(scores)]))
+    ]
 
 
 def _train_scores(make: Make, groups: list[Group], task: Task) -> list[float]:
@@ -181,8 +208,9 @@ def _scores(make: Make, groups: list[Group], task: Task, seed: int) -> dict[str,
     return {
         "best_by_test": float(np.median(np.array(test)[by_test])),
         "best_by_train": float(np.median(np.array(test)[by_train])),
-        "all": float(np.median(test)), "unlike": float(np.median(np.array(unlike)[by_test])),
-    }  # fmt: skip
+        "all": float(np.median(test)),
+        "unlike": float(np.median(np.array(unlike)[by_test])),
+    }
 
 
 def _made(
@@ -208,8 +236,13 @@ def _averaged(aligned: bool) -> Make:
     def make(group: Group, rng: torch.Generator) -> Iterator[WeightGraph]:
         graphs = group.graphs if aligned else group.plain
         for _ in range(group.count):
-            drawn = [graphs[i] for i in torch.randperm(len(graphs), generator=rng)[:AVERAGED].tolist()]
-            means = {p.key: torch.stack([g.tensors[p.key] for g in drawn]).mean(0) for p in graphs[0].params}
+            drawn = [
+                graphs[i] for i in torch.randperm(len(graphs), generator=rng)[:AVERAGED].tolist()
+            ]
+            means = {
+                p.key: torch.stack([g.tensors[p.key] for g in drawn]).mean(0)
+                for p in graphs[0].params
+            }
             yield graphs[0].replace(means)
 
     return make

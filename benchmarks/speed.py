@@ -136,8 +136,13 @@ def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
         for a, b in zip(seconds["layers"], seconds["layers_apart"], strict=True)
     ]
     return {
-        "network": name, "threads": _threads(), "values": graph.size, "precision": str(dtype).removeprefix("torch."),
-        "seconds": median(seconds["encode"]), "gflop": counted / 1e9, "gflop_done": done / 1e9,
+        "network": name,
+        "threads": _threads(),
+        "values": graph.size,
+        "precision": str(dtype).removeprefix("torch."),
+        "seconds": median(seconds["encode"]),
+        "gflop": counted / 1e9,
+        "gflop_done": done / 1e9,
         **{f"{key}_gflops": work[key] / median(seconds[key]) / 1e9 for key in work},
         **{f"{key}_gflops_best": work[key] / min(seconds[key]) / 1e9 for key in work},
         "encode_gflops": counted / median(seconds["encode"]) / 1e9,
@@ -146,7 +151,7 @@ def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
         "of_layers": _ratio(best, seconds["encode"]) * counted / own,
         "done_of_square": _ratio(seconds["square"], seconds["encode"]) * done / work["square"],
         "done_of_layers": _ratio(best, seconds["encode"]) * done / own,
-    }  # fmt: skip
+    }
 
 
 def operations(model: SANE, graph: WeightGraph) -> tuple[int, int]:
@@ -209,24 +214,50 @@ def table(result: Mapping[str, Any]) -> str:
     """Return everything as markdown tables."""
     head = f"{result['threads']} threads, torch {result['torch']}. Written by `python benchmarks/speed.py`"
     lines = ["# Speed", "", f"{head}, whose docstring says what is compared."]
-    lines += _grid(result["tokens"], {
-        "network": "network", "threads": "threads", "values": "values", "copy_million_per_s": "copy, M/s",
-        "tokenize_million_per_s": "tokenise, M/s", "detokenize_million_per_s": "detokenise, M/s",
-        "tokenize_of_copy": "tokenise / copy", "detokenize_of_copy": "detokenise / copy",
-    })  # fmt: skip
-    lines += _grid(result["encode"], {
-        "network": "network", "threads": "threads", "precision": "precision", "seconds": "seconds",
-        "encode_gflops": "encoder, GFLOP/s", "square_gflops": "square matrices",
-        "layers_gflops": "own layers", "layers_apart_gflops": "own layers, a thread each",
-        "of_square": "encoder / square", "of_layers": "encoder / own layers",
-        "done_of_square": "operations done / square", "done_of_layers": "operations done / own layers",
-    })  # fmt: skip
-    lines += _grid(result.get("noise", []), {
-        "zoo": "zoo", "property": "property", "median_shift": "shift, median",
-        "largest_shift": "shift, largest", "median_interval": "interval, median",
-        "largest_shift_of_interval": "largest shift / interval", "error_float32": "error, float32",
-        "error_bfloat16": "error, bfloat16", "known_kind_changed": "known kind changed",
-    })  # fmt: skip
+    lines += _grid(
+        result["tokens"],
+        {
+            "network": "network",
+            "threads": "threads",
+            "values": "values",
+            "copy_million_per_s": "copy, M/s",
+            "tokenize_million_per_s": "tokenise, M/s",
+            "detokenize_million_per_s": "detokenise, M/s",
+            "tokenize_of_copy": "tokenise / copy",
+            "detokenize_of_copy": "detokenise / copy",
+        },
+    )
+    lines += _grid(
+        result["encode"],
+        {
+            "network": "network",
+            "threads": "threads",
+            "precision": "precision",
+            "seconds": "seconds",
+            "encode_gflops": "encoder, GFLOP/s",
+            "square_gflops": "square matrices",
+            "layers_gflops": "own layers",
+            "layers_apart_gflops": "own layers, a thread each",
+            "of_square": "encoder / square",
+            "of_layers": "encoder / own layers",
+            "done_of_square": "operations done / square",
+            "done_of_layers": "operations done / own layers",
+        },
+    )
+    lines += _grid(
+        result.get("noise", []),
+        {
+            "zoo": "zoo",
+            "property": "property",
+            "median_shift": "shift, median",
+            "largest_shift": "shift, largest",
+            "median_interval": "interval, median",
+            "largest_shift_of_interval": "largest shift / interval",
+            "error_float32": "error, float32",
+            "error_bfloat16": "error, bfloat16",
+            "known_kind_changed": "known kind changed",
+        },
+    )
     return "\n".join(lines) + "\n"
 
 

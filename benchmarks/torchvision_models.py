@@ -72,7 +72,9 @@ def fill(module: nn.Module, seed: int) -> None:
 def is_filled(module: nn.Module, seed: int) -> bool:
     """Tell whether every tensor has exactly the numbers that `fill` gave it."""
     state = enumerate(module.state_dict().values())
-    return all(torch.equal(tensor, _numbers(tensor, seed + i).to(tensor.dtype)) for i, tensor in state)
+    return all(
+        torch.equal(tensor, _numbers(tensor, seed + i).to(tensor.dtype)) for i, tensor in state
+    )
 
 
 def _numbers(tensor: torch.Tensor, place: int) -> torch.Tensor:
@@ -106,9 +108,13 @@ def measure(name: str) -> dict[str, Any]:
     module = _filled(name, 0)
     graph = from_module(module, f"torchvision:{name}")
     found: dict[str, Any] = {
-        "parameters": graph.size, "tensors": len(graph.params), "untouched": len(graph.untouched),
-        "groups": len(symmetry.groups(graph)), "notes": list(graph.notes), "coverage": graph.coverage,
-    }  # fmt: skip
+        "parameters": graph.size,
+        "tensors": len(graph.params),
+        "untouched": len(graph.untouched),
+        "groups": len(symmetry.groups(graph)),
+        "notes": list(graph.notes),
+        "coverage": graph.coverage,
+    }
     if not graph.has_topology:
         found["untraced"] = _why_untraced(module)
     back = detokenize(tokenize(graph, 128), graph)
@@ -158,7 +164,9 @@ def main(only: tuple[str, ...]) -> None:
     models = import_torchvision().models
     told = {"torch": torch.__version__, "torchvision": version("torchvision")}
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    done = done if done.get("versions") == told else {"versions": told, "networks": {}, "peak_gb": 0}
+    done = (
+        done if done.get("versions") == told else {"versions": told, "networks": {}, "peak_gb": 0}
+    )
     names = only or sorted(models.list_models())
     for i, name in enumerate(names):
         if "failed" not in done["networks"].get(name, {"failed": ""}) and not only:
@@ -184,12 +192,14 @@ def table(results: dict[str, Any]) -> str:
     seconds = sum(x["seconds"] for x in networks.values())
     told = " and ".join(f"{name} {number}" for name, number in results["versions"].items())
     lines = [
-        _HEAD, "",
+        _HEAD,
+        "",
         f"{told}: {len(networks)} names, {exact} exact, {len(networks) - exact} not;"
-        f" {seconds / 60:.1f} minutes, {results['peak_gb']:.1f} GB of memory at most.", "",
+        f" {seconds / 60:.1f} minutes, {results['peak_gb']:.1f} GB of memory at most.",
+        "",
         "| name | parameters | tensors | untouched | read | groups | exact | classes | channels |",
         "|---" * 9 + "|",
-    ]  # fmt: skip
+    ]
     lines += [_row(name, x) for name, x in sorted(networks.items())]
     untraced: dict[str, list[str]] = {}
     for name, x in sorted(networks.items()):

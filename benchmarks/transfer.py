@@ -77,9 +77,13 @@ def main() -> None:
     names = arguments.property or list(PROPERTIES)
     rows = [row for name in names for field in fields for row in _from(field, name, fields)]
     told: dict[str, Any] = {
-        "sane": fingerprint(model), "note": note, "seeds": SEEDS,
-        "seconds": round(time.perf_counter() - start), "criteria": criteria(rows), "rows": rows,
-    }  # fmt: skip
+        "sane": fingerprint(model),
+        "note": note,
+        "seeds": SEEDS,
+        "seconds": round(time.perf_counter() - start),
+        "criteria": criteria(rows),
+        "rows": rows,
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(told, indent=1) + "\n")
     page = _page(told)
@@ -93,9 +97,12 @@ def criteria(rows: Rows) -> dict[str, Any]:
     found = {}
     for change in ("dataset", "architecture"):
         own = [
-            row for row in rows
-            if row["change"] == change and row["property"] == "test_accuracy" and row["features"] in OWN
-        ]  # fmt: skip
+            row
+            for row in rows
+            if row["change"] == change
+            and row["property"] == "test_accuracy"
+            and row["features"] in OWN
+        ]
         if not own:
             continue
         best = {scope: max((r for r in own if r["scope"] == scope), key=_tau) for scope in SCOPES}
@@ -120,8 +127,9 @@ def table(rows: Rows, name: str, scope: str) -> str:
     for pair in dict.fromkeys((row["from"], row["to"], row["change"]) for row in chosen):
         cells = {
             (row["features"], row["way"]): f"{row['tau']:.3f} ± {row['tau_spread']:.3f}"
-            for row in chosen if (row["from"], row["to"], row["change"]) == pair
-        }  # fmt: skip
+            for row in chosen
+            if (row["from"], row["to"], row["change"]) == pair
+        }
         lines.append("| " + " | ".join([*pair, *(cells[column] for column in columns)]) + " |")
     return "\n".join(lines)
 
@@ -148,9 +156,11 @@ def _field(zoo: Zoo, samples: Samples) -> Field:
     ranked = {name: _scored(x) for name, x in samples.features.items() if name != "W"}
     ways = (samples, Samples(features=ranked, networks=samples.networks))
     return Field(
-        zoo, dict(zip(WAYS, ways, strict=True)), np.isin(networks, sorted(pool)),
+        zoo,
+        dict(zip(WAYS, ways, strict=True)),
+        np.isin(networks, sorted(pool)),
         np.array([final[name] for name in networks]) == epochs,
-    )  # fmt: skip
+    )
 
 
 def _scored(x: Array) -> Array:
@@ -200,11 +210,19 @@ def _ranked(
         each = [scores(truth[rows], run(x[rows])) for run in runs]
         tau, r2 = ([one[key] for one in each] for key in ("tau", "r2"))
         yield {
-            "from": source.zoo.name, "to": other.zoo.name, "change": _change(source.zoo, other.zoo),
-            "property": name, "scope": scope, "features": features, "way": way,
-            "tau": float(np.mean(tau)), "tau_spread": float(np.std(tau)), "tau_each": tau,
-            "r2": float(np.mean(r2)), "networks": int(rows.sum()),
-        }  # fmt: skip
+            "from": source.zoo.name,
+            "to": other.zoo.name,
+            "change": _change(source.zoo, other.zoo),
+            "property": name,
+            "scope": scope,
+            "features": features,
+            "way": way,
+            "tau": float(np.mean(tau)),
+            "tau_spread": float(np.std(tau)),
+            "tau_each": tau,
+            "r2": float(np.mean(r2)),
+            "networks": int(rows.sum()),
+        }
 
 
 def _change(first: Zoo, second: Zoo) -> str:

@@ -103,9 +103,14 @@ def device_name(device: str) -> str:
 def schedule_of(options: ZooOptions) -> Schedule:
     """Return the schedule that `zoo train` would follow."""
     return Schedule(
-        epochs=options.epochs, batch=options.batch, keep=options.keep, measured=options.measured,
-        seed=options.seed, save_every=None, device=options.device,
-    )  # fmt: skip
+        epochs=options.epochs,
+        batch=options.batch,
+        keep=options.keep,
+        measured=options.measured,
+        seed=options.seed,
+        save_every=None,
+        device=options.device,
+    )
 
 
 def faster_threads(options: ZooOptions, images: Images) -> tuple[int, dict[int, float]]:
@@ -153,9 +158,12 @@ def compared(
     ]
     return {
         "groups": [(job.draws[0].act, job.draws[0].p, len(job.draws)) for job in jobs],
-        "networks": sum(len(job.draws) for job in jobs), "at_once": at_once,
-        "alone": sum(map(len, by_one)), "one_by_one": one_by_one, "accuracy_differences": differences,
-    }  # fmt: skip
+        "networks": sum(len(job.draws) for job in jobs),
+        "at_once": at_once,
+        "alone": sum(map(len, by_one)),
+        "one_by_one": one_by_one,
+        "accuracy_differences": differences,
+    }
 
 
 def alone(draw: Draw, options: ZooOptions, images: Images) -> float:
@@ -213,11 +221,15 @@ def summary(found: dict[str, Any]) -> dict[str, float]:
     differences = [value for row in rows for value in row["accuracy_differences"]]
     minutes = OPTIONS.networks / 60
     return {
-        "networks": sum(networks), "alone": sum(row["alone"] for row in rows),
-        "ratio": at_once / one_by_one, "lowest": min(ratios), "highest": max(ratios),
-        "minutes_at_once": at_once * minutes, "minutes_one_by_one": one_by_one * minutes,
+        "networks": sum(networks),
+        "alone": sum(row["alone"] for row in rows),
+        "ratio": at_once / one_by_one,
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "minutes_at_once": at_once * minutes,
+        "minutes_one_by_one": one_by_one * minutes,
         "accuracy_difference": median(map(abs, differences)),
-    }  # fmt: skip
+    }
 
 
 def write(every: dict[str, Any]) -> None:

@@ -47,14 +47,23 @@ RECIPES = {
         dataset="animal_mnist", architecture="small_cnn", networks=140, images=8000, seed=21
     ),
     "mnist-mlp": Recipe(
-        dataset="mnist", architecture="mlp", networks=140, images=10_000, seed=22,
+        dataset="mnist",
+        architecture="mlp",
+        networks=140,
+        images=10_000,
+        seed=22,
         settings={"size": 28, "width": 16, "depth": 2},
     ),
     "mnist-resnet": Recipe(
-        dataset="mnist", architecture="resnet", networks=48, images=6000, seed=23, size=16,
+        dataset="mnist",
+        architecture="resnet",
+        networks=48,
+        images=6000,
+        seed=23,
+        size=16,
         settings={"depth": 8, "width": 8},
     ),
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -86,9 +95,13 @@ def trained(name: str, data: Path, out: Path, processes: int) -> Zoo:
         x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
     )
     options = ZooOptions(
-        name=name, dataset=recipe.dataset, architecture=recipe.architecture, settings=recipe.settings,
-        networks=recipe.networks, seed=recipe.seed,
-    )  # fmt: skip
+        name=name,
+        dataset=recipe.dataset,
+        architecture=recipe.architecture,
+        settings=recipe.settings,
+        networks=recipe.networks,
+        seed=recipe.seed,
+    )
     return train_zoo(
         images, options, out / name, processes=processes, resume=True, report=_Lines(name)
     )
@@ -113,11 +126,17 @@ def described(zoo: Zoo, recipe: Recipe, seconds: float) -> dict[str, Any]:
     accuracy = sorted(float(entry.properties["test_accuracy"]) for entry in final)
     sizes = {sum(value.numel() for value in zoo.state_dict(e).values()) for e in final[:1]}
     return {
-        "zoo": zoo.name, "dataset": recipe.dataset, "architecture": recipe.architecture,
-        "values": sizes.pop(), "networks": len(zoo.networks), "checkpoints": len(zoo),
-        "images": recipe.images, "diverged": sum(not e.properties["finite"] for e in final),
-        "accuracy": [accuracy[0], *quantiles(accuracy), accuracy[-1]], "seconds": seconds,
-    }  # fmt: skip
+        "zoo": zoo.name,
+        "dataset": recipe.dataset,
+        "architecture": recipe.architecture,
+        "values": sizes.pop(),
+        "networks": len(zoo.networks),
+        "checkpoints": len(zoo),
+        "images": recipe.images,
+        "diverged": sum(not e.properties["finite"] for e in final),
+        "accuracy": [accuracy[0], *quantiles(accuracy), accuracy[-1]],
+        "seconds": seconds,
+    }
 
 
 def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -38,10 +38,11 @@ def culprit(error: Exception, implementations: Sequence[HookImpl]) -> str:
 def raised(problem: Problem, hook: str) -> PluginError:
     """Return the error for a call that only failed."""
     return PluginError(
-        f"plugin {problem.plugin}", f"it raised {problem.error} in {hook}",
+        f"plugin {problem.plugin}",
+        f"it raised {problem.error} in {hook}",
         "an answer is needed and no other plugin gave one",
         "check the arguments, or repair the plugin or disable it with SANE_PLUGINS_DISABLE",
-    )  # fmt: skip
+    )
 
 
 def mapping(offered: Any) -> Mapping[str, Any]:

@@ -52,9 +52,11 @@ def attach(pm: PluginManager) -> Attachment:
     if not any(getattr(pm.hook, name).get_hookimpls() for name in _SPECS):
         _detach(pm)
         raise PluginError(
-            f"host '{pm.project_name}'", "none of our hooks was taken", "at least one is needed",
+            f"host '{pm.project_name}'",
+            "none of our hooks was taken",
+            "at least one is needed",
             "see 'sane-plugins list' for plugins that were left out",
-        )  # fmt: skip
+        )
     return attached
 
 
@@ -99,9 +101,12 @@ def _optional(options: Any) -> dict[str, Any]:
 def _clone(function: FunctionType) -> FunctionType:
     """Return the same function without its marks: two hosts in one process must not share them."""
     fresh = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__,
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
         function.__closure__,
-    )  # fmt: skip
+    )
     fresh.__doc__, fresh.__kwdefaults__ = function.__doc__, function.__kwdefaults__
     # Decorators leave `__wrapped__` there, from which pluggy reads the arguments' names.
     fresh.__dict__.update({k: v for k, v in vars(function).items() if not k.startswith(PROJECT)})

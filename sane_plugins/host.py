@@ -89,20 +89,22 @@ class Host:
             return graph
         exists = isinstance(source, str | Path) and Path(source).exists()
         raise SourceError(
-            _short(source), "no plugin reads this file" if exists else "no plugin knows it",
+            _short(source),
+            "no plugin reads this file" if exists else "no plugin knows it",
             "a module, a state dict, a file or a name such as torchvision:resnet18 is needed",
             "check the name and its suffix, or see 'sane-plugins list'",
-        )  # fmt: skip
+        )
 
     def build(self, source: Any, classes: int | None = None) -> nn.Module:
         """Build a runnable module. Raises `SourceError` where no plugin can."""
         module: nn.Module | None = self._first("sane_build", source=source, classes=classes)
         if module is None:
             raise SourceError(
-                _short(source), "no plugin builds a runnable network from it",
+                _short(source),
+                "no plugin builds a runnable network from it",
                 "a name such as torchvision:resnet18 or package.module:function is needed",
                 "check the name, or see 'sane-plugins list'",
-            )  # fmt: skip
+            )
         return module
 
     def save(self, graph: WeightGraph, target: str | Path, *, force: bool = False) -> Path:
@@ -113,9 +115,11 @@ class Host:
         path: Path | None = self._first("sane_save", graph=graph, target=target)
         if path is None:
             raise UsageError(
-                target, f"no plugin writes '{target.suffix}' files", "a known suffix is needed",
+                target,
+                f"no plugin writes '{target.suffix}' files",
+                "a known suffix is needed",
                 "write .safetensors, .pt, or the form that the network came in",
-            )  # fmt: skip
+            )
         return path
 
     # Abilities
@@ -125,7 +129,9 @@ class Host:
         found: Encoding = self._required("sane_encode", source=source, options=options)
         return found
 
-    def predict(self, source: Any, options: PredictOptions | None = None) -> Mapping[str, AnyEstimate]:
+    def predict(
+        self, source: Any, options: PredictOptions | None = None
+    ) -> Mapping[str, AnyEstimate]:
         """Predict a network's properties from its weights."""
         found: Mapping[str, AnyEstimate] = self._required(
             "sane_predict_properties", source=source, options=options
@@ -133,9 +139,12 @@ class Host:
         return found
 
     def initialise(
-        self, target: Any, task: Task, prompts: Sequence[Any] = (),
+        self,
+        target: Any,
+        task: Task,
+        prompts: Sequence[Any] = (),
         options: InitialiseOptions | None = None,
-    ) -> Initialisation:  # fmt: skip
+    ) -> Initialisation:
         """Initialise a module, or what a function builds, for a task; without prompts, from ours."""
         found: Initialisation = self._required(
             "sane_initialize", target=target, task=task, prompts=prompts, options=options
@@ -187,16 +196,20 @@ class Host:
         if self.pm.has_plugin(name):
             first = self._distributions.get(name, ("another", ""))[0]
             raise PluginError(
-                f"plugin {name} of {distribution(point)}", f"{first} has a plugin of that name too",
-                "a name is given once", "rename the entry point, or uninstall one of them",
-            )  # fmt: skip
+                f"plugin {name} of {distribution(point)}",
+                f"{first} has a plugin of that name too",
+                "a name is given once",
+                "rename the entry point, or uninstall one of them",
+            )
         plugin = point.load()
         required = getattr(plugin, "SANE_REQUIRES", (1, 0))
         if tuple(required) > hooks.HOOKSPEC_VERSION:
             raise PluginError(
-                f"plugin {name}", f"it requires hooks {required}",
-                f"this version has {hooks.HOOKSPEC_VERSION}", "upgrade sane-plugins",
-            )  # fmt: skip
+                f"plugin {name}",
+                f"it requires hooks {required}",
+                f"this version has {hooks.HOOKSPEC_VERSION}",
+                "upgrade sane-plugins",
+            )
         try:
             self.pm.register(plugin, name=name)
         except Exception:  # older releases of pluggy leave the plugin half registered
@@ -211,9 +224,11 @@ class Host:
         problem = Problem(plugin, told.strip().partition("\n")[0], error)
         if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
             raise PluginError(
-                f"plugin {plugin}", f"it failed ({problem.error})",
-                "SANE_PLUGINS_STRICT allows no failure", "repair or disable it",
-            ) from error  # fmt: skip
+                f"plugin {plugin}",
+                f"it failed ({problem.error})",
+                "SANE_PLUGINS_STRICT allows no failure",
+                "repair or disable it",
+            ) from error
         if problem not in self.problems:
             self.problems.append(problem)
         return problem
@@ -251,9 +266,13 @@ class Host:
         return answer
 
     def _answers(
-        self, hook: str, arguments: Mapping[str, Any], passed: tuple[type[Exception], ...] = (),
-        read: Callable[[Any], Any] = lambda answer: answer, failed: list[Problem] | None = None,
-    ) -> Iterator[tuple[str, Any]]:  # fmt: skip
+        self,
+        hook: str,
+        arguments: Mapping[str, Any],
+        passed: tuple[type[Exception], ...] = (),
+        read: Callable[[Any], Any] = lambda answer: answer,
+        failed: list[Problem] | None = None,
+    ) -> Iterator[tuple[str, Any]]:
         """Yield (plugin, answer) in calling order, one by one: the others must survive one that raises."""
         for implementation in reversed(getattr(self.pm.hook, hook).get_hookimpls()):
             if wraps(implementation):
@@ -279,9 +298,11 @@ class Host:
             for name, value in offered.items():
                 if name in found:
                     raise PluginError(
-                        f"'{name}'", f"both {givers[name]} and {plugin} offer it in {hook}",
-                        "a name is given once", "disable one with SANE_PLUGINS_DISABLE",
-                    )  # fmt: skip
+                        f"'{name}'",
+                        f"both {givers[name]} and {plugin} offer it in {hook}",
+                        "a name is given once",
+                        "disable one with SANE_PLUGINS_DISABLE",
+                    )
                 found[name], givers[name] = value, plugin
         return found
 

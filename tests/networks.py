@@ -134,16 +134,31 @@ HAND_MADE: Mapping[str, Callable[[], nn.Module]] = {
     "double": lambda: nn.Sequential(nn.Linear(9, 5).double(), nn.Linear(5, 2)),
 }
 TORCHVISION = (
-    "resnet18", "resnet50", "vgg11_bn", "mobilenet_v3_small", "densenet121", "convnext_tiny",
-    "efficientnet_b0", "vit_b_16", "swin_t", "googlenet",
-)  # fmt: skip
+    "resnet18",
+    "resnet50",
+    "vgg11_bn",
+    "mobilenet_v3_small",
+    "densenet121",
+    "convnext_tiny",
+    "efficientnet_b0",
+    "vit_b_16",
+    "swin_t",
+    "googlenet",
+)
 CHECKPOINTS = (
     "akamaster_pytorch_resnet_cifar10/resnet20-12fca82f.th",
     "akamaster_pytorch_resnet_cifar10/resnet32-d509ac18.th",
     "akamaster_pytorch_resnet_cifar10/resnet56-4bfd9763.th",
-    "github_wild/FYH620__lenet-mnist-openvino__lenet.pth", "onnxruntime_testdata/ckpt_mnist.pt",
-    "pypi_ccexam/mnist.pth", "pypi_ccexam/svhn.pth", "pypi_ccexam/usps.pth",
-    "pypi_facenet_pytorch/onet.pt", "pypi_facenet_pytorch/pnet.pt", "pypi_facenet_pytorch/rnet.pt",
-    "pypi_lpips/alex.pth", "pypi_lpips/squeeze.pth", "pypi_lpips/vgg.pth",
+    "github_wild/FYH620__lenet-mnist-openvino__lenet.pth",
+    "onnxruntime_testdata/ckpt_mnist.pt",
+    "pypi_ccexam/mnist.pth",
+    "pypi_ccexam/svhn.pth",
+    "pypi_ccexam/usps.pth",
+    "pypi_facenet_pytorch/onet.pt",
+    "pypi_facenet_pytorch/pnet.pt",
+    "pypi_facenet_pytorch/rnet.pt",
+    "pypi_lpips/alex.pth",
+    "pypi_lpips/squeeze.pth",
+    "pypi_lpips/vgg.pth",
     "pypi_silero_vad/silero_vad_16k.safetensors",
-)  # fmt: skip
+)

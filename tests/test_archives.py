@@ -211,10 +211,14 @@ def write_checkpoint(path: Path, content, data: bytes = bytes(24), script: bool 
         (6, (10**6, 10**6), (0, 0), 0, "where it holds 24"),
         (6, (3, 3), (2, 1), 0, "where it holds 24"),
         (6, (6,), (1,), 1, "where it holds 24"),
-        (6, (6,), (1,), -1, None), (6, (-6,), (1,), 0, None), (6, (6,), (-1,), 5, None),
-        (6, (2**62, 2**62), (1, 1), 0, None), (6, ("a",), (1,), 0, None), (-6, (6,), (1,), 0, None),
+        (6, (6,), (1,), -1, None),
+        (6, (-6,), (1,), 0, None),
+        (6, (6,), (-1,), 5, None),
+        (6, (2**62, 2**62), (1, 1), 0, None),
+        (6, ("a",), (1,), 0, None),
+        (-6, (6,), (1,), 0, None),
     ],
-)  # fmt: skip
+)
 def test_tensors_larger_than_their_data(
     count, size, stride, offset, said, script, tmp_path
 ) -> None:
@@ -361,9 +365,12 @@ def write_safetensors(path: Path, header, data: bytes = bytes(24)) -> Path:
         {"dtype": "F32", "shape": 6, "data_offsets": [0, 24]},
         {"dtype": ["F32"], "shape": [6], "data_offsets": [0]},
         {"dtype": "F32", "shape": [2**40, 2**40, 0], "data_offsets": [0, 10**30]},
-        {"shape": [6]}, [], None, "F32",
+        {"shape": [6]},
+        [],
+        None,
+        "F32",
     ],
-)  # fmt: skip
+)
 def test_safetensors_headers_that_lie(entry, tmp_path) -> None:
     path = tmp_path / "net.safetensors"
     good = {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}
@@ -482,7 +489,9 @@ def test_damage_gives_one_sentence_or_a_network(name: str, samples, tmp_path) ->
 def test_a_damaged_sparse_file_does_not_spoil_the_next(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2, 2)}, tmp_path / "sound.pt")
     # What a load leaves that fails between two tensors: places that do not fit.
-    stale = torch.sparse_coo_tensor(torch.tensor([[9]]), torch.ones(1), (2,), check_invariants=False)
+    stale = torch.sparse_coo_tensor(
+        torch.tensor([[9]]), torch.ones(1), (2,), check_invariants=False
+    )
     torch._utils._sparse_tensors_to_validate.append(stale)
     assert open_file(tmp_path / "sound.pt").size == 4
     assert not torch._utils._sparse_tensors_to_validate

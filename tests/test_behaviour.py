@@ -55,11 +55,13 @@ def test_a_perfect_copy_costs_nothing_and_noise_costs_more_the_more_there_is(
     term = Outputs({"zoo": IMAGES})
     told = [
         term(
-            batch, _both(batch.first) + strength * noise, _both(batch.side),
+            batch,
+            _both(batch.first) + strength * noise,
+            _both(batch.side),
             torch.Generator().manual_seed(1),
         ).item()
         for strength in (0.0, 0.1, 0.5)
-    ]  # fmt: skip
+    ]
     assert told[0] < 1e-8 < told[1] < told[2]
 
 
@@ -97,10 +99,12 @@ def test_pretraining_with_the_term_lowers_it(tmp_path: Path) -> None:
     zoo = _zoo(tmp_path / "zoo", FACTORIES["small_cnn"], ("relu", "tanh", "gelu"))
     told: list[str] = []
     pretrain(
-        [zoo], CONFIG,
+        [zoo],
+        CONFIG,
         PretrainOptions(steps=60, batch=4, lr=5e-3, behaviour=0.5, views=1, bf16=False),
-        tmp_path / "sane.safetensors", behaviour=Outputs({"zoo": IMAGES}),
+        tmp_path / "sane.safetensors",
+        behaviour=Outputs({"zoo": IMAGES}),
         report=lambda event: told.append(event.note) if event.job == "pretrain" else None,
-    )  # fmt: skip
+    )
     terms = [float(note.split("behaviour ")[1].split()[0]) for note in told]
     assert sum(terms[-10:]) < 0.9 * sum(terms[:10])

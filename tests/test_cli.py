@@ -117,7 +117,7 @@ def test_an_existing_output_is_refused_before_any_work(task, tmp_path) -> None:
         ({"x_train": np.full((120, 28, 28), np.nan)}, "NaN"),
         ({"x_test": np.zeros((120, 14, 14))}, "same size"),
     ],
-)  # fmt: skip
+)
 def test_bad_tasks_are_one_sentence(task, tmp_path, changes, said: str) -> None:
     _refused(_init(task(**changes), tmp_path / "out.safetensors"), said, 1)
     assert not (tmp_path / "out.safetensors").exists()

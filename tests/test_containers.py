@@ -19,8 +19,24 @@ def run(*arguments: object):
 
 
 def init(model, output, *more: object):
-    return run(model, "--factory", FACTORY, "--task", "digits", "--size", 28, "-o", output,
-               "--samples", 2, "--keep", 1, "--budget", 5, *more)  # fmt: skip
+    return run(
+        model,
+        "--factory",
+        FACTORY,
+        "--task",
+        "digits",
+        "--size",
+        28,
+        "-o",
+        output,
+        "--samples",
+        2,
+        "--keep",
+        1,
+        "--budget",
+        5,
+        *more,
+    )
 
 
 @pytest.fixture
@@ -31,9 +47,14 @@ def exported(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            small_cnn().eval(), (torch.zeros(1, 1, 28, 28),), str(path), dynamo=False,
-            do_constant_folding=False, dynamic_axes={"input": {0: "n"}}, input_names=["input"],
-        )  # fmt: skip
+            small_cnn().eval(),
+            (torch.zeros(1, 1, 28, 28),),
+            str(path),
+            dynamo=False,
+            do_constant_folding=False,
+            dynamic_axes={"input": {0: "n"}},
+            input_names=["input"],
+        )
     return path
 
 

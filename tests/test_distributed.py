@@ -18,9 +18,23 @@ from sane_plugins.zoo.store import Entry, write
 
 pytestmark = pytest.mark.slow
 SHAPE = [
-    "--batch", "8", "--precision", "fp32", "--width", "32", "--heads", "2", "--layers", "1",
-    "--token-width", "64", "--window", "16", "--halo", "8",
-]  # fmt: skip
+    "--batch",
+    "8",
+    "--precision",
+    "fp32",
+    "--width",
+    "32",
+    "--heads",
+    "2",
+    "--layers",
+    "1",
+    "--token-width",
+    "64",
+    "--window",
+    "16",
+    "--halo",
+    "8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +58,22 @@ def pretrain(zoos: list[str], out: Path, processes: int, *arguments: str) -> str
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     done = subprocess.run(
         [
-            sys.executable, "-m", *(several if processes > 1 else []), "sane_plugins.cli.main",
-            "pretrain", *zoos, "-o", str(out), *SHAPE, *arguments,
+            sys.executable,
+            "-m",
+            *(several if processes > 1 else []),
+            "sane_plugins.cli.main",
+            "pretrain",
+            *zoos,
+            "-o",
+            str(out),
+            *SHAPE,
+            *arguments,
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -67,17 +91,28 @@ def started(
 ) -> subprocess.Popen[bytes]:
     """Start one of two processes as torchrun does, so that a test can kill it."""
     place = {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     return subprocess.Popen(
         [
-            sys.executable, "-m", "sane_plugins.cli.main", "pretrain", *zoos, "-o", str(out),
-            *SHAPE, *arguments,
+            sys.executable,
+            "-m",
+            "sane_plugins.cli.main",
+            "pretrain",
+            *zoos,
+            "-o",
+            str(out),
+            *SHAPE,
+            *arguments,
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1", **place},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def difference(one: Path, two: Path) -> float:

@@ -114,9 +114,14 @@ def test_a_layer_as_wide_as_before_takes_an_equal_part_of_each() -> None:
 
     def build(width: int) -> nn.Module:
         return nn.Sequential(
-            nn.Linear(5, width), nn.ReLU(), nn.Linear(width, 6), nn.ReLU(),
-            nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3),
-        )  # fmt: skip
+            nn.Linear(5, width),
+            nn.ReLU(),
+            nn.Linear(width, 6),
+            nn.ReLU(),
+            nn.Linear(6, width),
+            nn.ReLU(),
+            nn.Linear(width, 3),
+        )
 
     prompts, target = [from_module(build(4)) for _ in range(2)], from_module(build(8))
     found = expansion(prompts[0], target, frozenset({"6.weight", "6.bias"}))

@@ -26,9 +26,11 @@ def sane(graph: WeightGraph) -> torch.Tensor:
 
 KINDS: dict[str, Callable[[WeightGraph], torch.Tensor]] = {"sane": sane, "statistics": statistics}
 ARCHITECTURES = {
-    "mlp": {"name": "mlp"}, "cnn": {"name": "small_cnn", "channels_in": 3},
-    "resnet": {"name": "resnet", "channels_in": 1, "depth": 8, "width": 8}, "vit": {"name": "vit"},
-}  # fmt: skip
+    "mlp": {"name": "mlp"},
+    "cnn": {"name": "small_cnn", "channels_in": 3},
+    "resnet": {"name": "resnet", "channels_in": 1, "depth": 8, "width": 8},
+    "vit": {"name": "vit"},
+}
 
 
 def shuffled(graph: WeightGraph, seed: int) -> WeightGraph:
@@ -69,10 +71,15 @@ def test_features_of_constant_tensors_are_finite(kind: str, value: float) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "network",
-    [nn.Linear(1, 1), nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1), nn.Embedding(1, 1),
-     nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2))],
+    [
+        nn.Linear(1, 1),
+        nn.Linear(1, 1, bias=False),
+        nn.BatchNorm1d(1),
+        nn.Embedding(1, 1),
+        nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2)),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_features_of_tiny_tensors_are_finite(kind: str, network: nn.Module) -> None:
     assert KINDS[kind](from_module(network)).isfinite().all()
 

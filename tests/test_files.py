@@ -120,12 +120,17 @@ def _write_bad(kind: str, folder):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("missing", "does not exist"), ("empty", "it is empty"), ("folder", "it is a folder"),
-        ("text", "no torch checkpoint"), ("code", "can run code"), ("cut", "broken"),
-        ("truncated", "no whole safetensors"), ("numbers", "no mapping from names to tensors"),
+        ("missing", "does not exist"),
+        ("empty", "it is empty"),
+        ("folder", "it is a folder"),
+        ("text", "no torch checkpoint"),
+        ("code", "can run code"),
+        ("cut", "broken"),
+        ("truncated", "no whole safetensors"),
+        ("numbers", "no mapping from names to tensors"),
         ("integers", "no floating-point tensor"),
     ],
-)  # fmt: skip
+)
 def test_bad_files_are_one_sentence(kind: str, said: str, tmp_path, capsys) -> None:
     with pytest.raises(SourceError, match=said) as caught:
         open_file(_write_bad(kind, tmp_path))

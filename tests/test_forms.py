@@ -112,9 +112,14 @@ def change(index: Path, kind: str) -> None:
     where = told["weight_map"]
     first = index.parent / where["0.weight"]
     names = {
-        "parent": "../x.safetensors", "absolute": "/etc/passwd", "windows": "..\\x", "nothing": "",
-        "here": ".", "number": 3, "inside": f"sub/{first.name}",
-    }  # fmt: skip
+        "parent": "../x.safetensors",
+        "absolute": "/etc/passwd",
+        "windows": "..\\x",
+        "nothing": "",
+        "here": ".",
+        "number": 3,
+        "inside": f"sub/{first.name}",
+    }
     if kind in names:
         where["0.weight"] = names[kind]
     elif kind == "missing":
@@ -140,13 +145,22 @@ def change(index: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("parent", "plain names"), ("absolute", "plain names"), ("windows", "plain names"),
-        ("nothing", "plain names"), ("here", "plain names"), ("inside", "plain names"),
-        ("number", "no index"), ("map", "no index"), ("named twice", "no index"),
-        ("missing", "it does not exist"), ("lost", "'4.bias' is not in"), ("twice", "is in two files"),
-        ("link", "leads out of its folder"), ("cut", "no whole safetensors"),
+        ("parent", "plain names"),
+        ("absolute", "plain names"),
+        ("windows", "plain names"),
+        ("nothing", "plain names"),
+        ("here", "plain names"),
+        ("inside", "plain names"),
+        ("number", "no index"),
+        ("map", "no index"),
+        ("named twice", "no index"),
+        ("missing", "it does not exist"),
+        ("lost", "'4.bias' is not in"),
+        ("twice", "is in two files"),
+        ("link", "leads out of its folder"),
+        ("cut", "no whole safetensors"),
     ],
-)  # fmt: skip
+)
 def test_odd_shards_are_one_sentence(kind: str, said: str, tmp_path) -> None:
     folder = tmp_path / "net"
     folder.mkdir()
@@ -224,9 +238,13 @@ def test_too_many_tensors_are_refused(tmp_path, sharded, monkeypatch) -> None:
 
 def test_types_that_torch_lacks_are_missed_and_not_lost(tmp_path) -> None:
     entries = {
-        "a.weight": ("F8_E4M3", [4, 4], 16), "a.scale": ("F8_E8M0", [4], 4), "b.weight": ("F4", [4, 4], 8),
-        "c.weight": ("F6_E2M3", [4, 4], 12), "d.weight": ("NEW", [3], 7), "e.steps": ("I64", [], 8),
-    }  # fmt: skip
+        "a.weight": ("F8_E4M3", [4, 4], 16),
+        "a.scale": ("F8_E8M0", [4], 4),
+        "b.weight": ("F4", [4, 4], 8),
+        "c.weight": ("F6_E2M3", [4, 4], 12),
+        "d.weight": ("NEW", [3], 7),
+        "e.steps": ("I64", [], 8),
+    }
     graph = open_file(write_header(tmp_path / "net.safetensors", entries))
     assert [param.key for param in graph.params] == ["a.weight", "a.scale"]
     assert graph.missed == {"b.weight": 16, "c.weight": 16, "d.weight": 3}
@@ -239,10 +257,14 @@ def test_types_that_torch_lacks_are_missed_and_not_lost(tmp_path) -> None:
 
 def test_integers_that_may_be_weights_are_missed(tmp_path) -> None:
     state = {
-        "a.weight": torch.ones(4, 8, dtype=torch.int8), "a.SCB": torch.ones(4), "steps": torch.tensor(3),
-        "b.qweight": torch.ones(2, 8, dtype=torch.int32), "b.scales": torch.ones(1, 8).half(),
-        "b.g_idx": torch.ones(16, dtype=torch.int32), "flags": torch.ones(9, dtype=torch.uint8),
-    }  # fmt: skip
+        "a.weight": torch.ones(4, 8, dtype=torch.int8),
+        "a.SCB": torch.ones(4),
+        "steps": torch.tensor(3),
+        "b.qweight": torch.ones(2, 8, dtype=torch.int32),
+        "b.scales": torch.ones(1, 8).half(),
+        "b.g_idx": torch.ones(16, dtype=torch.int32),
+        "flags": torch.ones(9, dtype=torch.uint8),
+    }
     save_file(state, tmp_path / "net.safetensors")
     graph = open_file(tmp_path / "net.safetensors")
     assert graph.missed == {"a.weight": 32, "b.qweight": 16}
@@ -267,15 +289,30 @@ SMALL = {"weight": torch.zeros(1, 3)}
         ({"models": (OrderedDict(STATE), 3)}, ["weight", "bias"], "read from 'models.0'"),
         ([torch.ones(2), torch.ones(3)], ["0", "1"], ""),
         ({"params": [torch.ones(2), torch.ones(3)]}, ["0", "1"], "read from 'params'"),
-        (torch.ones(2, 3), ["0"], ""), (nn.Parameter(torch.ones(2, 3)), ["0"], ""),
+        (torch.ones(2, 3), ["0"], ""),
+        (nn.Parameter(torch.ones(2, 3)), ["0"], ""),
         ({0: torch.ones(2), 1: torch.ones(3)}, ["0", "1"], ""),
-        ({"state_dict": {**STATE, "epoch": 3, "name": "x", "none": None}}, ["weight", "bias"], "state_dict"),
+        (
+            {"state_dict": {**STATE, "epoch": 3, "name": "x", "none": None}},
+            ["weight", "bias"],
+            "state_dict",
+        ),
         ({"model": SMALL, "model_ema": STATE}, ["weight", "bias"], "not read: 'model'"),
-        ({"net": STATE, "optimizer": {"x": torch.ones(99)}}, ["weight", "bias"], "optimiser is left out"),
-        ({"net": STATE, "optimizer_states": [{"state": {0: {"x": torch.ones(9)}}, "param_groups": []}]},
-         ["weight", "bias"], "optimiser is left out: optimizer_states"),
+        (
+            {"net": STATE, "optimizer": {"x": torch.ones(99)}},
+            ["weight", "bias"],
+            "optimiser is left out",
+        ),
+        (
+            {
+                "net": STATE,
+                "optimizer_states": [{"state": {0: {"x": torch.ones(9)}}, "param_groups": []}],
+            },
+            ["weight", "bias"],
+            "optimiser is left out: optimizer_states",
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("new", [True, False])
 def test_what_checkpoints_nest(content, keys, note: str, new: bool, tmp_path) -> None:
     torch.save(content, tmp_path / "net.pt", _use_new_zipfile_serialization=new)
@@ -471,10 +508,13 @@ def test_quantised_scripts_are_dequantised(quantised, tmp_path) -> None:
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_arrays_are_read_one_at_a_time(save, tmp_path) -> None:
     arrays = {
-        "0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "0.bias": np.ones(2, np.float16),
-        "1.weight": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "steps": np.array(3),
-        "2.weight": np.arange(6, dtype=">f4").reshape(2, 3), "empty": np.ones((0, 3)),
-    }  # fmt: skip
+        "0.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "0.bias": np.ones(2, np.float16),
+        "1.weight": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+        "steps": np.array(3),
+        "2.weight": np.arange(6, dtype=">f4").reshape(2, 3),
+        "empty": np.ones((0, 3)),
+    }
     save(tmp_path / "net.npz", **arrays)
     graph = open_file(tmp_path / "net.npz")
     assert list(graph.tensors) == list(arrays)

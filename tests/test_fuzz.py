@@ -23,9 +23,12 @@ from fuzzing import corpus, road  # noqa: E402
 # The same cases in every run, and no time limit that a busy machine breaks. A number stands for a
 # case as it is: there is no smaller one like it to look for.
 quiet = settings(
-    derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 numbers = st.integers(0, 2**32)
 
 

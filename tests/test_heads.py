@@ -107,8 +107,20 @@ def _run(*arguments: object):
 
 def test_heads_are_fitted_shown_and_used_from_the_command_line(zoo: Path, tmp_path: Path) -> None:
     file = tmp_path / "own.safetensors"
-    done = _run("heads", "fit", zoo, "-o", file, "--property", "scale", "--property", "size",
-                "--features", "statistics", "--json")  # fmt: skip
+    done = _run(
+        "heads",
+        "fit",
+        zoo,
+        "-o",
+        file,
+        "--property",
+        "scale",
+        "--property",
+        "size",
+        "--features",
+        "statistics",
+        "--json",
+    )
     assert done.exit_code == 0, done.output
     assert "1 networks were left out: they have no 'scale'" in done.stderr
     told = {head["property"]: head for head in json.loads(done.stdout)}
@@ -117,7 +129,9 @@ def test_heads_are_fitted_shown_and_used_from_the_command_line(zoo: Path, tmp_pa
     assert told["size"]["invariance"] == {"statistics": "construction"}
     assert "size" in _run("heads", "show", file).output
     torch.manual_seed(99)
-    network = build({"name": "mlp", "channels_in": 1, "size": 4, "width": 6, "depth": 1, "classes": 3})
+    network = build(
+        {"name": "mlp", "channels_in": 1, "size": 4, "width": 6, "depth": 1, "classes": 3}
+    )
     save_file({k: v * 2 for k, v in network.state_dict().items()}, tmp_path / "net.safetensors")
     found = _run("predict", tmp_path / "net.safetensors", "--heads", file, "--json")
     assert found.exit_code == 0, found.output

@@ -51,9 +51,14 @@ def test_built_ins_and_adapters_enter_by_entry_point() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["import no_such_module", "1 / 0", "import sys; sys.exit(3)", "SANE_REQUIRES = (9, 0)",
-     "@hookimpl\ndef sane_open(source, no_such_argument): ..."],
-)  # fmt: skip
+    [
+        "import no_such_module",
+        "1 / 0",
+        "import sys; sys.exit(3)",
+        "SANE_REQUIRES = (9, 0)",
+        "@hookimpl\ndef sane_open(source, no_such_argument): ...",
+    ],
+)
 def test_a_broken_plugin_is_named_and_left_out(install, code: str) -> None:
     install("broken_plugin", code)
     host = Host.installed()

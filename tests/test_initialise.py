@@ -34,9 +34,15 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def network(classes: int = 10, hidden: int = 32) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
-        nn.Linear(288, hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, classes),
-    )  # fmt: skip
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, hidden),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(hidden, classes),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +196,14 @@ def test_no_linear_classifier_is_found_where_there_is_none(task: Task) -> None:
 
 def _conv(*more: nn.Module) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3), *more, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Conv2d(1, 8, 3),
+        *more,
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
         nn.Linear(128, 10),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("more", [(), (nn.BatchNorm2d(8),)])
@@ -242,9 +253,13 @@ def test_prompt_of_other_classes_lends_all_but_the_classifier(trained, sane: SAN
     few = load_task("digits")
     keep, test = few.y_train < 4, few.y_test < 4
     few = Task(
-        name="few", x_train=few.x_train[keep], y_train=few.y_train[keep],
-        x_test=few.x_test[test], y_test=few.y_test[test], classes=few.classes[:4],
-    )  # fmt: skip
+        name="few",
+        x_train=few.x_train[keep],
+        y_train=few.y_train[keep],
+        x_test=few.x_test[test],
+        y_test=few.y_test[test],
+        classes=few.classes[:4],
+    )
     options = InitialiseOptions(candidates=2, keep=1, sampler=KDE(bandwidth=0.0))
     done = initialise(partial(network, 4), few, [from_module(trained)], sane, options)
     assert done.provenance["prompts_fit"]

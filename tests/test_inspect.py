@@ -121,9 +121,10 @@ def test_not_finite_values_are_told_and_left_out(tmp_path) -> None:
 def partial(tmp_path) -> Path:
     """Write a network of which 600 of 1000 values are in a form that nobody knows."""
     tensors = {
-        "a.weight": torch.ones(20, 20), "b.weight": torch.ones(20, 30, dtype=torch.int8),
+        "a.weight": torch.ones(20, 20),
+        "b.weight": torch.ones(20, 30, dtype=torch.int8),
         "steps": torch.tensor(3),
-    }  # fmt: skip
+    }
     save_file(tensors, tmp_path / "net.safetensors")
     return tmp_path / "net.safetensors"
 
@@ -219,8 +220,12 @@ def test_plot_writes_a_picture(network, tmp_path, suffix: str) -> None:
 def test_plot_of_odd_networks(tmp_path) -> None:
     """Zeros, one value, NaN, names that a formula or a font would trip over."""
     pytest.importorskip("matplotlib")
-    tensors = {"$a_b^.weight": torch.zeros(3, 2), "重み.weight": torch.full((1, 1), float("nan")),
-               "x": torch.tensor(2.0), "empty": torch.zeros(0)}  # fmt: skip
+    tensors = {
+        "$a_b^.weight": torch.zeros(3, 2),
+        "重み.weight": torch.full((1, 1), float("nan")),
+        "x": torch.tensor(2.0),
+        "empty": torch.zeros(0),
+    }
     torch.save(tensors, tmp_path / "net $x$.pt")
     done = _inspect(tmp_path / "net $x$.pt", "--plot", tmp_path / "out.png")
     assert done.exit_code == 0, done.stderr

@@ -36,11 +36,14 @@ RUNNABLE = {
     "pypi_speechmos/plcmos_v2": 64,
 }
 REFUSED = {
-    "bad_names": "no operator set", "mul_1.noopset": "no operator set",
-    "corrupt-model": "no usable ONNX model", "test_arbitrary_external_file": "etc/passwd",
-    "test_evil_weights": "_ORT_MEM_ADDR_", "model_with_external_initializers": "no weights",
+    "bad_names": "no operator set",
+    "mul_1.noopset": "no operator set",
+    "corrupt-model": "no usable ONNX model",
+    "test_arbitrary_external_file": "etc/passwd",
+    "test_evil_weights": "_ORT_MEM_ADDR_",
+    "model_with_external_initializers": "no weights",
     "model_with_external_initializer_come_from_user": "Pads_not_on_disk",
-}  # fmt: skip
+}
 
 
 def _session(path: Path):
@@ -107,9 +110,16 @@ def _mlp() -> nn.Sequential:
 
 def _cnn() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.GELU(),
-        nn.Flatten(), nn.Linear(6 * 3 * 3, 7), nn.Dropout(), nn.Linear(7, 3),
-    )  # fmt: skip
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(6 * 3 * 3, 7),
+        nn.Dropout(),
+        nn.Linear(7, 3),
+    )
 
 
 class _Sequence(nn.Module):
@@ -124,8 +134,10 @@ class _Sequence(nn.Module):
 
 
 NETWORKS = {
-    "mlp": (_mlp, (2, 6)), "cnn": (_cnn, (2, 1, 12, 12)), "sequence": (_Sequence, (2, 4, 6)),
-}  # fmt: skip
+    "mlp": (_mlp, (2, 6)),
+    "cnn": (_cnn, (2, 1, 12, 12)),
+    "sequence": (_Sequence, (2, 4, 6)),
+}
 
 
 def _exported(name: str, path: Path, dynamo: bool, **options: object) -> nn.Module:
@@ -222,9 +234,12 @@ def test_a_folder_that_is_missing_is_told(sane_data: Path, tmp_path: Path) -> No
 def _model(nodes, initializers, path: Path, **options: object) -> Path:
     floats = {"elem_type": TensorProto.FLOAT, "shape": options.pop("shape", [1, 4])}
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", **floats)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], initializers,
-    )  # fmt: skip
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", **floats)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        initializers,
+    )
     imports = [helper.make_opsetid("", options.pop("opset", 17))]
     onnx.save(helper.make_model(graph, opset_imports=imports, **options), path)
     return path
@@ -238,10 +253,12 @@ def _tensor(name: str, shape: tuple[int, ...], kind: int = TensorProto.FLOAT):
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
-        (TensorProto.BFLOAT16, torch.bfloat16), (TensorProto.FLOAT16, torch.float16),
-        (TensorProto.DOUBLE, torch.float64), (TensorProto.FLOAT, torch.float32),
+        (TensorProto.BFLOAT16, torch.bfloat16),
+        (TensorProto.FLOAT16, torch.float16),
+        (TensorProto.DOUBLE, torch.float64),
+        (TensorProto.FLOAT, torch.float32),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("is_raw", [False, True])
 def test_every_float_type_returns_bit_for_bit(kind, dtype, is_raw: bool, tmp_path: Path) -> None:
     tensor = _tensor("w", (4, 3), kind)

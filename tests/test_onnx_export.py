@@ -22,10 +22,18 @@ if find_spec("torchvision") is None:
 
 # Its networks, and the side of the images that they are exported with.
 SIZES = {
-    "alexnet": 224, "densenet121": 64, "efficientnet_b0": 64, "googlenet": 64, "mnasnet0_5": 64,
-    "mobilenet_v2": 64, "mobilenet_v3_small": 64, "regnet_y_400mf": 64, "resnet18": 64,
-    "shufflenet_v2_x0_5": 64, "squeezenet1_0": 64,
-}  # fmt: skip
+    "alexnet": 224,
+    "densenet121": 64,
+    "efficientnet_b0": 64,
+    "googlenet": 64,
+    "mnasnet0_5": 64,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "regnet_y_400mf": 64,
+    "resnet18": 64,
+    "shufflenet_v2_x0_5": 64,
+    "squeezenet1_0": 64,
+}
 
 
 def _named(name: str) -> nn.Module:
@@ -48,18 +56,20 @@ def _convnext() -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     **{name: (partial(_named, name), size) for name, size in SIZES.items()},
-    "vit": (_vit, 32), "convnext": (_convnext, 64),
-}  # fmt: skip
+    "vit": (_vit, 32),
+    "convnext": (_convnext, 64),
+}
 # Attention, and layers that are used in another order than they are made in.
 OTHER_ORDER = ("vit", "convnext")
 WAYS = {
     "script": (False, {"do_constant_folding": True}),
     "script, as in training": (
-        False, {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
+        False,
+        {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE},
     ),
     "dynamo": (True, {"external_data": False, "optimize": True}),
     "dynamo, unoptimised": (True, {"external_data": False, "optimize": False}),
-}  # fmt: skip
+}
 
 
 def _trained(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -94,7 +104,9 @@ def _is_same(one: Tokens, other: Tokens) -> bool:
 
 def _sorted(graph: WeightGraph) -> list[tuple[int, float]]:
     """Return each tensor's size and sum, save single numbers, which may be the computation's."""
-    found = [(p.size, round(float(t.double().abs().sum()), 2)) for p, t in graph.items() if p.size > 1]
+    found = [
+        (p.size, round(float(t.double().abs().sum()), 2)) for p, t in graph.items() if p.size > 1
+    ]
     return sorted(found)
 
 

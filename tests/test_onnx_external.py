@@ -104,11 +104,25 @@ def test_plain_names_and_folders_are_found(model: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "location",
     [
-        "../secret.bin", "sub/../../secret.bin", "./../secret.bin", "a/../../secret.bin", "..",
-        "data.bin/..", "x/../data.bin", "/etc/passwd", "//etc/passwd", "C:/secret.bin", "C:secret.bin",
-        "..\\secret.bin", "\\\\host\\share\\x", "a\\..\\..\\secret.bin", "", "data.bin\0", "\0",
+        "../secret.bin",
+        "sub/../../secret.bin",
+        "./../secret.bin",
+        "a/../../secret.bin",
+        "..",
+        "data.bin/..",
+        "x/../data.bin",
+        "/etc/passwd",
+        "//etc/passwd",
+        "C:/secret.bin",
+        "C:secret.bin",
+        "..\\secret.bin",
+        "\\\\host\\share\\x",
+        "a\\..\\..\\secret.bin",
+        "",
+        "data.bin\0",
+        "\0",
     ],
-)  # fmt: skip
+)
 def test_names_that_are_no_plain_relative_path_are_refused(
     model: Path, location: str, opened: list[Path]
 ) -> None:
@@ -119,9 +133,22 @@ def test_names_that_are_no_plain_relative_path_are_refused(
 
 @pytest.mark.parametrize(
     "location",
-    ["missing.bin", ".", "sub", "data.bin/x", "x" * 5000, "~/secret.bin", "$HOME", "%2e%2e/secret.bin",
-     "\u202esecret", "data.bin\n", "https://example.com/x", "file:data.bin", "．．/secret.bin"],
-)  # fmt: skip
+    [
+        "missing.bin",
+        ".",
+        "sub",
+        "data.bin/x",
+        "x" * 5000,
+        "~/secret.bin",
+        "$HOME",
+        "%2e%2e/secret.bin",
+        "\u202esecret",
+        "data.bin\n",
+        "https://example.com/x",
+        "file:data.bin",
+        "．．/secret.bin",
+    ],
+)
 def test_names_without_a_file_are_refused(model: Path, location: str, opened: list[Path]) -> None:
     (model.parent / "sub").mkdir()
     assert len(refusal(model, tensor(location))) < 1000
@@ -150,13 +177,30 @@ def test_a_key_given_twice_is_refused(model: Path, key: str) -> None:
 @pytest.mark.parametrize(
     "entries",
     [
-        {"offset": -1}, {"length": -64}, {"offset": 65}, {"offset": 1}, {"length": 63},
-        {"length": 10**12}, {"offset": 2**63}, {"offset": 2**64}, {"offset": 2**63 - 1, "length": 64},
-        {"offset": "9" * 5000}, {"offset": ""}, {"offset": " 8"}, {"offset": "8\n"}, {"offset": "0x8"},
-        {"offset": "8.0"}, {"offset": "1e1"}, {"offset": "+8"}, {"offset": "1_0"}, {"offset": "٨"},
-        {"length": "all"}, {"length": "64\0"}, {"length": 0},
+        {"offset": -1},
+        {"length": -64},
+        {"offset": 65},
+        {"offset": 1},
+        {"length": 63},
+        {"length": 10**12},
+        {"offset": 2**63},
+        {"offset": 2**64},
+        {"offset": 2**63 - 1, "length": 64},
+        {"offset": "9" * 5000},
+        {"offset": ""},
+        {"offset": " 8"},
+        {"offset": "8\n"},
+        {"offset": "0x8"},
+        {"offset": "8.0"},
+        {"offset": "1e1"},
+        {"offset": "+8"},
+        {"offset": "1_0"},
+        {"offset": "٨"},
+        {"length": "all"},
+        {"length": "64\0"},
+        {"length": 0},
     ],
-)  # fmt: skip
+)
 def test_offsets_and_lengths_that_do_not_fit_are_refused(
     model: Path, entries: dict, opened: list[Path]
 ) -> None:
@@ -439,9 +483,12 @@ def test_a_real_file_gives_the_values_that_onnx_reads(sane_data: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["test_arbitrary_external_file", "test_evil_weights",
-     "model_with_external_initializer_come_from_user"],
-)  # fmt: skip
+    [
+        "test_arbitrary_external_file",
+        "test_evil_weights",
+        "model_with_external_initializer_come_from_user",
+    ],
+)
 def test_hostile_files_open_nothing_outside(sane_data: Path, name: str, opened: list[Path]) -> None:
     path = sane_data / "onnx" / "onnxruntime_testdata" / f"{name}.onnx"
     found = _tensors(path)

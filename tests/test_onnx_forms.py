@@ -23,9 +23,15 @@ FLOAT = TensorProto.FLOAT
 def _cnn() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(6 * 8 * 8, 12), nn.ReLU(), nn.Linear(12, 4),
-    )  # fmt: skip
+        nn.Conv2d(1, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 8 * 8, 12),
+        nn.ReLU(),
+        nn.Linear(12, 4),
+    )
 
 
 def _image(seed: int = 0) -> np.ndarray:
@@ -34,10 +40,13 @@ def _image(seed: int = 0) -> np.ndarray:
 
 def _model(path: Path, nodes, tensors, shape=(2, 6), opset: int = 21, **options) -> Path:
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", FLOAT, shape)],
-        [helper.make_tensor_value_info("y", FLOAT, None)], tensors,
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, shape)],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        tensors,
         sparse_initializer=options.pop("sparse", None),
-    )  # fmt: skip
+    )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     imports += [helper.make_opsetid("own", 1)] * ("functions" in options)
     onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10, **options), path)
@@ -75,9 +84,13 @@ def _quantised(kind: str, per_channel: bool, folder: Path) -> Path:
     else:
         form = getattr(quantization.QuantFormat, kind)
         quantization.quantize_static(
-            source, target, _Reader(onnx.load(source).graph.input[0].name), form,
-            per_channel=per_channel, weight_type=quantization.QuantType.QInt8,
-        )  # fmt: skip
+            source,
+            target,
+            _Reader(onnx.load(source).graph.input[0].name),
+            form,
+            per_channel=per_channel,
+            weight_type=quantization.QuantType.QInt8,
+        )
     return target
 
 
@@ -128,9 +141,15 @@ def test_quantised_blocks_are_read_and_written(bits: int, has_zeros: bool, tmp_p
         zeros = rng.integers(0, 256, 5 * -(-blocks * bits // 8), dtype=np.uint8)
         tensors.append(numpy_helper.from_array(zeros, "z"))
     node = helper.make_node(
-        "MatMulNBits", ["x", "w", "s"] + ["z"] * has_zeros, ["y"], domain="com.microsoft",
-        K=44, N=5, bits=bits, block_size=size,
-    )  # fmt: skip
+        "MatMulNBits",
+        ["x", "w", "s"] + ["z"] * has_zeros,
+        ["y"],
+        domain="com.microsoft",
+        K=44,
+        N=5,
+        bits=bits,
+        block_size=size,
+    )
     path = _model(tmp_path / "m.onnx", [node], tensors, shape=(44, 44))
     graph = opened(path)
     (param,) = graph.params
@@ -196,7 +215,9 @@ def test_scales_that_two_weights_share_are_not_torn_apart(tmp_path: Path) -> Non
         helper.make_node("MatMul", ["h", "d1"], ["y"]),
     ]
     graph = opened(_model(tmp_path / "m.onnx", nodes, tensors, shape=(2, 4)))
-    both = graph.replace({"w0": graph.tensors["w0"].roll(1, 1), "w1": graph.tensors["w1"].roll(2, 1)})
+    both = graph.replace(
+        {"w0": graph.tensors["w0"].roll(1, 1), "w1": graph.tensors["w1"].roll(2, 1)}
+    )
     with pytest.raises(SourceError, match="have no place"):
         saved(both, tmp_path / "both.onnx")
     alike = graph.replace({key: graph.tensors[key].roll(1, 1) for key in ("w0", "w1")})
@@ -247,7 +268,9 @@ def test_a_terabyte_of_one_value_is_refused(tmp_path: Path) -> None:
         helper.make_node("ConstantOfShape", ["to"], ["w"]),
         helper.make_node("MatMul", ["x", "w"], ["y"]),
     ]
-    nodes[0].attribute.append(helper.make_attribute("value", helper.make_tensor("v", FLOAT, [1], [1])))
+    nodes[0].attribute.append(
+        helper.make_attribute("value", helper.make_tensor("v", FLOAT, [1], [1]))
+    )
     shape = numpy_helper.from_array(np.int64([10**6, 10**6]), "to")
     path = _model(tmp_path / "m.onnx", nodes, [shape, _array("k", 6, 6)])
     graph = opened(path)
@@ -280,12 +303,16 @@ def test_weights_in_branches_are_read_by_what_they_do(tmp_path: Path) -> None:
             helper.make_node("Gemm", ["x", "w", "b"], ["z"], transB=1),
         ]
         out = helper.make_tensor_value_info("z", FLOAT, (2, 4))
-        branches.append(helper.make_graph(nodes, name, [], [out], [_array("w", 4, 6, seed=ord(name[0]))]))
+        branches.append(
+            helper.make_graph(nodes, name, [], [out], [_array("w", 4, 6, seed=ord(name[0]))])
+        )
     nodes = [
         helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
         helper.make_node("Cast", ["s"], ["c"], to=TensorProto.BOOL),
-        helper.make_node("If", ["c"], ["y"], name="if", then_branch=branches[0], else_branch=branches[1]),
-    ]  # fmt: skip
+        helper.make_node(
+            "If", ["c"], ["y"], name="if", then_branch=branches[0], else_branch=branches[1]
+        ),
+    ]
     path = _model(tmp_path / "m.onnx", nodes, [])
     graph = opened(path)
     linear = [[p.key for p in layer.params] for layer in graph.layers if layer.kind == "linear"]
@@ -333,9 +360,16 @@ def test_functions_are_looked_into(tmp_path: Path) -> None:
 def test_functions_without_end_are_refused(tmp_path: Path) -> None:
     endless = [_function("f0", ["f0"])]
     doubling = [_function(f"f{i}", [f"f{i + 1}"] * 2) for i in range(40)]
-    doubling.append(helper.make_function(
-        "own", "f40", ["a"], ["o"], [helper.make_node("Relu", ["a"], ["o"])], [helper.make_opsetid("", 21)]
-    ))  # fmt: skip
+    doubling.append(
+        helper.make_function(
+            "own",
+            "f40",
+            ["a"],
+            ["o"],
+            [helper.make_node("Relu", ["a"], ["o"])],
+            [helper.make_opsetid("", 21)],
+        )
+    )
     for functions in (endless, doubling):
         node = helper.make_node("f0", ["x"], ["y"], domain="own")
         path = _model(tmp_path / "m.onnx", [node], [_array("w", 6)], functions=functions)
@@ -347,7 +381,9 @@ def test_functions_without_end_are_refused(tmp_path: Path) -> None:
 
 
 def test_kernels_are_followed_through_casts_reshapes_and_transposes(tmp_path: Path) -> None:
-    half = numpy_helper.from_array(np.random.default_rng(0).normal(size=(3, 3, 2, 5)).astype(np.float16), "k")
+    half = numpy_helper.from_array(
+        np.random.default_rng(0).normal(size=(3, 3, 2, 5)).astype(np.float16), "k"
+    )
     nodes = [
         helper.make_node("Cast", ["k"], ["1"], to=FLOAT),
         helper.make_node("Transpose", ["1"], ["2"], perm=[3, 2, 0, 1]),

@@ -100,10 +100,16 @@ def test_channel_order_does_not_matter() -> None:
 
 @pytest.mark.parametrize(
     "network",
-    [nn.Linear(3, 2), nn.Embedding(9, 4), nn.LSTM(4, 5), nn.BatchNorm2d(3), small_cnn(3, 7),
-     nn.Sequential(*(nn.Linear(4, 4) for _ in range(30)))],
+    [
+        nn.Linear(3, 2),
+        nn.Embedding(9, 4),
+        nn.LSTM(4, 5),
+        nn.BatchNorm2d(3),
+        small_cnn(3, 7),
+        nn.Sequential(*(nn.Linear(4, 4) for _ in range(30))),
+    ],
     ids=lambda network: type(network).__name__,
-)  # fmt: skip
+)
 def test_every_architecture_has_as_many_statistics(network: nn.Module) -> None:
     found = statistics(from_module(network))
     assert found.shape == statistics(from_module(small_cnn())).shape

@@ -46,9 +46,17 @@ def mlp() -> nn.Module:
 
 def normed() -> nn.Module:
     network = nn.Sequential(
-        nn.Conv2d(1, 6, 5), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(6, 8, 3),
-        nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 6, 5),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(4),
+        nn.Conv2d(6, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
     for module in network:
         if isinstance(module, nn.BatchNorm2d):  # as if it had been trained
             nn.init.uniform_(module.weight, 0.5, 2)
@@ -62,7 +70,8 @@ def make(folder: Path, name: str, factory, networks: int = 4) -> Zoo:
     """Write a zoo of random networks with two checkpoints each."""
     torch.manual_seed(0)
     return write(
-        folder / name, name,
+        folder / name,
+        name,
         [
             (
                 Entry(network=str(n), checkpoint=str(c), factory=factory, properties={"epoch": c}),
@@ -71,7 +80,7 @@ def make(folder: Path, name: str, factory, networks: int = 4) -> Zoo:
             for n in range(networks)
             for c in range(2)
         ],
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +140,9 @@ def test_every_view_of_every_architecture_is_the_same_function(mixed) -> None:
             cut = Tokens(values, bank.mask, torch.zeros(len(values), 3))
             graph = undo(detokenize(cut, bank.template), scale)
             module = build(bank.entries[3].factory)
-            module.load_state_dict({k: graph.tensors.get(k, v) for k, v in module.state_dict().items()})
+            module.load_state_dict(
+                {k: graph.tensors.get(k, v) for k, v in module.state_dict().items()}
+            )
             assert torch.allclose(module.eval()(images), expected, atol=1e-4)
 
 
@@ -147,7 +158,10 @@ def test_a_window_is_where_the_batch_says_it_is(mixed) -> None:
     rng = torch.Generator().manual_seed(0)
     for bank in build_banks(mixed, TINY, 2, rng, silent):
         batch = draw(bank, 7, 9, rng)
-        for view, found in ((torch.zeros(7, dtype=torch.long), batch.first), (batch.view, batch.second)):
+        for view, found in (
+            (torch.zeros(7, dtype=torch.long), batch.first),
+            (batch.view, batch.second),
+        ):
             whole = bank.whole(batch.network, view)
             for i, start in enumerate(batch.start):
                 assert torch.equal(whole[i, start : start + 9], found[i])
@@ -194,8 +208,14 @@ def test_a_kill_loses_at_most_the_step_under_way(zoo, tmp_path) -> None:
     with pytest.raises(_KilledError):
         pretrain([zoo], TINY, options, out, report=kill)
     done = []
-    pretrain([zoo], TINY, options, out, resume=True,
-             report=lambda event: done.append(event.done) if event.job == "pretrain" else None)  # fmt: skip
+    pretrain(
+        [zoo],
+        TINY,
+        options,
+        out,
+        resume=True,
+        report=lambda event: done.append(event.done) if event.job == "pretrain" else None,
+    )
     assert done == [6]
 
 
@@ -372,7 +392,9 @@ def test_checkpoints_of_a_run_move_together(zoo) -> None:
         (replace(first, network="a", checkpoint="0"), state),
         (replace(first, network="a", checkpoint="1"), {k: 2 * v for k, v in state.items()}),
     ]
-    made = write(zoo.weights.parent.parent / "pair", "pair", [*pair, (first, zoo.state_dict(first))])
+    made = write(
+        zoo.weights.parent.parent / "pair", "pair", [*pair, (first, zoo.state_dict(first))]
+    )
     bank = build_banks([made], TINY, 1, torch.Generator().manual_seed(0), silent)[0]
     at = [entry.key for entry in bank.entries].index
     assert torch.allclose(bank.values[at("a/0")], bank.values[at("a/1")], atol=1e-5)

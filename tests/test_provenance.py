@@ -105,8 +105,19 @@ def test_globs_leave_the_rest_of_a_checkpoint_alone(task, tmp_path) -> None:
     before = small_cnn(1, 3).state_dict()
     torch.save(before, tmp_path / "own.pt")
     keys = list(before)
-    done = init(task, tmp_path / "out.safetensors", tmp_path / "own.pt", "--factory", factory,
-                "--include", keys[0], "--include", keys[1], "--exclude", keys[1])  # fmt: skip
+    done = init(
+        task,
+        tmp_path / "out.safetensors",
+        tmp_path / "own.pt",
+        "--factory",
+        factory,
+        "--include",
+        keys[0],
+        "--include",
+        keys[1],
+        "--exclude",
+        keys[1],
+    )
     assert done.exit_code == 0, done.output
     assert "1 of" in done.stderr
     after = load_file(tmp_path / "out.safetensors")

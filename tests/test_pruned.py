@@ -28,9 +28,14 @@ FACTORY = "sane_plugins.zoo.architectures:small_cnn"
 def network(*more: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     module = nn.Sequential(
-        nn.Conv2d(1, 8, 3), *more, nn.ReLU(), nn.Flatten(), nn.Linear(288, 16), nn.ReLU(),
+        nn.Conv2d(1, 8, 3),
+        *more,
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, 16),
+        nn.ReLU(),
         nn.Linear(16, 10),
-    )  # fmt: skip
+    )
     return cut(module)
 
 
@@ -90,8 +95,21 @@ def test_the_command_writes_what_the_first_task_needs(tmp_path) -> None:
     torch.save(first.state_dict(), tmp_path / "first.pt")
     output = tmp_path / "second.safetensors"
     run = partial(CliRunner().invoke, main)
-    given = [str(tmp_path / "first.pt"), "--factory", FACTORY, "-o", str(output), "--samples", "2",
-             "--keep", "1", "--budget", "4", "--size", "28"]  # fmt: skip
+    given = [
+        str(tmp_path / "first.pt"),
+        "--factory",
+        FACTORY,
+        "-o",
+        str(output),
+        "--samples",
+        "2",
+        "--keep",
+        "1",
+        "--budget",
+        "4",
+        "--size",
+        "28",
+    ]
     done = run([*given, "--pruned", "--json"])
     assert done.exit_code == 0, done.output
     assert any("first-task" in note for note in json.loads(done.stdout)["notes"])

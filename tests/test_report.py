@@ -46,8 +46,18 @@ def written(tmp_path_factory) -> Path:
     y = np.arange(120) % 3
     x = (rng.integers(0, 40, (120, 28, 28)) + 60 * y[:, None, None]).astype(np.uint8)
     np.savez(folder / "task.npz", x_train=x, y_train=y)
-    arguments = ["--task", folder / "task.npz", "-o", folder / "out.safetensors", "--samples", 2,
-                 "--keep", 2, "--report", folder / "out.html"]  # fmt: skip
+    arguments = [
+        "--task",
+        folder / "task.npz",
+        "-o",
+        folder / "out.safetensors",
+        "--samples",
+        2,
+        "--keep",
+        2,
+        "--report",
+        folder / "out.html",
+    ]
     done = CliRunner().invoke(main, [str(x) for x in arguments])
     assert done.exit_code == 0, done.output
     return folder / "out.html"
@@ -67,12 +77,21 @@ def test_page_shows_candidates_curves_layers_prompts_and_provenance(written: Pat
     reader.feed(written.read_text(encoding="utf-8"))
     assert reader.tags.count("svg") == 2
     assert {"polyline", "polygon", "rect"} <= set(reader.tags)
-    for text in ("SANE candidate 1", "default 1, classifier fitted", "mean of prompts", "prompts:mnist",
-                 "test images were not used", '"seed": 0', "chosen"):  # fmt: skip
+    for text in (
+        "SANE candidate 1",
+        "default 1, classifier fitted",
+        "mean of prompts",
+        "prompts:mnist",
+        "test images were not used",
+        '"seed": 0',
+        "chosen",
+    ):
         assert text in reader.text
 
 
-def test_page_has_a_dark_style_and_its_pictures_have_titles_and_labelled_axes(written: Path) -> None:
+def test_page_has_a_dark_style_and_its_pictures_have_titles_and_labelled_axes(
+    written: Path,
+) -> None:
     text = written.read_text(encoding="utf-8")
     assert "prefers-color-scheme: dark" in text
     assert text.count('role="img" aria-label=') == text.count("<svg ")

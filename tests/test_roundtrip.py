@@ -153,7 +153,14 @@ def test_positions_tell_slot_and_channel() -> None:
     graph = from_module(torch.nn.Sequential(torch.nn.Linear(20, 3), torch.nn.Linear(3, 2)))
     tokens = tokenize(graph, 16)
     assert tokens.positions.tolist() == [
-        [0, 0, 0], [1, 0, 0], [2, 0, 1], [3, 0, 1], [4, 0, 2], [5, 0, 2], [6, 1, 0], [7, 1, 1],
-    ]  # fmt: skip
+        [0, 0, 0],
+        [1, 0, 0],
+        [2, 0, 1],
+        [3, 0, 1],
+        [4, 0, 2],
+        [5, 0, 2],
+        [6, 1, 0],
+        [7, 1, 1],
+    ]
     assert tokens.spans == [(0, 6), (6, 8)]
     assert tokens.mask.sum(1).tolist() == [16, 5] * 3 + [4, 4]

@@ -255,11 +255,13 @@ def test_memory_does_not_grow_with_the_network(tmp_path, request) -> None:
     """Five times the file, the same largest tensor: at most 30 MB more."""
     folder = request.config.rootpath / "benchmarks"
     small, large = (
-        int(subprocess.check_output(
-            [sys.executable, "-c", PEAK, tmp_path / "net.safetensors", folder, size], text=True
-        ))
+        int(
+            subprocess.check_output(
+                [sys.executable, "-c", PEAK, tmp_path / "net.safetensors", folder, size], text=True
+            )
+        )
         for size in ("0.02", "0.1")
-    )  # fmt: skip
+    )
     assert large - small < 30_000
 
 

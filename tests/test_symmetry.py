@@ -16,11 +16,21 @@ from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.topology import trace
 
 TORCHVISION = {
-    "resnet18": 1.0, "vgg11_bn": 1.0, "mobilenet_v3_small": 1.0, "densenet121": 1.0,
-    "convnext_tiny": 1.0, "efficientnet_b0": 1.0, "vit_b_16": 0.6, "swin_t": 0.6, "googlenet": 1.0,
-    "shufflenet_v2_x0_5": 0.95, "squeezenet1_0": 1.0, "mnasnet0_5": 1.0, "regnet_x_400mf": 1.0,
+    "resnet18": 1.0,
+    "vgg11_bn": 1.0,
+    "mobilenet_v3_small": 1.0,
+    "densenet121": 1.0,
+    "convnext_tiny": 1.0,
+    "efficientnet_b0": 1.0,
+    "vit_b_16": 0.6,
+    "swin_t": 0.6,
+    "googlenet": 1.0,
+    "shufflenet_v2_x0_5": 0.95,
+    "squeezenet1_0": 1.0,
+    "mnasnet0_5": 1.0,
+    "regnet_x_400mf": 1.0,
     "resnext50_32x4d": 1.0,
-}  # fmt: skip
+}
 
 
 def _awake(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -149,19 +159,32 @@ class Split(nn.Module):
 
 def _up() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, groups=1), nn.PReLU(8), nn.ConvTranspose2d(8, 12, 2), nn.InstanceNorm2d(12),
-        nn.ConvTranspose2d(12, 6, 2, groups=3), nn.ReLU(), nn.Conv2d(6, 12, 3, groups=6),
-        nn.BatchNorm2d(12), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 16),
-        nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, groups=1),
+        nn.PReLU(8),
+        nn.ConvTranspose2d(8, 12, 2),
+        nn.InstanceNorm2d(12),
+        nn.ConvTranspose2d(12, 6, 2, groups=3),
+        nn.ReLU(),
+        nn.Conv2d(6, 12, 3, groups=6),
+        nn.BatchNorm2d(12),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(48, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Linear(16, 4),
+    )
 
 
 IMAGES, TEXT = torch.randn(2, 3, 10, 10), torch.randint(0, 11, (2, 7))
 SMALL = {
-    "tied": (Tied, TEXT), "concat": (Concat, torch.randn(2, 3, 8, 8)), "up": (_up, IMAGES),
-    "cut": (lambda: Concat(6, 1), torch.randn(2, 3, 8, 8)), "attention": (Attention, IMAGES),
+    "tied": (Tied, TEXT),
+    "concat": (Concat, torch.randn(2, 3, 8, 8)),
+    "up": (_up, IMAGES),
+    "cut": (lambda: Concat(6, 1), torch.randn(2, 3, 8, 8)),
+    "attention": (Attention, IMAGES),
     "split": (Split, torch.randn(2, 5, 6)),
-}  # fmt: skip
+}
 
 
 def _small(name: str) -> nn.Module:
@@ -180,8 +203,10 @@ def test_what_cannot_be_followed_is_pinned_and_the_rest_is_not() -> None:
     (group,) = symmetry.groups(from_module(_small("split")))
     assert (group.name, group.size) == ("free.weight", 16)
     assert {(p.key, p.axis) for p in group.places} == {
-        ("free.weight", 0), ("free.bias", 0), ("inside.weight", 1),
-    }  # fmt: skip
+        ("free.weight", 0),
+        ("free.bias", 0),
+        ("inside.weight", 1),
+    }
 
 
 def test_tied_matrix_gets_the_demands_of_both_uses() -> None:
@@ -234,10 +259,19 @@ def test_permutation_returns_bit_for_bit(name: str) -> None:
 def _cnn(seed: int, width: int = 16) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 6, 5), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Conv2d(6, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, width), nn.ReLU(),
+        nn.Conv2d(3, 8, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 16, width),
+        nn.ReLU(),
         nn.Linear(width, 10),
-    )  # fmt: skip
+    )
 
 
 class Residual(nn.Module):

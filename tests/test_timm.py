@@ -14,9 +14,13 @@ from sane_plugins.weights.tokens import detokenize, tokenize
 
 # Name and the side of its images.
 NETWORKS = {
-    "resnet10t": 64, "vit_tiny_patch16_224": 224, "convnext_atto": 64, "mixer_s32_224": 224,
-    "efficientnet_lite0": 64, "test_vit": 160,
-}  # fmt: skip
+    "resnet10t": 64,
+    "vit_tiny_patch16_224": 224,
+    "convnext_atto": 64,
+    "mixer_s32_224": 224,
+    "efficientnet_lite0": 64,
+    "test_vit": 160,
+}
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
 
 
@@ -28,7 +32,9 @@ def test_a_network_returns_bit_for_bit_and_has_symmetries(name: str) -> None:
     load_into(module, detokenize(tokenize(graph, 128), graph))
     assert all(torch.equal(module.state_dict()[p.key], t) for p, t in graph.items())
     groups = symmetry.groups(graph)
-    moved = symmetry.permute(graph, symmetry.random_permutations(groups, torch.Generator().manual_seed(0)))
+    moved = symmetry.permute(
+        graph, symmetry.random_permutations(groups, torch.Generator().manual_seed(0))
+    )
     image = torch.randn(1, 3, NETWORKS[name], NETWORKS[name])
     with torch.inference_mode():
         before = module(image)

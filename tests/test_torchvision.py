@@ -28,10 +28,19 @@ from sane_plugins.weights.tokens import detokenize, tokenize
 
 # Name, and the smallest image side that it takes without complaint.
 NETWORKS = {
-    "resnet18": 64, "squeezenet1_0": 64, "squeezenet1_1": 64, "densenet121": 64, "googlenet": 64,
-    "mobilenet_v2": 64, "mobilenet_v3_small": 64, "efficientnet_b0": 64, "shufflenet_v2_x0_5": 64,
-    "mnasnet0_5": 64, "regnet_y_400mf": 64, "inception_v3": 128,
-}  # fmt: skip
+    "resnet18": 64,
+    "squeezenet1_0": 64,
+    "squeezenet1_1": 64,
+    "densenet121": 64,
+    "googlenet": 64,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "efficientnet_b0": 64,
+    "shufflenet_v2_x0_5": 64,
+    "mnasnet0_5": 64,
+    "regnet_y_400mf": 64,
+    "inception_v3": 128,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +225,9 @@ def test_a_grey_image_gives_what_its_repetition_gave(name: str, tmp_path: Path) 
     torch.save(whole.state_dict(), tmp_path / "w.pth")
     source = f"torchvision:{name},channels=1@{tmp_path / 'w.pth'}"
     grey = sane_torchvision.sane_build(source, None)
-    image = torch.randn(2, 1, 224 if name.startswith("vit") else 64, 224 if name.startswith("vit") else 64)
+    image = torch.randn(
+        2, 1, 224 if name.startswith("vit") else 64, 224 if name.startswith("vit") else 64
+    )
     with torch.inference_mode():
         before = whole.eval()(image.expand(-1, 3, -1, -1))
         after = grey.eval()(image)
@@ -225,7 +236,9 @@ def test_a_grey_image_gives_what_its_repetition_gave(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_any_number_of_channels_can_be_read(channels: int) -> None:
-    module = sane_torchvision.sane_build(f"torchvision:squeezenet1_1,classes=7,channels={channels}", None)
+    module = sane_torchvision.sane_build(
+        f"torchvision:squeezenet1_1,classes=7,channels={channels}", None
+    )
     with torch.inference_mode():
         assert module(torch.randn(1, channels, 64, 64)).shape == (1, 7)
     graph = sane_torchvision.sane_open(f"torchvision:squeezenet1_1,channels={channels}")
@@ -234,11 +247,16 @@ def test_any_number_of_channels_can_be_read(channels: int) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [("sizes=3", "classes=N or channels=N"), ("channels=0", "classes=N"), ("channels=", "classes=N")],
+    [
+        ("sizes=3", "classes=N or channels=N"),
+        ("channels=0", "classes=N"),
+        ("channels=", "classes=N"),
+    ],
 )
 def test_odd_options_are_refused(options: str, said: str) -> None:
     with pytest.raises(SourceError, match=said):
         sane_torchvision.sane_build(f"torchvision:resnet18,{options}", None)
+
 
 def test_detection_networks_read_other_images() -> None:
     """Exact where all channels are standardised alike; the layers below the heads run anywhere."""
@@ -276,10 +294,11 @@ def test_detection_of_grey_images_says_how_they_are_standardised(caplog) -> None
 @pytest.mark.parametrize(
     "name",
     [
-        "lraspp_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "lraspp_mobilenet_v3_large",
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
         pytest.param("ssd300_vgg16", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_the_class_count_of_a_file_is_found_for_other_tasks(name: str, tmp_path: Path) -> None:
     given = _built(f"torchvision:{name}", 5).state_dict()
     torch.save(given, tmp_path / "w.pth")
@@ -297,7 +316,9 @@ def test_the_channel_count_of_a_file_is_found_and_changed(tmp_path: Path) -> Non
     wider = _built(f"torchvision:squeezenet1_1,classes=9,channels=4{source}")
     kernel = given["features.0.weight"]
     assert torch.equal(wider.features[0].weight, torch.cat([kernel, kernel], 1) / 2)
-    assert torch.equal(wider.state_dict()["features.3.squeeze.bias"], given["features.3.squeeze.bias"])
+    assert torch.equal(
+        wider.state_dict()["features.3.squeeze.bias"], given["features.3.squeeze.bias"]
+    )
     assert wider(torch.randn(1, 4, 64, 64)).shape == (1, 9)
 
 
@@ -368,7 +389,9 @@ def test_published_weights_keep_what_they_ask_of_the_network(tmp_path: Path, mon
         _built("torchvision:googlenet,channels=1@DEFAULT")
 
 
-def test_published_weights_of_quantised_networks_are_read_unquantised(tmp_path: Path, monkeypatch) -> None:
+def test_published_weights_of_quantised_networks_are_read_unquantised(
+    tmp_path: Path, monkeypatch
+) -> None:
     models = sane_torchvision.import_torchvision().models
     given = _built("torchvision:resnet18").state_dict()
     _cached(models.ResNet18_Weights.IMAGENET1K_V1, given, tmp_path)

@@ -170,10 +170,16 @@ def test_shards_and_zoos_are_read_as_what_they_are(host, nets, tmp_path) -> None
     folder.mkdir()
     changed = graph.replace({p.key: graph.tensors[p.key] + 1 for p in graph.params})
     save_sharded(changed, folder / "big.safetensors.index.json", limit=4000)
-    source = write(folder / "old", "old", [
-        (Entry(network="7", checkpoint="1", factory=CNN, properties={"test_accuracy": 0.5}),
-         small_cnn().state_dict())
-    ])  # fmt: skip
+    source = write(
+        folder / "old",
+        "old",
+        [
+            (
+                Entry(network="7", checkpoint="1", factory=CNN, properties={"test_accuracy": 0.5}),
+                small_cnn().state_dict(),
+            )
+        ],
+    )
     done = _add(host, folder, tmp_path / "zoo")
     assert done.added == ["old/7/1", "more/big.safetensors.index.json"]
     assert not done.unread
@@ -212,8 +218,10 @@ def test_types_counters_and_ties_are_kept(tmp_path, dtype: torch.dtype) -> None:
     zoo = write(tmp_path / "zoo", "zoo", [(entry, network.state_dict())])
     read = zoo.entries[0]
     for state in (
-        zoo.state_dict(read), zoo.module(read).state_dict(), dict(zoo.graph(read).tensors)
-    ):  # fmt: skip
+        zoo.state_dict(read),
+        zoo.module(read).state_dict(),
+        dict(zoo.graph(read).tensors),
+    ):
         for key, value in network.state_dict().items():
             assert state[key].dtype == value.dtype
             assert torch.equal(state[key], value)
@@ -303,9 +311,14 @@ def test_measured_as_when_trained(tmp_path) -> None:
         x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
     )
     options = ZooOptions(
-        name="digits", dataset="digits", architecture="resnet", settings={"depth": 8, "width": 4},
-        networks=2, epochs=1, keep=(0, 1),
-    )  # fmt: skip
+        name="digits",
+        dataset="digits",
+        architecture="resnet",
+        settings={"depth": 8, "width": 4},
+        networks=2,
+        epochs=1,
+        keep=(0, 1),
+    )
     trained = train_zoo(images, options, tmp_path / "zoo")
     evaluate_zoo(trained.folder, task, EvaluateOptions(force=True))
     for old, new in zip(trained.entries, Zoo.open(trained.folder).entries, strict=True):

@@ -29,11 +29,14 @@ from sane_plugins.zoo.store import Zoo
 from sane_plugins.zoo.training import ZooOptions, train_zoo
 
 SHAPES = [
-    ("small_cnn", {}, (1, 28)), ("small_cnn", {}, (3, 32)), ("wide_cnn", {}, (1, 28)),
-    ("mlp", {"size": 12}, (2, 12)), ("resnet", {"depth": 8, "width": 4}, (1, 16)),
+    ("small_cnn", {}, (1, 28)),
+    ("small_cnn", {}, (3, 32)),
+    ("wide_cnn", {}, (1, 28)),
+    ("mlp", {"size": 12}, (2, 12)),
+    ("resnet", {"depth": 8, "width": 4}, (1, 16)),
     ("resnet", {"depth": 8, "width": 4, "shortcut": "conv"}, (3, 9)),
     ("vit", {"size": 14}, (1, 14)),
-]  # fmt: skip
+]
 
 
 def some_images(channels: int = 1, size: int = 28, number: int = 96) -> Images:

@@ -48,6 +48,8 @@ def _require_onnx(place: str | Path) -> None:
         from sane_plugins.errors import SourceError
 
         raise SourceError(
-            place, "the package onnx is not installed", "ONNX files need it",
+            place,
+            "the package onnx is not installed",
+            "ONNX files need it",
             "run pip install 'sane-plugins[onnx]'",
-        )  # fmt: skip
+        )

@@ -81,11 +81,15 @@ class Sparse:
         """Raise `SourceError` where the places do not fit the shape or the dense form is too large."""
         require_small(self.shape, self.dtype, self._place)
         flat = self._flat()
-        if len(flat) != self._values.size or not bool(((flat >= 0) & (flat < prod(self.shape))).all()):
+        if len(flat) != self._values.size or not bool(
+            ((flat >= 0) & (flat < prod(self.shape))).all()
+        ):
             raise SourceError(
-                self._place, "the places of its values do not fit its shape",
-                "one place inside the tensor is needed for each value", "export the file again",
-            )  # fmt: skip
+                self._place,
+                "the places of its values do not fit its shape",
+                "one place inside the tensor is needed for each value",
+                "export the file again",
+            )
 
     def read(self) -> torch.Tensor:
         """Return the dense tensor."""
@@ -143,9 +147,11 @@ def require_small(shape: tuple[int, ...], dtype: torch.dtype | None, place: str)
     needed = prod(shape) * (dtype.itemsize if dtype else 1)
     if min(shape, default=0) < 0 or needed > LARGEST:
         raise SourceError(
-            place, f"a tensor of shape {shape} is to be made from a few numbers",
-            f"at most {LARGEST >> 30} GiB are made so", "export the network with its weights",
-        )  # fmt: skip
+            place,
+            f"a tensor of shape {shape} is to be made from a few numbers",
+            f"at most {LARGEST >> 30} GiB are made so",
+            "export the network with its weights",
+        )
 
 
 def _resize(stored: Stored, value: torch.Tensor) -> None:

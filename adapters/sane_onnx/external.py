@@ -106,8 +106,10 @@ class ExternalFiles:
         location = next((e.value for e in tensor.external_data if e.key == "location"), "")
         raise SourceError(
             f"{self._model}, tensor {_short(tensor.name)}",
-            f"its file {_short(location)} {found}", needed, way_out,
-        ) from None  # fmt: skip
+            f"its file {_short(location)} {found}",
+            needed,
+            way_out,
+        ) from None
 
     def _span(self, tensor: TensorProto, needed: int) -> _Span:
         entries = _entries(tensor)
@@ -115,9 +117,10 @@ class ExternalFiles:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
             raise _UnusableError(
-                "is no regular file", "values are read from regular files only",
+                "is no regular file",
+                "values are read from regular files only",
                 "export the model again",
-            )  # fmt: skip
+            )
         _require_same(status, self._seen.setdefault(path, status))
         offset = _within(entries, needed, status.st_size)
         self._count(tensor, needed)
@@ -135,9 +138,10 @@ class ExternalFiles:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(root) for root in self._roots):
             raise _UnusableError(
-                "lies outside of the model's folder", "a model may only read what lies beside it",
+                "lies outside of the model's folder",
+                "a model may only read what lies beside it",
                 "copy the file itself beside the model, if you trust it",
-            )  # fmt: skip
+            )
 
     def _count(self, tensor: TensorProto, needed: int) -> None:
         if id(tensor) not in self._counted:
@@ -150,7 +154,7 @@ class ExternalFiles:
                 f"to fill {self._claimed} bytes from",
                 f"at most {_MOST_SHARED} times what is there may be shared",
                 "export the model again",
-            )  # fmt: skip
+            )
 
 
 def _blobs(folder: Path) -> Iterator[Path]:
@@ -171,14 +175,16 @@ def _entries(tensor: TensorProto) -> dict[str, str]:
     for entry in tensor.external_data:
         if entry.key in entries:
             raise _UnusableError(
-                f"comes with more than one {entry.key}", "readers would differ in which one counts",
+                f"comes with more than one {entry.key}",
+                "readers would differ in which one counts",
                 "export the model again",
-            )  # fmt: skip
+            )
         if not isinstance(entry.value, str):  # protobuf gives bytes that are no text as bytes
             raise _UnusableError(
-                f"comes with a {_short(entry.key)} that is no text", "text is needed",
+                f"comes with a {_short(entry.key)} that is no text",
+                "text is needed",
                 "export the model again",
-            )  # fmt: skip
+            )
         if entry.key in _KEYS:
             entries[entry.key] = entry.value
     return entries
@@ -189,15 +195,17 @@ def _relative(location: str) -> str:
     if location == _MEMORY:
         raise _UnusableError(
             "stands for the memory of the program that saved the model",
-            "the values themselves are needed", "save the model again with its values",
-        )  # fmt: skip
+            "the values themselves are needed",
+            "save the model again with its values",
+        )
     is_absolute = location.startswith("/") or _DRIVE.match(location) is not None
     parts = location.split("/")
     if not location or is_absolute or ".." in parts or any(c in location for c in "\\\0"):
         raise _UnusableError(
-            "is no relative path of plain names", "a model may only read what lies beside it",
+            "is no relative path of plain names",
+            "a model may only read what lies beside it",
             "export the model again with its data in its own folder",
-        )  # fmt: skip
+        )
     return location
 
 
@@ -206,14 +214,16 @@ def _within(entries: dict[str, str], needed: int, size: int) -> int:
     offset, length = _number(entries, "offset", 0), _number(entries, "length", needed)
     if length != needed:
         raise _UnusableError(
-            f"is said to hold {length} bytes of it", f"its shape and type need {needed}",
+            f"is said to hold {length} bytes of it",
+            f"its shape and type need {needed}",
             "export the model again",
-        )  # fmt: skip
+        )
     if offset + length > size:
         raise _UnusableError(
-            f"has {size} bytes", f"the tensor's {length} begin at {offset}",
+            f"has {size} bytes",
+            f"the tensor's {length} begin at {offset}",
             "copy or download the file again",
-        )  # fmt: skip
+        )
     return offset
 
 
@@ -221,9 +231,10 @@ def _number(entries: dict[str, str], key: str, default: int) -> int:
     text = entries.get(key)
     if text is not None and not _NUMBER.fullmatch(text):
         raise _UnusableError(
-            f"comes with the {key} {_short(text)}", "a count of bytes is needed",
+            f"comes with the {key} {_short(text)}",
+            "a count of bytes is needed",
             "export the model again",
-        )  # fmt: skip
+        )
     return default if text is None else int(text)
 
 
@@ -240,9 +251,10 @@ def _require_same(found: os.stat_result, first: os.stat_result) -> None:
     names = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
     if any(getattr(found, name) != getattr(first, name) for name in names):
         raise _UnusableError(
-            "changed since the model was opened", "one state of the network is needed",
+            "changed since the model was opened",
+            "one state of the network is needed",
             "open the model again",
-        )  # fmt: skip
+        )
 
 
 def _filled(file: int, offset: int, needed: int) -> bytearray:
@@ -255,9 +267,10 @@ def _filled(file: int, offset: int, needed: int) -> bytearray:
             count = stream.readinto(rest)
             if not count:
                 raise _UnusableError(
-                    "ended too early", "it was longer when the model was opened",
+                    "ended too early",
+                    "it was longer when the model was opened",
                     "open the model again",
-                )  # fmt: skip
+                )
             rest = rest[count:]
     return values
 

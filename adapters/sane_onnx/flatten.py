@@ -27,8 +27,14 @@ from sane_onnx.tensors import Stored
 
 # Functions may call functions, so that a short file can stand for any number of nodes.
 _MOST_NODES, _DEEPEST = 50_000, 60
-_INNER = (AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.TENSOR, AttributeProto.TENSORS,
-          AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)  # fmt: skip
+_INNER = (
+    AttributeProto.GRAPH,
+    AttributeProto.GRAPHS,
+    AttributeProto.TENSOR,
+    AttributeProto.TENSORS,
+    AttributeProto.SPARSE_TENSOR,
+    AttributeProto.SPARSE_TENSORS,
+)
 Names = MutableMapping[str, str]
 
 
@@ -76,7 +82,9 @@ class _Flattener:
     def _graph(self, graph: GraphProto, names: Names, prefix: str, depth: int) -> None:
         """Add a graph; `names` gains what each of its values is called in the flat model."""
         require_unique(self._path, graph)
-        kept = {x.name for x in graph.initializer} | {x.values.name for x in graph.sparse_initializer}
+        kept = {x.name for x in graph.initializer} | {
+            x.values.name for x in graph.sparse_initializer
+        }
         for tensor in graph.initializer:
             key = self._name(prefix, tensor.name)
             names[tensor.name] = self._keep(tensor, key, self._stored(tensor))
@@ -148,9 +156,11 @@ class _Flattener:
         sparse = attribute.type == AttributeProto.SPARSE_TENSOR
         part = attribute.sparse_tensor if sparse else attribute.t
         key = names[node.output[0]]
-        source = Sparse(part, self._stored, self._place) if sparse else Stored(
-            part, f"{self._path}, {node.output[0]!r}", self._files
-        )  # fmt: skip
+        source = (
+            Sparse(part, self._stored, self._place)
+            if sparse
+            else Stored(part, f"{self._path}, {node.output[0]!r}", self._files)
+        )
         names[node.output[0]] = key = self._keep(part, key, source)
         self.flat.plain.add(key)
 
@@ -217,8 +227,9 @@ class _Flattener:
 def _bound(function: FunctionProto, call: NodeProto) -> list[NodeProto]:
     """Return a function's nodes with the attributes of a call in the places that ask for them."""
     given: Mapping[str, AttributeProto] = {
-        **{a.name: a for a in function.attribute_proto}, **{a.name: a for a in call.attribute}
-    }  # fmt: skip
+        **{a.name: a for a in function.attribute_proto},
+        **{a.name: a for a in call.attribute},
+    }
     return [_filled_in(node, given) if _asks(node) else node for node in function.node]
 
 

@@ -43,8 +43,9 @@ class LayerReader:
         self._shapes |= {key: param.shape for key, param in owned.params.items()}
         self._numbers = {
             name: [int(x) for x in constant.read().tolist()]
-            for name, constant in flat.constants.items() if _is_list(constant)
-        }  # fmt: skip
+            for name, constant in flat.constants.items()
+            if _is_list(constant)
+        }
         self._reads = views(self._nodes, owned.params, self._numbers)
         self._free = self._free_values()
         self._layers: dict[str, Layer] = {}
@@ -192,23 +193,28 @@ class LayerReader:
         if read is not None:
             param = read.param
             inputs = () if value == param.key else self._inputs([param.key])
-            kind: Kind = (
-                "parameter" if not inputs else "pointwise" if read.is_plain else "opaque"
-            )
+            kind: Kind = "parameter" if not inputs else "pointwise" if read.is_plain else "opaque"
             name = self._add(value, kind, () if inputs else (param,), inputs)
             self._values[value] = name
             return name
         if value in self._constants:
             return None
         raise SourceError(
-            f"{self._path}, {value!r}", "a node reads this value, which nothing before it gives",
-            "nodes in order, with all their inputs, are needed", "export the network again",
-        )  # fmt: skip
+            f"{self._path}, {value!r}",
+            "a node reads this value, which nothing before it gives",
+            "nodes in order, with all their inputs, are needed",
+            "export the network again",
+        )
 
     def _add(
-        self, name: str, kind: Kind, params: tuple[Param, ...] = (),
-        inputs: tuple[str, ...] = (), groups: int = 1, dims: tuple[int, ...] = (),
-    ) -> str:  # fmt: skip
+        self,
+        name: str,
+        kind: Kind,
+        params: tuple[Param, ...] = (),
+        inputs: tuple[str, ...] = (),
+        groups: int = 1,
+        dims: tuple[int, ...] = (),
+    ) -> str:
         """Add a layer under its name, or that name with a number where it is taken; return the name."""
         unique = name
         while unique in self._layers:

@@ -26,9 +26,11 @@ MICROSOFT = "com.microsoft"
 # Its weights are padded and reordered for one kind of processor.
 _HARDWARE = "com.microsoft.nchwc"
 _LISTS = {
-    "value_float": TensorProto.FLOAT, "value_floats": TensorProto.FLOAT,
-    "value_int": TensorProto.INT64, "value_ints": TensorProto.INT64,
-}  # fmt: skip
+    "value_float": TensorProto.FLOAT,
+    "value_floats": TensorProto.FLOAT,
+    "value_int": TensorProto.INT64,
+    "value_ints": TensorProto.INT64,
+}
 
 
 def load(path: Path) -> ModelProto:
@@ -63,9 +65,11 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 def no_model(path: Path, found: str) -> SourceError:
     """Return the error for a file that is no ONNX model or a damaged one."""
     return SourceError(
-        path, f"it is no usable ONNX model ({' '.join(found.split())})", "a whole one is needed",
+        path,
+        f"it is no usable ONNX model ({' '.join(found.split())})",
+        "a whole one is needed",
         "check the file, or export the network again",
-    )  # fmt: skip
+    )
 
 
 def _parsed(path: Path) -> ModelProto:
@@ -120,9 +124,11 @@ def _require_usable(path: Path, model: ModelProto) -> None:
         raise no_model(path, "it names no operator set")
     if any(node.domain == _HARDWARE for node in graph.node):
         raise SourceError(
-            path, "it is optimised for one kind of processor, with reordered weights",
-            "weights in their own order are needed", "save it at ORT_ENABLE_BASIC or export it again",
-        )  # fmt: skip
+            path,
+            "it is optimised for one kind of processor, with reordered weights",
+            "weights in their own order are needed",
+            "save it at ORT_ENABLE_BASIC or export it again",
+        )
     require_unique(path, graph)
 
 

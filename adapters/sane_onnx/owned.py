@@ -19,11 +19,22 @@ from sane_plugins.weights.graph import Param
 
 # Inputs that set how an operator works: numbers of the computation, no weights.
 _SETTINGS: Mapping[str, tuple[int, ...]] = {
-    "Clip": (1, 2), "Dropout": (1,), "NonMaxSuppression": (2, 3, 4), "OneHot": (2,), "Pad": (2,),
-    "Range": (0, 1, 2), "Resize": (1, 2), "Upsample": (1,), "QuantizeLinear": (1, 2),
-    "DequantizeLinear": (1, 2), "QLinearConv": (1, 2, 4, 5, 6, 7),
-    "QLinearMatMul": (1, 2, 4, 5, 6, 7), "LSTM": (4, 5, 6), "GRU": (4, 5), "RNN": (4, 5),
-}  # fmt: skip
+    "Clip": (1, 2),
+    "Dropout": (1,),
+    "NonMaxSuppression": (2, 3, 4),
+    "OneHot": (2,),
+    "Pad": (2,),
+    "Range": (0, 1, 2),
+    "Resize": (1, 2),
+    "Upsample": (1,),
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "LSTM": (4, 5, 6),
+    "GRU": (4, 5),
+    "RNN": (4, 5),
+}
 
 
 @dataclass
@@ -128,6 +139,8 @@ def _attributes(flat: Flat) -> dict[str, str]:
     makers = {node.output[0]: node for node in flat.nodes if node.output}
     return {
         key: f"a setting of {makers[output].op_type} ({name})"
-        if makers[output].domain in STANDARD else ""
-        for output, keys in flat.owned.items() for name, key in keys.items()
-    }  # fmt: skip
+        if makers[output].domain in STANDARD
+        else ""
+        for output, keys in flat.owned.items()
+        for name, key in keys.items()
+    }

@@ -59,9 +59,11 @@ class Quantised:
                 self._spread(self._zeros())
         except (RuntimeError, IndexError) as error:
             raise SourceError(
-                self.stored.place, "its scales do not fit its shape",
-                "one scale for all, per channel or per block is needed", "export the file again",
-            ) from error  # fmt: skip
+                self.stored.place,
+                "its scales do not fit its shape",
+                "one scale for all, per channel or per block is needed",
+                "export the file again",
+            ) from error
 
     def read(self) -> torch.Tensor:
         """Return the weights that the network computes with."""
@@ -85,10 +87,11 @@ class Quantised:
             return
         if ((found < low) | (found > high)).any():
             raise SourceError(
-                self.stored.place, "the new values lie beyond what its scales can hold",
+                self.stored.place,
+                "the new values lie beyond what its scales can hold",
                 f"{type_name(self.stored.tensor)} with these scales is needed",
                 "keep the values near the old ones, or write a file in floating point",
-            )  # fmt: skip
+            )
         self._store(found)
 
     def holds(self, value: torch.Tensor) -> bool:

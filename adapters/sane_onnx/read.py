@@ -61,10 +61,15 @@ def read(path: Path) -> WeightGraph:
         raise no_model(path, str(error)) from error
     readable = {key: source for key, source in owned.sources.items() if _is_readable(source)}
     return WeightGraph(
-        source=str(path), layers=layers, tensors=OnnxTensors(model, files, readable),
-        untouched=owned.untouched, missed=owned.missed, converted=owned.converted, notes=notes,
+        source=str(path),
+        layers=layers,
+        tensors=OnnxTensors(model, files, readable),
+        untouched=owned.untouched,
+        missed=owned.missed,
+        converted=owned.converted,
+        notes=notes,
         container="onnx",
-    )  # fmt: skip
+    )
 
 
 def _is_readable(source: Source) -> bool:
@@ -125,6 +130,8 @@ def _empty(path: Path, untouched: Mapping[str, str]) -> SourceError:
     key, reason = next(iter(untouched.items()), ("", ""))
     found = f", only {len(untouched)} other tensor(s) ({key!r}: {reason})" if untouched else ""
     return SourceError(
-        path, f"it holds no weights{found}", "a network needs at least one",
+        path,
+        f"it holds no weights{found}",
+        "a network needs at least one",
         "export the network with its weights",
-    )  # fmt: skip
+    )

@@ -72,9 +72,13 @@ def _of(
 
 
 def _made(
-    constants: Mapping[str, Source], values: str, scales: Sequence[str], zero: str, axis: int,
+    constants: Mapping[str, Source],
+    values: str,
+    scales: Sequence[str],
+    zero: str,
+    axis: int,
     block: int,
-) -> Iterator[tuple[str, Quantised]]:  # fmt: skip
+) -> Iterator[tuple[str, Quantised]]:
     stored, offset = constants.get(values), constants.get(zero)
     kept = [constants[name] for name in scales if name in constants]
     if not isinstance(stored, Stored) or stored.dtype is None or len(kept) < len(scales):
@@ -85,10 +89,17 @@ def _made(
         axis = 0
     is_each = prod(kept[-1].shape) > 1
     known = offset if isinstance(offset, Stored) else None
-    yield values, Quantised(
-        stored=stored, scales=tuple(kept), zero=known, axis=axis % max(len(stored.shape), 1),
-        block=block if is_each else 0, settings=(*scales, zero),
-    )  # fmt: skip
+    yield (
+        values,
+        Quantised(
+            stored=stored,
+            scales=tuple(kept),
+            zero=known,
+            axis=axis % max(len(stored.shape), 1),
+            block=block if is_each else 0,
+            settings=(*scales, zero),
+        ),
+    )
 
 
 def _packed(
@@ -105,10 +116,18 @@ def _packed(
     if not is_whole or (zero and not isinstance(offset, Stored)):
         return
     known = offset if isinstance(offset, Stored) else None
-    yield values, Quantised(
-        stored=stored, scales=(scale,), zero=known, axis=1, block=block,
-        packed=(rows, columns, bits), settings=(scales, zero),
-    )  # fmt: skip
+    yield (
+        values,
+        Quantised(
+            stored=stored,
+            scales=(scale,),
+            zero=known,
+            axis=1,
+            block=block,
+            packed=(rows, columns, bits),
+            settings=(scales, zero),
+        ),
+    )
 
 
 class _Flow:

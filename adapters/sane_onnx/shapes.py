@@ -73,9 +73,13 @@ def _run(skeleton: ModelProto, follow: bool) -> GraphProto:
     try:
         return shape_inference.infer_shapes(skeleton, data_prop=follow).graph
     except (
-        shape_inference.InferenceError, checker.ValidationError, RuntimeError, ValueError, TypeError,
+        shape_inference.InferenceError,
+        checker.ValidationError,
+        RuntimeError,
+        ValueError,
+        TypeError,
         MemoryError,
-    ):  # fmt: skip
+    ):
         return skeleton.graph  # then only what needs no shape is understood
 
 

@@ -14,24 +14,39 @@ from sane_onnx.external import ExternalFiles
 from sane_plugins.errors import SourceError
 
 FLOATS: Mapping[int, torch.dtype] = {
-    TensorProto.FLOAT: torch.float32, TensorProto.DOUBLE: torch.float64,
-    TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16,
-}  # fmt: skip
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
+}
 _OTHERS: Mapping[int, torch.dtype] = {
-    TensorProto.INT8: torch.int8, TensorProto.INT16: torch.int16, TensorProto.INT32: torch.int32,
-    TensorProto.INT64: torch.int64, TensorProto.UINT8: torch.uint8, TensorProto.UINT16: torch.uint16,
-    TensorProto.UINT32: torch.uint32, TensorProto.UINT64: torch.uint64, TensorProto.BOOL: torch.bool,
-    TensorProto.COMPLEX64: torch.complex64, TensorProto.COMPLEX128: torch.complex128,
-    TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn, TensorProto.FLOAT8E5M2: torch.float8_e5m2,
+    TensorProto.INT8: torch.int8,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.UINT16: torch.uint16,
+    TensorProto.UINT32: torch.uint32,
+    TensorProto.UINT64: torch.uint64,
+    TensorProto.BOOL: torch.bool,
+    TensorProto.COMPLEX64: torch.complex64,
+    TensorProto.COMPLEX128: torch.complex128,
+    TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    TensorProto.FLOAT8E5M2: torch.float8_e5m2,
     TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
     TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
-}  # fmt: skip
+}
 # Two values in a byte, the first one in its lower half; read as torch's 8-bit integers.
 _HALVES: Mapping[int, torch.dtype] = {TensorProto.INT4: torch.int8, TensorProto.UINT4: torch.uint8}
 _DTYPES: Mapping[int, torch.dtype] = {**FLOATS, **_OTHERS, **_HALVES}
 _DATA_FIELDS = (
-    "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data",
-)  # fmt: skip
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "string_data",
+)
 
 
 def type_name(tensor: TensorProto) -> str:
@@ -134,9 +149,11 @@ class Stored:
 
     def _broken(self, found: str) -> SourceError:
         return SourceError(
-            self.place, f"the tensor is broken ({' '.join(found.split())})",
-            "as many values as its shape says are needed", "copy or export the file again",
-        )  # fmt: skip
+            self.place,
+            f"the tensor is broken ({' '.join(found.split())})",
+            "as many values as its shape says are needed",
+            "copy or export the file again",
+        )
 
 
 def fill(tensor: TensorProto, data: bytes) -> None:

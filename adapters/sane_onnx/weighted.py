@@ -137,15 +137,18 @@ def _group_norm(node: NodeProto, given: Given, rank: int | None) -> Weights | No
     if rank is None or groups < 1 or any(len(p.shape) != 1 for p in params):
         return None
     # Up to operator set 20 there was one scale for each group, which is not followed.
-    return Weights("norm", params, groups=groups, dims=(1 - rank,), is_pinned=params[0].size == groups)
+    return Weights(
+        "norm", params, groups=groups, dims=(1 - rank,), is_pinned=params[0].size == groups
+    )
 
 
 def _gates(_: NodeProto, given: Given, __: int | None) -> Weights | None:
     """Take matrices (directions, gates x hidden, inputs) and biases (directions, gates x hidden)."""
     params = tuple(
         replace(x.param, role="weight" if len(x.shape) > 2 else "bias", axis=x.axes[1] or 0)
-        for x in given if len(x.shape) > 1
-    )  # fmt: skip
+        for x in given
+        if len(x.shape) > 1
+    )
     return Weights("recurrent", params, is_pinned=True) if len(params) == len(given) else None
 
 
@@ -191,9 +194,19 @@ _MORE: Mapping[str, _Rule] = {
 }
 # The input with the data, and those with weights; all others set how the node works.
 _PLACES: Mapping[str, tuple[int, Sequence[int]]] = {
-    "Attention": (0, (1, 2)), "ConvInteger": (0, (1,)), "DynamicQuantizeMatMul": (0, (1, 4)),
-    "FusedConv": (0, (1, 2)), "GRU": (0, (1, 2, 3)), "Gather": (1, (0,)), "LSTM": (0, (1, 2, 3, 7)),
-    "MatMulInteger": (0, (1,)), "MatMulIntegerToFloat": (0, (1, 6)), "MatMulNBits": (0, (1, 5)),
-    "QAttention": (0, (1, 2)), "QGemm": (0, (3, 6)), "QLinearConv": (0, (3, 8)),
-    "QLinearMatMul": (0, (3,)), "RNN": (0, (1, 2, 3)),
-}  # fmt: skip
+    "Attention": (0, (1, 2)),
+    "ConvInteger": (0, (1,)),
+    "DynamicQuantizeMatMul": (0, (1, 4)),
+    "FusedConv": (0, (1, 2)),
+    "GRU": (0, (1, 2, 3)),
+    "Gather": (1, (0,)),
+    "LSTM": (0, (1, 2, 3, 7)),
+    "MatMulInteger": (0, (1,)),
+    "MatMulIntegerToFloat": (0, (1, 6)),
+    "MatMulNBits": (0, (1, 5)),
+    "QAttention": (0, (1, 2)),
+    "QGemm": (0, (3, 6)),
+    "QLinearConv": (0, (3, 8)),
+    "QLinearMatMul": (0, (3,)),
+    "RNN": (0, (1, 2, 3)),
+}

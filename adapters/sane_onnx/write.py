@@ -37,9 +37,11 @@ def write(graph: WeightGraph, target: Path) -> Path:
     origin = next((m for m in _parts(graph.tensors) if isinstance(m, OnnxTensors)), None)
     if graph.container != "onnx" or origin is None:
         raise SourceError(
-            target, f"{graph.source} did not come from an ONNX file",
-            "weights alone do not say how to compute", "export the module with torch.onnx.export",
-        )  # fmt: skip
+            target,
+            f"{graph.source} did not come from an ONNX file",
+            "weights alone do not say how to compute",
+            "export the module with torch.onnx.export",
+        )
     model = ModelProto()
     model.CopyFrom(origin.model)
     flat = flatten(model, origin.files, Path(graph.source))
@@ -57,9 +59,11 @@ def write(graph: WeightGraph, target: Path) -> Path:
     data = target.with_name(f"{target.name}.data")
     if data.exists():
         raise SourceError(
-            data, "it exists", "the weights go to a file of this name",
+            data,
+            "it exists",
+            "the weights go to a file of this name",
             "remove it or name another target",
-        )  # fmt: skip
+        )
     write_whole(data, lambda partial: _write_data(stored, partial, data.name))
     try:
         return _written(model, target)
@@ -97,18 +101,27 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 def _dependent(sources: Mapping[str, Source], changed: list[str]) -> list[str]:
     """Return the unchanged weights whose integers depend on scales that a changed one may exchange."""
     names = {
-        name for key in changed if isinstance(x := sources[key], Quantised) for name in x.settings if name
-    }  # fmt: skip
+        name
+        for key in changed
+        if isinstance(x := sources[key], Quantised)
+        for name in x.settings
+        if name
+    }
     return [
-        key for key, x in sources.items()
+        key
+        for key, x in sources.items()
         if isinstance(x, Quantised) and key not in changed and names.intersection(x.settings)
-    ]  # fmt: skip
+    ]
 
 
 def _require_written(
-    graph: WeightGraph, model: ModelProto, origin: OnnxTensors, changed: list[str],
-    sources: Mapping[str, Source], target: Path,
-) -> None:  # fmt: skip
+    graph: WeightGraph,
+    model: ModelProto,
+    origin: OnnxTensors,
+    changed: list[str],
+    sources: Mapping[str, Source],
+    target: Path,
+) -> None:
     """Raise `SourceError` where a value did not arrive, such as one that several calls share."""
     flat = flatten(model, origin.files, Path(graph.source))
     for key in changed:
@@ -122,10 +135,11 @@ def _require_written(
             is_there = torch.equal(found.nan_to_num(), value.to(found.dtype).nan_to_num())
         if not is_there:
             raise SourceError(
-                f"{target}, {key!r}", "its new values have no place in the model",
+                f"{target}, {key!r}",
+                "its new values have no place in the model",
                 "a tensor that one place holds, in a type that holds them, is needed",
                 "leave this tensor as it was, or write a file in floating point",
-            )  # fmt: skip
+            )
 
 
 def _tensors(message: Message) -> Iterator[TensorProto]:
@@ -160,11 +174,11 @@ def _aligned(file: BinaryIO) -> int:
 
 def _written(model: ModelProto, target: Path) -> Path:
     try:
-        return write_whole(
-            target, lambda partial: partial.write_bytes(model.SerializeToString())
-        )
+        return write_whole(target, lambda partial: partial.write_bytes(model.SerializeToString()))
     except (EncodeError, ValueError) as error:
         raise SourceError(
-            target, f"it cannot be written ({error})", "a model that protobuf can hold is needed",
+            target,
+            f"it cannot be written ({error})",
+            "a model that protobuf can hold is needed",
             "check that it is below 2 GiB",
-        ) from error  # fmt: skip
+        ) from error

@@ -44,9 +44,11 @@ def _given(recipe: Recipe, weights: str, classes: int | None) -> tuple[nn.Module
     graph = open_file(Path(weights))
     if graph is None:
         raise SourceError(
-            f"{recipe.label}@{weights}", "these weights are not known", "a file of weights is needed",
+            f"{recipe.label}@{weights}",
+            "these weights are not known",
+            "a file of weights is needed",
             "fetch them with timm and save them with safetensors.torch.save_file",
-        )  # fmt: skip
+        )
     return with_weights(recipe, graph.state_dict(), classes)
 
 
@@ -54,9 +56,11 @@ def import_timm() -> ModuleType:
     """Return timm, also beside a torchvision whose operators do not load. Raises `SourceError`."""
     if find_spec("timm") is None:
         raise SourceError(
-            "timm", "it is not installed", "this network's code comes from it",
+            "timm",
+            "it is not installed",
+            "this network's code comes from it",
             "run pip install 'sane-plugins[timm]'",
-        )  # fmt: skip
+        )
     import_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the parts of torch that it still uses
@@ -64,9 +68,11 @@ def import_timm() -> ModuleType:
             return import_module("timm")
         except ImportError as error:
             raise SourceError(
-                "timm", f"it does not import ({error})", "one that fits this torch is needed",
+                "timm",
+                f"it does not import ({error})",
+                "one that fits this torch is needed",
                 "run pip install --upgrade 'sane-plugins[timm]'",
-            ) from error  # fmt: skip
+            ) from error
 
 
 def _recipe(name: str) -> Recipe:
@@ -74,9 +80,11 @@ def _recipe(name: str) -> Recipe:
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=3)
         raise SourceError(
-            f"timm:{name}", "timm has no such network", _NAMES,
+            f"timm:{name}",
+            "timm has no such network",
+            _NAMES,
             f"did you mean {' or '.join(close)}" if close else "check the name",
-        )  # fmt: skip
+        )
 
     def builder(*, weights: None = None, num_classes: int | None = None) -> nn.Module:  # noqa: ARG001
         options = {} if num_classes is None else {"num_classes": num_classes}
@@ -92,7 +100,9 @@ def _side(timm: ModuleType, name: str) -> int | None:
         settings = timm.models.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise SourceError(
-            f"timm:{name}", f"timm refuses this name ({str(error).rstrip('.')})", _NAMES,
+            f"timm:{name}",
+            f"timm refuses this name ({str(error).rstrip('.')})",
+            _NAMES,
             "leave out what follows the dot",
-        ) from error  # fmt: skip
+        ) from error
     return settings.input_size[-1] if settings else None

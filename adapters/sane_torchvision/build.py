@@ -48,16 +48,20 @@ def parsed(named: str, classes: int | None, source: str) -> tuple[str, int | Non
         option, _, number = text.partition("=")
         if option not in ("classes", "channels") or not number.isdecimal() or not int(number):
             raise SourceError(
-                source, f"'{text}' follows the name", "classes=N or channels=N may follow",
+                source,
+                f"'{text}' follows the name",
+                "classes=N or channels=N may follow",
                 "write NAME,classes=10,channels=1@WEIGHTS",
-            )  # fmt: skip
+            )
         options[option] = int(number)
     wanted = options.get("classes", classes)
     if classes not in (None, wanted):
         raise SourceError(
-            source, f"{wanted} classes follow the name", f"{classes} classes are needed here",
+            source,
+            f"{wanted} classes follow the name",
+            f"{classes} classes are needed here",
             "leave out classes=N",
-        )  # fmt: skip
+        )
     return name, wanted, options.get("channels")
 
 
@@ -68,10 +72,11 @@ def _recipe(name: str) -> Recipe:
         return Recipe(builder=models.get_model_builder(name), label=f"torchvision:{name}")
     close = get_close_matches(name, names, n=3)
     raise SourceError(
-        f"torchvision:{name}", "torchvision has no such network",
+        f"torchvision:{name}",
+        "torchvision has no such network",
         "one of torchvision.models.list_models() is needed",
         f"did you mean {' or '.join(close)}" if close else "check the name",
-    )  # fmt: skip
+    )
 
 
 def _given(recipe: Recipe, name: str, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
@@ -82,10 +87,11 @@ def _given(recipe: Recipe, name: str, weights: str, classes: int | None) -> tupl
     graph = open_file(Path(weights))
     if graph is None:
         raise SourceError(
-            f"{recipe.label}@{weights}", "these weights are not known",
+            f"{recipe.label}@{weights}",
+            "these weights are not known",
             "a file of weights, or the name of published weights is needed",
             f"try {', '.join(known)}" if known else "name a file",
-        )  # fmt: skip
+        )
     return with_weights(recipe, graph.state_dict(), classes)
 
 

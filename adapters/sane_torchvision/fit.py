@@ -40,9 +40,11 @@ class Recipe:
         if classes is not None:
             if "num_classes" not in self.takes:
                 raise SourceError(
-                    self.label, f"{classes} classes were asked for",
-                    "this network has no classes", "choose another network",
-                )  # fmt: skip
+                    self.label,
+                    f"{classes} classes were asked for",
+                    "this network has no classes",
+                    "choose another network",
+                )
             options["num_classes"] = classes
         return self.builder(**options)
 
@@ -146,9 +148,11 @@ def _require_fit(label: str, module: nn.Module, state: State) -> None:
             f"has {tuple(x[key].shape)}" if key in x else "lacks it" for x in (state, here)
         )
         raise SourceError(
-            f"{label}, '{key}'", f"the file of weights {given}", f"the network {needed}",
+            f"{label}, '{key}'",
+            f"the file of weights {given}",
+            f"the network {needed}",
             "check which network the weights are from",
-        )  # fmt: skip
+        )
 
 
 def _notes(here: State, state: State, other: set[str]) -> list[str]:

@@ -45,8 +45,10 @@ def import_torchvision() -> ModuleType:
         raise _unusable(error) from error
     _log.warning(
         "torchvision %s was built for another torch than %s: classification models work, the"
-        " operators of detection models cannot run", module.__version__, torch.__version__,
-    )  # fmt: skip
+        " operators of detection models cannot run",
+        module.__version__,
+        torch.__version__,
+    )
     return module
 
 
@@ -59,9 +61,11 @@ def _imported() -> ModuleType:
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":
             raise SourceError(
-                "torchvision", "it is not installed", "this network's code comes from it",
+                "torchvision",
+                "it is not installed",
+                "this network's code comes from it",
                 "run pip install 'sane-plugins[torchvision]'",
-            ) from error  # fmt: skip
+            ) from error
         raise _unusable(error) from error
 
 
@@ -83,6 +87,8 @@ def _declare() -> None:
 def _unusable(error: Exception) -> SourceError:
     reason = " ".join(str(error).split())
     return SourceError(
-        "torchvision", f"it does not import ({reason})", "one that fits this torch is needed",
+        "torchvision",
+        f"it does not import ({reason})",
+        "one that fits this torch is needed",
         f"install the torchvision that belongs to torch {torch.__version__}",
-    )  # fmt: skip
+    )

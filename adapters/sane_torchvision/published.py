@@ -43,10 +43,11 @@ def fetched(recipe: Recipe, weights: Any) -> tuple[nn.Module, Mapping[str, Any],
         module = recipe.builder(weights=plain, progress=False)
     except (OSError, RuntimeError, HTTPException, UnpicklingError) as error:
         raise SourceError(
-            f"{recipe.label}@{weights.name}", f"{plain.url} cannot be fetched ({error})",
+            f"{recipe.label}@{weights.name}",
+            f"{plain.url} cannot be fetched ({error})",
             "its published weights come from there",
             f"fetch the file elsewhere and name it as {recipe.label}@FILE",
-        ) from error  # fmt: skip
+        ) from error
     known = [key for key in _DERIVED if key in recipe.takes and hasattr(module, key)]
     return module, {key: getattr(module, key) for key in known}, notes
 

@@ -98,7 +98,8 @@ def _per_channel(figures: Any, channels: int) -> list[float]:
 
 def _refused(source: str, channels: int, found: str) -> SourceError:
     return SourceError(
-        source, f"{channels} input channels were asked for, and {found}",
+        source,
+        f"{channels} input channels were asked for, and {found}",
         "a network whose first convolution can be exchanged is needed",
         "repeat the images to its own number of channels",
-    )  # fmt: skip
+    )

@@ -81,7 +81,11 @@ class _Watch(TorchFunctionMode):
         self._raw = {id(image): image for image in images}
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call the function, and note whether weights or images went in."""
         kwargs = kwargs or {}

@@ -17,12 +17,23 @@ from fuzzing.case import NAMES, NUMBERS, Case, Mutation
 _BOMB = 200_000_000
 # Each would leave a trace that the guard sees, if it were ever called.
 _GLOBALS = (
-    b"cposix\nsystem\n", b"csubprocess\nPopen\n", b"cbuiltins\nexec\n", b"cbuiltins\neval\n",
-    b"cos\nmkdir\n", b"ctorch\nload\n", b"ctorch.jit\nload\n", b"cbuiltins\ngetattr\n",
-    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n",
-    b"ctorch._utils\n_rebuild_parameter\n", b"ctorch\ndevice\n", b"c_codecs\nencode\n",
-    b"ctorch._utils\n_rebuild_sparse_tensor\n", b"ctorch._utils\n_rebuild_qtensor\n",
-)  # fmt: skip
+    b"cposix\nsystem\n",
+    b"csubprocess\nPopen\n",
+    b"cbuiltins\nexec\n",
+    b"cbuiltins\neval\n",
+    b"cos\nmkdir\n",
+    b"ctorch\nload\n",
+    b"ctorch.jit\nload\n",
+    b"cbuiltins\ngetattr\n",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ccollections\nOrderedDict\n",
+    b"ctorch\nFloatStorage\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
+    b"ctorch\ndevice\n",
+    b"c_codecs\nencode\n",
+    b"ctorch._utils\n_rebuild_sparse_tensor\n",
+    b"ctorch._utils\n_rebuild_qtensor\n",
+)
 _OPCODES = (
     b"()0123456789.BCIJKLMNQRSTUVXabcdeghijlopqrstu}]\x80\x81\x85\x86\x87\x88\x89\x8a\x94\x95"
 )
@@ -115,9 +126,18 @@ def numpy_header(case: Case) -> None:
 
 def _odd_text(rng: Random, told: dict[str, Any]) -> str:
     return rng.choice(
-        ("__import__('os').system('true')", "(" * 300, "{}", "[1]", "'" * 5, repr({**told, "x": 1}),
-         repr(told).replace("(", "((")[:-1], "9" * 6000, "{'descr': 1, 'fortran_order': 2, 'shape': 3}")
-    )  # fmt: skip
+        (
+            "__import__('os').system('true')",
+            "(" * 300,
+            "{}",
+            "[1]",
+            "'" * 5,
+            repr({**told, "x": 1}),
+            repr(told).replace("(", "((")[:-1],
+            "9" * 6000,
+            "{'descr': 1, 'fortran_order': 2, 'shape': 3}",
+        )
+    )
 
 
 def _read(case: Case) -> _Members:
@@ -257,20 +277,36 @@ def _odd_tensor(rng: Random) -> Any:
     size = [rng.choice((0, 1, 2, 3)) for _ in range(rng.choice((0, 1, 2, 2, 4)))]
     made = torch.ones(size)
     kinds: tuple[Any, ...] = (
-        lambda: made, lambda: made.t() if made.ndim == 2 else made, lambda: made.to_sparse(),
-        lambda: made.to("meta"), lambda: made.to(torch.complex64), lambda: made.to(torch.float8_e5m2),
-        lambda: torch.quantize_per_tensor(made, 0.1, 0, torch.qint8), lambda: torch.nn.Parameter(made),
-        lambda: made.expand(5, *size), lambda: made.bfloat16().double(), lambda: made.bool(),
-        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), lambda: made.to(torch.uint16),
-        lambda: torch.tensor(float("nan")), lambda: rng.choice((None, 1, "text", b"bytes", {1}, 1j)),
-        lambda: torch.ones(4, 4)[::2, 1:3], lambda: made.untyped_storage(), lambda: torch.Size(size),
-        lambda: torch.ones(2, 2).to_sparse_csr(), lambda: made.conj(), lambda: made.requires_grad_(),
-    )  # fmt: skip
+        lambda: made,
+        lambda: made.t() if made.ndim == 2 else made,
+        lambda: made.to_sparse(),
+        lambda: made.to("meta"),
+        lambda: made.to(torch.complex64),
+        lambda: made.to(torch.float8_e5m2),
+        lambda: torch.quantize_per_tensor(made, 0.1, 0, torch.qint8),
+        lambda: torch.nn.Parameter(made),
+        lambda: made.expand(5, *size),
+        lambda: made.bfloat16().double(),
+        lambda: made.bool(),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: made.to(torch.uint16),
+        lambda: torch.tensor(float("nan")),
+        lambda: rng.choice((None, 1, "text", b"bytes", {1}, 1j)),
+        lambda: torch.ones(4, 4)[::2, 1:3],
+        lambda: made.untyped_storage(),
+        lambda: torch.Size(size),
+        lambda: torch.ones(2, 2).to_sparse_csr(),
+        lambda: made.conj(),
+        lambda: made.requires_grad_(),
+    )
     return rng.choice(kinds)()
 
 
 CHECKPOINT: dict[str, Mutation] = {
-    "members": members, "bomb": bomb, "pickle": pickled, "nested": nested
-}  # fmt: skip
+    "members": members,
+    "bomb": bomb,
+    "pickle": pickled,
+    "nested": nested,
+}
 NPZ: dict[str, Mutation] = {"members": members, "bomb": bomb, "numpy header": numpy_header}
 TORCHSCRIPT: dict[str, Mutation] = {"members": members, "bomb": bomb, "pickle": pickled}

@@ -11,9 +11,27 @@ from random import Random
 from fuzzing.corpus import Base
 
 NUMBERS = (
-    0, 1, -1, 2, 3, 7, 8, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, -(2**31),
-    2**40, 2**62, 2**63 - 1, -(2**63),
-)  # fmt: skip
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    65535,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    -(2**31),
+    2**40,
+    2**62,
+    2**63 - 1,
+    -(2**63),
+)
 NAMES = ("", "x", "..", "a/b", "a\\b", "\0", "é\u202e", "w" * 3000, "0", "weight", "a.b.c.", "\n")
 
 
@@ -42,10 +60,19 @@ class Case:
                 place.symlink_to(target)
         return self.rng.choice(
             [
-                str(up), str(secret), f"./x/../{up}", link.name, f"{door.name}/{secret.name}", "..",
-                "/dev/zero", "/etc/passwd", f"file://{secret}", str(up).replace("/", "\\"), *NAMES,
+                str(up),
+                str(secret),
+                f"./x/../{up}",
+                link.name,
+                f"{door.name}/{secret.name}",
+                "..",
+                "/dev/zero",
+                "/etc/passwd",
+                f"file://{secret}",
+                str(up).replace("/", "\\"),
+                *NAMES,
             ]
-        )  # fmt: skip
+        )
 
 
 Mutation = Callable[[Case], None]

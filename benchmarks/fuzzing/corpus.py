@@ -19,9 +19,13 @@ FORMATS = ("onnx", "checkpoint", "safetensors", "sharded", "npz", "torchscript")
 # What no reader may ever bring back: the one value in all files outside of a case's folder.
 CANARY = 1234.578125
 _SUFFIXES = {
-    ".onnx": "onnx", ".pt": "checkpoint", ".pth": "checkpoint", ".th": "checkpoint",
-    ".safetensors": "safetensors", ".jit": "torchscript",
-}  # fmt: skip
+    ".onnx": "onnx",
+    ".pt": "checkpoint",
+    ".pth": "checkpoint",
+    ".th": "checkpoint",
+    ".safetensors": "safetensors",
+    ".jit": "torchscript",
+}
 # Small files whose nodes fill hundreds of megabytes: as they are, more than a worker may use.
 _TOO_LARGE = ("light_vgg19.onnx", "light_bvlc_alexnet.onnx")
 
@@ -80,9 +84,10 @@ def _torch_files(folder: Path) -> Iterator[Base]:
     network(torch.ones(1, 1, 4, 4)).sum().backward()
     optimiser.step()
     contents = {
-        "plain.pt": state, "nested.ckpt": {"epoch": 3, "model": {"net": half}, "ema": [state, 1.5]},
+        "plain.pt": state,
+        "nested.ckpt": {"epoch": 3, "model": {"net": half}, "ema": [state, 1.5]},
         "trained.pth": {"state_dict": state, "optimizer": optimiser.state_dict()},
-    }  # fmt: skip
+    }
     for name, content in contents.items():
         torch.save(content, folder / name)
         yield Base("checkpoint", folder / name)
@@ -166,9 +171,17 @@ def _layers() -> _Part:
         node("LSTM", ["j", "W", "R", "B"], ["y"], hidden_size=2),
     ]
     sizes: dict[str, tuple[int, ...]] = {
-        "c.weight": (4, 1, 3, 3), "c.bias": (4,), **dict.fromkeys("stuv", (4,)), "m": (8, 64),
-        "m.bias": (8,), "g": (6, 8), "h": (6,), "W": (1, 8, 3), "R": (1, 8, 2), "B": (1, 16),
-    }  # fmt: skip
+        "c.weight": (4, 1, 3, 3),
+        "c.bias": (4,),
+        **dict.fromkeys("stuv", (4,)),
+        "m": (8, 64),
+        "m.bias": (8,),
+        "g": (6, 8),
+        "h": (6,),
+        "W": (1, 8, 3),
+        "R": (1, 8, 2),
+        "B": (1, 16),
+    }
     tensors = [_tensor(key, *shape) for key, shape in sizes.items()]
     tensors.append(helper.make_tensor("shape", TensorProto.INT64, [2], [1, 64]))
     return nodes, [*tensors, helper.make_tensor("steps", TensorProto.INT64, [3], [2, 1, 3])]
@@ -177,9 +190,11 @@ def _layers() -> _Part:
 def _branches() -> _Part:
     node, value = helper.make_node, _tensor("value", 64, 3)
     inner = helper.make_graph(
-        [node("Constant", [], ["k"], value=value), node("MatMul", ["d", "k"], ["z"])], "inner", [],
+        [node("Constant", [], ["k"], value=value), node("MatMul", ["d", "k"], ["z"])],
+        "inner",
+        [],
         [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)],
-    )  # fmt: skip
+    )
     sizes = helper.make_tensor("sizes", TensorProto.INT64, [2], [64, 3])
     filled = helper.make_tensor("one", TensorProto.FLOAT, [1], [0.5])
     other = helper.make_graph(
@@ -187,8 +202,11 @@ def _branches() -> _Part:
             node("ConstantOfShape", ["sizes"], ["k"], value=filled),
             node("MatMul", ["d", "k"], ["z"]),
         ],
-        "other", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)], [sizes],
-    )  # fmt: skip
+        "other",
+        [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)],
+        [sizes],
+    )
     flat = helper.make_tensor("flat", TensorProto.INT64, [2], [1, -1])
     yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
     nodes = [
@@ -212,13 +230,24 @@ def _quantised() -> _Part:
         node("Mul", ["bs", "ps"], ["s"]),
         node("Mul", ["d", "s"], ["e"]),
         node(
-            "MatMulNBits", ["e", "n", "ns"], ["y"],
-            domain="com.microsoft", K=32, N=4, bits=4, block_size=32,
+            "MatMulNBits",
+            ["e", "n", "ns"],
+            ["y"],
+            domain="com.microsoft",
+            K=32,
+            N=4,
+            bits=4,
+            block_size=32,
         ),
-    ]  # fmt: skip
+    ]
     tensors = [
-        _tensor("q", 4, 1, 3, 3, kind=int8), _tensor("qs", 4), _tensor("qz", 4, kind=int8),
-        _tensor("p", 64, 32, kind=int8), _tensor("pz", kind=int8), _tensor("ps"),
-        _tensor("n", 4, 1, 16, kind=TensorProto.UINT8), _tensor("ns", 4),
-    ]  # fmt: skip
+        _tensor("q", 4, 1, 3, 3, kind=int8),
+        _tensor("qs", 4),
+        _tensor("qz", 4, kind=int8),
+        _tensor("p", 64, 32, kind=int8),
+        _tensor("pz", kind=int8),
+        _tensor("ps"),
+        _tensor("n", 4, 1, 16, kind=TensorProto.UINT8),
+        _tensor("ns", 4),
+    ]
     return nodes, tensors

@@ -12,14 +12,39 @@ from types import FrameType
 from typing import Any
 
 _FORBIDDEN = (
-    "socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork",
-    "os.startfile", "shutil.", "urllib.", "http.", "ftplib.", "pty.", "ctypes.dlopen", "webbrowser.",
-    "os.kill", "winreg.", "syslog.", "builtins.input",
-)  # fmt: skip
+    "socket.",
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.startfile",
+    "shutil.",
+    "urllib.",
+    "http.",
+    "ftplib.",
+    "pty.",
+    "ctypes.dlopen",
+    "webbrowser.",
+    "os.kill",
+    "winreg.",
+    "syslog.",
+    "builtins.input",
+)
 _ON_PATHS = (
-    "open", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod",
-    "os.truncate", "os.listdir", "os.scandir",
-)  # fmt: skip
+    "open",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+    "os.listdir",
+    "os.scandir",
+)
 _KERNEL = ("/proc/", "/sys/", "/dev/urandom", "/dev/null")
 SECONDS, MEMORY, GROWTH = 10.0, 3 * 2**30, 2**30
 

@@ -9,18 +9,82 @@ from fuzzing.case import NAMES, NUMBERS, Case
 from fuzzing.picking import any_node, names_in, rearranged
 
 _OPERATORS = (
-    "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "BatchNormalization", "LSTM", "GRU", "RNN",
-    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "Gather", "Transpose", "Reshape",
-    "Unsqueeze", "Squeeze", "Concat", "Split", "Slice", "Identity", "Cast", "Constant", "ConstantOfShape",
-    "DequantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
-    "MatMulNBits", "Attention", "QAttention", "If", "Loop", "Scan", "Flatten", "Expand", "Einsum", "PRelu",
-    "Shape", "DynamicQuantizeMatMul", "FusedConv", "SkipLayerNormalization", "EmbedLayerNormalization",
-)  # fmt: skip
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "Mul",
+    "BatchNormalization",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "LayerNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "Gather",
+    "Transpose",
+    "Reshape",
+    "Unsqueeze",
+    "Squeeze",
+    "Concat",
+    "Split",
+    "Slice",
+    "Identity",
+    "Cast",
+    "Constant",
+    "ConstantOfShape",
+    "DequantizeLinear",
+    "QuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulNBits",
+    "Attention",
+    "QAttention",
+    "If",
+    "Loop",
+    "Scan",
+    "Flatten",
+    "Expand",
+    "Einsum",
+    "PRelu",
+    "Shape",
+    "DynamicQuantizeMatMul",
+    "FusedConv",
+    "SkipLayerNormalization",
+    "EmbedLayerNormalization",
+)
 _ATTRIBUTES = (
-    "axis", "perm", "group", "transA", "transB", "alpha", "to", "axes", "hidden_size", "direction", "value",
-    "value_float", "value_ints", "sparse_value", "bits", "block_size", "N", "K", "num_heads", "body",
-    "then_branch", "linear_before_reset", "layout", "keepdims", "epsilon", "allowzero", "equation",
-)  # fmt: skip
+    "axis",
+    "perm",
+    "group",
+    "transA",
+    "transB",
+    "alpha",
+    "to",
+    "axes",
+    "hidden_size",
+    "direction",
+    "value",
+    "value_float",
+    "value_ints",
+    "sparse_value",
+    "bits",
+    "block_size",
+    "N",
+    "K",
+    "num_heads",
+    "body",
+    "then_branch",
+    "linear_before_reset",
+    "layout",
+    "keepdims",
+    "epsilon",
+    "allowzero",
+    "equation",
+)
 
 
 def operator(case: Case, found: ModelProto) -> None:
@@ -94,9 +158,13 @@ def function(case: Case, found: ModelProto) -> None:
         target.op_type = f"f{i + 1 if rng.random() < 0.95 else 0}"
         body = list(graph.node) if i == depth - 1 else [target] * rng.choice((1, 2))
         found.functions.add(
-            name=f"f{i}", domain="own", input=inputs, output=outputs, node=body,
+            name=f"f{i}",
+            domain="own",
+            input=inputs,
+            output=outputs,
+            node=body,
             opset_import=found.opset_import,
-        )  # fmt: skip
+        )
     del graph.node[:]
     graph.node.extend([call])
 
@@ -133,14 +201,16 @@ def constant(case: Case, found: ModelProto) -> None:
     one.raw_data = bytes(rng.choice((0, 2, 4, 8)))
     made = rng.choice(
         (
-            [helper.make_node("Constant", [], ["size"], value=kept),
-             helper.make_node("ConstantOfShape", ["size"], [name])],
+            [
+                helper.make_node("Constant", [], ["size"], value=kept),
+                helper.make_node("ConstantOfShape", ["size"], [name]),
+            ],
             [helper.make_node("Constant", [], [name], value_floats=[1.0] * rng.choice((0, 4, 64)))],
             [helper.make_node("Constant", [], [name], value_float=1.0, value_int=3)],
             [helper.make_node("Constant", [], [name], value=one)],
             [helper.make_node("Constant", [], [name])],
         )
-    )  # fmt: skip
+    )
     old = [t for t in found.graph.initializer if t.name == name]
     for tensor in old:
         found.graph.initializer.remove(tensor)
@@ -174,8 +244,11 @@ def quantise(case: Case, found: ModelProto) -> None:
     scale = helper.make_tensor("a_scale", rng.choice((1, 10)), [size], [0.5] * size)
     graph.initializer.append(scale)
     node = helper.make_node(
-        "DequantizeLinear", [reader.input[1], "a_scale"], ["a_whole"],
-        axis=rng.choice((0, 1, *NUMBERS)), block_size=rng.choice((0, 0, 2, 32, *NUMBERS)),
-    )  # fmt: skip
+        "DequantizeLinear",
+        [reader.input[1], "a_scale"],
+        ["a_whole"],
+        axis=rng.choice((0, 1, *NUMBERS)),
+        block_size=rng.choice((0, 0, 2, 32, *NUMBERS)),
+    )
     reader.input[1] = "a_whole"
     graph.node.insert(0, node)

@@ -77,5 +77,9 @@ def _varint(number: int) -> bytes:
 
 
 MUTATIONS: dict[str, Mutation] = {
-    "flip": flip, "splice": splice, "cut": cut, "lengths": lengths, "repeat": repeat
-}  # fmt: skip
+    "flip": flip,
+    "splice": splice,
+    "cut": cut,
+    "lengths": lengths,
+    "repeat": repeat,
+}

@@ -16,7 +16,17 @@ _Change = Callable[[Case, ModelProto], None]
 
 def tensors(case: Case) -> None:
     """Change shapes, types, names and data of tensors."""
-    _changed(case, (tensor_damage.dims, tensor_damage.dims, tensor_damage.type, tensor_damage.data, tensor_damage.name, tensor_damage.tensor_kind))
+    _changed(
+        case,
+        (
+            tensor_damage.dims,
+            tensor_damage.dims,
+            tensor_damage.type,
+            tensor_damage.data,
+            tensor_damage.name,
+            tensor_damage.tensor_kind,
+        ),
+    )
 
 
 def external(case: Case) -> None:
@@ -26,17 +36,48 @@ def external(case: Case) -> None:
 
 def nodes(case: Case) -> None:
     """Change operators, attributes and who reads what."""
-    _changed(case, (node_damage.operator, node_damage.attribute, node_damage.attribute, node_damage.wiring, node_damage.wiring, node_damage.order))
+    _changed(
+        case,
+        (
+            node_damage.operator,
+            node_damage.attribute,
+            node_damage.attribute,
+            node_damage.wiring,
+            node_damage.wiring,
+            node_damage.order,
+        ),
+    )
 
 
 def graphs(case: Case) -> None:
     """Nest graphs, make functions that call each other, and long chains."""
-    _changed(case, (node_damage.nest, node_damage.function, node_damage.chain, node_damage.constant, node_damage.sparse))
+    _changed(
+        case,
+        (
+            node_damage.nest,
+            node_damage.function,
+            node_damage.chain,
+            node_damage.constant,
+            node_damage.sparse,
+        ),
+    )
 
 
 def model(case: Case) -> None:
     """Change versions, domains, inputs and told shapes, mixed with all the rest."""
-    _changed(case, (_versions, _told, tensor_damage.dims, node_damage.attribute, node_damage.wiring, node_damage.constant, tensor_damage.external, node_damage.quantise))
+    _changed(
+        case,
+        (
+            _versions,
+            _told,
+            tensor_damage.dims,
+            node_damage.attribute,
+            node_damage.wiring,
+            node_damage.constant,
+            tensor_damage.external,
+            node_damage.quantise,
+        ),
+    )
 
 
 def _changed(case: Case, changes: tuple[_Change, ...]) -> None:
@@ -76,5 +117,9 @@ def _told(case: Case, found: ModelProto) -> None:
 
 
 MUTATIONS: dict[str, Mutation] = {
-    "tensors": tensors, "external data": external, "nodes": nodes, "graphs": graphs, "model": model
-}  # fmt: skip
+    "tensors": tensors,
+    "external data": external,
+    "nodes": nodes,
+    "graphs": graphs,
+    "model": model,
+}

@@ -26,9 +26,13 @@ from sane_plugins.weights.tokens import detokenize, tokenize
 
 WIDTH = 128
 _OWN: Mapping[str, dict[str, Mutation]] = {
-    "onnx": protobuf.MUTATIONS, "checkpoint": archives.CHECKPOINT, "torchscript": archives.TORCHSCRIPT,
-    "safetensors": headers.SAFETENSORS, "sharded": headers.SHARDED, "npz": archives.NPZ,
-}  # fmt: skip
+    "onnx": protobuf.MUTATIONS,
+    "checkpoint": archives.CHECKPOINT,
+    "torchscript": archives.TORCHSCRIPT,
+    "safetensors": headers.SAFETENSORS,
+    "sharded": headers.SHARDED,
+    "npz": archives.NPZ,
+}
 # ONNX has the most to get wrong.
 _SHARES = {"onnx": 8, "checkpoint": 4, "torchscript": 2, "safetensors": 2, "sharded": 2, "npz": 2}
 

@@ -67,7 +67,9 @@ def external(case: Case, found: ModelProto) -> None:
     values = {
         "location": rng.choice((case.outside(), case.outside(), *beside)),
         "offset": str(rng.choice((0, 0, 4, *NUMBERS, "x", ""))),
-        "length": str(rng.choice((*NUMBERS, 16, 64, "1e3"))), "checksum": "0", "basepath": "/etc",
-    }  # fmt: skip
+        "length": str(rng.choice((*NUMBERS, 16, 64, "1e3"))),
+        "checksum": "0",
+        "basepath": "/etc",
+    }
     for key in rng.sample(list(values), rng.randrange(1, 4)) + ["location"] * (rng.random() < 0.8):
         tensor.external_data.add(key=key, value=values[key])

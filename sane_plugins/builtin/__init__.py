@@ -4,16 +4,24 @@ from sane_plugins.builtin.abilities import (
     sane_encode,
     sane_initialize,
     sane_predict_properties,
-)  # fmt: skip
+)
 from sane_plugins.builtin.portfolio import (
     sane_encoders,
     sane_engines,
     sane_property_heads,
     sane_samplers,
-)  # fmt: skip
+)
 from sane_plugins.builtin.sources import sane_build, sane_open, sane_save
 
 __all__ = [
-    "sane_build", "sane_encode", "sane_encoders", "sane_engines", "sane_initialize", "sane_open",
-    "sane_predict_properties", "sane_property_heads", "sane_samplers", "sane_save",
-]  # fmt: skip
+    "sane_build",
+    "sane_encode",
+    "sane_encoders",
+    "sane_engines",
+    "sane_initialize",
+    "sane_open",
+    "sane_predict_properties",
+    "sane_property_heads",
+    "sane_samplers",
+    "sane_save",
+]

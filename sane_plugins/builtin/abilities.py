@@ -27,7 +27,9 @@ def sane_encode(source: Any, options: EncodeOptions | None) -> Encoding:
 
 
 @hookimpl(trylast=True)
-def sane_predict_properties(source: Any, options: PredictOptions | None) -> Mapping[str, AnyEstimate]:
+def sane_predict_properties(
+    source: Any, options: PredictOptions | None
+) -> Mapping[str, AnyEstimate]:
     """Predict with every property head that plugins offer."""
     from sane_plugins.host import Host
     from sane_plugins.tasks.predict import predict

@@ -58,9 +58,10 @@ def sane_save(graph: WeightGraph, target: Path) -> Path | None:
     if target.suffix in SCRIPTS:
         return writing.refuse_script(target)
     forms = {
-        ".safetensors": writing.save_safetensors, ".npz": writing.save_arrays,
+        ".safetensors": writing.save_safetensors,
+        ".npz": writing.save_arrays,
         **dict.fromkeys(CHECKPOINTS, writing.save_checkpoint),
-    }  # fmt: skip
+    }
     return forms[target.suffix](graph, target) if target.suffix in forms else None
 
 
@@ -102,15 +103,18 @@ def _called(source: str, classes: int | None) -> nn.Module:
         module = function(**given)
     except Exception as error:  # the user's own code, which may raise anything
         raise SourceError(
-            source, f"it raises {type(error).__name__}: {error}",
+            source,
+            f"it raises {type(error).__name__}: {error}",
             "it must work without arguments, or with the number of classes",
             "name a function that needs no more",
-        ) from error  # fmt: skip
+        ) from error
     if not isinstance(module, nn.Module):
         raise SourceError(
-            source, f"it returns {type(module).__name__}", "a torch.nn.Module is needed",
+            source,
+            f"it returns {type(module).__name__}",
+            "a torch.nn.Module is needed",
             "name the function that builds the network",
-        )  # fmt: skip
+        )
     return module
 
 
@@ -120,8 +124,9 @@ def _imported(source: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(import_module(module), function)
     except Exception as error:  # the user's own code, which may raise anything
         raise SourceError(
-            source, f"it cannot be imported ({type(error).__name__}: {error})",
+            source,
+            f"it cannot be imported ({type(error).__name__}: {error})",
             "package.module:function must exist",
             "check the name, and that its folder is on PYTHONPATH or the current one",
-        ) from error  # fmt: skip
+        ) from error
     return found

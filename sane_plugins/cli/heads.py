@@ -32,18 +32,35 @@ def heads() -> None:
 @heads.command("fit")
 @click.argument("zoos", metavar="ZOO...", type=_FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=_FILE, required=True, help="Where to write the heads.")
-@click.option("--property", "properties", multiple=True, default=_PROPERTIES, show_default=True,
-              help="A column of the zoos, of numbers or of names; repeat for more.")  # fmt: skip
-@click.option("--features", type=click.Choice(["auto", "sane", "statistics", "both"]), default="auto",
-              show_default=True, help="What is read; auto chooses by cross-validation.")  # fmt: skip
+@click.option(
+    "--property",
+    "properties",
+    multiple=True,
+    default=_PROPERTIES,
+    show_default=True,
+    help="A column of the zoos, of numbers or of names; repeat for more.",
+)
+@click.option(
+    "--features",
+    type=click.Choice(["auto", "sane", "statistics", "both"]),
+    default="auto",
+    show_default=True,
+    help="What is read; auto chooses by cross-validation.",
+)
 @click.option("--sane", type=_FILE, help="A SANE of your own, from 'pretrain'.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @command_options
 def fit(
-    zoos: tuple[Path, ...], output: Path, properties: tuple[str, ...], features: str,
-    sane: Path | None, seed: int, force: bool, as_json: bool,
-) -> None:  # fmt: skip
+    zoos: tuple[Path, ...],
+    output: Path,
+    properties: tuple[str, ...],
+    features: str,
+    sane: Path | None,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Fit a head per property to zoos whose networks have it."""
     from sane_plugins.progress import current
     from sane_plugins.tasks.embed import EncodeOptions, load_model
@@ -82,21 +99,28 @@ def _tell(found: Sequence[AnyHead], as_json: bool) -> None:
     columns = ("property", "what", "features", "channel order", "score", "cross-validated")
     rows = [
         (
-            x["property"], ", ".join(x.get("classes", ["number"])), x["features"],
-            ", ".join(f"{k}: {v}" for k, v in x["invariance"].items()), x["score"],
+            x["property"],
+            ", ".join(x.get("classes", ["number"])),
+            x["features"],
+            ", ".join(f"{k}: {v}" for k, v in x["invariance"].items()),
+            x["score"],
             ", ".join(f"{k} {v:.3f}" for k, v in _best(x["scores"]).items()),
         )
         for x in told
-    ]  # fmt: skip
+    ]
     print_table("property heads", columns, rows)
 
 
 def _told(head: AnyHead) -> dict[str, Any]:
     told: dict[str, Any] = {
-        "property": head.property, "features": head.features, "invariance": head.invariance,
-        "score": head.score, "scores": dict(head.scores), "coverage": head.coverage,
+        "property": head.property,
+        "features": head.features,
+        "invariance": head.invariance,
+        "score": head.score,
+        "scores": dict(head.scores),
+        "coverage": head.coverage,
         "sane": head.sane,
-    }  # fmt: skip
+    }
     return told | ({"classes": list(head.classes)} if hasattr(head, "classes") else {})
 
 

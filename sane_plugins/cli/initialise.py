@@ -18,7 +18,7 @@ from sane_plugins.cli.console import (
     print_json,
     print_table,
     progress_bars,
-)  # fmt: skip
+)
 from sane_plugins.cli.output import require_writable, set_aside, write
 from sane_plugins.cli.targets import built, find_sampler, find_target, open_prompts
 from sane_plugins.cli.verify import verify
@@ -53,39 +53,93 @@ class _WithVerify(click.Command):
 
 @click.command(cls=_WithVerify, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default=SMALL_CNN)
-@click.option("--task", "data", default="digits", show_default=True,
-              help="The new task: an .npz (x_train, y_train, ...), a folder with one sub-folder of images"
-              " per class, or 'digits'.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="Where to write the weights (.safetensors, .pt, .onnx for an ONNX model).")  # fmt: skip
-@click.option("--prompts", multiple=True,
-              help="A network or zoo folder to sample near; repeat for more. Default: ours.")  # fmt: skip
+@click.option(
+    "--task",
+    "data",
+    default="digits",
+    show_default=True,
+    help="The new task: an .npz (x_train, y_train, ...), a folder with one sub-folder of images"
+    " per class, or 'digits'.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where to write the weights (.safetensors, .pt, .onnx for an ONNX model).",
+)
+@click.option(
+    "--prompts",
+    multiple=True,
+    help="A network or zoo folder to sample near; repeat for more. Default: ours.",
+)
 @click.option(
     "--sane", type=click.Path(path_type=Path), help="A SANE of your own, from 'pretrain'."
 )
 @click.option("--factory", help="package.module:function that builds the network of a checkpoint.")
 @click.option("--sampler", default="kde", show_default=True, help="How latents are drawn.")
-@click.option("--samples", default=16, show_default=True, type=click.IntRange(1),
-              help="How many candidates to draw.")  # fmt: skip
-@click.option("--keep", default=3, show_default=True, type=click.IntRange(1),
-              help="How many of them, and of default initialisations, to train.")  # fmt: skip
-@click.option("--search", type=click.Choice(["subsample", "bootstrap"]), default="subsample",
-              show_default=True, help="Draw once, or again near the best so far.")  # fmt: skip
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1),
-              help="How often 'bootstrap' draws.")  # fmt: skip
-@click.option("--few-shot", default=0, show_default=True, type=click.IntRange(0),
-              help="Train so many candidates on the task first, and draw near these.")  # fmt: skip
+@click.option(
+    "--samples",
+    default=16,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many candidates to draw.",
+)
+@click.option(
+    "--keep",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many of them, and of default initialisations, to train.",
+)
+@click.option(
+    "--search",
+    type=click.Choice(["subsample", "bootstrap"]),
+    default="subsample",
+    show_default=True,
+    help="Draw once, or again near the best so far.",
+)
+@click.option(
+    "--rounds",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How often 'bootstrap' draws.",
+)
+@click.option(
+    "--few-shot",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Train so many candidates on the task first, and draw near these.",
+)
 @click.option("--few-shot-epochs", default=2, show_default=True, type=click.IntRange(1))
-@click.option("--epochs", default=1, show_default=True, type=click.IntRange(1),
-              help="How long the last candidates are trained to choose by.")  # fmt: skip
-@click.option("--budget", default=45.0, show_default=True, type=click.FloatRange(0, min_open=True),
-              help="Seconds for drawing and scoring.")  # fmt: skip
+@click.option(
+    "--epochs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How long the last candidates are trained to choose by.",
+)
+@click.option(
+    "--budget",
+    default=45.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds for drawing and scoring.",
+)
 @click.option("--include", multiple=True, help="Initialise only tensors of this name (a glob).")
 @click.option("--exclude", multiple=True, help="Leave tensors of this name (a glob) as they are.")
-@click.option("--no-score", is_flag=True,
-              help="Generate one network and write it: nothing is trained or compared.")  # fmt: skip
-@click.option("--pruned", is_flag=True,
-              help="MODEL is a pruned checkpoint: initialise its zeros only, for a second task.")  # fmt: skip
+@click.option(
+    "--no-score",
+    is_flag=True,
+    help="Generate one network and write it: nothing is trained or compared.",
+)
+@click.option(
+    "--pruned",
+    is_flag=True,
+    help="MODEL is a pruned checkpoint: initialise its zeros only, for a second task.",
+)
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page (.html) about it.")
 @click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
@@ -94,12 +148,32 @@ class _WithVerify(click.Command):
 @click.version_option(__version__)
 @command_options
 def main(
-    model: str, data: str, output: Path, prompts: tuple[str, ...], sane: Path | None, factory: str | None,
-    sampler: str, samples: int, keep: int, search: Literal["subsample", "bootstrap"], rounds: int,
-    few_shot: int, few_shot_epochs: int, epochs: int, budget: float, include: tuple[str, ...],
-    exclude: tuple[str, ...], pruned: bool, no_score: bool, device: str,
-    report: Path | None, size: int | None, seed: int, force: bool, as_json: bool,
-) -> None:  # fmt: skip
+    model: str,
+    data: str,
+    output: Path,
+    prompts: tuple[str, ...],
+    sane: Path | None,
+    factory: str | None,
+    sampler: str,
+    samples: int,
+    keep: int,
+    search: Literal["subsample", "bootstrap"],
+    rounds: int,
+    few_shot: int,
+    few_shot_epochs: int,
+    epochs: int,
+    budget: float,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    pruned: bool,
+    no_score: bool,
+    device: str,
+    report: Path | None,
+    size: int | None,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
     MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, a function
@@ -127,20 +201,36 @@ def main(
     _require_device(device)
     given = [open_prompts(host, prompt, target) for prompt in prompts]
     options = InitialiseOptions(
-        sampler=find_sampler(host, sampler), candidates=samples, keep=keep, seed=seed, model=sane,
-        search=search, rounds=rounds, few_shot=few_shot, few_shot_epochs=few_shot_epochs, epochs=epochs,
+        sampler=find_sampler(host, sampler),
+        candidates=samples,
+        keep=keep,
+        seed=seed,
+        model=sane,
+        search=search,
+        rounds=rounds,
+        few_shot=few_shot,
+        few_shot_epochs=few_shot_epochs,
+        epochs=epochs,
         budget=max(_LEAST * budget, budget - (monotonic() - started)),
-        include=include, exclude=exclude, pruned=pruned, scored=not no_score,
+        include=include,
+        exclude=exclude,
+        pruned=pruned,
+        scored=not no_score,
         device=device,
-    )  # fmt: skip
+    )
     with progress_bars(host):
         done = host.initialise(
             target.network, target.task, [graph for p in given for graph in p.graphs], options
         )
     command = {
-        "model": model, "factory": factory, "task": data, "size": size, "prompts": list(prompts),
-        "sane": None if sane is None else str(sane), "sampler": sampler,
-    }  # fmt: skip
+        "model": model,
+        "factory": factory,
+        "task": data,
+        "size": size,
+        "prompts": list(prompts),
+        "sane": None if sane is None else str(sane),
+        "sampler": sampler,
+    }
     stated = {**done.provenance["options"], "budget": budget}
     done = replace(done, provenance={**done.provenance, "command": command, "options": stated})
     notes = [*target.notes, *(text for prompt in given for text in prompt.notes), *done.notes]
@@ -164,9 +254,11 @@ def _require_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"--device {device}", f"torch cannot use it ({str(error).partition(chr(10))[0]})",
-            "a device of this machine is needed", "leave it out to use the CPU",
-        ) from error  # fmt: skip
+            f"--device {device}",
+            f"torch cannot use it ({str(error).partition(chr(10))[0]})",
+            "a device of this machine is needed",
+            "leave it out to use the CPU",
+        ) from error
 
 
 def _write_page(path: Path, done: Initialisation, notes: list[str]) -> None:
@@ -180,10 +272,13 @@ def _write_page(path: Path, done: Initialisation, notes: list[str]) -> None:
 def _told(done: Initialisation, path: Path, notes: list[str]) -> dict[str, Any]:
     rows = [asdict(row) for row in done.rows]
     return {
-        "output": str(path), "chosen": done.chosen, "rows": rows, "notes": notes,
+        "output": str(path),
+        "chosen": done.chosen,
+        "rows": rows,
+        "notes": notes,
         "outlook": None if done.outlook is None else done.outlook.probability,
         "provenance": dict(done.provenance),
-    }  # fmt: skip
+    }
 
 
 def _print(done: Initialisation, path: Path, notes: list[str]) -> None:
@@ -205,11 +300,16 @@ def _print_rows(rows: list[Row]) -> None:
         "accuracy on held-out images of the task",
         ("initialisation", "before", "epochs", "after these", ""),
         [
-            (r.name, _percent(r.before), f"{r.curve[-1][0]:.2f}" if r.curve else "0",
-             _percent(_last(r)), "chosen" if r.chosen else "")
+            (
+                r.name,
+                _percent(r.before),
+                f"{r.curve[-1][0]:.2f}" if r.curve else "0",
+                _percent(_last(r)),
+                "chosen" if r.chosen else "",
+            )
             for r in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def _verdict(done: Initialisation) -> str:
@@ -218,17 +318,19 @@ def _verdict(done: Initialisation) -> str:
         return "Generated without comparison: it may be worse than the default initialisation."
     best = next(row for row in done.rows if row.chosen)
     what = {
-        "sane": "a SANE candidate", "default": "the default initialisation",
+        "sane": "a SANE candidate",
+        "default": "the default initialisation",
         "prompt": "the prompts' own weights",
-    }  # fmt: skip
+    }
     found: dict[str, Row] = {}
     for row in done.rows:
         if len(row.curve) == len(best.curve):
             found.setdefault(_family(row.kind), row)
     others = [
         f"{_compared(_last(best) - _last(row))} {what[name]}"
-        for name, row in found.items() if name != done.chosen
-    ]  # fmt: skip
+        for name, row in found.items()
+        if name != done.chosen
+    ]
     label = best.name if done.chosen != "default" else best.kind
     return (
         f"Chosen: {what[done.chosen]} ({label})"

@@ -36,14 +36,22 @@ _SOURCES = click.argument("sources", metavar="SOURCE...", nargs=-1, required=Tru
 @click.option(
     "--sane", type=click.Path(path_type=Path), help="A SANE of your own, from 'pretrain'."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Write latents, embeddings and layer embeddings here (.safetensors).")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write latents, embeddings and layer embeddings here (.safetensors).",
+)
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @command_options
 def embed(
-    sources: tuple[str, ...], encoder: str, sane: Path | None, output: Path | None, force: bool,
+    sources: tuple[str, ...],
+    encoder: str,
+    sane: Path | None,
+    output: Path | None,
+    force: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Encode networks; each gets an embedding, and one per layer."""
     from sane_plugins.tasks.embed import EncodeOptions
     from sane_plugins.tasks.encodings import write_encodings
@@ -78,9 +86,13 @@ def embed(
 @click.option("--device", default="cpu", show_default=True)
 @command_options
 def predict(
-    sources: tuple[str, ...], properties: tuple[str, ...], heads: Path | None, sane: Path | None,
-    device: str, as_json: bool,
-) -> None:  # fmt: skip
+    sources: tuple[str, ...],
+    properties: tuple[str, ...],
+    heads: Path | None,
+    sane: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Predict accuracy, generalisation gap and training progress from weights alone."""
     from sane_plugins.cli.pretrain import require_device
     from sane_plugins.tasks.predict import PredictOptions, load_heads
@@ -88,9 +100,7 @@ def predict(
     require_device(device)
     host = open_host()
     known = host.property_heads() if heads is None else load_heads(heads)
-    options = PredictOptions(
-        properties=properties or None, model=sane, heads=heads, device=device
-    )
+    options = PredictOptions(properties=properties or None, model=sane, heads=heads, device=device)
     with progress_bars(host):
         done, failed = _each(sources, lambda source: host.predict(source, options))
     if as_json:
@@ -142,7 +152,10 @@ def _finish(failed: Sequence[str]) -> None:
 
 def _estimate(source: str, found: AnyEstimate) -> tuple[str, ...]:
     if isinstance(found.value, str):
-        value, around = f"{found.value} ({found.probabilities[found.value]:.0%})", ", ".join(found.set)
+        value, around = (
+            f"{found.value} ({found.probabilities[found.value]:.0%})",
+            ", ".join(found.set),
+        )
     else:
         low, high = found.interval
         value, around = f"{found.value:.3f} {found.unit}".strip(), f"{low:.3f} to {high:.3f}"
@@ -175,6 +188,8 @@ def _beside(output: Path | None) -> Iterator[Callable[[str], Path] | None]:
             yield lambda source: Path(folder) / sha256(source.encode()).hexdigest()
     except OSError as error:
         raise SourceError(
-            output, f"it cannot be written ({error.strerror})", "room and the right to write are needed",
+            output,
+            f"it cannot be written ({error.strerror})",
+            "room and the right to write are needed",
             "choose another place",
-        ) from error  # fmt: skip
+        ) from error

@@ -34,18 +34,21 @@ def contained(host: Host, graph: WeightGraph, model: str, output: Path) -> Weigh
         return graph
     if not (Path(model).is_file() and model.endswith(_NODES)):
         raise SourceError(
-            output, f"{model} is no ONNX file", "an ONNX file is written from the one it was read from",
+            output,
+            f"{model} is no ONNX file",
+            "an ONNX file is written from the one it was read from",
             "give an ONNX file and --factory, or write a .safetensors file",
-        )  # fmt: skip
+        )
     nodes = host.open(model)
     shapes = {p.key: p.shape for p in nodes.params}
     other = [p.key for p in graph.params if shapes.get(p.key) != p.shape]
     if other:
         raise SourceError(
-            output, f"'{other[0]}' has another shape than in {model}, or is not there",
+            output,
+            f"'{other[0]}' has another shape than in {model}, or is not there",
             "the file keeps its nodes, so classes and channels must be those it has",
             "write a .safetensors file, and export the module anew",
-        )  # fmt: skip
+        )
     return nodes.replace({param.key: tensor for param, tensor in graph.items()})
 
 

@@ -17,9 +17,11 @@ def list_plugins(hook: str | None, as_json: bool) -> None:
     host = open_host()
     plugins = [x for x in host.plugins() if hook is None or hook in x.hooks]
     offers = {
-        "encoders": sorted(host.encoders()), "samplers": sorted(host.samplers()),
-        "property heads": sorted(host.property_heads()), "engines": sorted(host.engines()),
-    }  # fmt: skip
+        "encoders": sorted(host.encoders()),
+        "samplers": sorted(host.samplers()),
+        "property heads": sorted(host.property_heads()),
+        "engines": sorted(host.engines()),
+    }
     if as_json:
         problems = [{"plugin": x.plugin, "error": x.error} for x in host.problems]
         print_json({"plugins": [asdict(x) for x in plugins], **offers, "problems": problems})

@@ -27,22 +27,37 @@ _PRESETS = ["default", "paper"]
 @click.command()
 @click.argument("zoos", metavar="ZOO...", type=_FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=_FILE, required=True, help="Where to write the SANE.")
-@click.option("--preset", type=click.Choice(_PRESETS), default="default", show_default=True,
-              help="What measured best, or what was published; the options below change it.")  # fmt: skip
+@click.option(
+    "--preset",
+    type=click.Choice(_PRESETS),
+    default="default",
+    show_default=True,
+    help="What measured best, or what was published; the options below change it.",
+)
 @click.option("--steps", type=_COUNT)
 @click.option("--batch", type=click.IntRange(2), help="Windows drawn at a time.")
 @click.option("--accumulate", type=_COUNT, help="Batches whose gradients make a step.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
 @click.option("--gamma", type=click.FloatRange(0, 1), help="Weight of the contrast of views.")
 @click.option("--behaviour", type=click.FloatRange(0), help="Weight of the networks' outputs.")
-@click.option("--images", multiple=True, metavar="ZOO=TASK",
-              help="Images for the networks of a zoo, for --behaviour; repeat for more.")  # fmt: skip
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="ZOO=TASK",
+    help="Images for the networks of a zoo, for --behaviour; repeat for more.",
+)
 @click.option("--views", type=click.IntRange(0), help="Permutations of each network.")
 @click.option("--align/--no-align", "aligned", default=None, help="Align networks first.")
-@click.option("--loss", type=click.Choice(["standardised", "masked"]),
-              help="Standardise each tensor, or normalise within the loss.")  # fmt: skip
-@click.option("--balance", type=click.Choice(["tokens", "networks", "zoos"]),
-              help="What is drawn equally often.")  # fmt: skip
+@click.option(
+    "--loss",
+    type=click.Choice(["standardised", "masked"]),
+    help="Standardise each tensor, or normalise within the loss.",
+)
+@click.option(
+    "--balance",
+    type=click.Choice(["tokens", "networks", "zoos"]),
+    help="What is drawn equally often.",
+)
 @click.option("--width", "model_width", type=_COUNT, help="Width of the transformers.")
 @click.option("--layers", type=_COUNT, help="Layers of each transformer.")
 @click.option("--heads", type=_COUNT)
@@ -53,17 +68,27 @@ _PRESETS = ["default", "paper"]
 @click.option("--seed", type=int)
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]))
 @click.option("--compile", "compiled", is_flag=True, default=None, help="Compile the SANE first.")
-@click.option("--save-every", type=click.IntRange(0),
-              help="Steps between states; 0: each, or a tenth of the time.")  # fmt: skip
+@click.option(
+    "--save-every",
+    type=click.IntRange(0),
+    help="Steps between states; 0: each, or a tenth of the time.",
+)
 @click.option("--log-every", type=_COUNT, help="Steps between lines of the log.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @command_options
 def pretrain(
-    zoos: tuple[Path, ...], output: Path, preset: str, images: tuple[str, ...], device: str,
-    resume: bool, force: bool, as_json: bool, **chosen: Any,
-) -> None:  # fmt: skip
+    zoos: tuple[Path, ...],
+    output: Path,
+    preset: str,
+    images: tuple[str, ...],
+    device: str,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
     """Train a SANE on zoos.
 
     Options that are not given are the preset's. Under torchrun, the processes share each batch.
@@ -115,9 +140,11 @@ def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behaviour | None:
         name, _, source = text.partition("=")
         if name not in known or not source:
             raise UsageError(
-                f"--images {text}", f"no zoo is called '{name}'" if source else "it names no images",
-                f"ZOO=TASK is needed, with one of {', '.join(known)}", "see 'sane-plugins zoo show'",
-            )  # fmt: skip
+                f"--images {text}",
+                f"no zoo is called '{name}'" if source else "it names no images",
+                f"ZOO=TASK is needed, with one of {', '.join(known)}",
+                "see 'sane-plugins zoo show'",
+            )
         images[name] = _images(source, known[name])
     return Outputs(images) if images else None
 
@@ -137,9 +164,11 @@ def _images(source: str, zoo: Zoo) -> torch.Tensor:
         zoo.module(zoo.entries[0])(found[:2])
     except RuntimeError as error:
         raise UsageError(
-            f"--images {zoo.name}={source}", f"images {tuple(found.shape[1:])} do not fit its networks",
-            "what they were trained on is needed", "name other images",
-        ) from error  # fmt: skip
+            f"--images {zoo.name}={source}",
+            f"images {tuple(found.shape[1:])} do not fit its networks",
+            "what they were trained on is needed",
+            "name other images",
+        ) from error
     return found
 
 
@@ -179,6 +208,8 @@ def require_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         first = str(error).partition("\n")[0]
         raise UsageError(
-            f"--device {device}", f"it cannot be used ({first})", "a device of this torch is needed",
+            f"--device {device}",
+            f"it cannot be used ({first})",
+            "a device of this torch is needed",
             "leave the option out to train on the CPU",
-        ) from error  # fmt: skip
+        ) from error

@@ -15,8 +15,17 @@ _MANY = 40
 _ENDS = 15  # layers shown at either end of a long table
 _LONGEST = 32
 _ALIKE = 3  # from so many tensors of one shape on, their names are left out
-_COLUMNS = ("layer", "kind", "tensors", "parameters", "share %", "type", "rms", "bias rms",
-            "zeros %")  # fmt: skip
+_COLUMNS = (
+    "layer",
+    "kind",
+    "tensors",
+    "parameters",
+    "share %",
+    "type",
+    "rms",
+    "bias rms",
+    "zeros %",
+)
 
 
 def print_report(found: Survey, tokens: int, width: int, all_layers: bool) -> None:
@@ -38,10 +47,16 @@ def print_report(found: Survey, tokens: int, width: int, all_layers: bool) -> No
 def _row(layer: LayerFigures, found: Survey, signs: dict[str, str]) -> tuple[str, ...]:
     values = max(layer.parameters, 1)
     return (
-        _short(layer.name), layer.label, _shapes(layer), f"{layer.parameters:,}",
-        f"{100 * layer.parameters / found.total:.2f}", _stored(layer.tensors, signs),
-        _number(layer.rms), _number(layer.bias_rms), f"{100 * layer.zeros / values:.1f}",
-    )  # fmt: skip
+        _short(layer.name),
+        layer.label,
+        _shapes(layer),
+        f"{layer.parameters:,}",
+        f"{100 * layer.parameters / found.total:.2f}",
+        _stored(layer.tensors, signs),
+        _number(layer.rms),
+        _number(layer.bias_rms),
+        f"{100 * layer.zeros / values:.1f}",
+    )
 
 
 def _shapes(layer: LayerFigures) -> str:

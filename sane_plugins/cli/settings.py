@@ -18,9 +18,11 @@ def read_setting(text: str, taken: Sequence[str], why: str, example: str) -> tup
     if not (name and equals) or name in taken:
         found = why if name in taken else "it has no value" if name else "it names no argument"
         raise UsageError(
-            f"--set {text}", found,
-            "NAME=VALUE of a further argument is needed", f"write for example --set {example}",
-        )  # fmt: skip
+            f"--set {text}",
+            found,
+            "NAME=VALUE of a further argument is needed",
+            f"write for example --set {example}",
+        )
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

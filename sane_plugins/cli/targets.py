@@ -43,10 +43,11 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
         return _fitted(Target(_loaded(host, model, factory, classes), task))
     if Path(model).exists():
         raise UsageError(
-            model, "a file holds weights, not the code that runs them",
+            model,
+            "a file holds weights, not the code that runs them",
             "the function that builds the network is needed",
             "name it with --factory package.module:function",
-        )  # fmt: skip
+        )
     prefix, colon, _ = model.partition(":")
     by_name = colon and len(prefix) > 1 and all(p.isidentifier() for p in prefix.split("."))
     if not by_name and (Path(model).suffix or Path(model).name != model):
@@ -77,9 +78,11 @@ def find_sampler(host: Host, name: str) -> Sampler:
     samplers = host.samplers()
     if name not in samplers:
         raise UsageError(
-            f"sampler '{name}'", "no plugin offers it", f"one of {', '.join(sorted(samplers))} is needed",
+            f"sampler '{name}'",
+            "no plugin offers it",
+            f"one of {', '.join(sorted(samplers))} is needed",
             "check the name, or install its plugin",
-        )  # fmt: skip
+        )
     return samplers[name]
 
 
@@ -110,16 +113,20 @@ def _loaded(host: Host, model: str, factory: str, classes: int) -> nn.Module:
     from sane_plugins.weights.modules import from_module, load_into
 
     graph = host.open(model)
-    with seeded(torch.Generator().manual_seed(0)):  # a classifier of another class count stays as drawn
+    with seeded(
+        torch.Generator().manual_seed(0)
+    ):  # a classifier of another class count stays as drawn
         module = host.build(factory, classes)
     own = {param.key: param.shape for param in from_module(module).params}
     given = {param.key: param.shape for param in graph.params}
     missing = sorted(own.keys() ^ given.keys())
     if missing:
         raise SourceError(
-            model, f"it and the network of {factory} differ in {', '.join(missing[:4])}",
-            "the factory must build the network that was saved", "name the right function",
-        )  # fmt: skip
+            model,
+            f"it and the network of {factory} differ in {', '.join(missing[:4])}",
+            "the factory must build the network that was saved",
+            "name the right function",
+        )
     if own == given:
         load_into(module, graph)
         return module

@@ -89,9 +89,11 @@ def _reason(then: Mapping[str, str], here: Mapping[str, str]) -> str:
 
 
 def _hashes(told: Any) -> Any:
-    return [_hashes(x) for x in told] if isinstance(told, list) else (
-        told["hash"] if isinstance(told, dict) else told
-    )  # fmt: skip
+    return (
+        [_hashes(x) for x in told]
+        if isinstance(told, list)
+        else (told["hash"] if isinstance(told, dict) else told)
+    )
 
 
 def _prompts(host: Host, call: Mapping[str, Any], target: Any) -> list[WeightGraph]:

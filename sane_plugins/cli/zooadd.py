@@ -31,19 +31,39 @@ _TOLD = 20  # files of a kind that are listed one by one
 @click.command("add")
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("-o", "--output", type=_FOLDER, required=True, help="The zoo's folder, new or not.")
-@click.option("--factory", help="What builds them: package.module:function, torchvision:NAME, small_cnn,"
-              " wide_cnn, mlp, resnet or vit.")  # fmt: skip
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
-              help="An argument of the factory; repeat for more.")  # fmt: skip
-@click.option("--network-pattern", default="", metavar="REGEX",
-              help="Finds the network in a path: its group 'network', or its first, or all.")  # fmt: skip
-@click.option("--no-runs", is_flag=True,
-              help="Each file is a network of its own, whatever epoch its name tells.")  # fmt: skip
+@click.option(
+    "--factory",
+    help="What builds them: package.module:function, torchvision:NAME, small_cnn,"
+    " wide_cnn, mlp, resnet or vit.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An argument of the factory; repeat for more.",
+)
+@click.option(
+    "--network-pattern",
+    default="",
+    metavar="REGEX",
+    help="Finds the network in a path: its group 'network', or its first, or all.",
+)
+@click.option(
+    "--no-runs",
+    is_flag=True,
+    help="Each file is a network of its own, whatever epoch its name tells.",
+)
 @command_options
 def add_command(
-    folder: Path, output: Path, factory: str | None, settings: tuple[str, ...], network_pattern: str,
-    no_runs: bool, as_json: bool,
-) -> None:  # fmt: skip
+    folder: Path,
+    output: Path,
+    factory: str | None,
+    settings: tuple[str, ...],
+    network_pattern: str,
+    no_runs: bool,
+    as_json: bool,
+) -> None:
     """Add every network below DIR to a zoo; each is kept once, whatever form it is stored in.
 
     Files whose names differ by the number of an epoch, step or checkpoint alone are one network's
@@ -72,9 +92,11 @@ def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
     if name is None:
         if settings:
             raise UsageError(
-                f"--set {settings[0]}", "there is no --factory", "it is an argument of the factory",
+                f"--set {settings[0]}",
+                "there is no --factory",
+                "it is an argument of the factory",
                 "add --factory package.module:function",
-            )  # fmt: skip
+            )
         return {}
     if name.startswith(_TORCHVISION):
         name = f"torchvision.models:{name.removeprefix(_TORCHVISION)}"
@@ -87,17 +109,22 @@ def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
 
 def _show(done: Added, zoo: Zoo, as_json: bool) -> None:
     told = {
-        "name": zoo.name, "networks": len(zoo.networks), "checkpoints": len(zoo), **asdict(done)
-    }  # fmt: skip
+        "name": zoo.name,
+        "networks": len(zoo.networks),
+        "checkpoints": len(zoo),
+        **asdict(done),
+    }
     if as_json:
         print_json(told)
         return
     rows = [
-        ("added", len(done.added)), ("in the zoo already", len(done.already)),
+        ("added", len(done.added)),
+        ("in the zoo already", len(done.already)),
         ("equal to another, left out", len(done.equal)),
-        ("not read", len(done.unread)), ("networks now", len(zoo.networks)),
+        ("not read", len(done.unread)),
+        ("networks now", len(zoo.networks)),
         ("checkpoints now", len(zoo)),
-    ]  # fmt: skip
+    ]
     print_table(zoo.name, ("", "files"), rows)
     _list("Left out, equal", {source: f"it is {twin}" for source, twin in done.equal.items()})
     _list("Not read", done.unread)

@@ -25,20 +25,39 @@ _TOLD = 20
 
 @click.command("evaluate")
 @click.argument("folder", metavar="ZOO", type=_PATH)
-@click.option("--task", "data", help="The images: an .npz (x_train, y_train, ...), a folder with one"
-              " sub-folder of images per class, torchvision:NAME:FOLDER, or 'digits'.")  # fmt: skip
-@click.option("--properties", "table", type=_PATH,
-              help="A .csv or .jsonl of your own, with a column 'file' or 'network'.")  # fmt: skip
-@click.option("--images", default=4000, show_default=True, type=click.IntRange(1),
-              help="How many test images to measure on, and how many training images, at most.")  # fmt: skip
+@click.option(
+    "--task",
+    "data",
+    help="The images: an .npz (x_train, y_train, ...), a folder with one"
+    " sub-folder of images per class, torchvision:NAME:FOLDER, or 'digits'.",
+)
+@click.option(
+    "--properties",
+    "table",
+    type=_PATH,
+    help="A .csv or .jsonl of your own, with a column 'file' or 'network'.",
+)
+@click.option(
+    "--images",
+    default=4000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many test images to measure on, and how many training images, at most.",
+)
 @click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--force", is_flag=True, help="Replace properties that are there.")
 @command_options
 def evaluate_command(
-    folder: Path, data: str | None, table: Path | None, images: int, size: int | None, device: str,
-    force: bool, as_json: bool,
-) -> None:  # fmt: skip
+    folder: Path,
+    data: str | None,
+    table: Path | None,
+    images: int,
+    size: int | None,
+    device: str,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Measure a zoo's networks on a task, or join a table of properties to them; the zoo keeps both.
 
     Measured are test_accuracy, train_accuracy, gap, test_loss, train_loss and finite. Properties that are
@@ -50,9 +69,11 @@ def evaluate_command(
 
     if data is None and table is None:
         raise UsageError(
-            "zoo evaluate", "neither --task nor --properties is given", "one of them is needed",
+            "zoo evaluate",
+            "neither --task nor --properties is given",
+            "one of them is needed",
             "name the images with --task, or a table with --properties",
-        )  # fmt: skip
+        )
     told: dict[str, Any] = {}
     if table is not None:
         told |= _join(folder, table, force)
@@ -88,10 +109,11 @@ def _measure(
     if not done.measured and not done.kept:
         reason = next(iter(done.skipped.values()), "it is empty").rstrip(".")
         raise ZooError(
-            folder, f"none of its {len(done.skipped)} networks could be measured (the first: {reason})",
+            folder,
+            f"none of its {len(done.skipped)} networks could be measured (the first: {reason})",
             "networks that can be built and take the images are needed",
             "add them again with --factory, or choose another task",
-        )  # fmt: skip
+        )
     return {"measured": done.measured, "measured before": done.kept, "skipped": done.skipped}
 
 
@@ -105,10 +127,11 @@ def _join(folder: Path, table: Path, force: bool) -> dict[str, Any]:
     found, lost = join(zoo.entries, rows)
     if not found:
         raise ZooError(
-            table, f"none of its {len(rows)} rows names a network of the zoo (the first: {lost[0]})",
+            table,
+            f"none of its {len(rows)} rows names a network of the zoo (the first: {lost[0]})",
             "'file' is the end of a file's path, 'network' the name that the zoo gives it",
             "see the names with 'sane-plugins zoo show --json'",
-        )  # fmt: skip
+        )
     if not force:
         own = {entry.key: entry.properties for entry in zoo.entries}
         found = {

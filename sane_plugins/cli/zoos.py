@@ -58,10 +58,14 @@ def _show(found: Zoo, as_json: bool) -> None:
     ranges, architectures = _ranges(found), _architectures(found)
     finite = Counter(entry.properties.get("finite") for entry in found.entries)
     told: dict[str, Any] = {
-        "networks": len(found.networks), "checkpoints": len(found), "architectures": architectures,
-        "finite": finite[True], "not_finite": finite[False], "finite_unknown": finite[None],
+        "networks": len(found.networks),
+        "checkpoints": len(found),
+        "architectures": architectures,
+        "finite": finite[True],
+        "not_finite": finite[False],
+        "finite_unknown": finite[None],
         "without_factory": sum(not entry.factory for entry in found.entries),
-    }  # fmt: skip
+    }
     if as_json:
         listed = [{"network": n, "checkpoints": c} for n, c in _checkpoints(found).items()]
         print_json({"name": found.name, **told, "properties": ranges, "list": listed})
@@ -81,12 +85,17 @@ def _architectures(found: Zoo) -> list[dict[str, Any]]:
     told = []
     for (name, factory), count in counts.most_common():
         form = found.forms.get(name)
-        told.append({
-            "factory": factory or "unknown", "parameters": form.parameters if form else "unknown",
-            "tensors": len(form.tensors) if form else "unknown",
-            "first": f"{form.tensors[0][0]} {'x'.join(map(str, form.tensors[0][2]))}" if form else "unknown",
-            "checkpoints": count,
-        })  # fmt: skip
+        told.append(
+            {
+                "factory": factory or "unknown",
+                "parameters": form.parameters if form else "unknown",
+                "tensors": len(form.tensors) if form else "unknown",
+                "first": f"{form.tensors[0][0]} {'x'.join(map(str, form.tensors[0][2]))}"
+                if form
+                else "unknown",
+                "checkpoints": count,
+            }
+        )
     return told
 
 

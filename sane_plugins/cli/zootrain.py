@@ -29,44 +29,94 @@ _DRAWN = ("act", "dropout", "channels_in", "classes", "name")
 
 
 @click.command("train")
-@click.option("--task", "data", default="digits", show_default=True,
-              help="The images: an .npz (x_train, y_train, ...), a folder with one sub-folder of images"
-              " per class, torchvision:NAME:FOLDER for files that lie there, or 'digits'.")  # fmt: skip
+@click.option(
+    "--task",
+    "data",
+    default="digits",
+    show_default=True,
+    help="The images: an .npz (x_train, y_train, ...), a folder with one sub-folder of images"
+    " per class, torchvision:NAME:FOLDER for files that lie there, or 'digits'.",
+)
 @click.option("-o", "--output", type=_FOLDER, required=True, help="The new zoo's folder.")
-@click.option("--architecture", default="small_cnn", show_default=True,
-              help="small_cnn, wide_cnn, mlp, resnet, vit, or package.module:function.")  # fmt: skip
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
-              help="A further argument of the architecture, as width=8; repeat for more.")  # fmt: skip
+@click.option(
+    "--architecture",
+    default="small_cnn",
+    show_default=True,
+    help="small_cnn, wide_cnn, mlp, resnet, vit, or package.module:function.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A further argument of the architecture, as width=8; repeat for more.",
+)
 @click.option("--networks", default=200, show_default=True, type=click.IntRange(1))
 @click.option("--epochs", default=12, show_default=True, type=click.IntRange(1))
 @click.option("--keep", help="Epochs after which networks are kept.  [default: 0,1,2,4,8,12]")
-@click.option("--images", "count", default=10_000, show_default=True, type=click.IntRange(2),
-              help="How many images to train on, at most.")  # fmt: skip
+@click.option(
+    "--images",
+    "count",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(2),
+    help="How many images to train on, at most.",
+)
 @click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(1))
 @click.option("--act", multiple=True, help="Draw from these activations only.")
 @click.option("--init", multiple=True, help="Draw from these initialisations only.")
-@click.option("--opt", multiple=True, type=click.Choice(["sgd", "adam"]),
-              help="Draw from these optimisers only.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0),
-              help="Same seed, same bytes.")  # fmt: skip
+@click.option(
+    "--opt",
+    multiple=True,
+    type=click.Choice(["sgd", "adam"]),
+    help="Draw from these optimisers only.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Same seed, same bytes."
+)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--processes", default=1, show_default=True, type=click.IntRange(1),
-              help="How many processes, of one thread each; the result is the same.")  # fmt: skip
+@click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many processes, of one thread each; the result is the same.",
+)
 @click.option("--group", type=click.IntRange(1), help="How many networks to train at once.")
-@click.option("--save-every", type=click.IntRange(1),
-              help="Steps between saved states.  [default: what costs a fiftieth of the time]")  # fmt: skip
+@click.option(
+    "--save-every",
+    type=click.IntRange(1),
+    help="Steps between saved states.  [default: what costs a fiftieth of the time]",
+)
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @click.option(
     "--force", is_flag=True, help="Replace a zoo, or an interrupted run, that exists there."
 )
 @command_options
 def train_command(
-    data: str, output: Path, architecture: str, settings: tuple[str, ...], networks: int, epochs: int,
-    keep: str | None, count: int, size: int | None, batch: int, act: tuple[str, ...],
-    init: tuple[str, ...], opt: tuple[str, ...], seed: int, device: str, processes: int,
-    group: int | None, save_every: int | None, resume: bool, force: bool, as_json: bool,
-) -> None:  # fmt: skip
+    data: str,
+    output: Path,
+    architecture: str,
+    settings: tuple[str, ...],
+    networks: int,
+    epochs: int,
+    keep: str | None,
+    count: int,
+    size: int | None,
+    batch: int,
+    act: tuple[str, ...],
+    init: tuple[str, ...],
+    opt: tuple[str, ...],
+    seed: int,
+    device: str,
+    processes: int,
+    group: int | None,
+    save_every: int | None,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Train a zoo: many networks at once, each with its own hyper-parameters.
 
     Activation, initialisation, optimiser, learning rate, weight decay and dropout of each network are
@@ -88,19 +138,33 @@ def train_command(
     task = _sized(load_task(data, size), architecture, size)
     task = task.subset(count, torch.Generator().manual_seed(seed))
     options = ZooOptions(
-        name=output.name, dataset=_dataset(data),
-        architecture=architecture, settings=_settings(settings, architecture, task),
-        networks=networks, epochs=epochs, keep=_kept(keep, epochs), batch=batch, seed=seed,
-        ranges=_ranges(act, init, opt), device=device, group=group,
-    )  # fmt: skip
+        name=output.name,
+        dataset=_dataset(data),
+        architecture=architecture,
+        settings=_settings(settings, architecture, task),
+        networks=networks,
+        epochs=epochs,
+        keep=_kept(keep, epochs),
+        batch=batch,
+        seed=seed,
+        ranges=_ranges(act, init, opt),
+        device=device,
+        group=group,
+    )
     images = Images(
         x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
     )
     with progress_bars(host):
         zoo = train_zoo(
-            images, options, output, processes=processes, save_every=save_every, resume=resume,
-            force=force, report=current(),
-        )  # fmt: skip
+            images,
+            options,
+            output,
+            processes=processes,
+            save_every=save_every,
+            resume=resume,
+            force=force,
+            report=current(),
+        )
     _show(zoo, output, as_json)
 
 
@@ -139,9 +203,11 @@ def _kept(text: str | None, epochs: int) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"--keep {text}", "it is no list of whole numbers", "epochs with commas are needed",
+            f"--keep {text}",
+            "it is no list of whole numbers",
+            "epochs with commas are needed",
             "write for example --keep 0,1,2",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _ranges(act: tuple[str, ...], init: tuple[str, ...], opt: tuple[str, ...]) -> Ranges:
@@ -154,9 +220,11 @@ def _ranges(act: tuple[str, ...], init: tuple[str, ...], opt: tuple[str, ...]) -
     for option, (given, names) in known.items():
         if unknown := [name for name in given if name not in names]:
             raise UsageError(
-                f"{option} {unknown[0]}", "there is none of that name",
-                f"one of {', '.join(names)} is needed", "choose one of them",
-            )  # fmt: skip
+                f"{option} {unknown[0]}",
+                "there is none of that name",
+                f"one of {', '.join(names)} is needed",
+                "choose one of them",
+            )
     ranges = Ranges()
     return replace(ranges, act=act or ranges.act, init=init or ranges.init, opt=opt or ranges.opt)
 
@@ -166,11 +234,15 @@ def _show(zoo: Zoo, output: Path, as_json: bool) -> None:
     final = [entry for entry in zoo.entries if entry.properties["epoch"] == last]
     accuracy = sorted(float(entry.properties["test_accuracy"]) for entry in final)
     told = {
-        "output": str(output), "networks": len(zoo.networks), "checkpoints": len(zoo),
-        "epoch": int(last), "accuracy_lowest": accuracy[0],
-        "accuracy_median": accuracy[len(accuracy) // 2], "accuracy_highest": accuracy[-1],
+        "output": str(output),
+        "networks": len(zoo.networks),
+        "checkpoints": len(zoo),
+        "epoch": int(last),
+        "accuracy_lowest": accuracy[0],
+        "accuracy_median": accuracy[len(accuracy) // 2],
+        "accuracy_highest": accuracy[-1],
         "diverged": sum(not entry.properties["finite"] for entry in final),
-    }  # fmt: skip
+    }
     if as_json:
         print_json(told)
         return

@@ -23,9 +23,11 @@ HEADER = "sane_model"
 
 
 def save(
-    model: SANE, path: str | Path, metadata: Mapping[str, Any] | None = None,
+    model: SANE,
+    path: str | Path,
+    metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a model beside its place and rename it; the inverse of `load` up to `dtype`."""
     path = Path(path)
     tensors = {key: value.to(dtype).contiguous() for key, value in model.state_dict().items()}
@@ -40,9 +42,11 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> SANE:
     metadata, tensors = _read(Path(path))
     if metadata.get("version") != VERSION:
         raise ZooError(
-            path, f"its version is {metadata.get('version', 'not given')}",
-            f"a SANE of version {VERSION} is needed", "pretrain one with 'sane-plugins pretrain'",
-        )  # fmt: skip
+            path,
+            f"its version is {metadata.get('version', 'not given')}",
+            f"a SANE of version {VERSION} is needed",
+            "pretrain one with 'sane-plugins pretrain'",
+        )
     model = SANE(SANEConfig(**metadata["config"]))
     model.load_state_dict({key: value.float() for key, value in tensors.items()})
     return model.eval().requires_grad_(False).to(device)
@@ -67,6 +71,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             return told, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ZooError(
-            path, f"it cannot be read ({error})", "a SANE in a safetensors file is needed",
+            path,
+            f"it cannot be read ({error})",
+            "a SANE in a safetensors file is needed",
             "check the path, or pretrain one with 'sane-plugins pretrain'",
-        ) from error  # fmt: skip
+        ) from error

@@ -31,9 +31,13 @@ class Latents:
 
 
 def encode(
-    model: SANE, graph: WeightGraph, *, window: int | None = None, halo: int | None = None,
+    model: SANE,
+    graph: WeightGraph,
+    *,
+    window: int | None = None,
+    halo: int | None = None,
     precision: Precision = "float32",
-) -> Latents:  # fmt: skip
+) -> Latents:
     """Encode a network of any length on the model's device. Raises `SourceError` on NaN weights."""
     layout = Layout.of(slots(graph), model.config.token_width)
     values = torch.empty(len(layout), model.config.latent_width, device=_device(model))
@@ -46,18 +50,28 @@ def encode(
 
 
 def walk(
-    model: SANE, graph: WeightGraph, take: Callable[[Run], None], *,
-    window: int | None = None, halo: int | None = None, precision: Precision = "float32",
-) -> None:  # fmt: skip
+    model: SANE,
+    graph: WeightGraph,
+    take: Callable[[Run], None],
+    *,
+    window: int | None = None,
+    halo: int | None = None,
+    precision: Precision = "float32",
+) -> None:
     """Encode a network and hand over its latents run by run, in order; see `latent.stream`."""
     stream.walk(model, graph, take, *_window(model, window, halo), precision)
 
 
 @torch.no_grad()
 def decode(
-    model: SANE, latents: torch.Tensor, template: WeightGraph, *,
-    window: int | None = None, halo: int | None = None, precision: Precision = "float32",
-) -> WeightGraph:  # fmt: skip
+    model: SANE,
+    latents: torch.Tensor,
+    template: WeightGraph,
+    *,
+    window: int | None = None,
+    halo: int | None = None,
+    precision: Precision = "float32",
+) -> WeightGraph:
     """Decode latents (T, L) into a network of the template's shapes, its scale restored.
 
     `precision` is that of matrix products. The side information that the tokens of a slot agree on, their
@@ -67,9 +81,11 @@ def decode(
     tokens = tokenize(template, model.config.token_width, _device(model))
     if len(tokens) != len(latents):
         raise SourceError(
-            template.source, f"{len(latents)} latents were given", f"it takes {len(tokens)}",
+            template.source,
+            f"{len(latents)} latents were given",
+            f"it takes {len(tokens)}",
             "match the latents to the network's tokens first",
-        )  # fmt: skip
+        )
     layout = Layout.of(slots(template), model.config.token_width, _device(model))
     places = model.config.places(layout, 0, len(tokens))
     parts = [cut(x, window, halo) for x in (latents.to(_device(model)), places)]

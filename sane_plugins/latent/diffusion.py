@@ -85,9 +85,14 @@ def weights(level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fit(
-    groups: Sequence[Sequence[Example]], config: DenoiserConfig, steps: int, rng: torch.Generator,
-    batch: int = 8, lr: float = 2e-3, blind: float = 0.15,
-) -> Iterator[tuple[Denoiser, float]]:  # fmt: skip
+    groups: Sequence[Sequence[Example]],
+    config: DenoiserConfig,
+    steps: int,
+    rng: torch.Generator,
+    batch: int = 8,
+    lr: float = 2e-3,
+    blind: float = 0.15,
+) -> Iterator[tuple[Denoiser, float]]:
     """Train a denoiser; yield it with its loss after each step. Networks of one group have one length.
 
     Groups take turns; a share `blind` of the examples is shown without its task.
@@ -118,9 +123,13 @@ def fit(
 
 @torch.no_grad()
 def denoised(
-    model: Callable[..., torch.Tensor], noisy: torch.Tensor, places: torch.Tensor,
-    task: torch.Tensor, start: float, steps: int,
-) -> torch.Tensor:  # fmt: skip
+    model: Callable[..., torch.Tensor],
+    noisy: torch.Tensor,
+    places: torch.Tensor,
+    task: torch.Tensor,
+    start: float,
+    steps: int,
+) -> torch.Tensor:
     """Return latents (B, T, L) of those noisy at level `start`, in deterministic steps (DDIM)."""
     levels = torch.linspace(start, 0, steps + 1)
     for level, following in pairwise(levels):
@@ -144,9 +153,11 @@ def load(path: str | Path) -> Denoiser:
     told = json.loads(LazyTensors(Path(path)).metadata.get(HEADER, "{}"))
     if told.get("version") != VERSION:
         raise ZooError(
-            path, f"it is no denoiser of version {VERSION}", "one from 'sane-plugins' is needed",
+            path,
+            f"it is no denoiser of version {VERSION}",
+            "one from 'sane-plugins' is needed",
             "use the sampler kde, which needs no file",
-        )  # fmt: skip
+        )
     model = Denoiser(DenoiserConfig(**told["config"]))
     model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return model.eval().requires_grad_(False)

@@ -70,9 +70,13 @@ class FastEncoder:
         self._kept = threading.local()
 
     def __call__(
-        self, values: torch.Tensor, side: torch.Tensor, places: torch.Tensor,
-        seen: torch.Tensor, owned: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        values: torch.Tensor,
+        side: torch.Tensor,
+        places: torch.Tensor,
+        seen: torch.Tensor,
+        owned: torch.Tensor,
+    ) -> torch.Tensor:
         """Encode what K windows own.
 
         values (U, D), side (U, 4) and places (U, P) of consecutive tokens; `seen` (K, S) and `owned` (K, W)

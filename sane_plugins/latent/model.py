@@ -53,9 +53,11 @@ class SANEConfig:
         object.__setattr__(self, "tables", tuple(self.tables))
         if self.model_width % self.heads or (self.tables and self.model_width % 2):
             raise UsageError(
-                "the SANE's shape", f"the width is {self.model_width} with {self.heads} heads",
-                "each head needs an equal share", "choose a width that the heads divide",
-            )  # fmt: skip
+                "the SANE's shape",
+                f"the width is {self.model_width} with {self.heads} heads",
+                "each head needs an equal share",
+                "choose a width that the heads divide",
+            )
 
     @property
     def side(self) -> int:
@@ -78,10 +80,11 @@ class SANEConfig:
         if bool((found.amax(0) >= torch.tensor(self.tables, device=found.device)).any()):
             sizes = tuple((found.amax(0) + 1).tolist())
             raise SourceError(
-                "the network", f"its tokens, slots and channels go up to {sizes}",
+                "the network",
+                f"its tokens, slots and channels go up to {sizes}",
                 f"the learned places of this SANE end at {self.tables}",
                 "use a SANE with computed places, which have no end",
-            )  # fmt: skip
+            )
         return found
 
 
@@ -145,9 +148,15 @@ def _places(config: SANEConfig) -> nn.Module:
 
 def _blocks(config: SANEConfig) -> nn.TransformerEncoder:
     block = nn.TransformerEncoderLayer(
-        config.model_width, config.heads, 4 * config.model_width, dropout=0.0, activation="gelu",
-        batch_first=True, norm_first=True, bias=False,
-    )  # fmt: skip
+        config.model_width,
+        config.heads,
+        4 * config.model_width,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+        bias=False,
+    )
     norm = nn.LayerNorm(config.model_width, bias=False) if config.is_normed else None
     return nn.TransformerEncoder(block, config.layers, norm, enable_nested_tensor=False)
 

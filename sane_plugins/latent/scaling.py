@@ -46,8 +46,9 @@ def _of_zoo(model: SANE, graph: WeightGraph, slots: int) -> torch.Tensor:
     found: torch.Tensor = model.get_buffer("zoo_scale")
     if len(found) != slots:
         raise SourceError(
-            graph.source, f"it has {slots} weight matrices and vectors",
+            graph.source,
+            f"it has {slots} weight matrices and vectors",
             f"this SANE knows the scale of {len(found)}, those of its one architecture",
             "use a SANE that divides out each tensor's own scale",
-        )  # fmt: skip
+        )
     return found

@@ -50,9 +50,13 @@ class _Cut:
 
 
 def walk(
-    model: SANE, graph: WeightGraph, take: Callable[[Run], None], window: int, halo: int,
+    model: SANE,
+    graph: WeightGraph,
+    take: Callable[[Run], None],
+    window: int,
+    halo: int,
     precision: Precision,
-) -> None:  # fmt: skip
+) -> None:
     """Encode a network and hand over its latents run by run, in order; each tensor is read once.
 
     Raises `SourceError` where a weight is not finite, when it is reached.
@@ -112,9 +116,11 @@ class _Encoder:
         places = self.model.config.places(self.layout, cut.start, cut.start + len(cut.values))
         latents = self._latents(cut, places, (seen - cut.start).to(device), owned)
         return Run(
-            start, latents.flatten(0, 1)[:count], self.layout.slots(start, start + count),
+            start,
+            latents.flatten(0, 1)[:count],
+            self.layout.slots(start, start + count),
             cut.side[start - cut.start :][:count],
-        )  # fmt: skip
+        )
 
     def _latents(
         self, cut: _Cut, places: torch.Tensor, seen: torch.Tensor, owned: torch.Tensor

@@ -31,7 +31,7 @@ def condition(
 @contextmanager
 def conditioned(
     module: nn.Module, images: torch.Tensor, batches: int, batch_size: int
-) -> Iterator[None]:  # fmt: skip
+) -> Iterator[None]:
     """Let running statistics fit images (N, C, H, W) for a while; always measured on the same batches."""
     buffers = [b for m in module.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
     kept = [buffer.clone() for buffer in buffers]

@@ -79,7 +79,9 @@ class Bench:
         row = Row(name=self._name(recipe), kind=recipe.kind, seed=seed, before=score)
         return Candidate(row, module, recipe, origins)
 
-    def make_only(self, recipe: Recipe, latents: torch.Tensor | None) -> tuple[nn.Module, dict[str, str]]:
+    def make_only(
+        self, recipe: Recipe, latents: torch.Tensor | None
+    ) -> tuple[nn.Module, dict[str, str]]:
         """Make what a recipe stands for without scoring it; also return where each tensor comes from."""
         return self._made(recipe, latents)[:2]
 
@@ -102,9 +104,13 @@ class Bench:
         return module, origins, rng
 
     def _fill(
-        self, module: nn.Module, given: Mapping[str, torch.Tensor], recipe: Recipe,
-        latents: torch.Tensor | None, rng: torch.Generator,
-    ) -> dict[str, str]:  # fmt: skip
+        self,
+        module: nn.Module,
+        given: Mapping[str, torch.Tensor],
+        recipe: Recipe,
+        latents: torch.Tensor | None,
+        rng: torch.Generator,
+    ) -> dict[str, str]:
         """Give the module its weights, statistics and classifier; return where each comes from."""
         graph = from_module(module)
         wanted = self._wanted(graph, recipe)

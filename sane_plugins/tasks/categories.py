@@ -56,22 +56,34 @@ class CategoryHead(Head):
         """Estimate the class of one network from its features (F,) by encoder, and its structure."""
         shares, doubt = self._shares(self.row(features))[0], self.doubt(features)
         order = np.argsort(-shares, kind="stable")
-        kept = [self.classes[i] for n, i in enumerate(order) if not n or 1 - shares[i] <= self.radius]
+        kept = [
+            self.classes[i] for n, i in enumerate(order) if not n or 1 - shares[i] <= self.radius
+        ]
         return CategoryEstimate(
-            property=self.property, value=self.classes[order[0]], set=tuple(kept),
+            property=self.property,
+            value=self.classes[order[0]],
+            set=tuple(kept),
             probabilities={name: float(x) for name, x in zip(self.classes, shares, strict=True)},
-            coverage=self.coverage, in_distribution=doubt.in_distribution, features=self.features,
+            coverage=self.coverage,
+            in_distribution=doubt.in_distribution,
+            features=self.features,
             typicality=doubt.typicality,
-        )  # fmt: skip
+        )
 
     def _shares(self, x: Array) -> Array:
         return regressors.predict(self.members, x)
 
 
 def fit_category(
-    name: str, samples: Samples, labels: Sequence[str], *, sane: str = "", seed: int = 0,
-    report: Report = silent, features: str = AUTO,
-) -> CategoryHead:  # fmt: skip
+    name: str,
+    samples: Samples,
+    labels: Sequence[str],
+    *,
+    sane: str = "",
+    seed: int = 0,
+    report: Report = silent,
+    features: str = AUTO,
+) -> CategoryHead:
     """Fit a head to labels (N,): choose features by grouped cross-validation, refit on everything.
 
     Raises `ZooError` for fewer networks than folds, features that are not finite, and a class of so few
@@ -90,12 +102,17 @@ def fit_category(
     best = max(scores, key=lambda kind: scores[kind])
     x, missed = join(samples.features, best), 1 - held_out[best][np.arange(len(numbers)), numbers]
     return CategoryHead(
-        property=name, classes=tuple(map(str, classes)), features=best, members=fit_classes(x, numbers),
+        property=name,
+        classes=tuple(map(str, classes)),
+        features=best,
+        members=fit_classes(x, numbers),
         radius=conformal_radius(missed, COVERAGE, samples.networks),
-        support=fit_support(x, folds), structure=kinds(samples),
-        scores={f"{kind}/{FOREST}": score for kind, score in scores.items()} | {MAJORITY: 1 / len(classes)},
+        support=fit_support(x, folds),
+        structure=kinds(samples),
+        scores={f"{kind}/{FOREST}": score for kind, score in scores.items()}
+        | {MAJORITY: 1 / len(classes)},
         sane=sane if "sane" in FEATURES[best] else "",
-    )  # fmt: skip
+    )
 
 
 def _held_out(x: Array, numbers: Array, folds: Sequence[Array]) -> Array:
@@ -112,16 +129,20 @@ def _mean_share(truth: Array, told: Array) -> float:
 
 def _require_classes(
     name: str, samples: Samples, classes: Array, numbers: Array, folds: Sequence[Array]
-) -> None:  # fmt: skip
+) -> None:
     for number, label in enumerate(classes):
         if any(not (numbers[~test] == number).any() for test in folds):
             count = len(set(np.asarray(samples.networks)[numbers == number]))
             raise ZooError(
-                f"property '{name}'", f"only {count} networks have '{label}'",
-                "each class needs networks in several folds", "add networks, or leave these out",
-            )  # fmt: skip
+                f"property '{name}'",
+                f"only {count} networks have '{label}'",
+                "each class needs networks in several folds",
+                "add networks, or leave these out",
+            )
     if len(classes) < 2:
         raise ZooError(
-            f"property '{name}'", f"every network has '{classes[0]}'", "two classes are needed",
+            f"property '{name}'",
+            f"every network has '{classes[0]}'",
+            "two classes are needed",
             "choose another property",
-        )  # fmt: skip
+        )

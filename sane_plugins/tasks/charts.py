@@ -10,9 +10,14 @@ from sane_plugins.tasks.options import Row
 from sane_plugins.weights.graph import WeightGraph
 
 COLOURS = {
-    "sane": "#1f77b4", "prompt": "#2ca02c", "mean of prompts": "#8c564b", "default": "#7f7f7f",
-    "default, classifier fitted": "#ff7f0e", MEASURED: "#bcbd22", FITTED: "#d62728",
-}  # fmt: skip
+    "sane": "#1f77b4",
+    "prompt": "#2ca02c",
+    "mean of prompts": "#8c564b",
+    "default": "#7f7f7f",
+    "default, classifier fitted": "#ff7f0e",
+    MEASURED: "#bcbd22",
+    FITTED: "#d62728",
+}
 _WIDTH, _HEIGHT = 700, 340
 _LEFT, _TOP, _BELOW = 72, 12, 42
 _ROW, _NAME, _BAR = 20, 215, 395
@@ -61,9 +66,14 @@ def layers(graph: WeightGraph, origins: Mapping[str, str]) -> str:
 
 def legend(names: Sequence[str]) -> str:
     """Return the colours and what they stand for."""
-    return '<p class="legend">' + " ".join(
-        f'<span><i style="background:{COLOURS[name]}"></i>{escape(name)}</span>' for name in names
-    ) + "</p>"  # fmt: skip
+    return (
+        '<p class="legend">'
+        + " ".join(
+            f'<span><i style="background:{COLOURS[name]}"></i>{escape(name)}</span>'
+            for name in names
+        )
+        + "</p>"
+    )
 
 
 def _points(row: Row) -> list[tuple[float, float]]:

@@ -42,8 +42,9 @@ def conformal_radius(
     """
     _, run, sizes = np.unique(
         np.arange(len(residuals)) if networks is None else np.asarray(networks),
-        return_inverse=True, return_counts=True,
-    )  # fmt: skip
+        return_inverse=True,
+        return_counts=True,
+    )
     order = np.argsort(residuals, kind="stable")
     mass = np.cumsum(1 / sizes[run[order]]) / (len(sizes) + 1)
     rank = int(np.searchsorted(mass, coverage - 1e-12))
@@ -51,9 +52,12 @@ def conformal_radius(
 
 
 def fit_widths(
-    predicted: Array, errors: Array, folds: Sequence[Array], networks: Sequence[str],
+    predicted: Array,
+    errors: Array,
+    folds: Sequence[Array],
+    networks: Sequence[str],
     coverage: float = COVERAGE,
-) -> Widths:  # fmt: skip
+) -> Widths:
     """Fit half-widths to held-out predictions (N,) and the magnitudes (N,) of their errors.
 
     The spread at a value is the mean error of the 40 predictions nearest to it. What 90 % of the errors do

@@ -37,10 +37,15 @@ def describe(task: Task) -> torch.Tensor:
     grid = _standard(_grid(images))
     flat = grid.flatten(1)
     parts = [
-        _spectrum(flat), _mean_image(grid), _directions(grid), _scales(grid), _values(flat),
-        _classes(flat, labels), _classes(_features(grid), labels),
+        _spectrum(flat),
+        _mean_image(grid),
+        _directions(grid),
+        _scales(grid),
+        _values(flat),
+        _classes(flat, labels),
+        _classes(_features(grid), labels),
         torch.tensor([float(len(task.classes))]).log() / 2,
-    ]  # fmt: skip
+    ]
     return torch.cat([part.float().cpu() for part in parts]).nan_to_num(0.0, 0.0, 0.0).clamp(-4, 4)
 
 

@@ -29,9 +29,11 @@ class Diffusion:
         known = embedded().config.sane
         if around.sane != known:
             raise UsageError(
-                "sampler 'diffusion'", f"its latents are those of the SANE {known}",
-                f"the SANE in use is {around.sane}", "use kde, or the shipped SANE",
-            )  # fmt: skip
+                "sampler 'diffusion'",
+                f"its latents are those of the SANE {known}",
+                f"the SANE in use is {around.sane}",
+                "use kde, or the shipped SANE",
+            )
         return replace(self, around=around)
 
     def __call__(self, prompts: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:

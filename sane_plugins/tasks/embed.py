@@ -28,9 +28,15 @@ from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.tokens import slots
 
 __all__ = [
-    "ENCODERS", "EncodeOptions", "Encoder", "Encoding", "SaneEncoder", "StatisticsEncoder", "embed",
+    "ENCODERS",
+    "EncodeOptions",
+    "Encoder",
+    "Encoding",
+    "SaneEncoder",
+    "StatisticsEncoder",
+    "embed",
     "statistics",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +108,14 @@ class SaneEncoder:
         with _kept(options.latents, pool, model) as (take, latents):
             _walk(model, graph, take, options)
         return Encoding(
-            latents=latents, spans=pool.spans, embedding=pool.mean.float(), layers=pool.layers.float(),
-            names=_names(graph), encoder=self.name,
+            latents=latents,
+            spans=pool.spans,
+            embedding=pool.mean.float(),
+            layers=pool.layers.float(),
+            names=_names(graph),
+            encoder=self.name,
             provenance={"source": graph.source, "model": str(options.model or "embedded")},
-        )  # fmt: skip
+        )
 
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
         """Return the scales of slots along the depth, and what the decoded network does to random inputs."""
@@ -162,10 +172,14 @@ class StatisticsEncoder:
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
         """Return the statistics; `layers` (M, 14) is s(W) of each slot's weight and bias."""
         return Encoding(
-            latents=torch.zeros(0, 0), spans=[], embedding=self.features(graph, options),
-            layers=torch.from_numpy(np.stack(slot_moments(graph))), names=_names(graph),
-            encoder=self.name, provenance={"source": graph.source},
-        )  # fmt: skip
+            latents=torch.zeros(0, 0),
+            spans=[],
+            embedding=self.features(graph, options),
+            layers=torch.from_numpy(np.stack(slot_moments(graph))),
+            names=_names(graph),
+            encoder=self.name,
+            provenance={"source": graph.source},
+        )
 
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:  # noqa: ARG002
         """Return the layer statistics (F,)."""
@@ -176,9 +190,10 @@ ENCODERS: Mapping[str, Encoder] = {"sane": SaneEncoder(), "statistics": Statisti
 
 
 def embed(
-    graph: WeightGraph, options: EncodeOptions | None = None,
+    graph: WeightGraph,
+    options: EncodeOptions | None = None,
     encoders: Mapping[str, Encoder] = ENCODERS,
-) -> Encoding:  # fmt: skip
+) -> Encoding:
     """Encode a network with the encoder that the options name.
 
     Raises `UsageError` for an unknown encoder and `SourceError` where a weight is not finite.
@@ -186,9 +201,11 @@ def embed(
     options = options or EncodeOptions()
     if options.encoder not in encoders:
         raise UsageError(
-            f"encoder '{options.encoder}'", "there is no such encoder",
-            f"one of {', '.join(sorted(encoders))} is needed", "check the name, or install its plugin",
-        )  # fmt: skip
+            f"encoder '{options.encoder}'",
+            "there is no such encoder",
+            f"one of {', '.join(sorted(encoders))} is needed",
+            "check the name, or install its plugin",
+        )
     return encoders[options.encoder].encode(graph, options)
 
 

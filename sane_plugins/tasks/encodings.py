@@ -35,8 +35,10 @@ def write_encodings(
             size = part.stat().st_size if isinstance(part, Path) else part.numel() * part.itemsize
             wide = isinstance(part, torch.Tensor) and part.dtype == torch.float64
             header[f"{source}/{name}"] = {
-                "dtype": "F64" if wide else "F32", "shape": shape, "data_offsets": [end, end + size],
-            }  # fmt: skip
+                "dtype": "F64" if wide else "F32",
+                "shape": shape,
+                "data_offsets": [end, end + size],
+            }
             parts[f"{source}/{name}"], end = part, end + size
     return write_whole(output, lambda partial: _write(header, parts, Path(partial)))
 

@@ -93,9 +93,11 @@ class _Images:
             return x[: options.images].to(options.device), y[: options.images].to(options.device)
 
         return cls(
-            task=task, device=options.device, test=part(task.x_test, task.y_test),
+            task=task,
+            device=options.device,
+            test=part(task.x_test, task.y_test),
             train=part(task.x_train, task.y_train),
-        )  # fmt: skip
+        )
 
 
 def measure(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Property]:
@@ -106,10 +108,13 @@ def measure(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Property]:
     module.to(images.device)
     test, train = _measured(module, *images.test), _measured(module, *images.train)
     return {
-        "test_accuracy": test[0], "train_accuracy": train[0], "gap": train[0] - test[0],
-        "test_loss": test[1], "train_loss": train[1],
+        "test_accuracy": test[0],
+        "train_accuracy": train[0],
+        "gap": train[0] - test[0],
+        "test_loss": test[1],
+        "train_loss": train[1],
         "finite": all(bool(x.isfinite().all()) for x in state.values()),
-    }  # fmt: skip
+    }
 
 
 def _built(zoo: Zoo, entry: Entry) -> nn.Module:
@@ -120,9 +125,11 @@ def _built(zoo: Zoo, entry: Entry) -> nn.Module:
         raise
     except Exception as error:  # the user's own code, which may raise anything
         raise ZooError(
-            f"{zoo.name}:{entry.key}", f"its factory raises {type(error).__name__} ({first_line(error)})",
-            "a network that runs is needed", "correct the function, or add it with another --factory",
-        ) from error  # fmt: skip
+            f"{zoo.name}:{entry.key}",
+            f"its factory raises {type(error).__name__} ({first_line(error)})",
+            "a network that runs is needed",
+            "correct the function, or add it with another --factory",
+        ) from error
 
 
 @torch.inference_mode()

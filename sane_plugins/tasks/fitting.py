@@ -48,13 +48,19 @@ def fit_heads(
     for name in options.properties:
         _require_known(name, every)
     # Zoos are numbered, because two may have one name and still hold different runs.
-    kept = [(i, zoo, entry) for i, zoo in enumerate(zoos) for entry in zoo.entries if _is_finite(zoo, entry)]
+    kept = [
+        (i, zoo, entry)
+        for i, zoo in enumerate(zoos)
+        for entry in zoo.entries
+        if _is_finite(zoo, entry)
+    ]
     notes = _left_out(len(every) - len(kept), "have values that are not finite")
     samples = measure(
         (zoo.graph(entry) for _, zoo, entry in kept),
         [f"{zoo.name}-{i}-{entry.network}" for i, zoo, entry in kept],
-        _encoders(options.features, model), report,
-    )  # fmt: skip
+        _encoders(options.features, model),
+        report,
+    )
     heads: dict[str, AnyHead] = {}
     for name in options.properties:
         has = np.array([name in entry.properties for _, _, entry in kept])
@@ -65,19 +71,33 @@ def fit_heads(
 
 
 def _fit(
-    name: str, samples: Samples, values: Sequence[float | str | bool], model: SANE,
-    options: FitOptions, report: Report,
-) -> AnyHead:  # fmt: skip
+    name: str,
+    samples: Samples,
+    values: Sequence[float | str | bool],
+    model: SANE,
+    options: FitOptions,
+    report: Report,
+) -> AnyHead:
     sane, seed, features = fingerprint(model), options.seed, options.features
     if any(isinstance(value, str | bool) for value in values):
         return fit_category(
-            name, samples, [str(value) for value in values], sane=sane, seed=seed, features=features,
+            name,
+            samples,
+            [str(value) for value in values],
+            sane=sane,
+            seed=seed,
+            features=features,
             report=report,
-        )  # fmt: skip
+        )
     return fit_head(
-        name, samples, np.array(values, dtype=float), sane=sane, seed=seed, features=features,
+        name,
+        samples,
+        np.array(values, dtype=float),
+        sane=sane,
+        seed=seed,
+        features=features,
         report=report,
-    )  # fmt: skip
+    )
 
 
 def _encoders(features: str, model: SANE) -> dict[str, Encoder]:
@@ -103,6 +123,8 @@ def _require_known(name: str, entries: Sequence[Entry]) -> None:
         return
     known = sorted({key for entry in entries for key in entry.properties})
     raise UsageError(
-        f"property '{name}'", "no network of the zoos has it", f"one of {', '.join(known)} is needed",
+        f"property '{name}'",
+        "no network of the zoos has it",
+        f"one of {', '.join(known)} is needed",
         "check the name, or measure it with 'sane-plugins zoo evaluate'",
-    )  # fmt: skip
+    )

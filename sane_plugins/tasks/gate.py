@@ -87,7 +87,7 @@ def best_of_both(raced: Sequence[Candidate]) -> tuple[Candidate, Candidate] | No
 
 def counted(
     bench: Bench, ours: Candidate, plain: Candidate, order: int, clock: Clock
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int]:
     """Return how many answers the one has right and the other wrong, and the reverse.
 
     Both are trained on two thirds of the images at hand and asked about the last after one and two epochs,
@@ -143,7 +143,7 @@ def _folds(bench: Bench, order: int) -> Iterator[Task]:
 
 def _answers(
     bench: Bench, candidate: Candidate, fold: Task, order: int, clock: Clock
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Train on a fold and return which of its test images are right after each epoch, (epochs x N,) bool."""
     own = replace(bench, task=fold)
     row = replace(candidate.row, seed=candidate.row.seed + order)

@@ -44,8 +44,14 @@ def race(
                 trials[id(c.module)].advance(rung, clock.check)
                 scores.append(trials[id(c.module)].score())
                 note = f"{rung / epoch:.2f} epochs, {c.row.name} {scores[-1]:.3f}"
-                report(Progress(job=f"train, rung {rungs.index(rung) + 1} of {len(rungs)}",
-                                done=i + 1, total=len(alive), note=note))  # fmt: skip
+                report(
+                    Progress(
+                        job=f"train, rung {rungs.index(rung) + 1} of {len(rungs)}",
+                        done=i + 1,
+                        total=len(alive),
+                        note=note,
+                    )
+                )
             is_last = rung == epoch * bench.options.epochs
             pairs = zip(alive, scores, strict=True)
             alive = ranked([_at(c, rung / epoch, score, is_last) for c, score in pairs])
@@ -57,10 +63,14 @@ def race(
 
 def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return them best first."""
-    return sorted(candidates, key=lambda c: (
-        -len(c.row.curve), -(c.row.curve[-1][1] if c.row.curve else c.row.before),
-        PLAINEST.index(c.row.kind),
-    ))  # fmt: skip
+    return sorted(
+        candidates,
+        key=lambda c: (
+            -len(c.row.curve),
+            -(c.row.curve[-1][1] if c.row.curve else c.row.before),
+            PLAINEST.index(c.row.kind),
+        ),
+    )
 
 
 def family(kind: str) -> str:

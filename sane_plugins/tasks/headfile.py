@@ -54,17 +54,20 @@ def load_heads(path: str | Path) -> dict[str, AnyHead]:
     metadata, tensors = _read(Path(path))
     if metadata.get("version") != VERSION:
         raise ZooError(
-            path, f"its version is {metadata.get('version', 'not given')}",
+            path,
+            f"its version is {metadata.get('version', 'not given')}",
             f"property heads of version {VERSION} are needed",
             "fit them again with 'sane-plugins heads fit'",
-        )  # fmt: skip
+        )
     try:
         return {name: _head(name, about, tensors) for name, about in metadata["heads"].items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ZooError(
-            path, f"a part is missing or wrong ({error})", "whole property heads are needed",
+            path,
+            f"a part is missing or wrong ({error})",
+            "whole property heads are needed",
             "fit them again with 'sane-plugins heads fit'",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> AnyHead:
@@ -99,6 +102,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
             return told, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ZooError(
-            path, f"it cannot be read ({error})", "property heads in a safetensors file are needed",
+            path,
+            f"it cannot be read ({error})",
+            "property heads in a safetensors file are needed",
             "check the path, or fit them with 'sane-plugins heads fit'",
-        ) from error  # fmt: skip
+        ) from error

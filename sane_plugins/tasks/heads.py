@@ -37,19 +37,33 @@ from sane_plugins.tasks.samples import (
 from sane_plugins.tasks.support import fit_support
 
 __all__ = [
-    "COVERAGE", "FEATURES", "FOLDS", "PROPERTIES", "STRUCTURE", "Estimate", "PropertyHead", "Samples",
-    "conformal_radius", "cross_predict", "fit_head", "fit_members", "group_folds", "join",
-]  # fmt: skip
+    "COVERAGE",
+    "FEATURES",
+    "FOLDS",
+    "PROPERTIES",
+    "STRUCTURE",
+    "Estimate",
+    "PropertyHead",
+    "Samples",
+    "conformal_radius",
+    "cross_predict",
+    "fit_head",
+    "fit_members",
+    "group_folds",
+    "join",
+]
 
-PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType({
-    "test_accuracy": ("share", 0.0, 1.0),
-    "train_accuracy": ("share", 0.0, 1.0),
-    "gap": ("share", -1.0, 1.0),
-    "epoch": ("epochs", 0.0, np.inf),
-    "lr": ("", 0.0, np.inf),
-    "wd": ("", 0.0, np.inf),
-    "p": ("share", 0.0, 1.0),
-})  # fmt: skip
+PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType(
+    {
+        "test_accuracy": ("share", 0.0, 1.0),
+        "train_accuracy": ("share", 0.0, 1.0),
+        "gap": ("share", -1.0, 1.0),
+        "epoch": ("epochs", 0.0, np.inf),
+        "lr": ("", 0.0, np.inf),
+        "wd": ("", 0.0, np.inf),
+        "p": ("share", 0.0, 1.0),
+    }
+)
 """Unit and range of the properties that we know; others have no unit and any value, unless one is given."""
 
 
@@ -82,10 +96,15 @@ class PropertyHead(Head):
         raw = self._raw(self.row(features))
         (low, high), doubt = self._around(raw)[0], self.doubt(features)
         return Estimate(
-            property=self.property, value=float(np.clip(raw[0], self.low, self.high)), unit=self.unit,
-            interval=(float(low), float(high)), coverage=self.coverage,
-            in_distribution=doubt.in_distribution, features=self.features, typicality=doubt.typicality,
-        )  # fmt: skip
+            property=self.property,
+            value=float(np.clip(raw[0], self.low, self.high)),
+            unit=self.unit,
+            interval=(float(low), float(high)),
+            coverage=self.coverage,
+            in_distribution=doubt.in_distribution,
+            features=self.features,
+            typicality=doubt.typicality,
+        )
 
     def _around(self, raw: Array) -> Array:
         half = self.widths.of(raw)
@@ -96,9 +115,16 @@ class PropertyHead(Head):
 
 
 def fit_head(
-    name: str, samples: Samples, targets: Array, *, sane: str = "", seed: int = 0,
-    report: Report = silent, features: str = AUTO, bounds: tuple[float, float] | None = None,
-) -> PropertyHead:  # fmt: skip
+    name: str,
+    samples: Samples,
+    targets: Array,
+    *,
+    sane: str = "",
+    seed: int = 0,
+    report: Report = silent,
+    features: str = AUTO,
+    bounds: tuple[float, float] | None = None,
+) -> PropertyHead:
     """Fit a head: choose features and regressor by grouped cross-validation, refit on everything.
 
     targets (N,) in the property's unit. `features` fixes the set of features, `bounds` the least and greatest
@@ -116,12 +142,19 @@ def fit_head(
     held_out = _held_out(x, targets, folds, regressor, _counted(report, name, len(folds)))
     errors = np.abs(np.clip(held_out, low, high) - targets)
     return PropertyHead(
-        property=name, unit=unit, low=low, high=high, features=best, regressor=regressor,
+        property=name,
+        unit=unit,
+        low=low,
+        high=high,
+        features=best,
+        regressor=regressor,
         members=fit_members(regressor, x, targets),
         widths=fit_widths(held_out, errors, folds, samples.networks),
-        support=fit_support(x, group_folds(samples.networks, FOLDS, seed)), scores=scores,
-        sane=sane if "sane" in FEATURES[best] else "", structure=kinds(samples),
-    )  # fmt: skip
+        support=fit_support(x, group_folds(samples.networks, FOLDS, seed)),
+        scores=scores,
+        sane=sane if "sane" in FEATURES[best] else "",
+        structure=kinds(samples),
+    )
 
 
 def fit_members(regressor: str, x: Array, y: Array) -> tuple[Member, ...]:
@@ -146,9 +179,12 @@ def cross_predict(
 
 
 def _held_out(
-    x: Array, y: Array, folds: Sequence[Array], regressor: str,
+    x: Array,
+    y: Array,
+    folds: Sequence[Array],
+    regressor: str,
     counted: Iterator[None] | None = None,
-) -> Array:  # fmt: skip
+) -> Array:
     found = np.zeros(len(y))
     for test in folds:
         members = fit_members(regressor, x[~test], y[~test])

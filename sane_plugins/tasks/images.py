@@ -27,15 +27,18 @@ def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str
             arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in held}
     except Exception as error:  # damaged bytes may make NumPy raise anything
         raise TaskError(
-            path, "it cannot be read as an .npz file of plain arrays",
+            path,
+            "it cannot be read as an .npz file of plain arrays",
             "a task file is one that numpy.savez wrote, without pickled objects",
             "save it again with numpy.savez, or give a folder with one sub-folder per class",
-        ) from error  # fmt: skip
+        ) from error
     if missing := [key for key in needed if key not in arrays]:
         raise TaskError(
-            path, f"it holds {', '.join(sorted(held)) or 'nothing'}, no {' and no '.join(missing)}",
-            f"{' and '.join(needed)} are needed", "save the arrays under these names",
-        )  # fmt: skip
+            path,
+            f"it holds {', '.join(sorted(held)) or 'nothing'}, no {' and no '.join(missing)}",
+            f"{' and '.join(needed)} are needed",
+            "save the arrays under these names",
+        )
     return arrays
 
 
@@ -48,14 +51,18 @@ def read_folder(path: Path, size: int | None) -> tuple[Array, Array, tuple[str, 
     files = [sorted(f for f in c.iterdir() if f.is_file() and f.name[0] != ".") for c in classes]
     if empty := [c.name for c, inside in zip(classes, files, strict=True) if not inside]:
         raise TaskError(
-            path, f"sub-folder '{empty[0]}' holds no files", "each sub-folder is one class of images",
+            path,
+            f"sub-folder '{empty[0]}' holds no files",
+            "each sub-folder is one class of images",
             "remove it, or name the folder that holds the classes",
-        )  # fmt: skip
+        )
     if not classes:
         raise TaskError(
-            path, "it has no sub-folders", "one sub-folder of images per class is needed",
+            path,
+            "it has no sub-folders",
+            "one sub-folder of images per class is needed",
             "sort the images into a sub-folder per class",
-        )  # fmt: skip
+        )
     images = _read_images([file for inside in files for file in inside], size)
     labels = np.repeat(np.arange(len(classes)), [len(inside) for inside in files])
     return images, labels, tuple(c.name for c in classes)
@@ -74,15 +81,19 @@ def _read_images(files: Sequence[Path], size: int | None) -> Array:
                 arrays.append(np.asarray(picture))
         except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
             raise TaskError(
-                file, f"it cannot be read as an image ({first_line(error)})",
-                "the sub-folders of a task hold images only", "remove or replace it",
-            ) from error  # fmt: skip
+                file,
+                f"it cannot be read as an image ({first_line(error)})",
+                "the sub-folders of a task hold images only",
+                "remove or replace it",
+            ) from error
         if arrays[-1].shape[:2] != arrays[0].shape[:2]:
             (height, width), (other, wide) = arrays[0].shape[:2], arrays[-1].shape[:2]
             raise TaskError(
-                file, f"its size is {wide} x {other} pixels",
-                f"the images before it have {width} x {height}", "resize all images with --size",
-            )  # fmt: skip
+                file,
+                f"its size is {wide} x {other} pixels",
+                f"the images before it have {width} x {height}",
+                "resize all images with --size",
+            )
     if any(a.ndim == 3 for a in arrays):
         arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, axis=2) for a in arrays]
     return np.stack(arrays)
@@ -93,9 +104,11 @@ def _pillow() -> Any:
         from PIL import Image
     except ImportError as error:
         raise TaskError(
-            "image folder", "Pillow is not installed", "reading images needs it",
+            "image folder",
+            "Pillow is not installed",
+            "reading images needs it",
             "pip install 'sane-plugins[images]', or give an .npz file",
-        ) from error  # fmt: skip
+        ) from error
     return Image
 
 

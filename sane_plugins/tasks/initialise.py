@@ -60,9 +60,13 @@ class Initialisation:
 
 
 def initialise(
-    target: nn.Module | Callable[[], nn.Module], task: Task, prompts: Sequence[WeightGraph], sane: SANE,
-    options: InitialiseOptions | None = None, report: Report = silent,
-) -> Initialisation:  # fmt: skip
+    target: nn.Module | Callable[[], nn.Module],
+    task: Task,
+    prompts: Sequence[WeightGraph],
+    sane: SANE,
+    options: InitialiseOptions | None = None,
+    report: Report = silent,
+) -> Initialisation:
     """Return initial weights for `target` on `task`: a SANE candidate, or what does better.
 
     `target` is a function that builds the network anew, so that every default initialisation is a fresh
@@ -87,17 +91,27 @@ def initialise(
         rows += sorted(pool.others, key=lambda row: -row.before)
         told = trace(bench, task, prompts, sane, best.recipe, course, rows, shots)
     return Initialisation(
-        graph=_graph(best.module), module=best.module.cpu().eval(), chosen=family(best.row.kind),
-        rows=tuple(rows), notes=tuple(remarks(bench, task, fresh, clock, best, expected)),
-        provenance=told, origins=best.origins, interrupted=clock.interrupted, outlook=expected,
+        graph=_graph(best.module),
+        module=best.module.cpu().eval(),
+        chosen=family(best.row.kind),
+        rows=tuple(rows),
+        notes=tuple(remarks(bench, task, fresh, clock, best, expected)),
+        provenance=told,
+        origins=best.origins,
+        interrupted=clock.interrupted,
+        outlook=expected,
         aside=bench.pruned.aside() if bench.pruned else None,
-    )  # fmt: skip
+    )
 
 
 def remake(
-    target: nn.Module | Callable[[], nn.Module], task: Task, prompts: Sequence[WeightGraph], sane: SANE,
-    options: InitialiseOptions, told: Mapping[str, Any],
-) -> WeightGraph:  # fmt: skip
+    target: nn.Module | Callable[[], nn.Module],
+    task: Task,
+    prompts: Sequence[WeightGraph],
+    sane: SANE,
+    options: InitialiseOptions,
+    told: Mapping[str, Any],
+) -> WeightGraph:
     """Make the weights of a provenance again: only the chosen candidate, without any search."""
     bench, _ = prepare(target, task, prompts, sane, options)
     recipe = Recipe(**told["recipe"])
@@ -110,9 +124,12 @@ def remake(
 
 
 def generate(
-    target: nn.Module | Callable[[], nn.Module], task: Task, prompts: Sequence[WeightGraph], sane: SANE,
+    target: nn.Module | Callable[[], nn.Module],
+    task: Task,
+    prompts: Sequence[WeightGraph],
+    sane: SANE,
     options: InitialiseOptions | None = None,
-) -> Initialisation:  # fmt: skip
+) -> Initialisation:
     """Draw and decode one network near the prompts; nothing is compared, so it may be worse than the default.
 
     Norms are conditioned and the classifier is fitted on the task's images, as `initialise` does.
@@ -123,10 +140,17 @@ def generate(
     with fitting_threads(bench.make(), task):
         module, origins = bench.make_only(recipe, latents_of(bench, course, recipe))
     return Initialisation(
-        graph=_graph(module), module=module.cpu().eval(), chosen="sane", rows=(),
-        notes=(*bench.transfer.notes, "nothing was scored: it may be worse than the default initialisation"),
-        provenance=trace(bench, task, prompts, sane, recipe, course, ()), origins=origins,
-    )  # fmt: skip
+        graph=_graph(module),
+        module=module.cpu().eval(),
+        chosen="sane",
+        rows=(),
+        notes=(
+            *bench.transfer.notes,
+            "nothing was scored: it may be worse than the default initialisation",
+        ),
+        provenance=trace(bench, task, prompts, sane, recipe, course, ()),
+        origins=origins,
+    )
 
 
 def _raced(
@@ -139,9 +163,12 @@ def _raced(
 
 
 def prepare(
-    target: nn.Module | Callable[[], nn.Module], task: Task, prompts: Sequence[WeightGraph], sane: SANE,
+    target: nn.Module | Callable[[], nn.Module],
+    task: Task,
+    prompts: Sequence[WeightGraph],
+    sane: SANE,
     options: InitialiseOptions,
-) -> tuple[Bench, bool]:  # fmt: skip
+) -> tuple[Bench, bool]:
     """Return all that candidates are built with, and whether each default is a fresh draw."""
     make, fresh = _maker(target)
     with seeded(generator(options.seed, "first")):
@@ -181,9 +208,11 @@ def _require_match(module: nn.Module, options: InitialiseOptions) -> None:
     if not any(map(options.selects, module.state_dict())):
         names = ", ".join([*module.state_dict()][:4])
         raise UsageError(
-            "--include, --exclude", "no tensor is left to initialise", "some name must match",
+            "--include, --exclude",
+            "no tensor is left to initialise",
+            "some name must match",
             f"the network has {names}, and so on",
-        )  # fmt: skip
+        )
 
 
 def _graph(module: nn.Module) -> WeightGraph:

@@ -55,12 +55,22 @@ def channels(w: Array) -> Array:
     unit = flat / np.maximum(out_norm, _TINY)[:, None]
     cosines = (unit @ unit.T)[np.triu_indices(len(flat), 1)] if len(flat) > 1 else np.zeros(1)
     dead = float((out_norm < 0.1 * out_norm.max()).mean())
-    return np.array([
-        *_spread(out_norm), *_spread(in_norm), dead,
-        log(_ratio((flat.sum(0) ** 2).sum(), total)), log(_ratio((flat.sum(1) ** 2).sum(), total)),
-        _ratio(np.abs(flat.mean(1)).mean(), flat.std()), _ratio(flat.mean(1).std(), flat.std()),
-        cosines.mean(), np.abs(cosines).mean(), cosines.max(), cosines.min(), cosines.std(),
-    ])  # fmt: skip
+    return np.array(
+        [
+            *_spread(out_norm),
+            *_spread(in_norm),
+            dead,
+            log(_ratio((flat.sum(0) ** 2).sum(), total)),
+            log(_ratio((flat.sum(1) ** 2).sum(), total)),
+            _ratio(np.abs(flat.mean(1)).mean(), flat.std()),
+            _ratio(flat.mean(1).std(), flat.std()),
+            cosines.mean(),
+            np.abs(cosines).mean(),
+            cosines.max(),
+            cosines.min(),
+            cosines.std(),
+        ]
+    )
 
 
 def spectrum(w: Array) -> Array:
@@ -71,11 +81,20 @@ def spectrum(w: Array) -> Array:
     entropy = -float((share * np.log(np.maximum(share, _TINY))).sum())
     edge = flat.std() * (len(flat) ** 0.5 + flat.shape[1] ** 0.5)
     second = share[1] if len(share) > 1 else 0.0
-    return np.array([
-        log(power[0] ** 0.5), _ratio(power[0] ** 0.5, edge), share[0], second, share[:3].sum(),
-        share[-1], share[len(share) // 2], entropy / max(np.log(len(share)), 1.0),
-        log(share[-1]), log(_ratio(share[0], share[len(share) // 2])),
-    ])  # fmt: skip
+    return np.array(
+        [
+            log(power[0] ** 0.5),
+            _ratio(power[0] ** 0.5, edge),
+            share[0],
+            second,
+            share[:3].sum(),
+            share[-1],
+            share[len(share) // 2],
+            entropy / max(np.log(len(share)), 1.0),
+            log(share[-1]),
+            log(_ratio(share[0], share[len(share) // 2])),
+        ]
+    )
 
 
 def _eigenvalues(flat: Array) -> Array:
@@ -96,12 +115,21 @@ def spatial(w: Array) -> Array:
     bands = ((basis @ k @ basis.T) ** 2).sum((0, 1)) / max(energy, _TINY)
     order = np.add.outer(np.arange(side), np.arange(side))
     low, high = bands[order == 1].mean(), bands[order >= side].mean()
-    lag = [_ratio(float((a * b).sum()), energy)
-           for a, b in ((k[..., 1:], k[..., :-1]), (k[..., 1:, :], k[..., :-1, :]))]  # fmt: skip
-    return np.array([
-        dc, *lag, low, high, log(_ratio(low, high)), log(_ratio(bands[0, 0], high)),
-        log((high * energy / w[..., 0].size) ** 0.5),
-    ])  # fmt: skip
+    lag = [
+        _ratio(float((a * b).sum()), energy)
+        for a, b in ((k[..., 1:], k[..., :-1]), (k[..., 1:, :], k[..., :-1, :]))
+    ]
+    return np.array(
+        [
+            dc,
+            *lag,
+            low,
+            high,
+            log(_ratio(low, high)),
+            log(_ratio(bands[0, 0], high)),
+            log((high * energy / w[..., 0].size) ** 0.5),
+        ]
+    )
 
 
 def _cosines(n: int) -> Array:
@@ -118,11 +146,17 @@ def bias_relation(w: Array, bias: Array | None) -> Array:
         return np.zeros(7)
     flat = w.reshape(len(w), -1)
     norm, rms = np.sqrt((flat**2).sum(1)), float(np.sqrt((bias**2).mean()))
-    return np.array([
-        log(_ratio(rms, flat.std())), log(float(np.abs(bias).max()) * flat.shape[1] ** 0.5),
-        _cor(bias, norm), _cor(bias, flat.sum(1)), _cor(np.abs(bias), norm),
-        _ratio(bias.mean(), rms), log(_ratio(abs(bias.sum()), np.abs(bias).sum())),
-    ])  # fmt: skip
+    return np.array(
+        [
+            log(_ratio(rms, flat.std())),
+            log(float(np.abs(bias).max()) * flat.shape[1] ** 0.5),
+            _cor(bias, norm),
+            _cor(bias, flat.sum(1)),
+            _cor(np.abs(bias), norm),
+            _ratio(bias.mean(), rms),
+            log(_ratio(abs(bias.sum()), np.abs(bias).sum())),
+        ]
+    )
 
 
 def vector(x: Array) -> Array:

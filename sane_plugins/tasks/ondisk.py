@@ -22,15 +22,19 @@ def read_torchvision(source: str) -> tuple[Array, Array, Array, Array]:
     _, name, folder = (*source.split(":", 2), "", "")[:3]
     if not folder:
         raise TaskError(
-            source, "it names no folder", "torchvision:NAME:FOLDER is needed",
+            source,
+            "it names no folder",
+            "torchvision:NAME:FOLDER is needed",
             "write for example torchvision:MNIST:data",
-        )  # fmt: skip
+        )
     kind = getattr(_datasets(source), name, None)
     if not isinstance(kind, type):
         raise TaskError(
-            source, f"torchvision has no data set '{name}'", "its class name is needed",
+            source,
+            f"torchvision has no data set '{name}'",
+            "its class name is needed",
             "write for example torchvision:CIFAR10:data",
-        )  # fmt: skip
+        )
     return *_arrays(source, kind, folder, True), *_arrays(source, kind, folder, False)
 
 
@@ -42,10 +46,11 @@ def _arrays(source: str, kind: Any, folder: str, train: bool) -> tuple[Array, Ar
         labels = np.asarray(found.targets if hasattr(found, "targets") else found.labels)
     except Exception as error:  # each of torchvision's data sets fails in its own way
         raise TaskError(
-            source, f"it cannot be read ({first_line(error)})",
+            source,
+            f"it cannot be read ({first_line(error)})",
             "the files lie in the folder as torchvision leaves them, and fit into memory",
             "give the folder that torchvision calls root, or an .npz file",
-        ) from error  # fmt: skip
+        ) from error
     return images, labels.astype(np.int64)
 
 
@@ -67,7 +72,9 @@ def _datasets(source: str) -> Any:
         RuntimeError,
     ) as error:  # RuntimeError: one that was built for another torch
         raise TaskError(
-            source, f"torchvision cannot be imported ({first_line(error)})", "it reads its data sets",
+            source,
+            f"torchvision cannot be imported ({first_line(error)})",
+            "it reads its data sets",
             "pip install 'sane-plugins[torchvision]', or give an .npz file",
-        ) from error  # fmt: skip
+        ) from error
     return datasets

@@ -43,16 +43,22 @@ def page(done: Initialisation, verdict: str, notes: Sequence[str]) -> str:
         f"<h1>Initialisation for {escape(str(told['task']['name']))}</h1>",
         f"<p><b>{escape(verdict)}</b></p>",
         '<div class="warnings"><h2>Notes and warnings</h2><ul>',
-        *(f"<li>{escape(text)}.</li>" for text in notes), "</ul></div>",
-        "<h2>Candidates</h2><p>Accuracy on held-out training images.</p>", _candidates(done),
-        "<h2>Learning curves</h2>", legend(kinds), curves(done.rows),
+        *(f"<li>{escape(text)}.</li>" for text in notes),
+        "</ul></div>",
+        "<h2>Candidates</h2><p>Accuracy on held-out training images.</p>",
+        _candidates(done),
+        "<h2>Learning curves</h2>",
+        legend(kinds),
+        curves(done.rows),
         "<p>Thick: the mean of the candidates of a kind that came so far; shaded: their range.</p>",
-        "<h2>Where the weights came from</h2>", legend(list(dict.fromkeys(done.origins.values()))),
+        "<h2>Where the weights came from</h2>",
+        legend(list(dict.fromkeys(done.origins.values()))),
         layers(done.graph, done.origins),
-        "<h2>Prompts</h2>", _prompts(done),
+        "<h2>Prompts</h2>",
+        _prompts(done),
         "<h2>Provenance</h2><details open><summary>All that it takes to make the weights again</summary>",
         f"<pre>{escape(_provenance(done))}</pre></details>",
-    ]  # fmt: skip
+    ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>sane-init report</title>'

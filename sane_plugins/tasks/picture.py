@@ -20,10 +20,18 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".pdf", ".svg")
 _COLOURS = {
-    "conv": "#1f77b4", "kernels": "#1f77b4", "linear": "#d62728", "matrix": "#d62728",
-    "norm": "#2ca02c", "embedding": "#9467bd", "attention": "#ff7f0e", "recurrent": "#8c564b",
-    "parameter": "#7f7f7f", "vector": "#bcbd22", "transposed conv": "#17becf",
-}  # fmt: skip
+    "conv": "#1f77b4",
+    "kernels": "#1f77b4",
+    "linear": "#d62728",
+    "matrix": "#d62728",
+    "norm": "#2ca02c",
+    "embedding": "#9467bd",
+    "attention": "#ff7f0e",
+    "recurrent": "#8c564b",
+    "parameter": "#7f7f7f",
+    "vector": "#bcbd22",
+    "transposed conv": "#17becf",
+}
 _OTHER = "#e377c2"
 _GREY, _PALE = "#b8b8b8", "#dcdcdc"
 _NAMED = 40  # more layers than these are named in steps
@@ -39,14 +47,18 @@ def require_picture(path: Path, force: bool) -> Path:
     """Return a path that a picture can be written to; raise `SaneError` where none can, before any work."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
-            path, f"pictures have no suffix '{path.suffix}'", f"{', '.join(SUFFIXES)} are known",
+            path,
+            f"pictures have no suffix '{path.suffix}'",
+            f"{', '.join(SUFFIXES)} are known",
             "choose one of these",
-        )  # fmt: skip
+        )
     if find_spec("matplotlib") is None:
         raise SourceError(
-            path, "the package matplotlib is not installed", "pictures need it",
+            path,
+            "the package matplotlib is not installed",
+            "pictures need it",
             "run pip install 'sane-plugins[plot]'",
-        )  # fmt: skip
+        )
     return require_free(path, force)
 
 
@@ -95,11 +107,27 @@ def _norms(axes: Axes, layers: Sequence[LayerFigures]) -> None:
     size = 36 if len(shown) <= _NAMED else 14
     for label in labels:
         at = [i for i, layer in enumerate(shown) if layer.label == label]
-        _dots(axes, at, [shown[i].rms for i in at], floor, size, color=_COLOURS.get(label, _OTHER),
-              label=label)  # fmt: skip
+        _dots(
+            axes,
+            at,
+            [shown[i].rms for i in at],
+            floor,
+            size,
+            color=_COLOURS.get(label, _OTHER),
+            label=label,
+        )
     at = list(range(len(shown)))
-    _dots(axes, at, [x.bias_rms for x in shown], floor, size, facecolors="none",
-          edgecolors="black", linewidths=0.8, label="bias")  # fmt: skip
+    _dots(
+        axes,
+        at,
+        [x.bias_rms for x in shown],
+        floor,
+        size,
+        facecolors="none",
+        edgecolors="black",
+        linewidths=0.8,
+        label="bias",
+    )
     axes.set_yscale("log")
     plain = FuncFormatter(lambda x, _: f"{x:g}")
     axes.yaxis.set_major_formatter(plain)
@@ -117,9 +145,13 @@ def _norms(axes: Axes, layers: Sequence[LayerFigures]) -> None:
 
 
 def _dots(
-    axes: Axes, at: Sequence[int], values: Sequence[float | None], floor: float, size: float,
+    axes: Axes,
+    at: Sequence[int],
+    values: Sequence[float | None],
+    floor: float,
+    size: float,
     **look: Any,
-) -> None:  # fmt: skip
+) -> None:
     pairs = [(i, max(x, floor)) for i, x in zip(at, values, strict=True) if x is not None]
     if pairs:
         axes.scatter([i for i, _ in pairs], [x for _, x in pairs], s=size, zorder=3, **look)
@@ -134,17 +166,23 @@ def _image(figure: Figure, axes: Axes, tokens: TokenMap) -> None:
     values = np.ma.masked_array(tokens.values.numpy(), ~tokens.mask.numpy()).T
     colours = mpl.colormaps["RdBu_r"].with_extremes(bad=_GREY)
     drawn = axes.imshow(
-        values, aspect="auto", cmap=colours, vmin=-_REACH, vmax=_REACH, interpolation="nearest",
+        values,
+        aspect="auto",
+        cmap=colours,
+        vmin=-_REACH,
+        vmax=_REACH,
+        interpolation="nearest",
         extent=(0, rows, width, 0),
-    )  # fmt: skip
+    )
     for last in _apart([last for _, _, last in tokens.spans[:-1]], rows / _LINES):
         axes.axvline(last, color="black", linewidth=0.4, alpha=0.6)
     shown = "all" if rows == tokens.total else f"{rows:,} evenly chosen"
     axes.set_title(
         f"Weights, cut into columns of up to {width} values ({shown} of {tokens.total:,});"
         " lines part layers, grey is empty",
-        loc="left", fontsize=10,
-    )  # fmt: skip
+        loc="left",
+        fontsize=10,
+    )
     axes.set_ylabel("place in the column")
     axes.set_xticks([])
     bar = figure.colorbar(drawn, ax=axes, pad=0.01, extend="both")
@@ -156,8 +194,13 @@ def _strip(axes: Axes, tokens: TokenMap, colours: dict[str, str]) -> None:
     rows = len(tokens.values)
     line = 0.3 if len(tokens.spans) < _LINES // 2 else 0.0
     for name, first, last in tokens.spans:
-        axes.broken_barh([(first, last - first)], (0, 1), facecolors=colours[name],
-                         edgecolors="white", linewidth=line)  # fmt: skip
+        axes.broken_barh(
+            [(first, last - first)],
+            (0, 1),
+            facecolors=colours[name],
+            edgecolors="white",
+            linewidth=line,
+        )
     by_width = sorted(tokens.spans, key=lambda span: span[1] - span[2])
     named = {(first + last) / 2: name for name, first, last in reversed(by_width)}
     centres = [(first + last) / 2 for _, first, last in by_width]
@@ -200,13 +243,21 @@ def _shares(survey: Survey) -> Iterator[tuple[str, list[tuple[str, int, str]]]]:
     converted = sum(x.values for x in survey.converted)
     missed = survey.total - survey.parameters
     as_stored = survey.parameters - converted
-    yield "parameters", [
-        ("read as stored", as_stored, "#4c9f70"), ("read and converted", converted, "#8fc9a5"),
-        ("not read", missed, "#d62728"),
-    ]  # fmt: skip
-    yield "values", [
-        ("in use", survey.parameters - survey.zeros, "#4a78b5"), ("exactly zero", survey.zeros, _PALE),
-    ]  # fmt: skip
+    yield (
+        "parameters",
+        [
+            ("read as stored", as_stored, "#4c9f70"),
+            ("read and converted", converted, "#8fc9a5"),
+            ("not read", missed, "#d62728"),
+        ],
+    )
+    yield (
+        "values",
+        [
+            ("in use", survey.parameters - survey.zeros, "#4a78b5"),
+            ("exactly zero", survey.zeros, _PALE),
+        ],
+    )
     found = survey.structure
     for name, count, zero in (
         ("output channels", found.outputs, found.zero_outputs),

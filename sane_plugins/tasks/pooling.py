@@ -68,9 +68,14 @@ def ordered(graph: WeightGraph) -> WeightGraph:
 
 
 def features(
-    model: SANE, graph: WeightGraph, side: torch.Tensor, latents: torch.Tensor | None, *,
-    window: int | None, halo: int | None,
-) -> torch.Tensor:  # fmt: skip
+    model: SANE,
+    graph: WeightGraph,
+    side: torch.Tensor,
+    latents: torch.Tensor | None,
+    *,
+    window: int | None,
+    halo: int | None,
+) -> torch.Tensor:
     """Return features (F,) float64 of a network: scales along its depth, and the decoded one's decisions.
 
     side (M, 4) of its slots; latents (T, L), or None where it `is_probed` not: then its decisions are 0.

@@ -23,10 +23,21 @@ from sane_plugins.tasks.statistics import structure
 from sane_plugins.weights.graph import WeightGraph
 
 __all__ = [
-    "AnyEstimate", "AnyHead", "CategoryEstimate", "Estimate", "PredictOptions", "PropertyHead",
-    "Samples", "embedded_heads", "fingerprint", "fit_head", "load_heads", "measure", "predict",
+    "AnyEstimate",
+    "AnyHead",
+    "CategoryEstimate",
+    "Estimate",
+    "PredictOptions",
+    "PropertyHead",
+    "Samples",
+    "embedded_heads",
+    "fingerprint",
+    "fit_head",
+    "load_heads",
+    "measure",
+    "predict",
     "save_heads",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +54,11 @@ class PredictOptions:
 
 
 def predict(
-    graph: WeightGraph, heads: Mapping[str, AnyHead] | None = None, sane: SANE | None = None,
+    graph: WeightGraph,
+    heads: Mapping[str, AnyHead] | None = None,
+    sane: SANE | None = None,
     options: PredictOptions | None = None,
-) -> dict[str, AnyEstimate]:  # fmt: skip
+) -> dict[str, AnyEstimate]:
     """Estimate properties of one network; embedded heads and SANE stand in for those not given.
 
     Raises `SourceError` where a weight is not finite, `UsageError` for a property without a head, and
@@ -69,9 +82,11 @@ def predict(
 
 
 def measure(
-    graphs: Sequence[WeightGraph] | Iterable[WeightGraph], networks: Sequence[str],
-    encoders: Mapping[str, Encoder], report: Report = silent,
-) -> Samples:  # fmt: skip
+    graphs: Sequence[WeightGraph] | Iterable[WeightGraph],
+    networks: Sequence[str],
+    encoders: Mapping[str, Encoder],
+    report: Report = silent,
+) -> Samples:
     """Return the features of many networks, as `fit_head` takes them."""
     rows: dict[str, list[Array]] = {name: [] for name in (*encoders, STRUCTURE)}
     for i, graph in enumerate(graphs):
@@ -97,15 +112,15 @@ def fingerprint(model: SANE) -> str:
     return digest.hexdigest()[:16]
 
 
-def _chosen(
-    heads: Mapping[str, AnyHead], properties: tuple[str, ...] | None
-) -> dict[str, AnyHead]:
+def _chosen(heads: Mapping[str, AnyHead], properties: tuple[str, ...] | None) -> dict[str, AnyHead]:
     for name in properties or ():
         if name not in heads:
             raise UsageError(
-                f"property '{name}'", "no head predicts it",
-                f"one of {', '.join(sorted(heads))} is needed", "check the name, or install its plugin",
-            )  # fmt: skip
+                f"property '{name}'",
+                "no head predicts it",
+                f"one of {', '.join(sorted(heads))} is needed",
+                "check the name, or install its plugin",
+            )
     return {name: heads[name] for name in properties or heads}
 
 
@@ -114,6 +129,8 @@ def _require_same(heads: Mapping[str, AnyHead], model: SANE) -> None:
     for name, head in heads.items():
         if head.sane and head.sane != own:
             raise ZooError(
-                f"property '{name}'", f"its head reads features of SANE {head.sane}",
-                f"this SANE is {own}", "use the SANE it was fitted with, or fit the head again",
-            )  # fmt: skip
+                f"property '{name}'",
+                f"its head reads features of SANE {head.sane}",
+                f"this SANE is {own}",
+                "use the SANE it was fitted with, or fit the head again",
+            )

@@ -84,10 +84,18 @@ def _log(x: float) -> float:
 def _activity(y: Array, x: Array, drive: float) -> Array:
     on = (y > 0).mean(1)
     within, between = float(y.std(1).mean()), float(y.mean(1).std())
-    return np.array([
-        _log(drive), _log(within), _log(between / max(within, _TINY)), float((on < 0.02).mean()),
-        float((on > 0.98).mean()), float((np.abs(y) > 2).mean()), _log(float(x.std(1).mean())), on.mean(),
-    ])  # fmt: skip
+    return np.array(
+        [
+            _log(drive),
+            _log(within),
+            _log(between / max(within, _TINY)),
+            float((on < 0.02).mean()),
+            float((on > 0.98).mean()),
+            float((np.abs(y) > 2).mean()),
+            _log(float(x.std(1).mean())),
+            on.mean(),
+        ]
+    )
 
 
 def _decisions(y: Array) -> Array:
@@ -101,12 +109,23 @@ def _decisions(y: Array) -> Array:
     spread = centred.std(1)
     lead = np.diff(np.sort(y, axis=0)[-2:], axis=0) if len(y) > 1 else np.zeros((1, y.shape[1]))
     scale = max(float(spread.mean()), _TINY)
-    return np.array([
-        p.max(0).mean(), _log(scale), chosen.max(), float((chosen > 0.01).mean()), _entropy(p.mean(1)),
-        _entropy(p) / y.shape[1], share[0], _log(float(centred.mean(1).std()) / scale),
-        _log(float(lead.mean())), lead.std() / max(float(lead.mean()), _TINY), _entropy(share),
-        spread.std() / scale, _entropy(chosen),
-    ])  # fmt: skip
+    return np.array(
+        [
+            p.max(0).mean(),
+            _log(scale),
+            chosen.max(),
+            float((chosen > 0.01).mean()),
+            _entropy(p.mean(1)),
+            _entropy(p) / y.shape[1],
+            share[0],
+            _log(float(centred.mean(1).std()) / scale),
+            _log(float(lead.mean())),
+            lead.std() / max(float(lead.mean()), _TINY),
+            _entropy(share),
+            spread.std() / scale,
+            _entropy(chosen),
+        ]
+    )
 
 
 def _entropy(p: Array) -> float:

@@ -87,7 +87,9 @@ def _in_turn(entries: list[Entry]) -> list[Entry]:
         dataset = entry.properties.get("dataset")
         seen[dataset] = seen.get(dataset, 0) + 1
         ranks.append(seen[dataset])
-    return [entry for _, entry in sorted(zip(ranks, entries, strict=True), key=lambda pair: pair[0])]
+    return [
+        entry for _, entry in sorted(zip(ranks, entries, strict=True), key=lambda pair: pair[0])
+    ]
 
 
 def _fit(graph: WeightGraph, shapes: list[tuple[int, ...]]) -> tuple[bool, bool, int]:

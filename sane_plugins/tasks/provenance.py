@@ -36,17 +36,28 @@ FORMAT = 2
 
 
 def trace(
-    bench: Bench, task: Task, prompts: Sequence[WeightGraph], sane: SANE, recipe: Recipe,
-    course: Course, rows: Sequence[Row], shots: Shots | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    bench: Bench,
+    task: Task,
+    prompts: Sequence[WeightGraph],
+    sane: SANE,
+    recipe: Recipe,
+    course: Course,
+    rows: Sequence[Row],
+    shots: Shots | None = None,
+) -> dict[str, Any]:
     """Return what the weights of a recipe came from; no time and no place of the machine is in it."""
     return {
-        "format": FORMAT, "seed": bench.options.seed, **ingredients(task, prompts, sane),
-        "prompts_fit": bench.transfer.fits, "recipe": asdict(recipe),
-        "course": asdict(course), "few_shot": None if shots is None else asdict(shots),
-        "options": _plain(bench.options), "scores": [asdict(row) for row in rows],
+        "format": FORMAT,
+        "seed": bench.options.seed,
+        **ingredients(task, prompts, sane),
+        "prompts_fit": bench.transfer.fits,
+        "recipe": asdict(recipe),
+        "course": asdict(course),
+        "few_shot": None if shots is None else asdict(shots),
+        "options": _plain(bench.options),
+        "scores": [asdict(row) for row in rows],
         "versions": surroundings(bench.options.device),
-    }  # fmt: skip
+    }
 
 
 def ingredients(task: Task, prompts: Sequence[WeightGraph], sane: SANE) -> dict[str, Any]:
@@ -57,23 +68,27 @@ def ingredients(task: Task, prompts: Sequence[WeightGraph], sane: SANE) -> dict[
         "task": {"name": task.name, "hash": _hash([("x", task.x_train), ("y", task.y_train)])},
         "prompts": [
             {
-                "source": p.source, "hash": content_hash(p),
+                "source": p.source,
+                "hash": content_hash(p),
                 "licence": _licence() if p.source.startswith(own) else "not told",
             }
             for p in prompts
         ],
         "licences": {"sane-plugins": _licence()},
-    }  # fmt: skip
+    }
 
 
 def surroundings(device: str) -> dict[str, str]:
     """Return what may change the last bits of a result."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     return {
-        "sane-plugins": sane_plugins.__version__, "torch": torch.__version__, "device": name,
-        "threads": str(torch.get_num_threads()), "machine": platform.machine(),
+        "sane-plugins": sane_plugins.__version__,
+        "torch": torch.__version__,
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
         "python": platform.python_version(),
-    }  # fmt: skip
+    }
 
 
 def restored(told: Mapping[str, Any]) -> InitialiseOptions:
@@ -122,9 +137,11 @@ def read_provenance(path: Path) -> dict[str, Any]:
     if isinstance(found, dict) and found.get("format") == FORMAT:
         return found
     raise SourceError(
-        path, "it does not say where its weights come from", "the provenance that sane-init writes",
+        path,
+        "it does not say where its weights come from",
+        "the provenance that sane-init writes",
         "name a file from sane-init",
-    )  # fmt: skip
+    )
 
 
 def _beside(path: Path) -> Path:

@@ -77,15 +77,18 @@ def pruned(graph: WeightGraph, classifier: Collection[str]) -> Pruned:
     measured = {param.key for param in graph.params if param.role in RUNNING}
     own = frozenset({*classifier, *measured})
     masks = {
-        param.key: graph.tensors[param.key] != 0 for param in graph.params
+        param.key: graph.tensors[param.key] != 0
+        for param in graph.params
         if param.key not in own and len(param.shape) > 1
-    }  # fmt: skip
+    }
     survives = {key: mask for key, mask in masks.items() if not mask.all()}
     if not survives:
         raise UsageError(
-            "--pruned", f"no weight of {graph.source} is zero", "a pruned network has zeros",
+            "--pruned",
+            f"no weight of {graph.source} is zero",
+            "a pruned network has zeros",
             "prune it first (torch.nn.utils.prune), or leave --pruned out",
-        )  # fmt: skip
+        )
     return Pruned({key: tensor.clone() for key, tensor in _tensors(graph)}, survives, own)
 
 

@@ -79,10 +79,13 @@ def arrays(member: Member) -> dict[str, Array]:
 def normal_scores(x: Array, knots: Array) -> Array:
     """Map each feature through its quantiles `knots` (Q, F) to a standard normal score, at most 3.1."""
     level = np.linspace(0, 1, len(knots))
-    ranks = np.stack([
-        (np.interp(column, knot, level) - np.interp(-column, -knot[::-1], level) + 1) / 2
-        for column, knot in zip(x.T, knots.T, strict=True)
-    ], axis=1)  # fmt: skip
+    ranks = np.stack(
+        [
+            (np.interp(column, knot, level) - np.interp(-column, -knot[::-1], level) + 1) / 2
+            for column, knot in zip(x.T, knots.T, strict=True)
+        ],
+        axis=1,
+    )
     return np.asarray(ndtri(np.clip(ranks, _EDGE, 1 - _EDGE)))
 
 
@@ -105,11 +108,15 @@ def pack(trees: Sequence[Any], offset: float, factor: float) -> Trees:
 
     feature = np.concatenate([np.maximum(part.feature, 0) for part in parts])
     return Trees(
-        sizes.astype(np.int64), joined("children_left"), joined("children_right"),
-        feature.astype(np.uint16), rounded.astype(np.float32),
+        sizes.astype(np.int64),
+        joined("children_left"),
+        joined("children_right"),
+        feature.astype(np.uint16),
+        rounded.astype(np.float32),
         np.concatenate([_leaves(part) for part in parts]).astype(np.float32),
-        np.array([max(part.max_depth for part in parts)]), np.array([offset, factor]),
-    )  # fmt: skip
+        np.array([max(part.max_depth for part in parts)]),
+        np.array([offset, factor]),
+    )
 
 
 def _leaves(part: Any) -> Array:
@@ -132,9 +139,14 @@ def fit_boosting(x: Array, y: Array) -> tuple[Member, ...]:
     from sklearn.ensemble import GradientBoostingRegressor
 
     model = GradientBoostingRegressor(
-        n_estimators=300, max_depth=5, learning_rate=0.05, subsample=0.5, max_features=0.05,
-        min_samples_leaf=4, random_state=0,
-    ).fit(x, y)  # fmt: skip
+        n_estimators=300,
+        max_depth=5,
+        learning_rate=0.05,
+        subsample=0.5,
+        max_features=0.05,
+        min_samples_leaf=4,
+        random_state=0,
+    ).fit(x, y)
     return (pack(model.estimators_.ravel(), float(y.mean()), model.learning_rate),)
 
 
@@ -160,7 +172,9 @@ BASES: Mapping[str, Fit] = {"ridge": fit_ridge, "boosting": fit_boosting, "fores
 """What is fitted; an average of several costs nothing more to try."""
 
 REGRESSORS: Mapping[str, tuple[str, ...]] = {
-    "ridge": ("ridge",), "boosting": ("boosting",), "forest": ("forest",),
+    "ridge": ("ridge",),
+    "boosting": ("boosting",),
+    "forest": ("forest",),
     "boosting+forest": ("boosting", "forest"),
     "boosting+forest+ridge": ("boosting", "forest", "ridge"),
-}  # fmt: skip
+}

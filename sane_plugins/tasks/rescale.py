@@ -21,18 +21,22 @@ Hook = Callable[[nn.Module, object, torch.Tensor], torch.Tensor | None]
 
 @torch.no_grad()
 def rescale(
-    module: nn.Module, reference: Mapping[str, torch.Tensor], keys: Collection[str],
-    classifier: nn.Module | None, images: torch.Tensor,
-) -> None:  # fmt: skip
+    module: nn.Module,
+    reference: Mapping[str, torch.Tensor],
+    keys: Collection[str],
+    classifier: nn.Module | None,
+    images: torch.Tensor,
+) -> None:
     """Bring weights of linear and convolutional layers, of those `keys`, to the reference's root mean square.
 
     Biases follow what their layers' outputs shrink by on images (N, C, H, W), and the classifier makes
     up for it: a chain of relu layers computes the same, any other network nearly or not.
     """
     layers = {
-        layer: f"{name}.weight" for name, layer in module.named_modules()
+        layer: f"{name}.weight"
+        for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | _ConvNd) and f"{name}.weight" in keys
-    }  # fmt: skip
+    }
     watched = [*layers, *([classifier] if classifier is not None else [])]
     before: dict[nn.Module, torch.Tensor] = {}
     with _batch_statistics(module):

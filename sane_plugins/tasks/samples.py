@@ -50,9 +50,11 @@ def usable(samples: Samples, features: str) -> list[str]:
     """Return the sets of features to try: one, or with `auto` all that were measured."""
     if features not in (AUTO, *FEATURES):
         raise UsageError(
-            f"features '{features}'", "there is no such set",
-            f"one of {', '.join((AUTO, *FEATURES))} is needed", "check the name",
-        )  # fmt: skip
+            f"features '{features}'",
+            "there is no such set",
+            f"one of {', '.join((AUTO, *FEATURES))} is needed",
+            "check the name",
+        )
     asked = FEATURES if features == AUTO else (features,)
     return [name for name in asked if set(FEATURES[name]) <= set(samples.features)]
 

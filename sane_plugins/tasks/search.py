@@ -70,10 +70,15 @@ def search(bench: Bench, fresh: bool, clock: Clock, report: Report) -> tuple[Poo
     """
     options = bench.options
     plain = options.keep if options.defaults is None else options.defaults
-    pool = Pool({
-        "default": plain, "default, classifier fitted": plain, "prompt": 1, "mean of prompts": 1,
-        "sane": options.keep,
-    })  # fmt: skip
+    pool = Pool(
+        {
+            "default": plain,
+            "default, classifier fitted": plain,
+            "prompt": 1,
+            "mean of prompts": 1,
+            "sane": options.keep,
+        }
+    )
     course = Course(list(range(len(bench.transfer.prompts)))[:_NEAR])
     rivals = list(_rivals(bench, plain))
     total = len(rivals) + rounds(bench) * drawn_at_once(bench)
@@ -157,8 +162,13 @@ def _twins(pool: Pool) -> list[Recipe]:
 
 
 def _offer(
-    bench: Bench, pool: Pool, recipe: Recipe, latents: torch.Tensor | None, total: int, report: Report
-) -> float:  # fmt: skip
+    bench: Bench,
+    pool: Pool,
+    recipe: Recipe,
+    latents: torch.Tensor | None,
+    total: int,
+    report: Report,
+) -> float:
     new = bench.build(recipe, latents)
     pool.offer(new)
     done = len([c for c in pool.kept if "fitted" not in c.row.kind])

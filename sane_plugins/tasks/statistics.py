@@ -85,12 +85,14 @@ def structure(graph: WeightGraph) -> Array:
 def slot_moments(graph: WeightGraph) -> list[Array]:
     """Return s(W) of each slot's weight and bias, (14,) each; zeros where there is no bias."""
     return [
-        np.concatenate([
-            _quartiles(graph, slot.weight),
-            np.zeros(7) if slot.bias is None else _quartiles(graph, slot.bias),
-        ])
+        np.concatenate(
+            [
+                _quartiles(graph, slot.weight),
+                np.zeros(7) if slot.bias is None else _quartiles(graph, slot.bias),
+            ]
+        )
         for slot in slots(graph)
-    ]  # fmt: skip
+    ]
 
 
 def _quartiles(graph: WeightGraph, param: Param) -> Array:
@@ -199,9 +201,11 @@ def _widths() -> dict[str, int]:
     """Measure the feature blocks once on a dummy, so that their sizes are written nowhere twice."""
     w, b = np.ones((2, 2, 1)), np.ones(2)
     return {
-        "sizes": len(matrix.sizes(w)), "channels": len(matrix.channels(w)),
-        "matrix": len(matrix.features(w, b)), "vector": len(matrix.vector(b)),
-    }  # fmt: skip
+        "sizes": len(matrix.sizes(w)),
+        "channels": len(matrix.channels(w)),
+        "matrix": len(matrix.features(w, b)),
+        "vector": len(matrix.vector(b)),
+    }
 
 
 _WIDTHS = _widths()

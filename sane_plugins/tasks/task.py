@@ -63,9 +63,12 @@ class Task:
     def to(self, device: str | torch.device) -> Task:
         """Return the task with its images and labels on a device."""
         return replace(
-            self, x_train=self.x_train.to(device), y_train=self.y_train.to(device),
-            x_test=self.x_test.to(device), y_test=self.y_test.to(device),
-        )  # fmt: skip
+            self,
+            x_train=self.x_train.to(device),
+            y_train=self.y_train.to(device),
+            x_test=self.x_test.to(device),
+            y_test=self.y_test.to(device),
+        )
 
     def subset(self, count: int, rng: torch.Generator) -> Task:
         """Return the task with at most `count` training images, drawn at random; test images stay."""
@@ -79,9 +82,12 @@ class Task:
         """
         stay, out = _stratified(self.y_train, fraction, rng)
         return replace(
-            self, x_train=self.x_train[stay], y_train=self.y_train[stay],
-            x_test=self.x_train[out], y_test=self.y_train[out],
-        )  # fmt: skip
+            self,
+            x_train=self.x_train[stay],
+            y_train=self.y_train[stay],
+            x_test=self.x_train[out],
+            y_test=self.y_train[out],
+        )
 
 
 def load_task(source: str | Path, size: int | None = None) -> Task:
@@ -108,9 +114,11 @@ def load_task(source: str | Path, size: int | None = None) -> Task:
         task = _npz(path)
     else:
         raise TaskError(
-            path, "there is no such file or folder", "images are needed",
+            path,
+            "there is no such file or folder",
+            "images are needed",
             "give an .npz file, a folder with one sub-folder per class, or 'digits'",
-        )  # fmt: skip
+        )
     return task if size is None else task.resized(size)
 
 
@@ -126,9 +134,11 @@ def _npz(path: Path) -> Task:
     given = [key for key in _TEST if key in arrays]
     if len(given) == 1:
         raise TaskError(
-            path, f"it holds {given[0]} alone", "test images and their labels go together",
+            path,
+            f"it holds {given[0]} alone",
+            "test images and their labels go together",
             "give both x_test and y_test, or neither",
-        )  # fmt: skip
+        )
     if not given:
         return _split(str(path), arrays["x_train"], arrays["y_train"])
     return _task(str(path), *(arrays[key] for key in (*_TRAIN, *_TEST)))
@@ -141,9 +151,11 @@ def _split(name: str, x: Array, y: Array) -> Task:
     stay, out = _stratified(labels, _TEST_SHARE, torch.Generator().manual_seed(0))
     if not len(out):
         raise TaskError(
-            name, "no class has two images or more", "some are needed to test with",
+            name,
+            "no class has two images or more",
+            "some are needed to test with",
             "give more images, or x_test and y_test",
-        )  # fmt: skip
+        )
     return _task(name, x[stay.numpy()], y[stay.numpy()], x[out.numpy()], y[out.numpy()])
 
 
@@ -155,9 +167,11 @@ def _task(name: str, *arrays: Array) -> Task:
     _check_classes(name, y_train, y_test)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise TaskError(
-            f"{name}, 'x_test'", f"its images are {tuple(x_test.shape[1:])}",
-            f"those of x_train are {tuple(x_train.shape[1:])}", "give both the same size",
-        )  # fmt: skip
+            f"{name}, 'x_test'",
+            f"its images are {tuple(x_test.shape[1:])}",
+            f"those of x_train are {tuple(x_train.shape[1:])}",
+            "give both the same size",
+        )
     x_train, x_test = _standardised(x_train, x_test)
     classes = tuple(str(c) for c in range(int(y_train.max()) + 1))
     return Task(
@@ -170,10 +184,11 @@ def _images(name: str, key: str, array: Array) -> torch.Tensor:
     place = f"{name}, '{key}'"
     if array.ndim not in (3, 4) or array.dtype.kind not in "uifb" or 0 in array.shape:
         raise TaskError(
-            place, f"it is {array.dtype} of shape {array.shape}",
+            place,
+            f"it is {array.dtype} of shape {array.shape}",
             "images are numbers of shape (N, height, width) or (N, height, width, channels)",
             "reshape or convert the array",
-        )  # fmt: skip
+        )
     images = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if images.ndim == 3:
         images = images[:, None]
@@ -181,14 +196,18 @@ def _images(name: str, key: str, array: Array) -> torch.Tensor:
         images = images.permute(0, 3, 1, 2)
     elif images.shape[1] not in _CHANNELS:
         raise TaskError(
-            place, f"its shape is {array.shape}", "an image has 1 to 4 channels, as its last axis",
+            place,
+            f"its shape is {array.shape}",
+            "an image has 1 to 4 channels, as its last axis",
             "reorder the axes to (N, height, width, channels)",
-        )  # fmt: skip
+        )
     if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
         raise TaskError(
-            place, f"{bad} of {len(images)} images hold NaN or infinity", "pixels must be finite",
+            place,
+            f"{bad} of {len(images)} images hold NaN or infinity",
+            "pixels must be finite",
             "remove or repair these images",
-        )  # fmt: skip
+        )
     return images.contiguous()
 
 
@@ -197,15 +216,18 @@ def _labels(name: str, key: str, array: Array, images: Array) -> torch.Tensor:
     place = f"{name}, '{key}'"
     if array.dtype.kind not in "ui" or array.ndim not in (1, 2) or array.size != len(array):
         raise TaskError(
-            place, f"it is {array.dtype} of shape {array.shape}",
+            place,
+            f"it is {array.dtype} of shape {array.shape}",
             "labels are whole numbers of shape (N,), counted from 0",
             "convert them to integers, one for each image",
-        )  # fmt: skip
+        )
     if len(array) != len(images):
         raise TaskError(
-            place, f"there are {len(array)} labels", f"there are {len(images)} images",
+            place,
+            f"there are {len(array)} labels",
+            f"there are {len(images)} images",
             "give one label for each image",
-        )  # fmt: skip
+        )
     return torch.from_numpy(array.reshape(-1).astype(np.int64))
 
 
@@ -214,20 +236,25 @@ def _check_classes(name: str, y_train: torch.Tensor, y_test: torch.Tensor) -> No
     unknown = sorted(set(y_test.unique().tolist()) - set(found))
     if found != list(range(len(found))):
         raise TaskError(
-            f"{name}, 'y_train'", f"the labels are {_listed(found)}",
+            f"{name}, 'y_train'",
+            f"the labels are {_listed(found)}",
             f"{len(found)} classes are numbered 0 to {len(found) - 1} without gaps",
             "number the labels from 0, without gaps",
-        )  # fmt: skip
+        )
     if len(found) < 2:
         raise TaskError(
-            f"{name}, 'y_train'", "there is a single class", "a task needs two or more",
+            f"{name}, 'y_train'",
+            "there is a single class",
+            "a task needs two or more",
             "add images of another class",
-        )  # fmt: skip
+        )
     if unknown:
         raise TaskError(
-            f"{name}, 'y_test'", f"it has labels {_listed(unknown)}",
-            "no training image has these", "test on the classes that are trained",
-        )  # fmt: skip
+            f"{name}, 'y_test'",
+            f"it has labels {_listed(unknown)}",
+            "no training image has these",
+            "test on the classes that are trained",
+        )
 
 
 def _stratified(

@@ -47,9 +47,13 @@ def right(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def train_epochs(
-    module: nn.Module, task: Task, epochs: int, options: TrainOptions, rng: torch.Generator,
+    module: nn.Module,
+    task: Task,
+    epochs: int,
+    options: TrainOptions,
+    rng: torch.Generator,
     pruned: Pruned | None = None,
-) -> Iterator[float]:  # fmt: skip
+) -> Iterator[float]:
     """Train in place; yield the accuracy on the task's test images after each epoch.
 
     The survivors of a pruned network stay as they are. Parameters are left in the channels-last memory
@@ -71,9 +75,13 @@ class Trial:
     """Training that stops after any number of steps and goes on later; `module` is trained in place."""
 
     def __init__(
-        self, module: nn.Module, task: Task, options: TrainOptions, rng: torch.Generator,
+        self,
+        module: nn.Module,
+        task: Task,
+        options: TrainOptions,
+        rng: torch.Generator,
         pruned: Pruned | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.module, self.task, self.steps = arrange(module, torch.channels_last), task, 0
         self._optimizer, self._rng = _optimizer(module, options), rng
         if pruned is not None:
@@ -120,16 +128,18 @@ def require_fit(module: nn.Module, task: Task) -> None:
             shape = tuple(logits(module.eval(), task.x_train[:2]).shape)
     except Exception as error:  # any layer may refuse a shape, each in its own words
         raise TaskError(
-            task.name, f"the network does not take its {images} ({first_line(error)})",
+            task.name,
+            f"the network does not take its {images} ({first_line(error)})",
             f"image size and channels must fit the network, for {len(task.classes)} classes",
             "resize the images with --size, or choose another network",
-        ) from error  # fmt: skip
+        ) from error
     if shape != (len(task.x_train[:2]), len(task.classes)):
         raise TaskError(
-            task.name, f"the network's outputs for its {images} have shape {shape[1:]}",
+            task.name,
+            f"the network's outputs for its {images} have shape {shape[1:]}",
             f"the task has {len(task.classes)} classes, one output each",
             "build the network for this class count, or give the image size it takes with --size",
-        )  # fmt: skip
+        )
 
 
 def arrange(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:

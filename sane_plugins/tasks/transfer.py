@@ -79,9 +79,12 @@ class Transfer:
 
 
 def plan(
-    prompts: Sequence[WeightGraph], target: WeightGraph, classifier: frozenset[str], sane: SANE,
+    prompts: Sequence[WeightGraph],
+    target: WeightGraph,
+    classifier: frozenset[str],
+    sane: SANE,
     rng: torch.Generator,
-) -> Transfer:  # fmt: skip
+) -> Transfer:
     """Encode the prompts and match them to the target, whose classifier's keys are given.
 
     Prompts that fit the target are preferred; only those of one shape are used together, aligned to the
@@ -89,9 +92,11 @@ def plan(
     """
     if not prompts:
         raise UsageError(
-            "prompts", "none were given", "at least one network is needed to sample near",
+            "prompts",
+            "none were given",
+            "at least one network is needed to sample near",
             "give one, or leave them out to use those that ship with the package",
-        )  # fmt: skip
+        )
     fitting = [p for p in prompts if _pairs(p, target, classifier) is not None]
     first = fitting[0] if fitting else prompts[0]
     alike = [p for p in fitting or prompts if _shapes(p) == _shapes(first)]
@@ -102,18 +107,27 @@ def plan(
     pairs = _pairs(first, target, classifier)
     if pairs is not None:
         return Transfer(
-            sane=sane, prompts=latents, template=first, pairs=pairs, fits=True, notes=notes,
+            sane=sane,
+            prompts=latents,
+            template=first,
+            pairs=pairs,
+            fits=True,
+            notes=notes,
             aligned=tuple(aligned),
-        )  # fmt: skip
+        )
     if (expanded := expansion(first, target, classifier)) is not None:
         return _expanded(expanded, aligned, latents, target, sane, notes)
     return _to_other_shapes(latents, first, target, classifier, sane, notes)
 
 
 def _expanded(
-    expanded: Expansion, aligned: Sequence[WeightGraph], latents: torch.Tensor, target: WeightGraph,
-    sane: SANE, notes: tuple[str, ...],
-) -> Transfer:  # fmt: skip
+    expanded: Expansion,
+    aligned: Sequence[WeightGraph],
+    latents: torch.Tensor,
+    target: WeightGraph,
+    sane: SANE,
+    notes: tuple[str, ...],
+) -> Transfer:
     pairs = {piece.param.key: piece.source.key for piece in expanded.pieces}
     share = sum(p.size for p in target.params if p.key in pairs) / target.size
     note = (
@@ -121,9 +135,15 @@ def _expanded(
         f" the same kind and place, {_how(expanded, len(aligned))}; the rest keep their default"
     )
     return Transfer(
-        sane=sane, prompts=latents, template=aligned[0], pairs=pairs, fits=False, notes=(*notes, note),
-        aligned=tuple(aligned), expanded=expanded,
-    )  # fmt: skip
+        sane=sane,
+        prompts=latents,
+        template=aligned[0],
+        pairs=pairs,
+        fits=False,
+        notes=(*notes, note),
+        aligned=tuple(aligned),
+        expanded=expanded,
+    )
 
 
 def _how(expanded: Expansion, prompts: int) -> str:
@@ -151,9 +171,13 @@ def places(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor
 
 
 def _to_other_shapes(
-    latents: torch.Tensor, prompt: WeightGraph, target: WeightGraph, classifier: frozenset[str],
-    sane: SANE, notes: tuple[str, ...],
-) -> Transfer:  # fmt: skip
+    latents: torch.Tensor,
+    prompt: WeightGraph,
+    target: WeightGraph,
+    classifier: frozenset[str],
+    sane: SANE,
+    notes: tuple[str, ...],
+) -> Transfer:
     at = places(prompt, target, sane.config.token_width)
     theirs, wanted = _kinds(prompt, target)
     known = set(theirs)
@@ -161,23 +185,31 @@ def _to_other_shapes(
         param.key: param.key
         for slot, kind in zip(slots(target), wanted, strict=True)
         for param in (slot.weight, slot.bias)
-        if param is not None and kind in known and param.key not in classifier
+        if param is not None
+        and kind in known
+        and param.key not in classifier
         and _varies(target.tensors[param.key])
-    }  # fmt: skip
+    }
     if not taken:
         raise UsageError(
-            f"prompt {prompt.source}", f"none of its layers is of a kind that {target.source} has",
-            "at least one is needed to sample near", "give prompts nearer to the target, or none",
-        )  # fmt: skip
+            f"prompt {prompt.source}",
+            f"none of its layers is of a kind that {target.source} has",
+            "at least one is needed to sample near",
+            "give prompts nearer to the target, or none",
+        )
     share = sum(p.size for p in target.params if p.key in taken) / target.size
     note = (
         f"the prompts are of another architecture: {share:.0%} of the target's values come from latents at"
         " the same relative depth and kind of layer, at the default scale; the rest keep their default"
     )
     return Transfer(
-        sane=sane, prompts=latents[:, at], template=target, pairs=taken, fits=False,
+        sane=sane,
+        prompts=latents[:, at],
+        template=target,
+        pairs=taken,
+        fits=False,
         notes=(*notes, note),
-    )  # fmt: skip
+    )
 
 
 def _pairs(

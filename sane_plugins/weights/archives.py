@@ -76,8 +76,11 @@ def _check_directory(path: Path, file: BinaryIO) -> None:
     """Refuse a directory that is too large to be looked at, or that is not where it says it is."""
     count, length, start, end = _directory(file, path.stat().st_size)
     if count > MEMBERS or length > ENTRY * (count + 1):
-        raise refused(path, f"it says that it has {count} members in {length} bytes of directory",
-                      f"at most {MEMBERS} members of {ENTRY} bytes each are read")  # fmt: skip
+        raise refused(
+            path,
+            f"it says that it has {count} members in {length} bytes of directory",
+            f"at most {MEMBERS} members of {ENTRY} bytes each are read",
+        )
     if start + length != end:
         raise ValueError("the directory is not where it is said to be")
 
@@ -121,13 +124,19 @@ def _check_member(path: Path, info: ZipInfo) -> None:
     if name[:1] == "/" or name[1:2] == ":" or {"\\", "\0"} & {*name} or ".." in name.split("/"):
         raise refused(path, f"a member is called {ascii(name)[:80]}", "plain names are needed")
     if info.flag_bits & 1 or info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        raise refused(path, f"'{name}' is encrypted or packed in an uncommon way",
-                      "plain or deflated members are needed")  # fmt: skip
+        raise refused(
+            path,
+            f"'{name}' is encrypted or packed in an uncommon way",
+            "plain or deflated members are needed",
+        )
     if info.compress_type == ZIP_STORED and info.compress_size != info.file_size:
         raise refused(path, f"'{name}' has two sizes", "a whole archive is needed")
     if info.file_size > max(ROOM, RATIO * info.compress_size):
-        raise refused(path, f"'{name}' gets {info.file_size} bytes out of {info.compress_size}",
-                      f"at most {RATIO} times as many are unpacked")  # fmt: skip
+        raise refused(
+            path,
+            f"'{name}' gets {info.file_size} bytes out of {info.compress_size}",
+            f"at most {RATIO} times as many are unpacked",
+        )
 
 
 def _places(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -> dict[str, int]:
@@ -138,12 +147,18 @@ def _places(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -> dict[
         name = _bytes(file, info.header_offset + _LOCAL.size, local[9])
         coding = "utf-8" if info.flag_bits & 0x800 else "cp437"
         if local[0] != b"PK\3\4" or name != info.orig_filename.encode(coding):
-            raise refused(path, f"'{info.filename}' is not where it is said to be",
-                          "a whole archive is needed")  # fmt: skip
+            raise refused(
+                path,
+                f"'{info.filename}' is not where it is said to be",
+                "a whole archive is needed",
+            )
         start = info.header_offset + _LOCAL.size + local[9] + local[10]
         if info.header_offset < free or start + info.compress_size > end:
-            raise refused(path, f"'{info.filename}' overlaps another part of the file",
-                          "each member needs a place of its own")  # fmt: skip
+            raise refused(
+                path,
+                f"'{info.filename}' overlaps another part of the file",
+                "each member needs a place of its own",
+            )
         starts[info.filename], free = start, start + info.compress_size
     return starts
 

@@ -61,12 +61,14 @@ def open_arrays(path: Path) -> WeightGraph:
         tensors = _Arrays(file, {key: place for key, place in places.items() if kinds[key]})
         unread = {
             key: (_weights(array), array.reason)
-            for key, (_, array) in places.items() if kinds[key] is None
-        }  # fmt: skip
+            for key, (_, array) in places.items()
+            if kinds[key] is None
+        }
         content = Content(
-            tensors=tensors, unread=unread,
+            tensors=tensors,
+            unread=unread,
             described={key: (places[key][1].shape, kind) for key, kind in kinds.items() if kind},
-        )  # fmt: skip
+        )
         return from_state_dict(tensors, str(path), container="npz", ties={}, content=content)
 
 
@@ -80,9 +82,11 @@ def _archive(path: Path) -> Archive:
         magic = file.read(4)
     if magic[:2] != b"PK":
         raise SourceError(
-            path, "this is no .npz archive", "a file written by numpy.savez is needed",
+            path,
+            "this is no .npz archive",
+            "a file written by numpy.savez is needed",
             "check that the download is complete and the suffix is right",
-        )  # fmt: skip
+        )
     return Archive(path)
 
 
@@ -90,9 +94,11 @@ def _names(archive: Archive) -> dict[str, str]:
     names = {name.removesuffix(".npy"): name for name in archive.members if name.endswith(".npy")}
     if not names:
         raise SourceError(
-            archive.path, "it is a zip archive of something else", "arrays are needed",
+            archive.path,
+            "it is a zip archive of something else",
+            "arrays are needed",
             "name a file that numpy.savez wrote",
-        )  # fmt: skip
+        )
     return names
 
 
@@ -109,9 +115,11 @@ def _described(path: Path, file: Archive | Path, name: str) -> _Array:
     shape, columns, dtype = read(head)
     if dtype.hasobject:
         raise SourceError(
-            path, f"'{name or path.name}' holds pickled objects, which can run code",
-            "only plain arrays are read", "save it as an array of numbers",
-        )  # fmt: skip
+            path,
+            f"'{name or path.name}' holds pickled objects, which can run code",
+            "only plain arrays are read",
+            "save it as an array of numbers",
+        )
     if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != size - head.tell():
         raise ValueError("another number of values than the header tells")
     return _Array(dtype, tuple(int(n) for n in shape), bool(columns), head.tell())

@@ -38,9 +38,11 @@ def open_checkpoint(path: Path) -> WeightGraph:
         magic = file.read(2)
     if not magic.startswith((_ZIP, _PICKLE)):
         raise SourceError(
-            path, "this is no torch checkpoint", "a file written by torch.save is needed",
+            path,
+            "this is no torch checkpoint",
+            "a file written by torch.save is needed",
             "check that the download is complete and the suffix is right",
-        )  # fmt: skip
+        )
     if magic != _ZIP:
         vet_legacy(path)
         return _network(path, _unpickled(path, mapped=False))
@@ -58,9 +60,11 @@ def _pickle_of(archive: Archive) -> str:
     names = [name for name in archive.members if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(names) != 1:
         raise SourceError(
-            archive.path, "it is a zip archive of something else", "a checkpoint is needed",
+            archive.path,
+            "it is a zip archive of something else",
+            "a checkpoint is needed",
             "name a file that torch.save or torch.jit.save wrote",
-        )  # fmt: skip
+        )
     return names[0]
 
 
@@ -69,9 +73,11 @@ def _network(path: Path, content: Any) -> WeightGraph:
         found, ignored = _state_dicts(path, content)
     if not found:
         raise SourceError(
-            path, "no mapping from names to tensors was found", "a state dict is needed",
+            path,
+            "no mapping from names to tensors was found",
+            "a state dict is needed",
             "save one with torch.save(module.state_dict(), path)",
-        )  # fmt: skip
+        )
     best = max(found, key=_size)
     place, tensors = best
     # DataParallel puts its own attribute before every key.
@@ -114,15 +120,17 @@ def _refused(path: Path, message: str) -> SourceError:
     named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     if not named:
         return SourceError(
-            path, "it is broken, or was not written by torch.save",
+            path,
+            "it is broken, or was not written by torch.save",
             "a whole checkpoint of plain tensors is needed",
             f"download it again or, where you trust it, read it with what wrote it and {_SAVE}",
-        )  # fmt: skip
+        )
     return SourceError(
-        path, f"it holds pickled objects ({named[1][:80]}), which can run code",
+        path,
+        f"it holds pickled objects ({named[1][:80]}), which can run code",
         "only plain tensors are read",
         f"where you trust the file, read it with torch.load(path, weights_only=False) and {_SAVE}",
-    )  # fmt: skip
+    )
 
 
 def _state_dicts(path: Path, content: Any) -> tuple[list[_Found], list[str]]:
@@ -143,9 +151,11 @@ def _state_dicts(path: Path, content: Any) -> tuple[list[_Found], list[str]]:
         seen.add(id(part))
         if len(place) > DEPTH:
             raise SourceError(
-                path, f"its content is nested more than {DEPTH} deep", "a state dict is needed",
+                path,
+                f"its content is nested more than {DEPTH} deep",
+                "a state dict is needed",
                 "save one with torch.save(module.state_dict(), path)",
-            )  # fmt: skip
+            )
         if _is_optimizer(place, part):
             ignored += [".".join(place)] if place else []
             continue

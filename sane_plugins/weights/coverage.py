@@ -131,14 +131,19 @@ def survey(graph: WeightGraph, report: Report = silent) -> Survey:
     missing = {key: graph.untouched.get(key, "could not be read") for key in graph.missed}
     sizes = {p.key: p.size for p in graph.params}
     return Survey(
-        source=graph.source, container=graph.container, layers=_layers(graph, report),
+        source=graph.source,
+        container=graph.container,
+        layers=_layers(graph, report),
         converted=_portions(graph.converted, sizes.__getitem__),
-        missed=_portions(missing, graph.missed.__getitem__), skipped=_portions(whys),
+        missed=_portions(missing, graph.missed.__getitem__),
+        skipped=_portions(whys),
         topology="unknown" if not graph.has_topology else "partly" if unconnected else "known",
         unconnected=unconnected if graph.has_topology else (),
-        groups=len(can_move), channels=sum(group.size for group in can_move),
-        ties=dict(graph.ties), notes=graph.notes,
-    )  # fmt: skip
+        groups=len(can_move),
+        channels=sum(group.size for group in can_move),
+        ties=dict(graph.ties),
+        notes=graph.notes,
+    )
 
 
 def _layers(graph: WeightGraph, report: Report) -> tuple[LayerFigures, ...]:
@@ -156,9 +161,14 @@ def _layers(graph: WeightGraph, report: Report) -> tuple[LayerFigures, ...]:
             shared = tuple(p.key for p in layer.params if p not in fresh)
             label = _label(layer)
             found.append(
-                LayerFigures(name=layer.name, kind=layer.kind, label=label, tensors=tuple(figures),
-                             shared=shared)
-            )  # fmt: skip
+                LayerFigures(
+                    name=layer.name,
+                    kind=layer.kind,
+                    label=label,
+                    tensors=tuple(figures),
+                    shared=shared,
+                )
+            )
     return tuple(found)
 
 
@@ -175,9 +185,10 @@ def _label(layer: Layer) -> str:
 def _unconnected(graph: WeightGraph) -> tuple[str, ...]:
     """Name the layers with weights that do not say what they read; a lone tensor reads nothing."""
     return tuple(
-        layer.name for layer in graph.layers
+        layer.name
+        for layer in graph.layers
         if layer.params and layer.kind != "parameter" and not layer.inputs
-    )  # fmt: skip
+    )
 
 
 def _portions(

@@ -87,12 +87,18 @@ def measure(tensor: torch.Tensor, param: Param, layer: Layer, converted: str = "
                 _alive(block) if missing else torch.ones(block.shape[:2], dtype=torch.bool)
             )
     return Figures(
-        key=param.key, role=param.role, shape=param.shape, size=param.size,
-        dtype=str(param.dtype).removeprefix("torch."), converted=converted, zeros=zeros,
-        mean=moments.mean, deviation=sqrt(moments.spread / max(moments.count, 1)),
+        key=param.key,
+        role=param.role,
+        shape=param.shape,
+        size=param.size,
+        dtype=str(param.dtype).removeprefix("torch."),
+        converted=converted,
+        zeros=zeros,
+        mean=moments.mean,
+        deviation=sqrt(moments.spread / max(moments.count, 1)),
         unusable=param.size - moments.count,
         channels=_channels(torch.cat(alive), param, layer) if alive else Channels(),
-    )  # fmt: skip
+    )
 
 
 class _Moments:
@@ -142,6 +148,8 @@ def _channels(alive: torch.Tensor, param: Param, layer: Layer) -> Channels:
     outputs, inputs = (across, along) if is_moved else (along, across)
     counts_inputs = layer.kind != "recurrent"  # its axes are directions and inputs
     return Channels(
-        outputs=outputs.numel(), zero_outputs=int((~outputs).sum()),
-        inputs=inputs.numel() * counts_inputs, zero_inputs=int((~inputs).sum()) * counts_inputs,
-    )  # fmt: skip
+        outputs=outputs.numel(),
+        zero_outputs=int((~outputs).sum()),
+        inputs=inputs.numel() * counts_inputs,
+        zero_inputs=int((~inputs).sum()) * counts_inputs,
+    )

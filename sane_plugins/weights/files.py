@@ -14,9 +14,16 @@ from sane_plugins.weights.sharded import INDEX, index_in, open_index
 from sane_plugins.weights.statedict import from_state_dict
 
 __all__ = [
-    "ARRAYS", "CHECKPOINTS", "HEADER", "INDEX", "SCRIPTS", "LazyTensors", "from_state_dict", "open_file",
+    "ARRAYS",
+    "CHECKPOINTS",
+    "HEADER",
+    "INDEX",
+    "SCRIPTS",
+    "LazyTensors",
+    "from_state_dict",
+    "open_file",
     "require_file",
-]  # fmt: skip
+]
 
 CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 SCRIPTS = (".jit", ".torchscript")
@@ -39,9 +46,11 @@ def open_file(path: str | Path) -> WeightGraph | None:
         return open_arrays(require_file(path))
     if path.name.endswith(".bin.index.json"):
         raise SourceError(
-            path, "it is an index of torch checkpoints", "an index of safetensors files is read",
+            path,
+            "it is an index of torch checkpoints",
+            "an index of safetensors files is read",
             "convert the network to safetensors, or name its files one by one",
-        )  # fmt: skip
+        )
     return _open_folder(path)
 
 

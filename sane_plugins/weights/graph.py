@@ -16,13 +16,30 @@ RUNNING: tuple[Role, ...] = ("running_mean", "running_var")
 """What a norm measures on data, and does not learn."""
 Kind = Literal[
     # layers with weights
-    "conv", "transposed_conv", "linear", "norm", "embedding", "recurrent", "attention", "parameter",
+    "conv",
+    "transposed_conv",
+    "linear",
+    "norm",
+    "embedding",
+    "recurrent",
+    "attention",
+    "parameter",
     # what connects them
-    "input", "output", "pointwise", "join", "concat", "flatten", "permute", "opaque",
-    "reduce", "squeeze", "unsqueeze", "transpose",
+    "input",
+    "output",
+    "pointwise",
+    "join",
+    "concat",
+    "flatten",
+    "permute",
+    "opaque",
+    "reduce",
+    "squeeze",
+    "unsqueeze",
+    "transpose",
     # a source without topology
     "unknown",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +103,11 @@ class WeightGraph:
     def __post_init__(self) -> None:
         if not self.size:
             raise SourceError(
-                self.source, "no floating-point tensor was found", "a network needs at least one",
+                self.source,
+                "no floating-point tensor was found",
+                "a network needs at least one",
                 "check that this is the file that holds the weights",
-            )  # fmt: skip
+            )
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -124,14 +143,18 @@ class WeightGraph:
         for key, tensor in tensors.items():
             if key not in places:
                 raise SourceError(
-                    self.source, f"a tensor was given for '{key}'",
-                    "only tensors that a layer owns can be exchanged", "check the name",
-                )  # fmt: skip
+                    self.source,
+                    f"a tensor was given for '{key}'",
+                    "only tensors that a layer owns can be exchanged",
+                    "check the name",
+                )
             if tuple(tensor.shape) != places[key].shape:
                 raise SourceError(
-                    f"{self.source}, '{key}'", f"a tensor of shape {tuple(tensor.shape)} was given",
-                    f"the network has {places[key].shape}", "check which network it is from",
-                )  # fmt: skip
+                    f"{self.source}, '{key}'",
+                    f"a tensor of shape {tuple(tensor.shape)} was given",
+                    f"the network has {places[key].shape}",
+                    "check which network it is from",
+                )
         return replace(self, tensors=ChainMap(dict(tensors), self.tensors))  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -145,7 +168,9 @@ class WeightGraph:
             whole = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
             if bad := int((~torch.isfinite(whole)).sum()):
                 raise SourceError(
-                    f"{self.source}, '{param.key}'", f"{bad} of {param.size} values are not finite",
-                    "an embedding needs finite weights", "check that training did not diverge",
-                )  # fmt: skip
+                    f"{self.source}, '{param.key}'",
+                    f"{bad} of {param.size} values are not finite",
+                    "an embedding needs finite weights",
+                    "check that training did not diverge",
+                )
         return self

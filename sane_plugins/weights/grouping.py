@@ -9,8 +9,11 @@ import torch
 from sane_plugins.weights.graph import Param, Role
 
 NORM_ROLES: Mapping[str, Role] = {
-    "weight": "scale", "bias": "shift", "running_mean": "running_mean", "running_var": "running_var",
-}  # fmt: skip
+    "weight": "scale",
+    "bias": "shift",
+    "running_mean": "running_mean",
+    "running_var": "running_var",
+}
 
 
 def owner_of(key: str) -> str:

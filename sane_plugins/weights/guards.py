@@ -62,6 +62,8 @@ def _wrong(path: Path) -> str:
 def _unreadable(path: Path | str, error: OSError | ValueError) -> SourceError:
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     return SourceError(
-        path, f"it cannot be read ({reason})", "the right to read is needed",
+        path,
+        f"it cannot be read ({reason})",
+        "the right to read is needed",
         "check the file and its folder",
-    )  # fmt: skip
+    )

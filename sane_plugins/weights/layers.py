@@ -12,8 +12,14 @@ from sane_plugins.weights.operations import ELEMENTWISE, OPAQUE, POINTWISE, SPAT
 _POOLS = ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "LPPool")
 _PADS = ("ConstantPad", "ReflectionPad", "ReplicationPad", "ZeroPad")
 _PLAIN = (
-    nn.Identity, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.PReLU, dropout._DropoutNd,
-)  # fmt: skip
+    nn.Identity,
+    nn.Softmax,
+    nn.Softmax2d,
+    nn.LogSoftmax,
+    nn.Softmin,
+    nn.PReLU,
+    dropout._DropoutNd,
+)
 
 
 def describe_module(module: nn.Module, inputs: int) -> Step:

@@ -45,10 +45,14 @@ def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
     owners = {p.key: p.module for p in places if p.key in params or p.key in ties}
     layers, missed = _layers(traced or (), {k: params[ties.get(k, k)] for k in owners}, owners)
     return WeightGraph(
-        source=source or type(module).__name__, layers=layers,
+        source=source or type(module).__name__,
+        layers=layers,
         tensors={place.key: place.value for place in places},
-        untouched=untouched, ties=ties, notes=tuple(_notes(traced, missed)), container="module",
-    )  # fmt: skip
+        untouched=untouched,
+        ties=ties,
+        notes=tuple(_notes(traced, missed)),
+        container="module",
+    )
 
 
 def load_into(module: nn.Module, graph: WeightGraph) -> None:
@@ -92,9 +96,12 @@ def _require_fit(places: Sequence[Place], graph: WeightGraph) -> None:
         needed = tuple(place.value.shape)
         if place.value.is_meta:
             raise _unfit(
-                graph, place.key, "the module is on the meta device", "it needs memory to be written",
+                graph,
+                place.key,
+                "the module is on the meta device",
+                "it needs memory to be written",
                 "call module.to_empty(device='cpu') first",
-            )  # fmt: skip
+            )
         if shape != needed and (shape is not None or place.value.is_floating_point()):
             found = "the tensor is missing" if shape is None else f"its shape is {shape}"
             raise _unfit(graph, place.key, found, f"the module needs one of shape {needed}")
@@ -112,15 +119,20 @@ def _require_equal_ties(places: Sequence[Place], graph: WeightGraph) -> None:
             continue
         if not torch.equal(graph.tensors[key], graph.tensors[other]):
             raise _unfit(
-                graph, place.key, f"its values are not those of '{other}'",
+                graph,
+                place.key,
+                f"its values are not those of '{other}'",
                 "the module keeps both in one tensor",
-            )  # fmt: skip
+            )
 
 
 def _unfit(
-    graph: WeightGraph, key: str, found: str, needed: str,
+    graph: WeightGraph,
+    key: str,
+    found: str,
+    needed: str,
     way_out: str = "check that the weights belong to this module",
-) -> SourceError:  # fmt: skip
+) -> SourceError:
     return SourceError(f"{graph.source}, '{key}'", found, needed, way_out)
 
 
@@ -164,8 +176,9 @@ def _layers(
     ]
     layers += [
         Layer(name=name, kind=_kind(kinds[name]), params=in_layer_order(owned[name]))
-        for name in owned if name not in names
-    ]  # fmt: skip
+        for name in owned
+        if name not in names
+    ]
     order = {name: i for i, name in enumerate(owned)}
     # Sorting is stable: what connects the layers stays in front.
     return tuple(sorted(layers, key=lambda layer: order.get(_base(layer.name), -1))), missed

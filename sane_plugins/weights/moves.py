@@ -87,6 +87,9 @@ def _unsqueeze(layer: Layer, value: Value) -> Value | None:
 
 # Each rule returns None where it cannot tell.
 MOVES: Mapping[str, Callable[[Layer, Value], Value | None]] = {
-    "flatten": _flatten, "permute": _permute, "transpose": _transpose, "squeeze": _squeeze,
+    "flatten": _flatten,
+    "permute": _permute,
+    "transpose": _transpose,
+    "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
-}  # fmt: skip
+}

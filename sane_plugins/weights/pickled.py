@@ -21,13 +21,25 @@ CLASSES = 20_000  # names of classes and functions in one pickle
 NESTED = 100  # tuples in tuples
 
 _TYPES = {
-    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8,
-    "Byte": torch.uint8, "Bool": torch.bool, "ComplexDouble": torch.complex128,
-    "ComplexFloat": torch.complex64, "QInt8": torch.qint8, "QUInt8": torch.quint8,
-    "QInt32": torch.qint32, "QUInt4x2": torch.quint4x2, "QUInt2x4": torch.quint2x4,
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexDouble": torch.complex128,
+    "ComplexFloat": torch.complex64,
+    "QInt8": torch.qint8,
+    "QUInt8": torch.quint8,
+    "QInt32": torch.qint32,
+    "QUInt4x2": torch.quint4x2,
+    "QUInt2x4": torch.quint2x4,
     "Untyped": torch.uint8,
-}  # fmt: skip
+}
 _REBUILT = {
     f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "qtensor")
 }

@@ -46,10 +46,11 @@ def find(module: nn.Module) -> tuple[list[Place], dict[str, str]]:
     for key, value in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(value):
             raise SourceError(
-                f"{type(module).__name__}, '{key}'", "it has no values yet",
+                f"{type(module).__name__}, '{key}'",
+                "it has no values yet",
                 "the weights of a lazy layer are made by its first call",
                 "call the module once on an input",
-            )  # fmt: skip
+            )
     places = list(_places(module, reasons))
     known = {place.key for place in places} | reasons.keys()
     for key, value in module.state_dict().items():
@@ -140,6 +141,8 @@ def _assign(place: Place, tensor: torch.Tensor) -> None:
         setattr(place.module, place.attribute, tensor)
     except Exception as error:  # right_inverse is anyone's code, so anything may be raised there
         raise SourceError(
-            place.key, "its parametrisation has no inverse", "a written value must survive it",
+            place.key,
+            "its parametrisation has no inverse",
+            "a written value must survive it",
             "remove it with torch.nn.utils.parametrize.remove_parametrizations first",
-        ) from error  # fmt: skip
+        ) from error

@@ -11,9 +11,16 @@ from sane_plugins.weights.guards import sealed
 
 DENSE = 2**31  # bytes that the sparse tensors of one source may have together, made dense
 FLOATS = {
-    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn,
-    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
-}  # fmt: skip
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+}
 Described = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -77,8 +84,10 @@ def plain(tensors: Mapping[str, torch.Tensor], source: str, *, valued: bool = Fa
     kept = {key: tensors[key] for key in described} if unread or converted else tensors
     return Content(
         tensors=_Plain(source, kept, converted) if converted else kept,
-        described=described, converted=converted, unread=unread,
-    )  # fmt: skip
+        described=described,
+        converted=converted,
+        unread=unread,
+    )
 
 
 def _unreadable(tensor: torch.Tensor, valued: bool) -> str:

@@ -26,12 +26,27 @@ TENSORS = 300_000  # of one network
 
 _BROKEN = "it is no whole safetensors file"
 _TYPES: Mapping[str, str] = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32",
-    "U32": "uint32", "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16",
-    "F32": "float32", "F64": "float64", "C64": "complex64", "C128": "complex128", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+    "U64": "uint64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "C128": "complex128",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -96,9 +111,12 @@ def open_safetensors(path: Path) -> WeightGraph:
 
 
 def as_graph(
-    files: Sequence[LazyTensors], tensors: Mapping[str, torch.Tensor], source: str, own: Mapping[str, Any],
+    files: Sequence[LazyTensors],
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    own: Mapping[str, Any],
     notes: tuple[str, ...] = (),
-) -> WeightGraph:  # fmt: skip
+) -> WeightGraph:
     """Return the network of one file or several, in the order that `own` or the files tell."""
     entries = {key: entry for file in files for key, entry in file.entries.items()}
     keys = own["keys"] if own else [*tensors]
@@ -106,16 +124,23 @@ def as_graph(
         keys = sorted(keys, key=natural)
         notes += ("layers come in the order of their names: the file does not keep their own",)
     content = Content(
-        tensors=tensors, described={k: (entries[k].shape, e) for k in keys if (e := entries[k].dtype)},
+        tensors=tensors,
+        described={k: (entries[k].shape, e) for k in keys if (e := entries[k].dtype)},
         unread={
             key: (prod(entry.shape), f"{entry.kind} values cannot be read")
-            for key, entry in entries.items() if entry.dtype is None
+            for key, entry in entries.items()
+            if entry.dtype is None
         },
-    )  # fmt: skip
+    )
     return from_state_dict(
-        tensors, source, container="safetensors", ties=own.get("ties", {}),
-        axes=_fitting(own.get("axes", {}), entries), notes=notes, content=content,
-    )  # fmt: skip
+        tensors,
+        source,
+        container="safetensors",
+        ties=own.get("ties", {}),
+        axes=_fitting(own.get("axes", {}), entries),
+        notes=notes,
+        content=content,
+    )
 
 
 def _fitting(axes: Mapping[str, object], entries: Mapping[str, Entry]) -> dict[str, int]:
@@ -179,14 +204,18 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def require_network(path: Path, metadata: Mapping[str, str]) -> None:
     """Raise `SourceError` for files of ours that hold something else than a network."""
     known = {
-        "sane_heads": "property heads", "sane_embeddings": "embeddings", "sane_run": "interrupted run",
+        "sane_heads": "property heads",
+        "sane_embeddings": "embeddings",
+        "sane_run": "interrupted run",
         "sane_model": "SANE",
-    }  # fmt: skip
+    }
     for header in known.keys() & metadata.keys():
         raise SourceError(
-            path, f"it holds our own {known[header]}", "the weights of a network are needed",
+            path,
+            f"it holds our own {known[header]}",
+            "the weights of a network are needed",
             "name another file",
-        )  # fmt: skip
+        )
 
 
 def told(text: str, keys: list[str]) -> dict[str, Any]:

@@ -35,9 +35,11 @@ def index_in(folder: Path) -> Path | None:
         found = sorted(path for path in folder.iterdir() if path.name.endswith(INDEX))
     if len(found) > 1:
         raise SourceError(
-            folder, f"it holds several networks ({', '.join(path.name for path in found[:4])})",
-            "one is needed", "name one of the index files",
-        )  # fmt: skip
+            folder,
+            f"it holds several networks ({', '.join(path.name for path in found[:4])})",
+            "one is needed",
+            "name one of the index files",
+        )
     return found[0] if found else None
 
 
@@ -59,8 +61,11 @@ def open_index(path: Path) -> WeightGraph:
         require_network(file.path, file.metadata)
         for key in file.entries:
             if key in where:
-                raise _odd(path, f"'{key}' is in two files ({where[key].path.name} and {name})",
-                           "each tensor belongs in one")  # fmt: skip
+                raise _odd(
+                    path,
+                    f"'{key}' is in two files ({where[key].path.name} and {name})",
+                    "each tensor belongs in one",
+                )
             where[key] = file
         if missing := [key for key in by_shard[name] if key not in file.entries]:
             raise _odd(path, f"'{missing[0]}' is not in {name}", "the index says so")

@@ -20,10 +20,15 @@ _PACKED = (
 
 
 def from_state_dict(
-    tensors: Mapping[str, torch.Tensor], source: str, *, container: str = "state_dict",
-    ties: Mapping[str, str] | None = None, axes: Mapping[str, int] | None = None,
-    notes: tuple[str, ...] = (), content: Content | None = None,
-) -> WeightGraph:  # fmt: skip
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    *,
+    container: str = "state_dict",
+    ties: Mapping[str, str] | None = None,
+    axes: Mapping[str, int] | None = None,
+    notes: tuple[str, ...] = (),
+    content: Content | None = None,
+) -> WeightGraph:
     """Group a mapping of tensors into layers by the part of their keys before the last dot.
 
     Tensors that share memory are tied, unless `ties` (alias -> owner) says which are; quantised and sparse
@@ -61,10 +66,18 @@ def from_state_dict(
         for name, params in grouped.items()
     )
     return WeightGraph(
-        source=source, layers=layers, tensors=tensors, untouched=untouched, ties=ties, missed=missed,
-        converted={key: how for key, how in converted.items() if key not in untouched and key not in ties},
-        notes=(NO_TOPOLOGY, *notes, *_remarks(described, content)), container=container,
-    )  # fmt: skip
+        source=source,
+        layers=layers,
+        tensors=tensors,
+        untouched=untouched,
+        ties=ties,
+        missed=missed,
+        converted={
+            key: how for key, how in converted.items() if key not in untouched and key not in ties
+        },
+        notes=(NO_TOPOLOGY, *notes, *_remarks(described, content)),
+        container=container,
+    )
 
 
 def _remarks(described: Described, content: Content) -> tuple[str, ...]:
@@ -94,10 +107,12 @@ def _pruned(described: Described) -> list[str]:
     """Return the names that `torch.nn.utils.prune` stores as an original and a mask of one shape."""
     plain = [key.removesuffix("_orig") for key in described if key.endswith("_orig")]
     return [
-        key for key in plain
-        if f"{key}_mask" in described and key not in described
+        key
+        for key in plain
+        if f"{key}_mask" in described
+        and key not in described
         and described[f"{key}_mask"][0] == described[f"{key}_orig"][0]
-    ]  # fmt: skip
+    ]
 
 
 def _folded(tensors: Mapping[str, torch.Tensor], pruned: list[str]) -> dict[str, torch.Tensor]:
@@ -114,9 +129,11 @@ def _folded(tensors: Mapping[str, torch.Tensor], pruned: list[str]) -> dict[str,
 
 
 def _shared(
-    tensors: Mapping[str, torch.Tensor], described: Described, converted: Mapping[str, str],
+    tensors: Mapping[str, torch.Tensor],
+    described: Described,
+    converted: Mapping[str, str],
     pruned: list[str],
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Return the names whose values lie in the same memory as earlier ones."""
     plain = {f"{key}_orig": key for key in pruned}
     masks = {f"{key}_mask" for key in pruned}

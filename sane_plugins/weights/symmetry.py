@@ -16,9 +16,16 @@ from sane_plugins.weights.matching import match
 from sane_plugins.weights.spaces import PermutationGroup, Place
 
 __all__ = [
-    "PermutationGroup", "Permutations", "Place", "align", "alignment", "groups", "inverse",
-    "permute", "random_permutations",
-]  # fmt: skip
+    "PermutationGroup",
+    "Permutations",
+    "Place",
+    "align",
+    "alignment",
+    "groups",
+    "inverse",
+    "permute",
+    "random_permutations",
+]
 
 Permutations = Mapping[str, torch.Tensor]
 
@@ -136,9 +143,11 @@ def _require_fit(
 ) -> None:
     if group is None:
         raise SourceError(
-            graph.source, f"a permutation was given for '{name}'",
-            "the network has no such permutation group", "use the names that `groups` returns",
-        )  # fmt: skip
+            graph.source,
+            f"a permutation was given for '{name}'",
+            "the network has no such permutation group",
+            "use the names that `groups` returns",
+        )
     whole = torch.arange(group.size)
     block = group.size // group.blocks
     if not (
@@ -147,10 +156,11 @@ def _require_fit(
         and torch.equal(perm // block, whole // block)
     ):
         raise SourceError(
-            f"{graph.source}, '{name}'", f"{len(perm)} indices were given",
+            f"{graph.source}, '{name}'",
+            f"{len(perm)} indices were given",
             f"a permutation of {group.size} channels within {group.blocks} block(s) is needed",
             "draw it with `random_permutations`",
-        )  # fmt: skip
+        )
 
 
 def _require_alike(graph: WeightGraph, reference: WeightGraph, keys: set[str]) -> None:
@@ -159,7 +169,8 @@ def _require_alike(graph: WeightGraph, reference: WeightGraph, keys: set[str]) -
     for param in graph.params:
         if param.key in keys and there.get(param.key) != param.shape:
             raise SourceError(
-                f"{graph.source}, '{param.key}'", f"the shape is {param.shape}",
+                f"{graph.source}, '{param.key}'",
+                f"the shape is {param.shape}",
                 f"the reference {reference.source} has {there.get(param.key, 'no such tensor')}",
                 "align networks of one architecture",
-            )  # fmt: skip
+            )

@@ -57,9 +57,12 @@ def token_map(
 
 
 def _tokens(
-    graph: WeightGraph, slot: Slot, own: torch.Tensor, scale: Mapping[str, tuple[float, float]],
+    graph: WeightGraph,
+    slot: Slot,
+    own: torch.Tensor,
+    scale: Mapping[str, tuple[float, float]],
     width: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return values and mask (R, D) of a slot's own tokens, making only the rows they lie in."""
     pieces = ceil(slot.columns / width)
     rows, back = (own // pieces).unique(return_inverse=True)
@@ -73,9 +76,12 @@ def _tokens(
 
 
 def _rows(
-    graph: WeightGraph, param: Param, slot: Slot, rows: torch.Tensor,
+    graph: WeightGraph,
+    param: Param,
+    slot: Slot,
+    rows: torch.Tensor,
     scale: Mapping[str, tuple[float, float]],
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     tensor = graph.tensors[param.key].detach()
     moved = tensor.movedim(param.axis, 0) if tensor.ndim > 1 else tensor
     chosen = moved[rows.to(moved.device)] if slot.rows > 1 else moved

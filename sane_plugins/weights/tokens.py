@@ -129,9 +129,11 @@ def detokenize(tokens: Tokens, graph: WeightGraph) -> WeightGraph:
     needed = sum(s.tokens(tokens.values.shape[1]) for s in parts)
     if len(tokens) != needed:
         raise SourceError(
-            graph.source, f"{len(tokens)} tokens were given", f"this network takes {needed}",
+            graph.source,
+            f"{len(tokens)} tokens were given",
+            f"this network takes {needed}",
             "use the tokens of a network of the same shapes",
-        )  # fmt: skip
+        )
     tensors: dict[str, torch.Tensor] = {}
     for slot, block in zip(parts, _blocks(tokens.values, parts), strict=True):
         matrix = block[:, : slot.columns]

@@ -36,22 +36,30 @@ def open_script(path: Path, archive: Archive, name: str) -> WeightGraph:
         unread |= {f"constants.{key}": why for key, why in found[1].items()}
         tensors = _Tensors(archive, places)
         content = Content(
-            tensors=tensors, described={key: _described(place[1]) for key, place in places.items()},
-            converted={k: _converted(p[1]) for k, p in places.items() if p[1].quantizer}, unread=unread,
-        )  # fmt: skip
+            tensors=tensors,
+            described={key: _described(place[1]) for key, place in places.items()},
+            converted={k: _converted(p[1]) for k, p in places.items() if p[1].quantizer},
+            unread=unread,
+        )
         return from_state_dict(
-            tensors, str(path), container="torchscript", ties=_ties(places), content=content,
+            tensors,
+            str(path),
+            container="torchscript",
+            ties=_ties(places),
+            content=content,
             notes=("its program is left out: weights only",),
-        )  # fmt: skip
+        )
 
 
 def _require_same_order(path: Path, archive: Archive, folder: str) -> None:
     name = f"{folder}byteorder"
     if name in archive.members and archive.head(name, 9) != b"little":
         raise SourceError(
-            path, "it was written on a big-endian machine", "little-endian values are read",
+            path,
+            "it was written on a big-endian machine",
+            "little-endian values are read",
             "write it again with torch.jit.save on this machine",
-        )  # fmt: skip
+        )
 
 
 def _attributes(
@@ -84,9 +92,11 @@ def _require_data(path: Path, archive: Archive, folder: str, place: Stored) -> N
     held = archive.size(folder + place.storage.key)
     if place.storage.nbytes > held:
         raise SourceError(
-            path, f"a tensor of it asks for {place.storage.nbytes} bytes where it holds {held}",
-            "a whole archive is needed", "copy or download it again",
-        )  # fmt: skip
+            path,
+            f"a tensor of it asks for {place.storage.nbytes} bytes where it holds {held}",
+            "a whole archive is needed",
+            "copy or download it again",
+        )
 
 
 def _walked(path: Path, content: Any) -> Iterator[tuple[str, Inert]]:
@@ -98,9 +108,11 @@ def _walked(path: Path, content: Any) -> Iterator[tuple[str, Inert]]:
         parts += 1
         if len(names) > DEPTH or parts > PARTS:
             raise SourceError(
-                path, f"its modules are nested more than {DEPTH} deep, or have {PARTS} attributes",
-                "a network of fewer is needed", "save its state dict",
-            )  # fmt: skip
+                path,
+                f"its modules are nested more than {DEPTH} deep, or have {PARTS} attributes",
+                "a network of fewer is needed",
+                "save its state dict",
+            )
         if isinstance(part, Inert) and part.name.startswith("torch._utils._rebuild"):
             yield ".".join(names), part
         else:

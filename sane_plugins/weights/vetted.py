@@ -79,9 +79,11 @@ def _vet(path: Path, scan: Scan, held: Mapping[str, int]) -> None:
     for record in scan.made:
         if record.args and record.name.endswith(_MAKES_ROOM) and _asks_for_room(record.args):
             raise SourceError(
-                path, f"it makes objects while it is read ({record.name})", "only plain tensors are read",
+                path,
+                f"it makes objects while it is read ({record.name})",
+                "only plain tensors are read",
                 "save its state dict with torch.save or safetensors",
-            )  # fmt: skip
+            )
     require_held(path, [tensor for _, tensor in scan.tensors()])
 
 
@@ -102,6 +104,8 @@ def require_held(path: Path, tensors: list[Stored]) -> None:
 
 def _too_much(path: Path, wanted: int, held: int) -> SourceError:
     return SourceError(
-        path, f"its tensors ask for {wanted} bytes where it holds {held}", "a whole checkpoint is needed",
+        path,
+        f"its tensors ask for {wanted} bytes where it holds {held}",
+        "a whole checkpoint is needed",
         "copy or download it again",
-    )  # fmt: skip
+    )

@@ -110,9 +110,11 @@ def save_checkpoint(graph: WeightGraph, path: str | Path) -> Path:
 def refuse_script(path: Path) -> Path:
     """Raise `SourceError`: a TorchScript archive is a program, which weights alone do not give."""
     raise SourceError(
-        path, "a TorchScript archive holds a program", "weights alone do not make one",
+        path,
+        "a TorchScript archive holds a program",
+        "weights alone do not make one",
         "write a .safetensors or .pt file, and load it into the module",
-    )  # fmt: skip
+    )
 
 
 def _require_whole(graph: WeightGraph, path: Path) -> None:
@@ -120,9 +122,11 @@ def _require_whole(graph: WeightGraph, path: Path) -> None:
     lost = [key for key in graph.missed if key not in graph.tensors and graph.container in _FILES]
     if lost:
         raise SourceError(
-            path, f"'{lost[0]}' of {graph.source} could not be read ({graph.untouched[lost[0]]})",
-            "a whole network is written", "convert it to a type that is read first",
-        )  # fmt: skip
+            path,
+            f"'{lost[0]}' of {graph.source} could not be read ({graph.untouched[lost[0]]})",
+            "a whole network is written",
+            "convert it to a type that is read first",
+        )
 
 
 def _own(graph: WeightGraph, keys: list[str]) -> dict[str, object]:
@@ -138,9 +142,11 @@ def _save_file(
         save_file(state, partial, metadata=told)
     except KeyError as error:
         raise SourceError(
-            path, f"a tensor has the type {error.args[0]}", "safetensors does not know it",
+            path,
+            f"a tensor has the type {error.args[0]}",
+            "safetensors does not know it",
             "write a .pt file",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _tensor(graph: WeightGraph, key: str) -> torch.Tensor:
@@ -173,9 +179,11 @@ def _array(path: Path, key: str, tensor: torch.Tensor) -> npt.NDArray[np.generic
         return tensor.detach().cpu().contiguous().numpy()
     except (TypeError, RuntimeError) as error:
         raise SourceError(
-            path, f"'{key}' has the type {tensor.dtype}", "NumPy does not know it",
+            path,
+            f"'{key}' has the type {tensor.dtype}",
+            "NumPy does not know it",
             "write a .safetensors file",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -212,9 +220,11 @@ def write_all(writes: Mapping[Path, Callable[[Path], object]]) -> None:
     except (OSError, RuntimeError, SafetensorError, UnicodeError) as error:
         reason = str(error).partition("\n")[0]
         raise SourceError(
-            path, f"it cannot be written ({reason})", "room and the right to write are needed",
+            path,
+            f"it cannot be written ({reason})",
+            "room and the right to write are needed",
             "choose another place",
-        ) from error  # fmt: skip
+        ) from error
     finally:
         for partial in partials:
             with suppress(OSError):

@@ -29,17 +29,26 @@ def small_cnn(
 
 
 def wide_cnn(
-    channels_in: int = 1, classes: int = 10, act: str = "relu", dropout: float = 0.0, factor: int = 2
-) -> nn.Sequential:  # fmt: skip
+    channels_in: int = 1,
+    classes: int = 10,
+    act: str = "relu",
+    dropout: float = 0.0,
+    factor: int = 2,
+) -> nn.Sequential:
     """Build the small CNN with `factor` times its channels, for the same images."""
     widths = _WIDTHS.get(channels_in, _WIDTHS[3])
     return _cnn(channels_in, classes, act, dropout, tuple(factor * width for width in widths))
 
 
 def mlp(
-    channels_in: int = 1, classes: int = 10, act: str = "relu", dropout: float = 0.0,
-    size: int = 28, width: int = 16, depth: int = 2,
-) -> nn.Sequential:  # fmt: skip
+    channels_in: int = 1,
+    classes: int = 10,
+    act: str = "relu",
+    dropout: float = 0.0,
+    size: int = 28,
+    width: int = 16,
+    depth: int = 2,
+) -> nn.Sequential:
     """Build `depth` hidden layers of `width` units, for (N, C, size, size) images."""
     layers: list[nn.Module] = [nn.Flatten()]
     features = channels_in * size * size
@@ -50,9 +59,14 @@ def mlp(
 
 
 def resnet(
-    channels_in: int = 3, classes: int = 10, act: str = "relu", dropout: float = 0.0,
-    depth: int = 20, width: int = 16, shortcut: str = "pad",
-) -> nn.Module:  # fmt: skip
+    channels_in: int = 3,
+    classes: int = 10,
+    act: str = "relu",
+    dropout: float = 0.0,
+    depth: int = 20,
+    width: int = 16,
+    shortcut: str = "pad",
+) -> nn.Module:
     """Build a ResNet of the CIFAR family (He et al. 2016, section 4.2) for images of any size.
 
     `depth` is 6n + 2: 8, 14, 20, 32, 56. `shortcut` is "pad" (option A) or "conv" (option B). Names of
@@ -64,21 +78,32 @@ def resnet(
 
 
 def vit(
-    channels_in: int = 1, classes: int = 10, act: str = "gelu", dropout: float = 0.0,
-    size: int = 28, patch: int = 7, width: int = 24, depth: int = 2, heads: int = 3,
-) -> nn.Sequential:  # fmt: skip
+    channels_in: int = 1,
+    classes: int = 10,
+    act: str = "gelu",
+    dropout: float = 0.0,
+    size: int = 28,
+    patch: int = 7,
+    width: int = 24,
+    depth: int = 2,
+    heads: int = 3,
+) -> nn.Sequential:
     """Build a small ViT with class token and learned positions (Dosovitskiy et al. 2021, section 3.1)."""
     if size % patch or width % heads:
         raise ZooError(
-            "vit", f"size {size} and patch {patch}, width {width} and heads {heads} do not fit",
-            "each first is a multiple of its second", "choose others",
-        )  # fmt: skip
+            "vit",
+            f"size {size} and patch {patch}, width {width} and heads {heads} do not fit",
+            "each first is a multiple of its second",
+            "choose others",
+        )
     return nn.Sequential(
         nn.Conv2d(channels_in, width, patch, stride=patch),
         Tokens((size // patch) ** 2, width),
         *(Attending(width, heads, act, dropout) for _ in range(depth)),
-        _Last(), nn.LayerNorm(width), nn.Linear(width, classes),
-    )  # fmt: skip
+        _Last(),
+        nn.LayerNorm(width),
+        nn.Linear(width, classes),
+    )
 
 
 class _Last(nn.Module):
@@ -95,8 +120,12 @@ def small_cnn_size(channels_in: int) -> int:
 
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
-    "small_cnn": small_cnn, "wide_cnn": wide_cnn, "mlp": mlp, "resnet": resnet, "vit": vit,
-}  # fmt: skip
+    "small_cnn": small_cnn,
+    "wide_cnn": wide_cnn,
+    "mlp": mlp,
+    "resnet": resnet,
+    "vit": vit,
+}
 FIXED_SIZE = ("small_cnn", "wide_cnn")  # take images of `small_cnn_size` only
 TAKES_SIZE = ("mlp", "vit")  # have the argument `size`
 
@@ -110,9 +139,11 @@ def build(factory: Mapping[str, Any]) -> nn.Module:
         signature(function).bind(**arguments)
     except TypeError as error:
         raise ZooError(
-            f"architecture '{name}'", f"it does not take these arguments ({error})",
-            f"it takes {', '.join(signature(function).parameters)}", "correct them",
-        ) from error  # fmt: skip
+            f"architecture '{name}'",
+            f"it does not take these arguments ({error})",
+            f"it takes {', '.join(signature(function).parameters)}",
+            "correct them",
+        ) from error
     return function(**arguments)
 
 
@@ -126,11 +157,22 @@ def _cnn(
         return ACTIVATIONS[act]()
 
     return nn.Sequential(
-        nn.Conv2d(channels_in, a, 5), nn.MaxPool2d(2), activation(), nn.Dropout(dropout),
-        nn.Conv2d(a, b, 5), nn.MaxPool2d(2), activation(), nn.Dropout(dropout),
-        nn.Conv2d(b, c, 2), activation(), nn.Flatten(),
-        nn.Linear(c * side * side, 20), activation(), nn.Dropout(dropout), nn.Linear(20, classes),
-    )  # fmt: skip
+        nn.Conv2d(channels_in, a, 5),
+        nn.MaxPool2d(2),
+        activation(),
+        nn.Dropout(dropout),
+        nn.Conv2d(a, b, 5),
+        nn.MaxPool2d(2),
+        activation(),
+        nn.Dropout(dropout),
+        nn.Conv2d(b, c, 2),
+        activation(),
+        nn.Flatten(),
+        nn.Linear(c * side * side, 20),
+        activation(),
+        nn.Dropout(dropout),
+        nn.Linear(20, classes),
+    )
 
 
 def _find(name: str) -> Callable[..., nn.Module]:
@@ -141,8 +183,9 @@ def _find(name: str) -> Callable[..., nn.Module]:
         found: Callable[..., nn.Module] = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ZooError(
-            f"architecture '{name}'", f"it cannot be imported ({error})",
+            f"architecture '{name}'",
+            f"it cannot be imported ({error})",
             f"one of {', '.join(ARCHITECTURES)} or package.module:function is needed",
             "install the package that defines it",
-        ) from error  # fmt: skip
+        ) from error
     return found

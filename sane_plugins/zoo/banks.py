@@ -32,9 +32,14 @@ _EXACT = 2**24  # single precision tells whole numbers apart up to this
 
 
 def build_banks(
-    zoos: Sequence[Zoo], config: SANEConfig, views: int, rng: torch.Generator, report: Report,
-    *, aligned: bool = True,
-) -> list[Bank]:  # fmt: skip
+    zoos: Sequence[Zoo],
+    config: SANEConfig,
+    views: int,
+    rng: torch.Generator,
+    report: Report,
+    *,
+    aligned: bool = True,
+) -> list[Bank]:
     """Align every network to the best of its architecture, cut it, and draw permutations for its views.
 
     All checkpoints of a training run are moved as its last one is. Networks with values that are not finite
@@ -43,9 +48,11 @@ def build_banks(
     found, dropped = _by_architecture(zoos)
     if config.scale == "zoo" and len(found) > 1:
         raise UsageError(
-            "the zoos", f"they hold {len(found)} architectures", "a zoo-wise scale is that of one",
+            "the zoos",
+            f"they hold {len(found)} architectures",
+            "a zoo-wise scale is that of one",
             "choose networks of one architecture, or the default preset",
-        )  # fmt: skip
+        )
     total = sum(map(len, found))
     note = f"{dropped} networks with values that are not finite left out" if dropped else ""
     banks: list[Bank] = []
@@ -103,9 +110,17 @@ def _banks(
         rows = slice(start, start + len(kept))
         start = rows.stop
         yield Bank(
-            values[rows], moves, views, mask, places, side[rows], zoo_scale,
-            tuple(sample.entry for sample in kept), template, kept[0].zoo.name,
-        )  # fmt: skip
+            values[rows],
+            moves,
+            views,
+            mask,
+            places,
+            side[rows],
+            zoo_scale,
+            tuple(sample.entry for sample in kept),
+            template,
+            kept[0].zoo.name,
+        )
 
 
 def _aligned(
@@ -142,9 +157,12 @@ def _standardised(
 
 
 def _moves(
-    template: WeightGraph, spaces: Sequence[PermutationGroup], mask: torch.Tensor, count: int,
+    template: WeightGraph,
+    spaces: Sequence[PermutationGroup],
+    mask: torch.Tensor,
+    count: int,
     rng: torch.Generator,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Return where each value of a permuted network comes from (1 + count, T * D); row 0 moves nothing.
 
     Found by permuting a network whose values are numbered.
@@ -170,9 +188,11 @@ def _numbered(template: WeightGraph) -> WeightGraph:
     """Return a network of these shapes whose values are numbered."""
     if template.size > _EXACT:
         raise ZooError(
-            template.source, f"it has {template.size:,} values", f"views hold up to {_EXACT:,}",
+            template.source,
+            f"it has {template.size:,} values",
+            f"views hold up to {_EXACT:,}",
             "pretrain on smaller networks",
-        )  # fmt: skip
+        )
     ends = torch.tensor([0, *(p.size for p in template.params)]).cumsum(0).tolist()
     numbers = {
         p.key: torch.arange(end - p.size, end, dtype=torch.float32).view(p.shape)

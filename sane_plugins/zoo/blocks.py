@@ -12,17 +12,26 @@ from torch import nn
 from torch.nn import functional as F
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid,
-}  # fmt: skip
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 class Residual(nn.Module):
     """A ResNet of three stages of `blocks` basic blocks."""
 
     def __init__(
-        self, channels_in: int, classes: int, act: str, dropout: float, blocks: int, width: int,
+        self,
+        channels_in: int,
+        classes: int,
+        act: str,
+        dropout: float,
+        blocks: int,
+        width: int,
         shortcut: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -118,9 +127,11 @@ class Attending(nn.Module):
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(width, factor * width), ACTIVATIONS[act](), nn.Dropout(dropout),
+            nn.Linear(width, factor * width),
+            ACTIVATIONS[act](),
+            nn.Dropout(dropout),
             nn.Linear(factor * width, width),
-        )  # fmt: skip
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return tokens (..., T, D) of tokens (..., T, D)."""

@@ -72,9 +72,11 @@ def add(
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise UsageError(
-            folder, "it is a file" if folder.exists() else "it does not exist",
-            "a folder of checkpoints is needed", "name the folder that holds the files",
-        )  # fmt: skip
+            folder,
+            "it is a file" if folder.exists() else "it does not exist",
+            "a folder of checkpoints is needed",
+            "name the folder that holds the files",
+        )
     naming.require_pattern(options.pattern)
     done = Added()
     job = _Job(out, done)
@@ -90,9 +92,11 @@ def add(
     if not (done.added or done.already or done.equal):
         reason = next(iter(done.unread.values()), "it holds no files")
         raise ZooError(
-            folder, f"none of its {len(found)} files could be read (the first: {reason.rstrip('.')})",
-            "at least one network is needed", "name the folder that holds the files",
-        )  # fmt: skip
+            folder,
+            f"none of its {len(found)} files could be read (the first: {reason.rstrip('.')})",
+            "at least one network is needed",
+            "name the folder that holds the files",
+        )
     return done
 
 
@@ -202,10 +206,13 @@ class _Job:
         others = {k: v for k, v in graph.tensors.items() if k not in owned and k not in ties}
         finite = all(bool(_floats(x).isfinite().all()) for x in owned.values())
         entry = Entry(
-            network=found.name.network, checkpoint=found.name.checkpoint, factory=factory,
+            network=found.name.network,
+            checkpoint=found.name.checkpoint,
+            factory=factory,
             properties={**found.name.properties, "finite": finite},
-            source=found.source, container=graph.container,
-        )  # fmt: skip
+            source=found.source,
+            container=graph.container,
+        )
         entry = self._known.named(entry, values)
         axes = {param.key: param.axis for param in graph.params if param.axis}
         entry = self._writer.put(entry, {**owned, **others}, ties, axes, values)

@@ -25,8 +25,12 @@ class Ranges:
 
     act: tuple[str, ...] = ("relu", "tanh", "gelu", "sigmoid")
     init: tuple[str, ...] = (
-        "default", "normal_small", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
-    )  # fmt: skip
+        "default",
+        "normal_small",
+        "kaiming_uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+    )
     opt: tuple[str, ...] = ("sgd", "adam")
     sgd_lr: tuple[float, float] = (-2.5, -1.0)
     adam_lr: tuple[float, float] = (-3.5, -2.0)
@@ -94,9 +98,14 @@ def _draw(ranges: Ranges, rng: torch.Generator, seed: int) -> Draw:
     low, high = ranges.sgd_lr if opt == "sgd" else ranges.adam_lr
     exponent = low + (high - low) * float(torch.rand((), generator=rng, dtype=torch.float64))
     return Draw(
-        act=_one(ranges.act, rng), init=_one(ranges.init, rng), opt=opt, lr=10**exponent,
-        wd=_one(ranges.wd, rng), p=_one(ranges.p, rng), seed=seed,
-    )  # fmt: skip
+        act=_one(ranges.act, rng),
+        init=_one(ranges.init, rng),
+        opt=opt,
+        lr=10**exponent,
+        wd=_one(ranges.wd, rng),
+        p=_one(ranges.p, rng),
+        seed=seed,
+    )
 
 
 def _one(values: Sequence[T], rng: torch.Generator) -> T:

@@ -134,11 +134,15 @@ class Group:
         alive = self.alive.tolist()
         self.measured[epoch] = [
             {
-                "test_accuracy": a, "train_accuracy": b, "gap": b - a,
-                "test_loss": c, "train_loss": d, "finite": whole,
+                "test_accuracy": a,
+                "train_accuracy": b,
+                "gap": b - a,
+                "test_loss": c,
+                "train_loss": d,
+                "finite": whole,
             }
             for (a, c), (b, d), whole in zip(test, train, alive, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _measure(self, x: torch.Tensor, y: torch.Tensor) -> list[tuple[float, float]]:
         """Return accuracy and loss of each network; a loss that is not finite becomes the largest float."""
@@ -170,9 +174,11 @@ class Group:
         record, tensors = read_state(path)
         if record["told"] != told:
             raise UsageError(
-                path.parent, "the interrupted run had other options or images",
-                "a run resumes with the same ones", "repeat them, or add --force to start anew",
-            )  # fmt: skip
+                path.parent,
+                "the interrupted run had other options or images",
+                "a run resumes with the same ones",
+                "repeat them, or add --force to start anew",
+            )
         self.step = record["step"]
         self.measured = {int(epoch): rows for epoch, rows in record["measured"].items()}
         for name, value in (("first", self.first), ("second", self.second), ("alive", self.alive)):

@@ -19,9 +19,11 @@ class Images:
     def on(self, device: str) -> Images:
         """Return them on a device, images in the channels-last format."""
         return Images(
-            x_train=channels_last(self.x_train.to(device)), y_train=self.y_train.to(device),
-            x_test=channels_last(self.x_test.to(device)), y_test=self.y_test.to(device),
-        )  # fmt: skip
+            x_train=channels_last(self.x_train.to(device)),
+            y_train=self.y_train.to(device),
+            x_test=channels_last(self.x_test.to(device)),
+            y_test=self.y_test.to(device),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

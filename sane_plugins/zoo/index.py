@@ -107,9 +107,11 @@ def read_index(folder: Path) -> Index:
         return _parsed(text) if is_new else _parsed_old(text)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ZooError(
-            path, f"this is no whole index ({error})", f"version 1 or {VERSION} is needed",
+            path,
+            f"this is no whole index ({error})",
+            f"version 1 or {VERSION} is needed",
             "make the zoo again with 'sane-plugins zoo import' or 'zoo add'",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def write_index(folder: Path, index: Index) -> None:
@@ -127,16 +129,20 @@ def read_text(path: Path) -> str:
     """Return an index's text. Raises `ZooError` where there is none."""
     if not path.is_file():
         raise ZooError(
-            path, "there is no such file", "a zoo's index is needed",
+            path,
+            "there is no such file",
+            "a zoo's index is needed",
             "check the path; 'sane-plugins zoo import' and 'zoo add' make a zoo folder",
-        )  # fmt: skip
+        )
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ZooError(
-            path, f"it cannot be read as text ({type(error).__name__})", "a zoo's index is needed",
+            path,
+            f"it cannot be read as text ({type(error).__name__})",
+            "a zoo's index is needed",
             "check the path; 'sane-plugins zoo import' makes one",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _parsed(text: str) -> Index:

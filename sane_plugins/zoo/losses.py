@@ -7,9 +7,11 @@ from torch.nn.functional import cross_entropy, normalize
 
 
 def masked_mse(
-    predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor,
+    predicted: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor,
     count: torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Return the mean squared error over real values only: padding neither counts nor dilutes.
 
     `count` is how many real values the whole batch has, where this is a part of it.

@@ -62,9 +62,11 @@ def require_pattern(pattern: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise UsageError(
-            f"--network-pattern {pattern}", f"it is no regular expression ({error})", "one is needed",
+            f"--network-pattern {pattern}",
+            f"it is no regular expression ({error})",
+            "one is needed",
             r"write for example 'net(\d+)'",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _plain(source: str) -> str:

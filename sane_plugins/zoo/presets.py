@@ -58,15 +58,36 @@ def paper(zoos: Sequence[Zoo]) -> Recipe:
     An epoch draws as many windows as there are checkpoints. A whole sequence is one window in use.
     """
     config = SANEConfig(
-        token_width=289, latent_width=128, model_width=1024, heads=8, layers=8, window=100, halo=0,
-        projection_width=30, scale="zoo", tables=(100, 10, 40), projection="window", is_normed=False, span=64,
-    )  # fmt: skip
+        token_width=289,
+        latent_width=128,
+        model_width=1024,
+        heads=8,
+        layers=8,
+        window=100,
+        halo=0,
+        projection_width=30,
+        scale="zoo",
+        tables=(100, 10, 40),
+        projection="window",
+        is_normed=False,
+        span=64,
+    )
     batch = 32
     steps = 50 * ceil(sum(map(len, zoos)) / batch)
     options = PretrainOptions(
-        steps=steps, batch=batch, lr=1e-4, weight_decay=3e-9, gamma=0.05, temperature=0.1, noise=0.1,
-        behaviour=0.0, views=5, aligned=True, loss="standardised", balance="networks",
-    )  # fmt: skip
+        steps=steps,
+        batch=batch,
+        lr=1e-4,
+        weight_decay=3e-9,
+        gamma=0.05,
+        temperature=0.1,
+        noise=0.1,
+        behaviour=0.0,
+        views=5,
+        aligned=True,
+        loss="standardised",
+        balance="networks",
+    )
     return config, options
 
 

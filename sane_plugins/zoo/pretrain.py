@@ -30,9 +30,15 @@ _FREE = {"device", "save_every", "log_every"}  # change no result, so a resumed 
 
 
 def pretrain(
-    zoos: Sequence[Zoo], config: SANEConfig, options: PretrainOptions, out: str | Path, *,
-    resume: bool = False, report: Report = silent, behaviour: Behaviour | None = None,
-) -> SANE:  # fmt: skip
+    zoos: Sequence[Zoo],
+    config: SANEConfig,
+    options: PretrainOptions,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    report: Report = silent,
+    behaviour: Behaviour | None = None,
+) -> SANE:
     """Train a SANE on all networks of the zoos and write it to `out`.
 
     `behaviour` is one more loss, weighted with `options.behaviour`. Every step draws from a generator
@@ -46,9 +52,11 @@ def pretrain(
     banks = build_banks(zoos, config, options.views, rng, report, aligned=options.aligned)
     if not banks:
         raise ZooError(
-            ", ".join(zoo.name for zoo in zoos) or "no zoo", "no network with finite weights was found",
-            "pretraining needs some", "check the zoo with 'sane-plugins zoo show'",
-        )  # fmt: skip
+            ", ".join(zoo.name for zoo in zoos) or "no zoo",
+            "no network with finite weights was found",
+            "pretraining needs some",
+            "check the zoo with 'sane-plugins zoo show'",
+        )
     if config.scale == "zoo":
         config = replace(config, slots=len(banks[0].scale))
     run = _start(config, options, banks, Log(log_path(out), options.log_every))
@@ -74,23 +82,29 @@ def log_path(out: Path) -> Path:
 
 def _require_fit(
     config: SANEConfig, options: PretrainOptions, behaviour: Behaviour | None, world: World
-) -> None:  # fmt: skip
+) -> None:
     """Raise `UsageError` for options that do not go together."""
     if options.batch % world.size:
         raise UsageError(
-            f"a batch of {options.batch}", f"{world.size} processes share it",
-            "each takes an equal part", "choose a multiple of the number of processes",
-        )  # fmt: skip
+            f"a batch of {options.batch}",
+            f"{world.size} processes share it",
+            "each takes an equal part",
+            "choose a multiple of the number of processes",
+        )
     if options.behaviour and behaviour is None:
         raise UsageError(
-            "the behaviour term", f"its weight is {options.behaviour} and there are no images",
-            "networks are run on images", "give images, or leave the term out",
-        )  # fmt: skip
+            "the behaviour term",
+            f"its weight is {options.behaviour} and there are no images",
+            "networks are run on images",
+            "give images, or leave the term out",
+        )
     if options.behaviour and config.scale != "tensor":
         raise UsageError(
-            "the behaviour term", f"the scale is that of '{config.scale}'",
-            "decoded networks need their own scale", "leave out the behaviour term",
-        )  # fmt: skip
+            "the behaviour term",
+            f"the scale is that of '{config.scale}'",
+            "decoded networks need their own scale",
+            "leave out the behaviour term",
+        )
 
 
 def _start(config: SANEConfig, options: PretrainOptions, banks: list[Bank], log: Log) -> Run:

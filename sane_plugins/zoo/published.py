@@ -29,19 +29,26 @@ def read_published(path: Path) -> tuple[Entry, ...]:
         return tuple(_entry(record, channels, weights.name) for record in records)
     except (KeyError, TypeError, IndexError, ValueError, SafetensorError) as error:
         raise ZooError(
-            path, f"a record or tensor is missing ({error})",
+            path,
+            f"a record or tensor is missing ({error})",
             "records with model, epoch, act and p are needed, and their tensors",
             "check that the .json and .safetensors belong together",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _entry(record: Mapping[str, Any], channels: int, file: str) -> Entry:
     factory = {
-        "name": "small_cnn", "channels_in": channels, "classes": 10,
-        "act": record["act"], "dropout": record["p"],
-    }  # fmt: skip
+        "name": "small_cnn",
+        "channels_in": channels,
+        "classes": 10,
+        "act": record["act"],
+        "dropout": record["p"],
+    }
     properties = {key: value for key, value in record.items() if key != "model"}
     return Entry(
-        network=str(record["model"]), checkpoint=str(record["epoch"]),
-        factory=factory, properties=properties, file=file,
-    )  # fmt: skip
+        network=str(record["model"]),
+        checkpoint=str(record["epoch"]),
+        factory=factory,
+        properties=properties,
+        file=file,
+    )

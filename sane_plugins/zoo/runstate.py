@@ -68,10 +68,11 @@ def restore(run: Run, path: Path) -> None:
     told = json.loads(json.dumps(run.told))
     if differing := sorted(k for k in told | found["told"] if told.get(k) != found["told"].get(k)):
         raise UsageError(
-            path, f"the interrupted run had another {', '.join(differing)}",
+            path,
+            f"the interrupted run had another {', '.join(differing)}",
             "a run resumes with the same options and zoos",
             "repeat them, or delete the file to start anew",
-        )  # fmt: skip
+        )
     model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     run.model.load_state_dict(model)
     moments: dict[int, dict[str, torch.Tensor]] = {}
@@ -95,6 +96,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             return found, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ZooError(
-            path, f"it cannot be resumed from ({error})", "the state of this version's run is needed",
+            path,
+            f"it cannot be resumed from ({error})",
+            "the state of this version's run is needed",
             "delete the file to start anew",
-        ) from error  # fmt: skip
+        ) from error

@@ -41,9 +41,13 @@ class Writer:
         self._seen = _stamp(folder)
 
     def put(
-        self, entry: Entry, state: Mapping[str, torch.Tensor], ties: Mapping[str, str] | None = None,
-        axes: Mapping[str, int] | None = None, values: str | None = None,
-    ) -> Entry:  # fmt: skip
+        self,
+        entry: Entry,
+        state: Mapping[str, torch.Tensor],
+        ties: Mapping[str, str] | None = None,
+        axes: Mapping[str, int] | None = None,
+        values: str | None = None,
+    ) -> Entry:
         """Take an entry and its tensors, which are copied; names that share memory are tied.
 
         `values` is the digest of its weights where it is known.
@@ -78,9 +82,11 @@ class Writer:
         self._flush()
         if _stamp(self.folder) != self._seen:
             raise ZooError(
-                self.folder, "another process changed the zoo meanwhile", "one at a time may",
+                self.folder,
+                "another process changed the zoo meanwhile",
+                "one at a time may",
                 "run the command again",
-            )  # fmt: skip
+            )
         write_index(self.folder, Index(self.name, tuple(self.entries), self.forms))
         self._seen = _stamp(self.folder)
         self._tidy()
@@ -123,9 +129,11 @@ def opened(path: Path) -> Any:
         return _opened(path, path.stat().st_mtime_ns)
     except (OSError, SafetensorError) as error:
         raise ZooError(
-            path, f"the weights cannot be read ({error})", "a whole safetensors file is needed",
+            path,
+            f"the weights cannot be read ({error})",
+            "a whole safetensors file is needed",
             "open the zoo again, or copy it again",
-        ) from error  # fmt: skip
+        ) from error
 
 
 @lru_cache(maxsize=128)
@@ -153,9 +161,11 @@ def _plain(entry: Entry, tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy with memory of its own, of a type that the format knows."""
     if not _is_known(tensor.dtype):
         raise ZooError(
-            entry.source or entry.key, f"a tensor has the type {tensor.dtype}",
-            "safetensors does not know it", "convert the network first",
-        )  # fmt: skip
+            entry.source or entry.key,
+            f"a tensor has the type {tensor.dtype}",
+            "safetensors does not know it",
+            "convert the network first",
+        )
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

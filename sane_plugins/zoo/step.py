@@ -42,9 +42,13 @@ class Job:
 
     @classmethod
     def of(
-        cls, model: SANE, banks: list[Bank], options: PretrainOptions, world: World,
+        cls,
+        model: SANE,
+        banks: list[Bank],
+        options: PretrainOptions,
+        world: World,
         behaviour: Behaviour | None,
-    ) -> Job:  # fmt: skip
+    ) -> Job:
         """Compile the model if that is asked for."""
         encode: Encode = model.encode
         decode: Decode = model.decode
@@ -67,9 +71,11 @@ def take_step(run: Run, job: Job) -> dict[str, float]:
     losses = {name: loss.item() for name, loss in told.items()}
     if not all(map(isfinite, losses.values())):
         raise ZooError(
-            f"step {run.step + 1}", "a loss is not finite", "training needs finite ones",
+            f"step {run.step + 1}",
+            "a loss is not finite",
+            "training needs finite ones",
             "choose a lower learning rate",
-        )  # fmt: skip
+        )
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     run.optimizer.step()
     return losses
@@ -102,14 +108,14 @@ def _weights(options: PretrainOptions) -> Mapping[str, float]:
     """Return the weight of each loss in their sum."""
     rest = 1 - options.gamma
     return {
-        "values": rest, "side": rest * _SIDE_WEIGHT, "contrast": options.gamma,
+        "values": rest,
+        "side": rest * _SIDE_WEIGHT,
+        "contrast": options.gamma,
         "behaviour": options.behaviour,
-    }  # fmt: skip
+    }
 
 
-def _losses(
-    model: SANE, job: Job, batch: Batch, rng: torch.Generator
-) -> dict[str, torch.Tensor]:
+def _losses(model: SANE, job: Job, batch: Batch, rng: torch.Generator) -> dict[str, torch.Tensor]:
     """Return the losses over both views of a batch by name, this process's part of each."""
     options, device = job.options, torch.device(job.options.device)
     whole = torch.cat([batch.first, batch.second])
@@ -118,10 +124,11 @@ def _losses(
     clean, seen, side, places, mask = (
         x.to(device)
         for x in (
-            whole[both], noisy(whole, options.noise, rng)[both],
+            whole[both],
+            noisy(whole, options.noise, rng)[both],
             *(x.repeat(2, 1, 1) for x in (part.side, part.places, part.mask)),
         )
-    )  # fmt: skip
+    )
     # The flash kernel's backward pass is slower than plain matrix products on CPUs.
     attention = sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else _ATTENTION)
     with attention, torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):

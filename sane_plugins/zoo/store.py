@@ -28,9 +28,16 @@ from sane_plugins.zoo.published import read_published
 from sane_plugins.zoo.shards import Writer, opened
 
 __all__ = [
-    "Entry", "Property", "Zoo", "differences", "evaluation_pool", "import_published", "is_zoo",
-    "set_properties", "write",
-]  # fmt: skip
+    "Entry",
+    "Property",
+    "Zoo",
+    "differences",
+    "evaluation_pool",
+    "import_published",
+    "is_zoo",
+    "set_properties",
+    "write",
+]
 
 _Described = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
@@ -75,9 +82,11 @@ class Zoo:
             tensors = {name: file.get_tensor(prefix + name) for name in keys}
         except SafetensorError as error:
             raise ZooError(
-                f"{path}, '{entry.key}'", f"a tensor is missing ({error})",
-                "every entry needs all tensors of its architecture", "import the zoo again",
-            ) from error  # fmt: skip
+                f"{path}, '{entry.key}'",
+                f"a tensor is missing ({error})",
+                "every entry needs all tensors of its architecture",
+                "import the zoo again",
+            ) from error
         return tensors | {alias: tensors[key] for alias, key in (form.ties if form else {}).items()}
 
     def graph(self, entry: Entry) -> WeightGraph:
@@ -97,9 +106,11 @@ class Zoo:
         """
         if not entry.factory:
             raise ZooError(
-                f"{self.name}:{entry.key}", "it was added without the function that builds it",
-                "running a network needs one", "add it again with --factory package.module:function",
-            )  # fmt: skip
+                f"{self.name}:{entry.key}",
+                "it was added without the function that builds it",
+                "running a network needs one",
+                "add it again with --factory package.module:function",
+            )
         state = self.state_dict(entry)
         module = build(entry.factory)
         _fill(module, state, f"{self.name}:{entry.key}")
@@ -135,25 +146,31 @@ def evaluation_pool(zoo: Zoo, fraction: float = 0.4, seed: int = 0) -> frozenset
 
 
 def write(
-    folder: str | Path, name: str, items: Iterable[tuple[Entry, Mapping[str, torch.Tensor]]],
+    folder: str | Path,
+    name: str,
+    items: Iterable[tuple[Entry, Mapping[str, torch.Tensor]]],
     force: bool = False,
-) -> Zoo:  # fmt: skip
+) -> Zoo:
     """Write a zoo folder, whole or not at all; what was there stays until the new one is complete."""
     folder = Path(folder)
     if is_zoo(folder) and not force:
         raise UsageError(
-            folder, "a zoo exists there already", "a new folder is needed",
+            folder,
+            "a zoo exists there already",
+            "a new folder is needed",
             "name another folder or add --force",
-        )  # fmt: skip
+        )
     folder.mkdir(parents=True, exist_ok=True)
     writer = Writer(folder, Index(name, (), {}))
     seen = set[str]()
     for entry, state in items:
         if entry.key in seen:
             raise ZooError(
-                folder, f"two entries are called '{entry.key}'", "each needs a name of its own",
+                folder,
+                f"two entries are called '{entry.key}'",
+                "each needs a name of its own",
                 "give them other networks or checkpoints",
-            )  # fmt: skip
+            )
         seen.add(entry.key)
         writer.put(entry, state)
     writer.commit()
@@ -223,14 +240,19 @@ def _fill(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> N
             tensor.data = tensor.data.to(state[name].dtype)
     own = module.state_dict()
     wrong = [
-        key for key in dict.fromkeys([*own, *state])
-        if (own.get(key, state.get(key)).is_floating_point()  # type: ignore[union-attr]
-            and (key not in own or key not in state))
+        key
+        for key in dict.fromkeys([*own, *state])
+        if (
+            own.get(key, state.get(key)).is_floating_point()  # type: ignore[union-attr]
+            and (key not in own or key not in state)
+        )
         or (key in own and key in state and own[key].shape != state[key].shape)
-    ]  # fmt: skip
+    ]
     if wrong:
         raise ZooError(
-            place, f"its factory builds a network that differs in {', '.join(wrong[:4])}",
-            "names and shapes of all weights must fit", "add it again with the right --factory",
-        )  # fmt: skip
+            place,
+            f"its factory builds a network that differs in {', '.join(wrong[:4])}",
+            "names and shapes of all weights must fit",
+            "add it again with the right --factory",
+        )
     module.load_state_dict(state, strict=False)

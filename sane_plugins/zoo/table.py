@@ -24,14 +24,18 @@ def read_table(path: str | Path) -> list[dict[str, Any]]:
         rows = _json_lines(path) if path.suffix == ".jsonl" else _csv(path)
     except (OSError, ValueError, csv.Error) as error:
         raise ZooError(
-            path, f"it cannot be read as a table ({error})", "a .csv with a header, or a .jsonl, is needed",
+            path,
+            f"it cannot be read as a table ({error})",
+            "a .csv with a header, or a .jsonl, is needed",
             "save the table in one of these forms",
-        ) from error  # fmt: skip
+        ) from error
     if not rows or not all({"file", "network"} & row.keys() for row in rows):
         raise ZooError(
-            path, "a row has no 'file' and no 'network'", "one of them says which network a row is about",
+            path,
+            "a row has no 'file' and no 'network'",
+            "one of them says which network a row is about",
             "add a column 'file' or 'network'",
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -51,9 +51,16 @@ class ZooOptions:
 
 
 def train_zoo(
-    images: Images, options: ZooOptions, out: str | Path, *, processes: int = 1,
-    save_every: int | None = None, resume: bool = False, force: bool = False, report: Report = silent,
-) -> Zoo:  # fmt: skip
+    images: Images,
+    options: ZooOptions,
+    out: str | Path,
+    *,
+    processes: int = 1,
+    save_every: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    report: Report = silent,
+) -> Zoo:
     """Train a zoo and write it to the folder `out`; the same bytes for any number of processes.
 
     The state of every group lies in a folder beside `out` until the end. It is saved every `save_every`
@@ -94,9 +101,13 @@ def groups_of(options: ZooOptions) -> list[list[Draw]]:
 def factory_of(options: ZooOptions, draw: Draw, channels: int, classes: int) -> dict[str, Any]:
     """Return the description that a network of the zoo is built from."""
     return {
-        "name": options.architecture, "channels_in": channels, "classes": classes,
-        "act": draw.act, "dropout": draw.p, **options.settings,
-    }  # fmt: skip
+        "name": options.architecture,
+        "channels_in": channels,
+        "classes": classes,
+        "act": draw.act,
+        "dropout": draw.p,
+        **options.settings,
+    }
 
 
 def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
@@ -104,15 +115,19 @@ def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
     if state.exists() and not resume:
         if not force:
             raise UsageError(
-                state, "an interrupted run lies there", "nothing is overwritten unasked",
+                state,
+                "an interrupted run lies there",
+                "nothing is overwritten unasked",
                 "add --resume to go on, or --force to start anew",
-            )  # fmt: skip
+            )
         shutil.rmtree(state)
     if is_zoo(out) and not (force or resume):
         raise UsageError(
-            out, "a zoo exists there already", "a new folder is needed",
+            out,
+            "a zoo exists there already",
+            "a new folder is needed",
             "name another folder or add --force",
-        )  # fmt: skip
+        )
 
 
 def plan_jobs(
@@ -120,17 +135,26 @@ def plan_jobs(
 ) -> list[Job]:
     """Cut the networks into groups, of which each is a job of its own."""
     schedule = Schedule(
-        epochs=options.epochs, batch=options.batch, keep=_kept(options), measured=options.measured,
-        seed=options.seed, save_every=save_every, device=options.device,
-    )  # fmt: skip
+        epochs=options.epochs,
+        batch=options.batch,
+        keep=_kept(options),
+        measured=options.measured,
+        seed=options.seed,
+        save_every=save_every,
+        device=options.device,
+    )
     channels, classes = images.x_train.shape[1], int(images.y_train.max()) + 1
     found = [
         Job(
-            index=i, draws=draws, factory=factory_of(options, draws[0], channels, classes),
-            schedule=schedule, state=state / f"group-{i:04d}.safetensors", told=told,
+            index=i,
+            draws=draws,
+            factory=factory_of(options, draws[0], channels, classes),
+            schedule=schedule,
+            state=state / f"group-{i:04d}.safetensors",
+            told=told,
         )
         for i, draws in enumerate(groups_of(options))
-    ]  # fmt: skip
+    ]
     _require_fit(found, images)
     return found
 
@@ -158,9 +182,11 @@ def _kept(options: ZooOptions) -> tuple[int, ...]:
     late = [epoch for epoch in options.keep if not 0 <= epoch <= options.epochs]
     if late or not options.keep:
         raise UsageError(
-            "--keep", f"it names {late or 'no epoch'}",
-            f"epochs between 0 and {options.epochs} can be kept", "name others",
-        )  # fmt: skip
+            "--keep",
+            f"it names {late or 'no epoch'}",
+            f"epochs between 0 and {options.epochs} can be kept",
+            "name others",
+        )
     return tuple(sorted(set(options.keep)))
 
 
@@ -174,12 +200,16 @@ def _items(jobs: list[Job], options: ZooOptions) -> Iterator[tuple[Entry, dict[s
             flat = kept.pop("")
             for i, (draw, measured) in enumerate(zip(job.draws, rows, strict=True)):
                 entry = Entry(
-                    network=_network(options, draw), checkpoint=epoch, factory=job.factory,
+                    network=_network(options, draw),
+                    checkpoint=epoch,
+                    factory=job.factory,
                     properties={
-                        "epoch": int(epoch), **measured, "dataset": options.dataset,
+                        "epoch": int(epoch),
+                        **measured,
+                        "dataset": options.dataset,
                         **draw.properties(),
                     },
-                )  # fmt: skip
+                )
                 yield entry, stack.state_dict(i, flat, kept)
 
 

@@ -58,9 +58,14 @@ class ManyConv2d(Many):
         if x.ndim == 5:
             x, groups = x.flatten(1, 2), self.count * conv.groups
         y = F.conv2d(
-            x, _required(self.merged("weight")), self.merged("bias"), conv.stride, conv.padding,
-            conv.dilation, groups,
-        )  # fmt: skip
+            x,
+            _required(self.merged("weight")),
+            self.merged("bias"),
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            groups,
+        )
         return _split(y, 1, self.count)
 
 
@@ -87,9 +92,15 @@ class ManyBatchNorm2d(Many):
         if self.training:
             self.num_batches_tracked += 1
         y = F.batch_norm(
-            x.flatten(1, 2), self.running_mean.view(-1), self.running_var.view(-1),
-            self.merged("weight"), self.merged("bias"), self.training, norm.momentum or 0.0, norm.eps,
-        )  # fmt: skip
+            x.flatten(1, 2),
+            self.running_mean.view(-1),
+            self.running_var.view(-1),
+            self.merged("weight"),
+            self.merged("bias"),
+            self.training,
+            norm.momentum or 0.0,
+            norm.eps,
+        )
         return _split(y, 1, self.count)
 
 
@@ -159,11 +170,17 @@ class ManyDropout(Many):
 
 _Kind = Callable[[nn.Module, int, list[torch.Generator]], nn.Module]
 MANY: Mapping[type[nn.Module], _Kind] = {
-    nn.Conv2d: ManyConv2d, nn.Linear: ManyLinear, nn.BatchNorm2d: ManyBatchNorm2d,
-    nn.LayerNorm: ManyLayerNorm, Tokens: ManyTokens, nn.Flatten: ManyFlatten,
-    nn.Dropout: ManyDropout, nn.MaxPool2d: ManyPool, nn.AvgPool2d: ManyPool,
+    nn.Conv2d: ManyConv2d,
+    nn.Linear: ManyLinear,
+    nn.BatchNorm2d: ManyBatchNorm2d,
+    nn.LayerNorm: ManyLayerNorm,
+    Tokens: ManyTokens,
+    nn.Flatten: ManyFlatten,
+    nn.Dropout: ManyDropout,
+    nn.MaxPool2d: ManyPool,
+    nn.AvgPool2d: ManyPool,
     nn.AdaptiveAvgPool2d: ManyPool,
-}  # fmt: skip
+}
 
 
 def many(module: nn.Module, count: int, streams: list[torch.Generator]) -> nn.Module:
@@ -182,10 +199,11 @@ def unfit(module: nn.Module, found: str) -> ZooError:
     """Return the error of an architecture whose networks cannot be trained together."""
     known = ", ".join(kind.__name__ for kind in MANY)
     return ZooError(
-        f"architecture {type(module).__name__}", found,
+        f"architecture {type(module).__name__}",
+        found,
         f"networks that are trained many at once are made of {known} and elementwise functions",
         "choose another architecture, or another image size with --size",
-    )  # fmt: skip
+    )
 
 
 def _split(y: torch.Tensor, axis: int, count: int) -> torch.Tensor:

@@ -83,9 +83,16 @@ def draw(bank: Bank, batch: int, span: int, rng: torch.Generator) -> Batch:
     start = torch.randint(tokens - span + 1, (batch,), generator=rng)
     at = start[:, None] + torch.arange(span)
     return Batch(
-        bank.values[which[:, None], at], bank.cut(which, view, at), bank.side[which[:, None], at],
-        bank.places[at], bank.mask[at], bank, which, view, start,
-    )  # fmt: skip
+        bank.values[which[:, None], at],
+        bank.cut(which, view, at),
+        bank.side[which[:, None], at],
+        bank.places[at],
+        bank.mask[at],
+        bank,
+        which,
+        view,
+        start,
+    )
 
 
 def noisy(values: torch.Tensor, strength: float, rng: torch.Generator) -> torch.Tensor:
