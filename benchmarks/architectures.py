@@ -25,16 +25,18 @@ import torch
 import zoodata
 from torch import nn
 
-from sane_plugins.latent import checkpoint
-from sane_plugins.latent.model import SANE
-from sane_plugins.tasks.initialise import InitialiseOptions, initialise, prepare
-from sane_plugins.tasks.options import Recipe
-from sane_plugins.tasks.prompts import choose_prompts
+from sane_plugins.architectures.families import resnet, small_cnn, wide_cnn
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.autoencoder.model import SANE
+from sane_plugins.generation.prompts import choose_prompts
+from sane_plugins.initialize.options import Recipe
+from sane_plugins.initialize.pipeline import InitialiseOptions, initialise, prepare
+from sane_plugins.initialize.training import TrainOptions, train_epochs
+from sane_plugins.runtime import seeded
+from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.tasks.train import TrainOptions, accuracy, seeded, train_epochs
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.architectures import resnet, small_cnn, wide_cnn
 
 PUBLISHED = "checkpoints/akamaster_pytorch_resnet_cifar10/resnet20-12fca82f.th"
 COMPARED = (1, 2)

@@ -19,22 +19,22 @@ import torch
 import zoodata
 from zoos import RECIPES
 
-from sane_plugins.latent import checkpoint
-from sane_plugins.latent.codec import encode
-from sane_plugins.latent.diffusion import DenoiserConfig, Example, fit, save
-from sane_plugins.latent.model import SANE, SANEConfig
-from sane_plugins.latent.places import Layout
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.autoencoder.checkpoint import fingerprint
+from sane_plugins.autoencoder.codec import encode
+from sane_plugins.autoencoder.model import SANE, SANEConfig
+from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.generation.denoiser import DenoiserConfig, Example, fit, save
+from sane_plugins.pretraining.behavior import Outputs
+from sane_plugins.pretraining.distributed import World, joined
+from sane_plugins.pretraining.presets import PretrainOptions
+from sane_plugins.pretraining.pretrain import pretrain
 from sane_plugins.progress import Progress
-from sane_plugins.tasks.descriptor import SIZE, describe
-from sane_plugins.tasks.fitting import FitOptions, fit_heads
-from sane_plugins.tasks.headfile import save_heads
-from sane_plugins.tasks.predict import fingerprint
+from sane_plugins.properties.fitting import FitOptions, fit_heads
+from sane_plugins.properties.head_file import save_heads
 from sane_plugins.tasks.task import Task, load_task
+from sane_plugins.tasks.task_embedding import SIZE, describe
 from sane_plugins.weights.tokens import slots
-from sane_plugins.zoo.behaviour import Outputs
-from sane_plugins.zoo.distributed import World, joined
-from sane_plugins.zoo.presets import PretrainOptions
-from sane_plugins.zoo.pretrain import pretrain
 from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, write
 
 OUT = Path(__file__).parents[1] / "sane_plugins" / "data"

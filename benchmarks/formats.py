@@ -26,7 +26,7 @@ from typing import Any
 
 from sane_plugins.errors import PluginError, SaneError
 from sane_plugins.host import Host
-from sane_plugins.weights.coverage import Survey, percent, survey
+from sane_plugins.inspection.survey import Survey, percent, survey
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("checkpoints", "onnx")

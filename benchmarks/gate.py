@@ -26,8 +26,8 @@ from gate_runs import kept, specs
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-from sane_plugins.latent import checkpoint
-from sane_plugins.tasks.gate import Outlook, mcnemar
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.initialize.benefit import Outlook, mcnemar
 
 FIT = ("animal_mnist", "usps", "grey", "digits")
 TEST = ("fashion_mnist", "pneumoniamnist_subset", "mnist")

@@ -23,17 +23,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sane_plugins.latent import checkpoint
-from sane_plugins.latent.codec import decode, encode
-from sane_plugins.latent.model import SANE
-from sane_plugins.tasks.classifier import find_classifier, fit_classifier
-from sane_plugins.tasks.initialise import InitialiseOptions, initialise
-from sane_plugins.tasks.prompts import choose_prompts
-from sane_plugins.tasks.sample import KDE
+from sane_plugins.architectures.families import small_cnn
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.autoencoder.codec import decode, encode
+from sane_plugins.autoencoder.model import SANE
+from sane_plugins.generation.classifier import find_classifier, fit_classifier
+from sane_plugins.generation.prompts import choose_prompts
+from sane_plugins.generation.samplers import KDE
+from sane_plugins.initialize.pipeline import InitialiseOptions, initialise
+from sane_plugins.initialize.training import TrainOptions, train_epochs
+from sane_plugins.runtime import seeded
+from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.tasks.train import TrainOptions, accuracy, seeded, train_epochs
 from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.zoo.architectures import small_cnn
 from sane_plugins.zoo.store import import_published
 
 EPOCHS = (0, 1, 2, 5)

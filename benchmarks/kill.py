@@ -29,10 +29,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from sane_plugins.zoo.group import read_state
-from sane_plugins.zoo.log import read_log
-from sane_plugins.zoo.pretrain import log_path, state_path
+from sane_plugins.pretraining.pretrain import log_path, state_path
+from sane_plugins.pretraining.training_log import read_log
 from sane_plugins.zoo.store import import_published, write
+from sane_plugins.zoo_training.group_trainer import read_state
 
 RESULTS = Path(__file__).parent / "results"
 _OBSERVER = """

@@ -31,13 +31,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from zoodata import RESULTS
 
-from sane_plugins.tasks.embed import EncodeOptions, SaneEncoder
-from sane_plugins.tasks.predict import fingerprint
-from sane_plugins.tasks.regressors import Array
-from sane_plugins.tasks.statistics import slot_moments
+from sane_plugins.architectures.families import build
+from sane_plugins.autoencoder.checkpoint import fingerprint
+from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
+from sane_plugins.features.statistics import slot_moments
+from sane_plugins.properties.regressors import Array
 from sane_plugins.weights import scale
 from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.architectures import build
 
 FILES = {
     "ResNet-20": (20, "resnet20-12fca82f.th"),

@@ -26,14 +26,15 @@ import torch
 import zoodata
 from initialise import IMAGES, Setting, best_default_fitted, default, fitted, loaded
 
-from sane_plugins.latent import checkpoint
-from sane_plugins.latent.model import SANE
-from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions, initialise
-from sane_plugins.tasks.prompts import choose_prompts
+from sane_plugins.architectures.families import small_cnn, small_cnn_size
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.autoencoder.model import SANE
+from sane_plugins.generation.prompts import choose_prompts
+from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions, initialise
+from sane_plugins.initialize.training import TrainOptions, train_epochs
+from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.tasks.train import TrainOptions, accuracy, train_epochs
 from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.architectures import small_cnn, small_cnn_size
 from sane_plugins.zoo.store import Zoo
 
 TASKS: Mapping[str, str] = {
@@ -136,7 +137,7 @@ def _best_prompt(setting: Setting) -> torch.nn.Module:
 
 
 def _planned(setting: Setting, data: Task) -> Callable[[int], dict[str, torch.Tensor]]:
-    from sane_plugins.tasks.initialise import prepare
+    from sane_plugins.initialize.pipeline import prepare
 
     make = partial(small_cnn, data.channels, len(data.classes))
     bench, _ = prepare(make, data, setting.prompts, setting.sane, InitialiseOptions())

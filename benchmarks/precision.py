@@ -12,11 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from sane_plugins.latent.fast import Precision
-from sane_plugins.tasks.embed import EncodeOptions, SaneEncoder
-from sane_plugins.tasks.heads import STRUCTURE, Estimate, PropertyHead, Samples, fit_head
-from sane_plugins.tasks.regressors import Array
-from sane_plugins.tasks.statistics import structure
+from sane_plugins.autoencoder.bfloat16 import Precision
+from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
+from sane_plugins.features.statistics import structure
+from sane_plugins.properties.numeric_head import (
+    STRUCTURE,
+    Estimate,
+    PropertyHead,
+    Samples,
+    fit_head,
+)
+from sane_plugins.properties.regressors import Array
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.zoo.store import import_published
 

@@ -23,10 +23,17 @@ import torch
 import zoodata
 from zoodata import BASELINES, MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
-from sane_plugins.latent.model import SANE
-from sane_plugins.tasks.heads import STRUCTURE, PropertyHead, Samples, fit_head, fit_members, join
-from sane_plugins.tasks.predict import fingerprint
-from sane_plugins.tasks.regressors import Array, predict
+from sane_plugins.autoencoder.checkpoint import fingerprint
+from sane_plugins.autoencoder.model import SANE
+from sane_plugins.properties.numeric_head import (
+    STRUCTURE,
+    PropertyHead,
+    Samples,
+    fit_head,
+    fit_members,
+    join,
+)
+from sane_plugins.properties.regressors import Array, predict
 from sane_plugins.zoo.store import Zoo, evaluation_pool
 
 SPLITS = 3

@@ -25,14 +25,15 @@ from initialise import fitted
 from torch import nn
 from torch.nn.utils import prune
 
-from sane_plugins.latent import checkpoint
-from sane_plugins.tasks.initialise import InitialiseOptions, initialise, prepare
-from sane_plugins.tasks.options import Recipe
-from sane_plugins.tasks.prompts import choose_prompts
-from sane_plugins.tasks.pruned import Pruned, first_task
+from sane_plugins.architectures.families import small_cnn
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.generation.prompts import choose_prompts
+from sane_plugins.initialize.options import Recipe
+from sane_plugins.initialize.pipeline import InitialiseOptions, initialise, prepare
+from sane_plugins.initialize.pruned import Pruned, first_task
+from sane_plugins.initialize.training import TrainOptions, train_epochs
+from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.tasks.train import TrainOptions, accuracy, train_epochs
-from sane_plugins.zoo.architectures import small_cnn
 
 EPOCHS = (0, 1, 2, 5)
 IMAGES = 1000

@@ -20,15 +20,16 @@ import torch
 import zoodata
 from gate_runs import task_of
 
-from sane_plugins.latent import checkpoint
-from sane_plugins.tasks.candidates import generator
-from sane_plugins.tasks.diffuse import Diffusion
-from sane_plugins.tasks.initialise import InitialiseOptions, prepare
-from sane_plugins.tasks.options import Recipe
-from sane_plugins.tasks.prompts import choose_prompts
-from sane_plugins.tasks.sample import KDE, Gaussian, Sampler
-from sane_plugins.tasks.train import TrainOptions, accuracy, train_epochs
-from sane_plugins.zoo.architectures import small_cnn
+from sane_plugins.architectures.families import small_cnn
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.generation.diffusion import Diffusion
+from sane_plugins.generation.prompts import choose_prompts
+from sane_plugins.generation.samplers import KDE, Gaussian, Sampler
+from sane_plugins.initialize.options import Recipe
+from sane_plugins.initialize.pipeline import InitialiseOptions, prepare
+from sane_plugins.initialize.training import TrainOptions, train_epochs
+from sane_plugins.runtime import random_stream
+from sane_plugins.tasks.scoring import accuracy
 
 TASKS = ("usps", "animal_mnist", "grey", "fashion_mnist")
 COUNT = 16
@@ -60,7 +61,7 @@ def main() -> None:
             for label, sampler in SAMPLERS.items():
                 options = InitialiseOptions(seed=seed, sampler=sampler)
                 bench, _ = prepare(make, task, prompts, sane, options)
-                rng = generator(seed, "round", 0)
+                rng = random_stream(seed, "round", 0)
                 latents = bench.sampler(bench.transfer.prompts, COUNT, rng).unsqueeze(1)
                 drawn = [bench.build(Recipe("sane", i), z) for i, z in enumerate(latents)]
                 best = max(drawn, key=lambda candidate: candidate.row.before).recipe.number

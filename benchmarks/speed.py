@@ -30,11 +30,11 @@ from precision import noise
 from torch import nn
 
 from sane_plugins import Host
-from sane_plugins.latent import checkpoint, windows
-from sane_plugins.latent.fast import dtype_of
-from sane_plugins.latent.model import SANE
-from sane_plugins.latent.places import WIDTH as PLACE_WIDTH
-from sane_plugins.tasks.embed import EncodeOptions, SaneEncoder
+from sane_plugins.autoencoder import checkpoint, windows
+from sane_plugins.autoencoder.bfloat16 import dtype_of
+from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
+from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.scale import SIDE

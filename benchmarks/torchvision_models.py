@@ -23,11 +23,11 @@ import click
 import torch
 from sane_torchvision import import_torchvision
 from sane_torchvision.build import build
-from sane_torchvision.trial import try_out
 from torch import nn
 
+from sane_plugins.architectures.dry_run import try_out
 from sane_plugins.errors import SaneError
-from sane_plugins.weights import symmetry
+from sane_plugins.symmetry import permutations
 from sane_plugins.weights.modules import from_module, load_into
 from sane_plugins.weights.tokens import detokenize, tokenize
 
@@ -111,7 +111,7 @@ def measure(name: str) -> dict[str, Any]:
         "parameters": graph.size,
         "tensors": len(graph.params),
         "untouched": len(graph.untouched),
-        "groups": len(symmetry.groups(graph)),
+        "groups": len(permutations.groups(graph)),
         "notes": list(graph.notes),
         "coverage": graph.coverage,
     }

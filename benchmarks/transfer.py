@@ -27,9 +27,9 @@ import torch
 import zoodata
 from zoodata import MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
-from sane_plugins.tasks.heads import Samples, fit_members, join
-from sane_plugins.tasks.predict import fingerprint
-from sane_plugins.tasks.regressors import Array, normal_scores, predict
+from sane_plugins.autoencoder.checkpoint import fingerprint
+from sane_plugins.properties.numeric_head import Samples, fit_members, join
+from sane_plugins.properties.regressors import Array, normal_scores, predict
 from sane_plugins.zoo.store import Zoo, evaluation_pool
 
 SEEDS = 3

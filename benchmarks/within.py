@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 import zoodata
 
-from sane_plugins.latent import checkpoint
-from sane_plugins.tasks.initialise import InitialiseOptions, generate, initialise
-from sane_plugins.tasks.prompts import choose_prompts
+from sane_plugins.architectures.families import small_cnn
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.generation.prompts import choose_prompts
+from sane_plugins.initialize.pipeline import InitialiseOptions, generate, initialise
+from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import load_task
-from sane_plugins.tasks.train import accuracy
-from sane_plugins.zoo.architectures import small_cnn
 
 WANTED = {"mnist": 0.85, "cifar10": 0.35}
 

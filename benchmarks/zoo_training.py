@@ -5,7 +5,7 @@
 200 small CNNs with drawn hyper-parameters, 12 epochs on 10,000 MNIST images, batch 64, measured on 4,000 test
 and training images after epochs 0, 1, 2, 4, 8, 12. The networks are cut into groups as `zoo train` does. A
 round takes as many groups, in a random order, as there are processes: they are trained at once, by one process
-with one thread each (starting the processes included), and right after that networks of theirs one by one, each
+with one thread each (starting the processes included), and correct after that networks of theirs one by one, each
 by a plain loop with `nn.Module` and `torch.optim`, on the default number of threads or on one, whichever a
 first try finds faster. `--rounds N` stops after N rounds, and `--alone K` trains only the first K of each group one by
 one; times of 200 networks are then those of the measured ones, scaled. What several processes add is measured
@@ -29,13 +29,19 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import load_task
-from sane_plugins.tasks.train import accuracy
-from sane_plugins.zoo.draws import Draw, initial
-from sane_plugins.zoo.group import read_state
-from sane_plugins.zoo.images import Images, Schedule
-from sane_plugins.zoo.training import ZooOptions, factory_of, groups_of, plan_jobs, train_zoo
-from sane_plugins.zoo.workers import run_jobs
+from sane_plugins.zoo_training.group_trainer import read_state
+from sane_plugins.zoo_training.hyperparameters import Draw, initial
+from sane_plugins.zoo_training.training_images import Images, Schedule
+from sane_plugins.zoo_training.training_run import (
+    ZooOptions,
+    factory_of,
+    groups_of,
+    plan_jobs,
+    train_zoo,
+)
+from sane_plugins.zoo_training.workers import run_jobs
 
 RESULTS = Path(__file__).parent / "results"
 OPTIONS = ZooOptions(name="speed", dataset="mnist")

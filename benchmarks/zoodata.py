@@ -18,13 +18,13 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.autoencoder.checkpoint import fingerprint
+from sane_plugins.autoencoder.model import SANE, SANEConfig
 from sane_plugins.errors import ZooError
-from sane_plugins.latent import checkpoint
-from sane_plugins.latent.model import SANE, SANEConfig
-from sane_plugins.tasks import embed, statistics
-from sane_plugins.tasks.heads import STRUCTURE, Samples, group_folds
-from sane_plugins.tasks.predict import fingerprint
-from sane_plugins.tasks.regressors import Array
+from sane_plugins.features import encoders, statistics
+from sane_plugins.properties.numeric_head import STRUCTURE, Samples, group_folds
+from sane_plugins.properties.regressors import Array
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.zoo.store import Zoo, import_published, is_zoo
 
@@ -81,7 +81,7 @@ def sane(path: Path | None) -> tuple[SANE, str]:
 
 def features(zoo: Zoo, model: SANE) -> Samples:
     """Return flat weights, s(W), statistics and SANE features of a zoo, kept in runs/ between calls."""
-    options, encoder = embed.EncodeOptions(), embed.SaneEncoder(model)
+    options, encoder = encoders.EncodeOptions(), encoders.SaneEncoder(model)
     own: dict[str, Measure] = {"sane": lambda graph: encoder.features(graph, options).numpy()}
     found = _kept(zoo, "features", PLAIN) | _kept(zoo, f"sane-{fingerprint(model)}", own)
     return Samples(features=found, networks=[entry.network for entry in zoo.entries])
@@ -122,7 +122,7 @@ def _key(zoo: Zoo) -> str:
 
 def code(*modules: str) -> str:
     """Return what identifies the source of modules of `sane_plugins.tasks`."""
-    paths = [Path(embed.__file__).with_name(f"{name}.py") for name in modules]
+    paths = [Path(encoders.__file__).with_name(f"{name}.py") for name in modules]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 

@@ -22,9 +22,9 @@ import torch
 
 from sane_plugins.progress import Progress
 from sane_plugins.tasks.task import load_task
-from sane_plugins.zoo.images import Images
 from sane_plugins.zoo.store import Zoo
-from sane_plugins.zoo.training import ZooOptions, train_zoo
+from sane_plugins.zoo_training.training_images import Images
+from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
 
 RESULTS = Path(__file__).parent / "results"
 

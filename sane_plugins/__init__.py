@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookimplMarker, HookspecMarker
 
 if TYPE_CHECKING:
-    from sane_plugins.foreign import attach as attach
+    from sane_plugins.attachment import attach as attach
     from sane_plugins.host import Host as Host
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return Host
     if name == "attach":
-        from sane_plugins.foreign import attach
+        from sane_plugins.attachment import attach
 
         return attach
     raise AttributeError(f"module 'sane_plugins' has no attribute '{name}'")

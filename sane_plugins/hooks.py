@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import click
     from torch import nn
 
+    from sane_plugins.features.encoders import EncodeOptions, Encoder, Encoding
+    from sane_plugins.generation.samplers import Sampler
+    from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions
     from sane_plugins.progress import Progress
-    from sane_plugins.tasks.embed import EncodeOptions, Encoder, Encoding
-    from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
-    from sane_plugins.tasks.predict import AnyEstimate, AnyHead, PredictOptions
-    from sane_plugins.tasks.sample import Sampler
+    from sane_plugins.properties.predict import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks.task import Task
     from sane_plugins.weights.graph import WeightGraph
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import click
     from torch import nn
 
-    from sane_plugins.tasks.embed import EncodeOptions, Encoder, Encoding
-    from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
-    from sane_plugins.tasks.predict import AnyEstimate, AnyHead, PredictOptions
-    from sane_plugins.tasks.sample import Sampler
+    from sane_plugins.features.encoders import EncodeOptions, Encoder, Encoding
+    from sane_plugins.generation.samplers import Sampler
+    from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions
+    from sane_plugins.properties.predict import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks.task import Task
     from sane_plugins.weights.graph import WeightGraph
 
@@ -109,7 +109,7 @@ class Host:
 
     def save(self, graph: WeightGraph, target: str | Path, *, force: bool = False) -> Path:
         """Write a network in the form that the target's suffix asks for."""
-        from sane_plugins.weights.writing import require_free
+        from sane_plugins.atomic_files import require_free
 
         target = require_free(Path(target), force)
         path: Path | None = self._first("sane_save", graph=graph, target=target)

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.weights import archives, pickled
-from sane_plugins.weights.files import open_file
+from sane_plugins.formats import archives, pickle_scan
+from sane_plugins.formats.files import open_file
 
 
 def refuses(path: Path, said: str | None = None) -> None:
@@ -197,8 +197,8 @@ def pickled_as(content) -> bytes:
 
 def write_checkpoint(path: Path, content, data: bytes = bytes(24), script: bool = False) -> Path:
     """Write a checkpoint, or a TorchScript archive, around a pickle made here."""
-    pickled = content if isinstance(content, bytes) else pickled_as(content)
-    members = {"net/data.pkl": pickled, "net/data/0": data, "net/version": b"3\n"}
+    pickle_scan = content if isinstance(content, bytes) else pickled_as(content)
+    members = {"net/data.pkl": pickle_scan, "net/data/0": data, "net/version": b"3\n"}
     return write_zip(path, members | ({"net/constants.pkl": pickled_as(())} if script else {}))
 
 
@@ -309,7 +309,7 @@ def test_structures_that_hold_themselves_end(script: bool, tmp_path) -> None:
     [("STEPS", b"N0" * 60), ("CLASSES", b"".join(b"cx\n%d\n0" % i for i in range(60)))],
 )
 def test_pickles_end(name: str, steps: bytes, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(pickled, name, 50)
+    monkeypatch.setattr(pickle_scan, name, 50)
     refuses(write_checkpoint(tmp_path / "net.pt", b"\x80\x02" + steps + b"}."), "too large")
     far = b"\x80\x02}r\xff\xff\xff\x7f."
     refuses(write_checkpoint(tmp_path / "net.pt", far), "too large")

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sane_plugins.latent.model import SANEConfig
+from sane_plugins.architectures.families import build
+from sane_plugins.autoencoder.model import SANEConfig
+from sane_plugins.pretraining.behavior import Outputs
+from sane_plugins.pretraining.permuted_dataset import build_banks
+from sane_plugins.pretraining.presets import PretrainOptions
+from sane_plugins.pretraining.pretrain import pretrain
+from sane_plugins.pretraining.views import Batch, draw
 from sane_plugins.progress import silent
-from sane_plugins.zoo.architectures import build
-from sane_plugins.zoo.banks import build_banks
-from sane_plugins.zoo.behaviour import Outputs
-from sane_plugins.zoo.presets import PretrainOptions
-from sane_plugins.zoo.pretrain import pretrain
 from sane_plugins.zoo.store import Entry, Zoo, write
-from sane_plugins.zoo.views import Batch, draw
 
 FACTORIES = {
     "small_cnn": {"name": "small_cnn", "channels_in": 1, "classes": 10},

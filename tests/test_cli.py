@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 
-from sane_plugins.cli.initialise import main as sane_init
+from sane_plugins.architectures.families import small_cnn
+from sane_plugins.cli.initialize import main as sane_init
 from sane_plugins.cli.main import main as sane_plugins
-from sane_plugins.zoo.architectures import small_cnn
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_same_seed_same_bytes(task, tmp_path) -> None:
 
 def test_a_checkpoint_with_its_factory(task, tmp_path) -> None:
     torch.save(small_cnn(1, 10).state_dict(), tmp_path / "net.pt")
-    factory = "sane_plugins.zoo.architectures:small_cnn"
+    factory = "sane_plugins.architectures.families:small_cnn"
     done = _init(task(), tmp_path / "out.pt", tmp_path / "net.pt", "--factory", factory)
     assert done.exit_code == 0, done.stderr
     small_cnn(1, 3).load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))

@@ -6,12 +6,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sane_plugins.cli.initialise import main
+from sane_plugins.architectures.families import small_cnn
+from sane_plugins.cli.initialize import main
+from sane_plugins.formats.files import open_file
 from sane_plugins.host import Host
-from sane_plugins.weights.files import open_file
-from sane_plugins.zoo.architectures import small_cnn
 
-FACTORY = "sane_plugins.zoo.architectures:small_cnn"
+FACTORY = "sane_plugins.architectures.families:small_cnn"
 
 
 def run(*arguments: object):

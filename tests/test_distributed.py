@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sane_plugins.zoo.architectures import build
-from sane_plugins.zoo.log import read_log
+from sane_plugins.architectures.families import build
+from sane_plugins.pretraining.training_log import read_log
 from sane_plugins.zoo.store import Entry, write
 
 pytestmark = pytest.mark.slow

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.tasks import reshape
-from sane_plugins.tasks.expand import expansion
+from sane_plugins.architectures.families import resnet, small_cnn, wide_cnn
+from sane_plugins.generation import resize_tensor
+from sane_plugins.generation.cross_architecture import expansion
 from sane_plugins.weights.modules import from_module, load_into
-from sane_plugins.zoo.architectures import resnet, small_cnn, wide_cnn
 
 
 @pytest.fixture
 def exact(monkeypatch) -> None:
     """Let repeated channels be equal."""
-    monkeypatch.setattr(reshape, "_NOISE", 0.0)
+    monkeypatch.setattr(resize_tensor, "_NOISE", 0.0)
 
 
 def grown(prompt: nn.Module, target: nn.Module) -> nn.Module:

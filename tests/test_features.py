@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.tasks.embed import EncodeOptions, SaneEncoder
-from sane_plugins.tasks.pooling import is_probed, ordered
-from sane_plugins.tasks.statistics import decisions, statistics
+from sane_plugins.architectures.families import build, small_cnn
+from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
+from sane_plugins.features.sane_features import is_probed, ordered
+from sane_plugins.features.statistics import decisions, statistics
+from sane_plugins.symmetry.permutations import groups, permute, random_permutations
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.symmetry import groups, permute, random_permutations
-from sane_plugins.zoo.architectures import build, small_cnn
 from sane_plugins.zoo.store import import_published
 
 SHARE = 1e-3  # of a feature's deviation over the zoo: rounding is left, nothing else

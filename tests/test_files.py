@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
+from sane_plugins.atomic_files import require_free
 from sane_plugins.errors import SourceError, UsageError
-from sane_plugins.weights.files import from_state_dict, open_file
+from sane_plugins.formats.files import from_state_dict, open_file
+from sane_plugins.formats.writing import save_checkpoint, save_safetensors
 from sane_plugins.weights.modules import from_module, load_into
 from sane_plugins.weights.tokens import tokenize
-from sane_plugins.weights.writing import require_free, save_checkpoint, save_safetensors
 
 
 @pytest.mark.parametrize("name", HAND_MADE)

@@ -16,16 +16,16 @@ from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import plain, safefile
-from sane_plugins.weights.files import from_state_dict, open_file
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.tokens import detokenize, tokenize
-from sane_plugins.weights.writing import (
+from sane_plugins.formats import dequantize, safetensors_files
+from sane_plugins.formats.files import from_state_dict, open_file
+from sane_plugins.formats.writing import (
     save_arrays,
     save_checkpoint,
     save_safetensors,
     save_sharded,
 )
+from sane_plugins.weights.modules import from_module
+from sane_plugins.weights.tokens import detokenize, tokenize
 
 INDEX = "model.safetensors.index.json"
 
@@ -229,7 +229,7 @@ def test_a_large_file_opens_at_once(tmp_path) -> None:
 
 
 def test_too_many_tensors_are_refused(tmp_path, sharded, monkeypatch) -> None:
-    monkeypatch.setattr(safefile, "TENSORS", 3)
+    monkeypatch.setattr(safetensors_files, "TENSORS", 3)
     entries = {f"{i}.weight": ("F32", [1], 4) for i in range(4)}
     for path in (write_header(tmp_path / "net.safetensors", entries), sharded):
         with pytest.raises(SourceError, match="tensors, but at most 3 are read"):
@@ -383,7 +383,7 @@ def test_sparse_tensors_are_made_dense_up_to_a_limit(tmp_path, monkeypatch) -> N
     graph = open_file(tmp_path / "net.pt")
     assert graph.converted == dict.fromkeys("ab", "stored sparse, read dense")
     same(graph, {"a": dense, "b": dense, "c": torch.ones(2)})
-    monkeypatch.setattr(plain, "DENSE", 100)
+    monkeypatch.setattr(dequantize, "DENSE", 100)
     graph = open_file(tmp_path / "net.pt")
     assert graph.missed == {"b": 16}
     assert "too many" in graph.untouched["b"]

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.latent.checkpoint import embedded
-from sane_plugins.tasks.gate import margins, outlook
-from sane_plugins.tasks.initialise import InitialiseOptions, initialise
-from sane_plugins.tasks.options import Row
-from sane_plugins.tasks.prompts import choose_prompts, embedded_prompts
+from sane_plugins.architectures.families import small_cnn
+from sane_plugins.autoencoder.checkpoint import embedded
+from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
+from sane_plugins.initialize.benefit import margins, outlook
+from sane_plugins.initialize.options import Row
+from sane_plugins.initialize.pipeline import InitialiseOptions, initialise
 from sane_plugins.tasks.task import load_task
 from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.architectures import small_cnn
 
 
 def row(kind, before: float, *curve: float) -> Row:

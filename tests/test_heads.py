@@ -9,13 +9,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from sane_plugins.architectures.families import build
 from sane_plugins.cli.main import main as sane_plugins
 from sane_plugins.errors import ZooError
-from sane_plugins.tasks.categories import MAJORITY, fit_category
-from sane_plugins.tasks.conformal import conformal_radius, fit_widths
-from sane_plugins.tasks.headfile import load_heads, save_heads
-from sane_plugins.tasks.samples import STRUCTURE, Samples, group_folds
-from sane_plugins.zoo.architectures import build
+from sane_plugins.properties.category_head import MAJORITY, fit_category
+from sane_plugins.properties.conformal import conformal_radius, fit_widths
+from sane_plugins.properties.dataset import STRUCTURE, Samples, group_folds
+from sane_plugins.properties.head_file import load_heads, save_heads
 from sane_plugins.zoo.store import Entry, write
 
 NETWORKS, ROWS = 60, 3

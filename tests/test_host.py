@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from torch import nn
 
 import sane_plugins
+from sane_plugins.attachment import attach
 from sane_plugins.cli.main import main as command
 from sane_plugins.errors import PluginError, SourceError, UsageError
-from sane_plugins.foreign import attach
+from sane_plugins.features.encoders import EncodeOptions
 from sane_plugins.host import Host
-from sane_plugins.tasks.embed import EncodeOptions
 from sane_plugins.weights.modules import from_module
 
 HEADER = "from sane_plugins import hookimpl\n"
@@ -211,7 +211,7 @@ def test_open_save_and_build(tmp_path) -> None:
         host.save(host.open(network), path)
     with pytest.raises(UsageError, match=r"\.xyz"):
         host.save(host.open(network), tmp_path / "net.xyz")
-    built = host.build("sane_plugins.zoo.architectures:small_cnn", 7)
+    built = host.build("sane_plugins.architectures.families:small_cnn", 7)
     assert built(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
     assert host.build("small-cnn", 7)(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
     assert host.open("small-cnn").size == 2464

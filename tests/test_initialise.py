@@ -7,22 +7,23 @@ import pytest
 import torch
 from torch import nn
 
+from sane_plugins.architectures.families import small_cnn, wide_cnn
+from sane_plugins.autoencoder.codec import Latents
+from sane_plugins.autoencoder.model import SANE, SANEConfig
 from sane_plugins.errors import SourceError, TaskError, UsageError, ZooError
-from sane_plugins.latent.codec import Latents
-from sane_plugins.latent.model import SANE, SANEConfig
-from sane_plugins.tasks import transfer
-from sane_plugins.tasks.batchnorm import condition
-from sane_plugins.tasks.classifier import find_classifier, fit_classifier
-from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions, initialise
-from sane_plugins.tasks.prompts import activations, choose_prompts, embedded_prompts
-from sane_plugins.tasks.rescale import rescale
-from sane_plugins.tasks.sample import KDE, Gaussian
+from sane_plugins.formats.files import from_state_dict
+from sane_plugins.generation import transfer
+from sane_plugins.generation.batchnorm import condition
+from sane_plugins.generation.classifier import find_classifier, fit_classifier
+from sane_plugins.generation.prompts import activations, choose_prompts, embedded_prompts
+from sane_plugins.generation.rescale import rescale
+from sane_plugins.generation.samplers import KDE, Gaussian
+from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions, initialise
+from sane_plugins.initialize.training import TrainOptions, Trial, train_epochs
+from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.tasks.train import TrainOptions, Trial, accuracy, train_epochs
-from sane_plugins.weights.files import from_state_dict
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.tokens import Tokens, detokenize, tokenize
-from sane_plugins.zoo.architectures import small_cnn, wide_cnn
 
 WIDTH = 16
 QUICK = InitialiseOptions(candidates=4, keep=2)
@@ -384,7 +385,7 @@ def test_missing_activation_is_noted() -> None:
 
 @pytest.mark.slow
 def test_shipped_model_and_prompts_beat_the_default_on_digits() -> None:
-    from sane_plugins.latent.checkpoint import embedded
+    from sane_plugins.autoencoder.checkpoint import embedded
 
     digits = load_task("digits", 28)
     prompts = choose_prompts(small_cnn(), embedded_prompts()).graphs

@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 
+from sane_plugins.architectures.families import small_cnn
 from sane_plugins.cli.main import main as sane_plugins
-from sane_plugins.weights.coverage import percent, survey
-from sane_plugins.weights.files import from_state_dict
+from sane_plugins.formats.files import from_state_dict
+from sane_plugins.inspection.survey import percent, survey
+from sane_plugins.inspection.token_map import token_map
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.scale import apply, fit
-from sane_plugins.weights.tokenmap import token_map
 from sane_plugins.weights.tokens import tokenize
-from sane_plugins.zoo.architectures import small_cnn
 
 ROOT = Path(__file__).parents[1]
 
@@ -249,7 +249,7 @@ def test_plot_overwrites_nothing_unasked(network, tmp_path, monkeypatch) -> None
 
 
 def test_without_matplotlib_the_way_out_is_told(network, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sane_plugins.tasks.picture.find_spec", lambda _: None)
+    monkeypatch.setattr("sane_plugins.inspection.plot.find_spec", lambda _: None)
     done = _inspect(network, "--plot", tmp_path / "out.png")
     assert done.exit_code == 1
     assert "pip install 'sane-plugins[plot]'" in done.stderr

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.autoencoder.model import SANE, SANEConfig
+from sane_plugins.autoencoder.positions import WIDTH, Layout
+from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import ZooError
-from sane_plugins.latent import checkpoint
-from sane_plugins.latent.model import SANE, SANEConfig
-from sane_plugins.latent.places import WIDTH, Layout
-from sane_plugins.latent.windows import cut, join
 
 SMALL = SANEConfig(
     token_width=16, latent_width=8, model_width=24, heads=2, layers=1, window=8, halo=4

@@ -11,7 +11,7 @@ import pytest
 from sane_plugins.errors import SourceError
 
 onnx = pytest.importorskip("onnx")
-from sane_onnx.external import ExternalFiles  # noqa: E402
+from sane_onnx.external_data import ExternalFiles  # noqa: E402
 
 VALUES = bytes(range(64))
 _POSIX = pytest.mark.skipif(os.name != "posix", reason="needs links, pipes and devices")
@@ -454,7 +454,7 @@ def test_memory_that_is_not_there_is_told(model: Path, monkeypatch) -> None:
     def none(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("sane_onnx.external._filled", none)
+    monkeypatch.setattr("sane_onnx.external_data._filled", none)
     with pytest.raises(SourceError, match="memory has room"):
         ExternalFiles(model).read(tensor(), 64)
 

@@ -12,7 +12,7 @@ from onnxfiles import assert_permutes, assert_returns, export, opened, run, save
 from torch import nn
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import symmetry
+from sane_plugins.symmetry import permutations
 from sane_plugins.weights.tokens import detokenize, tokenize
 
 onnx = pytest.importorskip("onnx")
@@ -516,10 +516,10 @@ def test_networks_inside_branches_are_permuted(sane_data: Path, name: str, tmp_p
     ort = pytest.importorskip("onnxruntime")
     path = sane_data / "onnx" / "pypi_silero_vad" / f"{name}.onnx"
     graph, rng = opened(path), np.random.default_rng(0)
-    groups = symmetry.groups(graph)
+    groups = permutations.groups(graph)
     assert len(groups) == 6
-    rows = symmetry.random_permutations(groups, torch.Generator().manual_seed(1))
-    moved = saved(symmetry.permute(graph, rows), tmp_path / "moved.onnx")
+    rows = permutations.random_permutations(groups, torch.Generator().manual_seed(1))
+    moved = saved(permutations.permute(graph, rows), tmp_path / "moved.onnx")
     state = rng.normal(size=(2, 1, 128)).astype(np.float32)
     for rate, width in ((16000, 576), (8000, 288)):
         sound = (rng.normal(size=(1, width)) / 3).astype(np.float32)

@@ -6,8 +6,10 @@ import torch
 from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor
 from torch import nn
 
+from sane_plugins.architectures.families import small_cnn
 from sane_plugins.errors import SourceError, ZooError
-from sane_plugins.tasks.heads import (
+from sane_plugins.features.statistics import plain, statistics
+from sane_plugins.properties.numeric_head import (
     COVERAGE,
     STRUCTURE,
     Samples,
@@ -15,12 +17,10 @@ from sane_plugins.tasks.heads import (
     fit_head,
     group_folds,
 )
-from sane_plugins.tasks.predict import embedded_heads, load_heads, predict, save_heads
-from sane_plugins.tasks.regressors import pack
-from sane_plugins.tasks.statistics import plain, statistics
+from sane_plugins.properties.predict import embedded_heads, load_heads, predict, save_heads
+from sane_plugins.properties.regressors import pack
+from sane_plugins.symmetry.permutations import groups, permute, random_permutations
 from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.symmetry import groups, permute, random_permutations
-from sane_plugins.zoo.architectures import small_cnn
 
 
 @pytest.fixture(scope="module")

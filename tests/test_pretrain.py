@@ -10,24 +10,24 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from sane_plugins.architectures.families import build, small_cnn
+from sane_plugins.autoencoder import checkpoint
+from sane_plugins.autoencoder.codec import decode, encode
+from sane_plugins.autoencoder.model import SANEConfig
+from sane_plugins.autoencoder.positions import Layout
 from sane_plugins.cli.main import main
 from sane_plugins.errors import SourceError, UsageError, ZooError
-from sane_plugins.latent import checkpoint
-from sane_plugins.latent.codec import decode, encode
-from sane_plugins.latent.model import SANEConfig
-from sane_plugins.latent.places import Layout
+from sane_plugins.pretraining.distributed import World
+from sane_plugins.pretraining.losses import masked_mse, masked_variance, nt_xent
+from sane_plugins.pretraining.permuted_dataset import build_banks
+from sane_plugins.pretraining.presets import PretrainOptions, paper
+from sane_plugins.pretraining.pretrain import log_path, pretrain, state_path
+from sane_plugins.pretraining.training_log import draw_curves, read_log
+from sane_plugins.pretraining.views import draw
 from sane_plugins.progress import silent
 from sane_plugins.weights.scale import Scale, undo
 from sane_plugins.weights.tokens import Tokens, detokenize, slots
-from sane_plugins.zoo.architectures import build, small_cnn
-from sane_plugins.zoo.banks import build_banks
-from sane_plugins.zoo.distributed import World
-from sane_plugins.zoo.log import draw_curves, read_log
-from sane_plugins.zoo.losses import masked_mse, masked_variance, nt_xent
-from sane_plugins.zoo.presets import PretrainOptions, paper
-from sane_plugins.zoo.pretrain import log_path, pretrain, state_path
 from sane_plugins.zoo.store import Entry, Zoo, write
-from sane_plugins.zoo.views import draw
 
 TINY = SANEConfig(
     token_width=64, latent_width=16, model_width=32, heads=2, layers=1, window=16, halo=8

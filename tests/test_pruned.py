@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import prune
 
-from sane_plugins.cli.initialise import main
+from sane_plugins.architectures.families import small_cnn
+from sane_plugins.autoencoder.checkpoint import embedded
+from sane_plugins.cli.initialize import main
 from sane_plugins.errors import UsageError
-from sane_plugins.latent.checkpoint import embedded
-from sane_plugins.tasks.initialise import InitialiseOptions, initialise
-from sane_plugins.tasks.prompts import choose_prompts, embedded_prompts
-from sane_plugins.tasks.pruned import first_task, pruned, sparsity
+from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
+from sane_plugins.initialize.pipeline import InitialiseOptions, initialise
+from sane_plugins.initialize.pruned import first_task, pruned, sparsity
+from sane_plugins.initialize.training import TrainOptions, train_epochs
 from sane_plugins.tasks.task import load_task
-from sane_plugins.tasks.train import TrainOptions, train_epochs
 from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.architectures import small_cnn
 
-FACTORY = "sane_plugins.zoo.architectures:small_cnn"
+FACTORY = "sane_plugins.architectures.families:small_cnn"
 
 
 def network(*more: nn.Module) -> nn.Module:

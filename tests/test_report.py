@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sane_plugins.cli.initialise import main
+from sane_plugins.cli.initialize import main
 
 VOID = {"meta", "br"}
 

@@ -8,10 +8,10 @@ from networks import CHECKPOINTS, HAND_MADE, TORCHVISION
 from safetensors import safe_open
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.files import from_state_dict, open_file
+from sane_plugins.formats.files import from_state_dict, open_file
+from sane_plugins.symmetry.permutations import groups
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.symmetry import groups
 from sane_plugins.weights.tokens import detokenize, slots, tokenize
 from sane_plugins.zoo.store import import_published
 
@@ -53,7 +53,7 @@ def test_hand_made_networks(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision_networks(name: str) -> None:
-    pytest.importorskip("sane_torchvision.load").import_torchvision()
+    pytest.importorskip("sane_plugins.architectures.import_torchvision").import_torchvision()
     from sane_plugins import Host
 
     network = Host.installed().build(f"torchvision:{name}", None)

@@ -8,22 +8,21 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from sane_plugins.cli.initialise import main
+from sane_plugins.architectures.families import small_cnn
+from sane_plugins.autoencoder.checkpoint import embedded, fingerprint
+from sane_plugins.autoencoder.codec import encode
+from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.cli.initialize import main
 from sane_plugins.errors import UsageError, ZooError
+from sane_plugins.generation import denoiser
+from sane_plugins.generation.denoiser import DenoiserConfig, Example, denoised, fit
+from sane_plugins.generation.diffusion import Diffusion
+from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
+from sane_plugins.generation.samplers import Conditioned, Surroundings
 from sane_plugins.host import Host
-from sane_plugins.latent import diffusion
-from sane_plugins.latent.checkpoint import embedded
-from sane_plugins.latent.codec import encode
-from sane_plugins.latent.diffusion import DenoiserConfig, Example, denoised, fit
-from sane_plugins.latent.places import Layout
-from sane_plugins.tasks.descriptor import SIZE, describe, nearness
-from sane_plugins.tasks.diffuse import Diffusion
-from sane_plugins.tasks.predict import fingerprint
-from sane_plugins.tasks.prompts import choose_prompts, embedded_prompts
-from sane_plugins.tasks.sample import Conditioned, Surroundings
 from sane_plugins.tasks.task import load_task
+from sane_plugins.tasks.task_embedding import SIZE, describe, nearness
 from sane_plugins.weights.tokens import slots
-from sane_plugins.zoo.architectures import small_cnn
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -82,13 +81,13 @@ def test_a_denoiser_learns_and_comes_back_from_its_file(tmp_path) -> None:
     noise = torch.randn(20, 5, 4, generator=rng(3))
     found = denoised(model, noise, places, task, 0.98, 20)
     assert (found - centre).square().mean() < 0.3 * (noise - centre).square().mean()
-    again = diffusion.load(diffusion.save(model, tmp_path / "own.safetensors"))
+    again = denoiser.load(denoiser.save(model, tmp_path / "own.safetensors"))
     assert again.config == config
     assert torch.allclose(denoised(again, noise, places, task, 0.98, 20), found, atol=0.1)
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, other)
     with pytest.raises(ZooError, match="no denoiser"):
-        diffusion.load(other)
+        denoiser.load(other)
 
 
 def test_tasks_are_told_apart() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.latent.codec import encode, standardised_tokens
-from sane_plugins.latent.model import SANE, SANEConfig
+from sane_plugins.autoencoder.codec import encode, standardised_tokens
+from sane_plugins.autoencoder.model import SANE, SANEConfig
 from sane_plugins.weights import scale
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.tokens import detokenize, slots, tokenize

@@ -12,21 +12,21 @@ from networks import HAND_MADE
 from safetensors.torch import load_file
 from torch import nn
 
+from sane_plugins.autoencoder import streaming
+from sane_plugins.autoencoder.bfloat16 import dtype_of
+from sane_plugins.autoencoder.codec import encode
+from sane_plugins.autoencoder.model import SANE, SANEConfig
+from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import SourceError
-from sane_plugins.latent import stream
-from sane_plugins.latent.codec import encode
-from sane_plugins.latent.fast import dtype_of
-from sane_plugins.latent.model import SANE, SANEConfig
-from sane_plugins.latent.places import Layout
-from sane_plugins.latent.windows import cut, join
+from sane_plugins.features.encoders import EncodeOptions, SaneEncoder, embed
+from sane_plugins.features.encoding_file import write_encodings
+from sane_plugins.features.statistics import statistics
 from sane_plugins.progress import reporting
-from sane_plugins.tasks.embed import EncodeOptions, SaneEncoder, embed
-from sane_plugins.tasks.encodings import write_encodings
-from sane_plugins.tasks.statistics import statistics
 from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.stream import blocks
+from sane_plugins.weights.token_stream import blocks
 from sane_plugins.weights.tokens import slots, tokenize
 
 SMALL = SANEConfig(
@@ -44,7 +44,7 @@ def model() -> SANE:
 @pytest.fixture
 def short_runs(monkeypatch):
     """Cut networks into many runs, encoded on two threads."""
-    monkeypatch.setattr(stream, "_WINDOWS", 3)
+    monkeypatch.setattr(streaming, "_WINDOWS", 3)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -238,9 +238,9 @@ import resource, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from memory import write_sparse
-from sane_plugins.latent.model import SANE, SANEConfig
-from sane_plugins.tasks.embed import EncodeOptions, SaneEncoder
-from sane_plugins.weights.files import open_file
+from sane_plugins.autoencoder.model import SANE, SANEConfig
+from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
+from sane_plugins.formats.files import open_file
 torch.set_num_threads(1)
 path = Path(sys.argv[1])
 write_sparse(path, float(sys.argv[3]), "F32", large=(1250, 8000), usual=(1250, 8000))

@@ -16,10 +16,10 @@ import sane_torchvision
 import torch
 from conftest import ROOT
 from safetensors.torch import save_file
-from sane_torchvision.surgery import with_channels
 from torch import nn
 
 from sane_plugins import Host
+from sane_plugins.architectures.input_channels import with_channels
 from sane_plugins.cli.targets import built, find_target
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.tasks.task import load_task

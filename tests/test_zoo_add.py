@@ -15,17 +15,17 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
 
+from sane_plugins.architectures.families import resnet, small_cnn
 from sane_plugins.cli.main import main
 from sane_plugins.errors import UsageError, ZooError
+from sane_plugins.formats.writing import save_sharded
 from sane_plugins.host import Host
-from sane_plugins.tasks.evaluate import EvaluateOptions, evaluate_zoo
 from sane_plugins.tasks.task import load_task
-from sane_plugins.weights.writing import save_sharded
-from sane_plugins.zoo.architectures import resnet, small_cnn
-from sane_plugins.zoo.collect import Added, AddOptions, add
-from sane_plugins.zoo.naming import by_number, by_pattern
+from sane_plugins.zoo.add import Added, AddOptions, add
+from sane_plugins.zoo.evaluate import EvaluateOptions, evaluate_zoo
+from sane_plugins.zoo.property_table import join, read_table
+from sane_plugins.zoo.run_names import by_number, by_pattern
 from sane_plugins.zoo.store import Entry, Zoo, import_published, set_properties, write
-from sane_plugins.zoo.table import join, read_table
 
 CNN = {"name": "small_cnn", "channels_in": 1, "classes": 10}
 ROOT = Path(__file__).parents[1]
@@ -247,7 +247,7 @@ def test_a_killed_add_goes_on(nets, tmp_path) -> None:
     for i in range(80):
         torch.save(small_cnn().state_dict(), nets / f"net{i}.pt")
     code = (
-        "import sys; from pathlib import Path; import sane_plugins.zoo.collect as c;"
+        "import sys; from pathlib import Path; import sane_plugins.zoo.add as c;"
         "from sane_plugins.host import Host; c._COMMIT = 0.02; print('ready', flush=True);"
         "c.add(Path(sys.argv[1]), Path(sys.argv[2]), Host.installed().open, c.AddOptions())"
     )
@@ -303,8 +303,8 @@ def test_measured_as_recorded(sane_data, tmp_path) -> None:
 
 
 def test_measured_as_when_trained(tmp_path) -> None:
-    from sane_plugins.zoo.images import Images
-    from sane_plugins.zoo.training import ZooOptions, train_zoo
+    from sane_plugins.zoo_training.training_images import Images
+    from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
 
     task = load_task("digits")
     images = Images(
@@ -371,9 +371,9 @@ def test_a_table_of_properties_is_joined(host, nets, tmp_path) -> None:
 
 
 def test_pretraining_reads_a_mixed_zoo(host, nets, tmp_path) -> None:
-    from sane_plugins.latent.model import SANEConfig
+    from sane_plugins.autoencoder.model import SANEConfig
+    from sane_plugins.pretraining.permuted_dataset import build_banks
     from sane_plugins.progress import silent
-    from sane_plugins.zoo.banks import build_banks
 
     _add(host, nets / "a", tmp_path / "zoo", factory=CNN)
     torch.save(resnet(depth=8, width=4).state_dict(), nets / "resnet.pt")

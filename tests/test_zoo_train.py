@@ -14,19 +14,19 @@ from click.testing import CliRunner
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from sane_plugins.architectures.families import ARCHITECTURES, build
 from sane_plugins.cli.main import main
 from sane_plugins.errors import SaneError, UsageError, ZooError
 from sane_plugins.progress import Progress
+from sane_plugins.symmetry.permutations import groups, permute, random_permutations
 from sane_plugins.tasks.task import load_task
 from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.symmetry import groups, permute, random_permutations
 from sane_plugins.weights.tokens import detokenize, tokenize
-from sane_plugins.zoo.architectures import ARCHITECTURES, build
-from sane_plugins.zoo.draws import Draw, Ranges, draw_all, initial
-from sane_plugins.zoo.group import Group
-from sane_plugins.zoo.images import Images, Schedule, channels_last
 from sane_plugins.zoo.store import Zoo
-from sane_plugins.zoo.training import ZooOptions, train_zoo
+from sane_plugins.zoo_training.group_trainer import Group
+from sane_plugins.zoo_training.hyperparameters import Draw, Ranges, draw_all, initial
+from sane_plugins.zoo_training.training_images import Images, Schedule, channels_last
+from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
 
 SHAPES = [
     ("small_cnn", {}, (1, 28)),

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from onnx import GraphProto, ModelProto, NodeProto
 
+from sane_onnx.build_layers import LayerReader
+from sane_onnx.classify_constants import Owned, Uses, sort
 from sane_onnx.constants import Source
-from sane_onnx.external import ExternalFiles
-from sane_onnx.flatten import Flat, flatten
-from sane_onnx.layers import LayerReader
-from sane_onnx.model import STANDARD, load, no_model
-from sane_onnx.owned import Owned, Uses, sort
+from sane_onnx.external_data import ExternalFiles
+from sane_onnx.inline import Flat, flatten
+from sane_onnx.proto import STANDARD, load, no_model
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import Layer, WeightGraph
 

@@ -16,7 +16,7 @@ from onnx import (
 )
 
 from sane_onnx.constants import Source
-from sane_onnx.flatten import Flat
+from sane_onnx.inline import Flat
 from sane_onnx.tensors import FLOATS, Stored
 
 Shape = tuple[int | None, ...]

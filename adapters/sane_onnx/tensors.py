@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto
 from onnx.numpy_helper import to_array
 
-from sane_onnx.external import ExternalFiles
+from sane_onnx.external_data import ExternalFiles
 from sane_plugins.errors import SourceError
 
 FLOATS: Mapping[int, torch.dtype] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from onnx import NodeProto
 
 from sane_onnx.attributes import integers
-from sane_onnx.model import STANDARD
+from sane_onnx.proto import STANDARD
 from sane_plugins.weights.graph import Param
 
 _SAME = ("Identity", "Cast", "CastLike", "DequantizeLinear")

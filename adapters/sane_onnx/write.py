@@ -12,15 +12,15 @@ import torch
 from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 
+from sane_onnx.classify_constants import Uses, sort
 from sane_onnx.constants import Source
-from sane_onnx.flatten import flatten
-from sane_onnx.owned import Uses, sort
-from sane_onnx.quantised import Quantised
+from sane_onnx.inline import flatten
+from sane_onnx.quantized import Quantised
 from sane_onnx.read import OnnxTensors
 from sane_onnx.tensors import Stored, is_external
+from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.writing import write_whole
 
 # Readers map these files into memory, which begins at multiples of this.
 _ALIGNMENT = 4096

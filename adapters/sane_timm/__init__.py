@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sane_torchvision.named import built, opened
-
 from sane_plugins import hookimpl
+from sane_plugins.architectures.named import built, opened
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from sane_torchvision.build import parsed
-from sane_torchvision.fit import Notes, Recipe, with_weights
-from sane_torchvision.load import import_torchvision
-from sane_torchvision.surgery import with_channels
 from torch import nn
 
+from sane_plugins.architectures.import_torchvision import import_torchvision
+from sane_plugins.architectures.input_channels import with_channels
+from sane_plugins.architectures.model_spec import Notes, Recipe, with_weights
+from sane_plugins.architectures.named import parse_name
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.files import open_file
+from sane_plugins.formats.files import open_file
 
 _log = logging.getLogger(__name__)
 _NAMES = "one of timm.list_models() is needed"
@@ -30,7 +30,7 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
     missing, where the name is unknown, and where the weights are of another architecture.
     """
     named, at, weights = source.partition("@")
-    name, wanted, channels = parsed(named, classes, f"timm:{source}")
+    name, wanted, channels = parse_name(named, classes, f"timm:{source}")
     recipe = _recipe(name)
     module, notes = _given(recipe, weights, wanted) if at else (recipe.build(wanted), ())
     if channels is not None:

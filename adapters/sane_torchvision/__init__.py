@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
-from sane_torchvision.named import built, opened
+from sane_plugins.architectures.named import built, opened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,7 @@ def sane_build(source: Any, classes: int | None) -> nn.Module | None:
 
 
 def import_torchvision() -> ModuleType:
-    """Return the torchvision module; see `sane_torchvision.load`."""
-    from sane_torchvision import load
+    """Return the torchvision module; see `sane_plugins.architectures.import_torchvision`."""
+    from sane_plugins.architectures import import_torchvision
 
-    return load.import_torchvision()
+    return import_torchvision.import_torchvision()

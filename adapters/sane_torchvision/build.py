@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from sane_plugins.architectures.import_torchvision import import_torchvision
+from sane_plugins.architectures.input_channels import with_channels
+from sane_plugins.architectures.model_spec import Notes, Recipe, own, with_weights
+from sane_plugins.architectures.named import parse_name
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.files import open_file
-from sane_torchvision.fit import Notes, Recipe, own, with_weights
-from sane_torchvision.load import import_torchvision
+from sane_plugins.formats.files import open_file
 from sane_torchvision.published import fetched, of_name
-from sane_torchvision.surgery import with_channels
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
     takes no class count, and where the weights are of another architecture.
     """
     named, at, weights = source.partition("@")
-    name, wanted, channels = parsed(named, classes, f"torchvision:{source}")
+    name, wanted, channels = parse_name(named, classes, f"torchvision:{source}")
     recipe = _recipe(name)
     module, notes = _given(recipe, name, weights, wanted) if at else (recipe.build(wanted), ())
     if channels is not None:
@@ -35,34 +36,6 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
     for note in notes:
         _log.warning("torchvision:%s: %s", source, note)
     return module, notes
-
-
-def parsed(named: str, classes: int | None, source: str) -> tuple[str, int | None, int | None]:
-    """Return the name, the class count and the channels of NAME,option=N,... for so many `classes`.
-
-    Raises `SourceError` for an unknown option, a number below 1, and another class count.
-    """
-    name, *texts = named.split(",")
-    options: dict[str, int] = {}
-    for text in texts:
-        option, _, number = text.partition("=")
-        if option not in ("classes", "channels") or not number.isdecimal() or not int(number):
-            raise SourceError(
-                source,
-                f"'{text}' follows the name",
-                "classes=N or channels=N may follow",
-                "write NAME,classes=10,channels=1@WEIGHTS",
-            )
-        options[option] = int(number)
-    wanted = options.get("classes", classes)
-    if classes not in (None, wanted):
-        raise SourceError(
-            source,
-            f"{wanted} classes follow the name",
-            f"{classes} classes are needed here",
-            "leave out classes=N",
-        )
-    return name, wanted, options.get("channels")
 
 
 def _recipe(name: str) -> Recipe:

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from sane_plugins.architectures.import_torchvision import import_torchvision
+from sane_plugins.architectures.model_spec import Notes, Recipe
 from sane_plugins.errors import SourceError
-from sane_torchvision.fit import Notes, Recipe
-from sane_torchvision.load import import_torchvision
 
 PATIENCE = 10.0  # seconds without a byte
 # What the builder derives from published weights, and a network of other classes needs as well.

@@ -20,7 +20,7 @@ from fuzzing.corpus import CANARY, FORMATS, Base
 from fuzzing.guard import GROWTH, Guard, HangError, Peak
 from sane_plugins.builtin import sources
 from sane_plugins.errors import PluginError, SaneError
-from sane_plugins.weights import symmetry
+from sane_plugins.symmetry import permutations
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.tokens import detokenize, tokenize
 
@@ -104,9 +104,9 @@ class Road:
         for param in graph.params:
             _require_same(graph.tensors[param.key], back.tensors[param.key], param.key)
         self.stage = "groups"
-        groups = symmetry.groups(graph)
-        perms = symmetry.random_permutations(groups, torch.Generator().manual_seed(0))
-        moved = symmetry.permute(back, perms, groups)
+        groups = permutations.groups(graph)
+        perms = permutations.random_permutations(groups, torch.Generator().manual_seed(0))
+        moved = permutations.permute(back, perms, groups)
         repr(graph.untouched), graph.coverage, graph.notes
         self._saved(moved)
 

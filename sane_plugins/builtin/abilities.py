@@ -10,17 +10,17 @@ from sane_plugins import hookimpl
 from sane_plugins.progress import current
 
 if TYPE_CHECKING:
-    from sane_plugins.tasks.embed import EncodeOptions, Encoding
-    from sane_plugins.tasks.initialise import Initialisation, InitialiseOptions
-    from sane_plugins.tasks.predict import AnyEstimate, PredictOptions
+    from sane_plugins.features.encoders import EncodeOptions, Encoding
+    from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions
+    from sane_plugins.properties.predict import AnyEstimate, PredictOptions
     from sane_plugins.tasks.task import Task
 
 
 @hookimpl(trylast=True)
 def sane_encode(source: Any, options: EncodeOptions | None) -> Encoding:
     """Encode with the autoencoder, or whichever encoder the options name."""
+    from sane_plugins.features.encoders import embed
     from sane_plugins.host import Host
-    from sane_plugins.tasks.embed import embed
 
     host = Host.active()
     return embed(host.open(source), options, host.encoders())
@@ -32,7 +32,7 @@ def sane_predict_properties(
 ) -> Mapping[str, AnyEstimate]:
     """Predict with every property head that plugins offer."""
     from sane_plugins.host import Host
-    from sane_plugins.tasks.predict import predict
+    from sane_plugins.properties.predict import predict
 
     host = Host.active()
     return predict(host.open(source), host.property_heads(), options=options)
@@ -47,10 +47,10 @@ def sane_initialize(
         return None
     from torch import nn
 
+    from sane_plugins.autoencoder.checkpoint import embedded, load
+    from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
     from sane_plugins.host import Host
-    from sane_plugins.latent.checkpoint import embedded, load
-    from sane_plugins.tasks.initialise import generate, initialise
-    from sane_plugins.tasks.prompts import choose_prompts, embedded_prompts
+    from sane_plugins.initialize.pipeline import generate, initialise
 
     notes: tuple[str, ...] = ()
     graphs = tuple(Host.active().open(prompt) for prompt in prompts)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from sane_plugins import hookimpl
 
 if TYPE_CHECKING:
-    from sane_plugins.tasks.embed import Encoder
-    from sane_plugins.tasks.predict import AnyHead
-    from sane_plugins.tasks.sample import Sampler
+    from sane_plugins.features.encoders import Encoder
+    from sane_plugins.generation.samplers import Sampler
+    from sane_plugins.properties.predict import AnyHead
 
 
 @hookimpl(trylast=True)
 def sane_encoders() -> Mapping[str, Encoder]:
     """Return the autoencoder and the layer statistics."""
-    from sane_plugins.tasks.embed import ENCODERS
+    from sane_plugins.features.encoders import ENCODERS
 
     return ENCODERS
 
@@ -24,8 +24,8 @@ def sane_encoders() -> Mapping[str, Encoder]:
 @hookimpl(trylast=True)
 def sane_samplers() -> Mapping[str, Sampler]:
     """Return the samplers, the reference's setting among them."""
-    from sane_plugins.tasks.diffuse import Diffusion
-    from sane_plugins.tasks.sample import KDE, Gaussian
+    from sane_plugins.generation.diffusion import Diffusion
+    from sane_plugins.generation.samplers import KDE, Gaussian
 
     return {
         "kde": KDE(),
@@ -39,7 +39,7 @@ def sane_samplers() -> Mapping[str, Sampler]:
 @hookimpl(trylast=True)
 def sane_property_heads() -> Mapping[str, AnyHead]:
     """Return the heads that were fitted on the published zoos."""
-    from sane_plugins.tasks.predict import embedded_heads
+    from sane_plugins.properties.predict import embedded_heads
 
     return embedded_heads()
 

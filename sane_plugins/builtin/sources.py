@@ -25,7 +25,7 @@ _CLASS_ARGUMENTS = ("classes", "num_classes", "n_classes")
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a graph as it is, a module, a state dict, a file of tensors, or what a function builds."""
     if isinstance(source, str | Path) and source != SMALL_CNN:
-        from sane_plugins.weights.files import open_file
+        from sane_plugins.formats.files import open_file
 
         graph = open_file(source)
         if graph is not None or not _is_factory(source):
@@ -41,7 +41,7 @@ def sane_build(source: Any, classes: int | None) -> nn.Module | None:
     if isinstance(source, nn.Module):
         return deepcopy(source)
     if isinstance(source, str) and source == SMALL_CNN:
-        from sane_plugins.zoo.architectures import small_cnn
+        from sane_plugins.architectures.families import small_cnn
 
         return small_cnn(1, classes or 10)
     return _called(str(source), classes) if _is_factory(source) else None
@@ -50,8 +50,8 @@ def sane_build(source: Any, classes: int | None) -> nn.Module | None:
 @hookimpl(trylast=True)
 def sane_save(graph: WeightGraph, target: Path) -> Path | None:
     """Write safetensors in one file or several, torch's own forms as plain state dicts, and `.npz`."""
-    from sane_plugins.weights import writing
-    from sane_plugins.weights.files import CHECKPOINTS, INDEX, SCRIPTS
+    from sane_plugins.formats import writing
+    from sane_plugins.formats.files import CHECKPOINTS, INDEX, SCRIPTS
 
     if target.name.endswith(INDEX):
         return writing.save_sharded(graph, target)
@@ -68,7 +68,7 @@ def sane_save(graph: WeightGraph, target: Path) -> Path | None:
 def _open_object(source: Any) -> WeightGraph | None:
     from torch import is_tensor, nn
 
-    from sane_plugins.weights.files import from_state_dict
+    from sane_plugins.formats.files import from_state_dict
     from sane_plugins.weights.graph import WeightGraph
     from sane_plugins.weights.modules import from_module
 

@@ -18,7 +18,7 @@ from sane_plugins.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from sane_plugins.tasks.headfile import AnyHead
+    from sane_plugins.properties.head_file import AnyHead
 
 _FILE = click.Path(path_type=Path)
 _PROPERTIES = ("test_accuracy", "gap", "epoch")
@@ -62,11 +62,11 @@ def fit(
     as_json: bool,
 ) -> None:
     """Fit a head per property to zoos whose networks have it."""
+    from sane_plugins.atomic_files import require_free
+    from sane_plugins.features.encoders import EncodeOptions, load_model
     from sane_plugins.progress import current
-    from sane_plugins.tasks.embed import EncodeOptions, load_model
-    from sane_plugins.tasks.fitting import FitOptions, fit_heads
-    from sane_plugins.tasks.headfile import save_heads
-    from sane_plugins.weights.writing import require_free
+    from sane_plugins.properties.fitting import FitOptions, fit_heads
+    from sane_plugins.properties.head_file import save_heads
     from sane_plugins.zoo.store import Zoo
 
     require_free(output, force)
@@ -86,7 +86,7 @@ def fit(
 @command_options
 def show(file: Path, as_json: bool) -> None:
     """Show what a file of heads predicts, what each reads, and how well each did."""
-    from sane_plugins.tasks.headfile import load_heads
+    from sane_plugins.properties.head_file import load_heads
 
     _tell(list(load_heads(file).values()), as_json)
 

@@ -18,7 +18,7 @@ from sane_plugins.cli.console import (
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.weights.coverage import LayerFigures, Survey
+    from sane_plugins.inspection.survey import LayerFigures, Survey
 
 
 @click.command()
@@ -50,11 +50,11 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Show a network's layers, how much of it was read, what was not and why, and what is zero."""
-    from sane_plugins.weights.coverage import survey
+    from sane_plugins.inspection.survey import survey
     from sane_plugins.weights.tokens import slots
 
     if plot is not None:
-        from sane_plugins.tasks.picture import require_picture, save_picture
+        from sane_plugins.inspection.plot import require_picture, save_picture
 
         require_picture(plot, force)
     host = open_host()
@@ -67,7 +67,7 @@ def inspect(
     if as_json:
         print_json(_told(found, tokens, width))
     else:
-        from sane_plugins.cli.report import print_report
+        from sane_plugins.cli.inspect_text import print_report
 
         print_report(found, tokens, width, all_layers)
     if plot is not None:
@@ -76,7 +76,7 @@ def inspect(
 
 
 def _require(found: Survey, least: float | None) -> None:
-    from sane_plugins.weights.coverage import percent
+    from sane_plugins.inspection.survey import percent
 
     if least is not None and 100 * found.coverage < least:
         raise SourceError(

@@ -10,10 +10,10 @@ from sane_plugins import __version__
 from sane_plugins.cli.console import failures_told, note, open_host
 from sane_plugins.cli.heads import heads
 from sane_plugins.cli.inspect import inspect
+from sane_plugins.cli.list_plugins import list_plugins
 from sane_plugins.cli.networks import embed, predict
-from sane_plugins.cli.plugins import list_plugins
 from sane_plugins.cli.pretrain import pretrain
-from sane_plugins.cli.zoos import zoo
+from sane_plugins.cli.zoo import zoo
 from sane_plugins.errors import SaneError
 
 _ADDED = "sane_plugins.added"

@@ -23,7 +23,7 @@ from sane_plugins.cli.console import (
 from sane_plugins.errors import SaneError, SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.tasks.predict import AnyEstimate, AnyHead
+    from sane_plugins.properties.predict import AnyEstimate, AnyHead
 
 T = TypeVar("T")
 _FILE = click.Path(path_type=Path)
@@ -53,9 +53,9 @@ def embed(
     as_json: bool,
 ) -> None:
     """Encode networks; each gets an embedding, and one per layer."""
-    from sane_plugins.tasks.embed import EncodeOptions
-    from sane_plugins.tasks.encodings import write_encodings
-    from sane_plugins.weights.writing import require_free
+    from sane_plugins.atomic_files import require_free
+    from sane_plugins.features.encoders import EncodeOptions
+    from sane_plugins.features.encoding_file import write_encodings
 
     if output is not None:
         require_free(output, force)
@@ -94,8 +94,8 @@ def predict(
     as_json: bool,
 ) -> None:
     """Predict accuracy, generalisation gap and training progress from weights alone."""
-    from sane_plugins.cli.pretrain import require_device
-    from sane_plugins.tasks.predict import PredictOptions, load_heads
+    from sane_plugins.properties.predict import PredictOptions, load_heads
+    from sane_plugins.runtime import require_device
 
     require_device(device)
     host = open_host()

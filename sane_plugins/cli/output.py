@@ -56,7 +56,7 @@ def write(
     host: Host, graph: WeightGraph, told: Mapping[str, Any], model: str, output: Path, force: bool
 ) -> Path:
     """Write weights and their provenance: in the file where there is room for it, else beside it."""
-    from sane_plugins.tasks.provenance import inscribe
+    from sane_plugins.initialize.provenance import inscribe
 
     return inscribe(host.save(contained(host, graph, model, output), output, force=force), told)
 
@@ -65,7 +65,7 @@ def set_aside(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
     """Write what the first task of a pruned network needs beside the second's weights; say where."""
     from safetensors.torch import save_file
 
-    from sane_plugins.weights.writing import write_whole
+    from sane_plugins.atomic_files import write_whole
 
     beside = path.with_name(f"{path.stem}.first-task.safetensors")
     write_whole(beside, lambda partial: save_file(dict(tensors), partial))

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
+from sane_plugins.runtime import require_device
 
 if TYPE_CHECKING:
     import torch
 
-    from sane_plugins.zoo.presets import Recipe
-    from sane_plugins.zoo.step import Behaviour
+    from sane_plugins.pretraining.presets import Recipe
+    from sane_plugins.pretraining.step import Behaviour
     from sane_plugins.zoo.store import Zoo
 
 _FILE = click.Path(path_type=Path)
@@ -93,9 +94,9 @@ def pretrain(
 
     Options that are not given are the preset's. Under torchrun, the processes share each batch.
     """
+    from sane_plugins.pretraining.distributed import World, joined
+    from sane_plugins.pretraining.pretrain import pretrain as train
     from sane_plugins.progress import current
-    from sane_plugins.zoo.distributed import World, joined
-    from sane_plugins.zoo.pretrain import pretrain as train
     from sane_plugins.zoo.store import Zoo
 
     _require_room(output, force, resume)
@@ -113,7 +114,7 @@ def pretrain(
 
 def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Recipe:
     """Return the preset with what was chosen on the command line."""
-    from sane_plugins.zoo.presets import PRESETS
+    from sane_plugins.pretraining.presets import PRESETS
 
     config, options = PRESETS[preset](zoos)
     given = {key: value for key, value in chosen.items() if value is not None}
@@ -133,7 +134,7 @@ def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Recipe:
 def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behaviour | None:
     """Return the behaviour term on the images of each named zoo."""
     from sane_plugins.errors import UsageError
-    from sane_plugins.zoo.behaviour import Outputs
+    from sane_plugins.pretraining.behavior import Outputs
 
     known, images = {zoo.name: zoo for zoo in zoos}, {}
     for text in named:
@@ -151,9 +152,9 @@ def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behaviour | None:
 
 def _images(source: str, zoo: Zoo) -> torch.Tensor:
     """Return training images at the size that a zoo's networks take; raise `UsageError` where none fits."""
+    from sane_plugins.architectures.families import FIXED_SIZE, small_cnn_size
     from sane_plugins.errors import UsageError
     from sane_plugins.tasks.task import load_task
-    from sane_plugins.zoo.architectures import FIXED_SIZE, small_cnn_size
 
     task, factory = load_task(source), zoo.entries[0].factory
     size = factory.get("size")
@@ -174,8 +175,8 @@ def _images(source: str, zoo: Zoo) -> torch.Tensor:
 
 def _tell(output: Path, steps: int, as_json: bool) -> None:
     """Draw the curves and say what was written."""
-    from sane_plugins.zoo.log import draw_curves
-    from sane_plugins.zoo.pretrain import log_path
+    from sane_plugins.pretraining.pretrain import log_path
+    from sane_plugins.pretraining.training_log import draw_curves
 
     curves = output.with_name(output.name + ".png")
     if find_spec("matplotlib"):
@@ -191,25 +192,7 @@ def _tell(output: Path, steps: int, as_json: bool) -> None:
 
 def _require_room(output: Path, force: bool, resume: bool) -> None:
     """Raise `UsageError` where something is in the way, but for the end of a run that is resumed."""
-    from sane_plugins.weights.writing import require_free
-    from sane_plugins.zoo.pretrain import state_path
+    from sane_plugins.atomic_files import require_free
+    from sane_plugins.pretraining.pretrain import state_path
 
     require_free(output, force or (resume and state_path(output).exists()))
-
-
-def require_device(device: str) -> None:
-    """Raise `UsageError` for a device that torch cannot use here."""
-    import torch
-
-    from sane_plugins.errors import UsageError
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).partition("\n")[0]
-        raise UsageError(
-            f"--device {device}",
-            f"it cannot be used ({first})",
-            "a device of this torch is needed",
-            "leave the option out to train on the CPU",
-        ) from error

@@ -14,9 +14,9 @@ from sane_plugins.errors import SourceError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+    from sane_plugins.generation.prompts import Prompts
+    from sane_plugins.generation.samplers import Sampler
     from sane_plugins.host import Host
-    from sane_plugins.tasks.prompts import Prompts
-    from sane_plugins.tasks.sample import Sampler
     from sane_plugins.tasks.task import Task
 
 TORCHVISION = "torchvision:"
@@ -64,8 +64,8 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
 
 def open_prompts(host: Host, source: str, target: Target) -> Prompts:
     """Return the prompt that a source names, or those of a zoo folder that fit the target best."""
-    from sane_plugins.tasks.prompts import Prompts, choose_prompts
-    from sane_plugins.weights.sharded import index_in
+    from sane_plugins.formats.sharded import index_in
+    from sane_plugins.generation.prompts import Prompts, choose_prompts
     from sane_plugins.zoo.store import Zoo
 
     if not Path(source).is_dir() or index_in(Path(source)):
@@ -94,7 +94,7 @@ def built(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
 
 
 def _small_cnn(task: Task, resize: bool) -> Target:
-    from sane_plugins.zoo.architectures import small_cnn, small_cnn_size
+    from sane_plugins.architectures.families import small_cnn, small_cnn_size
 
     size = small_cnn_size(task.channels)
     notes: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ def _loaded(host: Host, model: str, factory: str, classes: int) -> nn.Module:
     """Build the network of a checkpoint and give it the checkpoint's weights."""
     import torch
 
-    from sane_plugins.tasks.train import seeded
+    from sane_plugins.runtime import seeded
     from sane_plugins.weights.modules import from_module, load_into
 
     graph = host.open(model)

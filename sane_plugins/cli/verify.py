@@ -33,7 +33,7 @@ def verify(file: Path, as_json: bool) -> None:
 
     Example: sane-init verify digits.safetensors
     """
-    from sane_plugins.tasks.provenance import read_provenance
+    from sane_plugins.initialize.provenance import read_provenance
 
     told = read_provenance(file)
     differs = _compared(open_host(), file, told)
@@ -49,8 +49,8 @@ def _compared(host: Host, file: Path, told: Mapping[str, Any]) -> str:
     """Return in one sentence what differs, nothing where the bytes are the same."""
     import torch
 
-    from sane_plugins.tasks.initialise import remake
-    from sane_plugins.tasks.provenance import ingredients, restored, surroundings
+    from sane_plugins.initialize.pipeline import remake
+    from sane_plugins.initialize.provenance import ingredients, restored, surroundings
     from sane_plugins.tasks.task import load_task
 
     call = told["command"]
@@ -97,7 +97,7 @@ def _hashes(told: Any) -> Any:
 
 
 def _prompts(host: Host, call: Mapping[str, Any], target: Any) -> list[WeightGraph]:
-    from sane_plugins.tasks.prompts import choose_prompts, embedded_prompts
+    from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
 
     if not call["prompts"]:
         return list(choose_prompts(built(target.network), embedded_prompts()).graphs)
@@ -105,6 +105,6 @@ def _prompts(host: Host, call: Mapping[str, Any], target: Any) -> list[WeightGra
 
 
 def _sane(call: Mapping[str, Any]) -> Any:
-    from sane_plugins.latent.checkpoint import embedded, load
+    from sane_plugins.autoencoder.checkpoint import embedded, load
 
     return load(call["sane"]) if call["sane"] else embedded()

@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from sane_plugins.errors import TaskError, UsageError
-from sane_plugins.tasks.images import Array, read_folder, read_npz
-from sane_plugins.tasks.ondisk import TORCHVISION, read_torchvision
+from sane_plugins.tasks.image_files import Array, read_folder, read_npz
+from sane_plugins.tasks.torchvision_datasets import TORCHVISION, read_torchvision
 
 _TEST_SHARE = 0.2
 _CHANNELS = (1, 2, 3, 4)

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import places as at
+from sane_plugins.weights import module_tensors as at
 from sane_plugins.weights.graph import Kind, Layer, Param, Role, WeightGraph
-from sane_plugins.weights.grouping import NORM_ROLES, in_layer_order, owner_of
-from sane_plugins.weights.layers import describe_module
-from sane_plugins.weights.places import Place
-from sane_plugins.weights.topology import trace
+from sane_plugins.weights.layer_rules import NORM_ROLES, in_layer_order, owner_of
+from sane_plugins.weights.module_rules import describe_module
+from sane_plugins.weights.module_tensors import Place
+from sane_plugins.weights.trace import trace
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import ZooError
-from sane_plugins.weights.writing import write_whole
 
 VERSION = 2
 NAME = "index.jsonl"

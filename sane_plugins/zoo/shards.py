@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
+from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import ZooError
 from sane_plugins.weights.digest import tensor_digest
-from sane_plugins.weights.grouping import memory
-from sane_plugins.weights.writing import write_whole
+from sane_plugins.weights.layer_rules import memory
 from sane_plugins.zoo.index import NAME, OLD_NAME, OLD_WEIGHTS, Entry, Form, Index, write_index
 
 LIMIT = 64 * 2**20  # bytes of tensors in a file, and in memory while it is made

@@ -1,0 +1,146 @@
+"""An ONNX file as a model that is safe to look at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+)
+
+from sane_plugins.errors import SourceError
+from sane_plugins.formats.files import require_file
+
+STANDARD = ("", "ai.onnx")
+MICROSOFT = "com.microsoft"
+# Its weights are padded and reordered for one kind of processor.
+_HARDWARE = "com.microsoft.nchwc"
+_LISTS = {
+    "value_float": TensorProto.FLOAT,
+    "value_floats": TensorProto.FLOAT,
+    "value_int": TensorProto.INT64,
+    "value_ints": TensorProto.INT64,
+}
+
+
+def load(path: Path) -> ModelProto:
+    """Read a model file, and nothing that it names.
+
+    Raises `SourceError` where it is no ONNX model, broken, or made for one kind of hardware.
+    """
+    model = _parsed(require_file(path))
+    if not all(_is_text(graph) for graph in (model.graph, *model.functions)):
+        raise no_model(path, "a name in it is no text")
+    _require_usable(path, model)
+    return model
+
+
+def constant_value(node: NodeProto) -> AttributeProto | None:
+    """Return the attribute of a Constant node that holds its values."""
+    if node.op_type != "Constant" or node.domain not in STANDARD or not node.output:
+        return None
+    kinds = (AttributeProto.TENSOR, AttributeProto.SPARSE_TENSOR)
+    return next((a for a in node.attribute if a.type in kinds), None)
+
+
+def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
+    """Yield the graphs inside a node (branches, loop bodies) with the names of their attributes."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.name, attribute.g
+        for i, graph in enumerate(attribute.graphs):
+            yield f"{attribute.name}{i}", graph
+
+
+def no_model(path: Path, found: str) -> SourceError:
+    """Return the error for a file that is no ONNX model or a damaged one."""
+    return SourceError(
+        path,
+        f"it is no usable ONNX model ({' '.join(found.split())})",
+        "a whole one is needed",
+        "check the file, or export the network again",
+    )
+
+
+def _parsed(path: Path) -> ModelProto:
+    try:
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
+        for part in (model.graph, *model.functions):
+            _unify(part)
+    except (DecodeError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise no_model(path, str(error)) from error
+    return model
+
+
+def _unify(graph: GraphProto | FunctionProto) -> None:
+    """Turn the plain numbers of Constant nodes into tensors, which mean the same."""
+    for node in graph.node:
+        for _, inner in subgraphs(node):
+            _unify(inner)
+        if node.op_type != "Constant":
+            continue
+        for attribute in node.attribute:
+            if attribute.name in _LISTS and not attribute.ref_attr_name:
+                _unify_attribute(attribute)
+
+
+def _unify_attribute(attribute: AttributeProto) -> None:
+    value = helper.get_attribute_value(attribute)
+    shape = [len(value)] if attribute.name.endswith("s") else []
+    tensor = helper.make_tensor("", _LISTS[attribute.name], shape, value if shape else [value])
+    attribute.CopyFrom(helper.make_attribute("value", tensor))
+
+
+def _is_text(graph: GraphProto | FunctionProto) -> bool:
+    """Tell whether all names are text; the parser leaves others as bytes."""
+    names: list[object] = [value for node in graph.node for value in (*node.input, *node.output)]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *(a.name for a in node.attribute)]
+        names += [x for a in node.attribute for x in (a.t.name, a.ref_attr_name)]
+    if isinstance(graph, GraphProto):
+        names += [x.name for x in (*graph.input, *graph.output, *graph.initializer)]
+        names += [x.values.name for x in graph.sparse_initializer]
+    else:
+        names += [graph.name, graph.domain, *graph.input, *graph.output, *graph.attribute]
+    inner = (part for node in graph.node for _, part in subgraphs(node))
+    return all(isinstance(name, str) for name in names) and all(map(_is_text, inner))
+
+
+def _require_usable(path: Path, model: ModelProto) -> None:
+    graph, versions = model.graph, {x.domain for x in model.opset_import}
+    if not (graph.node or graph.initializer or graph.sparse_initializer):
+        raise no_model(path, "it holds neither nodes nor weights")
+    if not versions.intersection(STANDARD) and any(n.domain in STANDARD for n in graph.node):
+        raise no_model(path, "it names no operator set")
+    if any(node.domain == _HARDWARE for node in graph.node):
+        raise SourceError(
+            path,
+            "it is optimised for one kind of processor, with reordered weights",
+            "weights in their own order are needed",
+            "save it at ORT_ENABLE_BASIC or export it again",
+        )
+    require_unique(path, graph)
+
+
+def require_unique(path: Path, graph: GraphProto) -> None:
+    """Raise `SourceError` where a graph gives one name to several values."""
+    names = [tensor.name for tensor in graph.initializer]
+    names += [sparse.values.name for sparse in graph.sparse_initializer]
+    names += {value.name for value in graph.input}.difference(names)  # a default is an input too
+    # Of constants of one name the last one counts, as in onnxruntime.
+    names += {n.output[0] for n in graph.node if constant_value(n) is not None}.difference(names)
+    made = (node for node in graph.node if constant_value(node) is None)
+    names += [name for node in made for name in node.output if name]
+    for name, count in Counter(names).items():
+        if not name or count > 1:
+            raise no_model(path, f"the name {name!r} is given to {count} values")

@@ -1,0 +1,57 @@
+"""Files are written whole or not at all: beside their place first, then renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from sane_plugins.errors import SourceError, UsageError
+
+
+def require_free(path: Path, force: bool) -> Path:
+    """Return a path that may be written; raise `UsageError` where something is in the way."""
+    if path.exists() and not force:
+        raise UsageError(
+            path, "it exists", "nothing is overwritten unasked", "name another file or add --force"
+        )
+    if not path.parent.is_dir():
+        raise UsageError(
+            path, "its folder does not exist", "a folder to write to is needed", "make it first"
+        )
+    return path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write beside the path and rename; leave nothing half-written behind."""
+    write_all({path: write})
+    return path
+
+
+def write_all(writes: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write several files beside their places, and rename them when all are whole."""
+    partials = {path.with_name(path.name + ".partial"): path for path in writes}
+    path = next(iter(writes))
+    try:
+        for partial, path in partials.items():
+            partial.touch()
+            mode = partial.stat().st_mode
+            writes[path](partial)
+            partial.chmod(mode)  # safetensors makes files that only their owner can read
+        for partial, path in partials.items():
+            partial.replace(path)
+    # torch.save: RuntimeError, disk full; a name that is no text: UnicodeError
+    except (OSError, RuntimeError, SafetensorError, UnicodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SourceError(
+            path,
+            f"it cannot be written ({reason})",
+            "room and the right to write are needed",
+            "choose another place",
+        ) from error
+    finally:
+        for partial in partials:
+            with suppress(OSError):
+                partial.unlink()

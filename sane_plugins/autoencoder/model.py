@@ -1,0 +1,181 @@
+"""The SANE autoencoder (spec section 3; paper section 3.2).
+
+z = W_c Enc(W_t x + P), x' = W_d Dec(W_e z + P). By default places P are computed, and the scale of each slot
+is four more numbers of every token, encoded and decoded with it; the published forms can be configured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import layer_norm, pad
+
+from sane_plugins.autoencoder.learned_positions import LearnedPlaces
+from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
+from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.errors import SourceError, UsageError
+from sane_plugins.weights.scale import SIDE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SANEConfig:
+    """The shape of a SANE and the window it works in; `heads` divides `model_width`.
+
+    What follows `halo` is there for the published method, see `zoo.presets.paper`:
+    `scale`, what is divided out of the values: each "tensor"'s own, which is then side information, that of
+    the whole "zoo" per slot, or "none"; `slots`, how many slots the zoo's scale is for, set by pretraining;
+    `tables`, how many tokens, slots and channels learned place tables hold, none where places are computed;
+    `projection`, whether the contrastive head reads the mean latent or the whole window;
+    `is_normed`, whether layer norms follow both stacks and the latents;
+    `span`, the tokens of a training window, 0 for a window with its halo.
+    """
+
+    token_width: int = 128
+    latent_width: int = 96
+    model_width: int = 192
+    heads: int = 3
+    layers: int = 4
+    projection_width: int = 30
+    window: int = 48
+    halo: int = 16
+    scale: Literal["tensor", "zoo", "none"] = "tensor"
+    slots: int = 0
+    tables: Sequence[int] = ()
+    projection: Literal["mean", "window"] = "mean"
+    is_normed: bool = True
+    span: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tables", tuple(self.tables))
+        if self.model_width % self.heads or (self.tables and self.model_width % 2):
+            raise UsageError(
+                "the SANE's shape",
+                f"the width is {self.model_width} with {self.heads} heads",
+                "each head needs an equal share",
+                "choose a width that the heads divide",
+            )
+
+    @property
+    def side(self) -> int:
+        """Return how many numbers of side information a token has."""
+        return SIDE if self.scale == "tensor" else 0
+
+    @property
+    def trained_span(self) -> int:
+        """Return how many tokens a training window has."""
+        return self.span or self.window + 2 * self.halo
+
+    def places(self, layout: Layout, start: int, stop: int) -> torch.Tensor:
+        """Describe the places of a range of tokens as the model reads them, (stop - start, P).
+
+        Raises `SourceError` where the network outgrows learned tables.
+        """
+        if not self.tables:
+            return layout.features(start, stop)
+        found = layout.positions(start, stop)
+        if bool((found.amax(0) >= torch.tensor(self.tables, device=found.device)).any()):
+            sizes = tuple((found.amax(0) + 1).tolist())
+            raise SourceError(
+                "the network",
+                f"its tokens, slots and channels go up to {sizes}",
+                f"the learned places of this SANE end at {self.tables}",
+                "use a SANE with computed places, which have no end",
+            )
+        return found
+
+
+class SANE(nn.Module):
+    """An autoencoder over windows of weight tokens, (K, S, D) -> (K, S, L) -> (K, S, D)."""
+
+    def __init__(self, config: SANEConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, latent = config.model_width, config.latent_width
+        self.tokens_in = nn.Linear(config.token_width + config.side, width, bias=False)
+        self.places_in = _places(config)
+        self.encoder = _blocks(config)
+        self.latents_out = nn.Linear(width, latent, bias=False)
+        self.latents_in = nn.Linear(latent, width, bias=False)
+        # Learned tables are the same ones before both stacks.
+        self.places_back = None if config.tables else _places(config)
+        self.decoder = _blocks(config)
+        self.tokens_out = nn.Linear(width, config.token_width + config.side, bias=False)
+        span = config.trained_span if config.projection == "window" else 1
+        self.project = _projection(latent * span, config.projection_width)
+        if config.scale == "zoo":
+            self.register_buffer("zoo_scale", torch.tensor([[0.0, 1.0]]).repeat(config.slots, 1))
+        _initialise(self, config.layers)
+
+    def encode(
+        self, values: torch.Tensor, side: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        """Encode values (K, S, D) with side information (K, S, 4) at places (K, S, P) to (K, S, L).
+
+        A latent has mean 0 and deviation 1 over its L numbers, so that a sampler's bandwidth means the
+        same everywhere.
+        """
+        read = torch.cat([values, side[..., : self.config.side]], -1)
+        x = self.tokens_in(read) + self.places_in(places)
+        latents = self.latents_out(self.encoder(x)).float()
+        return layer_norm(latents, latents.shape[-1:]) if self.config.is_normed else latents
+
+    def decode(
+        self, latents: torch.Tensor, places: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode latents (K, S, L) at places (K, S, P) to values (K, S, D) and side (K, S, 4)."""
+        back = self.places_in if self.places_back is None else self.places_back
+        x = self.latents_in(latents) + back(places)
+        out = self.tokens_out(self.decoder(x)).float()
+        return out[..., : self.config.token_width], out[..., self.config.token_width :]
+
+    def contrasted(self, latents: torch.Tensor) -> torch.Tensor:
+        """Project the latents (K, S, L) of each window to what is contrasted, (K, Z)."""
+        if self.config.projection == "mean":
+            return self.project(latents.mean(1))  # type: ignore[no-any-return]
+        missing = self.config.trained_span - latents.shape[1]  # a short network fills a part
+        return self.project(pad(latents, (0, 0, 0, missing)).flatten(1))  # type: ignore[no-any-return]
+
+
+def _places(config: SANEConfig) -> nn.Module:
+    if config.tables:
+        return LearnedPlaces(config.tables, config.model_width)
+    return nn.Linear(PLACE_WIDTH, config.model_width, bias=False)
+
+
+def _blocks(config: SANEConfig) -> nn.TransformerEncoder:
+    block = nn.TransformerEncoderLayer(
+        config.model_width,
+        config.heads,
+        4 * config.model_width,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+        bias=False,
+    )
+    norm = nn.LayerNorm(config.model_width, bias=False) if config.is_normed else None
+    return nn.TransformerEncoder(block, config.layers, norm, enable_nested_tensor=False)
+
+
+def _projection(inputs: int, width: int) -> nn.Sequential:
+    """Build the contrastive head; of the mean latent, so that any window length fits, or of one length."""
+    steps = []
+    for size in (inputs, width):
+        steps += [nn.Linear(size, width, bias=False), nn.LayerNorm(width, bias=False), nn.ReLU()]
+    return nn.Sequential(*steps)
+
+
+def _initialise(model: SANE, layers: int) -> None:
+    """Draw weights from N(0, 0.02); what adds to the residual stream is scaled by 1/sqrt(2 layers)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            nn.init.normal_(module.self_attn.in_proj_weight, std=0.02)
+            for last in (module.self_attn.out_proj, module.linear2):
+                nn.init.normal_(last.weight, std=0.02 / (2 * layers) ** 0.5)

@@ -1,0 +1,221 @@
+"""Encode a whole network: latents, one embedding, one embedding per layer (spec section 5).
+
+Encoders are a portfolio: `sane`, the autoencoder, and `statistics`, the baseline that is hard to beat. A
+property head says which of them it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from sane_plugins.autoencoder import checkpoint, codec
+from sane_plugins.autoencoder.bfloat16 import Precision
+from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder.streaming import Run
+from sane_plugins.errors import UsageError
+from sane_plugins.features import sane_features
+from sane_plugins.features.sane_features import Pool, is_probed, ordered
+from sane_plugins.features.statistics import slot_moments, statistics
+from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.tokens import slots
+
+__all__ = [
+    "ENCODERS",
+    "EncodeOptions",
+    "Encoder",
+    "Encoding",
+    "SaneEncoder",
+    "StatisticsEncoder",
+    "embed",
+    "statistics",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """How to encode: which encoder, which SANE file (the embedded one if None), window, halo, device.
+
+    `latents` keeps the latents of all tokens, drops them (then memory does not grow with the network), or
+    names a new file that they are written to, row by row as float32. `precision` is that of the
+    autoencoder's matrices: `auto` takes bfloat16 on processors that have it.
+    """
+
+    encoder: str = "sane"
+    model: Path | None = None
+    window: int | None = None
+    halo: int | None = None
+    device: str = "cpu"
+    latents: bool | Path = True
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What an encoder says of one network.
+
+    `embedding` (E,), `layers` (M, E') for the M slots in `names`, and where it came from. latents (T, L) with
+    the half-open token range of each slot in `spans`: None where they were not kept, and both empty where
+    the encoder has no tokens.
+    """
+
+    latents: torch.Tensor | None
+    spans: list[tuple[int, int]]
+    embedding: torch.Tensor
+    layers: torch.Tensor
+    names: tuple[str, ...]
+    encoder: str
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens were encoded."""
+        return self.spans[-1][1] if self.spans else 0
+
+
+class Encoder(Protocol):
+    """Anything that encodes networks; `features` are what property heads read."""
+
+    @property
+    def name(self) -> str:
+        """Return the name that options and heads use."""
+
+    def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
+        """Encode a network. Raises `SourceError` where a weight is not finite."""
+
+    def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
+        """Return features (F,), as many for every architecture."""
+
+
+@dataclass(frozen=True)
+class SaneEncoder:
+    """The autoencoder; `model` stands in for the file that the options name."""
+
+    model: SANE | None = None
+    name: str = "sane"
+
+    def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
+        """Return the latents that are to be kept; the embedding is the mean of all (paper section 3.4)."""
+        model = self.model or load_model(options)
+        pool = Pool(graph, model)
+        with _kept(options.latents, pool, model) as (take, latents):
+            _walk(model, graph, take, options)
+        return Encoding(
+            latents=latents,
+            spans=pool.spans,
+            embedding=pool.mean.float(),
+            layers=pool.layers.float(),
+            names=_names(graph),
+            encoder=self.name,
+            provenance={"source": graph.source, "model": str(options.model or "embedded")},
+        )
+
+    def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
+        """Return the scales of slots along the depth, and what the decoded network does to random inputs."""
+        model = self.model or load_model(options)
+        probed = is_probed(graph)
+        graph = ordered(graph) if probed else graph
+        pool = Pool(graph, model)
+        with _kept(probed, pool, model) as (take, latents):
+            _walk(model, graph, take, options)
+        return sane_features.features(
+            model, graph, pool.side, latents, window=options.window, halo=options.halo
+        )
+
+
+@contextmanager
+def _kept(
+    where: bool | Path, pool: Pool, model: SANE
+) -> Iterator[tuple[Callable[[Run], None], torch.Tensor | None]]:
+    """Pool each run, and keep its latents in memory, in a file, or not at all."""
+    if where is False:
+        yield pool.take, None
+    elif where is True:
+        latents = model.latents_out.weight.new_empty(pool.spans[-1][1], model.config.latent_width)
+
+        def keep(run: Run) -> None:
+            pool.take(run)
+            latents[run.start : run.start + len(run.latents)] = run.latents
+
+        yield keep, latents
+    else:
+        with where.open("wb") as file:
+
+            def write(run: Run) -> None:
+                pool.take(run)
+                run.latents.cpu().numpy().tofile(file)
+
+            yield write, None
+
+
+def _walk(
+    model: SANE, graph: WeightGraph, take: Callable[[Run], None], options: EncodeOptions
+) -> None:
+    codec.walk(
+        model, graph, take, window=options.window, halo=options.halo, precision=options.precision
+    )
+
+
+@dataclass(frozen=True)
+class StatisticsEncoder:
+    """Layer statistics as an encoder: no tokens, s(W) per slot, all statistics as embedding."""
+
+    name: str = "statistics"
+
+    def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
+        """Return the statistics; `layers` (M, 14) is s(W) of each slot's weight and bias."""
+        return Encoding(
+            latents=torch.zeros(0, 0),
+            spans=[],
+            embedding=self.features(graph, options),
+            layers=torch.from_numpy(np.stack(slot_moments(graph))),
+            names=_names(graph),
+            encoder=self.name,
+            provenance={"source": graph.source},
+        )
+
+    def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:  # noqa: ARG002
+        """Return the layer statistics (F,)."""
+        return statistics(graph)
+
+
+ENCODERS: Mapping[str, Encoder] = {"sane": SaneEncoder(), "statistics": StatisticsEncoder()}
+
+
+def embed(
+    graph: WeightGraph,
+    options: EncodeOptions | None = None,
+    encoders: Mapping[str, Encoder] = ENCODERS,
+) -> Encoding:
+    """Encode a network with the encoder that the options name.
+
+    Raises `UsageError` for an unknown encoder and `SourceError` where a weight is not finite.
+    """
+    options = options or EncodeOptions()
+    if options.encoder not in encoders:
+        raise UsageError(
+            f"encoder '{options.encoder}'",
+            "there is no such encoder",
+            f"one of {', '.join(sorted(encoders))} is needed",
+            "check the name, or install its plugin",
+        )
+    return encoders[options.encoder].encode(graph, options)
+
+
+def _names(graph: WeightGraph) -> tuple[str, ...]:
+    return tuple(slot.weight.key for slot in slots(graph))
+
+
+def load_model(options: EncodeOptions) -> SANE:
+    """Return the SANE that the options name, on their device; the embedded one if they name none."""
+    if options.model is not None:
+        return checkpoint.load(options.model, options.device)
+    model = checkpoint.embedded()
+    return model if options.device == "cpu" else deepcopy(model).to(options.device)

@@ -1,0 +1,108 @@
+"""What property heads read of a SANE: the scale of every slot, and what the decoded network does.
+
+Means and deviations of latents are left out on purpose: with the few hundred networks that a zoo has, heads
+predicted worse with them than without (benchmarks/properties-tried.md). What latents know of a network's
+function shows when they are decoded and the result is probed (see `tasks.probes`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sane_plugins.autoencoder import codec
+from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.streaming import Run
+from sane_plugins.features.random_probes import DECISIONS
+from sane_plugins.features.statistics import PLACES, Array, by_role, decisions, is_chain, resample
+from sane_plugins.symmetry.permutations import PermutationGroup, groups, permute
+from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.scale import SIDE
+from sane_plugins.weights.tokens import slots
+
+_LARGEST = 2**24
+_FAR = 1e6
+
+
+class Pool:
+    """Sums of a network's latents as they come, of each slot, and the side information of each."""
+
+    def __init__(self, graph: WeightGraph, model: SANE) -> None:
+        layout = Layout.of(slots(graph), model.config.token_width)
+        sizes = torch.tensor([stop - start for start, stop in layout.spans])
+        like = model.latents_out.weight
+        self.spans, self._sizes = layout.spans, sizes.to(like.device)[:, None]
+        self._sums = like.new_zeros(len(sizes), model.config.latent_width, dtype=torch.float64)
+        self.side = like.new_zeros(len(sizes), SIDE, dtype=torch.float64)
+
+    def take(self, run: Run) -> None:
+        """Add the latents of a run."""
+        self._sums.index_add_(0, run.slot, run.latents.double())
+        self.side[run.slot] = run.side.double()
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Return the mean latent (L,)."""
+        return self._sums.sum(0) / self._sizes.sum()
+
+    @property
+    def layers(self) -> torch.Tensor:
+        """Return the mean latent of each slot, (M, L)."""
+        return self._sums / self._sizes
+
+
+def is_probed(graph: WeightGraph) -> bool:
+    """Tell whether the decoded network is probed: its matrices are one chain, and not too large to decode."""
+    return graph.size <= _LARGEST and is_chain(graph)
+
+
+def ordered(graph: WeightGraph) -> WeightGraph:
+    """Return the same function with the channels of each permutation group from small to large.
+
+    The autoencoder reads channels in their order, so this makes what it decodes independent of the order that
+    they came in. A source without topology stays as it is.
+    """
+    known = groups(graph)
+    return permute(graph, {group.name: _by_size(graph, group) for group in known}, known)
+
+
+def features(
+    model: SANE,
+    graph: WeightGraph,
+    side: torch.Tensor,
+    latents: torch.Tensor | None,
+    *,
+    window: int | None,
+    halo: int | None,
+) -> torch.Tensor:
+    """Return features (F,) float64 of a network: scales along its depth, and the decoded one's decisions.
+
+    side (M, 4) of its slots; latents (T, L), or None where it `is_probed` not: then its decisions are 0.
+    """
+    told = list(zip(slots(graph), side.cpu().numpy(), strict=True))
+    matrices = [row for slot, row in told if len(slot.weight.shape) > 1]
+    vectors = [(slot.weight.role, row[:2]) for slot, row in told if len(slot.weight.shape) < 2]
+    does = np.zeros(DECISIONS)
+    if latents is not None:
+        does = _decided(codec.decode(model, latents, graph, window=window, halo=halo))
+    along = resample(matrices, PLACES, SIDE).ravel()
+    return torch.from_numpy(np.concatenate([along, by_role(vectors, 2), does]))
+
+
+def _by_size(graph: WeightGraph, group: PermutationGroup) -> torch.Tensor:
+    """Return the channels of a group, within its blocks, by the sum of squares of all values they own."""
+    size = torch.zeros(group.size, dtype=torch.float64)
+    for place in group.places:
+        tensor = graph.tensors[place.key].detach().cpu().double().movedim(place.axis, 0)
+        own = tensor[place.offset : place.offset + place.length]
+        size += own.reshape(group.size, -1).square().sum(1)
+    blocks = size.view(group.blocks, -1)
+    first = torch.arange(group.blocks)[:, None] * blocks.shape[1]
+    return (blocks.argsort(dim=1, stable=True) + first).flatten()
+
+
+def _decided(decoded: WeightGraph) -> Array:
+    """Return what a decoded network decides; a decoded scale may be too large for its numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.nan_to_num(np.clip(decisions(decoded), -_FAR, _FAR))

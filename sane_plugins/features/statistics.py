@@ -1,0 +1,213 @@
+"""Layer statistics: what the numbers of a network say without a learned encoder (spec section 5).
+
+`plain` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` tells less of how values are
+distributed, which says little beyond mean and deviation, and more of channels, spectra, spatial structure
+and of what the network does to random inputs. Matrices, vectors, and each role in normalisations form
+sequences along the depth, interpolated to a fixed number of places, so that every network has the same number
+of features; five matrices and five vectors are taken as they are. Channel order does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sane_plugins.features import matrix_statistics
+from sane_plugins.features.random_probes import ACTIVITY, probe
+from sane_plugins.weights.graph import Param, WeightGraph
+from sane_plugins.weights.tokens import slots
+
+Array = npt.NDArray[np.float64]
+PLACES = 5
+_NORM = ("scale", "shift", "running_mean", "running_var")
+_NORM_PLACES = 3
+_EPSILON = 1e-5
+_QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def statistics(graph: WeightGraph) -> torch.Tensor:
+    """Return the layer statistics (F,) float64 of a network; F is the same for every network.
+
+    Raises `SourceError` where a weight is not finite.
+    """
+    graph.require_finite()
+    chain = _Chain(graph)
+    vectors = [
+        (p.role, matrix_statistics.vector(_array(graph, p).ravel()))
+        for p in graph.params
+        if p.size and len(p.shape) < 2
+    ]
+    matrices = [matrix_statistics.features(w, bias) for w, bias in chain]
+    activity, outputs = probe(_Folded(graph))
+    parts = [
+        resample(matrices, PLACES, _WIDTHS["matrix"]).ravel(),
+        by_role(vectors, _WIDTHS["vector"]),
+        resample(activity, PLACES, ACTIVITY).ravel(),
+        outputs,
+        _overall(graph, matrices),
+    ]
+    return torch.from_numpy(np.nan_to_num(np.concatenate(parts)))
+
+
+def decisions(graph: WeightGraph) -> Array:
+    """Return what the network decides on random inputs (DECISIONS,); zeros where it is no chain."""
+    return probe(_Folded(graph))[1]
+
+
+def is_chain(graph: WeightGraph) -> bool:
+    """Tell from the shapes whether each matrix reads what the one before writes: probes get through."""
+    return _Chain(graph).is_whole
+
+
+def plain(graph: WeightGraph) -> torch.Tensor:
+    """Return s(W) (2 * PLACES * 7,) float64: mean, variance and quartiles of every tensor."""
+    sequences: tuple[list[Array], list[Array]] = ([], [])
+    for param in graph.params:
+        if param.size:
+            sequences[len(param.shape) < 2].append(_quartiles(graph, param))
+    return torch.from_numpy(
+        np.concatenate([resample(rows, PLACES, 7).ravel() for rows in sequences])
+    )
+
+
+def structure(graph: WeightGraph) -> Array:
+    """Return how many matrices and vectors a network has, and log2 of its number of values, (3,)."""
+    vectors = sum(len(p.shape) < 2 for p in graph.params)
+    return np.array([len(graph.params) - vectors, vectors, np.log2(graph.size)], dtype=np.float64)
+
+
+def slot_moments(graph: WeightGraph) -> list[Array]:
+    """Return s(W) of each slot's weight and bias, (14,) each; zeros where there is no bias."""
+    return [
+        np.concatenate(
+            [
+                _quartiles(graph, slot.weight),
+                np.zeros(7) if slot.bias is None else _quartiles(graph, slot.bias),
+            ]
+        )
+        for slot in slots(graph)
+    ]
+
+
+def _quartiles(graph: WeightGraph, param: Param) -> Array:
+    x = _array(graph, param).ravel()
+    return np.array([x.mean(), x.var(), *np.quantile(x, _QUARTILES)])
+
+
+def resample(rows: Sequence[Array], places: int, width: int) -> Array:
+    """Interpolate a sequence of rows (width,) to `places` along its relative depth; zeros where empty."""
+    if not rows:
+        return np.zeros((places, width))
+    table = np.stack(rows)
+    if len(table) == places:
+        return table
+    at = np.linspace(0, len(table) - 1, places)
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, len(table) - 1)
+    between: Array = table[low] + (at - low)[:, None] * (table[high] - table[low])
+    return between
+
+
+def by_role(vectors: Sequence[tuple[str, Array]], width: int) -> Array:
+    """Return rows (width,) of vectors as sequences by role: biases and others, then each role of norms."""
+    normal = {role: [row for own, row in vectors if own == role] for role in _NORM}
+    rest = [row for role, row in vectors if role not in _NORM]
+    parts = [resample(rows, _NORM_PLACES, width).ravel() for rows in normal.values()]
+    return np.concatenate([resample(rest, PLACES, width).ravel(), *parts])
+
+
+class _Chain(Sequence[tuple[Array, Array | None]]):
+    """Each matrix as (rows, inputs, places) with its bias (rows,), read anew whenever it is asked for.
+
+    The inputs of a linear layer after a flatten are split into the earlier layer's channels and places.
+    """
+
+    def __init__(self, graph: WeightGraph) -> None:
+        self._graph = graph
+        self._slots = [slot for slot in slots(graph) if len(slot.weight.shape) > 1]
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        slot = self._slots[index]
+        w = np.moveaxis(_array(self._graph, slot.weight), slot.weight.axis, 0)
+        bias = None if slot.bias is None else _array(self._graph, slot.bias)
+        return w.reshape(self._shape(index)), bias
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether there are matrices and each one reads what the one before it writes."""
+        shapes = [self._shape(index) for index in range(len(self))]
+        return bool(shapes) and all(a[0] == b[1] for a, b in pairwise(shapes))
+
+    def _shape(self, index: int) -> tuple[int, int, int]:
+        weight = self._slots[index].weight
+        rest = [size for axis, size in enumerate(weight.shape) if axis != weight.axis]
+        inputs, places = rest[0], math.prod(rest[1:])
+        before = self._outputs(index - 1) if index else 0
+        if places == 1 and before and inputs > before and inputs % before == 0:
+            inputs, places = before, inputs // before
+        return self._outputs(index), inputs, places
+
+    def _outputs(self, index: int) -> int:
+        weight = self._slots[index].weight
+        return weight.shape[weight.axis]
+
+
+class _Folded(_Chain):
+    """The same with the normalisation after a matrix folded into it, as it is when the network is used."""
+
+    def __init__(self, graph: WeightGraph) -> None:
+        super().__init__(graph)
+        self._norms: list[dict[str, Param]] = []
+        for slot in slots(graph):
+            if len(slot.weight.shape) > 1:
+                self._norms.append({})
+            elif self._norms:
+                self._norms[-1].setdefault(slot.weight.role, slot.weight)
+
+    def __getitem__(self, index: Any) -> Any:
+        w, bias = super().__getitem__(index)
+        norm = {role: self._norms[index].get(role) for role in _NORM}
+        if any(param is None or param.size != len(w) for param in norm.values()):
+            return w, bias
+        scale, shift, mean, var = (_array(self._graph, p).ravel() for p in norm.values() if p)
+        factor = scale / np.sqrt(np.maximum(var, 0.0) + _EPSILON)
+        inner = 0.0 if bias is None else bias
+        return w * factor[:, None, None], shift + (inner - mean) * factor
+
+
+def _array(graph: WeightGraph, param: Param) -> Array:
+    return graph.tensors[param.key].detach().cpu().double().numpy()
+
+
+def _overall(graph: WeightGraph, matrices: Sequence[Array]) -> Array:
+    """Return size, depth, and the products over all matrices of their sizes and largest singular values."""
+    names = [*range(matrix_statistics.SIZES), _WIDTHS["sizes"] + _WIDTHS["channels"]]
+    sums = [float(sum(m[i] for m in matrices)) for i in names]
+    return np.array(
+        [matrix_statistics.log(graph.size), matrix_statistics.log(len(matrices)), *sums]
+    )
+
+
+def _widths() -> dict[str, int]:
+    """Measure the feature blocks once on a dummy, so that their sizes are written nowhere twice."""
+    w, b = np.ones((2, 2, 1)), np.ones(2)
+    return {
+        "sizes": len(matrix_statistics.sizes(w)),
+        "channels": len(matrix_statistics.channels(w)),
+        "matrix": len(matrix_statistics.features(w, b)),
+        "vector": len(matrix_statistics.vector(b)),
+    }
+
+
+_WIDTHS = _widths()

@@ -1,0 +1,117 @@
+"""Tensors of other forms as plain ones: quantised and sparse ones are made plain when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from sane_plugins.formats.guards import sealed
+
+DENSE = 2**31  # bytes that the sparse tensors of one source may have together, made dense
+FLOATS = {
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+}
+Described = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """The tensors of a source: their shapes and types, what was converted, and what cannot be read.
+
+    `converted` says how; `unread` gives number of values and the reason.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    described: Described
+    converted: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+
+class _Plain(Mapping[str, torch.Tensor]):
+    """Tensors, of which some are dequantised or made dense when they are asked for."""
+
+    def __init__(
+        self, source: str, tensors: Mapping[str, torch.Tensor], converted: Mapping[str, str]
+    ) -> None:
+        self._source, self._tensors, self._converted = source, tensors, converted
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        tensor = self._tensors[key]
+        if key not in self._converted:
+            return tensor
+        with sealed(f"{self._source}, '{key}'"):  # zero points out of range, for example
+            return tensor.dequantize() if tensor.is_quantized else tensor.detach().to_dense()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def plain(tensors: Mapping[str, torch.Tensor], source: str, *, valued: bool = False) -> Content:
+    """Return tensors in memory as plain ones; those in unknown forms are unread.
+
+    So are those without values (meta device) where `valued` asks for values.
+    """
+    described, converted, unread, room = {}, {}, {}, DENSE
+    for key, tensor in tensors.items():
+        if reason := _unreadable(tensor, valued):
+            unread[key] = (tensor.numel(), reason)
+            continue
+        dtype = tensor.dtype
+        if tensor.is_quantized:
+            converted[key], dtype = (
+                f"dequantised from {_name(dtype)}, {_scales(tensor)}",
+                torch.float32,
+            )
+        elif tensor.layout != torch.strided:
+            if (size := tensor.numel() * tensor.element_size()) > room:
+                unread[key] = (tensor.numel(), f"as a dense tensor it has {size} bytes, too many")
+                continue
+            converted[key], room = "stored sparse, read dense", room - size
+        described[key] = (tuple(tensor.shape), dtype)
+    kept = {key: tensors[key] for key in described} if unread or converted else tensors
+    return Content(
+        tensors=_Plain(source, kept, converted) if converted else kept,
+        described=described,
+        converted=converted,
+        unread=unread,
+    )
+
+
+def _unreadable(tensor: torch.Tensor, valued: bool) -> str:
+    if tensor.is_nested:
+        return "nested tensors are not read"
+    if valued and tensor.is_meta:
+        return "it has no values (meta device)"
+    if tensor.is_quantized and not _has_scales(tensor):
+        return "its scales do not fit its channels"
+    if tensor.dtype.is_floating_point and tensor.dtype not in FLOATS:
+        return f"{tensor.dtype} values cannot be read"
+    return ""
+
+
+def _has_scales(tensor: torch.Tensor) -> bool:
+    if "tensor" in str(tensor.qscheme()):
+        return True
+    axis, scales = tensor.q_per_channel_axis(), tensor.q_per_channel_scales()
+    return axis < tensor.dim() and len(scales) == tensor.shape[axis]
+
+
+def _scales(tensor: torch.Tensor) -> str:
+    return "one scale" if "tensor" in str(tensor.qscheme()) else "one scale per channel"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

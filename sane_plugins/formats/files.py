@@ -1,0 +1,61 @@
+"""Networks from files of tensors, safely: read on demand where the form allows, never running code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sane_plugins.errors import SourceError
+from sane_plugins.formats.guards import require_file, sealed
+from sane_plugins.formats.numpy_files import open_arrays
+from sane_plugins.formats.safetensors_files import HEADER, LazyTensors, open_safetensors
+from sane_plugins.formats.sharded import INDEX, index_in, open_index
+from sane_plugins.formats.state_dict import from_state_dict
+from sane_plugins.formats.torch_checkpoints import open_checkpoint
+from sane_plugins.weights.graph import WeightGraph
+
+__all__ = [
+    "ARRAYS",
+    "CHECKPOINTS",
+    "HEADER",
+    "INDEX",
+    "SCRIPTS",
+    "LazyTensors",
+    "from_state_dict",
+    "open_file",
+    "require_file",
+]
+
+CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
+SCRIPTS = (".jit", ".torchscript")
+ARRAYS = (".npz", ".npy")
+
+
+def open_file(path: str | Path) -> WeightGraph | None:
+    """Read safetensors (one file, an index, a folder with one), a torch file or NumPy's; None for others.
+
+    Raises `SourceError` for a file that is missing, broken, empty of weights, or that holds code.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX):
+        return open_index(require_file(path))
+    if path.suffix == ".safetensors":
+        return open_safetensors(require_file(path))
+    if path.suffix in CHECKPOINTS + SCRIPTS:
+        return open_checkpoint(require_file(path))
+    if path.suffix in ARRAYS:
+        return open_arrays(require_file(path))
+    if path.name.endswith(".bin.index.json"):
+        raise SourceError(
+            path,
+            "it is an index of torch checkpoints",
+            "an index of safetensors files is read",
+            "convert the network to safetensors, or name its files one by one",
+        )
+    return _open_folder(path)
+
+
+def _open_folder(path: Path) -> WeightGraph | None:
+    with sealed(path):
+        is_folder = len(str(path)) < 4096 and "\0" not in str(path) and path.is_dir()
+    index = index_in(path) if is_folder else None
+    return open_index(require_file(index)) if index else None

@@ -1,0 +1,155 @@
+"""NumPy's files: `.npz` archives and single `.npy` arrays, without pickled objects, one array at a time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+
+from sane_plugins.errors import SourceError
+from sane_plugins.formats.archives import Archive
+from sane_plugins.formats.dequantize import Content
+from sane_plugins.formats.guards import kept_open, sealed
+from sane_plugins.formats.state_dict import from_state_dict
+from sane_plugins.weights.graph import WeightGraph
+
+_HEAD = 2**16  # bytes in which an array's header must end
+_SIZES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}
+
+
+@dataclass(frozen=True)
+class _Array:
+    """An array's header, and where its values start."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    columns: bool
+    start: int
+
+    @property
+    def kind(self) -> torch.dtype | None:
+        """Return torch's type; None where it has none."""
+        if self.dtype.itemsize not in _SIZES.get(self.dtype.kind, ()) or self.dtype.names:
+            return None
+        return torch.from_numpy(np.empty(0, self.dtype.newbyteorder("="))).dtype
+
+    @property
+    def reason(self) -> str:
+        """Return why it is not read."""
+        if self.dtype.kind == "V":
+            return f"raw values of {self.dtype.itemsize} bytes: NumPy does not say what they are (bfloat16?)"
+        return f"{self.dtype} values cannot be read"
+
+
+def open_arrays(path: Path) -> WeightGraph:
+    """Read the arrays of an `.npz` file under their names, the one of an `.npy` file as `0`.
+
+    Raises `SourceError` for a broken file, one outside the limits, and one with pickled objects.
+    """
+    file: Archive | Path = path if path.suffix == ".npy" else _archive(path)
+    names = {"0": ""} if isinstance(file, Path) else _names(file)
+    with sealed(path, "an array of it is broken", "a whole file that NumPy wrote"):
+        places = {key: (name, _described(path, file, name)) for key, name in names.items()}
+        kinds = {key: array.kind for key, (_, array) in places.items()}
+        tensors = _Arrays(file, {key: place for key, place in places.items() if kinds[key]})
+        unread = {
+            key: (_weights(array), array.reason)
+            for key, (_, array) in places.items()
+            if kinds[key] is None
+        }
+        content = Content(
+            tensors=tensors,
+            unread=unread,
+            described={key: (places[key][1].shape, kind) for key, kind in kinds.items() if kind},
+        )
+        return from_state_dict(tensors, str(path), container="npz", ties={}, content=content)
+
+
+def _weights(array: _Array) -> int:
+    """Return the number of values that may be weights; texts and dates are none."""
+    return prod(array.shape) if array.dtype.kind in "Vf" else 0
+
+
+def _archive(path: Path) -> Archive:
+    with sealed(path), path.open("rb") as file:
+        magic = file.read(4)
+    if magic[:2] != b"PK":
+        raise SourceError(
+            path,
+            "this is no .npz archive",
+            "a file written by numpy.savez is needed",
+            "check that the download is complete and the suffix is right",
+        )
+    return Archive(path)
+
+
+def _names(archive: Archive) -> dict[str, str]:
+    names = {name.removesuffix(".npy"): name for name in archive.members if name.endswith(".npy")}
+    if not names:
+        raise SourceError(
+            archive.path,
+            "it is a zip archive of something else",
+            "arrays are needed",
+            "name a file that numpy.savez wrote",
+        )
+    return names
+
+
+def _described(path: Path, file: Archive | Path, name: str) -> _Array:
+    """Read an array's header, and check that the file holds the values that it tells of."""
+    if isinstance(file, Path):
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            head = io.BytesIO(opened.read(_HEAD))
+    else:
+        size, head = file.size(name), io.BytesIO(file.head(name, _HEAD))
+    version = npy.read_magic(head)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, columns, dtype = read(head)
+    if dtype.hasobject:
+        raise SourceError(
+            path,
+            f"'{name or path.name}' holds pickled objects, which can run code",
+            "only plain arrays are read",
+            "save it as an array of numbers",
+        )
+    if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != size - head.tell():
+        raise ValueError("another number of values than the header tells")
+    return _Array(dtype, tuple(int(n) for n in shape), bool(columns), head.tell())
+
+
+class _Arrays(Mapping[str, torch.Tensor]):
+    """The arrays of a file as tensors, read when they are asked for."""
+
+    def __init__(self, file: Archive | Path, places: Mapping[str, tuple[str, _Array]]) -> None:
+        self._file, self._places = file, places
+        self._open = kept_open(self, file) if isinstance(file, Path) else None
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        name, array = self._places[key]
+        path = self._file if isinstance(self._file, Path) else self._file.path
+        with sealed(path, f"'{key}' is broken", "a whole array"):
+            values = np.frombuffer(bytearray(self._bytes(name, array)), array.dtype)
+            values = values.reshape(array.shape, order="F" if array.columns else "C")
+            native = values.astype(array.dtype.newbyteorder("="), copy=False)
+            return torch.from_numpy(np.ascontiguousarray(native).reshape(array.shape))
+
+    def _bytes(self, name: str, array: _Array) -> bytes:
+        if self._open is None:
+            assert isinstance(self._file, Archive)
+            return self._file.read(name, array.start)
+        self._open.seek(array.start)
+        return self._open.read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

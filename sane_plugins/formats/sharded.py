@@ -1,0 +1,130 @@
+"""Networks in several safetensors files beside an index, which says what lies where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from sane_plugins.errors import SourceError
+from sane_plugins.formats.guards import require_file, sealed
+from sane_plugins.formats.safetensors_files import (
+    HEADER,
+    HEADER_BYTES,
+    LazyTensors,
+    as_graph,
+    require_few,
+    require_network,
+    told,
+    unique,
+)
+from sane_plugins.weights.graph import WeightGraph
+
+INDEX = ".safetensors.index.json"
+SHARDS = 2_000  # files of one network, which stay open
+
+
+def index_in(folder: Path) -> Path | None:
+    """Return the index of a folder that holds a network; None where it has none.
+
+    Raises `SourceError` where it has several.
+    """
+    with sealed(folder):
+        found = sorted(path for path in folder.iterdir() if path.name.endswith(INDEX))
+    if len(found) > 1:
+        raise SourceError(
+            folder,
+            f"it holds several networks ({', '.join(path.name for path in found[:4])})",
+            "one is needed",
+            "name one of the index files",
+        )
+    return found[0] if found else None
+
+
+def open_index(path: Path) -> WeightGraph:
+    """Read the network of an index and its shards, one tensor at a time.
+
+    Raises `SourceError` for a shard or tensor that is missing, given twice, or outside the index's folder.
+    """
+    named, own = _read(path)
+    require_few(path, len(named))
+    by_shard: dict[str, list[str]] = {}
+    for key, name in named.items():
+        by_shard.setdefault(name, []).append(key)
+    if len(by_shard) > SHARDS:
+        raise _odd(path, f"it names {len(by_shard)} files", f"at most {SHARDS} are read")
+    files = [LazyTensors(_shard(path, name)) for name in sorted(by_shard)]
+    where: dict[str, LazyTensors] = {}
+    for name, file in zip(sorted(by_shard), files, strict=True):
+        require_network(file.path, file.metadata)
+        for key in file.entries:
+            if key in where:
+                raise _odd(
+                    path,
+                    f"'{key}' is in two files ({where[key].path.name} and {name})",
+                    "each tensor belongs in one",
+                )
+            where[key] = file
+        if missing := [key for key in by_shard[name] if key not in file.entries]:
+            raise _odd(path, f"'{missing[0]}' is not in {name}", "the index says so")
+    extra = [key for key in where if key not in named]
+    notes = (f"{len(extra)} tensors are in its files though not in the index",) if extra else ()
+    tensors = _Shards(where)
+    with sealed(path):
+        return as_graph(files, tensors, str(path), told(own, [*tensors]), notes)
+
+
+class _Shards(Mapping[str, torch.Tensor]):
+    """The tensors of several files, read when they are asked for."""
+
+    def __init__(self, where: Mapping[str, LazyTensors]) -> None:
+        self._where = {key: file for key, file in where.items() if key in file}
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self._where[key][key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+def _read(path: Path) -> tuple[dict[str, str], str]:
+    """Return which file holds which tensor, and what `save_sharded` wrote beside it."""
+    with sealed(path, "it is no index of safetensors files", "one with a weight_map"):
+        if path.stat().st_size > HEADER_BYTES:
+            raise ValueError("too large")
+        index = json.loads(path.read_bytes(), object_pairs_hook=unique)
+        named: dict[str, str] = index["weight_map"]
+        if not all(isinstance(name, str) for name in named.values()):
+            raise ValueError("names are text")
+        metadata = index.get("metadata") or {}
+        return named, str(metadata.get(HEADER, "{}"))
+
+
+def _shard(index: Path, name: str) -> Path:
+    """Return the file of a shard, which lies beside the index, or where Hugging Face's cache keeps it."""
+    if Path(name).name != name or {"/", "\\", "\0", ":"} & {*name} or name in ("", ".", ".."):
+        raise _odd(
+            index, f"it names {ascii(name)[:80]}", "the plain names of files beside it are read"
+        )
+    path = index.parent / name
+    with sealed(path):
+        folder, real = index.parent.resolve(), path.resolve()
+        allowed = {folder, *_blobs(folder)}
+    if real.parent not in allowed:
+        raise _odd(index, f"its file '{name}' leads out of its folder", "its files lie beside it")
+    return require_file(path)
+
+
+def _blobs(folder: Path) -> set[Path]:
+    """Return where the cache keeps the files that `snapshots/<revision>/...` points to."""
+    found = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
+    return {*found[:1]}
+
+
+def _odd(path: Path, found: str, needed: str) -> SourceError:
+    return SourceError(path, found, needed, "download the folder again")

@@ -1,0 +1,156 @@
+"""Networks from mappings of tensors: grouped into layers by their names, as a module's are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+
+from sane_plugins.formats.dequantize import Content, Described, plain
+from sane_plugins.weights.graph import Layer, Param, Role, WeightGraph
+from sane_plugins.weights.layer_rules import NORM_ROLES, in_layer_order, memory, owner_of
+
+NO_TOPOLOGY = "no topology: a file of tensors does not say how they are connected"
+_PACKED = (
+    "weight",
+    "zeros",
+    "packed",
+)  # what quantisers call integers of 32 bits that hold weights
+
+
+def from_state_dict(
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    *,
+    container: str = "state_dict",
+    ties: Mapping[str, str] | None = None,
+    axes: Mapping[str, int] | None = None,
+    notes: tuple[str, ...] = (),
+    content: Content | None = None,
+) -> WeightGraph:
+    """Group a mapping of tensors into layers by the part of their keys before the last dot.
+
+    Tensors that share memory are tied, unless `ties` (alias -> owner) says which are; quantised and sparse
+    tensors are made plain; pruning's `X_orig` and `X_mask` are folded into `X`; tensors that are not
+    floating-point are named in `untouched`, and in `missed` where they may be weights. `content` gives what
+    is known of tensors that are read later.
+    """
+    content = content or plain(tensors, source)
+    tensors, described, converted = content.tensors, content.described, dict(content.converted)
+    pruned = _pruned(described)
+    ties = _shared(tensors, described, converted, pruned) if ties is None else dict(ties)
+    if pruned:
+        tensors = _folded(tensors, pruned)
+        described = {key: (tuple(x.shape), x.dtype) for key, x in tensors.items()}
+        converted = {key: how for key, how in converted.items() if key in tensors}
+        converted |= dict.fromkeys(pruned, "its pruning mask is folded in")
+    reason = "part of a pruned tensor, folded into the tensor in use"
+    untouched = {f"{key}_{part}": reason for key in pruned for part in ("orig", "mask")}
+    untouched |= {key: reason for key, (_, reason) in content.unread.items()}
+    missed = {key: count for key, (count, _) in content.unread.items() if count}
+    grouped: dict[str, list[Param]] = {}
+    for key, (shape, dtype) in described.items():
+        owner, attribute = owner_of(key), key.rpartition(".")[2]
+        if not dtype.is_floating_point:
+            untouched[key], may_be_weights = _no_weights(attribute, shape, dtype)
+            if may_be_weights and 0 not in shape:
+                missed[key] = prod(shape)
+        elif key not in ties:
+            role = _role(attribute, len(shape), f"{owner}.running_mean" in described)
+            axis = (axes or {}).get(key, 0)
+            param = Param(key=key, role=role, shape=shape, dtype=dtype, axis=axis)
+            grouped.setdefault(owner, []).append(param)
+    layers = tuple(
+        Layer(name=name, kind="unknown", params=in_layer_order(params))
+        for name, params in grouped.items()
+    )
+    return WeightGraph(
+        source=source,
+        layers=layers,
+        tensors=tensors,
+        untouched=untouched,
+        ties=ties,
+        missed=missed,
+        converted={
+            key: how for key, how in converted.items() if key not in untouched and key not in ties
+        },
+        notes=(NO_TOPOLOGY, *notes, *_remarks(described, content)),
+        container=container,
+    )
+
+
+def _remarks(described: Described, content: Content) -> tuple[str, ...]:
+    notes: tuple[str, ...] = ()
+    if any("parametrizations" in key.split(".") for key in described):
+        notes += ("its parametrisations are read as stored: a file does not say what they compute",)
+    if content.converted:
+        count = len(content.converted)
+        notes += (
+            f"{count} quantised or sparse tensors are read as plain ones, and written as such",
+        )
+    return notes
+
+
+def _no_weights(attribute: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, bool]:
+    """Return why a tensor that is not floating-point is left alone, and whether it may be weights."""
+    if dtype.is_complex:
+        return f"{dtype} values are not read as weights", True
+    packed = dtype == torch.int32 and any(part in attribute for part in _PACKED)
+    if len(shape) > 1 and (dtype in (torch.int8, torch.uint8) or packed):
+        doubt = "may be quantised weights; their scales are not known to this reader"
+        return f"{dtype} values {doubt}", True
+    return f"{dtype} values are no weights", False
+
+
+def _pruned(described: Described) -> list[str]:
+    """Return the names that `torch.nn.utils.prune` stores as an original and a mask of one shape."""
+    plain = [key.removesuffix("_orig") for key in described if key.endswith("_orig")]
+    return [
+        key
+        for key in plain
+        if f"{key}_mask" in described
+        and key not in described
+        and described[f"{key}_mask"][0] == described[f"{key}_orig"][0]
+    ]
+
+
+def _folded(tensors: Mapping[str, torch.Tensor], pruned: list[str]) -> dict[str, torch.Tensor]:
+    """Return the tensors in use, each pruned one in the place of its original."""
+    plain = {f"{key}_orig": key for key in pruned}
+    masks = {f"{key}_mask" for key in pruned}
+    folded = {}
+    for key, tensor in tensors.items():
+        if key in plain:
+            folded[plain[key]] = tensor * tensors[f"{plain[key]}_mask"]
+        elif key not in masks:
+            folded[key] = tensor
+    return folded
+
+
+def _shared(
+    tensors: Mapping[str, torch.Tensor],
+    described: Described,
+    converted: Mapping[str, str],
+    pruned: list[str],
+) -> dict[str, str]:
+    """Return the names whose values lie in the same memory as earlier ones."""
+    plain = {f"{key}_orig": key for key in pruned}
+    masks = {f"{key}_mask" for key in pruned}
+    first: dict[tuple[object, ...], str] = {}
+    ties = {}
+    for key, (_, dtype) in described.items():
+        if dtype.is_floating_point and key not in masks and key not in converted:
+            place, name = memory(tensors[key]), plain.get(key, key)
+            if key in plain:
+                place += memory(tensors[f"{name}_mask"])
+            if first.setdefault(place, name) != name:
+                ties[name] = first[place]
+    return ties
+
+
+def _role(attribute: str, axes: int, has_statistics: bool) -> Role:
+    """Label a tensor by torch's own attribute names; labels decide nothing."""
+    if has_statistics:
+        return NORM_ROLES.get(attribute, "other")
+    return "weight" if axes > 1 else "bias" if attribute == "bias" else "other"

@@ -1,0 +1,163 @@
+"""Latent diffusion: a small denoiser of a network's latents, conditioned on a task (after D2NWG, 2024).
+
+Legend: B networks, T tokens, L latent width, P place features, F numbers that describe a task.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sane_plugins.atomic_files import write_whole
+from sane_plugins.errors import ZooError
+from sane_plugins.formats.safetensors_files import LazyTensors
+
+HEADER = "sane_diffusion"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """Sizes of a denoiser, and the fingerprint of the SANE whose latents it knows."""
+
+    latent: int
+    places: int
+    task: int
+    sane: str
+    width: int = 96
+    blocks: int = 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """Latents (T, L) of a network, its places (T, P), and the description (F,) of its task."""
+
+    latents: torch.Tensor
+    places: torch.Tensor
+    task: torch.Tensor
+
+
+class Denoiser(nn.Module):
+    """Tells clean latents (B, T, L) from noisy ones; tokens see each other through their mean."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.read = nn.Linear(config.latent, width)
+        self.place = nn.Linear(config.places, width)
+        self.time = nn.Linear(16, width)
+        self.task = nn.Linear(config.task, width)
+        self.blocks = nn.ModuleList(_block(width) for _ in range(config.blocks))
+        self.write = nn.Linear(width, config.latent)
+
+    def forward(
+        self, noisy: torch.Tensor, places: torch.Tensor, level: torch.Tensor, task: torch.Tensor
+    ) -> torch.Tensor:
+        """Return clean latents of noisy ones at levels (B,) from 0 to 1; a task (B, F) of zeros is none."""
+        waves = level[:, None] * 2.0 ** torch.arange(8, device=level.device) * math.pi / 2
+        about = self.time(torch.cat([waves.sin(), waves.cos()], 1)) + self.task(task)
+        x = self.read(noisy) + self.place(places) + about[:, None]
+        for block in self.blocks:
+            x = x + block(torch.cat([x, x.mean(1, keepdim=True).expand_as(x)], -1))
+        keep, noise = (part[:, None, None] for part in weights(level))
+        guess: torch.Tensor = keep * noisy - noise * self.write(x)  # the network predicts v
+        return guess
+
+
+def _block(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width)
+    )
+
+
+def weights(level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the shares of signal and noise at levels from 0 to 1, by the cosine schedule."""
+    return (level * math.pi / 2).cos(), (level * math.pi / 2).sin()
+
+
+def fit(
+    groups: Sequence[Sequence[Example]],
+    config: DenoiserConfig,
+    steps: int,
+    rng: torch.Generator,
+    batch: int = 8,
+    lr: float = 2e-3,
+    blind: float = 0.15,
+) -> Iterator[tuple[Denoiser, float]]:
+    """Train a denoiser; yield it with its loss after each step. Networks of one group have one length.
+
+    Groups take turns; a share `blind` of the examples is shown without its task.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        model = Denoiser(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    for step in range(steps):
+        group = groups[step % len(groups)]
+        picked = [group[i] for i in torch.randint(len(group), (batch,), generator=rng).tolist()]
+        clean = torch.stack([x.latents for x in picked])
+        task = torch.stack([x.task for x in picked])
+        task = task * (torch.rand(batch, 1, generator=rng) > blind)
+        level = torch.rand(batch, generator=rng)
+        keep, noise = (part[:, None, None] for part in weights(level))
+        noisy = keep * clean + noise * torch.randn(clean.shape, generator=rng)
+        guess = model(noisy, picked[0].places, level, task)
+        # The error of v is that of the clean latents over the noise's share.
+        loss = ((guess - clean) / noise.clamp_min(0.05)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        yield model, float(loss.detach())
+
+
+@torch.no_grad()
+def denoised(
+    model: Callable[..., torch.Tensor],
+    noisy: torch.Tensor,
+    places: torch.Tensor,
+    task: torch.Tensor,
+    start: float,
+    steps: int,
+) -> torch.Tensor:
+    """Return latents (B, T, L) of those noisy at level `start`, in deterministic steps (DDIM)."""
+    levels = torch.linspace(start, 0, steps + 1)
+    for level, following in pairwise(levels):
+        keep, noise = weights(level)
+        clean = model(noisy, places, level.expand(len(noisy)), task.expand(len(noisy), -1))
+        direction = (noisy - keep * clean) / noise
+        keep, noise = weights(following)
+        noisy = keep * clean + noise * direction
+    return noisy
+
+
+def save(model: Denoiser, path: str | Path) -> Path:
+    """Write a denoiser as float16 with its configuration; the inverse of `load` up to that."""
+    tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    header = {HEADER: json.dumps({"version": VERSION, "config": asdict(model.config)})}
+    return write_whole(Path(path), lambda partial: save_file(tensors, partial, metadata=header))
+
+
+def load(path: str | Path) -> Denoiser:
+    """Read a denoiser. Raises `ZooError` for what is none, or of another version."""
+    told = json.loads(LazyTensors(Path(path)).metadata.get(HEADER, "{}"))
+    if told.get("version") != VERSION:
+        raise ZooError(
+            path,
+            f"it is no denoiser of version {VERSION}",
+            "one from 'sane-plugins' is needed",
+            "use the sampler kde, which needs no file",
+        )
+    model = Denoiser(DenoiserConfig(**told["config"]))
+    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return model.eval().requires_grad_(False)

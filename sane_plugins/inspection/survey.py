@@ -1,0 +1,226 @@
+"""How much of a network was read, how, and what its numbers are like: one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+from sane_plugins.inspection.tensor_stats import Channels, Figures, measure
+from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.symmetry.permutations import groups
+from sane_plugins.weights.graph import RUNNING, Layer, WeightGraph
+
+_BIASES = ("bias", "shift")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFigures:
+    """One layer that has tensors. `shared` names those that an earlier layer owns and counts.
+
+    `kind` is what the source says; where it does not, `label` is what the shapes look like.
+    """
+
+    name: str
+    kind: str
+    label: str
+    tensors: tuple[Figures, ...]
+    shared: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of values."""
+        return sum(x.size for x in self.tensors)
+
+    @property
+    def zeros(self) -> int:
+        """Return how many values are exactly 0."""
+        return sum(x.zeros for x in self.tensors)
+
+    @property
+    def rms(self) -> float | None:
+        """Return the root mean square of the weights, which biases and running statistics are not."""
+        return _rms(x for x in self.tensors if x.role not in _BIASES + RUNNING)
+
+    @property
+    def bias_rms(self) -> float | None:
+        """Return the root mean square of the biases; none where there are none."""
+        return _rms(x for x in self.tensors if x.role in _BIASES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portion:
+    """Tensors that one reason applies to, and their values; -1 where nobody counted them."""
+
+    reason: str
+    keys: tuple[str, ...]
+    values: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """All that can be told about how a network was read.
+
+    `converted`: read, with values that differ from the stored ones. `missed`: may be weights, and could not
+    be read. `skipped`: no weights. `unconnected` names layers with weights that do not say what they read.
+    `groups` counts sets of channels that can change places, `channels` those in them.
+    """
+
+    source: str
+    container: str
+    layers: tuple[LayerFigures, ...]
+    converted: tuple[Portion, ...]
+    missed: tuple[Portion, ...]
+    skipped: tuple[Portion, ...]
+    topology: Literal["known", "partly", "unknown"]
+    unconnected: tuple[str, ...]
+    groups: int
+    channels: int
+    ties: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def tensors(self) -> tuple[Figures, ...]:
+        """Return the figures of every tensor that was read, once."""
+        return tuple(x for layer in self.layers for x in layer.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of values that were read."""
+        return sum(x.size for x in self.tensors)
+
+    @property
+    def total(self) -> int:
+        """Return the number of values that were read, or may be weights and were not."""
+        return self.parameters + sum(x.values for x in self.missed)
+
+    @property
+    def coverage(self) -> float:
+        """Return the share of the source's parameters that was read."""
+        return self.parameters / self.total
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Return the number of values by type."""
+        return _counted((x.dtype, x.size) for x in self.tensors)
+
+    @property
+    def zeros(self) -> int:
+        """Return how many values are exactly 0."""
+        return sum(x.zeros for x in self.tensors)
+
+    @property
+    def unusable(self) -> int:
+        """Return how many values are NaN or infinite."""
+        return sum(x.unusable for x in self.tensors)
+
+    @property
+    def structure(self) -> Channels:
+        """Return the channels of all weight matrices."""
+        return sum((x.channels for x in self.tensors), Channels())
+
+
+def survey(graph: WeightGraph, report: Report = silent) -> Survey:
+    """Read every tensor of a network once, one at a time, and tell how it was read.
+
+    Raises `SourceError` where one cannot be read after all.
+    """
+    unconnected, can_move = _unconnected(graph), groups(graph)
+    whys = {key: reason for key, reason in graph.untouched.items() if key not in graph.missed}
+    missing = {key: graph.untouched.get(key, "could not be read") for key in graph.missed}
+    sizes = {p.key: p.size for p in graph.params}
+    return Survey(
+        source=graph.source,
+        container=graph.container,
+        layers=_layers(graph, report),
+        converted=_portions(graph.converted, sizes.__getitem__),
+        missed=_portions(missing, graph.missed.__getitem__),
+        skipped=_portions(whys),
+        topology="unknown" if not graph.has_topology else "partly" if unconnected else "known",
+        unconnected=unconnected if graph.has_topology else (),
+        groups=len(can_move),
+        channels=sum(group.size for group in can_move),
+        ties=dict(graph.ties),
+        notes=graph.notes,
+    )
+
+
+def _layers(graph: WeightGraph, report: Report) -> tuple[LayerFigures, ...]:
+    seen: set[str] = set()
+    found, total = [], len(graph.params)
+    for layer in graph.layers:
+        fresh = [p for p in layer.params if p.key not in seen]
+        figures = []
+        for param in fresh:
+            report(Progress(job="measure tensors", done=len(seen), total=total))
+            converted = graph.converted.get(param.key, "")
+            figures.append(measure(graph.tensors[param.key], param, layer, converted))
+            seen.add(param.key)
+        if layer.params:
+            shared = tuple(p.key for p in layer.params if p not in fresh)
+            label = _label(layer)
+            found.append(
+                LayerFigures(
+                    name=layer.name,
+                    kind=layer.kind,
+                    label=label,
+                    tensors=tuple(figures),
+                    shared=shared,
+                )
+            )
+    return tuple(found)
+
+
+def _label(layer: Layer) -> str:
+    """Return a layer's kind; where the source does not tell it, what its shapes look like."""
+    if layer.kind != "unknown":
+        return layer.kind.replace("_", " ")
+    if any(p.role in RUNNING for p in layer.params):
+        return "norm"
+    axes = max(len(p.shape) for p in layer.params)
+    return "vector" if axes < 2 else "matrix" if axes == 2 else "kernels"
+
+
+def _unconnected(graph: WeightGraph) -> tuple[str, ...]:
+    """Name the layers with weights that do not say what they read; a lone tensor reads nothing."""
+    return tuple(
+        layer.name
+        for layer in graph.layers
+        if layer.params and layer.kind != "parameter" and not layer.inputs
+    )
+
+
+def _portions(
+    reasons: Mapping[str, str], size: Callable[[str], int] | None = None
+) -> tuple[Portion, ...]:
+    """Group keys by reason, in the order of first use."""
+    grouped: dict[str, list[str]] = {}
+    for key, reason in reasons.items():
+        grouped.setdefault(reason, []).append(key)
+    return tuple(
+        Portion(reason=reason, keys=tuple(keys), values=sum(map(size, keys)) if size else -1)
+        for reason, keys in grouped.items()
+    )
+
+
+def _rms(tensors: Iterable[Figures]) -> float | None:
+    parts = [(x.size - x.unusable, x.power) for x in tensors]
+    count = sum(size for size, _ in parts)
+    return sqrt(sum(size * power for size, power in parts) / count) if count else None
+
+
+def _counted(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, size in pairs:
+        found[name] = found.get(name, 0) + size
+    return found
+
+
+def percent(share: float) -> str:
+    """Return a share as text that says 0 or 100 only where it is."""
+    if share in (0, 1):
+        return f"{100 * share:.0f} %"
+    if share < 0.001:
+        return "under 0.1 %"
+    return "over 99.9 %" if share > 0.999 else f"{100 * share:.1f} %"

@@ -1,1 +1,0 @@
-"""What an embedding is: windows, the autoencoder, its files."""

@@ -1,0 +1,94 @@
+"""How a SANE is trained: the options, what measured best, and what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from sane_plugins.autoencoder.model import SANEConfig
+from sane_plugins.zoo.store import Zoo
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions:
+    """How a SANE is trained. Learning rate and weight decay are AdamW's, on a one-cycle schedule.
+
+    A step draws `accumulate` times `batch` windows and sums their gradients; `balance` says what is drawn
+    equally often, a token, a network, or an architecture of a zoo. `gamma`, `temperature`: weight and
+    temperature of the contrast; `behaviour`: weight of the behaviour term. `noise` is multiplicative;
+    `views` permutations stand beside each network, which is first `aligned`. `loss`: squared errors of the
+    values as they are encoded, or "masked" loss normalisation. `save_every` and `log_every` count steps and
+    change no result; 0 saves after every step, or as often as takes a tenth of the time.
+    """
+
+    steps: int = 12_000
+    batch: int = 8
+    accumulate: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 3e-9
+    gamma: float = 0.05
+    temperature: float = 0.1
+    noise: float = 0.1
+    behaviour: float = 0.0
+    views: int = 7
+    aligned: bool = True
+    loss: Literal["standardised", "masked"] = "standardised"
+    balance: Literal["tokens", "networks", "zoos"] = "zoos"
+    seed: int = 0
+    bf16: bool = True
+    compiled: bool = False
+    save_every: int = 0
+    log_every: int = 10
+    device: str = "cpu"
+
+
+Recipe = tuple[SANEConfig, PretrainOptions]
+
+
+def default(_: Sequence[Zoo]) -> Recipe:
+    """Return what measured best."""
+    return SANEConfig(), PretrainOptions()
+
+
+def paper(zoos: Sequence[Zoo]) -> Recipe:
+    """Return the published setting for zoos of one small CNN (spec sections 1 to 6).
+
+    An epoch draws as many windows as there are checkpoints. A whole sequence is one window in use.
+    """
+    config = SANEConfig(
+        token_width=289,
+        latent_width=128,
+        model_width=1024,
+        heads=8,
+        layers=8,
+        window=100,
+        halo=0,
+        projection_width=30,
+        scale="zoo",
+        tables=(100, 10, 40),
+        projection="window",
+        is_normed=False,
+        span=64,
+    )
+    batch = 32
+    steps = 50 * ceil(sum(map(len, zoos)) / batch)
+    options = PretrainOptions(
+        steps=steps,
+        batch=batch,
+        lr=1e-4,
+        weight_decay=3e-9,
+        gamma=0.05,
+        temperature=0.1,
+        noise=0.1,
+        behaviour=0.0,
+        views=5,
+        aligned=True,
+        loss="standardised",
+        balance="networks",
+    )
+    return config, options
+
+
+PRESETS: Mapping[str, Callable[[Sequence[Zoo]], Recipe]] = {"default": default, "paper": paper}

@@ -1,0 +1,148 @@
+"""Heads for categories, such as the activation or the optimiser: probabilities and a set that holds the true class.
+
+Features are chosen by cross-validation that keeps all checkpoints of a network together, as for numbers. The
+set is conformal: it has every class at least as probable as the true class was for 90 % of held-out networks.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sane_plugins.errors import ZooError
+from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.properties import regressors
+from sane_plugins.properties.conformal import COVERAGE, conformal_radius
+from sane_plugins.properties.dataset import (
+    AUTO,
+    FEATURES,
+    FOLDS,
+    Samples,
+    group_folds,
+    join,
+    kinds,
+    require_usable,
+    usable,
+)
+from sane_plugins.properties.estimates import CategoryEstimate
+from sane_plugins.properties.head import Head
+from sane_plugins.properties.in_distribution import fit_support
+from sane_plugins.properties.regressors import Array, fit_classes
+
+FOREST = "forest"
+MAJORITY = "majority"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryHead(Head):
+    """One category: its classes, and the least probability (1 - `radius`) of a class in the set.
+
+    `scores` are cross-validated means over the classes of the share that is told right, and that of always
+    naming the most frequent class, `majority`.
+    """
+
+    score: ClassVar[str] = "share told right"
+    classes: tuple[str, ...]
+    radius: float
+
+    def predict(self, features: Mapping[str, Array]) -> Array:
+        """Return the probabilities (N, C) of the classes from features (N, F) by encoder."""
+        return self._shares(join(features, self.features))
+
+    def estimate(self, features: Mapping[str, Array]) -> CategoryEstimate:
+        """Estimate the class of one network from its features (F,) by encoder, and its structure."""
+        shares, doubt = self._shares(self.row(features))[0], self.doubt(features)
+        order = np.argsort(-shares, kind="stable")
+        kept = [
+            self.classes[i] for n, i in enumerate(order) if not n or 1 - shares[i] <= self.radius
+        ]
+        return CategoryEstimate(
+            property=self.property,
+            value=self.classes[order[0]],
+            set=tuple(kept),
+            probabilities={name: float(x) for name, x in zip(self.classes, shares, strict=True)},
+            coverage=self.coverage,
+            in_distribution=doubt.in_distribution,
+            features=self.features,
+            typicality=doubt.typicality,
+        )
+
+    def _shares(self, x: Array) -> Array:
+        return regressors.predict(self.members, x)
+
+
+def fit_category(
+    name: str,
+    samples: Samples,
+    labels: Sequence[str],
+    *,
+    sane: str = "",
+    seed: int = 0,
+    report: Report = silent,
+    features: str = AUTO,
+) -> CategoryHead:
+    """Fit a head to labels (N,): choose features by grouped cross-validation, refit on everything.
+
+    Raises `ZooError` for fewer networks than folds, features that are not finite, and a class of so few
+    networks that a fold has none to learn it from.
+    """
+    require_usable(name, samples)
+    classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    folds = group_folds(samples.networks, FOLDS, seed)
+    _require_classes(name, samples, classes, numbers, folds)
+    held_out: dict[str, Array] = {}
+    names = usable(samples, features)
+    for i, kind in enumerate(names):
+        report(Progress(job="choose features", done=i, total=len(names), note=f"{name}: {kind}"))
+        held_out[kind] = _held_out(join(samples.features, kind), numbers, folds)
+    scores = {kind: _mean_share(numbers, shares.argmax(1)) for kind, shares in held_out.items()}
+    best = max(scores, key=lambda kind: scores[kind])
+    x, missed = join(samples.features, best), 1 - held_out[best][np.arange(len(numbers)), numbers]
+    return CategoryHead(
+        property=name,
+        classes=tuple(map(str, classes)),
+        features=best,
+        members=fit_classes(x, numbers),
+        radius=conformal_radius(missed, COVERAGE, samples.networks),
+        support=fit_support(x, folds),
+        structure=kinds(samples),
+        scores={f"{kind}/{FOREST}": score for kind, score in scores.items()}
+        | {MAJORITY: 1 / len(classes)},
+        sane=sane if "sane" in FEATURES[best] else "",
+    )
+
+
+def _held_out(x: Array, numbers: Array, folds: Sequence[Array]) -> Array:
+    found = np.zeros((len(numbers), numbers.max() + 1))
+    for test in folds:
+        found[test] = regressors.predict(fit_classes(x[~test], numbers[~test]), x[test])
+    return found
+
+
+def _mean_share(truth: Array, told: Array) -> float:
+    """Return the mean over the classes of the share that is told right."""
+    return float(np.mean([(told[truth == number] == number).mean() for number in np.unique(truth)]))
+
+
+def _require_classes(
+    name: str, samples: Samples, classes: Array, numbers: Array, folds: Sequence[Array]
+) -> None:
+    for number, label in enumerate(classes):
+        if any(not (numbers[~test] == number).any() for test in folds):
+            count = len(set(np.asarray(samples.networks)[numbers == number]))
+            raise ZooError(
+                f"property '{name}'",
+                f"only {count} networks have '{label}'",
+                "each class needs networks in several folds",
+                "add networks, or leave these out",
+            )
+    if len(classes) < 2:
+        raise ZooError(
+            f"property '{name}'",
+            f"every network has '{classes[0]}'",
+            "two classes are needed",
+            "choose another property",
+        )

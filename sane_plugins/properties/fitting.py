@@ -1,0 +1,131 @@
+"""Fit property heads to zoos: measure features once, then a head per property."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sane_plugins.autoencoder.checkpoint import fingerprint
+from sane_plugins.autoencoder.model import SANE
+from sane_plugins.errors import UsageError
+from sane_plugins.features.encoders import Encoder, SaneEncoder, StatisticsEncoder
+from sane_plugins.progress import Report, silent
+from sane_plugins.properties.category_head import fit_category
+from sane_plugins.properties.dataset import AUTO, FEATURES, Samples
+from sane_plugins.properties.head_file import AnyHead
+from sane_plugins.properties.numeric_head import fit_head
+from sane_plugins.properties.predict import measure
+from sane_plugins.zoo.store import Entry, Zoo
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """Which properties, from which features (`auto` chooses), with which seed of the folds."""
+
+    properties: tuple[str, ...] = ("test_accuracy", "gap", "epoch")
+    features: str = AUTO
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Heads by property, and what is to be said of networks that were left out."""
+
+    heads: Mapping[str, AnyHead]
+    notes: tuple[str, ...]
+
+
+def fit_heads(
+    zoos: Sequence[Zoo], model: SANE, options: FitOptions, report: Report = silent
+) -> Fitted:
+    """Fit a head per property; a property of names gets a category head.
+
+    Networks with values that are not finite are left out, and those without a property for that one. Raises
+    `UsageError` for a property that no network has and `ZooError` where too few networks have it.
+    """
+    every = [entry for zoo in zoos for entry in zoo.entries]
+    for name in options.properties:
+        _require_known(name, every)
+    # Zoos are numbered, because two may have one name and still hold different runs.
+    kept = [
+        (i, zoo, entry)
+        for i, zoo in enumerate(zoos)
+        for entry in zoo.entries
+        if _is_finite(zoo, entry)
+    ]
+    notes = _left_out(len(every) - len(kept), "have values that are not finite")
+    samples = measure(
+        (zoo.graph(entry) for _, zoo, entry in kept),
+        [f"{zoo.name}-{i}-{entry.network}" for i, zoo, entry in kept],
+        _encoders(options.features, model),
+        report,
+    )
+    heads: dict[str, AnyHead] = {}
+    for name in options.properties:
+        has = np.array([name in entry.properties for _, _, entry in kept])
+        notes += _left_out(int((~has).sum()), f"have no '{name}'")
+        values = [entry.properties[name] for _, _, entry in kept if name in entry.properties]
+        heads[name] = _fit(name, samples.rows(has), values, model, options, report)
+    return Fitted(heads, notes)
+
+
+def _fit(
+    name: str,
+    samples: Samples,
+    values: Sequence[float | str | bool],
+    model: SANE,
+    options: FitOptions,
+    report: Report,
+) -> AnyHead:
+    sane, seed, features = fingerprint(model), options.seed, options.features
+    if any(isinstance(value, str | bool) for value in values):
+        return fit_category(
+            name,
+            samples,
+            [str(value) for value in values],
+            sane=sane,
+            seed=seed,
+            features=features,
+            report=report,
+        )
+    return fit_head(
+        name,
+        samples,
+        np.array(values, dtype=float),
+        sane=sane,
+        seed=seed,
+        features=features,
+        report=report,
+    )
+
+
+def _encoders(features: str, model: SANE) -> dict[str, Encoder]:
+    """Return the encoders that a set of features needs."""
+    every: dict[str, Encoder] = {"sane": SaneEncoder(model), "statistics": StatisticsEncoder()}
+    return {name: every[name] for name in FEATURES.get(features, tuple(every))}
+
+
+def _is_finite(zoo: Zoo, entry: Entry) -> bool:
+    """Tell whether a network's values are; what a zoo says of it is believed."""
+    told = entry.properties.get("finite")
+    if told is not None:
+        return bool(told)
+    return all(bool(tensor.isfinite().all()) for _, tensor in zoo.graph(entry).items())
+
+
+def _left_out(count: int, reason: str) -> tuple[str, ...]:
+    return (f"{count} networks were left out: they {reason}",) if count else ()
+
+
+def _require_known(name: str, entries: Sequence[Entry]) -> None:
+    if any(name in entry.properties for entry in entries):
+        return
+    known = sorted({key for entry in entries for key in entry.properties})
+    raise UsageError(
+        f"property '{name}'",
+        "no network of the zoos has it",
+        f"one of {', '.join(known)} is needed",
+        "check the name, or measure it with 'sane-plugins zoo evaluate'",
+    )

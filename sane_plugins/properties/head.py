@@ -1,0 +1,72 @@
+"""What every property head has: the features it reads, and what it knows of its inputs."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from sane_plugins.properties.conformal import COVERAGE
+from sane_plugins.properties.dataset import FEATURES, INVARIANCE, STRUCTURE, join
+from sane_plugins.properties.in_distribution import Support
+from sane_plugins.properties.regressors import Array, Member
+
+_ABOUT = 1.0
+
+
+class Doubt(NamedTuple):
+    """Whether a network is like those a head was fitted on, and the share of them that were less typical."""
+
+    in_distribution: bool
+    typicality: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A property, the features it is read from, fitted members, and what the networks were like.
+
+    `structure` (S, 3) has the kinds of networks it was fitted on. `scores` are the cross-validated scores of
+    everything that was tried. `sane` is the fingerprint of the SANE whose features it reads, empty where it
+    reads none.
+    """
+
+    score: ClassVar[str]
+    """What the scores are, in words."""
+    property: str
+    features: str
+    members: tuple[Member, ...]
+    support: Support
+    scores: Mapping[str, float]
+    structure: Array
+    coverage: float = COVERAGE
+    sane: str = ""
+
+    @builtins.property  # a field has that name
+    def encoders(self) -> tuple[str, ...]:
+        """Return the names of the encoders whose features it reads."""
+        return FEATURES[self.features]
+
+    @builtins.property
+    def invariance(self) -> dict[str, str]:
+        """Return how the features of each encoder ignore the order of channels."""
+        return {name: INVARIANCE[name] for name in self.encoders}
+
+    def row(self, features: Mapping[str, Array]) -> Array:
+        """Return the features of one network (1, F) from those (F,) by encoder."""
+        return join({name: features[name][None] for name in self.encoders}, self.features)
+
+    def doubt(self, features: Mapping[str, Array]) -> Doubt:
+        """Tell whether a network is like those it was fitted on, from features (F,) and structure (3,)."""
+        x, known = self.row(features), self._knows(features[STRUCTURE])
+        return Doubt(
+            known and bool(self.support.holds(x)[0]),
+            float(self.support.typicality(x)[0]) if known else 0.0,
+        )
+
+    def _knows(self, structure: Array) -> bool:
+        """Tell whether a network has as many tensors as some it was fitted on, and about their size."""
+        apart = np.abs(self.structure - structure)
+        return bool((apart <= np.array([0, 0, _ABOUT])).all(1).any())

@@ -1,0 +1,128 @@
+"""Predict properties of a network from its weights alone (spec section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+
+from sane_plugins.autoencoder.checkpoint import fingerprint
+from sane_plugins.autoencoder.model import SANE
+from sane_plugins.errors import UsageError, ZooError
+from sane_plugins.features.encoders import ENCODERS, EncodeOptions, Encoder, SaneEncoder, load_model
+from sane_plugins.features.statistics import structure
+from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.properties.estimates import AnyEstimate, CategoryEstimate, Estimate
+from sane_plugins.properties.head_file import AnyHead, load_heads, save_heads
+from sane_plugins.properties.numeric_head import STRUCTURE, PropertyHead, Samples, fit_head
+from sane_plugins.properties.regressors import Array
+from sane_plugins.weights.graph import WeightGraph
+
+__all__ = [
+    "AnyEstimate",
+    "AnyHead",
+    "CategoryEstimate",
+    "Estimate",
+    "PredictOptions",
+    "PropertyHead",
+    "Samples",
+    "embedded_heads",
+    "fingerprint",
+    "fit_head",
+    "load_heads",
+    "measure",
+    "predict",
+    "save_heads",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Which properties (all that there are heads for, if None), from which SANE and heads, on which device.
+
+    `heads` is a file that 'sane-plugins heads fit' wrote; those that plugins offer, if None.
+    """
+
+    properties: tuple[str, ...] | None = None
+    model: Path | None = None
+    heads: Path | None = None
+    device: str = "cpu"
+
+
+def predict(
+    graph: WeightGraph,
+    heads: Mapping[str, AnyHead] | None = None,
+    sane: SANE | None = None,
+    options: PredictOptions | None = None,
+) -> dict[str, AnyEstimate]:
+    """Estimate properties of one network; embedded heads and SANE stand in for those not given.
+
+    Raises `SourceError` where a weight is not finite, `UsageError` for a property without a head, and
+    `ZooError` where a head was fitted on another SANE's features.
+    """
+    options = options or PredictOptions()
+    graph.require_finite()
+    if options.heads is not None:
+        heads = load_heads(options.heads)
+    chosen = _chosen(embedded_heads() if heads is None else heads, options.properties)
+    needed = {name for head in chosen.values() for name in head.encoders}
+    encode = EncodeOptions(model=options.model, device=options.device)
+    encoders = dict(ENCODERS)
+    if "sane" in needed:
+        model = load_model(encode) if sane is None else sane
+        _require_same(chosen, model)
+        encoders["sane"] = SaneEncoder(model)
+    features = {name: encoders[name].features(graph, encode).numpy() for name in needed}
+    features[STRUCTURE] = structure(graph)
+    return {name: head.estimate(features) for name, head in chosen.items()}
+
+
+def measure(
+    graphs: Sequence[WeightGraph] | Iterable[WeightGraph],
+    networks: Sequence[str],
+    encoders: Mapping[str, Encoder],
+    report: Report = silent,
+) -> Samples:
+    """Return the features of many networks, as `fit_head` takes them."""
+    rows: dict[str, list[Array]] = {name: [] for name in (*encoders, STRUCTURE)}
+    for i, graph in enumerate(graphs):
+        report(Progress(job="features", done=i, total=len(networks), note=graph.source))
+        for name, encoder in encoders.items():
+            rows[name].append(encoder.features(graph, EncodeOptions()).numpy())
+        rows[STRUCTURE].append(structure(graph))
+    return Samples(features={name: np.stack(x) for name, x in rows.items()}, networks=networks)
+
+
+@lru_cache(maxsize=1)
+def embedded_heads() -> Mapping[str, AnyHead]:
+    """Return the heads that ship with the package, by property."""
+    with as_file(files("sane_plugins") / "data" / "heads.safetensors") as path:
+        return load_heads(path)
+
+
+def _chosen(heads: Mapping[str, AnyHead], properties: tuple[str, ...] | None) -> dict[str, AnyHead]:
+    for name in properties or ():
+        if name not in heads:
+            raise UsageError(
+                f"property '{name}'",
+                "no head predicts it",
+                f"one of {', '.join(sorted(heads))} is needed",
+                "check the name, or install its plugin",
+            )
+    return {name: heads[name] for name in properties or heads}
+
+
+def _require_same(heads: Mapping[str, AnyHead], model: SANE) -> None:
+    own = fingerprint(model)
+    for name, head in heads.items():
+        if head.sane and head.sane != own:
+            raise ZooError(
+                f"property '{name}'",
+                f"its head reads features of SANE {head.sane}",
+                f"this SANE is {own}",
+                "use the SANE it was fitted with, or fit the head again",
+            )

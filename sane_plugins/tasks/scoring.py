@@ -1,0 +1,55 @@
+"""How well a network does on a task: its answers, and how many are right."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sane_plugins.errors import TaskError
+from sane_plugins.tasks.image_files import first_line
+from sane_plugins.tasks.task import Task
+
+_EVALUATION_BATCH = 250
+
+
+@torch.no_grad()
+def accuracy(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    """Return the share of images (N, C, H, W) that the network, in evaluation mode, labels as y (N,)."""
+    return int(correct(module, x, y).sum()) / len(y)
+
+
+@torch.no_grad()
+def correct(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return which images the network, in evaluation mode, labels as y, (N,) bool."""
+    module.eval()
+    answers = [logits(module, images).argmax(1) for images in x.split(_EVALUATION_BATCH)]
+    return torch.cat(answers) == y
+
+
+def logits(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return the network's answer; of several outputs (auxiliary classifiers), the first."""
+    answer = module(images)
+    return answer if isinstance(answer, torch.Tensor) else answer[0]
+
+
+def require_fit(module: nn.Module, task: Task) -> None:
+    """Raise `TaskError` unless the module takes the task's images and has one output per class."""
+    height, width = task.size
+    images = f"images of {task.channels} x {height} x {width}"
+    try:
+        with torch.no_grad():
+            shape = tuple(logits(module.eval(), task.x_train[:2]).shape)
+    except Exception as error:  # any layer may refuse a shape, each in its own words
+        raise TaskError(
+            task.name,
+            f"the network does not take its {images} ({first_line(error)})",
+            f"image size and channels must fit the network, for {len(task.classes)} classes",
+            "resize the images with --size, or choose another network",
+        ) from error
+    if shape != (len(task.x_train[:2]), len(task.classes)):
+        raise TaskError(
+            task.name,
+            f"the network's outputs for its {images} have shape {shape[1:]}",
+            f"the task has {len(task.classes)} classes, one output each",
+            "build the network for this class count, or give the image size it takes with --size",
+        )

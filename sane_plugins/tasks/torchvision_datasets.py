@@ -1,0 +1,80 @@
+"""Data sets of torchvision that are on disk already; nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sane_plugins.errors import TaskError
+from sane_plugins.tasks.image_files import Array, first_line
+
+TORCHVISION = "torchvision:"
+
+
+def read_torchvision(source: str) -> tuple[Array, Array, Array, Array]:
+    """Return x_train, y_train, x_test and y_test of `torchvision:NAME:FOLDER`.
+
+    FOLDER is what torchvision calls `root`. Data sets that hold all images in memory can be read, as
+    MNIST and its kin, CIFAR10, CIFAR100, SVHN, USPS and STL10 do.
+    """
+    _, name, folder = (*source.split(":", 2), "", "")[:3]
+    if not folder:
+        raise TaskError(
+            source,
+            "it names no folder",
+            "torchvision:NAME:FOLDER is needed",
+            "write for example torchvision:MNIST:data",
+        )
+    kind = getattr(_datasets(source), name, None)
+    if not isinstance(kind, type):
+        raise TaskError(
+            source,
+            f"torchvision has no data set '{name}'",
+            "its class name is needed",
+            "write for example torchvision:CIFAR10:data",
+        )
+    return *_arrays(source, kind, folder, True), *_arrays(source, kind, folder, False)
+
+
+def _arrays(source: str, kind: Any, folder: str, train: bool) -> tuple[Array, Array]:
+    split = {"train": train} if "train" in _arguments(kind) else {"split": _split(train)}
+    try:
+        found = kind(Path(folder), download=False, **split)
+        images = np.asarray(found.data)
+        labels = np.asarray(found.targets if hasattr(found, "targets") else found.labels)
+    except Exception as error:  # each of torchvision's data sets fails in its own way
+        raise TaskError(
+            source,
+            f"it cannot be read ({first_line(error)})",
+            "the files lie in the folder as torchvision leaves them, and fit into memory",
+            "give the folder that torchvision calls root, or an .npz file",
+        ) from error
+    return images, labels.astype(np.int64)
+
+
+def _arguments(kind: Any) -> tuple[str, ...]:
+    from inspect import signature
+
+    return tuple(signature(kind).parameters)
+
+
+def _split(train: bool) -> str:
+    return "train" if train else "test"
+
+
+def _datasets(source: str) -> Any:
+    try:
+        from torchvision import datasets
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # RuntimeError: one that was built for another torch
+        raise TaskError(
+            source,
+            f"torchvision cannot be imported ({first_line(error)})",
+            "it reads its data sets",
+            "pip install 'sane-plugins[torchvision]', or give an .npz file",
+        ) from error
+    return datasets

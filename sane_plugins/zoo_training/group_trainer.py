@@ -1,0 +1,240 @@
+"""One group of networks under training: steps, measurements, and a state that outlives a kill."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from sane_plugins.atomic_files import write_whole
+from sane_plugins.errors import UsageError
+from sane_plugins.zoo_training.batched_layers import ManyBatchNorm2d, ManyConv2d
+from sane_plugins.zoo_training.batched_networks import Stack
+from sane_plugins.zoo_training.hyperparameters import Draw, initial
+from sane_plugins.zoo_training.training_images import Images, Schedule, channels_last
+
+_PART = 32
+_SAVING_SHARE = 50  # a state is saved when training has taken this many times the time of a save
+_HEADER = "sane_zoo_group"
+_MOMENTUM, _BETA1, _BETA2, _EPSILON = 0.9, 0.9, 0.999, 1e-8
+
+
+class Group:
+    """Networks of one architecture, each with its own rate, decay, optimiser, dropout and seed.
+
+    What a network becomes does not depend on the others, but for rounding. One whose gradient or next
+    weights are not finite stops: it keeps its last finite weights.
+    """
+
+    def __init__(
+        self, draws: Sequence[Draw], factory: Mapping[str, Any], images: Images, schedule: Schedule
+    ) -> None:
+        self.draws, self.factory, self.images, self.schedule = draws, factory, images, schedule
+        self.stack = Stack([initial(draw, factory) for draw in draws], schedule.device)
+        self.first, self.second = (torch.zeros_like(self.stack.flat) for _ in range(2))
+        self.alive = torch.ones(len(draws), dtype=torch.bool, device=schedule.device)
+        self.step, self.kept = 0, dict[int, dict[str, torch.Tensor]]()
+        self.measured: dict[int, list[dict[str, float | bool]]] = {}
+        self._rates = _Rates(draws, schedule.device)
+        self.stack.require_same(images.x_test[:2])
+
+    @property
+    def total(self) -> int:
+        """Return the number of steps."""
+        return self.schedule.epochs * self.schedule.steps(len(self.images.y_train))
+
+    def run(self, state: Path, told: str) -> Iterator[int]:
+        """Train to the end from where `state` left off; yield the step after each."""
+        if state.exists():
+            self._restore(state, told)
+        saver = _Saver(self, state, told)
+        per_epoch = self.schedule.steps(len(self.images.y_train))
+        order: torch.Tensor | None = None
+        while True:
+            epoch, place = divmod(self.step, per_epoch)
+            if not place and epoch in self.schedule.keep and epoch not in self.kept:
+                self._keep(epoch)
+            if self.step == self.total:
+                break
+            if not place or order is None:
+                order = self.schedule.order(epoch, len(self.images.y_train))
+            rows = order[place * self.schedule.batch : (place + 1) * self.schedule.batch]
+            self._train(rows.to(self.schedule.device))
+            self.step += 1
+            saver.perhaps()
+            yield self.step
+        saver.save()
+
+    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the mean cross-entropy (G,) of each network."""
+        logits = self.stack.logits(images).float()
+        each = labels.repeat_interleave(self.stack.count)
+        loss = cross_entropy(logits.flatten(0, 1), each, reduction="none")
+        return loss.view(-1, self.stack.count).mean(0)
+
+    def _train(self, rows: torch.Tensor) -> None:
+        """Take one step of every network on these images."""
+        stack = self.stack
+        for draw, stream in zip(self.draws, stack.streams, strict=True):
+            stream.manual_seed(draw.seed * 1_000_003 + self.step)
+        before = {name: buffer.clone() for name, buffer in stack.buffers.items()}
+        stack.module.train()
+        gradient = torch.zeros_like(stack.flat)
+        for part in rows.split(self._part(self.schedule.batch)):
+            images, labels = channels_last(self.images.x_train[part]), self.images.y_train[part]
+            gradient += stack.gradient(self.losses(images, labels).sum() * (len(part) / len(rows)))
+        with torch.no_grad():
+            self._update(gradient)
+            for name, buffer in stack.buffers.items():
+                buffer.copy_(_chosen(self.alive, buffer, before[name]))
+
+    def _part(self, batch: int) -> int:
+        """Return how many images of a batch are taken at a time, the same for any group.
+
+        The maps of few images stay in a processor's cache; batch norms need the whole batch.
+        """
+        kinds = {type(layer) for layer in self.stack.module.modules()}
+        on_cpu = self.schedule.device == "cpu"
+        return _PART if on_cpu and ManyConv2d in kinds and ManyBatchNorm2d not in kinds else batch
+
+    def _update(self, gradient: torch.Tensor) -> None:
+        """Follow the gradients (G, P), as torch's SGD with momentum and Adam do."""
+        rates, flat = self._rates, self.stack.flat
+        self.alive &= gradient.isfinite().all(1)
+        gradient = _chosen(self.alive, gradient, torch.zeros_like(gradient)) + rates.decay * flat
+        new = torch.empty_like(flat)
+        sgd, adam = rates.sgd, rates.adam
+        self.first[sgd] = _MOMENTUM * self.first[sgd] + gradient[sgd]
+        new[sgd] = flat[sgd] - rates.rate[sgd] * self.first[sgd]
+        self.first[adam] += (1 - _BETA1) * (gradient[adam] - self.first[adam])
+        self.second[adam] = _BETA2 * self.second[adam] + (1 - _BETA2) * gradient[adam] ** 2
+        bias1, bias2 = 1 - _BETA1 ** (self.step + 1), 1 - _BETA2 ** (self.step + 1)
+        scale = self.second[adam].sqrt() / bias2**0.5 + _EPSILON
+        new[adam] = flat[adam] - rates.rate[adam] / bias1 * self.first[adam] / scale
+        self.alive &= new.isfinite().all(1)
+        flat.copy_(_chosen(self.alive, new, flat))
+
+    @torch.no_grad()
+    def _keep(self, epoch: int) -> None:
+        """Keep and measure the networks as they are."""
+        stack = self.stack
+        buffers = {name: value.detach().clone() for name, value in stack.buffers.items()}
+        self.kept[epoch] = {"": stack.flat.clone(), **buffers}
+        stack.module.eval()
+        limit = self.schedule.measured
+        test = self._measure(self.images.x_test[:limit], self.images.y_test[:limit])
+        train = self._measure(self.images.x_train[:limit], self.images.y_train[:limit])
+        alive = self.alive.tolist()
+        self.measured[epoch] = [
+            {
+                "test_accuracy": a,
+                "train_accuracy": b,
+                "gap": b - a,
+                "test_loss": c,
+                "train_loss": d,
+                "finite": whole,
+            }
+            for (a, c), (b, d), whole in zip(test, train, alive, strict=True)
+        ]
+
+    def _measure(self, x: torch.Tensor, y: torch.Tensor) -> list[tuple[float, float]]:
+        """Return accuracy and loss of each network; a loss that is not finite becomes the largest float."""
+        right = torch.zeros(self.stack.count, device=x.device)
+        loss = torch.zeros(self.stack.count, device=x.device, dtype=torch.float64)
+        part = self._part(self.schedule.batch)
+        for images, labels in zip(x.split(part), y.split(part), strict=True):
+            logits = self.stack.logits(channels_last(images))
+            right += (logits.argmax(2) == labels[:, None]).sum(0)
+            each = labels.repeat_interleave(self.stack.count)
+            values = cross_entropy(logits.float().flatten(0, 1), each, reduction="none")
+            loss += values.view(-1, self.stack.count).double().sum(0)
+        mean = (loss / len(y)).float().nan_to_num(nan=torch.finfo(torch.float32).max)
+        return list(zip((right / len(y)).tolist(), mean.tolist(), strict=True))
+
+    def save(self, path: Path, told: str) -> None:
+        """Write the state, beside and renamed."""
+        tensors = {"weights": self.stack.flat, "first": self.first, "second": self.second}
+        tensors["alive"] = self.alive
+        tensors |= {f"buffer.{name}": value for name, value in self.stack.buffers.items()}
+        for epoch, kept in self.kept.items():
+            tensors |= {f"kept.{epoch}.{name}": value for name, value in kept.items()}
+        record = {"step": self.step, "told": told, "measured": self.measured}
+        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        metadata = {_HEADER: json.dumps(record)}
+        write_whole(path, lambda partial: save_file(whole, partial, metadata=metadata))
+
+    def _restore(self, path: Path, told: str) -> None:
+        record, tensors = read_state(path)
+        if record["told"] != told:
+            raise UsageError(
+                path.parent,
+                "the interrupted run had other options or images",
+                "a run resumes with the same ones",
+                "repeat them, or add --force to start anew",
+            )
+        self.step = record["step"]
+        self.measured = {int(epoch): rows for epoch, rows in record["measured"].items()}
+        for name, value in (("first", self.first), ("second", self.second), ("alive", self.alive)):
+            value.copy_(tensors[name])
+        self.stack.flat.copy_(tensors["weights"])
+        for name, buffer in self.stack.buffers.items():
+            buffer.copy_(tensors[f"buffer.{name}"])
+        self.kept = {epoch: kept_tensors(tensors, epoch) for epoch in self.measured}
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return what a saved state tells and holds."""
+    with safe_open(path, framework="pt") as file:
+        record: dict[str, Any] = json.loads(file.metadata()[_HEADER])
+        return record, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def kept_tensors(tensors: Mapping[str, torch.Tensor], epoch: int) -> dict[str, torch.Tensor]:
+    """Return what was kept after an epoch: all parameters under the name "", and the buffers."""
+    start = f"kept.{epoch}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+class _Rates:
+    """Rates and decays (G, 1), and which rows are whose."""
+
+    def __init__(self, draws: Sequence[Draw], device: str) -> None:
+        self.rate = torch.tensor([[draw.lr] for draw in draws], device=device)
+        self.decay = torch.tensor([[draw.wd] for draw in draws], device=device)
+        # The draws of a group are sorted by optimiser.
+        count = sum(draw.opt == "sgd" for draw in draws)
+        self.sgd, self.adam = slice(0, count), slice(count, len(draws))
+
+
+class _Saver:
+    """Saves every few steps: as often as asked, or as costs about a fiftieth of the time."""
+
+    def __init__(self, group: Group, path: Path, told: str) -> None:
+        self._group, self._path, self._told = group, path, told
+        self._cost, self._since = 0.0, time.perf_counter()
+
+    def perhaps(self) -> None:
+        """Save where it is time to."""
+        every = self._group.schedule.save_every
+        waited = time.perf_counter() - self._since
+        if waited >= _SAVING_SHARE * self._cost if every is None else not self._group.step % every:
+            self.save()
+
+    def save(self) -> None:
+        """Save now."""
+        start = time.perf_counter()
+        self._group.save(self._path, self._told)
+        self._since = time.perf_counter()
+        self._cost = self._since - start
+
+
+def _chosen(keep: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """Return the rows of `new` that are to be kept (G,), and those of `old` elsewhere."""
+    return torch.where(keep.view(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -1,0 +1,112 @@
+"""Random hyper-parameters of a zoo's networks, and the five ways to initialise them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from sane_plugins.architectures.families import build
+
+T = TypeVar("T")
+_NORMAL_DEVIATION = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """What is drawn from; the defaults are those of the published zoos.
+
+    Learning rates are powers of ten of an exponent drawn evenly between two; a value that stands there
+    twice is drawn twice as often.
+    """
+
+    act: tuple[str, ...] = ("relu", "tanh", "gelu", "sigmoid")
+    init: tuple[str, ...] = (
+        "default",
+        "normal_small",
+        "kaiming_uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+    )
+    opt: tuple[str, ...] = ("sgd", "adam")
+    sgd_lr: tuple[float, float] = (-2.5, -1.0)
+    adam_lr: tuple[float, float] = (-3.5, -2.0)
+    wd: tuple[float, ...] = (0.0, 1e-4, 1e-3)
+    p: tuple[float, ...] = (0.0, 0.0, 0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """The hyper-parameters of one network: rate, weight decay and dropout are `lr`, `wd` and `p`."""
+
+    act: str
+    init: str
+    opt: str
+    lr: float
+    wd: float
+    p: float
+    seed: int
+
+    def properties(self) -> dict[str, Any]:
+        """Return them by name."""
+        return asdict(self)
+
+
+def draw_all(count: int, ranges: Ranges, seed: int) -> list[Draw]:
+    """Draw the hyper-parameters of `count` networks; those of more networks begin with the same."""
+    rng = torch.Generator().manual_seed(seed)
+    return [_draw(ranges, rng, seed * 100_000 + i) for i in range(count)]
+
+
+def initial(draw: Draw, factory: Mapping[str, Any]) -> nn.Module:
+    """Build a network with the initial weights that belong to its draw, whatever others are built."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw.seed)
+        network = build(factory)
+        if draw.init != "default":
+            _initialise(network, INITIALISATIONS[draw.init])
+    return network
+
+
+def _normal_small(weight: torch.Tensor) -> None:
+    nn.init.normal_(weight, std=_NORMAL_DEVIATION)
+
+
+INITIALISATIONS: Mapping[str, Callable[[torch.Tensor], object]] = {
+    "normal_small": _normal_small,
+    "uniform_small": lambda weight: nn.init.uniform_(weight, -_NORMAL_DEVIATION, _NORMAL_DEVIATION),
+    "kaiming_uniform_": nn.init.kaiming_uniform_,
+    "kaiming_normal_": nn.init.kaiming_normal_,
+    "xavier_uniform_": nn.init.xavier_uniform_,
+}
+
+
+def _initialise(network: nn.Module, fill: Callable[[torch.Tensor], object]) -> None:
+    """Fill the weights of matrix layers, and set their biases to zero."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            fill(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _draw(ranges: Ranges, rng: torch.Generator, seed: int) -> Draw:
+    opt = _one(ranges.opt, rng)
+    low, high = ranges.sgd_lr if opt == "sgd" else ranges.adam_lr
+    exponent = low + (high - low) * float(torch.rand((), generator=rng, dtype=torch.float64))
+    return Draw(
+        act=_one(ranges.act, rng),
+        init=_one(ranges.init, rng),
+        opt=opt,
+        lr=10**exponent,
+        wd=_one(ranges.wd, rng),
+        p=_one(ranges.p, rng),
+        seed=seed,
+    )
+
+
+def _one(values: Sequence[T], rng: torch.Generator) -> T:
+    return values[int(torch.randint(len(values), (), generator=rng))]

@@ -1,0 +1,246 @@
+"""Train a zoo: many networks at once, in groups, resumable after a kill at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sane_plugins.errors import UsageError
+from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.zoo.store import Entry, Zoo, is_zoo, write
+from sane_plugins.zoo_training.batched_networks import Stack
+from sane_plugins.zoo_training.group_trainer import kept_tensors, read_state
+from sane_plugins.zoo_training.hyperparameters import Draw, Ranges, draw_all, initial
+from sane_plugins.zoo_training.training_images import Images, Schedule
+from sane_plugins.zoo_training.workers import Job, run_jobs
+
+_GROUP = {"cpu": 12}  # larger ones do not fit into a CPU's cache
+_GROUP_ON_DEVICE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooOptions:
+    """Which networks are trained, and how.
+
+    `settings` are further arguments of the architecture. Networks kept are those after the epochs of
+    `keep`, measured on at most `measured` images. `group` is the number of networks trained at once.
+    """
+
+    name: str
+    dataset: str
+    architecture: str = "small_cnn"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    networks: int = 200
+    epochs: int = 12
+    keep: tuple[int, ...] = (0, 1, 2, 4, 8, 12)
+    batch: int = 64
+    measured: int = 4000
+    seed: int = 0
+    ranges: Ranges = field(default_factory=Ranges)
+    device: str = "cpu"
+    group: int | None = None
+
+
+def train_zoo(
+    images: Images,
+    options: ZooOptions,
+    out: str | Path,
+    *,
+    processes: int = 1,
+    save_every: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    report: Report = silent,
+) -> Zoo:
+    """Train a zoo and write it to the folder `out`; the same bytes for any number of processes.
+
+    The state of every group lies in a folder beside `out` until the end. It is saved every `save_every`
+    steps, or by default as often as costs about a fiftieth of the time; a killed run that is resumed
+    takes the same steps as an uninterrupted one.
+    """
+    out = Path(out)
+    state = out.with_name(out.name + ".state")
+    if resume and not state.exists() and is_zoo(out):
+        return Zoo.open(out)
+    _require_start(out, state, resume, force)
+    told = _told(images, options)
+    jobs = plan_jobs(images, options, state, told, save_every)
+    state.mkdir(parents=True, exist_ok=True)
+    clock = _Clock(options, images, report)
+    for index, step in run_jobs(jobs, images, state, processes):
+        clock.tell(index, step, len(jobs[index].draws))
+    items = sorted(
+        _items(jobs, options), key=lambda item: (item[0].network, int(item[0].checkpoint))
+    )
+    zoo = write(out, options.name, items, force=resume or force)
+    shutil.rmtree(state)
+    return zoo
+
+
+def groups_of(options: ZooOptions) -> list[list[Draw]]:
+    """Draw the networks, and cut them into groups that share activation and dropout."""
+    most = options.group or _GROUP.get(options.device, _GROUP_ON_DEVICE)
+    draws = draw_all(options.networks, options.ranges, options.seed)
+    alike = sorted(draws, key=lambda draw: (draw.act, draw.p))
+    return [
+        part
+        for _, cell in groupby(alike, key=lambda draw: (draw.act, draw.p))
+        for part in _even(sorted(cell, key=lambda draw: (draw.opt != "sgd", draw.seed)), most)
+    ]
+
+
+def factory_of(options: ZooOptions, draw: Draw, channels: int, classes: int) -> dict[str, Any]:
+    """Return the description that a network of the zoo is built from."""
+    return {
+        "name": options.architecture,
+        "channels_in": channels,
+        "classes": classes,
+        "act": draw.act,
+        "dropout": draw.p,
+        **options.settings,
+    }
+
+
+def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
+    """Clear the place for a new run, or raise `UsageError`."""
+    if state.exists() and not resume:
+        if not force:
+            raise UsageError(
+                state,
+                "an interrupted run lies there",
+                "nothing is overwritten unasked",
+                "add --resume to go on, or --force to start anew",
+            )
+        shutil.rmtree(state)
+    if is_zoo(out) and not (force or resume):
+        raise UsageError(
+            out,
+            "a zoo exists there already",
+            "a new folder is needed",
+            "name another folder or add --force",
+        )
+
+
+def plan_jobs(
+    images: Images, options: ZooOptions, state: Path, told: str, save_every: int | None
+) -> list[Job]:
+    """Cut the networks into groups, of which each is a job of its own."""
+    schedule = Schedule(
+        epochs=options.epochs,
+        batch=options.batch,
+        keep=_kept(options),
+        measured=options.measured,
+        seed=options.seed,
+        save_every=save_every,
+        device=options.device,
+    )
+    channels, classes = images.x_train.shape[1], int(images.y_train.max()) + 1
+    found = [
+        Job(
+            index=i,
+            draws=draws,
+            factory=factory_of(options, draws[0], channels, classes),
+            schedule=schedule,
+            state=state / f"group-{i:04d}.safetensors",
+            told=told,
+        )
+        for i, draws in enumerate(groups_of(options))
+    ]
+    _require_fit(found, images)
+    return found
+
+
+def _require_fit(jobs: list[Job], images: Images) -> None:
+    """Raise `ZooError` at once, and not in an hour, where a network does not take the images."""
+    seen = set[str]()
+    for job in jobs:
+        key = json.dumps(job.factory, sort_keys=True)
+        if key not in seen:
+            Stack([initial(job.draws[0], job.factory)], "cpu").require_same(images.x_test[:2])
+        seen.add(key)
+
+
+def _even(draws: list[Draw], most: int) -> list[list[Draw]]:
+    """Cut into as few parts as hold at most `most`, whose sizes differ by one at most."""
+    parts = -(-len(draws) // most)
+    size, more = divmod(len(draws), parts)
+    ends = [size * (i + 1) + min(i + 1, more) for i in range(parts)]
+    return [draws[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def _kept(options: ZooOptions) -> tuple[int, ...]:
+    """Return the epochs to keep, in order."""
+    late = [epoch for epoch in options.keep if not 0 <= epoch <= options.epochs]
+    if late or not options.keep:
+        raise UsageError(
+            "--keep",
+            f"it names {late or 'no epoch'}",
+            f"epochs between 0 and {options.epochs} can be kept",
+            "name others",
+        )
+    return tuple(sorted(set(options.keep)))
+
+
+def _items(jobs: list[Job], options: ZooOptions) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]:
+    """Yield every kept network of the finished groups."""
+    for job in jobs:
+        record, tensors = read_state(job.state)
+        stack = Stack([initial(draw, job.factory) for draw in job.draws], "cpu")
+        for epoch, rows in record["measured"].items():
+            kept = kept_tensors(tensors, int(epoch))
+            flat = kept.pop("")
+            for i, (draw, measured) in enumerate(zip(job.draws, rows, strict=True)):
+                entry = Entry(
+                    network=_network(options, draw),
+                    checkpoint=epoch,
+                    factory=job.factory,
+                    properties={
+                        "epoch": int(epoch),
+                        **measured,
+                        "dataset": options.dataset,
+                        **draw.properties(),
+                    },
+                )
+                yield entry, stack.state_dict(i, flat, kept)
+
+
+def _network(options: ZooOptions, draw: Draw) -> str:
+    return f"{options.name}-{draw.seed - options.seed * 100_000:04d}"
+
+
+def _told(images: Images, options: ZooOptions) -> str:
+    """Return what two runs must share for one to go on with the other's state."""
+    digest = hashlib.sha256()
+    for tensor in (images.x_train, images.y_train, images.x_test, images.y_test):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return json.dumps({**asdict(options), "images": digest.hexdigest()}, sort_keys=True)
+
+
+class _Clock:
+    """Adds up the steps of all groups, and estimates the time left."""
+
+    def __init__(self, options: ZooOptions, images: Images, report: Report) -> None:
+        steps = options.epochs * -(-len(images.y_train) // options.batch)
+        self._total, self._report = options.networks * steps, report
+        self._done: dict[int, int] = {}
+        self._begun: tuple[float, int] | None = None
+
+    def tell(self, index: int, step: int, networks: int) -> None:
+        """Report that a group of so many networks is at this step."""
+        self._done[index] = step * networks
+        done, now = sum(self._done.values()), time.monotonic()
+        if self._begun is None:
+            self._begun = now, done
+        seconds, taken = now - self._begun[0], done - self._begun[1]
+        left = seconds * (self._total - done) / taken if taken else 0.0
+        note = f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left" if taken else ""
+        self._report(Progress(job="train networks", done=done, total=self._total, note=note))
