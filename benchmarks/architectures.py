@@ -2,7 +2,7 @@
 
     python benchmarks/architectures.py --data ../shared/data [--seeds 5] [--resnet-seeds 3]
 
-The small CNN's prompts (mnist-cnn and animals-cnn, relu) initialise a CNN of twice its width on Fashion-MNIST (10,000
+The small CNN's prompts (mnist-cnn and animals-cnn, relu) initialize a CNN of twice its width on Fashion-MNIST (10,000
 images); a published ResNet-20 for CIFAR-10 (91.5 %) initialises ResNet-32 and ResNet-56 on 2,000 CIFAR-10 images. Test
 accuracy after 0, 1, 2 and, for the CNN, 5 epochs (Adam, 1e-3, batch 64). What `sane-init` chooses, it chooses on images
 held out of the training images. A finished (case, seed) is kept in runs/.
@@ -29,8 +29,8 @@ from sane_plugins.architectures.families import resnet, small_cnn, wide_cnn
 from sane_plugins.autoencoder import checkpoint
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.generation.prompts import choose_prompts
-from sane_plugins.initialize.options import Recipe
-from sane_plugins.initialize.pipeline import InitialiseOptions, initialise, prepare
+from sane_plugins.initialize.options import CandidateSpec
+from sane_plugins.initialize.pipeline import InitializeOptions, initialize, prepare
 from sane_plugins.initialize.training import TrainOptions, train_epochs
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks.scoring import accuracy
@@ -51,7 +51,7 @@ class Case:
     make: Callable[[], nn.Module]
     task: Task
     prompts: Sequence[WeightGraph]
-    options: InitialiseOptions
+    options: InitializeOptions
     epochs: int
 
 
@@ -84,7 +84,7 @@ def _wide(arguments: argparse.Namespace, seed: int) -> Case:
         make=partial(wide_cnn, 1, len(task.classes)),
         task=task.subset(10_000, torch.Generator().manual_seed(seed)),
         prompts=graphs,
-        options=InitialiseOptions(seed=seed),
+        options=InitializeOptions(seed=seed),
         epochs=5,
     )
 
@@ -99,7 +99,7 @@ def _resnet(data: Path, depth: int, seed: int) -> Case:
         make=partial(resnet, depth=depth),
         task=task.subset(2000, torch.Generator().manual_seed(seed)),
         prompts=[from_module(prompt, "resnet20")],
-        options=InitialiseOptions(seed=seed, candidates=2, keep=1, norm_batches=20),
+        options=InitializeOptions(seed=seed, candidates=2, keep=1, norm_batches=20),
         epochs=2,
     )
 
@@ -139,11 +139,11 @@ def _default(case: Case, seed: int) -> nn.Module:
 
 def _expanded(case: Case, sane: SANE) -> nn.Module:
     bench, _ = prepare(case.make, case.task, case.prompts, sane, case.options)
-    return bench.build(Recipe("prompt")).module
+    return bench.build(CandidateSpec("prompt")).module
 
 
 def _ours(case: Case, sane: SANE, run: Run) -> nn.Module:
-    found = initialise(case.make, case.task, case.prompts, sane, case.options)
+    found = initialize(case.make, case.task, case.prompts, sane, case.options)
     run["chosen"] = found.rows[0].name
     run["rows"] = [
         {"name": r.name, "kind": r.kind, "before": r.before, "curve": r.curve} for r in found.rows

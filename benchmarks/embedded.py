@@ -23,7 +23,7 @@ from sane_plugins.autoencoder import checkpoint
 from sane_plugins.autoencoder.checkpoint import fingerprint
 from sane_plugins.autoencoder.codec import encode
 from sane_plugins.autoencoder.model import SANE, SANEConfig
-from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.generation.denoiser import DenoiserConfig, Example, fit, save
 from sane_plugins.pretraining.behavior import Outputs
 from sane_plugins.pretraining.distributed import World, joined
@@ -138,7 +138,7 @@ def _examples(zoo: Zoo, task: torch.Tensor, model: SANE) -> list[Example]:
     found = []
     for entry in last.values():
         graph = zoo.graph(entry)
-        layout = Layout.of(slots(graph), model.config.token_width)
+        layout = TokenLayout.of(slots(graph), model.config.token_width)
         places = model.config.places(layout, 0, len(layout))
         found.append(Example(encode(model, graph).values, places, task))
     return found

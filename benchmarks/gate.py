@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
 from sane_plugins.autoencoder import checkpoint
-from sane_plugins.initialize.benefit import Outlook, mcnemar
+from sane_plugins.initialize.benefit import BenefitForecast, mcnemar
 
 FIT = ("animal_mnist", "usps", "grey", "digits")
 TEST = ("fashion_mnist", "pneumoniamnist_subset", "mnist")
@@ -164,9 +164,9 @@ def _helped(runs: list[dict[str, Any]]) -> Any:
     return np.array([run["gain"] > 0 for run in runs])
 
 
-def _chances(runs: list[dict[str, Any]], told: dict[str, Any], name: str) -> list[Outlook]:
+def _chances(runs: list[dict[str, Any]], told: dict[str, Any], name: str) -> list[BenefitForecast]:
     score = _features(runs, name) @ np.array(told[name]["weights"]) + told[name]["bias"]
-    return [Outlook(float(chance)) for chance in 1 / (1 + np.exp(-score))]
+    return [BenefitForecast(float(chance)) for chance in 1 / (1 + np.exp(-score))]
 
 
 if __name__ == "__main__":

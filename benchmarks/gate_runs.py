@@ -21,9 +21,9 @@ from sane_plugins.architectures.families import mlp, small_cnn, wide_cnn
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.generation.prompts import choose_prompts
 from sane_plugins.initialize.benefit import ORDERS, best_of_both, counted, margins
-from sane_plugins.initialize.budget import Clock
+from sane_plugins.initialize.budget import Budget
 from sane_plugins.initialize.candidates import fitting_threads
-from sane_plugins.initialize.options import InitialiseOptions
+from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.pipeline import prepare
 from sane_plugins.initialize.search import search
 from sane_plugins.initialize.successive_halving import race
@@ -89,8 +89,8 @@ def task_of(dataset: str, data: Path) -> Task:
         task = load_task("digits", 28)
     elif dataset == "grey":
         task = load_task(data / "datasets" / "cifar10.npz")
-        grey = (x.mean(1, keepdim=True) for x in (task.x_train, task.x_test))
-        x_train, x_test = grey
+        gray = (x.mean(1, keepdim=True) for x in (task.x_train, task.x_test))
+        x_train, x_test = gray
         task = replace(task, x_train=x_train, x_test=x_test).resized(28)
     else:
         task = load_task(data / "datasets" / f"{dataset}.npz", 28)
@@ -134,9 +134,9 @@ def _shuffled(graph: WeightGraph, seed: int) -> WeightGraph:
 
 def _run(spec: Spec, task: Task, prompts: list[WeightGraph], sane: SANE) -> dict[str, Any]:
     make = partial(NETWORKS[spec.network], 1, len(task.classes))
-    options = InitialiseOptions(seed=spec.seed, candidates=8, keep=2)
+    options = InitializeOptions(seed=spec.seed, candidates=8, keep=2)
     bench, fresh = prepare(make, task, prompts, sane, options)
-    clock = Clock(None)
+    clock = Budget(None)
     with fitting_threads(make(), task):
         pool, _ = search(bench, fresh, clock, silent)
         raced = race(bench, pool.kept, clock, silent)

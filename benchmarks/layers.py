@@ -173,7 +173,7 @@ def draw(networks: Mapping[str, Layers], path: Path) -> None:
     depth = np.concatenate(
         [np.linspace(0, 1, len(own.features[kind])) for own in networks.values()]
     )
-    colours = {
+    colors = {
         "place in the network (0 first, 1 last)": depth,
         "alpha": np.minimum(
             np.concatenate([own.targets["alpha"] for own in networks.values()]), 10
@@ -185,13 +185,13 @@ def draw(networks: Mapping[str, Layers], path: Path) -> None:
     figure, axes = plt.subplots(
         1, 3, figsize=(13, 4.4), sharex=True, sharey=True, layout="constrained"
     )
-    for axis, (title, colour) in zip(axes, colours.items(), strict=True):
-        limits = {"vmin": colour.min(), "vmax": colour.max()}
+    for axis, (title, color) in zip(axes, colors.items(), strict=True):
+        limits = {"vmin": color.min(), "vmax": color.max()}
         for i, (name, marker) in enumerate(zip(networks, "osD", strict=True)):
             own = which == i
             drawn = axis.scatter(
                 *at[own].T,
-                c=colour[own],
+                c=color[own],
                 marker=marker,
                 s=38,
                 edgecolor="white",

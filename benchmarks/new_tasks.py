@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 import zoodata
-from initialise import IMAGES, Setting, best_default_fitted, default, fitted, loaded
+from initialize import IMAGES, Setting, best_default_fitted, default, fitted, loaded
 
 from sane_plugins.architectures.families import small_cnn, small_cnn_size
 from sane_plugins.autoencoder import checkpoint
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.generation.prompts import choose_prompts
-from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions, initialise
+from sane_plugins.initialize.pipeline import Initialization, InitializeOptions, initialize
 from sane_plugins.initialize.training import TrainOptions, train_epochs
 from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task, load_task
@@ -140,7 +140,7 @@ def _planned(setting: Setting, data: Task) -> Callable[[int], dict[str, torch.Te
     from sane_plugins.initialize.pipeline import prepare
 
     make = partial(small_cnn, data.channels, len(data.classes))
-    bench, _ = prepare(make, data, setting.prompts, setting.sane, InitialiseOptions())
+    bench, _ = prepare(make, data, setting.prompts, setting.sane, InitializeOptions())
     count = len(bench.transfer.aligned)
     default = from_module(make())
     return lambda number: bench.transfer.direct(number % count, default) if count else {}
@@ -148,8 +148,8 @@ def _planned(setting: Setting, data: Task) -> Callable[[int], dict[str, torch.Te
 
 def _ours(run: Run, setting: Setting) -> torch.nn.Module:
     make = partial(small_cnn, setting.task.channels, len(setting.task.classes))
-    options = InitialiseOptions(seed=setting.seed)
-    found: Initialisation = initialise(make, setting.task, setting.prompts, setting.sane, options)
+    options = InitializeOptions(seed=setting.seed)
+    found: Initialization = initialize(make, setting.task, setting.prompts, setting.sane, options)
     run["chosen"], run["notes"] = found.rows[0].name, list(found.notes)
     run["rows"] = [
         {"name": r.name, "kind": r.kind, "before": r.before, "curve": r.curve} for r in found.rows

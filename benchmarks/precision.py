@@ -18,8 +18,8 @@ from sane_plugins.features.statistics import structure
 from sane_plugins.properties.numeric_head import (
     STRUCTURE,
     Estimate,
+    FeatureDataset,
     PropertyHead,
-    Samples,
     fit_head,
 )
 from sane_plugins.properties.regressors import Array
@@ -41,7 +41,7 @@ def noise(data: Path, fitted: int = 300, asked: int = 50) -> list[dict[str, Any]
         names = [entry.network for entry in entries]
         for name in ("test_accuracy", "epoch", "gap"):
             targets = np.array([float(entry.properties[name]) for entry in entries])
-            samples = Samples(
+            samples = FeatureDataset(
                 features={key: x[:fitted] for key, x in wide.items()}, networks=names[:fitted]
             )
             head = fit_head(name, samples, targets[:fitted])

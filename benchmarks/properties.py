@@ -27,8 +27,8 @@ from sane_plugins.autoencoder.checkpoint import fingerprint
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.properties.numeric_head import (
     STRUCTURE,
+    FeatureDataset,
     PropertyHead,
-    Samples,
     fit_head,
     fit_members,
     join,
@@ -181,7 +181,7 @@ def _zoo(zoo: Zoo, model: SANE) -> dict[str, Any]:
 
 def _split(
     name: str,
-    samples: Samples,
+    samples: FeatureDataset,
     truth: Array,
     pool: frozenset[str],
     seed: int,
@@ -192,7 +192,9 @@ def _split(
     drawn = np.random.default_rng(seed).permutation(sorted(pool))
     test = np.isin(networks, drawn[: round(TEST_SHARE * len(set(networks)))])
     fit, held = samples.rows(~test), samples.rows(test)
-    usable = Samples(features={kind: fit.features[kind] for kind in OWN}, networks=fit.networks)
+    usable = FeatureDataset(
+        features={kind: fit.features[kind] for kind in OWN}, networks=fit.networks
+    )
     head = fit_head(name, usable, truth[~test])
     found = {method: zoodata.baseline(method, fit, held, truth[~test]) for method in BASELINES}
     found |= {f"features: {k}": p for k, p in _each_kind(head, fit, held, truth[~test])}
@@ -211,7 +213,7 @@ def _split(
 
 
 def _each_kind(
-    head: PropertyHead, fit: Samples, held: Samples, y: Array
+    head: PropertyHead, fit: FeatureDataset, held: FeatureDataset, y: Array
 ) -> Iterator[tuple[str, Array]]:
     """Yield what each set of features predicts with the regressor that cross-validation chose for it."""
     for kind in ("sane", "statistics", "both"):

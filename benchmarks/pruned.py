@@ -21,16 +21,16 @@ from typing import Any
 
 import torch
 import zoodata
-from initialise import fitted
+from initialize import fitted
 from torch import nn
 from torch.nn.utils import prune
 
 from sane_plugins.architectures.families import small_cnn
 from sane_plugins.autoencoder import checkpoint
 from sane_plugins.generation.prompts import choose_prompts
-from sane_plugins.initialize.options import Recipe
-from sane_plugins.initialize.pipeline import InitialiseOptions, initialise, prepare
-from sane_plugins.initialize.pruned import Pruned, first_task
+from sane_plugins.initialize.options import CandidateSpec
+from sane_plugins.initialize.pipeline import InitializeOptions, initialize, prepare
+from sane_plugins.initialize.pruned import PrunedNetwork, first_task
 from sane_plugins.initialize.training import TrainOptions, train_epochs
 from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task, load_task
@@ -86,17 +86,17 @@ def _pruned(prompt: Any, mnist: Task, share: float) -> tuple[nn.Module, float]:
 def _second(
     first: nn.Module, task: Task, images: torch.Tensor, prompts: Any, sane: Any, seed: int
 ) -> dict[str, Any]:
-    options = InitialiseOptions(seed=seed, pruned=True)
+    options = InitializeOptions(seed=seed, pruned=True)
     bench, _ = prepare(first, task, prompts, sane, options)
     assert bench.pruned is not None
     answers, same, curves = first(images), True, {}
     made: Mapping[str, Callable[[], nn.Module]] = {
         "zeros (survivors alone), classifier fitted": lambda: fitted(deepcopy(first), task),
-        "default": lambda: bench.build(Recipe("default")).module,
+        "default": lambda: bench.build(CandidateSpec("default")).module,
         "default, classifier fitted": lambda: (
-            bench.build(Recipe("default, classifier fitted")).module
+            bench.build(CandidateSpec("default, classifier fitted")).module
         ),
-        "sane-init": lambda: initialise(first, task, prompts, sane, options).module,
+        "sane-init": lambda: initialize(first, task, prompts, sane, options).module,
     }
     for name, make in made.items():
         module = make()
@@ -108,7 +108,7 @@ def _second(
     return {"curves": curves, "same_bits": same}
 
 
-def _again(first: nn.Module, second: nn.Module, pruned: Pruned) -> nn.Module:
+def _again(first: nn.Module, second: nn.Module, pruned: PrunedNetwork) -> nn.Module:
     module = deepcopy(first)
     state = {k: v.contiguous() for k, v in second.state_dict().items()}
     module.load_state_dict(first_task(state, pruned.aside()))

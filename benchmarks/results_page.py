@@ -153,7 +153,7 @@ images (`tasks/descriptor.py`); .3 to .95 is how much of a prompt is noised away
     Section(
         title="Initialisation, step by step",
         name="initialise",
-        command=f"benchmarks/initialise.py {DATA}",
+        command=f"benchmarks/initialize.py {DATA}",
         text="""Test accuracy on Fashion-MNIST after so many epochs, small CNN, prompts from MNIST networks only,
 mean ± deviation of five seeds: what each step of the method adds.""",
     ),

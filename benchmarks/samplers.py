@@ -25,8 +25,8 @@ from sane_plugins.autoencoder import checkpoint
 from sane_plugins.generation.diffusion import Diffusion
 from sane_plugins.generation.prompts import choose_prompts
 from sane_plugins.generation.samplers import KDE, Gaussian, Sampler
-from sane_plugins.initialize.options import Recipe
-from sane_plugins.initialize.pipeline import InitialiseOptions, prepare
+from sane_plugins.initialize.options import CandidateSpec
+from sane_plugins.initialize.pipeline import InitializeOptions, prepare
 from sane_plugins.initialize.training import TrainOptions, train_epochs
 from sane_plugins.runtime import random_stream
 from sane_plugins.tasks.scoring import accuracy
@@ -59,13 +59,15 @@ def main() -> None:
             task = task_of(name, arguments.data).subset(10_000, torch.Generator().manual_seed(seed))
             make = partial(small_cnn, 1, len(task.classes))
             for label, sampler in SAMPLERS.items():
-                options = InitialiseOptions(seed=seed, sampler=sampler)
+                options = InitializeOptions(seed=seed, sampler=sampler)
                 bench, _ = prepare(make, task, prompts, sane, options)
                 rng = random_stream(seed, "round", 0)
                 latents = bench.sampler(bench.transfer.prompts, COUNT, rng).unsqueeze(1)
-                drawn = [bench.build(Recipe("sane", i), z) for i, z in enumerate(latents)]
+                drawn = [bench.build(CandidateSpec("sane", i), z) for i, z in enumerate(latents)]
                 best = max(drawn, key=lambda candidate: candidate.row.before).recipe.number
-                module = bench.build(Recipe("sane", best, scale="default"), latents[best]).module
+                module = bench.build(
+                    CandidateSpec("sane", best, scale="default"), latents[best]
+                ).module
                 curve = [accuracy(module, task.x_test, task.y_test)]
                 rng = torch.Generator().manual_seed(seed)
                 curve += train_epochs(module, task, 2, TrainOptions(), rng)

@@ -28,7 +28,7 @@ import zoodata
 from zoodata import MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
 from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.properties.numeric_head import Samples, fit_members, join
+from sane_plugins.properties.numeric_head import FeatureDataset, fit_members, join
 from sane_plugins.properties.regressors import Array, normal_scores, predict
 from sane_plugins.zoo.store import Zoo, evaluation_pool
 
@@ -48,7 +48,7 @@ class Field:
     """A zoo, its features in both ways, and where its evaluation pool and its last epochs are (N,)."""
 
     zoo: Zoo
-    ways: Mapping[str, Samples]
+    ways: Mapping[str, FeatureDataset]
     pool: Array
     last: Array
 
@@ -149,12 +149,12 @@ def _page(told: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _field(zoo: Zoo, samples: Samples) -> Field:
+def _field(zoo: Zoo, samples: FeatureDataset) -> Field:
     networks, pool = np.asarray(samples.networks), evaluation_pool(zoo)
     epochs = zoodata.targets(zoo, "epoch")
     final = {name: epochs[networks == name].max() for name in zoo.networks}
     ranked = {name: _scored(x) for name, x in samples.features.items() if name != "W"}
-    ways = (samples, Samples(features=ranked, networks=samples.networks))
+    ways = (samples, FeatureDataset(features=ranked, networks=samples.networks))
     return Field(
         zoo,
         dict(zip(WAYS, ways, strict=True)),
@@ -196,7 +196,7 @@ def _members(x: Array, y: Array, _code: str) -> Any:
     return fit_members(REGRESSOR, x, y)
 
 
-def _read(samples: Samples, features: str) -> Array:
+def _read(samples: FeatureDataset, features: str) -> Array:
     return samples.features["s(W)"] if features == RIVAL else join(samples.features, features)
 
 

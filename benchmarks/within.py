@@ -22,7 +22,7 @@ import zoodata
 from sane_plugins.architectures.families import small_cnn
 from sane_plugins.autoencoder import checkpoint
 from sane_plugins.generation.prompts import choose_prompts
-from sane_plugins.initialize.pipeline import InitialiseOptions, generate, initialise
+from sane_plugins.initialize.pipeline import InitializeOptions, generate, initialize
 from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import load_task
 
@@ -45,8 +45,8 @@ def main() -> None:
         rows = []
         for seed in range(arguments.seeds):
             part = task.subset(10_000, torch.Generator().manual_seed(seed))
-            options = InitialiseOptions(seed=seed, images=4000)
-            runs = (run(make, part, prompts, sane, options) for run in (initialise, generate))
+            options = InitializeOptions(seed=seed, images=4000)
+            runs = (run(make, part, prompts, sane, options) for run in (initialize, generate))
             rows.append([accuracy(x.module, task.x_test, task.y_test) for x in runs])
             print(f"{name} {seed}: {rows[-1]}", file=sys.stderr, flush=True)
         found[name] = rows

@@ -32,8 +32,8 @@ from torch.nn.functional import cross_entropy
 from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import load_task
 from sane_plugins.zoo_training.group_trainer import read_state
-from sane_plugins.zoo_training.hyperparameters import Draw, initial
-from sane_plugins.zoo_training.training_images import Images, Schedule
+from sane_plugins.zoo_training.hyperparameters import Hyperparameters, initial
+from sane_plugins.zoo_training.training_images import Schedule, TrainingImages
 from sane_plugins.zoo_training.training_run import (
     ZooOptions,
     factory_of,
@@ -86,12 +86,12 @@ def main() -> None:
     sys.exit(any(summary(found)["ratio"] > TARGET for found in every.values()))
 
 
-def mnist(data: Path) -> Images:
+def mnist(data: Path) -> TrainingImages:
     """Return the images that are trained on and measured with."""
     task = load_task(data / "datasets" / "mnist.npz").subset(
         _IMAGES, torch.Generator().manual_seed(0)
     )
-    return Images(
+    return TrainingImages(
         x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
     )
 
@@ -119,7 +119,7 @@ def schedule_of(options: ZooOptions) -> Schedule:
     )
 
 
-def faster_threads(options: ZooOptions, images: Images) -> tuple[int, dict[int, float]]:
+def faster_threads(options: ZooOptions, images: TrainingImages) -> tuple[int, dict[int, float]]:
     """Return the number of threads, torch's default or one, that makes a plain loop faster; and seconds."""
     draw = groups_of(options)[0][0]
     default, seconds = torch.get_num_threads(), {}
@@ -138,7 +138,7 @@ def faster_threads(options: ZooOptions, images: Images) -> tuple[int, dict[int, 
 def compared(
     indices: list[int],
     options: ZooOptions,
-    images: Images,
+    images: TrainingImages,
     result: dict[str, Any],
     some: int | None,
 ) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def compared(
     }
 
 
-def alone(draw: Draw, options: ZooOptions, images: Images) -> float:
+def alone(draw: Hyperparameters, options: ZooOptions, images: TrainingImages) -> float:
     """Train one network as anyone would; return its accuracy on the test images."""
     device, limit, found = options.device, options.measured, 0.0
     x, y, x_test, y_test = (
@@ -200,7 +200,7 @@ def alone(draw: Draw, options: ZooOptions, images: Images) -> float:
     return found
 
 
-def processes(options: ZooOptions, images: Images) -> dict[str, Any]:
+def processes(options: ZooOptions, images: TrainingImages) -> dict[str, Any]:
     """Return the seconds of a small zoo with one process and with several, starting them included."""
     networks, count, epochs = _APART
     small = replace(options, networks=networks, epochs=epochs, keep=(0, epochs))

@@ -23,7 +23,7 @@ from sane_plugins.autoencoder.checkpoint import fingerprint
 from sane_plugins.autoencoder.model import SANE, SANEConfig
 from sane_plugins.errors import ZooError
 from sane_plugins.features import encoders, statistics
-from sane_plugins.properties.numeric_head import STRUCTURE, Samples, group_folds
+from sane_plugins.properties.numeric_head import STRUCTURE, FeatureDataset, group_folds
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.zoo.store import Zoo, import_published, is_zoo
@@ -79,12 +79,12 @@ def sane(path: Path | None) -> tuple[SANE, str]:
     return SANE(SANEConfig()).eval(), "SANE: NONE, random weights in its place"
 
 
-def features(zoo: Zoo, model: SANE) -> Samples:
+def features(zoo: Zoo, model: SANE) -> FeatureDataset:
     """Return flat weights, s(W), statistics and SANE features of a zoo, kept in runs/ between calls."""
     options, encoder = encoders.EncodeOptions(), encoders.SaneEncoder(model)
     own: dict[str, Measure] = {"sane": lambda graph: encoder.features(graph, options).numpy()}
     found = _kept(zoo, "features", PLAIN) | _kept(zoo, f"sane-{fingerprint(model)}", own)
-    return Samples(features=found, networks=[entry.network for entry in zoo.entries])
+    return FeatureDataset(features=found, networks=[entry.network for entry in zoo.entries])
 
 
 def _kept(zoo: Zoo, what: str, measures: Mapping[str, Measure]) -> dict[str, Array]:
@@ -126,7 +126,7 @@ def code(*modules: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
-def digest(samples: Samples) -> str:
+def digest(samples: FeatureDataset) -> str:
     """Return what identifies features and networks."""
     found = hashlib.sha256("".join(samples.networks).encode())
     for name, x in sorted(samples.features.items()):
@@ -134,7 +134,7 @@ def digest(samples: Samples) -> str:
     return found.hexdigest()
 
 
-def baseline(name: str, fit: Samples, held: Samples, y: Array) -> Array:
+def baseline(name: str, fit: FeatureDataset, held: FeatureDataset, y: Array) -> Array:
     """Fit a baseline and return what it predicts for held-out networks; kept in runs/ between calls."""
     kind = name.split(",")[0]
     predicted = MEMORY.cache(_predicted)

@@ -23,7 +23,7 @@ import torch
 from sane_plugins.progress import Progress
 from sane_plugins.tasks.task import load_task
 from sane_plugins.zoo.store import Zoo
-from sane_plugins.zoo_training.training_images import Images
+from sane_plugins.zoo_training.training_images import TrainingImages
 from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
 
 RESULTS = Path(__file__).parent / "results"
@@ -91,7 +91,7 @@ def trained(name: str, data: Path, out: Path, processes: int) -> Zoo:
     recipe = RECIPES[name]
     task = load_task(data / "datasets" / f"{recipe.dataset}.npz", recipe.size)
     task = task.subset(recipe.images, torch.Generator().manual_seed(recipe.seed))
-    images = Images(
+    images = TrainingImages(
         x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
     )
     options = ZooOptions(

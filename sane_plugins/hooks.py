@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sane_plugins.features.encoders import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation.samplers import Sampler
-    from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions
+    from sane_plugins.initialize.pipeline import Initialization, InitializeOptions
     from sane_plugins.progress import Progress
     from sane_plugins.properties.predict import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks.task import Task
@@ -49,8 +49,8 @@ def sane_predict_properties(
 
 @hookspec(firstresult=True)
 def sane_initialize(
-    target: Any, task: Task | None, prompts: Sequence[Any], options: InitialiseOptions | None
-) -> Initialisation | None:
+    target: Any, task: Task | None, prompts: Sequence[Any], options: InitializeOptions | None
+) -> Initialization | None:
     """Initialise `target` for `task` from prompt networks. Called by hosts and `sane-init`.
 
     Empty `prompts` mean the embedded ones. Return the initialisation, or None to pass.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sane_plugins.features.encoders import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation.samplers import Sampler
-    from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions
+    from sane_plugins.initialize.pipeline import Initialization, InitializeOptions
     from sane_plugins.properties.predict import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks.task import Task
     from sane_plugins.weights.graph import WeightGraph
@@ -138,15 +138,15 @@ class Host:
         )
         return found
 
-    def initialise(
+    def initialize(
         self,
         target: Any,
         task: Task,
         prompts: Sequence[Any] = (),
-        options: InitialiseOptions | None = None,
-    ) -> Initialisation:
+        options: InitializeOptions | None = None,
+    ) -> Initialization:
         """Initialise a module, or what a function builds, for a task; without prompts, from ours."""
-        found: Initialisation = self._required(
+        found: Initialization = self._required(
             "sane_initialize", target=target, task=task, prompts=prompts, options=options
         )
         return found

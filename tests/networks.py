@@ -49,7 +49,7 @@ class BiasFirst(nn.Module):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
-class Standardised(nn.Conv2d):
+class Standardized(nn.Conv2d):
     """A convolution that standardises its weight: the trace sees two tensors, not a layer."""
 
     def forward(self, x):
@@ -88,7 +88,7 @@ def _pruned() -> nn.Module:
     return network
 
 
-def _parametrised() -> nn.Module:
+def _parametrized() -> nn.Module:
     return nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 7)), nn.Tanh(), nn.Linear(7, 2))
 
 
@@ -121,9 +121,9 @@ HAND_MADE: Mapping[str, Callable[[], nn.Module]] = {
     "transformer": _transformer,
     "lone tensors": LoneTensors,
     "pruned": _pruned,
-    "parametrised": _parametrised,
+    "parametrised": _parametrized,
     "bias first": lambda: nn.Sequential(BiasFirst(), nn.Linear(4, 2)),
-    "standardised": lambda: nn.Sequential(Standardised(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+    "standardised": lambda: nn.Sequential(Standardized(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)),
     "branching": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Branching(), nn.Conv2d(8, 2, 1)),
     "same memory": _same_memory,
     "late pruned": _late_pruned,

@@ -11,7 +11,7 @@ from sane_plugins.pretraining.behavior import Outputs
 from sane_plugins.pretraining.permuted_dataset import build_banks
 from sane_plugins.pretraining.presets import PretrainOptions
 from sane_plugins.pretraining.pretrain import pretrain
-from sane_plugins.pretraining.views import Batch, draw
+from sane_plugins.pretraining.views import ViewBatch, draw
 from sane_plugins.progress import silent
 from sane_plugins.zoo.store import Entry, Zoo, write
 
@@ -36,7 +36,7 @@ def _zoo(folder: Path, factory: dict[str, object], acts: tuple[str, ...] = ("rel
     return write(folder, "zoo", items())
 
 
-def _drawn(zoo: Zoo, span: int = 32) -> tuple[Batch, torch.Generator]:
+def _drawn(zoo: Zoo, span: int = 32) -> tuple[ViewBatch, torch.Generator]:
     rng = torch.Generator().manual_seed(3)
     (bank,) = build_banks([zoo], CONFIG, 2, rng, silent)
     return draw(bank, 6, span, rng), rng

@@ -323,7 +323,7 @@ def test_what_checkpoints_nest(content, keys, note: str, new: bool, tmp_path) ->
 
 
 @pytest.fixture
-def quantised() -> dict[str, torch.Tensor]:
+def quantized() -> dict[str, torch.Tensor]:
     """Return quantised tensors of each kind."""
     values = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     scales, zeros = torch.tensor([0.1, 0.2, 0.05, 0.3]), torch.zeros(4, dtype=torch.int64)
@@ -340,10 +340,10 @@ def quantised() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_quantised_tensors_are_dequantised(quantised, new: bool, tmp_path) -> None:
-    wanted = {key: tensor.dequantize() for key, tensor in quantised.items()}
-    packed = {"fc.packed": (quantised["channel"], nn.Parameter(torch.ones(4)))}
-    torch.save({**quantised, **packed}, tmp_path / "net.pt", _use_new_zipfile_serialization=new)
+def test_quantised_tensors_are_dequantised(quantized, new: bool, tmp_path) -> None:
+    wanted = {key: tensor.dequantize() for key, tensor in quantized.items()}
+    packed = {"fc.packed": (quantized["channel"], nn.Parameter(torch.ones(4)))}
+    torch.save({**quantized, **packed}, tmp_path / "net.pt", _use_new_zipfile_serialization=new)
     graph = open_file(tmp_path / "net.pt")
     assert graph.converted["channel"] == "dequantised from qint8, one scale per channel"
     assert graph.converted["unsigned"] == "dequantised from quint8, one scale"
@@ -351,7 +351,7 @@ def test_quantised_tensors_are_dequantised(quantised, new: bool, tmp_path) -> No
     same(graph, wanted)
     assert any("written as such" in note for note in graph.notes)
     same(open_file(save_checkpoint(graph, tmp_path / "again.pt")), wanted)
-    same(from_state_dict(quantised, "state"), {key: wanted[key] for key in quantised})
+    same(from_state_dict(quantized, "state"), {key: wanted[key] for key in quantized})
 
 
 def test_scales_that_do_not_fit_are_said() -> None:
@@ -484,7 +484,7 @@ def test_shared_modules_lists_and_constants_of_scripts(tmp_path) -> None:
     assert {graph.ties.get(key, key) for key in wanted} <= {param.key for param in graph.params}
 
 
-class Quantised(nn.Module):
+class Quantized(nn.Module):
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         super().__init__()
         for key, tensor in tensors.items():
@@ -494,11 +494,11 @@ class Quantised(nn.Module):
         return x
 
 
-def test_quantised_scripts_are_dequantised(quantised, tmp_path) -> None:
-    del quantised["four bits"]  # torch cannot write it
-    path = script(Quantised({**quantised, "bias": torch.ones(3)}), tmp_path / "net.jit")
+def test_quantised_scripts_are_dequantised(quantized, tmp_path) -> None:
+    del quantized["four bits"]  # torch cannot write it
+    path = script(Quantized({**quantized, "bias": torch.ones(3)}), tmp_path / "net.jit")
     graph = open_file(path)
-    same(graph, {key: x.dequantize() for key, x in quantised.items()} | {"bias": torch.ones(3)})
+    same(graph, {key: x.dequantize() for key, x in quantized.items()} | {"bias": torch.ones(3)})
     assert graph.converted["channel"] == "dequantised from qint8, one scale per channel"
 
 

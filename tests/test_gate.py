@@ -8,15 +8,15 @@ from sane_plugins.architectures.families import small_cnn
 from sane_plugins.autoencoder.checkpoint import embedded
 from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
 from sane_plugins.initialize.benefit import margins, outlook
-from sane_plugins.initialize.options import Row
-from sane_plugins.initialize.pipeline import InitialiseOptions, initialise
+from sane_plugins.initialize.options import CandidateScore
+from sane_plugins.initialize.pipeline import InitializeOptions, initialize
 from sane_plugins.tasks.task import load_task
 from sane_plugins.weights.modules import from_module
 
 
-def row(kind, before: float, *curve: float) -> Row:
+def row(kind, before: float, *curve: float) -> CandidateScore:
     rungs = tuple((0.25 * 2**i, share) for i, share in enumerate(curve))
-    return Row(name=kind, kind=kind, seed=0, before=before, curve=rungs)
+    return CandidateScore(name=kind, kind=kind, seed=0, before=before, curve=rungs)
 
 
 def test_more_evidence_for_the_generated_is_a_higher_chance() -> None:
@@ -52,8 +52,8 @@ def test_good_prompts_are_trusted_and_bad_ones_are_not(good: bool) -> None:
         dead = from_module(small_cnn())
         biases = [p for p in dead.params if p.role == "bias"]
         prompts = [dead.replace({p.key: torch.full(p.shape, -1e3) for p in biases})]
-    options = InitialiseOptions(candidates=2, keep=1)
-    done = initialise(small_cnn, task, prompts, embedded(), options)
+    options = InitializeOptions(candidates=2, keep=1)
+    done = initialize(small_cnn, task, prompts, embedded(), options)
     assert done.outlook is not None
     assert done.outlook.helps is good
     assert (done.chosen != "default") is good

@@ -14,7 +14,7 @@ from sane_plugins.cli.main import main as sane_plugins
 from sane_plugins.errors import ZooError
 from sane_plugins.properties.category_head import MAJORITY, fit_category
 from sane_plugins.properties.conformal import conformal_radius, fit_widths
-from sane_plugins.properties.dataset import STRUCTURE, Samples, group_folds
+from sane_plugins.properties.dataset import STRUCTURE, FeatureDataset, group_folds
 from sane_plugins.properties.head_file import load_heads, save_heads
 from sane_plugins.zoo.store import Entry, write
 
@@ -22,14 +22,14 @@ NETWORKS, ROWS = 60, 3
 RUNS = [str(i // ROWS) for i in range(NETWORKS * ROWS)]
 
 
-def _samples(seed: int, features: np.ndarray | None = None) -> Samples:
+def _samples(seed: int, features: np.ndarray | None = None) -> FeatureDataset:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(len(RUNS), 5)) if features is None else features
     structure = np.tile([5.0, 5.0, 11.0], (len(RUNS), 1))
-    return Samples(features={"statistics": x, STRUCTURE: structure}, networks=RUNS)
+    return FeatureDataset(features={"statistics": x, STRUCTURE: structure}, networks=RUNS)
 
 
-def _labelled(seed: int) -> tuple[Samples, list[str]]:
+def _labeled(seed: int) -> tuple[FeatureDataset, list[str]]:
     samples = _samples(seed)
     x = samples.features["statistics"]
     noise = np.random.default_rng(seed + 1).normal(size=len(x))
@@ -60,10 +60,10 @@ def test_a_run_counts_once_however_many_checkpoints_it_has() -> None:
 
 
 def test_a_category_is_learned_its_sets_hold_and_it_comes_back_from_disk(tmp_path: Path) -> None:
-    samples, labels = _labelled(0)
+    samples, labels = _labeled(0)
     head = fit_category("kind", samples, labels)
     assert max(head.scores.values()) > head.scores[MAJORITY] + 0.2
-    fresh, truth = _labelled(7)
+    fresh, truth = _labeled(7)
     rows = [{k: x[i] for k, x in fresh.features.items()} for i in range(len(truth))]
     told = [head.estimate(row) for row in rows]
     assert 0.83 <= np.mean([t in e.set for t, e in zip(truth, told, strict=True)]) <= 0.98
@@ -73,7 +73,7 @@ def test_a_category_is_learned_its_sets_hold_and_it_comes_back_from_disk(tmp_pat
 
 
 def test_a_class_of_one_network_is_refused_by_name() -> None:
-    samples, labels = _labelled(0)
+    samples, labels = _labeled(0)
     rare = ["rare" if run == "0" else x for run, x in zip(RUNS, labels, strict=True)]
     with pytest.raises(ZooError, match="'rare'"):
         fit_category("kind", samples, rare)

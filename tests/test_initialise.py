@@ -18,15 +18,15 @@ from sane_plugins.generation.classifier import find_classifier, fit_classifier
 from sane_plugins.generation.prompts import activations, choose_prompts, embedded_prompts
 from sane_plugins.generation.rescale import rescale
 from sane_plugins.generation.samplers import KDE, Gaussian
-from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions, initialise
-from sane_plugins.initialize.training import TrainOptions, Trial, train_epochs
+from sane_plugins.initialize.pipeline import Initialization, InitializeOptions, initialize
+from sane_plugins.initialize.training import TrainingRun, TrainOptions, train_epochs
 from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task, load_task
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.tokens import Tokens, detokenize, tokenize
 
 WIDTH = 16
-QUICK = InitialiseOptions(candidates=4, keep=2)
+QUICK = InitializeOptions(candidates=4, keep=2)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -159,7 +159,7 @@ def test_a_trial_is_scored_by_its_weights_not_by_stale_statistics(
     norm = next(m for m in stale.modules() if isinstance(m, nn.BatchNorm2d))
     norm.running_mean.fill_(3.0)
     before = {key: value.clone() for key, value in stale.state_dict().items()}
-    trials = [Trial(module, task, TrainOptions(), rng()) for module in (stale, trained)]
+    trials = [TrainingRun(module, task, TrainOptions(), rng()) for module in (stale, trained)]
     assert accuracy(stale, task.x_test, task.y_test) < 0.9 * trials[1].score()
     assert trials[0].score() == trials[1].score()
     assert all(torch.equal(value, before[key]) for key, value in stale.state_dict().items())
@@ -232,16 +232,16 @@ def test_scale_is_the_references_and_the_function_stays(task: Task, more) -> Non
 # The whole way
 
 
-def _best(done: Initialisation, sane: bool) -> float:
+def _best(done: Initialization, sane: bool) -> float:
     return max(r.after for r in done.rows if r.after is not None and (r.kind == "sane") == sane)
 
 
 @pytest.mark.usefixtures("exact")
 def test_good_prompt_wins_and_is_what_comes_out(task: Task, trained: nn.Module, sane: SANE) -> None:
-    options = InitialiseOptions(
+    options = InitializeOptions(
         candidates=4, keep=2, sampler=KDE(bandwidth=0.0), classifier="prompt"
     )
-    done = initialise(network, task, [from_module(trained)], sane, options)
+    done = initialize(network, task, [from_module(trained)], sane, options)
     assert done.chosen == "sane"
     assert _best(done, True) > _best(done, False)
     found, given = done.graph.tensors["4.weight"].flatten(), trained[4].weight.detach().flatten()
@@ -261,8 +261,8 @@ def test_prompt_of_other_classes_lends_all_but_the_classifier(trained, sane: SAN
         y_test=few.y_test[test],
         classes=few.classes[:4],
     )
-    options = InitialiseOptions(candidates=2, keep=1, sampler=KDE(bandwidth=0.0))
-    done = initialise(partial(network, 4), few, [from_module(trained)], sane, options)
+    options = InitializeOptions(candidates=2, keep=1, sampler=KDE(bandwidth=0.0))
+    done = initialize(partial(network, 4), few, [from_module(trained)], sane, options)
     assert done.provenance["prompts_fit"]
     assert done.graph.tensors["7.weight"].shape == (4, 32)
     best = next(row for row in done.rows if row.kind == "sane")
@@ -270,10 +270,10 @@ def test_prompt_of_other_classes_lends_all_but_the_classifier(trained, sane: SAN
 
 
 def test_few_shot_prompts_are_made_and_start_ahead(task: Task, trained, sane: SANE) -> None:
-    options = InitialiseOptions(candidates=2, keep=1, few_shot=2, few_shot_epochs=2)
+    options = InitializeOptions(candidates=2, keep=1, few_shot=2, few_shot_epochs=2)
     prompts = [from_module(trained)]
-    done = initialise(network, task, prompts, sane, options)
-    plain = initialise(network, task, prompts, sane, InitialiseOptions(candidates=2, keep=1))
+    done = initialize(network, task, prompts, sane, options)
+    plain = initialize(network, task, prompts, sane, InitializeOptions(candidates=2, keep=1))
     assert len(done.provenance["few_shot"]["recipes"]) == 2
     assert done.provenance["prompts_fit"]
     direct = [max(r.before for r in x.rows if r.kind == "prompt") for x in (done, plain)]
@@ -283,7 +283,7 @@ def test_few_shot_prompts_are_made_and_start_ahead(task: Task, trained, sane: SA
 def test_garbage_prompts_lose_and_that_is_said(task: Task, sane: SANE) -> None:
     wild = from_module(network())
     wild = wild.replace({p.key: 1e4 * torch.randn(p.shape) for p in wild.params})
-    done = initialise(network, task, [wild], sane, QUICK)
+    done = initialize(network, task, [wild], sane, QUICK)
     assert done.chosen == "default"
     assert done.rows[0].chosen
     assert done.rows[0].kind != "sane"
@@ -293,8 +293,8 @@ def test_garbage_prompts_lose_and_that_is_said(task: Task, sane: SANE) -> None:
 def test_chosen_is_the_best_of_as_many_defaults_as_candidates(
     task: Task, sane: SANE, seed: int
 ) -> None:
-    options = InitialiseOptions(candidates=4, keep=2, seed=seed, classifier="default")
-    done = initialise(network, task, [from_module(network())], sane, options)
+    options = InitializeOptions(candidates=4, keep=2, seed=seed, classifier="default")
+    done = initialize(network, task, [from_module(network())], sane, options)
     after = [row.after for row in done.rows if row.after is not None]
     assert done.rows[0].after == max(after)
     assert [row.chosen for row in done.rows].count(True) == 1
@@ -309,7 +309,7 @@ def test_chosen_is_the_best_of_as_many_defaults_as_candidates(
 def test_same_seed_same_bytes(task: Task, sane: SANE) -> None:
     torch.manual_seed(3)
     prompts = [from_module(network()), from_module(network())]
-    first, again = (initialise(network, task, prompts, sane, QUICK) for _ in range(2))
+    first, again = (initialize(network, task, prompts, sane, QUICK) for _ in range(2))
     assert first.rows == again.rows
     for key, value in first.module.state_dict().items():
         assert torch.equal(value, again.module.state_dict()[key])
@@ -317,7 +317,7 @@ def test_same_seed_same_bytes(task: Task, sane: SANE) -> None:
 
 def test_module_is_not_changed_and_counts_as_the_default(task: Task, trained, sane: SANE) -> None:
     before = {key: value.clone() for key, value in trained.state_dict().items()}
-    done = initialise(trained, task, [from_module(network())], sane, QUICK)
+    done = initialize(trained, task, [from_module(network())], sane, QUICK)
     assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
     assert done.chosen == "default"
     assert any("as given" in note for note in done.notes)
@@ -325,7 +325,7 @@ def test_module_is_not_changed_and_counts_as_the_default(task: Task, trained, sa
 
 def test_prompts_of_another_architecture_are_matched_and_noted(task: Task, sane: SANE) -> None:
     other = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
-    done = initialise(network, task, [from_module(other)], sane, QUICK)
+    done = initialize(network, task, [from_module(other)], sane, QUICK)
     assert not done.provenance["prompts_fit"]
     assert any("another architecture" in note for note in done.notes)
     for _, tensor in done.graph.items():
@@ -345,15 +345,15 @@ def test_places_are_of_the_same_kind_and_depth() -> None:
 
 def test_what_cannot_be_used_is_told(task: Task, sane: SANE) -> None:
     with pytest.raises(TaskError, match="--size"):
-        initialise(small_cnn, task, [from_module(small_cnn())], sane, QUICK)
+        initialize(small_cnn, task, [from_module(small_cnn())], sane, QUICK)
     with pytest.raises(TaskError, match="10 classes"):
-        initialise(partial(network, 3), task, [from_module(network())], sane, QUICK)
+        initialize(partial(network, 3), task, [from_module(network())], sane, QUICK)
     with pytest.raises(UsageError, match="none were given"):
-        initialise(network, task, [], sane, QUICK)
+        initialize(network, task, [], sane, QUICK)
     broken = from_module(network())
     broken = broken.replace({"0.bias": torch.full((8,), float("nan"))})
     with pytest.raises(SourceError, match="not finite"):
-        initialise(network, task, [broken], sane, QUICK)
+        initialize(network, task, [broken], sane, QUICK)
 
 
 # Prompts
@@ -389,7 +389,7 @@ def test_shipped_model_and_prompts_beat_the_default_on_digits() -> None:
 
     digits = load_task("digits", 28)
     prompts = choose_prompts(small_cnn(), embedded_prompts()).graphs
-    done = initialise(small_cnn, digits, prompts, embedded())
+    done = initialize(small_cnn, digits, prompts, embedded())
     after = dict.fromkeys(("sane", "prompt", "default", "default, classifier fitted"), 0.0)
     for row in done.rows:
         after[row.kind] = max(after.get(row.kind, 0.0), row.after or 0.0)
@@ -410,19 +410,19 @@ def test_prompts_for_another_width_have_seen_as_many_colours(channels: int) -> N
 
 def test_prompts_from_a_file_are_matched_without_topology(task: Task, sane: SANE) -> None:
     other = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
-    done = initialise(network, task, [from_state_dict(other.state_dict(), "file")], sane, QUICK)
+    done = initialize(network, task, [from_state_dict(other.state_dict(), "file")], sane, QUICK)
     assert not any(" 0% of" in note for note in done.notes)
 
 
 def test_prompts_that_give_nothing_are_refused(task: Task, sane: SANE) -> None:
     """What took nothing from the prompts is a default initialisation, and must not be called SANE."""
     with pytest.raises(UsageError, match="none of its layers"):
-        initialise(network, task, [from_module(nn.Embedding(9, 4))], sane, QUICK)
+        initialize(network, task, [from_module(nn.Embedding(9, 4))], sane, QUICK)
 
 
 def test_defaults_are_selected_from_as_many_draws(task: Task, sane: SANE) -> None:
-    options = InitialiseOptions(candidates=4, keep=2)
-    done = initialise(network, task, [from_module(network())], sane, options)
+    options = InitializeOptions(candidates=4, keep=2)
+    done = initialize(network, task, [from_module(network())], sane, options)
     kinds = [row.kind for row in done.rows]
     assert kinds.count("default, classifier fitted") == 4
     assert sum("scale" not in row.name for row in done.rows if row.kind == "sane") == 4

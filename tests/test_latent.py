@@ -5,7 +5,7 @@ import torch
 
 from sane_plugins.autoencoder import checkpoint
 from sane_plugins.autoencoder.model import SANE, SANEConfig
-from sane_plugins.autoencoder.positions import WIDTH, Layout
+from sane_plugins.autoencoder.positions import WIDTH, TokenLayout
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import ZooError
 
@@ -33,7 +33,7 @@ def test_a_token_sees_its_halo() -> None:
 def test_places_differ_between_all_tokens_and_stay_finite_for_long_networks() -> None:
     channels, pieces = torch.tensor([300, 2000, 1]), torch.tensor([9, 20, 1])
     sizes = channels * pieces
-    layout = Layout(sizes.cumsum(0) - sizes, channels, pieces, torch.ones(3))
+    layout = TokenLayout(sizes.cumsum(0) - sizes, channels, pieces, torch.ones(3))
     places = layout.features(0, len(layout))
     assert places.shape == (len(layout), WIDTH)
     assert places.isfinite().all()

@@ -75,7 +75,7 @@ class _Reader:
         return next(self._images, None)
 
 
-def _quantised(kind: str, per_channel: bool, folder: Path) -> Path:
+def _quantized(kind: str, per_channel: bool, folder: Path) -> Path:
     quantization = pytest.importorskip("onnxruntime.quantization")
     source = export(_cnn(), torch.from_numpy(_image()), folder / "float.onnx", False)
     target = folder / "quantised.onnx"
@@ -100,7 +100,7 @@ def _quantised(kind: str, per_channel: bool, folder: Path) -> Path:
 def test_a_quantised_file_is_read_in_full_and_returns(
     kind: str, per_channel: bool, tmp_path: Path
 ) -> None:
-    path = _quantised(kind, per_channel, tmp_path)
+    path = _quantized(kind, per_channel, tmp_path)
     graph, module = opened(path), _cnn()
     assert graph.coverage == 1
     weights = [p for p in graph.params if len(p.shape) > 1]
@@ -118,7 +118,7 @@ def test_a_quantised_file_is_read_in_full_and_returns(
 
 @pytest.mark.filterwarnings("ignore")
 def test_new_values_are_quantised_again_or_refused(tmp_path: Path) -> None:
-    path = _quantised("QDQ", False, tmp_path)
+    path = _quantized("QDQ", False, tmp_path)
     graph = opened(path)
     key = next(p.key for p in graph.params if len(p.shape) == 4)
     half = graph.replace({key: graph.tensors[key] / 2})

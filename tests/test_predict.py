@@ -12,7 +12,7 @@ from sane_plugins.features.statistics import plain, statistics
 from sane_plugins.properties.numeric_head import (
     COVERAGE,
     STRUCTURE,
-    Samples,
+    FeatureDataset,
     conformal_radius,
     fit_head,
     group_folds,
@@ -24,7 +24,7 @@ from sane_plugins.weights.modules import from_module
 
 
 @pytest.fixture(scope="module")
-def samples() -> tuple[Samples, np.ndarray]:
+def samples() -> tuple[FeatureDataset, np.ndarray]:
     """Return features of 40 networks with three rows each, and a property that follows from them."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(120, 6))
@@ -32,7 +32,7 @@ def samples() -> tuple[Samples, np.ndarray]:
     structure = np.tile([5.0, 5.0, 11.0], (120, 1))
     named = {"statistics": features, STRUCTURE: structure}
     targets = features[:, 0] + 0.5 * features[:, 1] ** 2 + 0.1 * rng.normal(size=120)
-    return Samples(features=named, networks=networks), targets
+    return FeatureDataset(features=named, networks=networks), targets
 
 
 def test_packed_trees_predict_as_scikit_learn_does() -> None:

@@ -14,7 +14,7 @@ from sane_plugins.architectures.families import build, small_cnn
 from sane_plugins.autoencoder import checkpoint
 from sane_plugins.autoencoder.codec import decode, encode
 from sane_plugins.autoencoder.model import SANEConfig
-from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.cli.main import main
 from sane_plugins.errors import SourceError, UsageError, ZooError
 from sane_plugins.pretraining.distributed import World
@@ -131,7 +131,7 @@ def test_every_view_of_every_architecture_is_the_same_function(mixed) -> None:
     assert [bank.zoo for bank in banks] == [zoo.name for zoo in mixed]
     images = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     for bank, zoo in zip(banks, mixed, strict=True):
-        spans = Layout.of(slots(bank.template), TINY.token_width).spans
+        spans = TokenLayout.of(slots(bank.template), TINY.token_width).spans
         scale = Scale.from_side(torch.stack([bank.side[3, start] for start, _ in spans]))
         expected = zoo.module(bank.entries[3])(images)
         views = [bank.whole(torch.tensor([3]), torch.tensor([v]))[0] for v in range(4)]

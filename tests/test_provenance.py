@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sane_plugins.cli.initialize import main
 from sane_plugins.formats.safetensors_files import LazyTensors
-from sane_plugins.initialize.search import Pool
+from sane_plugins.initialize.search import Leaderboard
 from sane_plugins.tasks.task import load_task
 
 
@@ -138,7 +138,7 @@ def test_a_short_budget_still_compares_every_kind(tmp_path) -> None:
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_interruption_writes_the_best_so_far(task, tmp_path, monkeypatch, after: int) -> None:
-    offer, calls = Pool.offer, []
+    offer, calls = Leaderboard.offer, []
 
     def interrupted(self, new) -> None:
         if len(calls) >= after:
@@ -146,7 +146,7 @@ def test_interruption_writes_the_best_so_far(task, tmp_path, monkeypatch, after:
         calls.append(new)
         offer(self, new)
 
-    monkeypatch.setattr(Pool, "offer", interrupted)
+    monkeypatch.setattr(Leaderboard, "offer", interrupted)
     done = init(task, tmp_path / "out.safetensors", "--json")
     assert done.exit_code == 130
     assert (tmp_path / "out.safetensors").exists() is bool(after)

@@ -16,7 +16,7 @@ from sane_plugins.autoencoder.checkpoint import embedded
 from sane_plugins.cli.initialize import main
 from sane_plugins.errors import UsageError
 from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
-from sane_plugins.initialize.pipeline import InitialiseOptions, initialise
+from sane_plugins.initialize.pipeline import InitializeOptions, initialize
 from sane_plugins.initialize.pruned import first_task, pruned, sparsity
 from sane_plugins.initialize.training import TrainOptions, train_epochs
 from sane_plugins.tasks.task import load_task
@@ -75,8 +75,8 @@ def test_what_is_chosen_keeps_the_survivors_and_learns() -> None:
     first = cut(small_cnn(1, 10))
     assert sparsity(dict(from_module(first).tensors)) > 0.7
     prompts = choose_prompts(small_cnn(), embedded_prompts()).graphs
-    options = InitialiseOptions(candidates=2, keep=1, pruned=True, images=300)
-    done = initialise(first, task, prompts, embedded(), options)
+    options = InitializeOptions(candidates=2, keep=1, pruned=True, images=300)
+    done = initialize(first, task, prompts, embedded(), options)
     assert done.aside is not None
     again = first_task(done.module.state_dict(), done.aside)
     assert all(torch.equal(again[k], v) for k, v in first.state_dict().items())

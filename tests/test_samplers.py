@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from sane_plugins.architectures.families import small_cnn
 from sane_plugins.autoencoder.checkpoint import embedded, fingerprint
 from sane_plugins.autoencoder.codec import encode
-from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.cli.initialize import main
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.generation import denoiser
 from sane_plugins.generation.denoiser import DenoiserConfig, Example, denoised, fit
 from sane_plugins.generation.diffusion import Diffusion
 from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
-from sane_plugins.generation.samplers import Conditioned, Surroundings
+from sane_plugins.generation.samplers import ConditionedSampler, SamplingContext
 from sane_plugins.host import Host
 from sane_plugins.tasks.task import load_task
 from sane_plugins.tasks.task_embedding import SIZE, describe, nearness
@@ -30,13 +30,13 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def prompts() -> tuple[torch.Tensor, Surroundings]:
+def prompts() -> tuple[torch.Tensor, SamplingContext]:
     """Return latents (3, T, L) of shipped prompts, and what surrounds them on digits."""
     sane = embedded()
     graphs = choose_prompts(small_cnn(), embedded_prompts(), 3).graphs
-    layout = Layout.of(slots(graphs[0]), sane.config.token_width)
+    layout = TokenLayout.of(slots(graphs[0]), sane.config.token_width)
     places = sane.config.places(layout, 0, len(layout))
-    around = Surroundings(places, describe(load_task("digits", 28)), fingerprint(sane))
+    around = SamplingContext(places, describe(load_task("digits", 28)), fingerprint(sane))
     return torch.stack([encode(sane, graph).values for graph in graphs]), around
 
 
@@ -58,7 +58,7 @@ def test_same_seed_same_latents_and_the_task_counts(prompts) -> None:
     first = sampler(latents, 2, rng(1))
     assert torch.equal(first, sampler(latents, 2, rng(1)))
     assert not torch.equal(first, sampler(latents, 2, rng(2)))
-    other = Surroundings(around.places, -around.task, around.sane)
+    other = SamplingContext(around.places, -around.task, around.sane)
     assert not torch.allclose(
         first, Diffusion(level=0.6).bound(other)(latents, 2, rng(1)), atol=1e-3
     )
@@ -67,7 +67,7 @@ def test_same_seed_same_latents_and_the_task_counts(prompts) -> None:
 def test_latents_of_another_sane_are_refused(prompts) -> None:
     _, around = prompts
     with pytest.raises(UsageError, match="kde"):
-        Diffusion().bound(Surroundings(around.places, around.task, "another"))
+        Diffusion().bound(SamplingContext(around.places, around.task, "another"))
 
 
 def test_a_denoiser_learns_and_comes_back_from_its_file(tmp_path) -> None:
@@ -102,7 +102,7 @@ def test_tasks_are_told_apart() -> None:
 
 
 def test_the_command_knows_it_and_makes_the_same_bytes_again(tmp_path) -> None:
-    assert isinstance(Host.installed().samplers()["diffusion"], Conditioned)
+    assert isinstance(Host.installed().samplers()["diffusion"], ConditionedSampler)
     output = tmp_path / "out.safetensors"
     run = CliRunner().invoke
     given = ["-o", str(output), "--sampler", "diffusion", "--samples", "2", "--keep", "1", "--json"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.autoencoder.codec import encode, standardised_tokens
+from sane_plugins.autoencoder.codec import encode, standardized_tokens
 from sane_plugins.autoencoder.model import SANE, SANEConfig
 from sane_plugins.weights import scale
 from sane_plugins.weights.modules import from_module
@@ -46,7 +46,7 @@ def test_side_information_holds_the_scale() -> None:
 def test_a_network_and_its_double_differ_only_in_side_information() -> None:
     graph = from_module(_network())
     double = graph.replace({param.key: 2 * tensor for param, tensor in graph.items()})
-    (one, side), (two, other) = (standardised_tokens(g, 16) for g in (graph, double))
+    (one, side), (two, other) = (standardized_tokens(g, 16) for g in (graph, double))
     torch.testing.assert_close(one.values, two.values, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(side, other)
 

@@ -16,7 +16,7 @@ from sane_plugins.autoencoder import streaming
 from sane_plugins.autoencoder.bfloat16 import dtype_of
 from sane_plugins.autoencoder.codec import encode
 from sane_plugins.autoencoder.model import SANE, SANEConfig
-from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import SourceError
 from sane_plugins.features.encoders import EncodeOptions, SaneEncoder, embed
@@ -64,7 +64,7 @@ def in_one_piece(model: SANE, graph: WeightGraph) -> torch.Tensor:
     sizes = scale.fit(graph)
     tokens = tokenize(scale.apply(graph, sizes), SMALL.token_width)
     side = sizes.side[tokens.positions[:, 1]]
-    places = Layout.of(slots(graph), SMALL.token_width).features(0, len(tokens))
+    places = TokenLayout.of(slots(graph), SMALL.token_width).features(0, len(tokens))
     parts = [cut(x, SMALL.window, SMALL.halo) for x in (tokens.values.float(), side, places)]
     with torch.no_grad():
         return join(model.encode(*parts), len(tokens), SMALL.window, SMALL.halo)
@@ -92,7 +92,7 @@ def test_narrow_types_are_standardised_in_single(dtype: torch.dtype) -> None:
 def test_any_range_of_places_is_that_of_the_whole() -> None:
     graph = network()
     tokens = tokenize(graph, 16)
-    layout = Layout.of(slots(graph), 16)
+    layout = TokenLayout.of(slots(graph), 16)
     whole = layout.features(0, len(tokens))
     assert layout.spans == tokens.spans
     assert torch.equal(layout.positions(0, len(tokens)), tokens.positions)

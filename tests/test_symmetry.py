@@ -225,7 +225,7 @@ def test_blocks_are_those_of_the_group_norm_and_repeats_those_of_flatten() -> No
     )
     (group,) = permutations.groups(from_module(module))
     assert (group.size, group.blocks) == (12, 3)
-    assert permutations.Place("4.weight", 1, 0, 48, 4) in group.places
+    assert permutations.AxisSlice("4.weight", 1, 0, 48, 4) in group.places
     perm = _random(from_module(module))[group.name]
     assert torch.equal(perm // 4, torch.arange(12) // 4)
 
@@ -234,14 +234,14 @@ def test_concat_cuts_what_it_is_added_to() -> None:
     groups = permutations.groups(from_module(_small("cut")))
     sizes = {group.name: (group.size, group.blocks) for group in groups}
     assert sizes == {"a.weight": (6, 1), "b.weight": (10, 1), "grouped.weight": (24, 2)}
-    assert permutations.Place("c.weight", 0, 6, 10, 1) in groups[1].places
+    assert permutations.AxisSlice("c.weight", 0, 6, 10, 1) in groups[1].places
 
 
 def test_groups_of_a_convolution_are_permuted_as_wholes() -> None:
     """Four groups of four channels, two from each branch, become six channels each."""
     groups = permutations.groups(from_module(_small("concat")))
     assert [(group.name, group.size) for group in groups] == [("a.weight", 2), ("b.weight", 2)]
-    assert permutations.Place("grouped.weight", 0, 12, 12, 6) in groups[1].places
+    assert permutations.AxisSlice("grouped.weight", 0, 12, 12, 6) in groups[1].places
 
 
 def test_border_across_the_groups_of_a_convolution_pins_them() -> None:
@@ -364,8 +364,8 @@ def test_layers_may_come_in_any_order_and_matrices_either_way_round() -> None:
     graph = WeightGraph(source="test", layers=layers, tensors={})
     (group,) = permutations.groups(graph)
     assert group.places == (
-        permutations.Place("first.w", 1, 0, 6, 1),
-        permutations.Place("last.w", 0, 0, 6, 1),
+        permutations.AxisSlice("first.w", 1, 0, 6, 1),
+        permutations.AxisSlice("last.w", 0, 0, 6, 1),
     )
 
 

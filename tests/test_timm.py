@@ -47,10 +47,10 @@ def test_a_network_returns_bit_for_bit_and_has_symmetries(name: str) -> None:
 def test_weights_fit_other_classes_and_channels(tmp_path: Path) -> None:
     whole = sane_timm.sane_build("timm:resnet10t", 5).eval()
     torch.save(whole.state_dict(), tmp_path / "w.pth")
-    grey = sane_timm.sane_build(f"timm:resnet10t,channels=1@{tmp_path / 'w.pth'}", None).eval()
+    gray = sane_timm.sane_build(f"timm:resnet10t,channels=1@{tmp_path / 'w.pth'}", None).eval()
     image = torch.randn(1, 1, 64, 64)
     with torch.inference_mode():
-        assert torch.allclose(whole(image.expand(-1, 3, -1, -1)), grey(image), atol=1e-4)
+        assert torch.allclose(whole(image.expand(-1, 3, -1, -1)), gray(image), atol=1e-4)
     other = sane_timm.sane_open(f"timm:resnet10t,classes=9@{tmp_path / 'w.pth'}")
     assert any("freshly initialised" in note for note in other.notes)
     with pytest.raises(SourceError, match="the network"):

@@ -224,13 +224,13 @@ def test_a_grey_image_gives_what_its_repetition_gave(name: str, tmp_path: Path) 
     whole = sane_torchvision.sane_build(f"torchvision:{name}", 5)
     torch.save(whole.state_dict(), tmp_path / "w.pth")
     source = f"torchvision:{name},channels=1@{tmp_path / 'w.pth'}"
-    grey = sane_torchvision.sane_build(source, None)
+    gray = sane_torchvision.sane_build(source, None)
     image = torch.randn(
         2, 1, 224 if name.startswith("vit") else 64, 224 if name.startswith("vit") else 64
     )
     with torch.inference_mode():
         before = whole.eval()(image.expand(-1, 3, -1, -1))
-        after = grey.eval()(image)
+        after = gray.eval()(image)
     assert torch.allclose(before, after, atol=1e-4)
 
 
@@ -262,25 +262,25 @@ def test_detection_networks_read_other_images() -> None:
     """Exact where all channels are standardised alike; the layers below the heads run anywhere."""
     torch.manual_seed(0)
     name = "torchvision:ssdlite320_mobilenet_v3_large"
-    whole, grey = _built(f"{name},classes=4"), _built(f"{name},classes=4,channels=1")
+    whole, gray = _built(f"{name},classes=4"), _built(f"{name},classes=4,channels=1")
     state = whole.state_dict()
     key = "backbone.features.0.0.0.weight"
-    grey.load_state_dict({**state, key: state[key].sum(1, keepdim=True)})
+    gray.load_state_dict({**state, key: state[key].sum(1, keepdim=True)})
     image = torch.rand(1, 80, 90)
     with torch.inference_mode():
         before, after = (
             net.backbone(net.transform([x])[0].tensors)
-            for net, x in ((whole, image.expand(3, -1, -1)), (grey, image))
+            for net, x in ((whole, image.expand(3, -1, -1)), (gray, image))
         )
     assert all(torch.allclose(before[k], after[k], atol=1e-4) for k in before)
 
 
 def test_every_convolution_that_reads_images_is_exchanged() -> None:
     torch.manual_seed(0)
-    grey = _built("torchvision:raft_small,channels=1")
+    gray = _built("torchvision:raft_small,channels=1")
     frames = torch.randn(2, 1, 1, 128, 128)
     with torch.inference_mode():
-        assert grey(*frames, num_flow_updates=1)[0].shape == (1, 2, 128, 128)
+        assert gray(*frames, num_flow_updates=1)[0].shape == (1, 2, 128, 128)
 
 
 def test_detection_of_grey_images_says_how_they_are_standardised(caplog) -> None:

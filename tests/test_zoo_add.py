@@ -303,11 +303,11 @@ def test_measured_as_recorded(sane_data, tmp_path) -> None:
 
 
 def test_measured_as_when_trained(tmp_path) -> None:
-    from sane_plugins.zoo_training.training_images import Images
+    from sane_plugins.zoo_training.training_images import TrainingImages
     from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
 
     task = load_task("digits")
-    images = Images(
+    images = TrainingImages(
         x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
     )
     options = ZooOptions(

@@ -23,9 +23,14 @@ from sane_plugins.tasks.task import load_task
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.tokens import detokenize, tokenize
 from sane_plugins.zoo.store import Zoo
-from sane_plugins.zoo_training.group_trainer import Group
-from sane_plugins.zoo_training.hyperparameters import Draw, Ranges, draw_all, initial
-from sane_plugins.zoo_training.training_images import Images, Schedule, channels_last
+from sane_plugins.zoo_training.group_trainer import GroupTrainer
+from sane_plugins.zoo_training.hyperparameters import (
+    HyperparameterRanges,
+    Hyperparameters,
+    draw_all,
+    initial,
+)
+from sane_plugins.zoo_training.training_images import Schedule, TrainingImages, channels_last
 from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
 
 SHAPES = [
@@ -39,14 +44,14 @@ SHAPES = [
 ]
 
 
-def some_images(channels: int = 1, size: int = 28, number: int = 96) -> Images:
+def some_images(channels: int = 1, size: int = 28, number: int = 96) -> TrainingImages:
     """Images of which each class is brighter in another place."""
     rng = torch.Generator().manual_seed(3)
     labels = torch.randint(4, (number,), generator=rng)
     images = torch.randn(number, channels, size, size, generator=rng)
     for label in range(4):
         images[labels == label, :, 2 * label : 2 * label + 3] += 2.0
-    return Images(x_train=images, y_train=labels, x_test=images[:40], y_test=labels[:40])
+    return TrainingImages(x_train=images, y_train=labels, x_test=images[:40], y_test=labels[:40])
 
 
 def schedule(device: str = "cpu", epochs: int = 2) -> Schedule:
@@ -61,8 +66,8 @@ def schedule(device: str = "cpu", epochs: int = 2) -> Schedule:
     )
 
 
-def draw(opt: str, lr: float, seed: int, p: float = 0.0, act: str = "tanh") -> Draw:
-    return Draw(act=act, init="default", opt=opt, lr=lr, wd=1e-3, p=p, seed=seed)
+def draw(opt: str, lr: float, seed: int, p: float = 0.0, act: str = "tanh") -> Hyperparameters:
+    return Hyperparameters(act=act, init="default", opt=opt, lr=lr, wd=1e-3, p=p, seed=seed)
 
 
 DRAWS = (draw("sgd", 0.01, 1), draw("sgd", 0.05, 2), draw("adam", 0.001, 3), draw("adam", 0.01, 4))
@@ -73,7 +78,7 @@ def factory(name: str, settings: dict, channels: int = 1, p: float = 0.0) -> dic
     return {"name": name, **given, **settings}
 
 
-def trained(group: Group, folder: Path) -> list[dict[str, torch.Tensor]]:
+def trained(group: GroupTrainer, folder: Path) -> list[dict[str, torch.Tensor]]:
     """Return the networks of a group after training."""
     state = folder / f"{len(list(folder.iterdir()))}.safetensors"
     for _ in group.run(state, "told"):
@@ -82,7 +87,9 @@ def trained(group: Group, folder: Path) -> list[dict[str, torch.Tensor]]:
     return [stack.state_dict(i, stack.flat, stack.buffers) for i in range(stack.count)]
 
 
-def alone(one: Draw, made: dict, images: Images, told: Schedule) -> dict[str, torch.Tensor]:
+def alone(
+    one: Hyperparameters, made: dict, images: TrainingImages, told: Schedule
+) -> dict[str, torch.Tensor]:
     """Train one network as anyone would."""
     network = initial(one, made).train()
     kind = torch.optim.Adam if one.opt == "adam" else torch.optim.SGD
@@ -103,7 +110,7 @@ def far(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize(("name", "settings", "shape"), SHAPES)
 def test_networks_trained_together_become_what_they_become_alone(name, settings, shape, tmp_path):
     images, made = some_images(*shape), factory(name, settings, shape[0])
-    together = trained(Group(DRAWS, made, images, schedule()), tmp_path)
+    together = trained(GroupTrainer(DRAWS, made, images, schedule()), tmp_path)
     for one, state in zip(DRAWS, together, strict=True):
         plain = alone(one, made, images, schedule())
         assert list(state) == list(plain)
@@ -114,18 +121,18 @@ def test_networks_trained_together_become_what_they_become_alone(name, settings,
 def test_a_network_does_not_depend_on_its_group_with_dropout_either(name, tmp_path):
     draws = [draw(one.opt, one.lr, one.seed, p=0.2) for one in DRAWS]
     images, made = some_images(), factory(name, {}, p=0.2)
-    together = trained(Group(draws, made, images, schedule()), tmp_path)
+    together = trained(GroupTrainer(draws, made, images, schedule()), tmp_path)
     for i, one in enumerate(draws):
-        (single,) = trained(Group([one], made, images, schedule()), tmp_path)
+        (single,) = trained(GroupTrainer([one], made, images, schedule()), tmp_path)
         assert far(together[i], single) < 5e-4
-    without = trained(Group(DRAWS, factory(name, {}), images, schedule()), tmp_path)
+    without = trained(GroupTrainer(DRAWS, factory(name, {}), images, schedule()), tmp_path)
     assert far(together[0], without[0]) > 1e-3
 
 
 def test_dropout_drops_its_share_and_differs_between_networks():
     made = factory("mlp", {"width": 200, "depth": 1}, p=0.2)
     draws = [draw("sgd", 0.1, seed, p=0.2) for seed in (1, 2)]
-    stack = Group(draws, made, some_images(), schedule()).stack
+    stack = GroupTrainer(draws, made, some_images(), schedule()).stack
     for seed, stream in enumerate(stack.streams):
         stream.manual_seed(seed)
     dropout = stack.module[3].train()
@@ -138,8 +145,8 @@ def test_dropout_drops_its_share_and_differs_between_networks():
 def test_a_network_that_diverges_stops_and_harms_no_other(tmp_path):
     wild = draw("sgd", 1e30, 9)
     images, made = some_images(), factory("resnet", {"depth": 8, "width": 4})
-    calm = trained(Group(DRAWS[:2], made, images, schedule()), tmp_path)
-    group = Group((DRAWS[0], wild, DRAWS[1]), made, images, schedule())
+    calm = trained(GroupTrainer(DRAWS[:2], made, images, schedule()), tmp_path)
+    group = GroupTrainer((DRAWS[0], wild, DRAWS[1]), made, images, schedule())
     mixed = trained(group, tmp_path)
     assert far(mixed[0], calm[0]) < 5e-4
     assert far(mixed[2], calm[1]) < 5e-4
@@ -148,8 +155,8 @@ def test_a_network_that_diverges_stops_and_harms_no_other(tmp_path):
 
 
 def test_draws_are_those_of_the_published_zoos_and_more_networks_begin_with_the_same():
-    many = draw_all(400, Ranges(), seed=1)
-    assert draw_all(5, Ranges(), seed=1) == many[:5]
+    many = draw_all(400, HyperparameterRanges(), seed=1)
+    assert draw_all(5, HyperparameterRanges(), seed=1) == many[:5]
     assert {one.act for one in many} == {"relu", "tanh", "gelu", "sigmoid"}
     assert {one.wd for one in many} == {0.0, 1e-4, 1e-3}
     assert all(10**-2.5 <= one.lr <= 0.1 for one in many if one.opt == "sgd")
@@ -158,7 +165,9 @@ def test_draws_are_those_of_the_published_zoos_and_more_networks_begin_with_the_
 
 def test_an_initialisation_is_the_network_s_own_and_of_its_kind():
     made = factory("small_cnn", {})
-    small = Draw(act="tanh", init="normal_small", opt="sgd", lr=0.1, wd=0.0, p=0.0, seed=4)
+    small = Hyperparameters(
+        act="tanh", init="normal_small", opt="sgd", lr=0.1, wd=0.0, p=0.0, seed=4
+    )
     torch.manual_seed(1)
     first = initial(small, made).state_dict()
     torch.manual_seed(2)
@@ -374,8 +383,8 @@ def test_every_name_builds_and_wrong_ones_are_told():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_networks_become_the_same_on_a_gpu(tmp_path):
     images, made = some_images(), factory("small_cnn", {})
-    here = trained(Group(DRAWS, made, images, schedule()), tmp_path)
-    there = trained(Group(DRAWS, made, images.on("cuda"), schedule("cuda")), tmp_path)
+    here = trained(GroupTrainer(DRAWS, made, images, schedule()), tmp_path)
+    there = trained(GroupTrainer(DRAWS, made, images.on("cuda"), schedule("cuda")), tmp_path)
     for one, other in zip(here, there, strict=True):
         assert far(one, {key: value.cpu() for key, value in other.items()}) < 1e-2
 

@@ -15,11 +15,11 @@ from sane_onnx.attributes import has
 from sane_onnx.classify_constants import Owned, Uses
 from sane_onnx.constants import Source
 from sane_onnx.inline import Flat
-from sane_onnx.operator_channels import Call, describe, gives_shape, is_join
+from sane_onnx.operator_channels import OperatorCall, describe, gives_shape, is_join
 from sane_onnx.operator_weights import Weights, outputs, weights_of
 from sane_onnx.proto import STANDARD
 from sane_onnx.shapes import infer
-from sane_onnx.tensors import Stored
+from sane_onnx.tensors import StoredTensor
 from sane_onnx.topological_order import ordered
 from sane_onnx.views import views
 from sane_plugins.errors import SourceError
@@ -163,7 +163,7 @@ class LayerReader:
 
     def _steps(self, node: NodeProto) -> Steps:
         """Return what a node does; opaque where another input than those followed matters."""
-        steps = describe(Call(node, self._shapes, self._numbers))
+        steps = describe(OperatorCall(node, self._shapes, self._numbers))
         others = node.input if is_join(node) else node.input[1:]
         if is_join(node):
             is_safe = all(self._is_weight_or_number(name) for name in others)
@@ -227,5 +227,7 @@ class LayerReader:
 
 
 def _is_list(constant: Source) -> bool:
-    is_short = isinstance(constant, Stored) and len(constant.shape) == 1 and constant.size < _FEW
+    is_short = (
+        isinstance(constant, StoredTensor) and len(constant.shape) == 1 and constant.size < _FEW
+    )
     return is_short and constant.dtype == torch.int64

@@ -13,8 +13,8 @@ from sane_onnx import find_quantized
 from sane_onnx.constants import LARGEST, Filled, Source, Sparse
 from sane_onnx.inline import Flat
 from sane_onnx.proto import STANDARD
-from sane_onnx.quantized import Quantised
-from sane_onnx.tensors import FLOATS, Stored, is_external, type_name
+from sane_onnx.quantized import QuantizedWeight
+from sane_onnx.tensors import FLOATS, StoredTensor, is_external, type_name
 from sane_plugins.weights.graph import Param
 
 # Inputs that set how an operator works: numbers of the computation, no weights.
@@ -91,7 +91,7 @@ def sort(flat: Flat, uses: Uses) -> Owned:
                 owned.missed[key] = prod(source.shape)
         if reason:
             owned.untouched[key] = reason
-            if isinstance(source, Stored) and is_external(source.tensor):
+            if isinstance(source, StoredTensor) and is_external(source.tensor):
                 source.require()  # a file that names others than it may is refused as a whole
             if _may_be_weights(source, readers) and key not in settings:
                 owned.missed[key] = prod(source.shape)
@@ -106,7 +106,7 @@ def _own(owned: Owned, key: str, source: Source) -> None:
     dtype = source.dtype
     assert dtype is not None, "only types that torch has are owned"
     owned.params[key] = Param(key=key, role="other", shape=source.shape, dtype=dtype)
-    if isinstance(source, Quantised):
+    if isinstance(source, QuantizedWeight):
         owned.converted[key] = source.told
     elif isinstance(source, Filled):
         owned.converted[key] = "one value, repeated by ConstantOfShape"
@@ -118,7 +118,7 @@ def _reason(source: Source, readers: Sequence[tuple[NodeProto, int]], is_plain: 
     """Return why a constant is no weight that is read; empty where it is one."""
     operators = [node.op_type for node, _ in readers if node.domain in STANDARD]
     if source.dtype not in FLOATS.values():
-        kind = type_name(source.tensor) if isinstance(source, Stored) else str(source.dtype)
+        kind = type_name(source.tensor) if isinstance(source, StoredTensor) else str(source.dtype)
         if _may_be_weights(source, readers):
             return f"{kind} values whose scales are not known constants"
         return f"{kind} values are no weights"
@@ -129,7 +129,7 @@ def _reason(source: Source, readers: Sequence[tuple[NodeProto, int]], is_plain: 
 
 
 def _may_be_weights(source: Source, readers: Sequence[tuple[NodeProto, int]]) -> bool:
-    if source.dtype in FLOATS.values() or not isinstance(source, Stored):
+    if source.dtype in FLOATS.values() or not isinstance(source, StoredTensor):
         return False
     return any(find_quantized.reads_weights(node, place) for node, place in readers)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from onnx import AttributeProto, NodeProto, SparseTensorProto, helper
 
-from sane_onnx.tensors import Stored, encoded, fill
+from sane_onnx.tensors import StoredTensor, encoded, fill
 from sane_plugins.errors import SourceError
 
 # A file of a hundred bytes may ask for a terabyte.
@@ -40,7 +40,9 @@ class Source(Protocol):
 class Filled:
     """What a ConstantOfShape node makes; other values turn it into a Constant node."""
 
-    def __init__(self, node: NodeProto, shape: tuple[int, ...], value: Stored, place: str) -> None:
+    def __init__(
+        self, node: NodeProto, shape: tuple[int, ...], value: StoredTensor, place: str
+    ) -> None:
         self._node, self._value = node, value
         self.shape, self.dtype, self._place = shape, value.dtype, f"{place}, {node.output[0]!r}"
 
@@ -61,7 +63,7 @@ class Filled:
         dims = [1] if is_even else list(self.shape)
         tensor = helper.make_tensor("value", self._value.tensor.data_type, [0], [])
         tensor.dims[:] = dims
-        stored = Stored(tensor, self._place, self._value.files)
+        stored = StoredTensor(tensor, self._place, self._value.files)
         stored.write(value.reshape(-1)[:1] if is_even else value)
         self._node.attribute.append(helper.make_attribute("value", tensor))
         if not is_even:
@@ -72,7 +74,9 @@ class Filled:
 class Sparse:
     """A sparse tensor, read as a dense one; zeros of the new values are left out again."""
 
-    def __init__(self, sparse: SparseTensorProto, make: Callable[..., Stored], place: str) -> None:
+    def __init__(
+        self, sparse: SparseTensorProto, make: Callable[..., StoredTensor], place: str
+    ) -> None:
         self._values, self._indices = make(sparse.values), make(sparse.indices)
         self._place = f"{place}, {sparse.values.name!r}"
         self.shape, self.dtype = tuple(sparse.dims), self._values.dtype
@@ -154,7 +158,7 @@ def require_small(shape: tuple[int, ...], dtype: torch.dtype | None, place: str)
         )
 
 
-def _resize(stored: Stored, value: torch.Tensor) -> None:
+def _resize(stored: StoredTensor, value: torch.Tensor) -> None:
     stored.tensor.dims[:] = list(value.shape)
     stored.shape = tuple(value.shape)
     fill(stored.tensor, encoded(stored.tensor, value))

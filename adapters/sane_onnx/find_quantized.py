@@ -10,8 +10,8 @@ from onnx import NodeProto
 from sane_onnx.attributes import integer
 from sane_onnx.constants import Source
 from sane_onnx.proto import MICROSOFT, STANDARD
-from sane_onnx.quantized import Quantised
-from sane_onnx.tensors import FLOATS, Stored
+from sane_onnx.quantized import QuantizedWeight
+from sane_onnx.tensors import FLOATS, StoredTensor
 
 # Operator: (input of the integers, inputs of the scales, input of the zero point, axis of the scales).
 _Rule = tuple[int, tuple[int, ...], int, int]
@@ -37,9 +37,9 @@ def reads_weights(node: NodeProto, place: int) -> bool:
     return place in values or _OTHERS.get(node.op_type) == place
 
 
-def find(nodes: Sequence[NodeProto], constants: Mapping[str, Source]) -> dict[str, Quantised]:
+def find(nodes: Sequence[NodeProto], constants: Mapping[str, Source]) -> dict[str, QuantizedWeight]:
     """Return the quantised weights of a model by their keys."""
-    found: dict[str, Quantised] = {}
+    found: dict[str, QuantizedWeight] = {}
     flow = _Flow(nodes)
     for node in nodes:
         for key, weight in _of(node, flow, constants):
@@ -49,7 +49,7 @@ def find(nodes: Sequence[NodeProto], constants: Mapping[str, Source]) -> dict[st
 
 def _of(
     node: NodeProto, flow: _Flow, constants: Mapping[str, Source]
-) -> Iterator[tuple[str, Quantised]]:
+) -> Iterator[tuple[str, QuantizedWeight]]:
     def at(place: int) -> str:
         return node.input[place] if 0 <= place < len(node.input) else ""
 
@@ -78,20 +78,20 @@ def _made(
     zero: str,
     axis: int,
     block: int,
-) -> Iterator[tuple[str, Quantised]]:
+) -> Iterator[tuple[str, QuantizedWeight]]:
     stored, offset = constants.get(values), constants.get(zero)
     kept = [constants[name] for name in scales if name in constants]
-    if not isinstance(stored, Stored) or stored.dtype is None or len(kept) < len(scales):
+    if not isinstance(stored, StoredTensor) or stored.dtype is None or len(kept) < len(scales):
         return
-    if stored.tensor.data_type in FLOATS or (zero and not isinstance(offset, Stored)):
+    if stored.tensor.data_type in FLOATS or (zero and not isinstance(offset, StoredTensor)):
         return
     if not stored.shape or not -len(stored.shape) <= axis < len(stored.shape):
         axis = 0
     is_each = prod(kept[-1].shape) > 1
-    known = offset if isinstance(offset, Stored) else None
+    known = offset if isinstance(offset, StoredTensor) else None
     yield (
         values,
-        Quantised(
+        QuantizedWeight(
             stored=stored,
             scales=tuple(kept),
             zero=known,
@@ -104,21 +104,21 @@ def _made(
 
 def _packed(
     node: NodeProto, constants: Mapping[str, Source], values: str, scales: str, zero: str
-) -> Iterator[tuple[str, Quantised]]:
+) -> Iterator[tuple[str, QuantizedWeight]]:
     stored, scale, offset = constants.get(values), constants.get(scales), constants.get(zero)
     rows, columns = integer(node, "N", 0), integer(node, "K", 0)
     bits, block = integer(node, "bits", 4), integer(node, "block_size", 0)
-    if not isinstance(stored, Stored) or scale is None or bits not in (2, 4, 8) or block < 1:
+    if not isinstance(stored, StoredTensor) or scale is None or bits not in (2, 4, 8) or block < 1:
         return
     is_whole = (
         rows > 0 and columns > 0 and stored.size == rows * -(-columns // block) * block * bits // 8
     )
-    if not is_whole or (zero and not isinstance(offset, Stored)):
+    if not is_whole or (zero and not isinstance(offset, StoredTensor)):
         return
-    known = offset if isinstance(offset, Stored) else None
+    known = offset if isinstance(offset, StoredTensor) else None
     yield (
         values,
-        Quantised(
+        QuantizedWeight(
             stored=stored,
             scales=(scale,),
             zero=known,

@@ -23,7 +23,7 @@ from onnx import (
 from sane_onnx.constants import Filled, Numbers, Source, Sparse
 from sane_onnx.external_data import ExternalFiles
 from sane_onnx.proto import STANDARD, constant_value, no_model, require_unique, subgraphs
-from sane_onnx.tensors import Stored
+from sane_onnx.tensors import StoredTensor
 
 # Functions may call functions, so that a short file can stand for any number of nodes.
 _MOST_NODES, _DEEPEST = 50_000, 60
@@ -159,7 +159,7 @@ class _Flattener:
         source = (
             Sparse(part, self._stored, self._place)
             if sparse
-            else Stored(part, f"{self._path}, {node.output[0]!r}", self._files)
+            else StoredTensor(part, f"{self._path}, {node.output[0]!r}", self._files)
         )
         names[node.output[0]] = key = self._keep(part, key, source)
         self.flat.plain.add(key)
@@ -170,12 +170,12 @@ class _Flattener:
             return False
         shape = self.flat.constants.get(flat.input[0])
         value = next((a.t for a in node.attribute if a.type == AttributeProto.TENSOR), None)
-        if not isinstance(shape, Stored) or not flat.output or len(shape.shape) != 1:
+        if not isinstance(shape, StoredTensor) or not flat.output or len(shape.shape) != 1:
             return False
         if shape.tensor.data_type != TensorProto.INT64 or shape.size > 8 or value is None:
             return False
         dims = tuple(int(x) for x in shape.read().tolist())
-        stored = Stored(value, f"{self._path}, {node.output[0]!r}", self._files)
+        stored = StoredTensor(value, f"{self._path}, {node.output[0]!r}", self._files)
         self._keep(node, flat.output[0], Filled(node, dims, stored, self._place))
         return True
 
@@ -196,8 +196,8 @@ class _Flattener:
             key = self._fresh(label + attribute.name)
             yield attribute.name, self._keep(attribute, key, source)
 
-    def _stored(self, tensor: TensorProto) -> Stored:
-        return Stored(tensor, self._place, self._files)
+    def _stored(self, tensor: TensorProto) -> StoredTensor:
+        return StoredTensor(tensor, self._place, self._files)
 
     @property
     def _place(self) -> str:

@@ -113,7 +113,7 @@ _REDUCTIONS = (
 
 
 @dataclass(frozen=True)
-class Call:
+class OperatorCall:
     """One node with what is known about the values it reads and gives."""
 
     node: NodeProto
@@ -143,7 +143,7 @@ class Call:
         return tuple(a if a < 0 else a - len(shape or ()) for a in axes)
 
 
-def describe(call: Call) -> Steps:
+def describe(call: OperatorCall) -> Steps:
     """Return the steps of a node; the last one gives the node's first output."""
     if call.node.domain == MICROSOFT and call.node.op_type in _MICROSOFT:
         return JOIN if is_join(call.node) else POINTWISE
@@ -167,23 +167,23 @@ def _along(kind: Kind, axes: tuple[int, ...]) -> Steps:
     return (Step(kind, dims=axes),) if axes else OPAQUE
 
 
-def _join(call: Call) -> Steps:
+def _join(call: OperatorCall) -> Steps:
     # Before operator set 7 an axis said where the second input belongs.
     return OPAQUE if has(call.node, "axis") else JOIN
 
 
-def _concat(call: Call) -> Steps:
+def _concat(call: OperatorCall) -> Steps:
     axis = integer(call.node, "axis", 1)
     return _along("concat", call.from_end([axis], call.given))
 
 
-def _flatten(call: Call) -> Steps:
+def _flatten(call: OperatorCall) -> Steps:
     if call.read is None or integer(call.node, "axis", 1) % max(len(call.read), 1) != 1:
         return OPAQUE
     return POINTWISE if len(call.read) == 2 else (Step("flatten", dims=(1,)),)
 
 
-def _reshape(call: Call) -> Steps:
+def _reshape(call: OperatorCall) -> Steps:
     """Recognise what changes nothing, and (N, ...) -> (N, all the rest) where sizes prove it."""
     read, given = call.read, call.given
     if read is None or given is None or len(read) < 2:
@@ -204,7 +204,7 @@ def _product(sizes: Sequence[int]) -> int:
     return total
 
 
-def _transpose(call: Call) -> Steps:
+def _transpose(call: OperatorCall) -> Steps:
     order: Sequence[int] | None = integers(call.node, "perm")
     if order is None and call.read is not None:
         order = range(len(call.read))[::-1]
@@ -212,15 +212,15 @@ def _transpose(call: Call) -> Steps:
     return _along("permute", order if sorted(order) == list(range(len(order))) else ())
 
 
-def _squeeze(call: Call) -> Steps:
+def _squeeze(call: OperatorCall) -> Steps:
     return _along("squeeze", call.from_end(call.axes(), call.read))
 
 
-def _unsqueeze(call: Call) -> Steps:
+def _unsqueeze(call: OperatorCall) -> Steps:
     return _along("unsqueeze", call.from_end(call.axes(), call.given))
 
 
-def _reduce(call: Call) -> Steps:
+def _reduce(call: OperatorCall) -> Steps:
     axes = call.from_end(call.axes(), call.read)
     kept = _along("reduce", axes)
     return (
@@ -230,13 +230,13 @@ def _reduce(call: Call) -> Steps:
     )
 
 
-def _rescale(call: Call) -> Steps:
+def _rescale(call: OperatorCall) -> Steps:
     """One scale for all channels does not depend on their order."""
     scale = call.shapes.get(call.node.input[1]) if len(call.node.input) > 1 else None
     return POINTWISE if scale is not None and all(size == 1 for size in scale) else OPAQUE
 
 
-_Rule = Callable[[Call], Steps]
+_Rule = Callable[[OperatorCall], Steps]
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_POINTWISE, lambda _: POINTWISE),
     **dict.fromkeys(_JOINS, _join),

@@ -12,19 +12,19 @@ from math import prod
 import torch
 
 from sane_onnx.constants import Source
-from sane_onnx.tensors import FLOATS, Stored, limits, type_name
+from sane_onnx.tensors import FLOATS, StoredTensor, limits, type_name
 from sane_plugins.errors import SourceError
 
 _EXACT = 1e-3
 
 
 @dataclass(kw_only=True)
-class Quantised:
+class QuantizedWeight:
     """Integers with their scales; `axis` counts the scales' axis, `block` how many values share one."""
 
-    stored: Stored
+    stored: StoredTensor
     scales: tuple[Source, ...]
-    zero: Stored | None
+    zero: StoredTensor | None
     axis: int = 0
     block: int = 0
     packed: tuple[int, int, int] | None = None  # rows, columns, bits: MatMulNBits
@@ -191,7 +191,7 @@ def _unpacked(stored: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.stack(parts, dim=-1)
 
 
-def _is_integer(stored: Stored) -> bool:
+def _is_integer(stored: StoredTensor) -> bool:
     return stored.dtype is not None and not stored.dtype.is_floating_point
 
 

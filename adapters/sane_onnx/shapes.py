@@ -17,7 +17,7 @@ from onnx import (
 
 from sane_onnx.constants import Source
 from sane_onnx.inline import Flat
-from sane_onnx.tensors import FLOATS, Stored
+from sane_onnx.tensors import FLOATS, StoredTensor
 
 Shape = tuple[int | None, ...]
 # Integers of this many values and fewer may be shapes, which inference follows.
@@ -47,7 +47,11 @@ def infer(model: ModelProto, flat: Flat, nodes: Iterable[NodeProto]) -> dict[str
 
 def _declare(graph: GraphProto, name: str, constant: Source) -> None:
     """Tell inference of a constant: of a weight its shape, of a short list its numbers too."""
-    if isinstance(constant, Stored) and constant.dtype not in _TYPES and constant.size <= _FEW:
+    if (
+        isinstance(constant, StoredTensor)
+        and constant.dtype not in _TYPES
+        and constant.size <= _FEW
+    ):
         tensor = constant.tensor
         if constant.dtype is not None and not constant.dtype.is_floating_point:
             values = constant.read().reshape(-1).tolist()
@@ -55,7 +59,11 @@ def _declare(graph: GraphProto, name: str, constant: Source) -> None:
                 helper.make_tensor(name, tensor.data_type, constant.shape, values)
             )
             return
-    kind = constant.tensor.data_type if isinstance(constant, Stored) else _TYPES.get(constant.dtype)  # type: ignore[arg-type]
+    kind = (
+        constant.tensor.data_type
+        if isinstance(constant, StoredTensor)
+        else _TYPES.get(constant.dtype)  # type: ignore[arg-type]
+    )
     if kind is not None:
         graph.input.append(helper.make_tensor_value_info(name, kind, constant.shape))
 

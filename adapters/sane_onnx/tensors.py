@@ -73,7 +73,7 @@ def is_external(tensor: TensorProto) -> bool:
     return bool(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data)
 
 
-class Stored:
+class StoredTensor:
     """A tensor of a model where it is kept: in the model file or in one beside it.
 
     `place` names it in errors. `pending` is what is to be written to another file.

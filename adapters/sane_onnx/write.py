@@ -15,9 +15,9 @@ from onnx import ModelProto, TensorProto
 from sane_onnx.classify_constants import Uses, sort
 from sane_onnx.constants import Source
 from sane_onnx.inline import flatten
-from sane_onnx.quantized import Quantised
+from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.read import OnnxTensors
-from sane_onnx.tensors import Stored, is_external
+from sane_onnx.tensors import StoredTensor, is_external
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
@@ -54,8 +54,8 @@ def write(graph: WeightGraph, target: Path) -> Path:
     external = [x for x in _tensors(model) if is_external(x)]
     if not external:
         return _written(model, target)
-    kept = {id(x.tensor): x for x in flat.constants.values() if isinstance(x, Stored)}
-    stored = [kept.get(id(x)) or Stored(x, graph.source, origin.files) for x in external]
+    kept = {id(x.tensor): x for x in flat.constants.values() if isinstance(x, StoredTensor)}
+    stored = [kept.get(id(x)) or StoredTensor(x, graph.source, origin.files) for x in external]
     data = target.with_name(f"{target.name}.data")
     if data.exists():
         raise SourceError(
@@ -103,14 +103,14 @@ def _dependent(sources: Mapping[str, Source], changed: list[str]) -> list[str]:
     names = {
         name
         for key in changed
-        if isinstance(x := sources[key], Quantised)
+        if isinstance(x := sources[key], QuantizedWeight)
         for name in x.settings
         if name
     }
     return [
         key
         for key, x in sources.items()
-        if isinstance(x, Quantised) and key not in changed and names.intersection(x.settings)
+        if isinstance(x, QuantizedWeight) and key not in changed and names.intersection(x.settings)
     ]
 
 
@@ -126,9 +126,9 @@ def _require_written(
     flat = flatten(model, origin.files, Path(graph.source))
     for key in changed:
         stored, weight, value = flat.constants.get(key), sources[key], graph.tensors[key].cpu()
-        if isinstance(weight, Quantised):
+        if isinstance(weight, QuantizedWeight):
             is_there = weight.holds(value)
-        elif not isinstance(stored, Stored) or is_external(stored.tensor):
+        elif not isinstance(stored, StoredTensor) or is_external(stored.tensor):
             continue  # they are written from the new values themselves
         else:
             found = stored.read()
@@ -153,7 +153,7 @@ def _tensors(message: Message) -> Iterator[TensorProto]:
                 yield from _tensors(part)
 
 
-def _write_data(stored: list[Stored], partial: Path, name: str) -> None:
+def _write_data(stored: list[StoredTensor], partial: Path, name: str) -> None:
     """Write values one after the other, reading one at a time, and say in the model where they are."""
     with partial.open("wb") as file:
         for part in stored:

@@ -14,7 +14,7 @@ from torch import nn
 
 from sane_plugins.architectures.import_torchvision import import_torchvision
 from sane_plugins.architectures.input_channels import with_channels
-from sane_plugins.architectures.model_spec import Notes, Recipe, with_weights
+from sane_plugins.architectures.model_spec import ModelSpec, Notes, with_weights
 from sane_plugins.architectures.named import parse_name
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.files import open_file
@@ -40,7 +40,7 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
     return module, notes
 
 
-def _given(recipe: Recipe, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
+def _given(recipe: ModelSpec, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
     graph = open_file(Path(weights))
     if graph is None:
         raise SourceError(
@@ -75,7 +75,7 @@ def import_timm() -> ModuleType:
             ) from error
 
 
-def _recipe(name: str) -> Recipe:
+def _recipe(name: str) -> ModelSpec:
     timm = import_timm()
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=3)
@@ -91,7 +91,7 @@ def _recipe(name: str) -> Recipe:
         made: nn.Module = timm.create_model(name, pretrained=False, **options)
         return made
 
-    return Recipe(builder=builder, label=f"timm:{name}", side=_side(timm, name))
+    return ModelSpec(builder=builder, label=f"timm:{name}", side=_side(timm, name))
 
 
 def _side(timm: ModuleType, name: str) -> int | None:

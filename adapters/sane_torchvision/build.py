@@ -11,7 +11,7 @@ from torch import nn
 
 from sane_plugins.architectures.import_torchvision import import_torchvision
 from sane_plugins.architectures.input_channels import with_channels
-from sane_plugins.architectures.model_spec import Notes, Recipe, own, with_weights
+from sane_plugins.architectures.model_spec import ModelSpec, Notes, own, with_weights
 from sane_plugins.architectures.named import parse_name
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.files import open_file
@@ -38,11 +38,11 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
     return module, notes
 
 
-def _recipe(name: str) -> Recipe:
+def _recipe(name: str) -> ModelSpec:
     models = import_torchvision().models
     names = models.list_models()
     if name in names:
-        return Recipe(builder=models.get_model_builder(name), label=f"torchvision:{name}")
+        return ModelSpec(builder=models.get_model_builder(name), label=f"torchvision:{name}")
     close = get_close_matches(name, names, n=3)
     raise SourceError(
         f"torchvision:{name}",
@@ -52,7 +52,9 @@ def _recipe(name: str) -> Recipe:
     )
 
 
-def _given(recipe: Recipe, name: str, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
+def _given(
+    recipe: ModelSpec, name: str, weights: str, classes: int | None
+) -> tuple[nn.Module, Notes]:
     """Build with the weights after the `@`: published ones by name, or those of a file."""
     known = of_name(name)
     if weights in known:
@@ -68,10 +70,10 @@ def _given(recipe: Recipe, name: str, weights: str, classes: int | None) -> tupl
     return with_weights(recipe, graph.state_dict(), classes)
 
 
-def _published(recipe: Recipe, weights: Any, classes: int | None) -> tuple[nn.Module, Notes]:
+def _published(recipe: ModelSpec, weights: Any, classes: int | None) -> tuple[nn.Module, Notes]:
     module, fixed, notes = fetched(recipe, weights)
     if classes is None:
         return module, notes
-    changed = Recipe(builder=recipe.builder, label=recipe.label, fixed=fixed)
+    changed = ModelSpec(builder=recipe.builder, label=recipe.label, fixed=fixed)
     module, more = with_weights(changed, own(module), classes)
     return module, (*notes, *more)

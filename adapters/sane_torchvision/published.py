@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from sane_plugins.architectures.import_torchvision import import_torchvision
-from sane_plugins.architectures.model_spec import Notes, Recipe
+from sane_plugins.architectures.model_spec import ModelSpec, Notes
 from sane_plugins.errors import SourceError
 
 PATIENCE = 10.0  # seconds without a byte
@@ -26,7 +26,7 @@ def of_name(name: str) -> Mapping[str, Any]:
     return import_torchvision().models.get_model_weights(name).__members__  # type: ignore[no-any-return]
 
 
-def fetched(recipe: Recipe, weights: Any) -> tuple[nn.Module, Mapping[str, Any], Notes]:
+def fetched(recipe: ModelSpec, weights: Any) -> tuple[nn.Module, Mapping[str, Any], Notes]:
     """Return the network as its builder makes it for these weights, what that implies, and notes.
 
     The builder reads the weights itself, since some files have keys of old versions. Raises

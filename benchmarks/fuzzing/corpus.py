@@ -80,13 +80,13 @@ def _torch_files(folder: Path) -> Iterator[Base]:
     network = _network()
     state = network.state_dict()
     half = {key: value.half() for key, value in state.items()}
-    optimiser = torch.optim.Adam(network.parameters())
+    optimizer = torch.optim.Adam(network.parameters())
     network(torch.ones(1, 1, 4, 4)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     contents = {
         "plain.pt": state,
         "nested.ckpt": {"epoch": 3, "model": {"net": half}, "ema": [state, 1.5]},
-        "trained.pth": {"state_dict": state, "optimizer": optimiser.state_dict()},
+        "trained.pth": {"state_dict": state, "optimizer": optimizer.state_dict()},
     }
     for name, content in contents.items():
         torch.save(content, folder / name)
@@ -124,7 +124,7 @@ def _safetensors_files(folder: Path) -> Iterator[Base]:
 
 
 def _onnx_files(folder: Path) -> Iterator[Base]:
-    for name, nodes in (("layers", _layers()), ("branches", _branches()), ("packed", _quantised())):
+    for name, nodes in (("layers", _layers()), ("branches", _branches()), ("packed", _quantized())):
         path = folder / f"{name}.onnx"
         onnx.save(_model(*nodes), path)
         yield Base("onnx", path)
@@ -218,7 +218,7 @@ def _branches() -> _Part:
     return nodes, [flat, yes, _tensor("table", 5, 3), _tensor("scale", 3)]
 
 
-def _quantised() -> _Part:
+def _quantized() -> _Part:
     node, int8 = helper.make_node, TensorProto.INT8
     nodes = [
         node("DequantizeLinear", ["q", "qs", "qz"], ["w"], axis=0),

@@ -233,7 +233,7 @@ def sparse(case: Case, found: ModelProto) -> None:
     graph.sparse_initializer.append(sparse)
 
 
-def quantise(case: Case, found: ModelProto) -> None:
+def quantize(case: Case, found: ModelProto) -> None:
     """Claim that a weight is quantised, with scales that need not fit."""
     rng, graph = case.rng, found.graph
     readers = [n for n in graph.node if len(n.input) > 1]

@@ -75,7 +75,7 @@ def model(case: Case) -> None:
             node_damage.wiring,
             node_damage.constant,
             tensor_damage.external,
-            node_damage.quantise,
+            node_damage.quantize,
         ),
     )
 

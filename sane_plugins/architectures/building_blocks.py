@@ -98,7 +98,7 @@ def _shortcut(planes_in: int, planes: int, stride: int, kind: str) -> nn.Module:
     )
 
 
-class Tokens(nn.Module):
+class PatchTokens(nn.Module):
     """Turns a map of patches into tokens, adds the class token behind them, and the positions."""
 
     def __init__(self, patches: int, width: int) -> None:
@@ -116,7 +116,7 @@ class Tokens(nn.Module):
         return self.positions + F.pad(self.class_token, padding)
 
 
-class Attending(nn.Module):
+class AttentionBlock(nn.Module):
     """A transformer block that normalises first: attention, then two linear layers."""
 
     def __init__(self, width: int, heads: int, act: str, dropout: float, factor: int = 2) -> None:

@@ -22,7 +22,7 @@ _FRAMES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class DryRun:
     """`readers` are the weights that meet the images, `steps` counts the uses of weights.
 
     `output` is the shape of the first tensor that comes out, and empty where the run failed.
@@ -35,7 +35,7 @@ class Trial:
     output: tuple[int, ...]
 
 
-def try_out(module: nn.Module, channels: int, side: int | None = None) -> Trial:
+def try_out(module: nn.Module, channels: int, side: int | None = None) -> DryRun:
     """Return the run that gets furthest, over several sizes of images where none is given."""
     sides = _SIDES if side is None else (side,)
     best = None
@@ -49,7 +49,7 @@ def try_out(module: nn.Module, channels: int, side: int | None = None) -> Trial:
     return best
 
 
-def _run(module: nn.Module, channels: int, side: int) -> Trial:
+def _run(module: nn.Module, channels: int, side: int) -> DryRun:
     state = {
         key: torch.empty_like(tensor, device="meta")
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]
@@ -64,7 +64,7 @@ def _run(module: nn.Module, channels: int, side: int) -> Trial:
         # Any code runs in a forward, so anything may be raised there; how far it got is the answer.
         with suppress(Exception):
             output = _first_shape(functional_call(module, state, tuple(images)))
-    return Trial(
+    return DryRun(
         channels=channels, side=side, readers=tuple(watch.readers), steps=watch.steps, output=output
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sane_plugins.architectures.building_blocks import ACTIVATIONS as ACTIVATIONS
-from sane_plugins.architectures.building_blocks import Attending, Residual, Tokens
+from sane_plugins.architectures.building_blocks import AttentionBlock, PatchTokens, Residual
 from sane_plugins.errors import ZooError
 
 IMAGE_SIZE = {1: 28, 3: 32}
@@ -98,8 +98,8 @@ def vit(
         )
     return nn.Sequential(
         nn.Conv2d(channels_in, width, patch, stride=patch),
-        Tokens((size // patch) ** 2, width),
-        *(Attending(width, heads, act, dropout) for _ in range(depth)),
+        PatchTokens((size // patch) ** 2, width),
+        *(AttentionBlock(width, heads, act, dropout) for _ in range(depth)),
         _Last(),
         nn.LayerNorm(width),
         nn.Linear(width, classes),

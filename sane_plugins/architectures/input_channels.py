@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sane_plugins.architectures.dry_run import Trial, try_out
+from sane_plugins.architectures.dry_run import DryRun, try_out
 from sane_plugins.errors import SourceError
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -54,7 +54,7 @@ def adapted(weight: torch.Tensor, channels: int) -> torch.Tensor:
     return weight[:, turns] * (count / channels)
 
 
-def _tried(module: nn.Module, side: int | None) -> Trial:
+def _tried(module: nn.Module, side: int | None) -> DryRun:
     """Run the network on colour images, or on such as its first convolution takes."""
     trial = try_out(module, _IMAGES, side)
     first = next((part for part in module.modules() if isinstance(part, _Conv)), None)
@@ -63,7 +63,7 @@ def _tried(module: nn.Module, side: int | None) -> Trial:
     return try_out(module, first.in_channels, side)
 
 
-def _stems(module: nn.Module, trial: Trial) -> list[_Conv]:
+def _stems(module: nn.Module, trial: DryRun) -> list[_Conv]:
     """Return the convolutions that read the images, or none where anything else does."""
     found = []
     for key in trial.readers:

@@ -19,7 +19,7 @@ Notes = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ModelSpec:
     """A builder of networks by its label, what it is always given, and the side of its images."""
 
     builder: Callable[..., nn.Module]
@@ -69,7 +69,7 @@ class Recipe:
         return found
 
 
-def with_weights(recipe: Recipe, state: State, classes: int | None) -> tuple[nn.Module, Notes]:
+def with_weights(recipe: ModelSpec, state: State, classes: int | None) -> tuple[nn.Module, Notes]:
     """Build the network that the weights are from, or that network with another class count.
 
     Raises `SourceError` where they are of another architecture.
@@ -95,7 +95,7 @@ def _init_parameters(kind: type) -> Mapping[str, Parameter]:
     return signature(vars(kind).get("__init__", object.__init__)).parameters
 
 
-def _whole(recipe: Recipe, state: State) -> tuple[nn.Module, int | None]:
+def _whole(recipe: ModelSpec, state: State) -> tuple[nn.Module, int | None]:
     """Build the network with the second heads, the classes and the input channels of the weights.
 
     The channels are returned where they are not the usual ones.
@@ -117,7 +117,7 @@ def _length(here: State, state: State, key: str) -> bool:
     return state[key].ndim > 0 and state[key].shape[1:] == here[key].shape[1:]
 
 
-def _classes(recipe: Recipe, state: State, with_aux: bool, heads: set[str]) -> int | None:
+def _classes(recipe: ModelSpec, state: State, with_aux: bool, heads: set[str]) -> int | None:
     """Return the class count that makes the heads as long as the weights say.
 
     Detection networks have several outputs per class, so their length is measured for two counts.

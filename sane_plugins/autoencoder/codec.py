@@ -11,8 +11,8 @@ from sane_plugins.autoencoder import streaming
 from sane_plugins.autoencoder.bfloat16 import Precision, dtype_of
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import rescaled
-from sane_plugins.autoencoder.positions import Layout
-from sane_plugins.autoencoder.streaming import Run
+from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
@@ -39,10 +39,10 @@ def encode(
     precision: Precision = "float32",
 ) -> Latents:
     """Encode a network of any length on the model's device. Raises `SourceError` on NaN weights."""
-    layout = Layout.of(slots(graph), model.config.token_width)
+    layout = TokenLayout.of(slots(graph), model.config.token_width)
     values = torch.empty(len(layout), model.config.latent_width, device=_device(model))
 
-    def keep(run: Run) -> None:
+    def keep(run: WindowBatch) -> None:
         values[run.start : run.start + len(run.latents)] = run.latents
 
     walk(model, graph, keep, window=window, halo=halo, precision=precision)
@@ -52,7 +52,7 @@ def encode(
 def walk(
     model: SANE,
     graph: WeightGraph,
-    take: Callable[[Run], None],
+    take: Callable[[WindowBatch], None],
     *,
     window: int | None = None,
     halo: int | None = None,
@@ -86,7 +86,7 @@ def decode(
             f"it takes {len(tokens)}",
             "match the latents to the network's tokens first",
         )
-    layout = Layout.of(slots(template), model.config.token_width, _device(model))
+    layout = TokenLayout.of(slots(template), model.config.token_width, _device(model))
     places = model.config.places(layout, 0, len(tokens))
     parts = [cut(x, window, halo) for x in (latents.to(_device(model)), places)]
     narrow = dtype_of(precision, _device(model))
@@ -102,7 +102,7 @@ def decode(
     return rescaled(model, network, slot_side.cpu())
 
 
-def standardised_tokens(
+def standardized_tokens(
     graph: WeightGraph, width: int, device: torch.device | str = "cpu"
 ) -> tuple[Tokens, torch.Tensor]:
     """Return a network's tokens, each slot standardised, and the side information (T, 4) of each."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-class LearnedPlaces(nn.Module):
+class LearnedPositions(nn.Module):
     """[e1(n) + e2(l)] || e3(k) of half the width each, for places (..., 3) int64 below `sizes`."""
 
     def __init__(self, sizes: Sequence[int], width: int) -> None:

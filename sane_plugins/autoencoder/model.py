@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm, pad
 
-from sane_plugins.autoencoder.learned_positions import LearnedPlaces
+from sane_plugins.autoencoder.learned_positions import LearnedPositions
 from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
-from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.weights.scale import SIDE
 
@@ -69,7 +69,7 @@ class SANEConfig:
         """Return how many tokens a training window has."""
         return self.span or self.window + 2 * self.halo
 
-    def places(self, layout: Layout, start: int, stop: int) -> torch.Tensor:
+    def places(self, layout: TokenLayout, start: int, stop: int) -> torch.Tensor:
         """Describe the places of a range of tokens as the model reads them, (stop - start, P).
 
         Raises `SourceError` where the network outgrows learned tables.
@@ -108,7 +108,7 @@ class SANE(nn.Module):
         self.project = _projection(latent * span, config.projection_width)
         if config.scale == "zoo":
             self.register_buffer("zoo_scale", torch.tensor([[0.0, 1.0]]).repeat(config.slots, 1))
-        _initialise(self, config.layers)
+        _initialize(self, config.layers)
 
     def encode(
         self, values: torch.Tensor, side: torch.Tensor, places: torch.Tensor
@@ -142,7 +142,7 @@ class SANE(nn.Module):
 
 def _places(config: SANEConfig) -> nn.Module:
     if config.tables:
-        return LearnedPlaces(config.tables, config.model_width)
+        return LearnedPositions(config.tables, config.model_width)
     return nn.Linear(PLACE_WIDTH, config.model_width, bias=False)
 
 
@@ -169,7 +169,7 @@ def _projection(inputs: int, width: int) -> nn.Sequential:
     return nn.Sequential(*steps)
 
 
-def _initialise(model: SANE, layers: int) -> None:
+def _initialize(model: SANE, layers: int) -> None:
     """Draw weights from N(0, 0.02); what adds to the residual stream is scaled by 1/sqrt(2 layers)."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):

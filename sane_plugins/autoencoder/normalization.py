@@ -11,13 +11,13 @@ from sane_plugins.errors import SourceError
 from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.scale import Scale
-from sane_plugins.weights.token_stream import Block, blocks
+from sane_plugins.weights.token_stream import TokenBlock, blocks
 from sane_plugins.weights.tokens import tokenize
 
 
 def scaled_blocks(
     model: SANE, graph: WeightGraph, device: torch.device | str = "cpu"
-) -> Iterator[Block]:
+) -> Iterator[TokenBlock]:
     """Yield a network's tokens as the model reads them; lazily where each tensor's own scale is meant."""
     width = model.config.token_width
     if model.config.scale == "tensor":
@@ -28,7 +28,7 @@ def scaled_blocks(
     side = scale.fit(graph).side.to(device)
     for i, (start, stop) in enumerate(tokens.spans):
         values = (tokens.values[start:stop].float() - mean[i]) / deviation[i]
-        yield Block(i, values * tokens.mask[start:stop], side[i])
+        yield TokenBlock(i, values * tokens.mask[start:stop], side[i])
 
 
 def rescaled(model: SANE, network: WeightGraph, side: torch.Tensor) -> WeightGraph:

@@ -19,7 +19,7 @@ WIDTH = 4 * 2 * _PERIODS + 4 * 2 * _OCTAVES + 5
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     """How the M slots of a network lie in its tokens: each (M,) int64, `last` the filled share (M,) of the
     last piece of a channel."""
 
@@ -29,7 +29,9 @@ class Layout:
     last: torch.Tensor
 
     @classmethod
-    def of(cls, parts: Sequence[Slot], width: int, device: torch.device | str = "cpu") -> Layout:
+    def of(
+        cls, parts: Sequence[Slot], width: int, device: torch.device | str = "cpu"
+    ) -> TokenLayout:
         """Return the layout of slots cut into tokens of `width` values."""
         rows = [(s.tokens(width), s.rows, s.columns) for s in parts]
         sizes, channels, columns = torch.tensor(rows, device=device).unbind(1)

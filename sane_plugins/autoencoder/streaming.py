@@ -19,7 +19,7 @@ from sane_plugins.autoencoder import windows
 from sane_plugins.autoencoder.bfloat16 import Precision, can_read, dtype_of, fast_encoder
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import scaled_blocks
-from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.progress import Progress, current
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.tokens import slots
@@ -29,7 +29,7 @@ _WINDOWS_GPU = 512
 
 
 @dataclass(frozen=True)
-class Run:
+class WindowBatch:
     """Latents (n, L) of consecutive tokens from `start` on, the slot of each (n,), and its side (n, 4)."""
 
     start: int
@@ -52,7 +52,7 @@ class _Cut:
 def walk(
     model: SANE,
     graph: WeightGraph,
-    take: Callable[[Run], None],
+    take: Callable[[WindowBatch], None],
     window: int,
     halo: int,
     precision: Precision,
@@ -62,7 +62,7 @@ def walk(
     Raises `SourceError` where a weight is not finite, when it is reached.
     """
     device = model.latents_out.weight.device
-    layout = Layout.of(slots(graph), model.config.token_width, device)
+    layout = TokenLayout.of(slots(graph), model.config.token_width, device)
     dtype = dtype_of(precision, device) if can_read(model) else torch.float32
     encoder = _Encoder(model, layout, window, halo, dtype)
     report = current()
@@ -101,13 +101,13 @@ class _Encoder:
     """Encodes what a run sees into what it owns."""
 
     model: SANE
-    layout: Layout
+    layout: TokenLayout
     window: int
     halo: int
     dtype: torch.dtype
 
     @torch.no_grad()
-    def __call__(self, cut: _Cut) -> Run:
+    def __call__(self, cut: _Cut) -> WindowBatch:
         tokens, device = len(self.layout), cut.values.device
         seen = windows.seen(tokens, self.window, self.halo, cut.first, cut.last)
         owned = windows.owned(tokens, self.window, cut.first, cut.last)
@@ -115,7 +115,7 @@ class _Encoder:
         owned = (owned - seen[:, :1]).to(device)
         places = self.model.config.places(self.layout, cut.start, cut.start + len(cut.values))
         latents = self._latents(cut, places, (seen - cut.start).to(device), owned)
-        return Run(
+        return WindowBatch(
             start,
             latents.flatten(0, 1)[:count],
             self.layout.slots(start, start + count),
@@ -133,7 +133,7 @@ class _Encoder:
 
 def _mapped(
     encoder: _Encoder, cuts: Iterator[_Cut], device: torch.device, is_long: bool
-) -> Iterator[Run]:
+) -> Iterator[WindowBatch]:
     """Yield the runs in order, from as many threads as torch has here where the network is long."""
     if device.type != "cpu":
         yield from map(encoder, cuts)
@@ -145,8 +145,8 @@ def _mapped(
             yield from map(encoder, cuts)
 
 
-def _beside(encoder: _Encoder, cuts: Iterator[_Cut], threads: int) -> Iterator[Run]:
-    pending: deque[Future[Run]] = deque()
+def _beside(encoder: _Encoder, cuts: Iterator[_Cut], threads: int) -> Iterator[WindowBatch]:
+    pending: deque[Future[WindowBatch]] = deque()
     with ThreadPoolExecutor(threads, "encode", torch.set_num_threads, (1,)) as pool:
         for cut in cuts:
             pending.append(pool.submit(encoder, cut))

@@ -11,7 +11,7 @@ from sane_plugins.progress import current
 
 if TYPE_CHECKING:
     from sane_plugins.features.encoders import EncodeOptions, Encoding
-    from sane_plugins.initialize.pipeline import Initialisation, InitialiseOptions
+    from sane_plugins.initialize.pipeline import Initialization, InitializeOptions
     from sane_plugins.properties.predict import AnyEstimate, PredictOptions
     from sane_plugins.tasks.task import Task
 
@@ -40,8 +40,8 @@ def sane_predict_properties(
 
 @hookimpl(trylast=True)
 def sane_initialize(
-    target: Any, task: Task | None, prompts: Sequence[Any], options: InitialiseOptions | None
-) -> Initialisation | None:
+    target: Any, task: Task | None, prompts: Sequence[Any], options: InitializeOptions | None
+) -> Initialization | None:
     """Initialise from the prompts that were given, or from those that ship and fit the target."""
     if task is None:
         return None
@@ -50,7 +50,7 @@ def sane_initialize(
     from sane_plugins.autoencoder.checkpoint import embedded, load
     from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
     from sane_plugins.host import Host
-    from sane_plugins.initialize.pipeline import generate, initialise
+    from sane_plugins.initialize.pipeline import generate, initialize
 
     notes: tuple[str, ...] = ()
     graphs = tuple(Host.active().open(prompt) for prompt in prompts)
@@ -64,5 +64,5 @@ def sane_initialize(
     if options is not None and not options.scored:
         done = generate(target, task, graphs, sane, options)
     else:
-        done = initialise(target, task, graphs, sane, options, current())
+        done = initialize(target, task, graphs, sane, options, current())
     return replace(done, notes=(*notes, *done.notes))

@@ -25,7 +25,7 @@ from sane_plugins.cli.verify import verify
 from sane_plugins.errors import UsageError
 
 if TYPE_CHECKING:
-    from sane_plugins.initialize.pipeline import Initialisation, Row
+    from sane_plugins.initialize.pipeline import CandidateScore, Initialization
 
 _LEAST = 0.3  # of the budget, where loading took most of it
 _INTERRUPTED = 130
@@ -188,7 +188,7 @@ def main(
     Example: sane-init small-cnn --task digits -o digits.safetensors
     """
     from sane_plugins.atomic_files import require_free
-    from sane_plugins.initialize.pipeline import InitialiseOptions
+    from sane_plugins.initialize.pipeline import InitializeOptions
     from sane_plugins.tasks.task import load_task
 
     started = monotonic()
@@ -200,7 +200,7 @@ def main(
     require_writable(host, host.open(built(target.network)), model, output)
     _require_device(device)
     given = [open_prompts(host, prompt, target) for prompt in prompts]
-    options = InitialiseOptions(
+    options = InitializeOptions(
         sampler=find_sampler(host, sampler),
         candidates=samples,
         keep=keep,
@@ -219,7 +219,7 @@ def main(
         device=device,
     )
     with progress_bars(host):
-        done = host.initialise(
+        done = host.initialize(
             target.network, target.task, [graph for p in given for graph in p.graphs], options
         )
     command = {
@@ -261,7 +261,7 @@ def _require_device(device: str) -> None:
         ) from error
 
 
-def _write_page(path: Path, done: Initialisation, notes: list[str]) -> None:
+def _write_page(path: Path, done: Initialization, notes: list[str]) -> None:
     from sane_plugins.atomic_files import write_whole
     from sane_plugins.initialize.report import page
 
@@ -269,7 +269,7 @@ def _write_page(path: Path, done: Initialisation, notes: list[str]) -> None:
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def _told(done: Initialisation, path: Path, notes: list[str]) -> dict[str, Any]:
+def _told(done: Initialization, path: Path, notes: list[str]) -> dict[str, Any]:
     rows = [asdict(row) for row in done.rows]
     return {
         "output": str(path),
@@ -281,7 +281,7 @@ def _told(done: Initialisation, path: Path, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _print(done: Initialisation, path: Path, notes: list[str]) -> None:
+def _print(done: Initialization, path: Path, notes: list[str]) -> None:
     tried = [row for row in done.rows if row.curve] or list(done.rows)
     _print_rows(tried)
     for text in notes:
@@ -293,7 +293,7 @@ def _print(done: Initialisation, path: Path, notes: list[str]) -> None:
     click.echo(f"Written to {path}.")
 
 
-def _print_rows(rows: list[Row]) -> None:
+def _print_rows(rows: list[CandidateScore]) -> None:
     if not rows:
         return
     print_table(
@@ -312,7 +312,7 @@ def _print_rows(rows: list[Row]) -> None:
     )
 
 
-def _verdict(done: Initialisation) -> str:
+def _verdict(done: Initialization) -> str:
     """Say what was chosen, and how it compares with the best of every other family trained as long."""
     if not done.rows:
         return "Generated without comparison: it may be worse than the default initialisation."
@@ -322,7 +322,7 @@ def _verdict(done: Initialisation) -> str:
         "default": "the default initialisation",
         "prompt": "the prompts' own weights",
     }
-    found: dict[str, Row] = {}
+    found: dict[str, CandidateScore] = {}
     for row in done.rows:
         if len(row.curve) == len(best.curve):
             found.setdefault(_family(row.kind), row)
@@ -351,7 +351,7 @@ def _family(kind: str) -> str:
     return family(kind)
 
 
-def _last(row: Row) -> float:
+def _last(row: CandidateScore) -> float:
     return row.curve[-1][1] if row.curve else row.before
 
 

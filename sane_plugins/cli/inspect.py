@@ -18,7 +18,7 @@ from sane_plugins.cli.console import (
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.inspection.survey import LayerFigures, Survey
+    from sane_plugins.inspection.survey import LayerStats, Survey
 
 
 @click.command()
@@ -114,7 +114,7 @@ def _told(found: Survey, tokens: int, width: int) -> dict[str, Any]:
     }
 
 
-def _layer(layer: LayerFigures, found: Survey) -> dict[str, Any]:
+def _layer(layer: LayerStats, found: Survey) -> dict[str, Any]:
     return {
         "name": layer.name,
         "kind": layer.kind,

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import click
 
 from sane_plugins.cli.console import print_table
-from sane_plugins.inspection.survey import LayerFigures, Portion, Survey, percent
-from sane_plugins.inspection.tensor_stats import Figures
+from sane_plugins.inspection.survey import LayerStats, Portion, Survey, percent
+from sane_plugins.inspection.tensor_stats import TensorStats
 
 _NO_TOPOLOGY = "no topology: "  # how a note begins that gives the reason
 _MANY = 40
@@ -44,7 +44,7 @@ def print_report(found: Survey, tokens: int, width: int, all_layers: bool) -> No
         click.echo(line)
 
 
-def _row(layer: LayerFigures, found: Survey, signs: dict[str, str]) -> tuple[str, ...]:
+def _row(layer: LayerStats, found: Survey, signs: dict[str, str]) -> tuple[str, ...]:
     values = max(layer.parameters, 1)
     return (
         _short(layer.name),
@@ -59,7 +59,7 @@ def _row(layer: LayerFigures, found: Survey, signs: dict[str, str]) -> tuple[str
     )
 
 
-def _shapes(layer: LayerFigures) -> str:
+def _shapes(layer: LayerStats) -> str:
     """Name a layer's tensors by the end of their keys; count those of one shape."""
     by_shape: dict[str, list[str]] = {}
     for x in layer.tensors:
@@ -79,7 +79,7 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST else "…" + name[1 - _LONGEST :]
 
 
-def _stored(tensors: Sequence[Figures], signs: dict[str, str]) -> str:
+def _stored(tensors: Sequence[TensorStats], signs: dict[str, str]) -> str:
     """Return the types of values, and signs for those that were converted."""
     types = dict.fromkeys(x.dtype for x in tensors)
     marks = dict.fromkeys(signs[x.converted] for x in tensors if x.converted)

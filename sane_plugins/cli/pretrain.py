@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from sane_plugins.pretraining.presets import Recipe
-    from sane_plugins.pretraining.step import Behaviour
+    from sane_plugins.pretraining.step import Behavior
     from sane_plugins.zoo.store import Zoo
 
 _FILE = click.Path(path_type=Path)
@@ -131,7 +131,7 @@ def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Recipe:
     )
 
 
-def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behaviour | None:
+def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behavior | None:
     """Return the behaviour term on the images of each named zoo."""
     from sane_plugins.errors import UsageError
     from sane_plugins.pretraining.behavior import Outputs

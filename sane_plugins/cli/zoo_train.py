@@ -21,7 +21,7 @@ from sane_plugins.cli.settings import read_setting
 if TYPE_CHECKING:
     from sane_plugins.tasks.task import Task
     from sane_plugins.zoo.store import Zoo
-    from sane_plugins.zoo_training.hyperparameters import Ranges
+    from sane_plugins.zoo_training.hyperparameters import HyperparameterRanges
 
 _FOLDER = click.Path(path_type=Path)
 _KEPT = (0, 1, 2, 4, 8, 12)
@@ -130,7 +130,7 @@ def train_command(
     from sane_plugins.progress import current
     from sane_plugins.runtime import require_device
     from sane_plugins.tasks.task import load_task
-    from sane_plugins.zoo_training.training_images import Images
+    from sane_plugins.zoo_training.training_images import TrainingImages
     from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
 
     require_device(device)
@@ -151,7 +151,7 @@ def train_command(
         device=device,
         group=group,
     )
-    images = Images(
+    images = TrainingImages(
         x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
     )
     with progress_bars(host):
@@ -210,13 +210,15 @@ def _kept(text: str | None, epochs: int) -> tuple[int, ...]:
         ) from error
 
 
-def _ranges(act: tuple[str, ...], init: tuple[str, ...], opt: tuple[str, ...]) -> Ranges:
+def _ranges(
+    act: tuple[str, ...], init: tuple[str, ...], opt: tuple[str, ...]
+) -> HyperparameterRanges:
     """Return the default ranges, narrowed to what is named."""
     from sane_plugins.architectures.building_blocks import ACTIVATIONS
     from sane_plugins.errors import UsageError
-    from sane_plugins.zoo_training.hyperparameters import INITIALISATIONS, Ranges
+    from sane_plugins.zoo_training.hyperparameters import INITIALIZATIONS, HyperparameterRanges
 
-    known = {"--act": (act, list(ACTIVATIONS)), "--init": (init, ["default", *INITIALISATIONS])}
+    known = {"--act": (act, list(ACTIVATIONS)), "--init": (init, ["default", *INITIALIZATIONS])}
     for option, (given, names) in known.items():
         if unknown := [name for name in given if name not in names]:
             raise UsageError(
@@ -225,7 +227,7 @@ def _ranges(act: tuple[str, ...], init: tuple[str, ...], opt: tuple[str, ...]) -
                 f"one of {', '.join(names)} is needed",
                 "choose one of them",
             )
-    ranges = Ranges()
+    ranges = HyperparameterRanges()
     return replace(ranges, act=act or ranges.act, init=init or ranges.init, opt=opt or ranges.opt)
 
 

@@ -19,7 +19,7 @@ import torch
 from sane_plugins.autoencoder import checkpoint, codec
 from sane_plugins.autoencoder.bfloat16 import Precision
 from sane_plugins.autoencoder.model import SANE
-from sane_plugins.autoencoder.streaming import Run
+from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.errors import UsageError
 from sane_plugins.features import sane_features
 from sane_plugins.features.sane_features import Pool, is_probed, ordered
@@ -133,14 +133,14 @@ class SaneEncoder:
 @contextmanager
 def _kept(
     where: bool | Path, pool: Pool, model: SANE
-) -> Iterator[tuple[Callable[[Run], None], torch.Tensor | None]]:
+) -> Iterator[tuple[Callable[[WindowBatch], None], torch.Tensor | None]]:
     """Pool each run, and keep its latents in memory, in a file, or not at all."""
     if where is False:
         yield pool.take, None
     elif where is True:
         latents = model.latents_out.weight.new_empty(pool.spans[-1][1], model.config.latent_width)
 
-        def keep(run: Run) -> None:
+        def keep(run: WindowBatch) -> None:
             pool.take(run)
             latents[run.start : run.start + len(run.latents)] = run.latents
 
@@ -148,7 +148,7 @@ def _kept(
     else:
         with where.open("wb") as file:
 
-            def write(run: Run) -> None:
+            def write(run: WindowBatch) -> None:
                 pool.take(run)
                 run.latents.cpu().numpy().tofile(file)
 
@@ -156,7 +156,7 @@ def _kept(
 
 
 def _walk(
-    model: SANE, graph: WeightGraph, take: Callable[[Run], None], options: EncodeOptions
+    model: SANE, graph: WeightGraph, take: Callable[[WindowBatch], None], options: EncodeOptions
 ) -> None:
     codec.walk(
         model, graph, take, window=options.window, halo=options.halo, precision=options.precision

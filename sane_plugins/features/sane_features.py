@@ -12,8 +12,8 @@ import torch
 
 from sane_plugins.autoencoder import codec
 from sane_plugins.autoencoder.model import SANE
-from sane_plugins.autoencoder.positions import Layout
-from sane_plugins.autoencoder.streaming import Run
+from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.features.random_probes import DECISIONS
 from sane_plugins.features.statistics import PLACES, Array, by_role, decisions, is_chain, resample
 from sane_plugins.symmetry.permutations import PermutationGroup, groups, permute
@@ -29,14 +29,14 @@ class Pool:
     """Sums of a network's latents as they come, of each slot, and the side information of each."""
 
     def __init__(self, graph: WeightGraph, model: SANE) -> None:
-        layout = Layout.of(slots(graph), model.config.token_width)
+        layout = TokenLayout.of(slots(graph), model.config.token_width)
         sizes = torch.tensor([stop - start for start, stop in layout.spans])
         like = model.latents_out.weight
         self.spans, self._sizes = layout.spans, sizes.to(like.device)[:, None]
         self._sums = like.new_zeros(len(sizes), model.config.latent_width, dtype=torch.float64)
         self.side = like.new_zeros(len(sizes), SIDE, dtype=torch.float64)
 
-    def take(self, run: Run) -> None:
+    def take(self, run: WindowBatch) -> None:
         """Add the latents of a run."""
         self._sums.index_add_(0, run.slot, run.latents.double())
         self.side[run.slot] = run.side.double()

@@ -10,7 +10,7 @@ from typing import Any
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.guards import sealed
-from sane_plugins.formats.pickle_scan import PickleLimitError, Scan, Stored, pickle_end
+from sane_plugins.formats.pickle_scan import PickledTensor, PickleLimitError, Scan, pickle_end
 
 VIEWS = 2**31  # bytes that expanded, shared and sparse tensors may have beyond what the file holds
 PICKLE = 256 * 2**20  # bytes of one pickle
@@ -91,7 +91,7 @@ def _asks_for_room(args: tuple[Any, ...]) -> bool:
     return any(isinstance(arg, int) for arg in args)
 
 
-def require_held(path: Path, tensors: list[Stored]) -> None:
+def require_held(path: Path, tensors: list[PickledTensor]) -> None:
     """Raise where tensors reach past their data, or expanded and shared ones are too large together."""
     distinct = {(t.storage.key, t.dtype, t.offset, t.shape, t.stride): t for t in tensors}.values()
     wanted = sum(t.count * t.dtype.itemsize for t in distinct)

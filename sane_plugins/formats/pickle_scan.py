@@ -69,7 +69,7 @@ class Storage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stored:
+class PickledTensor:
     """A tensor as its pickle describes it; `quantizer` holds scheme, scales and zero points."""
 
     storage: Storage
@@ -158,14 +158,14 @@ class Scan(pickle.Unpickler):
         self.storages[storage] = None
         return storage
 
-    def tensors(self) -> Iterator[tuple[Inert, Stored]]:
+    def tensors(self) -> Iterator[tuple[Inert, PickledTensor]]:
         """Yield every tensor that is put together from a piece of data."""
         for record in self.made:
             if (found := stored(record)) is not None:
                 yield record, found
 
 
-def stored(record: Any) -> Stored | None:
+def stored(record: Any) -> PickledTensor | None:
     """Return what an inert record says of a tensor; None where it is something else.
 
     Raises `ValueError` or `TypeError` where it makes no sense.
@@ -183,7 +183,7 @@ def stored(record: Any) -> Stored | None:
     _whole((offset,))
     if len(shape) != len(stride) or not isinstance(storage, Storage):
         raise ValueError("no tensor")
-    return Stored(storage, dtype, offset, shape, stride, tuple(quantizer))
+    return PickledTensor(storage, dtype, offset, shape, stride, tuple(quantizer))
 
 
 def _whole(numbers: Any) -> tuple[int, ...]:

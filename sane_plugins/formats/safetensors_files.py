@@ -50,7 +50,7 @@ _TYPES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class HeaderEntry:
     """A tensor's place in a file; `dtype` is none for a type that torch cannot compute with."""
 
     kind: str
@@ -143,13 +143,13 @@ def as_graph(
     )
 
 
-def _fitting(axes: Mapping[str, object], entries: Mapping[str, Entry]) -> dict[str, int]:
+def _fitting(axes: Mapping[str, object], entries: Mapping[str, HeaderEntry]) -> dict[str, int]:
     """Return the axes that their tensors have."""
     ranks = {key: len(entries[key].shape) for key in axes}
     return {k: a for k, a in axes.items() if type(a) is int and -ranks[k] <= a < ranks[k]}
 
 
-def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, Entry]]:
+def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, HeaderEntry]]:
     """Return metadata and places in the order they have in the file, which they must fill."""
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(HEADER_BYTES, size - 8):
@@ -181,7 +181,7 @@ def require_few(path: Path, count: int) -> None:
         )
 
 
-def _entry(told: Any, base: int) -> Entry:
+def _entry(told: Any, base: int) -> HeaderEntry:
     kind, shape, (start, end) = str(told["dtype"]), told["shape"], told["data_offsets"]
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) or end < start:
         raise ValueError("sizes are whole numbers")
@@ -190,7 +190,7 @@ def _entry(told: Any, base: int) -> Entry:
         raise ValueError("a tensor has another size than its shape")
     if dtype is not None and dtype.is_floating_point and dtype not in FLOATS:
         dtype = None
-    return Entry(kind, dtype, tuple(shape), base + start, base + end)
+    return HeaderEntry(kind, dtype, tuple(shape), base + start, base + end)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def told(text: str, keys: list[str]) -> dict[str, Any]:
     return own if fits else {}
 
 
-def _is_sorted(entries: Mapping[str, Entry]) -> bool:
+def _is_sorted(entries: Mapping[str, HeaderEntry]) -> bool:
     """Tell whether the tensors lie as the safetensors library sorts them: by type, then by name.
 
     Any other order is the writer's, mostly the order of the network's layers.

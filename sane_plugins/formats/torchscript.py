@@ -14,14 +14,16 @@ from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.checkpoint_limits import require_held, scan_member
 from sane_plugins.formats.dequantize import FLOATS, Content
 from sane_plugins.formats.guards import sealed
-from sane_plugins.formats.pickle_scan import Inert, Scan, Stored, stored
+from sane_plugins.formats.pickle_scan import Inert, PickledTensor, Scan, stored
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights.graph import WeightGraph
 
 DEPTH, PARTS = 200, 500_000  # modules in modules, and attributes of all modules together
 
-_QUANTISED = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
-_Place = tuple[str, Stored]  # the folder of the archive that holds the values, and which of them
+_QUANTIZED = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+_Place = tuple[
+    str, PickledTensor
+]  # the folder of the archive that holds the values, and which of them
 _WRAPPED = ("torch.jit._pickle.build_tensorlist", "torch.jit._pickle.restore_type_tag")
 
 
@@ -85,10 +87,10 @@ def _attributes(
 def _is_known(dtype: torch.dtype) -> bool:
     if dtype.is_floating_point:
         return dtype in FLOATS
-    return dtype in _QUANTISED or not str(dtype).startswith(("torch.qu", "torch.qi", "torch.bits"))
+    return dtype in _QUANTIZED or not str(dtype).startswith(("torch.qu", "torch.qi", "torch.bits"))
 
 
-def _require_data(path: Path, archive: Archive, folder: str, place: Stored) -> None:
+def _require_data(path: Path, archive: Archive, folder: str, place: PickledTensor) -> None:
     held = archive.size(folder + place.storage.key)
     if place.storage.nbytes > held:
         raise SourceError(
@@ -152,11 +154,11 @@ def _ties(places: Mapping[str, _Place]) -> dict[str, str]:
     return ties
 
 
-def _described(place: Stored) -> tuple[tuple[int, ...], torch.dtype]:
+def _described(place: PickledTensor) -> tuple[tuple[int, ...], torch.dtype]:
     return place.shape, torch.float32 if place.quantizer else place.dtype
 
 
-def _converted(place: Stored) -> str:
+def _converted(place: PickledTensor) -> str:
     scales = "one scale per channel" if "channel" in place.quantizer[0].name else "one scale"
     return f"dequantised from {str(place.dtype).removeprefix('torch.')}, {scales}"
 
@@ -171,9 +173,9 @@ class _Tensors(Mapping[str, torch.Tensor]):
         folder, place = self._places[key]
         with sealed(self._archive.path):
             values = self._values(folder, place)
-            return _dequantised(self, folder, place, values) if place.quantizer else values
+            return _dequantized(self, folder, place, values) if place.quantizer else values
 
-    def _values(self, folder: str, place: Stored) -> torch.Tensor:
+    def _values(self, folder: str, place: PickledTensor) -> torch.Tensor:
         if not place.count:
             return torch.empty(place.shape, dtype=_integers(place.dtype))
         size = place.dtype.itemsize
@@ -191,11 +193,11 @@ class _Tensors(Mapping[str, torch.Tensor]):
 
 def _integers(dtype: torch.dtype) -> torch.dtype:
     """Return the type of the whole numbers that a quantised type is stored as."""
-    return _QUANTISED.get(dtype, dtype)
+    return _QUANTIZED.get(dtype, dtype)
 
 
-def _dequantised(
-    tensors: _Tensors, folder: str, place: Stored, whole: torch.Tensor
+def _dequantized(
+    tensors: _Tensors, folder: str, place: PickledTensor, whole: torch.Tensor
 ) -> torch.Tensor:
     scheme, scale, zero = place.quantizer[:3]
     if "channel" not in scheme.name:

@@ -13,7 +13,7 @@ import torch
 
 from sane_plugins.errors import UsageError
 from sane_plugins.generation.denoiser import Denoiser, denoised, load, weights
-from sane_plugins.generation.samplers import Surroundings, turns
+from sane_plugins.generation.samplers import SamplingContext, turns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,9 @@ class Diffusion:
 
     level: float = 0.3
     steps: int = 20
-    around: Surroundings | None = field(default=None, repr=False, compare=False)
+    around: SamplingContext | None = field(default=None, repr=False, compare=False)
 
-    def bound(self, around: Surroundings) -> Diffusion:
+    def bound(self, around: SamplingContext) -> Diffusion:
         """Return the sampler for a network and a task. Raises `UsageError` for latents of another SANE."""
         known = embedded().config.sane
         if around.sane != known:

@@ -21,7 +21,7 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class SamplingContext:
     """What a sampler may condition on: places (T, P), the task's description (F,), the SANE's fingerprint."""
 
     places: torch.Tensor
@@ -30,10 +30,10 @@ class Surroundings:
 
 
 @runtime_checkable
-class Conditioned(Protocol):
+class ConditionedSampler(Protocol):
     """A sampler that wants to know the network's places and the task before it draws."""
 
-    def bound(self, around: Surroundings) -> Sampler:
+    def bound(self, around: SamplingContext) -> Sampler:
         """Return the sampler for these."""
         ...
 

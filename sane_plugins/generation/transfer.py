@@ -45,13 +45,13 @@ class Transfer:
         """Return how many prompts stand side by side in a network that is wider than they are."""
         return min(self.expanded.beside, len(self.prompts)) if self.expanded else 1
 
-    def neighbours(self, number: int) -> list[WeightGraph]:
+    def neighbors(self, number: int) -> list[WeightGraph]:
         """Return the prompts that stand side by side where one of this number is asked for."""
         return [self.aligned[(number + i) % len(self.aligned)] for i in range(self.beside)]
 
     def direct(self, number: int, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Return tensors of the target as a prompt has them; prompts that do not fit are not `aligned`."""
-        prompts = [prompt.tensors for prompt in self.neighbours(number)]
+        prompts = [prompt.tensors for prompt in self.neighbors(number)]
         if self.expanded is not None:
             return self.expanded.apply(prompts, default.tensors)
         return {key: prompts[0][found] for key, found in self.pairs.items()}

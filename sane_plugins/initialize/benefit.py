@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from sane_plugins.initialize.budget import Clock, TimeOverError
-from sane_plugins.initialize.candidates import Bench
-from sane_plugins.initialize.options import Candidate, Row
+from sane_plugins.initialize.budget import Budget, BudgetSpentError
+from sane_plugins.initialize.candidates import CandidateBuilder
+from sane_plugins.initialize.options import Candidate, CandidateScore
 from sane_plugins.initialize.successive_halving import family, trial
 from sane_plugins.runtime import random_stream
 from sane_plugins.tasks.task import Task
@@ -32,7 +32,7 @@ _CLOSE = 0.1
 
 
 @dataclass(frozen=True)
-class Outlook:
+class BenefitForecast:
     """How likely generated weights train better than the best default, and whether that is more than even."""
 
     probability: float
@@ -48,7 +48,7 @@ class Outlook:
         return abs(self.probability - 0.5) < _CLOSE
 
 
-def margins(rows: Sequence[Row], images: int) -> tuple[float, float] | None:
+def margins(rows: Sequence[CandidateScore], images: int) -> tuple[float, float] | None:
     """Return the margins before training and at the last epoch that both were trained to.
 
     `rows` come best first, scored on so many images. None without a generated candidate or a default.
@@ -64,7 +64,7 @@ def margins(rows: Sequence[Row], images: int) -> tuple[float, float] | None:
     return before, after
 
 
-def paired(bench: Bench, raced: Sequence[Candidate], clock: Clock) -> float | None:
+def paired(bench: CandidateBuilder, raced: Sequence[Candidate], clock: Budget) -> float | None:
     """Return McNemar's margin of the best generated candidate over the best default, -10 to 10.
 
     None where one of them is missing, or the time is over.
@@ -75,7 +75,7 @@ def paired(bench: Bench, raced: Sequence[Candidate], clock: Clock) -> float | No
     try:
         with clock.until_over():
             counts = [counted(bench, *rivals, order, clock) for order in range(ORDERS)]
-    except TimeOverError:
+    except BudgetSpentError:
         return None
     return mcnemar(counts)
 
@@ -87,7 +87,7 @@ def best_of_both(raced: Sequence[Candidate]) -> tuple[Candidate, Candidate] | No
 
 
 def counted(
-    bench: Bench, ours: Candidate, plain: Candidate, order: int, clock: Clock
+    bench: CandidateBuilder, ours: Candidate, plain: Candidate, order: int, clock: Budget
 ) -> tuple[int, int]:
     """Return how many answers the one has right and the other wrong, and the reverse.
 
@@ -108,12 +108,14 @@ def mcnemar(counts: Sequence[tuple[int, int]]) -> float:
     return max(-_MOST, min(_MOST, (better - worse) / sqrt(better + worse + 1)))
 
 
-def won(rows: Sequence[Row]) -> float:
+def won(rows: Sequence[CandidateScore]) -> float:
     """Return 1 where a generated candidate won the race, -1 where a default did; `rows` come best first."""
     return -1.0 if family(rows[0].kind) == "default" else 1.0
 
 
-def outlook(rows: Sequence[Row], images: int, pairs: float | None = None) -> Outlook | None:
+def outlook(
+    rows: Sequence[CandidateScore], images: int, pairs: float | None = None
+) -> BenefitForecast | None:
     """Return what the margins of a race tell; None where there is nothing to compare."""
     raced = margins(rows, images)
     if raced is None:
@@ -121,16 +123,16 @@ def outlook(rows: Sequence[Row], images: int, pairs: float | None = None) -> Out
     told = _coefficients()["race" if pairs is None else "folds"]
     found = raced if pairs is None else (won(rows), pairs)
     score = told["bias"] + sum(w * x for w, x in zip(told["weights"], found, strict=True))
-    return Outlook(1 / (1 + exp(-score)))
+    return BenefitForecast(1 / (1 + exp(-score)))
 
 
-def _firsts(rows: Sequence[Row]) -> tuple[int, int] | None:
+def _firsts(rows: Sequence[CandidateScore]) -> tuple[int, int] | None:
     """Return the places of the first generated candidate and of the first default, if there are both."""
     is_plain = [family(row.kind) == "default" for row in rows]
     return (is_plain.index(False), is_plain.index(True)) if len({*is_plain}) == 2 else None
 
 
-def _folds(bench: Bench, order: int) -> Iterator[Task]:
+def _folds(bench: CandidateBuilder, order: int) -> Iterator[Task]:
     task = bench.task
     x, y = torch.cat([task.x_train, task.x_test]), torch.cat([task.y_train, task.y_test])
     rng = random_stream(bench.options.seed, "gate", order)
@@ -143,7 +145,7 @@ def _folds(bench: Bench, order: int) -> Iterator[Task]:
 
 
 def _answers(
-    bench: Bench, candidate: Candidate, fold: Task, order: int, clock: Clock
+    bench: CandidateBuilder, candidate: Candidate, fold: Task, order: int, clock: Budget
 ) -> torch.Tensor:
     """Train on a fold and return which of its test images are right after each epoch, (epochs x N,) bool."""
     own = replace(bench, task=fold)

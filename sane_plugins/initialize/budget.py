@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from time import monotonic
 
 
-class TimeOverError(Exception):
-    """The stage's time is over; raised by `Clock.check`, and told by no one."""
+class BudgetSpentError(Exception):
+    """The stage's time is over; raised by `Budget.check`, and told by no one."""
 
 
-class Clock:
+class Budget:
     """Seconds since it was made, of a budget (None: no bound)."""
 
     def __init__(self, budget: float | None) -> None:
@@ -27,15 +27,15 @@ class Clock:
         spent = monotonic() - self._start
         return float("inf") if self._budget is None else max(0.0, self._budget - spent)
 
-    def restarted(self) -> Clock:
+    def restarted(self) -> Budget:
         """Return a clock of the same budget that starts now, and tells this one of what it cut."""
         self._start, self._end = monotonic(), float("inf")
         return self
 
     def check(self) -> None:
-        """Raise `TimeOverError` where the stage has to end."""
+        """Raise `BudgetSpentError` where the stage has to end."""
         if self.interrupted or self.over():
-            raise TimeOverError
+            raise BudgetSpentError
 
     def over(self) -> bool:
         """Tell whether the stage's time is over, and remember that something was left out."""
@@ -45,13 +45,13 @@ class Clock:
 
     @contextmanager
     def until_over(self) -> Iterator[None]:
-        """Bound what is useful and not needed by the whole budget; `TimeOverError` and Ctrl-C end it."""
+        """Bound what is useful and not needed by the whole budget; `BudgetSpentError` and Ctrl-C end it."""
         self._end = self._start + (float("inf") if self._budget is None else self._budget)
         try:
             yield
         except KeyboardInterrupt as stop:
             self.interrupted = True
-            raise TimeOverError from stop
+            raise BudgetSpentError from stop
 
     @contextmanager
     def stage(self, share: float) -> Iterator[None]:
@@ -59,7 +59,7 @@ class Clock:
         self._end = self._start + share * (float("inf") if self._budget is None else self._budget)
         try:
             yield
-        except TimeOverError:
+        except BudgetSpentError:
             self.cut = True
         except KeyboardInterrupt:
             self.cut = self.interrupted = True

@@ -14,14 +14,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sane_plugins.autoencoder.checkpoint import fingerprint
 from sane_plugins.autoencoder.model import SANE
-from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.generation.batchnorm import condition
 from sane_plugins.generation.classifier import find_classifier, fit_classifier
 from sane_plugins.generation.rescale import rescale
-from sane_plugins.generation.samplers import Conditioned, Sampler, Surroundings
+from sane_plugins.generation.samplers import ConditionedSampler, Sampler, SamplingContext
 from sane_plugins.generation.transfer import Transfer, plan
-from sane_plugins.initialize.options import Candidate, InitialiseOptions, Recipe, Row
-from sane_plugins.initialize.pruned import Pruned
+from sane_plugins.initialize.options import (
+    Candidate,
+    CandidateScore,
+    CandidateSpec,
+    InitializeOptions,
+)
+from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.initialize.training import arrange
 from sane_plugins.runtime import random_stream, seeded
 from sane_plugins.tasks.scoring import accuracy
@@ -40,15 +45,15 @@ _SCALE_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class CandidateBuilder:
     """What every candidate is built and measured with; `classifier` holds the keys of its tensors."""
 
     make: Callable[[], nn.Module]
     task: Task
     classifier: frozenset[str]
-    options: InitialiseOptions
+    options: InitializeOptions
     transfer: Transfer
-    pruned: Pruned | None = None
+    pruned: PrunedNetwork | None = None
 
     @property
     def fits(self) -> bool:
@@ -59,35 +64,35 @@ class Bench:
     def sampler(self) -> Sampler:
         """Return the sampler, told of the network and the task where it asks."""
         sampler = self.options.sampler
-        if not isinstance(sampler, Conditioned):
+        if not isinstance(sampler, ConditionedSampler):
             return sampler
         sane, template = self.transfer.sane, self.transfer.template
-        layout = Layout.of(slots(template), sane.config.token_width)
+        layout = TokenLayout.of(slots(template), sane.config.token_width)
         places = sane.config.places(layout, 0, len(layout))
-        return sampler.bound(Surroundings(places, describe(self.task), fingerprint(sane)))
+        return sampler.bound(SamplingContext(places, describe(self.task), fingerprint(sane)))
 
-    def near(self, prompts: Sequence[WeightGraph], sane: SANE) -> Bench:
+    def near(self, prompts: Sequence[WeightGraph], sane: SANE) -> CandidateBuilder:
         """Return the same bench with other prompts, which have the target's shapes."""
         rng = random_stream(self.options.seed, "align few")
         target = from_module(self.make())
         return replace(self, transfer=plan(prompts, target, self.classifier, sane, rng))
 
-    def build(self, recipe: Recipe, latents: torch.Tensor | None = None) -> Candidate:
+    def build(self, recipe: CandidateSpec, latents: torch.Tensor | None = None) -> Candidate:
         """Make and score what a recipe stands for; a SANE candidate is decoded from latents (B, T, L)."""
         module, origins, rng = self._made(recipe, latents)
         seed = int(torch.randint(2**31, (), generator=rng))
         score = accuracy(module, self.task.x_test, self.task.y_test)
-        row = Row(name=self._name(recipe), kind=recipe.kind, seed=seed, before=score)
+        row = CandidateScore(name=self._name(recipe), kind=recipe.kind, seed=seed, before=score)
         return Candidate(row, module, recipe, origins)
 
     def make_only(
-        self, recipe: Recipe, latents: torch.Tensor | None
+        self, recipe: CandidateSpec, latents: torch.Tensor | None
     ) -> tuple[nn.Module, dict[str, str]]:
         """Make what a recipe stands for without scoring it; also return where each tensor comes from."""
         return self._made(recipe, latents)[:2]
 
     def _made(
-        self, recipe: Recipe, latents: torch.Tensor | None
+        self, recipe: CandidateSpec, latents: torch.Tensor | None
     ) -> tuple[nn.Module, dict[str, str], torch.Generator]:
         rng = random_stream(self.options.seed, *astuple(recipe)[:3])  # one draw, at any scale
         with seeded(rng):
@@ -108,7 +113,7 @@ class Bench:
         self,
         module: nn.Module,
         given: Mapping[str, torch.Tensor],
-        recipe: Recipe,
+        recipe: CandidateSpec,
         latents: torch.Tensor | None,
         rng: torch.Generator,
     ) -> dict[str, str]:
@@ -133,7 +138,7 @@ class Bench:
             origins |= dict.fromkeys(self.classifier, FITTED)
         return origins
 
-    def _wanted(self, graph: WeightGraph, recipe: Recipe) -> set[str]:
+    def _wanted(self, graph: WeightGraph, recipe: CandidateSpec) -> set[str]:
         """Return the keys that a recipe generates: of its first layers, and selected by the user."""
         layers = [layer for layer in graph.layers if layer.params]
         first = layers[: ceil(recipe.layers * len(layers))]
@@ -141,7 +146,7 @@ class Bench:
         return keys if self.options.classifier == "prompt" else keys - self.classifier
 
     def _weights(
-        self, recipe: Recipe, latents: torch.Tensor | None, graph: WeightGraph
+        self, recipe: CandidateSpec, latents: torch.Tensor | None, graph: WeightGraph
     ) -> dict[str, torch.Tensor]:
         if latents is not None:
             return self.transfer.weights(latents, graph)
@@ -156,7 +161,7 @@ class Bench:
         if layer is not None:
             fit_classifier(module, layer, images, labels)
 
-    def _name(self, recipe: Recipe) -> str:
+    def _name(self, recipe: CandidateSpec) -> str:
         number = recipe.number + 1
         how = f", round {recipe.round + 1}" if recipe.round else ""
         how += ", default scale" if recipe.scale == "default" else ""
@@ -164,13 +169,13 @@ class Bench:
         if recipe.kind == "sane":
             return f"SANE candidate {number}{how}"
         if recipe.kind == "prompt":
-            beside = " beside ".join(p.source for p in self.transfer.neighbours(recipe.number))
+            beside = " beside ".join(p.source for p in self.transfer.neighbors(recipe.number))
             return f"prompt {beside}{how}"
         return recipe.kind.replace("default", f"default {number}", 1) + how
 
 
 def affordable(
-    module: nn.Module, task: Task, options: InitialiseOptions, rng: torch.Generator
+    module: nn.Module, task: Task, options: InitializeOptions, rng: torch.Generator
 ) -> Task:
     """Return training images to train on and to choose by, no more than one epoch can afford."""
     afford = int(_EPOCH_FLOP / (3 * flop(module, task)))

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from sane_plugins.initialize.candidates import DEFAULT, FITTED, MEASURED
-from sane_plugins.initialize.options import Row
+from sane_plugins.initialize.options import CandidateScore
 from sane_plugins.weights.graph import WeightGraph
 
-COLOURS = {
+COLORS = {
     "sane": "#1f77b4",
     "prompt": "#2ca02c",
     "mean of prompts": "#8c564b",
@@ -24,7 +24,7 @@ _ROW, _NAME, _BAR = 20, 215, 395
 _MOST = 120
 
 
-def curves(rows: Sequence[Row]) -> str:
+def curves(rows: Sequence[CandidateScore]) -> str:
     """Draw accuracy by epochs: a thin line for each candidate, the mean and range of each kind."""
     rows = [row for row in rows if row.curve]
     if not rows:
@@ -34,7 +34,7 @@ def curves(rows: Sequence[Row]) -> str:
     for kind in dict.fromkeys(row.kind for row in rows):
         lines = [_points(row) for row in rows if row.kind == kind]
         told = f"<title>{escape(kind)}: {len(lines)} trained</title>"
-        parts += [f"<g>{told}", *_kind(lines, COLOURS[kind], right), "</g>"]
+        parts += [f"<g>{told}", *_kind(lines, COLORS[kind], right), "</g>"]
     return _svg(_WIDTH, _HEIGHT, parts, "accuracy on held-out images by epochs of training")
 
 
@@ -54,7 +54,7 @@ def layers(graph: WeightGraph, origins: Mapping[str, str]) -> str:
             told = f"{layer.name}: {size} of {total} values: {origin}"
             parts.append(
                 f'<rect x="{at:.1f}" y="{i * _ROW + 2}" width="{wide:.1f}" height="{_ROW - 4}"'
-                f' fill="{COLOURS[origin]}"><title>{escape(told)}</title></rect>'
+                f' fill="{COLORS[origin]}"><title>{escape(told)}</title></rect>'
             )
             at += wide
         parts.append(_text(_NAME + _BAR + 6, i * _ROW + 15, f"{total:,}", "start"))
@@ -69,26 +69,26 @@ def legend(names: Sequence[str]) -> str:
     return (
         '<p class="legend">'
         + " ".join(
-            f'<span><i style="background:{COLOURS[name]}"></i>{escape(name)}</span>'
+            f'<span><i style="background:{COLORS[name]}"></i>{escape(name)}</span>'
             for name in names
         )
         + "</p>"
     )
 
 
-def _points(row: Row) -> list[tuple[float, float]]:
+def _points(row: CandidateScore) -> list[tuple[float, float]]:
     return [(0.0, row.before), *row.curve]
 
 
-def _kind(lines: Sequence[list[tuple[float, float]]], colour: str, right: float) -> Iterator[str]:
+def _kind(lines: Sequence[list[tuple[float, float]]], color: str, right: float) -> Iterator[str]:
     """Draw candidates of one kind; mean and range at each place over those that came so far."""
     places = sorted({x for line in lines for x, _ in line})
     found = [(x, [y for line in lines for at, y in line if at == x]) for x in places]
     band = [(x, max(ys)) for x, ys in found] + [(x, min(ys)) for x, ys in reversed(found)]
-    yield f'<polygon points="{_path(band, right)}" fill="{colour}" opacity="0.15"/>'
+    yield f'<polygon points="{_path(band, right)}" fill="{color}" opacity="0.15"/>'
     for line in lines:
-        yield _line(line, colour, right, 0.8, 0.5)
-    yield _line([(x, sum(ys) / len(ys)) for x, ys in found], colour, right, 2.2, 1.0)
+        yield _line(line, color, right, 0.8, 0.5)
+    yield _line([(x, sum(ys) / len(ys)) for x, ys in found], color, right, 2.2, 1.0)
 
 
 def _axes(right: float) -> Iterator[str]:
@@ -106,10 +106,10 @@ def _axes(right: float) -> Iterator[str]:
 
 
 def _line(
-    points: Sequence[tuple[float, float]], colour: str, right: float, width: float, opacity: float
+    points: Sequence[tuple[float, float]], color: str, right: float, width: float, opacity: float
 ) -> str:
     return (
-        f'<polyline points="{_path(points, right)}" fill="none" stroke="{colour}"'
+        f'<polyline points="{_path(points, right)}" fill="none" stroke="{color}"'
         f' stroke-width="{width}" opacity="{opacity}"/>'
     )
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from sane_plugins.initialize.candidates import Bench
-from sane_plugins.initialize.options import Candidate, InitialiseOptions, Recipe
-from sane_plugins.initialize.search import Course, latents_of
+from sane_plugins.initialize.candidates import CandidateBuilder
+from sane_plugins.initialize.options import Candidate, CandidateSpec, InitializeOptions
+from sane_plugins.initialize.search import SearchTrace, latents_of
 from sane_plugins.initialize.successive_halving import trial
 from sane_plugins.progress import Progress, Report
 from sane_plugins.weights.graph import WeightGraph
@@ -16,19 +16,21 @@ from sane_plugins.weights.modules import from_module
 
 
 @dataclass(frozen=True)
-class Shots:
+class FewShotPrompts:
     """Which candidates were trained to draw near, and the course of the search that they are from."""
 
-    recipes: tuple[Recipe, ...]
-    course: Course
+    recipes: tuple[CandidateSpec, ...]
+    course: SearchTrace
 
 
-def first_shots(raced: Sequence[Candidate], options: InitialiseOptions) -> list[Candidate]:
+def first_shots(raced: Sequence[Candidate], options: InitializeOptions) -> list[Candidate]:
     """Return the best candidates, whatever they came from."""
     return list(raced[: options.few_shot])
 
 
-def train_shots(bench: Bench, shots: Shots, report: Report) -> list[WeightGraph]:
+def train_shots(
+    bench: CandidateBuilder, shots: FewShotPrompts, report: Report
+) -> list[WeightGraph]:
     """Train them on the task's training images; the same bench gives the same networks."""
     epoch = ceil(len(bench.task.y_train) / bench.options.train.batch)
     found = []

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sane_plugins.initialize.benefit import Outlook
-from sane_plugins.initialize.budget import Clock
-from sane_plugins.initialize.candidates import DEFAULT, Bench
-from sane_plugins.initialize.options import Candidate, InitialiseOptions
-from sane_plugins.initialize.pruned import Pruned, sparsity
+from sane_plugins.initialize.benefit import BenefitForecast
+from sane_plugins.initialize.budget import Budget
+from sane_plugins.initialize.candidates import DEFAULT, CandidateBuilder
+from sane_plugins.initialize.options import Candidate, InitializeOptions
+from sane_plugins.initialize.pruned import PrunedNetwork, sparsity
 from sane_plugins.initialize.search import drawn_at_once
 from sane_plugins.tasks.task import Task
 
 
 def remarks(
-    bench: Bench, task: Task, fresh: bool, clock: Clock, best: Candidate, expected: Outlook | None
+    bench: CandidateBuilder,
+    task: Task,
+    fresh: bool,
+    clock: Budget,
+    best: Candidate,
+    expected: BenefitForecast | None,
 ) -> Iterator[str]:
     """Yield one sentence each, without its full stop."""
     data, options = bench.task, bench.options
@@ -48,7 +53,7 @@ def remarks(
         yield _partial(best, options)
 
 
-def _freed(found: Pruned, best: Candidate) -> str:
+def _freed(found: PrunedNetwork, best: Candidate) -> str:
     values = sum(x.numel() for x in found.tensors.values())
     now = sparsity({k: v for k, v in best.module.state_dict().items() if v.is_floating_point()})
     return (
@@ -57,7 +62,7 @@ def _freed(found: Pruned, best: Candidate) -> str:
     )
 
 
-def _partial(best: Candidate, options: InitialiseOptions) -> str:
+def _partial(best: Candidate, options: InitializeOptions) -> str:
     state = best.module.state_dict()
     wanted = [key for key in state if options.selects(key)]
     share = sum(state[key].numel() for key in wanted) / sum(x.numel() for x in state.values())

@@ -18,7 +18,7 @@ Scale = Literal["own", "default"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitialiseOptions:
+class InitializeOptions:
     """How candidates are drawn and chosen.
 
     `candidates` are drawn and scored before training; the best `keep` of them are trained for an epoch, and
@@ -72,7 +72,7 @@ class InitialiseOptions:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CandidateSpec:
     """Which draw a candidate is: with the seed, all that it takes to make it again.
 
     `scale` is that of its hidden layers: as generated, or that of the default initialisation. `layers` is the
@@ -87,7 +87,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class CandidateScore:
     """One initialisation and its accuracy on held-out images.
 
     `before` is without training, `after` after the last epoch if it came so far, and `curve` holds (epochs,
@@ -107,7 +107,7 @@ class Row:
 class Candidate:
     """Initial weights, in a module; `origins` says of each tensor's name where its values come from."""
 
-    row: Row
+    row: CandidateScore
     module: nn.Module
-    recipe: Recipe
+    recipe: CandidateSpec
     origins: Mapping[str, str]

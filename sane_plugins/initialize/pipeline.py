@@ -19,17 +19,17 @@ from sane_plugins.autoencoder.model import SANE
 from sane_plugins.errors import UsageError
 from sane_plugins.generation.classifier import find_classifier
 from sane_plugins.generation.transfer import like, plan
-from sane_plugins.initialize.benefit import Outlook, outlook, paired
-from sane_plugins.initialize.budget import Clock
-from sane_plugins.initialize.candidates import Bench, affordable, fitting_threads
-from sane_plugins.initialize.few_shot import Shots, first_shots, train_shots
+from sane_plugins.initialize.benefit import BenefitForecast, outlook, paired
+from sane_plugins.initialize.budget import Budget
+from sane_plugins.initialize.candidates import CandidateBuilder, affordable, fitting_threads
+from sane_plugins.initialize.few_shot import FewShotPrompts, first_shots, train_shots
 from sane_plugins.initialize.notes import remarks
-from sane_plugins.initialize.options import Candidate, Recipe
-from sane_plugins.initialize.options import InitialiseOptions as InitialiseOptions
-from sane_plugins.initialize.options import Row as Row
+from sane_plugins.initialize.options import Candidate, CandidateSpec
+from sane_plugins.initialize.options import CandidateScore as CandidateScore
+from sane_plugins.initialize.options import InitializeOptions as InitializeOptions
 from sane_plugins.initialize.provenance import trace
 from sane_plugins.initialize.pruned import drawn_anew, pruned
-from sane_plugins.initialize.search import Course, Pool, latents_of, search
+from sane_plugins.initialize.search import Leaderboard, SearchTrace, latents_of, search
 from sane_plugins.initialize.successive_halving import family, race
 from sane_plugins.initialize.training import arrange
 from sane_plugins.progress import Report, silent
@@ -41,7 +41,7 @@ from sane_plugins.weights.modules import from_module
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initialisation:
+class Initialization:
     """The chosen initial weights, as a graph and in a module, and how they were chosen.
 
     `chosen` is `sane`, `default` or `prompt`. `rows` come best first; those with `after` None were
@@ -52,23 +52,23 @@ class Initialisation:
     graph: WeightGraph
     module: nn.Module
     chosen: str
-    rows: tuple[Row, ...]
+    rows: tuple[CandidateScore, ...]
     notes: tuple[str, ...]
     provenance: Mapping[str, Any]
     origins: Mapping[str, str]
     interrupted: bool = False
     aside: Mapping[str, torch.Tensor] | None = None
-    outlook: Outlook | None = None
+    outlook: BenefitForecast | None = None
 
 
-def initialise(
+def initialize(
     target: nn.Module | Callable[[], nn.Module],
     task: Task,
     prompts: Sequence[WeightGraph],
     sane: SANE,
-    options: InitialiseOptions | None = None,
+    options: InitializeOptions | None = None,
     report: Report = silent,
-) -> Initialisation:
+) -> Initialization:
     """Return initial weights for `target` on `task`: a SANE candidate, or what does better.
 
     `target` is a function that builds the network anew, so that every default initialisation is a fresh
@@ -76,14 +76,14 @@ def initialise(
     `TaskError` where images or classes do not fit the network, `UsageError` without prompts, or where
     no tensor's name matches.
     """
-    options = options or InitialiseOptions()
-    clock = Clock(options.budget)
+    options = options or InitializeOptions()
+    clock = Budget(options.budget)
     bench, fresh = prepare(target, task, prompts, sane, options)
     shots = None
     with fitting_threads(bench.make(), task):
         pool, course, raced = _raced(bench, fresh, clock, report)
         if options.few_shot and not clock.interrupted:
-            shots = Shots(tuple(c.recipe for c in first_shots(raced, options)), course)
+            shots = FewShotPrompts(tuple(c.recipe for c in first_shots(raced, options)), course)
             bench = bench.near(train_shots(bench, shots, report), sane)
             pool, course, raced = _raced(bench, fresh, clock.restarted(), report)
         rows = [c.row for c in raced]
@@ -92,7 +92,7 @@ def initialise(
         rows = [replace(c.row, chosen=c is best) for c in raced]
         rows += sorted(pool.others, key=lambda row: -row.before)
         told = trace(bench, task, prompts, sane, best.recipe, course, rows, shots)
-    return Initialisation(
+    return Initialization(
         graph=_graph(best.module),
         module=best.module.cpu().eval(),
         chosen=family(best.row.kind),
@@ -111,17 +111,19 @@ def remake(
     task: Task,
     prompts: Sequence[WeightGraph],
     sane: SANE,
-    options: InitialiseOptions,
+    options: InitializeOptions,
     told: Mapping[str, Any],
 ) -> WeightGraph:
     """Make the weights of a provenance again: only the chosen candidate, without any search."""
     bench, _ = prepare(target, task, prompts, sane, options)
-    recipe = Recipe(**told["recipe"])
+    recipe = CandidateSpec(**told["recipe"])
     with fitting_threads(bench.make(), task):
         if shots := told["few_shot"]:
-            again = Shots(tuple(Recipe(**r) for r in shots["recipes"]), Course(**shots["course"]))
+            again = FewShotPrompts(
+                tuple(CandidateSpec(**r) for r in shots["recipes"]), SearchTrace(**shots["course"])
+            )
             bench = bench.near(train_shots(bench, again, silent), sane)
-        latents = latents_of(bench, Course(**told["course"]), recipe)
+        latents = latents_of(bench, SearchTrace(**told["course"]), recipe)
         return _graph(bench.make_only(recipe, latents)[0])
 
 
@@ -130,18 +132,18 @@ def generate(
     task: Task,
     prompts: Sequence[WeightGraph],
     sane: SANE,
-    options: InitialiseOptions | None = None,
-) -> Initialisation:
+    options: InitializeOptions | None = None,
+) -> Initialization:
     """Draw and decode one network near the prompts; nothing is compared, so it may be worse than the default.
 
-    Norms are conditioned and the classifier is fitted on the task's images, as `initialise` does.
+    Norms are conditioned and the classifier is fitted on the task's images, as `initialize` does.
     """
-    options = replace(options or InitialiseOptions(), candidates=1, keep=1)
+    options = replace(options or InitializeOptions(), candidates=1, keep=1)
     bench, _ = prepare(target, task, prompts, sane, options)
-    recipe, course = Recipe("sane"), Course([0])
+    recipe, course = CandidateSpec("sane"), SearchTrace([0])
     with fitting_threads(bench.make(), task):
         module, origins = bench.make_only(recipe, latents_of(bench, course, recipe))
-    return Initialisation(
+    return Initialization(
         graph=_graph(module),
         module=module.cpu().eval(),
         chosen="sane",
@@ -156,8 +158,8 @@ def generate(
 
 
 def _raced(
-    bench: Bench, fresh: bool, clock: Clock, report: Report
-) -> tuple[Pool, Course, list[Candidate]]:
+    bench: CandidateBuilder, fresh: bool, clock: Budget, report: Report
+) -> tuple[Leaderboard, SearchTrace, list[Candidate]]:
     pool, course = search(bench, fresh, clock, report)
     if not pool.kept:
         raise KeyboardInterrupt
@@ -169,8 +171,8 @@ def prepare(
     task: Task,
     prompts: Sequence[WeightGraph],
     sane: SANE,
-    options: InitialiseOptions,
-) -> tuple[Bench, bool]:
+    options: InitializeOptions,
+) -> tuple[CandidateBuilder, bool]:
     """Return all that candidates are built with, and whether each default is a fresh draw."""
     make, fresh = _maker(target)
     with seeded(random_stream(options.seed, "first")):
@@ -185,7 +187,7 @@ def prepare(
         found, make, fresh = pruned(graph, keys), drawn_anew(first), True
         prompts = [like(prompt, graph, rng) for prompt in prompts]
     transfer = plan(prompts, graph, keys, sane, rng)
-    bench = Bench(
+    bench = CandidateBuilder(
         make=make, task=data, classifier=keys, options=options, transfer=transfer, pruned=found
     )
     return bench, fresh
@@ -206,12 +208,12 @@ def _described(module: nn.Module, task: Task) -> tuple[WeightGraph, frozenset[st
     return graph, frozenset(p.key for x in graph.layers if x.name in names for p in x.params)
 
 
-def _require_match(module: nn.Module, options: InitialiseOptions) -> None:
+def _require_match(module: nn.Module, options: InitializeOptions) -> None:
     if not any(map(options.selects, module.state_dict())):
         names = ", ".join([*module.state_dict()][:4])
         raise UsageError(
             "--include, --exclude",
-            "no tensor is left to initialise",
+            "no tensor is left to initialize",
             "some name must match",
             f"the network has {names}, and so on",
         )

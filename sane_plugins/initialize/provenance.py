@@ -21,10 +21,10 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats.guards import require_file, sealed
 from sane_plugins.formats.safetensors_files import HEADER, LazyTensors
 from sane_plugins.generation.prompts import embedded_prompts
-from sane_plugins.initialize.candidates import Bench
-from sane_plugins.initialize.few_shot import Shots
-from sane_plugins.initialize.options import InitialiseOptions, Recipe, Row
-from sane_plugins.initialize.search import Course
+from sane_plugins.initialize.candidates import CandidateBuilder
+from sane_plugins.initialize.few_shot import FewShotPrompts
+from sane_plugins.initialize.options import CandidateScore, CandidateSpec, InitializeOptions
+from sane_plugins.initialize.search import SearchTrace
 from sane_plugins.initialize.training import TrainOptions
 from sane_plugins.tasks.task import Task
 from sane_plugins.weights.digest import tensor_digest
@@ -36,14 +36,14 @@ FORMAT = 2
 
 
 def trace(
-    bench: Bench,
+    bench: CandidateBuilder,
     task: Task,
     prompts: Sequence[WeightGraph],
     sane: SANE,
-    recipe: Recipe,
-    course: Course,
-    rows: Sequence[Row],
-    shots: Shots | None = None,
+    recipe: CandidateSpec,
+    course: SearchTrace,
+    rows: Sequence[CandidateScore],
+    shots: FewShotPrompts | None = None,
 ) -> dict[str, Any]:
     """Return what the weights of a recipe came from; no time and no place of the machine is in it."""
     return {
@@ -91,13 +91,13 @@ def surroundings(device: str) -> dict[str, str]:
     }
 
 
-def restored(told: Mapping[str, Any]) -> InitialiseOptions:
+def restored(told: Mapping[str, Any]) -> InitializeOptions:
     """Return the options that were noted, apart from the sampler and the SANE, which have names."""
     left = {k: v for k, v in told["options"].items() if k not in ("sampler", "model")}
     left["train"] = TrainOptions(**left["train"])
     for name in ("include", "exclude"):
         left[name] = tuple(left[name])
-    return InitialiseOptions(**left)
+    return InitializeOptions(**left)
 
 
 def content_hash(graph: WeightGraph) -> str:
@@ -148,7 +148,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.provenance.json")
 
 
-def _plain(options: InitialiseOptions) -> dict[str, Any]:
+def _plain(options: InitializeOptions) -> dict[str, Any]:
     return {**asdict(options), "sampler": repr(options.sampler), "model": str(options.model or "")}
 
 

@@ -21,7 +21,7 @@ _SURVIVES, _OWN = "survives:", "own:"
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PrunedNetwork:
     """A pruned network: its tensors, which of their entries survived, and which each task has of its own.
 
     `survives` holds a mask for every tensor that pruning touched; tensors that it did not touch and that
@@ -69,7 +69,7 @@ class Pruned:
         return masks | {_OWN + key: self.tensors[key] for key in self.own if key in self.tensors}
 
 
-def pruned(graph: WeightGraph, classifier: Collection[str]) -> Pruned:
+def pruned(graph: WeightGraph, classifier: Collection[str]) -> PrunedNetwork:
     """Read which entries survived: those of matrices that are not zero.
 
     Raises `UsageError` where nothing was pruned outside the classifier.
@@ -89,7 +89,7 @@ def pruned(graph: WeightGraph, classifier: Collection[str]) -> Pruned:
             "a pruned network has zeros",
             "prune it first (torch.nn.utils.prune), or leave --pruned out",
         )
-    return Pruned({key: tensor.clone() for key, tensor in _tensors(graph)}, survives, own)
+    return PrunedNetwork({key: tensor.clone() for key, tensor in _tensors(graph)}, survives, own)
 
 
 def first_task(

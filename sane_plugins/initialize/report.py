@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from html import escape
 
 from sane_plugins.initialize.charts import curves, layers, legend
-from sane_plugins.initialize.options import Row
-from sane_plugins.initialize.pipeline import Initialisation
+from sane_plugins.initialize.options import CandidateScore
+from sane_plugins.initialize.pipeline import Initialization
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #f5f5f5; --rule: #ddd;
@@ -35,12 +35,12 @@ pre { background: var(--pale); padding: .7rem; overflow-x: auto; font-size: 12px
 """
 
 
-def page(done: Initialisation, verdict: str, notes: Sequence[str]) -> str:
+def page(done: Initialization, verdict: str, notes: Sequence[str]) -> str:
     """Return the report as HTML, without links, scripts or anything from elsewhere."""
     told = done.provenance
     kinds = list(dict.fromkeys(row.kind for row in done.rows if row.curve))
     body = [
-        f"<h1>Initialisation for {escape(str(told['task']['name']))}</h1>",
+        f"<h1>Initialization for {escape(str(told['task']['name']))}</h1>",
         f"<p><b>{escape(verdict)}</b></p>",
         '<div class="warnings"><h2>Notes and warnings</h2><ul>',
         *(f"<li>{escape(text)}.</li>" for text in notes),
@@ -66,7 +66,7 @@ def page(done: Initialisation, verdict: str, notes: Sequence[str]) -> str:
     )
 
 
-def _candidates(done: Initialisation) -> str:
+def _candidates(done: Initialization) -> str:
     """Return the table of those that were trained, and folded away that of all others."""
     trained = [row for row in done.rows if row.curve or row.chosen]
     others = [row for row in done.rows if row not in trained]
@@ -76,7 +76,7 @@ def _candidates(done: Initialisation) -> str:
     return f"{_table(trained)}<details>{summary}{_table(others)}</details>"
 
 
-def _table(shown: Sequence[Row]) -> str:
+def _table(shown: Sequence[CandidateScore]) -> str:
     rows = []
     for row in shown:
         far = f"{row.curve[-1][0]:.2f}" if row.curve else "0"
@@ -92,7 +92,7 @@ def _table(shown: Sequence[Row]) -> str:
     return f'<div class="wide">{table}</div>'
 
 
-def _prompts(done: Initialisation) -> str:
+def _prompts(done: Initialization) -> str:
     rows = "".join(
         f"<tr><td>{escape(p['source'])}</td><td><code>{p['hash'][:12]}</code></td>"
         f"<td>{escape(p['licence'])}</td></tr>"
@@ -102,7 +102,7 @@ def _prompts(done: Initialisation) -> str:
     return f'<div class="wide">{table}</div>'
 
 
-def _provenance(done: Initialisation) -> str:
+def _provenance(done: Initialization) -> str:
     return json.dumps(
         {k: v for k, v in done.provenance.items() if k != "scores"}, indent=1, default=str
     )

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from sane_plugins.initialize.budget import Clock
-from sane_plugins.initialize.candidates import Bench
-from sane_plugins.initialize.options import Candidate, Kind, Recipe, Row
+from sane_plugins.initialize.budget import Budget
+from sane_plugins.initialize.candidates import CandidateBuilder
+from sane_plugins.initialize.options import Candidate, CandidateScore, CandidateSpec, Kind
 from sane_plugins.progress import Progress, Report
 from sane_plugins.runtime import random_stream
 
@@ -25,21 +25,21 @@ _GENERATED: tuple[Kind, ...] = ("sane", "prompt", "mean of prompts")
 
 
 @dataclass(frozen=True)
-class Course:
+class SearchTrace:
     """Which prompts were drawn near, and for each later round which draws (round, number)."""
 
     near: list[int] = field(default_factory=list)
     lineage: list[list[Place]] = field(default_factory=list)
 
 
-class Pool:
+class Leaderboard:
     """The best candidates of each kind before training, and the rows of those that are not kept."""
 
     def __init__(self, most: dict[Kind, int]) -> None:
         self._most = most
         self._kept: dict[Kind, list[Candidate]] = {}
         self.twins: list[Candidate] = []
-        self.others: list[Row] = []
+        self.others: list[CandidateScore] = []
 
     @property
     def kept(self) -> list[Candidate]:
@@ -63,7 +63,9 @@ class Pool:
         self.others += [c.row for c in ranked[most:]]
 
 
-def search(bench: Bench, fresh: bool, clock: Clock, report: Report) -> tuple[Pool, Course]:
+def search(
+    bench: CandidateBuilder, fresh: bool, clock: Budget, report: Report
+) -> tuple[Leaderboard, SearchTrace]:
     """Return the best candidates, and the course of the search, by which they can be made again.
 
     Rivals come first: what is cheap and plain is there to compare with however short the budget. SANE
@@ -71,7 +73,7 @@ def search(bench: Bench, fresh: bool, clock: Clock, report: Report) -> tuple[Poo
     """
     options = bench.options
     plain = options.keep if options.defaults is None else options.defaults
-    pool = Pool(
+    pool = Leaderboard(
         {
             "default": plain,
             "default, classifier fitted": plain,
@@ -80,7 +82,7 @@ def search(bench: Bench, fresh: bool, clock: Clock, report: Report) -> tuple[Poo
             "sane": options.keep,
         }
     )
-    course = Course(list(range(len(bench.transfer.prompts)))[:_NEAR])
+    course = SearchTrace(list(range(len(bench.transfer.prompts)))[:_NEAR])
     rivals = list(_rivals(bench, plain))
     total = len(rivals) + rounds(bench) * drawn_at_once(bench)
     with clock.stage(_SHARE):
@@ -96,10 +98,10 @@ def search(bench: Bench, fresh: bool, clock: Clock, report: Report) -> tuple[Poo
             for i, latents in enumerate(drawn(bench, course, r)):
                 if pool.of("sane"):
                     clock.check()
-                _offer(bench, pool, Recipe("sane", i, r), latents, total, report)
+                _offer(bench, pool, CandidateSpec("sane", i, r), latents, total, report)
                 number = r * drawn_at_once(bench) + i
                 if bench.fits and (number < plain or (fresh and plain)):
-                    pool.offer(bench.build(Recipe("default, classifier fitted", number)))
+                    pool.offer(bench.build(CandidateSpec("default, classifier fitted", number)))
     with clock.stage(_SHARE):
         # The survivors of a pruned network have their scale.
         for recipe in _twins(pool) if bench.pruned is None else ():
@@ -109,24 +111,26 @@ def search(bench: Bench, fresh: bool, clock: Clock, report: Report) -> tuple[Poo
     return pool, course
 
 
-def latents_of(bench: Bench, course: Course, recipe: Recipe) -> torch.Tensor | None:
+def latents_of(
+    bench: CandidateBuilder, course: SearchTrace, recipe: CandidateSpec
+) -> torch.Tensor | None:
     """Return the latents (B, T, L) that a SANE candidate is decoded from; None for what has none."""
     return drawn(bench, course, recipe.round)[recipe.number] if recipe.kind == "sane" else None
 
 
-def rounds(bench: Bench) -> int:
+def rounds(bench: CandidateBuilder) -> int:
     """Return how often candidates are drawn."""
     return bench.options.rounds if bench.options.search == "bootstrap" else 1
 
 
-def drawn_at_once(bench: Bench) -> int:
+def drawn_at_once(bench: CandidateBuilder) -> int:
     """Return how many candidates a round draws: fewer than asked for where decoding one takes long."""
     tokens = bench.transfer.beside * bench.transfer.prompts.shape[1]
     afford = _MOST_TOKENS // (tokens * rounds(bench))
     return min(bench.options.candidates, max(bench.options.keep, afford))
 
 
-def drawn(bench: Bench, course: Course, at: int) -> torch.Tensor:
+def drawn(bench: CandidateBuilder, course: SearchTrace, at: int) -> torch.Tensor:
     """Return the latents (count, B, T, L) of a round, B of networks that stand side by side.
 
     They are drawn without a score, so that they can be made again at any time.
@@ -140,32 +144,32 @@ def drawn(bench: Bench, course: Course, at: int) -> torch.Tensor:
     return latents.view(*shape, *latents.shape[1:])
 
 
-def _rivals(bench: Bench, plain: int) -> Iterator[Recipe]:
+def _rivals(bench: CandidateBuilder, plain: int) -> Iterator[CandidateSpec]:
     """Yield what SANE candidates are compared with, apart from defaults with a fitted classifier."""
     for number in range(plain):
-        yield Recipe("default", number)
+        yield CandidateSpec("default", number)
     count = len(bench.transfer.aligned) if plain else 0
     for number in range(count):
-        yield Recipe("prompt", number)
+        yield CandidateSpec("prompt", number)
     if count > 1:
-        yield Recipe("mean of prompts")
+        yield CandidateSpec("mean of prompts")
 
 
-def _best_prompts(scores: dict[Recipe, float]) -> list[int]:
+def _best_prompts(scores: dict[CandidateSpec, float]) -> list[int]:
     found = {recipe.number: score for recipe, score in scores.items() if recipe.kind == "prompt"}
     return sorted(sorted(found, key=lambda number: -found[number])[:_NEAR])
 
 
-def _twins(pool: Pool) -> list[Recipe]:
+def _twins(pool: Leaderboard) -> list[CandidateSpec]:
     """Return what is tried at the default's scale too, and the best SANE candidate's first layers alone."""
     same = [replace(c.recipe, scale="default") for kind in _GENERATED for c in pool.of(kind)]
     return [*same[:1], *(replace(recipe, layers=_EARLY) for recipe in same[:1]), *same[1:]]
 
 
 def _offer(
-    bench: Bench,
-    pool: Pool,
-    recipe: Recipe,
+    bench: CandidateBuilder,
+    pool: Leaderboard,
+    recipe: CandidateSpec,
     latents: torch.Tensor | None,
     total: int,
     report: Report,

@@ -10,10 +10,10 @@ from time import monotonic
 
 import torch
 
-from sane_plugins.initialize.budget import Clock
-from sane_plugins.initialize.candidates import Bench
+from sane_plugins.initialize.budget import Budget
+from sane_plugins.initialize.candidates import CandidateBuilder
 from sane_plugins.initialize.options import Candidate
-from sane_plugins.initialize.training import Trial
+from sane_plugins.initialize.training import TrainingRun
 from sane_plugins.progress import Progress, Report
 
 PLAINEST = ("default", "default, classifier fitted", "prompt", "mean of prompts", "sane")
@@ -23,7 +23,7 @@ _FEWEST = 4
 
 
 def race(
-    bench: Bench, candidates: Sequence[Candidate], clock: Clock, report: Report
+    bench: CandidateBuilder, candidates: Sequence[Candidate], clock: Budget, report: Report
 ) -> list[Candidate]:
     """Return the candidates with their curves, best first; each keeps its initial weights.
 
@@ -79,7 +79,7 @@ def family(kind: str) -> str:
 
 
 def _affordable(
-    bench: Bench, alive: Sequence[Candidate], steps: int, clock: Clock
+    bench: CandidateBuilder, alive: Sequence[Candidate], steps: int, clock: Budget
 ) -> tuple[int, int]:
     """Return how many candidates, for how many steps, there is time for: fewer first, then shorter."""
     if clock.left == float("inf"):
@@ -96,10 +96,12 @@ def _affordable(
     return many, afford
 
 
-def trial(bench: Bench, candidate: Candidate) -> Trial:
+def trial(bench: CandidateBuilder, candidate: Candidate) -> TrainingRun:
     """Return the training of a copy of a candidate, always in the same order of images."""
     rng = torch.Generator().manual_seed(candidate.row.seed)
-    return Trial(deepcopy(candidate.module), bench.task, bench.options.train, rng, bench.pruned)
+    return TrainingRun(
+        deepcopy(candidate.module), bench.task, bench.options.train, rng, bench.pruned
+    )
 
 
 def _at(candidate: Candidate, epochs: float, score: float, is_last: bool) -> Candidate:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from sane_plugins.generation.batchnorm import conditioned
-from sane_plugins.initialize.pruned import Pruned
+from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks.scoring import accuracy, correct, logits
 from sane_plugins.tasks.task import Task
@@ -36,7 +36,7 @@ def train_epochs(
     epochs: int,
     options: TrainOptions,
     rng: torch.Generator,
-    pruned: Pruned | None = None,
+    pruned: PrunedNetwork | None = None,
 ) -> Iterator[float]:
     """Train in place; yield the accuracy on the task's test images after each epoch.
 
@@ -55,7 +55,7 @@ def train_epochs(
         yield accuracy(module, task.x_test, task.y_test)
 
 
-class Trial:
+class TrainingRun:
     """Training that stops after any number of steps and goes on later; `module` is trained in place."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Trial:
         task: Task,
         options: TrainOptions,
         rng: torch.Generator,
-        pruned: Pruned | None = None,
+        pruned: PrunedNetwork | None = None,
     ) -> None:
         self.module, self.task, self.steps = arrange(module, torch.channels_last), task, 0
         self._optimizer, self._rng = _optimizer(module, options), rng

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sane_plugins.atomic_files import require_free, write_whole
 from sane_plugins.errors import SourceError, UsageError
-from sane_plugins.inspection.survey import LayerFigures, Survey, percent
+from sane_plugins.inspection.survey import LayerStats, Survey, percent
 from sane_plugins.inspection.token_map import TokenMap, token_map
 from sane_plugins.weights.graph import WeightGraph
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".pdf", ".svg")
-_COLOURS = {
+_COLORS = {
     "conv": "#1f77b4",
     "kernels": "#1f77b4",
     "linear": "#d62728",
@@ -33,7 +33,7 @@ _COLOURS = {
     "transposed conv": "#17becf",
 }
 _OTHER = "#e377c2"
-_GREY, _PALE = "#b8b8b8", "#dcdcdc"
+_GRAY, _PALE = "#b8b8b8", "#dcdcdc"
 _NAMED = 40  # more layers than these are named in steps
 _LONGEST = 24
 _NAMES = 55  # most names that fit below the image
@@ -91,12 +91,12 @@ def draw(survey: Survey, tokens: TokenMap) -> Figure:
     )
     _norms(norms, survey.layers)
     _image(figure, image, tokens)
-    _strip(strip, tokens, {layer.name: _colour(layer) for layer in survey.layers})
+    _strip(strip, tokens, {layer.name: _color(layer) for layer in survey.layers})
     _bars(bars, survey)
     return figure
 
 
-def _norms(axes: Axes, layers: Sequence[LayerFigures]) -> None:
+def _norms(axes: Axes, layers: Sequence[LayerStats]) -> None:
     """Draw the norm of each layer's weights and biases, on a log scale; zero lies on the floor."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -113,7 +113,7 @@ def _norms(axes: Axes, layers: Sequence[LayerFigures]) -> None:
             [shown[i].rms for i in at],
             floor,
             size,
-            color=_COLOURS.get(label, _OTHER),
+            color=_COLORS.get(label, _OTHER),
             label=label,
         )
     at = list(range(len(shown)))
@@ -164,11 +164,11 @@ def _image(figure: Figure, axes: Axes, tokens: TokenMap) -> None:
 
     rows, width = tokens.values.shape
     values = np.ma.masked_array(tokens.values.numpy(), ~tokens.mask.numpy()).T
-    colours = mpl.colormaps["RdBu_r"].with_extremes(bad=_GREY)
+    colors = mpl.colormaps["RdBu_r"].with_extremes(bad=_GRAY)
     drawn = axes.imshow(
         values,
         aspect="auto",
-        cmap=colours,
+        cmap=colors,
         vmin=-_REACH,
         vmax=_REACH,
         interpolation="nearest",
@@ -189,7 +189,7 @@ def _image(figure: Figure, axes: Axes, tokens: TokenMap) -> None:
     bar.set_label("deviations from\nthe tensor's mean")
 
 
-def _strip(axes: Axes, tokens: TokenMap, colours: dict[str, str]) -> None:
+def _strip(axes: Axes, tokens: TokenMap, colors: dict[str, str]) -> None:
     """Draw which layer each column belongs to, and name those that have room, wide ones first."""
     rows = len(tokens.values)
     line = 0.3 if len(tokens.spans) < _LINES // 2 else 0.0
@@ -197,7 +197,7 @@ def _strip(axes: Axes, tokens: TokenMap, colours: dict[str, str]) -> None:
         axes.broken_barh(
             [(first, last - first)],
             (0, 1),
-            facecolors=colours[name],
+            facecolors=colors[name],
             edgecolors="white",
             linewidth=line,
         )
@@ -224,8 +224,8 @@ def _bars(axes: Axes, survey: Survey) -> None:
     bars = list(_shares(survey))[::-1]
     for at, (_, parts) in enumerate(bars):
         total, left = max(sum(count for _, count, _ in parts), 1), 0.0
-        for _, count, colour in parts:
-            axes.barh(at, 100 * count / total, left=left, color=colour, height=0.7)
+        for _, count, color in parts:
+            axes.barh(at, 100 * count / total, left=left, color=color, height=0.7)
             left += 100 * count / total
         told = ", ".join(f"{name} {percent(count / total)}" for name, count, _ in parts if count)
         axes.text(101, at, told, va="center", fontsize=8)
@@ -267,8 +267,8 @@ def _shares(survey: Survey) -> Iterator[tuple[str, list[tuple[str, int, str]]]]:
             yield name, [("in use", count - zero, "#4a78b5"), ("all zero", zero, _PALE)]
 
 
-def _colour(layer: LayerFigures) -> str:
-    return _COLOURS.get(layer.label, _OTHER)
+def _color(layer: LayerStats) -> str:
+    return _COLORS.get(layer.label, _OTHER)
 
 
 def _short(name: str, longest: int = _LONGEST) -> str:

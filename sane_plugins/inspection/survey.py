@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
-from sane_plugins.inspection.tensor_stats import Channels, Figures, measure
+from sane_plugins.inspection.tensor_stats import ChannelStats, TensorStats, measure
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.symmetry.permutations import groups
 from sane_plugins.weights.graph import RUNNING, Layer, WeightGraph
@@ -16,7 +16,7 @@ _BIASES = ("bias", "shift")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerFigures:
+class LayerStats:
     """One layer that has tensors. `shared` names those that an earlier layer owns and counts.
 
     `kind` is what the source says; where it does not, `label` is what the shapes look like.
@@ -25,7 +25,7 @@ class LayerFigures:
     name: str
     kind: str
     label: str
-    tensors: tuple[Figures, ...]
+    tensors: tuple[TensorStats, ...]
     shared: tuple[str, ...] = ()
 
     @property
@@ -69,7 +69,7 @@ class Survey:
 
     source: str
     container: str
-    layers: tuple[LayerFigures, ...]
+    layers: tuple[LayerStats, ...]
     converted: tuple[Portion, ...]
     missed: tuple[Portion, ...]
     skipped: tuple[Portion, ...]
@@ -81,7 +81,7 @@ class Survey:
     notes: tuple[str, ...]
 
     @property
-    def tensors(self) -> tuple[Figures, ...]:
+    def tensors(self) -> tuple[TensorStats, ...]:
         """Return the figures of every tensor that was read, once."""
         return tuple(x for layer in self.layers for x in layer.tensors)
 
@@ -116,9 +116,9 @@ class Survey:
         return sum(x.unusable for x in self.tensors)
 
     @property
-    def structure(self) -> Channels:
+    def structure(self) -> ChannelStats:
         """Return the channels of all weight matrices."""
-        return sum((x.channels for x in self.tensors), Channels())
+        return sum((x.channels for x in self.tensors), ChannelStats())
 
 
 def survey(graph: WeightGraph, report: Report = silent) -> Survey:
@@ -146,7 +146,7 @@ def survey(graph: WeightGraph, report: Report = silent) -> Survey:
     )
 
 
-def _layers(graph: WeightGraph, report: Report) -> tuple[LayerFigures, ...]:
+def _layers(graph: WeightGraph, report: Report) -> tuple[LayerStats, ...]:
     seen: set[str] = set()
     found, total = [], len(graph.params)
     for layer in graph.layers:
@@ -161,7 +161,7 @@ def _layers(graph: WeightGraph, report: Report) -> tuple[LayerFigures, ...]:
             shared = tuple(p.key for p in layer.params if p not in fresh)
             label = _label(layer)
             found.append(
-                LayerFigures(
+                LayerStats(
                     name=layer.name,
                     kind=layer.kind,
                     label=label,
@@ -204,7 +204,7 @@ def _portions(
     )
 
 
-def _rms(tensors: Iterable[Figures]) -> float | None:
+def _rms(tensors: Iterable[TensorStats]) -> float | None:
     parts = [(x.size - x.unusable, x.power) for x in tensors]
     count = sum(size for size, _ in parts)
     return sqrt(sum(size * power for size, power in parts) / count) if count else None

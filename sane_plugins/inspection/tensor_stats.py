@@ -19,7 +19,7 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Channels:
+class ChannelStats:
     """How many output and input channels weight matrices have, and how many hold only zeros."""
 
     outputs: int = 0
@@ -27,8 +27,8 @@ class Channels:
     inputs: int = 0
     zero_inputs: int = 0
 
-    def __add__(self, other: Channels) -> Channels:
-        return Channels(
+    def __add__(self, other: ChannelStats) -> ChannelStats:
+        return ChannelStats(
             outputs=self.outputs + other.outputs,
             zero_outputs=self.zero_outputs + other.zero_outputs,
             inputs=self.inputs + other.inputs,
@@ -37,7 +37,7 @@ class Channels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class TensorStats:
     """What one tensor's values are like. Moments are those of its finite values.
 
     `zeros` counts values that are exactly 0, `unusable` those that are NaN or infinite.
@@ -53,7 +53,7 @@ class Figures:
     zeros: int
     unusable: int
     converted: str = ""
-    channels: Channels = field(default_factory=Channels)
+    channels: ChannelStats = field(default_factory=ChannelStats)
 
     @property
     def power(self) -> float:
@@ -71,7 +71,7 @@ class Figures:
         return self.mean, self.deviation if self.deviation > _TINY else 1.0
 
 
-def measure(tensor: torch.Tensor, param: Param, layer: Layer, converted: str = "") -> Figures:
+def measure(tensor: torch.Tensor, param: Param, layer: Layer, converted: str = "") -> TensorStats:
     """Return the figures of a layer's tensor, going over it in pieces."""
     has_channels = len(param.shape) > 1 and param.role != "bias" and layer.kind in _MATRICES
     tensor = tensor.detach()
@@ -86,7 +86,7 @@ def measure(tensor: torch.Tensor, param: Param, layer: Layer, converted: str = "
             alive.append(
                 _alive(block) if missing else torch.ones(block.shape[:2], dtype=torch.bool)
             )
-    return Figures(
+    return TensorStats(
         key=param.key,
         role=param.role,
         shape=param.shape,
@@ -97,7 +97,7 @@ def measure(tensor: torch.Tensor, param: Param, layer: Layer, converted: str = "
         mean=moments.mean,
         deviation=sqrt(moments.spread / max(moments.count, 1)),
         unusable=param.size - moments.count,
-        channels=_channels(torch.cat(alive), param, layer) if alive else Channels(),
+        channels=_channels(torch.cat(alive), param, layer) if alive else ChannelStats(),
     )
 
 
@@ -133,7 +133,7 @@ def _alive(block: torch.Tensor) -> torch.Tensor:
     return (nonzero.flatten(2).any(2) if nonzero.ndim > 2 else nonzero).cpu()
 
 
-def _channels(alive: torch.Tensor, param: Param, layer: Layer) -> Channels:
+def _channels(alive: torch.Tensor, param: Param, layer: Layer) -> ChannelStats:
     """Count channels in (outputs, inputs): whether that output reads anything of that input.
 
     The grouped axis of a convolution holds one group's channels, for each group in turn.
@@ -147,7 +147,7 @@ def _channels(alive: torch.Tensor, param: Param, layer: Layer) -> Channels:
     across = side.reshape(groups, -1, side.shape[1]).any(1)
     outputs, inputs = (across, along) if is_moved else (along, across)
     counts_inputs = layer.kind != "recurrent"  # its axes are directions and inputs
-    return Channels(
+    return ChannelStats(
         outputs=outputs.numel(),
         zero_outputs=int((~outputs).sum()),
         inputs=inputs.numel() * counts_inputs,

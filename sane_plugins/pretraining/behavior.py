@@ -15,9 +15,9 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from sane_plugins.architectures.families import build
-from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.pretraining.permuted_dataset import token_places
-from sane_plugins.pretraining.views import Bank, Batch
+from sane_plugins.pretraining.views import PermutedDataset, ViewBatch
 from sane_plugins.weights.graph import RUNNING, WeightGraph
 from sane_plugins.weights.scale import Scale
 from sane_plugins.weights.tokens import slots
@@ -37,7 +37,7 @@ class Outputs:
         self._whole: dict[int, _Whole] = {}
 
     def __call__(
-        self, batch: Batch, values: torch.Tensor, side: torch.Tensor, rng: torch.Generator
+        self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor, rng: torch.Generator
     ) -> torch.Tensor:
         """Return the mean of log(1 + squared error / variance of the original's outputs), a scalar.
 
@@ -63,10 +63,10 @@ class Outputs:
 class _Whole:
     """How the tokens of a bank's networks become their tensors, all networks at once."""
 
-    def __init__(self, bank: Bank) -> None:
+    def __init__(self, bank: PermutedDataset) -> None:
         self._bank = bank
         parts = slots(bank.template)
-        layout = Layout.of(parts, bank.mask.shape[1])
+        layout = TokenLayout.of(parts, bank.mask.shape[1])
         self._slot = torch.as_tensor(layout.slots(0, len(layout)))
         self._first = torch.tensor([start for start, _ in layout.spans])
         self._tensors = _tensors(bank.template, bank.mask)
@@ -79,7 +79,7 @@ class _Whole:
                 self._scales[slot.bias.key] = (i, 1)
 
     def decoded(
-        self, batch: Batch, values: torch.Tensor, side: torch.Tensor
+        self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the networks with the decoded windows in place, and as they were, (B, *shape) by key."""
         own = self._bank.whole(batch.network, torch.zeros_like(batch.network)).to(values)
@@ -119,7 +119,7 @@ def _tensors(
     return {p.key: (at, p.shape) for p, at in zip(template.params, places, strict=True)}
 
 
-def _runnable(batch: Batch) -> Iterator[tuple[nn.Module, torch.Tensor]]:
+def _runnable(batch: ViewBatch) -> Iterator[tuple[nn.Module, torch.Tensor]]:
     """Yield each network that the batch's entries are built as, and the rows that are."""
     rows: dict[str, list[int]] = {}
     for row, network in enumerate(batch.network.tolist()):

@@ -8,11 +8,11 @@ from itertools import groupby
 
 import torch
 
-from sane_plugins.autoencoder.codec import standardised_tokens
+from sane_plugins.autoencoder.codec import standardized_tokens
 from sane_plugins.autoencoder.model import SANEConfig
-from sane_plugins.autoencoder.positions import Layout
+from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.pretraining.views import Bank
+from sane_plugins.pretraining.views import PermutedDataset
 from sane_plugins.progress import Progress, Report
 from sane_plugins.symmetry.permutations import (
     PermutationGroup,
@@ -39,7 +39,7 @@ def build_banks(
     report: Report,
     *,
     aligned: bool = True,
-) -> list[Bank]:
+) -> list[PermutedDataset]:
     """Align every network to the best of its architecture, cut it, and draw permutations for its views.
 
     All checkpoints of a training run are moved as its last one is. Networks with values that are not finite
@@ -55,7 +55,7 @@ def build_banks(
         )
     total = sum(map(len, found))
     note = f"{dropped} networks with values that are not finite left out" if dropped else ""
-    banks: list[Bank] = []
+    banks: list[PermutedDataset] = []
     for samples in found:
         banks += _banks(samples, config, views, rng, aligned)
         done = sum(len(bank.values) for bank in banks)
@@ -89,7 +89,7 @@ def _by_architecture(zoos: Sequence[Zoo]) -> tuple[list[list[_Sample]], int]:
 
 def _banks(
     samples: list[_Sample], config: SANEConfig, views: int, rng: torch.Generator, aligned: bool
-) -> Iterator[Bank]:
+) -> Iterator[PermutedDataset]:
     """Yield a bank per zoo of one architecture; they share reference, permutations and places."""
     template, width = samples[0].graph, config.token_width
     spaces = groups(template)
@@ -97,10 +97,10 @@ def _banks(
     parts = [_tokens(graph, config) for graph in graphs]
     values, side = (torch.stack(part) for part in zip(*parts, strict=True))
     mask = torch.cat([slot.mask(width) for slot in slots(template)])
-    layout = Layout.of(slots(template), width)
+    layout = TokenLayout.of(slots(template), width)
     zoo_scale = torch.zeros(0, 2)
     if config.scale == "zoo":
-        values, zoo_scale = _standardised(values, mask, layout)
+        values, zoo_scale = _standardized(values, mask, layout)
     count = min(len(samples) * views, _MOVES, max(views, _MOST // mask.numel()))
     moves = _moves(template, spaces, mask, count, rng)
     places = config.places(layout, 0, len(layout))
@@ -109,7 +109,7 @@ def _banks(
         kept = list(own)
         rows = slice(start, start + len(kept))
         start = rows.stop
-        yield Bank(
+        yield PermutedDataset(
             values[rows],
             moves,
             views,
@@ -137,14 +137,14 @@ def _aligned(
 def _tokens(graph: WeightGraph, config: SANEConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Return values (T, D) and side (T, 4); values are raw unless each tensor's own scale is divided out."""
     if config.scale == "tensor":
-        tokens, side = standardised_tokens(graph, config.token_width)
+        tokens, side = standardized_tokens(graph, config.token_width)
         return tokens.values, side
     tokens = tokenize(graph, config.token_width)
     return tokens.values.float(), scale.fit(graph).side[tokens.positions[:, 1]]
 
 
-def _standardised(
-    values: torch.Tensor, mask: torch.Tensor, layout: Layout
+def _standardized(
+    values: torch.Tensor, mask: torch.Tensor, layout: TokenLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return values (N, T, D) with the scale of each slot over all N networks divided out, and it (M, 2)."""
     found = []

@@ -17,14 +17,14 @@ from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.pretraining.distributed import World
 from sane_plugins.pretraining.permuted_dataset import build_banks
 from sane_plugins.pretraining.presets import PretrainOptions
-from sane_plugins.pretraining.run_state import Keeper, Run, restore
-from sane_plugins.pretraining.step import Behaviour, Job, take_step
-from sane_plugins.pretraining.training_log import Log
-from sane_plugins.pretraining.views import Bank
+from sane_plugins.pretraining.run_state import StateKeeper, TrainerState, restore
+from sane_plugins.pretraining.step import Behavior, PretrainContext, take_step
+from sane_plugins.pretraining.training_log import TrainingLog
+from sane_plugins.pretraining.views import PermutedDataset
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.zoo.store import Zoo
 
-__all__ = ["Behaviour", "PretrainOptions", "log_path", "pretrain", "state_path"]
+__all__ = ["Behavior", "PretrainOptions", "log_path", "pretrain", "state_path"]
 
 _FREE = {"device", "save_every", "log_every"}  # change no result, so a resumed run may change them
 
@@ -37,7 +37,7 @@ def pretrain(
     *,
     resume: bool = False,
     report: Report = silent,
-    behaviour: Behaviour | None = None,
+    behaviour: Behavior | None = None,
 ) -> SANE:
     """Train a SANE on all networks of the zoos and write it to `out`.
 
@@ -59,10 +59,10 @@ def pretrain(
         )
     if config.scale == "zoo":
         config = replace(config, slots=len(banks[0].scale))
-    run = _start(config, options, banks, Log(log_path(out), options.log_every))
+    run = _start(config, options, banks, TrainingLog(log_path(out), options.log_every))
     if resume and state_path(out).exists():
         restore(run, state_path(out))
-    _train(run, Job.of(run.model, banks, options, world, behaviour), out, report)
+    _train(run, PretrainContext.of(run.model, banks, options, world, behaviour), out, report)
     run.model.eval().requires_grad_(False)
     if world.is_first:
         checkpoint.save(run.model, out, {"recipe": asdict(options), "zoos": _named(zoos)})
@@ -81,7 +81,7 @@ def log_path(out: Path) -> Path:
 
 
 def _require_fit(
-    config: SANEConfig, options: PretrainOptions, behaviour: Behaviour | None, world: World
+    config: SANEConfig, options: PretrainOptions, behaviour: Behavior | None, world: World
 ) -> None:
     """Raise `UsageError` for options that do not go together."""
     if options.batch % world.size:
@@ -107,7 +107,9 @@ def _require_fit(
         )
 
 
-def _start(config: SANEConfig, options: PretrainOptions, banks: list[Bank], log: Log) -> Run:
+def _start(
+    config: SANEConfig, options: PretrainOptions, banks: list[PermutedDataset], log: TrainingLog
+) -> TrainerState:
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         model = SANE(config)
@@ -117,10 +119,10 @@ def _start(config: SANEConfig, options: PretrainOptions, banks: list[Bank], log:
     decay = options.weight_decay
     optimizer = torch.optim.AdamW(model.parameters(), options.lr, weight_decay=decay)
     told = {k: v for k, v in {**asdict(config), **asdict(options)}.items() if k not in _FREE}
-    return Run(model, optimizer, log, {**told, "zoos": _fingerprint(banks)})
+    return TrainerState(model, optimizer, log, {**told, "zoos": _fingerprint(banks)})
 
 
-def _fingerprint(banks: list[Bank]) -> str:
+def _fingerprint(banks: list[PermutedDataset]) -> str:
     """Name the samples, so that a run does not resume on others."""
     found = hashlib.sha256()
     for bank in banks:
@@ -135,9 +137,9 @@ def _named(zoos: Sequence[Zoo]) -> list[dict[str, Any]]:
     ]
 
 
-def _train(run: Run, job: Job, out: Path, report: Report) -> None:
+def _train(run: TrainerState, job: PretrainContext, out: Path, report: Report) -> None:
     """Take the steps that are left; the log is written before the state, and rewound to it on resuming."""
-    options, keeper = job.options, Keeper(state_path(out), job.options.save_every)
+    options, keeper = job.options, StateKeeper(state_path(out), job.options.save_every)
     if job.world.is_first:
         run.log.rewind(run.step)
     while run.step < options.steps:

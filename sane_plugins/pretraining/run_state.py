@@ -16,24 +16,24 @@ from safetensors.torch import save_file
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.pretraining.training_log import Log
+from sane_plugins.pretraining.training_log import TrainingLog
 
 _HEADER = "sane_run"
 _SHARE = 0.1
 
 
 @dataclass
-class Run:
+class TrainerState:
     """A model under training, how far it is, and what it is told to do (`told`, plain data)."""
 
     model: SANE
     optimizer: torch.optim.Optimizer
-    log: Log
+    log: TrainingLog
     told: Mapping[str, Any]
     step: int = 0
 
 
-class Keeper:
+class StateKeeper:
     """Writes a run's state every `every` steps; 0: after every step, or as often as takes a tenth of the time.
 
     A kill then loses the step under way, or the steps of ten times as long as one writing takes.
@@ -43,7 +43,7 @@ class Keeper:
         self._path, self._every = path, every
         self._started, self._spent = time.perf_counter(), 0.0
 
-    def keep(self, run: Run) -> None:
+    def keep(self, run: TrainerState) -> None:
         """Write the state if that is due."""
         now = time.perf_counter()
         is_due = self._spent <= _SHARE * (now - self._started)
@@ -52,7 +52,7 @@ class Keeper:
             self._spent += time.perf_counter() - now
 
 
-def save(run: Run, path: Path) -> None:
+def save(run: TrainerState, path: Path) -> None:
     """Write a run's state beside its place and rename it; the inverse of `restore`."""
     tensors = {f"model.{key}": value for key, value in run.model.state_dict().items()}
     for index, moments in run.optimizer.state_dict()["state"].items():
@@ -62,7 +62,7 @@ def save(run: Run, path: Path) -> None:
     write_whole(path, lambda partial: save_file(tensors, partial, metadata=header))
 
 
-def restore(run: Run, path: Path) -> None:
+def restore(run: TrainerState, path: Path) -> None:
     """Take up a kept run; refuse one that was told otherwise."""
     found, tensors = _read(path)
     told = json.loads(json.dumps(run.told))

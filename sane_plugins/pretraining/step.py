@@ -15,28 +15,28 @@ from sane_plugins.errors import ZooError
 from sane_plugins.pretraining.distributed import World
 from sane_plugins.pretraining.losses import masked_mse, masked_variance, nt_xent
 from sane_plugins.pretraining.presets import PretrainOptions
-from sane_plugins.pretraining.run_state import Run
+from sane_plugins.pretraining.run_state import TrainerState
 from sane_plugins.pretraining.schedule import one_cycle
-from sane_plugins.pretraining.views import Bank, Batch, draw, noisy
+from sane_plugins.pretraining.views import PermutedDataset, ViewBatch, draw, noisy
 
 _SIDE_WEIGHT = 0.1
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # The behaviour term: of a batch, its decoded values (2B, S, D) and side (2B, S, 4), first views first, and
 # a generator, the mean loss over its windows. Drawing from the generator keeps a resumed run exact.
-Behaviour = Callable[[Batch, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+Behavior = Callable[[ViewBatch, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
 Decode = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Encode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Job:
+class PretrainContext:
     """What does not change during a run."""
 
-    banks: list[Bank]
+    banks: list[PermutedDataset]
     options: PretrainOptions
     world: World
-    behaviour: Behaviour | None
+    behaviour: Behavior | None
     encode: Encode
     decode: Decode
 
@@ -44,11 +44,11 @@ class Job:
     def of(
         cls,
         model: SANE,
-        banks: list[Bank],
+        banks: list[PermutedDataset],
         options: PretrainOptions,
         world: World,
-        behaviour: Behaviour | None,
-    ) -> Job:
+        behaviour: Behavior | None,
+    ) -> PretrainContext:
         """Compile the model if that is asked for."""
         encode: Encode = model.encode
         decode: Decode = model.decode
@@ -58,7 +58,7 @@ class Job:
         return cls(banks, options, world, behaviour, encode, decode)
 
 
-def take_step(run: Run, job: Job) -> dict[str, float]:
+def take_step(run: TrainerState, job: PretrainContext) -> dict[str, float]:
     """Take one step and return the losses before it."""
     options = job.options
     rng = torch.Generator().manual_seed(options.seed * 1_000_003 + run.step)
@@ -81,7 +81,7 @@ def take_step(run: Run, job: Job) -> dict[str, float]:
     return losses
 
 
-def _backward(model: SANE, job: Job, rng: torch.Generator) -> dict[str, torch.Tensor]:
+def _backward(model: SANE, job: PretrainContext, rng: torch.Generator) -> dict[str, torch.Tensor]:
     """Add up the gradients of this process's part of a step, and return its part of the losses."""
     options, told = job.options, dict[str, torch.Tensor]()
     span = model.config.trained_span
@@ -94,7 +94,9 @@ def _backward(model: SANE, job: Job, rng: torch.Generator) -> dict[str, torch.Te
     return told
 
 
-def _choose(banks: list[Bank], options: PretrainOptions, rng: torch.Generator) -> Bank:
+def _choose(
+    banks: list[PermutedDataset], options: PretrainOptions, rng: torch.Generator
+) -> PermutedDataset:
     sizes = {
         "tokens": [bank.side[..., 0].numel() for bank in banks],
         "networks": [len(bank.values) for bank in banks],
@@ -115,7 +117,9 @@ def _weights(options: PretrainOptions) -> Mapping[str, float]:
     }
 
 
-def _losses(model: SANE, job: Job, batch: Batch, rng: torch.Generator) -> dict[str, torch.Tensor]:
+def _losses(
+    model: SANE, job: PretrainContext, batch: ViewBatch, rng: torch.Generator
+) -> dict[str, torch.Tensor]:
     """Return the losses over both views of a batch by name, this process's part of each."""
     options, device = job.options, torch.device(job.options.device)
     whole = torch.cat([batch.first, batch.second])

@@ -12,7 +12,7 @@ from sane_plugins.atomic_files import write_whole
 
 
 @dataclass
-class Log:
+class TrainingLog:
     """Sums since the last line, and where lines go; the sums are part of a run's state.
 
     So a resumed run writes the lines that an uninterrupted one would, but for the seconds.

@@ -11,7 +11,7 @@ from sane_plugins.zoo.store import Entry
 
 
 @dataclass(frozen=True)
-class Bank:
+class PermutedDataset:
     """All samples of one architecture from one zoo: N networks of T tokens, and V permuted views of each.
 
     values (N, T, D) as they are encoded, of the aligned networks; moves (R, T * D) say for each value of a
@@ -48,7 +48,7 @@ class Bank:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ViewBatch:
     """Two views of B windows: clean values (B, S, D) each, side (B, S, 4), places (B, S, P), mask (B, S, D).
 
     Window i is cut from network `network[i]` of `bank` at token `start[i]`: `first` from its view 0,
@@ -60,7 +60,7 @@ class Batch:
     side: torch.Tensor
     places: torch.Tensor
     mask: torch.Tensor
-    bank: Bank
+    bank: PermutedDataset
     network: torch.Tensor
     view: torch.Tensor
     start: torch.Tensor
@@ -68,13 +68,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.network)
 
-    def rows(self, rows: torch.Tensor) -> Batch:
+    def rows(self, rows: torch.Tensor) -> ViewBatch:
         """Return some windows of the batch."""
         parts = {key: value[rows] for key, value in vars(self).items() if key != "bank"}
         return replace(self, **parts)
 
 
-def draw(bank: Bank, batch: int, span: int, rng: torch.Generator) -> Batch:
+def draw(bank: PermutedDataset, batch: int, span: int, rng: torch.Generator) -> ViewBatch:
     """Draw windows of `span` consecutive tokens from random networks: the aligned one and a view of it."""
     networks, tokens, _ = bank.values.shape
     which = torch.randint(networks, (batch,), generator=rng)
@@ -82,7 +82,7 @@ def draw(bank: Bank, batch: int, span: int, rng: torch.Generator) -> Batch:
     span = min(span, tokens)
     start = torch.randint(tokens - span + 1, (batch,), generator=rng)
     at = start[:, None] + torch.arange(span)
-    return Batch(
+    return ViewBatch(
         bank.values[which[:, None], at],
         bank.cut(which, view, at),
         bank.side[which[:, None], at],

@@ -20,7 +20,7 @@ from sane_plugins.properties.dataset import (
     AUTO,
     FEATURES,
     FOLDS,
-    Samples,
+    FeatureDataset,
     group_folds,
     join,
     kinds,
@@ -76,7 +76,7 @@ class CategoryHead(Head):
 
 def fit_category(
     name: str,
-    samples: Samples,
+    samples: FeatureDataset,
     labels: Sequence[str],
     *,
     sane: str = "",
@@ -128,7 +128,7 @@ def _mean_share(truth: Array, told: Array) -> float:
 
 
 def _require_classes(
-    name: str, samples: Samples, classes: Array, numbers: Array, folds: Sequence[Array]
+    name: str, samples: FeatureDataset, classes: Array, numbers: Array, folds: Sequence[Array]
 ) -> None:
     for number, label in enumerate(classes):
         if any(not (numbers[~test] == number).any() for test in folds):

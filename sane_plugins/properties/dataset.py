@@ -27,16 +27,16 @@ INVARIANCE: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class FeatureDataset:
     """What heads are fitted on: features (N, F) by encoder, and the network that each row is from."""
 
     features: Mapping[str, Array]
     networks: Sequence[str]
 
-    def rows(self, keep: Array) -> Samples:
+    def rows(self, keep: Array) -> FeatureDataset:
         """Return the samples that a mask or an index picks."""
         picked = {name: x[keep] for name, x in self.features.items()}
-        return Samples(features=picked, networks=list(np.asarray(self.networks)[keep]))
+        return FeatureDataset(features=picked, networks=list(np.asarray(self.networks)[keep]))
 
 
 def join(features: Mapping[str, Array], name: str) -> Array:
@@ -46,7 +46,7 @@ def join(features: Mapping[str, Array], name: str) -> Array:
     return np.asarray(np.clip(parts, -top, top).astype(np.float32))
 
 
-def usable(samples: Samples, features: str) -> list[str]:
+def usable(samples: FeatureDataset, features: str) -> list[str]:
     """Return the sets of features to try: one, or with `auto` all that were measured."""
     if features not in (AUTO, *FEATURES):
         raise UsageError(
@@ -79,18 +79,18 @@ def choosing(networks: Sequence[str], seed: int) -> Array:
     return np.asarray(np.isin(networks, drawn))
 
 
-def kinds(samples: Samples) -> Array:
+def kinds(samples: FeatureDataset) -> Array:
     """Return the distinct structures (S, 3) float32 among the networks."""
     return np.unique(samples.features[STRUCTURE].astype(np.float32), axis=0)
 
 
-def require_usable(name: str, samples: Samples, *more: Array) -> None:
+def require_usable(name: str, samples: FeatureDataset, *more: Array) -> None:
     """Raise `ZooError` for too few networks to choose and calibrate with, and for values not finite."""
     for problem, needed in _problems(samples, more):
         raise ZooError(f"property '{name}'", problem, needed, "choose other networks to fit on")
 
 
-def _problems(samples: Samples, more: Sequence[Array]) -> Iterator[tuple[str, str]]:
+def _problems(samples: FeatureDataset, more: Sequence[Array]) -> Iterator[tuple[str, str]]:
     networks = len(set(samples.networks))
     if networks < 2 * FOLDS:
         yield f"{networks} networks were given", f"{2 * FOLDS} are needed to choose and calibrate"

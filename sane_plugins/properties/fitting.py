@@ -13,7 +13,7 @@ from sane_plugins.errors import UsageError
 from sane_plugins.features.encoders import Encoder, SaneEncoder, StatisticsEncoder
 from sane_plugins.progress import Report, silent
 from sane_plugins.properties.category_head import fit_category
-from sane_plugins.properties.dataset import AUTO, FEATURES, Samples
+from sane_plugins.properties.dataset import AUTO, FEATURES, FeatureDataset
 from sane_plugins.properties.head_file import AnyHead
 from sane_plugins.properties.numeric_head import fit_head
 from sane_plugins.properties.predict import measure
@@ -30,7 +30,7 @@ class FitOptions:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedHeads:
     """Heads by property, and what is to be said of networks that were left out."""
 
     heads: Mapping[str, AnyHead]
@@ -39,7 +39,7 @@ class Fitted:
 
 def fit_heads(
     zoos: Sequence[Zoo], model: SANE, options: FitOptions, report: Report = silent
-) -> Fitted:
+) -> FittedHeads:
     """Fit a head per property; a property of names gets a category head.
 
     Networks with values that are not finite are left out, and those without a property for that one. Raises
@@ -68,12 +68,12 @@ def fit_heads(
         notes += _left_out(int((~has).sum()), f"have no '{name}'")
         values = [entry.properties[name] for _, _, entry in kept if name in entry.properties]
         heads[name] = _fit(name, samples.rows(has), values, model, options, report)
-    return Fitted(heads, notes)
+    return FittedHeads(heads, notes)
 
 
 def _fit(
     name: str,
-    samples: Samples,
+    samples: FeatureDataset,
     values: Sequence[float | str | bool],
     model: SANE,
     options: FitOptions,

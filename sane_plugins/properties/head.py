@@ -11,13 +11,13 @@ import numpy as np
 
 from sane_plugins.properties.conformal import COVERAGE
 from sane_plugins.properties.dataset import FEATURES, INVARIANCE, STRUCTURE, join
-from sane_plugins.properties.in_distribution import Support
+from sane_plugins.properties.in_distribution import TrainingSupport
 from sane_plugins.properties.regressors import Array, Member
 
 _ABOUT = 1.0
 
 
-class Doubt(NamedTuple):
+class InDistribution(NamedTuple):
     """Whether a network is like those a head was fitted on, and the share of them that were less typical."""
 
     in_distribution: bool
@@ -38,7 +38,7 @@ class Head:
     property: str
     features: str
     members: tuple[Member, ...]
-    support: Support
+    support: TrainingSupport
     scores: Mapping[str, float]
     structure: Array
     coverage: float = COVERAGE
@@ -58,10 +58,10 @@ class Head:
         """Return the features of one network (1, F) from those (F,) by encoder."""
         return join({name: features[name][None] for name in self.encoders}, self.features)
 
-    def doubt(self, features: Mapping[str, Array]) -> Doubt:
+    def doubt(self, features: Mapping[str, Array]) -> InDistribution:
         """Tell whether a network is like those it was fitted on, from features (F,) and structure (3,)."""
         x, known = self.row(features), self._knows(features[STRUCTURE])
-        return Doubt(
+        return InDistribution(
             known and bool(self.support.holds(x)[0]),
             float(self.support.typicality(x)[0]) if known else 0.0,
         )

@@ -15,7 +15,7 @@ from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import ZooError
 from sane_plugins.properties.category_head import CategoryHead
 from sane_plugins.properties.conformal import Widths
-from sane_plugins.properties.in_distribution import Support
+from sane_plugins.properties.in_distribution import TrainingSupport
 from sane_plugins.properties.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import KINDS, Array, Member, arrays
 
@@ -27,7 +27,7 @@ _OWN = {
     PropertyHead: ("unit", "low", "high", "regressor"),
     CategoryHead: ("classes", "radius"),
 }
-_PARTS = {"support": Support, "widths": Widths}
+_PARTS = {"support": TrainingSupport, "widths": Widths}
 
 
 def save_heads(heads: Mapping[str, AnyHead], path: str | Path) -> Path:
@@ -74,7 +74,7 @@ def _head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> 
     members = tuple(
         _member(kind, f"{name}/{i}/", tensors) for i, kind in enumerate(about["members"])
     )
-    support = _part(Support, f"{name}/support/", tensors)
+    support = _part(TrainingSupport, f"{name}/support/", tensors)
     known = {key: about[key] for key in (*_COMMON, "scores")}
     known |= {"members": members, "support": support, "structure": tensors[f"{name}/structure"]}
     if "classes" in about:

@@ -17,7 +17,7 @@ _FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class Support:
+class TrainingSupport:
     """Where features lie: centre and spread (F,), main directions (F, R) and how far networks reach there.
 
     `power` (R + 1,): variance along each direction and the mean square of what they leave over.
@@ -47,13 +47,13 @@ class Support:
         return np.asarray(self.distance(x) <= self.held_out[_HELD_OUT])
 
 
-def fit_support(x: Array, folds: Sequence[Array]) -> Support:
+def fit_support(x: Array, folds: Sequence[Array]) -> TrainingSupport:
     """Fit on rows (N, F); each fold holds some out, whose distances are the measure."""
     held_out = np.concatenate([_fit(x[~test], np.zeros(0)).distance(x[test]) for test in folds])
     return _fit(x, np.percentile(held_out, np.arange(_PERCENT + 1)))
 
 
-def _fit(x: Array, held_out: Array) -> Support:
+def _fit(x: Array, held_out: Array) -> TrainingSupport:
     centre = np.median(x, axis=0)
     low, high = np.quantile(x, (0.25, 0.75), axis=0)
     spread = np.maximum((high - low) / 1.35, _FLOOR * (1 + np.abs(centre)))
@@ -70,4 +70,4 @@ def _fit(x: Array, held_out: Array) -> Support:
         held_out,
     )
     # The order in memory decides how sums are rounded, and a file has rows.
-    return Support(*(np.ascontiguousarray(part, dtype=np.float32) for part in parts))
+    return TrainingSupport(*(np.ascontiguousarray(part, dtype=np.float32) for part in parts))

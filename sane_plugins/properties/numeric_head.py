@@ -22,7 +22,7 @@ from sane_plugins.properties.dataset import (
     FEATURES,
     FOLDS,
     STRUCTURE,
-    Samples,
+    FeatureDataset,
     calibration_folds,
     choosing,
     group_folds,
@@ -43,8 +43,8 @@ __all__ = [
     "PROPERTIES",
     "STRUCTURE",
     "Estimate",
+    "FeatureDataset",
     "PropertyHead",
-    "Samples",
     "conformal_radius",
     "cross_predict",
     "fit_head",
@@ -116,7 +116,7 @@ class PropertyHead(Head):
 
 def fit_head(
     name: str,
-    samples: Samples,
+    samples: FeatureDataset,
     targets: Array,
     *,
     sane: str = "",
@@ -163,7 +163,11 @@ def fit_members(regressor: str, x: Array, y: Array) -> tuple[Member, ...]:
 
 
 def cross_predict(
-    samples: Samples, targets: Array, seed: int = 0, report: Report = silent, features: str = AUTO
+    samples: FeatureDataset,
+    targets: Array,
+    seed: int = 0,
+    report: Report = silent,
+    features: str = AUTO,
 ) -> dict[str, Array]:
     """Return held-out predictions (N,) of every `features/regressor`; no network is on both sides."""
     folds = group_folds(samples.networks, FOLDS, seed)

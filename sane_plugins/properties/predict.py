@@ -18,7 +18,7 @@ from sane_plugins.features.statistics import structure
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.properties.estimates import AnyEstimate, CategoryEstimate, Estimate
 from sane_plugins.properties.head_file import AnyHead, load_heads, save_heads
-from sane_plugins.properties.numeric_head import STRUCTURE, PropertyHead, Samples, fit_head
+from sane_plugins.properties.numeric_head import STRUCTURE, FeatureDataset, PropertyHead, fit_head
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights.graph import WeightGraph
 
@@ -27,9 +27,9 @@ __all__ = [
     "AnyHead",
     "CategoryEstimate",
     "Estimate",
+    "FeatureDataset",
     "PredictOptions",
     "PropertyHead",
-    "Samples",
     "embedded_heads",
     "fingerprint",
     "fit_head",
@@ -86,7 +86,7 @@ def measure(
     networks: Sequence[str],
     encoders: Mapping[str, Encoder],
     report: Report = silent,
-) -> Samples:
+) -> FeatureDataset:
     """Return the features of many networks, as `fit_head` takes them."""
     rows: dict[str, list[Array]] = {name: [] for name in (*encoders, STRUCTURE)}
     for i, graph in enumerate(graphs):
@@ -94,7 +94,9 @@ def measure(
         for name, encoder in encoders.items():
             rows[name].append(encoder.features(graph, EncodeOptions()).numpy())
         rows[STRUCTURE].append(structure(graph))
-    return Samples(features={name: np.stack(x) for name, x in rows.items()}, networks=networks)
+    return FeatureDataset(
+        features={name: np.stack(x) for name, x in rows.items()}, networks=networks
+    )
 
 
 @lru_cache(maxsize=1)

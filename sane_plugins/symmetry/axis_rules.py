@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sane_plugins.symmetry.groups import Layout
+from sane_plugins.symmetry.groups import ChannelLayout
 from sane_plugins.weights.graph import Layer
 
 
@@ -18,7 +18,7 @@ class Value:
     k times in a row ("repeat") or the whole axis k times ("tile").
     """
 
-    layout: Layout
+    layout: ChannelLayout
     axis: int
     rank: int | None
     stretch: Literal["", "repeat", "tile"] = ""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from math import lcm
 
 Segment = tuple[int, int]
-Layout = tuple[Segment, ...]
+ChannelLayout = tuple[Segment, ...]
 
 
 @dataclass(frozen=True)
-class Place:
+class AxisSlice:
     """Where a group's channels lie: entries offset..offset+length of one axis of tensor `key`.
 
     Each channel fills `repeat` consecutive entries; length = channels * repeat.
@@ -34,24 +34,24 @@ class PermutationGroup:
     name: str
     size: int
     blocks: int = 1
-    places: tuple[Place, ...] = ()
+    places: tuple[AxisSlice, ...] = ()
 
 
-class Spaces:
+class ChannelGroups:
     """All spaces of one network. A space of `blocks` b may only be permuted within b equal blocks."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.blocks: list[int] = []
-        self._bound: dict[int, Layout] = {}
+        self._bound: dict[int, ChannelLayout] = {}
 
-    def new(self, size: int, blocks: int = 1) -> Layout:
+    def new(self, size: int, blocks: int = 1) -> ChannelLayout:
         """Return the layout of a new space."""
         self.sizes.append(size)
         self.blocks.append(blocks)
         return ((len(self.sizes) - 1, 1),)
 
-    def resolve(self, layout: Layout) -> Layout:
+    def resolve(self, layout: ChannelLayout) -> ChannelLayout:
         """Return the layout in terms of spaces that are not part of others."""
         found: list[Segment] = []
         for space, repeat in layout:
@@ -62,11 +62,11 @@ class Spaces:
                 found.append((space, repeat))
         return tuple(found)
 
-    def entries(self, layout: Layout) -> int:
+    def entries(self, layout: ChannelLayout) -> int:
         """Return the length of the axis that the layout describes."""
         return sum(self.sizes[space] * repeat for space, repeat in layout)
 
-    def pin(self, layout: Layout) -> None:
+    def pin(self, layout: ChannelLayout) -> None:
         """Forbid any permutation of these channels."""
         for space, _ in self.resolve(layout):
             self.blocks[space] = self.sizes[space]
@@ -75,7 +75,7 @@ class Spaces:
         """Tell whether a permutation other than the identity is left."""
         return self.blocks[space] < self.sizes[space]
 
-    def keep_within(self, layout: Layout, groups: int) -> None:
+    def keep_within(self, layout: ChannelLayout, groups: int) -> None:
         """Forbid that channels cross the borders of `groups` equal parts of the axis."""
         total, start = self.entries(layout), 0
         part = total // groups if total % groups == 0 else 1
@@ -87,7 +87,7 @@ class Spaces:
                 self.pin(((space, repeat),))
             start = stop
 
-    def unify(self, one: Layout, other: Layout) -> None:
+    def unify(self, one: ChannelLayout, other: ChannelLayout) -> None:
         """Demand that two axes are permuted alike; what cannot be is pinned."""
         left, right = self.resolve(one), self.resolve(other)
         if self.entries(left) != self.entries(right):

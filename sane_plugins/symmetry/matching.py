@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from sane_plugins.symmetry.groups import PermutationGroup, Place
+from sane_plugins.symmetry.groups import AxisSlice, PermutationGroup
 
 _SWEEPS = 100
 _TINY = 1e-6
@@ -96,7 +96,7 @@ class _State:
         self._apply(group, perm.argsort())
         return False
 
-    def _scores(self, group: PermutationGroup, places: Sequence[Place]) -> _Array:
+    def _scores(self, group: PermutationGroup, places: Sequence[AxisSlice]) -> _Array:
         """Return (C, C): the inner products of the target's channels (rows) with ours."""
         scores = np.zeros((group.size, group.size), dtype=np.float32)
         for place in places:
@@ -119,7 +119,7 @@ def _array(tensor: torch.Tensor) -> _Array:
     return found
 
 
-def _rows(array: _Array, place: Place, size: int) -> _Array:
+def _rows(array: _Array, place: AxisSlice, size: int) -> _Array:
     """Return one row of values per channel, (C, ...)."""
     part = np.moveaxis(array, place.axis, 0)[place.offset : place.offset + place.length]
     return part.reshape(size, -1)

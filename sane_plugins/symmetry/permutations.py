@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from sane_plugins.errors import SourceError
-from sane_plugins.symmetry.groups import PermutationGroup, Place
+from sane_plugins.symmetry.groups import AxisSlice, PermutationGroup
 from sane_plugins.symmetry.matching import match
 from sane_plugins.symmetry.propagate import follow
 from sane_plugins.weights.graph import RUNNING, WeightGraph
 
 __all__ = [
+    "AxisSlice",
     "PermutationGroup",
     "Permutations",
-    "Place",
     "align",
     "alignment",
     "groups",
@@ -33,13 +33,13 @@ Permutations = Mapping[str, torch.Tensor]
 def groups(graph: WeightGraph) -> tuple[PermutationGroup, ...]:
     """Return the permutation groups of a network; none where the source carries no topology."""
     spaces, uses = follow(graph)
-    found: dict[int, list[Place]] = {}
+    found: dict[int, list[AxisSlice]] = {}
     for (key, axis), layout in uses.items():
         offset = 0
         for space, repeat in spaces.resolve(layout or ()):
             length = spaces.sizes[space] * repeat
             if spaces.is_free(space):
-                found.setdefault(space, []).append(Place(key, axis, offset, length, repeat))
+                found.setdefault(space, []).append(AxisSlice(key, axis, offset, length, repeat))
             offset += length
     return tuple(
         PermutationGroup(_name(places[0]), spaces.sizes[space], spaces.blocks[space], tuple(places))
@@ -115,7 +115,7 @@ def _known(
     return groups(graph) if given is None else given
 
 
-def _name(place: Place) -> str:
+def _name(place: AxisSlice) -> str:
     """Name a group by the first tensor it permutes."""
     return (
         place.key
@@ -130,7 +130,7 @@ def _random(group: PermutationGroup, rng: torch.Generator) -> torch.Tensor:
     return (draws + block * torch.arange(group.blocks)[:, None]).flatten()
 
 
-def _index(place: Place, perm: torch.Tensor, size: int) -> torch.Tensor:
+def _index(place: AxisSlice, perm: torch.Tensor, size: int) -> torch.Tensor:
     """Return the index (size,) along the place's axis."""
     entries = perm[:, None] * place.repeat + torch.arange(place.repeat)
     index = torch.arange(size)

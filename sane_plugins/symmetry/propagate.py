@@ -11,22 +11,22 @@ from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 
 from sane_plugins.symmetry.axis_rules import MOVES, Value, from_end
-from sane_plugins.symmetry.groups import Layout, Spaces
+from sane_plugins.symmetry.groups import ChannelGroups, ChannelLayout
 from sane_plugins.weights.graph import Layer, Param, WeightGraph
 
 # A value with channels, a parameter as it is, or something that never changes.
 Read = Value | Param | None
-Uses = dict[tuple[str, int], Layout | None]
+Uses = dict[tuple[str, int], ChannelLayout | None]
 
 
-def follow(graph: WeightGraph) -> tuple[Spaces, Uses]:
+def follow(graph: WeightGraph) -> tuple[ChannelGroups, Uses]:
     """Return the spaces of a network and the layout of each axis (key, axis) of its tensors."""
     flow = _Flow(graph)
     by_name = {layer.name: layer for layer in graph.layers}
     try:
         order = list(TopologicalSorter({x.name: x.inputs for x in graph.layers}).static_order())
     except CycleError:
-        return Spaces(), {}
+        return ChannelGroups(), {}
     for name in order:
         if name in by_name:
             flow.step(by_name[name])
@@ -35,7 +35,7 @@ def follow(graph: WeightGraph) -> tuple[Spaces, Uses]:
 
 class _Flow:
     def __init__(self, graph: WeightGraph) -> None:
-        self.spaces, self.uses = Spaces(), Uses()
+        self.spaces, self.uses = ChannelGroups(), Uses()
         self.values: dict[str, Read] = {}
         self._ties = graph.ties
         self._params = {p.key: p for p in graph.params}
@@ -79,7 +79,7 @@ class _Flow:
             self._use(param, {})
         return None
 
-    def _use(self, param: Param, where: Mapping[int, Layout | None]) -> None:
+    def _use(self, param: Param, where: Mapping[int, ChannelLayout | None]) -> None:
         """Demand these layouts on a tensor's axes; the other axes must stay as they are."""
         key = self._ties.get(param.key, param.key)
         if key in self._params and self._params[key].shape != param.shape:
@@ -92,7 +92,7 @@ class _Flow:
             else:
                 self.spaces.pin(known or layout or ())
 
-    def _fit(self, value: Read, axis: int, size: int) -> Layout | None:
+    def _fit(self, value: Read, axis: int, size: int) -> ChannelLayout | None:
         """Return the layout of `axis` where it has `size` entries; pin and return None otherwise."""
         if not isinstance(value, Value):
             return None
@@ -138,7 +138,7 @@ class _Flow:
             return weight.axis % 2, 1 - weight.axis % 2
         return (0, 1) if layer.kind == "conv" else (1, 0)
 
-    def _grouped(self, layer: Layer, value: Read, weight: Param) -> Layout:
+    def _grouped(self, layer: Layer, value: Read, weight: Param) -> ChannelLayout:
         """Permute the groups of a grouped convolution as wholes; a depthwise one is a case of it."""
         groups, first, second = layer.groups, *weight.shape[:2]
         is_conv = layer.kind == "conv"

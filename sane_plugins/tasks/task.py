@@ -52,7 +52,7 @@ class Task:
             interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
             for x in (self.x_train, self.x_test)
         )
-        x_train, x_test = _standardised(x_train, x_test)
+        x_train, x_test = _standardized(x_train, x_test)
         return replace(self, x_train=x_train, x_test=x_test)
 
     def repeated(self, channels: int) -> Task:
@@ -172,7 +172,7 @@ def _task(name: str, *arrays: Array) -> Task:
             f"those of x_train are {tuple(x_train.shape[1:])}",
             "give both the same size",
         )
-    x_train, x_test = _standardised(x_train, x_test)
+    x_train, x_test = _standardized(x_train, x_test)
     classes = tuple(str(c) for c in range(int(y_train.max()) + 1))
     return Task(
         name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, classes=classes
@@ -271,7 +271,7 @@ def _stratified(
     return torch.cat(stay).sort().values, torch.cat(out).sort().values
 
 
-def _standardised(x_train: torch.Tensor, x_test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _standardized(x_train: torch.Tensor, x_test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Give both the training images' mean 0 and deviation 1 per channel; a constant channel becomes 0."""
     mean = x_train.mean((0, 2, 3), keepdim=True)
     deviation = x_train.std((0, 2, 3), keepdim=True, correction=0)

@@ -105,7 +105,7 @@ ELEMENTWISE = (
     "where",
 )
 # Symmetric in the channels, whichever axis they normalise.
-_NORMALISING = ("softmax", "log_softmax", "softmin", "normalize")
+_NORMALIZING = ("softmax", "log_softmax", "softmin", "normalize")
 _REDUCING = ("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp")
 
 
@@ -130,7 +130,7 @@ def _computes_scalar(node: fx.Node) -> bool:
     return node.op == "call_function" and is_plain and bool(known) and all(known)
 
 
-class Call:
+class FunctionCall:
     """One call of a function or method with its arguments by position or name."""
 
     def __init__(self, node: fx.Node, inputs: int) -> None:
@@ -154,7 +154,7 @@ def describe_function(node: fx.Node, inputs: int) -> Steps:
     """Return the steps of a function or method call that reads `inputs` tensors."""
     rule = (_METHODS if node.op == "call_method" else _FUNCTIONS).get(node.target)
     if rule is not None and inputs:
-        return rule(Call(node, inputs))
+        return rule(FunctionCall(node, inputs))
     return POINTWISE if inputs == 1 and _hands_back(node) else OPAQUE
 
 
@@ -172,40 +172,40 @@ def _hands_back(node: fx.Node) -> bool:
         return False
 
 
-def _elementwise(call: Call) -> Steps:
+def _elementwise(call: FunctionCall) -> Steps:
     return POINTWISE if call.inputs == 1 else JOIN
 
 
-def _prelu(_: Call) -> Steps:
+def _prelu(_: FunctionCall) -> Steps:
     return POINTWISE
 
 
-def _single(call: Call) -> Steps:
+def _single(call: FunctionCall) -> Steps:
     return POINTWISE if call.inputs == 1 else OPAQUE
 
 
-def _along(*dims: int) -> Callable[[Call], Steps]:
+def _along(*dims: int) -> Callable[[FunctionCall], Steps]:
     return lambda call: (Step("pointwise", dims=dims),) if call.inputs == 1 else OPAQUE
 
 
-def _pad(call: Call) -> Steps:
+def _pad(call: FunctionCall) -> Steps:
     widths = call.get(1, "pad")
     if call.inputs > 1 or not isinstance(widths, list | tuple):
         return OPAQUE
     return (Step("pointwise", dims=tuple(range(-(len(widths) // 2), 0))),)
 
 
-def _concat(call: Call) -> Steps:
+def _concat(call: FunctionCall) -> Steps:
     axis = call.get(1, "dim", 0)
     return (Step("concat", dims=(axis,)),) if type(axis) is int else OPAQUE
 
 
-def _flatten(call: Call) -> Steps:
+def _flatten(call: FunctionCall) -> Steps:
     start, end = call.get(1, "start_dim", 0), call.get(2, "end_dim", -1)
     return (Step("flatten", dims=(start,)),) if type(start) is int and end == -1 else OPAQUE
 
 
-def _reshape(call: Call) -> Steps:
+def _reshape(call: FunctionCall) -> Steps:
     """Recognise the two usual ways to write flatten: (batch size, -1) and (-1, features)."""
     given = call.node.args[1:]
     shape = tuple(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else given
@@ -226,7 +226,7 @@ def _is_batch_size(size: Any) -> bool:
     return is_item and isinstance(size.args[0], fx.Node) and _asks_shape(size.args[0])
 
 
-def _reduce(call: Call) -> Steps:
+def _reduce(call: FunctionCall) -> Steps:
     axes, keep = call.axes(1, "dim"), call.node.kwargs.get("keepdim", call.get(2, "keepdim", False))
     if not axes or call.inputs > 1 or len(call.node.args) > 3 or type(keep) is not bool:
         return OPAQUE
@@ -234,47 +234,47 @@ def _reduce(call: Call) -> Steps:
     return (reduced,) if keep else (reduced, Step("squeeze", dims=axes))
 
 
-def _axes(kind: Kind, index: int, name: str) -> Callable[[Call], Steps]:
-    def rule(call: Call) -> Steps:
+def _axes(kind: Kind, index: int, name: str) -> Callable[[FunctionCall], Steps]:
+    def rule(call: FunctionCall) -> Steps:
         axes = call.axes(index, name)
         return (Step(kind, dims=axes),) if axes and call.inputs == 1 else OPAQUE
 
     return rule
 
 
-def _transpose(call: Call) -> Steps:
+def _transpose(call: FunctionCall) -> Steps:
     axes = call.get(1, "dim0"), call.get(2, "dim1")
     return (Step("transpose", dims=axes),) if all(type(a) is int for a in axes) else OPAQUE
 
 
-def _matrix(kind: Kind, position: int) -> Callable[[Call], Steps]:
-    def rule(call: Call) -> Steps:
+def _matrix(kind: Kind, position: int) -> Callable[[FunctionCall], Steps]:
+    def rule(call: FunctionCall) -> Steps:
         groups = call.get(position, "groups", 1)
         return (Step(kind, groups=groups),) if type(groups) is int else OPAQUE
 
     return rule
 
 
-def _plain(kind: Kind, *dims: int) -> Callable[[Call], Steps]:
+def _plain(kind: Kind, *dims: int) -> Callable[[FunctionCall], Steps]:
     return lambda _: (Step(kind, dims=dims),)
 
 
-def _layer_norm(call: Call) -> Steps:
+def _layer_norm(call: FunctionCall) -> Steps:
     shape = call.get(1, "normalized_shape")
     if not isinstance(shape, list | tuple):
         return OPAQUE
     return (Step("norm", dims=tuple(range(-len(shape), 0))),)
 
 
-def _group_norm(call: Call) -> Steps:
+def _group_norm(call: FunctionCall) -> Steps:
     count = call.get(1, "num_groups")
     return (Step("norm", groups=count, dims=(1,)),) if type(count) is int else OPAQUE
 
 
-_Rule = Callable[[Call], Steps]
+_Rule = Callable[[FunctionCall], Steps]
 _NAMED: dict[str, _Rule] = {
     **dict.fromkeys((n + end for n in ELEMENTWISE for end in ("", "_")), _elementwise),
-    **dict.fromkeys(_NORMALISING, _single),
+    **dict.fromkeys(_NORMALIZING, _single),
     **dict.fromkeys(_REDUCING, _reduce),
     **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
     **dict.fromkeys((f"conv{k}d" for k in (1, 2, 3)), _matrix("conv", 6)),

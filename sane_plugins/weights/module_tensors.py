@@ -19,7 +19,7 @@ from sane_plugins.weights.layer_rules import memory
 
 
 @dataclass(frozen=True)
-class Place:
+class ModuleTensor:
     """One tensor of a module: whose it is, under which attribute, and its value in use.
 
     Places of equal `identity` are one tensor under several names.
@@ -37,7 +37,7 @@ class Place:
         return f"{self.owner}.{self.attribute}" if self.owner else self.attribute
 
 
-def find(module: nn.Module) -> tuple[list[Place], dict[str, str]]:
+def find(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str]]:
     """Return a module's places, and each entry of its state dict that is none with the reason.
 
     Raises `SourceError` where a lazy layer has no values yet.
@@ -60,7 +60,7 @@ def find(module: nn.Module) -> tuple[list[Place], dict[str, str]]:
     return places, reasons
 
 
-def write(place: Place, tensor: torch.Tensor) -> None:
+def write(place: ModuleTensor, tensor: torch.Tensor) -> None:
     """Write a tensor so that a forward pass uses it, as far as pruning or a parametrisation lets it.
 
     Raises `SourceError` where a parametrisation cannot be inverted.
@@ -76,12 +76,12 @@ def write(place: Place, tensor: torch.Tensor) -> None:
         getattr(module, attribute).copy_(tensor)
 
 
-def is_parametrised(place: Place) -> bool:
+def is_parametrized(place: ModuleTensor) -> bool:
     """Tell whether a place is written through a parametrisation's inverse, which may fail."""
     return parametrize.is_parametrized(place.module, place.attribute)
 
 
-def _places(module: nn.Module, reasons: dict[str, str]) -> Iterator[Place]:
+def _places(module: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
     folded: set[int] = set()
     for name, part in module.named_modules(remove_duplicate=False):
         if id(part) in folded:
@@ -92,11 +92,13 @@ def _places(module: nn.Module, reasons: dict[str, str]) -> Iterator[Place]:
         if parametrize.is_parametrized(part):
             folded.add(id(part.parametrizations))
             for attribute in map(str, part.parametrizations):
-                yield Place(name, attribute, part, _in_use(part, attribute), (id(part), attribute))
+                yield ModuleTensor(
+                    name, attribute, part, _in_use(part, attribute), (id(part), attribute)
+                )
         yield from _own(name, part, reasons)
 
 
-def _own(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[Place]:
+def _own(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
     """Yield the tensors of one module; a pruned one takes the place of its original."""
     dot = f"{name}." if name else ""
     pruned = _pruning(part)
@@ -110,9 +112,11 @@ def _own(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[Place]
             reasons[dot + attribute] = "part of a pruned tensor, folded into the tensor in use"
         if plain := originals.get(attribute):
             mask = getattr(part, f"{plain}_mask")
-            yield Place(name, plain, part, (value * mask).detach(), memory(value) + memory(mask))
+            yield ModuleTensor(
+                name, plain, part, (value * mask).detach(), memory(value) + memory(mask)
+            )
         elif attribute not in masks:
-            yield Place(name, attribute, part, value.detach(), memory(value))
+            yield ModuleTensor(name, attribute, part, value.detach(), memory(value))
 
 
 def _pruning(part: nn.Module) -> dict[str, BasePruningMethod]:
@@ -136,7 +140,7 @@ def _in_use(part: nn.Module, attribute: str) -> torch.Tensor:
             step.training = mode
 
 
-def _assign(place: Place, tensor: torch.Tensor) -> None:
+def _assign(place: ModuleTensor, tensor: torch.Tensor) -> None:
     try:
         setattr(place.module, place.attribute, tensor)
     except Exception as error:  # right_inverse is anyone's code, so anything may be raised there

@@ -17,7 +17,7 @@ from sane_plugins.weights import module_tensors as at
 from sane_plugins.weights.graph import Kind, Layer, Param, Role, WeightGraph
 from sane_plugins.weights.layer_rules import NORM_ROLES, in_layer_order, owner_of
 from sane_plugins.weights.module_rules import describe_module
-from sane_plugins.weights.module_tensors import Place
+from sane_plugins.weights.module_tensors import ModuleTensor
 from sane_plugins.weights.trace import trace
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -68,7 +68,7 @@ def load_into(module: nn.Module, graph: WeightGraph) -> None:
     _require_fit(places, graph)
     _require_equal_ties(places, graph)
     tensors = (
-        [*module.parameters(), *module.buffers()] if any(map(at.is_parametrised, places)) else []
+        [*module.parameters(), *module.buffers()] if any(map(at.is_parametrized, places)) else []
     )
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     with torch.no_grad():
@@ -83,7 +83,7 @@ def load_into(module: nn.Module, graph: WeightGraph) -> None:
             raise
 
 
-def _require_fit(places: Sequence[Place], graph: WeightGraph) -> None:
+def _require_fit(places: Sequence[ModuleTensor], graph: WeightGraph) -> None:
     """Raise `SourceError` unless the graph's weights are the module's, in names and shapes."""
     shapes = {param.key: param.shape for param in graph.params}
     left = dict(shapes)
@@ -109,7 +109,7 @@ def _require_fit(places: Sequence[Place], graph: WeightGraph) -> None:
         raise _unfit(graph, key, "the module has no such tensor", "no weight may be left over")
 
 
-def _require_equal_ties(places: Sequence[Place], graph: WeightGraph) -> None:
+def _require_equal_ties(places: Sequence[ModuleTensor], graph: WeightGraph) -> None:
     """Raise `SourceError` where names that the module ties would get different values."""
     first: dict[tuple[object, ...], str] = {}
     for place in places:
@@ -136,7 +136,7 @@ def _unfit(
     return SourceError(f"{graph.source}, '{key}'", found, needed, way_out)
 
 
-def _param(place: Place) -> Param:
+def _param(place: ModuleTensor) -> Param:
     shape = tuple(place.value.shape)
     transposed = isinstance(place.module, nn.modules.conv._ConvTransposeNd) and len(shape) > 1
     return Param(
@@ -144,7 +144,7 @@ def _param(place: Place) -> Param:
     )
 
 
-def _role(place: Place) -> Role:
+def _role(place: ModuleTensor) -> Role:
     if isinstance(place.module, _NORMS):
         return NORM_ROLES.get(place.attribute, "other")
     if place.value.ndim > 1:

@@ -20,7 +20,7 @@ _MOST = 4096  # tokens of a block
 
 
 @dataclass(frozen=True)
-class Block:
+class TokenBlock:
     """Consecutive tokens of one slot: standardised values (n, D) float32, and the slot's side (4,)."""
 
     slot: int
@@ -49,7 +49,7 @@ class _Part:
 
 def blocks(
     graph: WeightGraph, width: int, device: torch.device | str = "cpu", most: int = _MOST
-) -> Iterator[Block]:
+) -> Iterator[TokenBlock]:
     """Yield all tokens of a network in order, at most `most` at a time.
 
     Raises `SourceError` where a weight is not finite.
@@ -57,7 +57,7 @@ def blocks(
     for i, slot in enumerate(slots(graph)):
         parts, side = _read(graph, slot, torch.device(device))
         for rows, pieces in _shares(slot, width, most):
-            yield Block(i, _cut(parts, slot, rows, pieces, width).view(-1, width), side)
+            yield TokenBlock(i, _cut(parts, slot, rows, pieces, width).view(-1, width), side)
         del parts  # before the next tensor is read
 
 

@@ -18,10 +18,10 @@ from sane_plugins.formats.sharded import INDEX
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.zoo import run_names
-from sane_plugins.zoo.deduplicate import Known
-from sane_plugins.zoo.index import NAME, Entry, Index, is_zoo, read_index
-from sane_plugins.zoo.run_names import Name
-from sane_plugins.zoo.shards import Writer, digest
+from sane_plugins.zoo.deduplicate import KnownNetworks
+from sane_plugins.zoo.index import NAME, Entry, ZooIndex, is_zoo, read_index
+from sane_plugins.zoo.run_names import RunName
+from sane_plugins.zoo.shards import ShardWriter, digest
 from sane_plugins.zoo.store import Zoo, differences
 
 _COMMIT = 10.0  # seconds of work that a kill may lose
@@ -105,7 +105,7 @@ class _Found:
     """A network to add: where it is, what to call it, and how to read it."""
 
     source: str
-    name: Name
+    name: RunName
     read: Callable[[], WeightGraph]
     factory: Mapping[str, Any]
 
@@ -131,7 +131,7 @@ def _found(folder: Path, out: Path, open_: Open, options: AddOptions) -> Iterato
 
 def _entries(zoo: Zoo) -> Iterator[_Found]:
     for entry in zoo.entries:
-        name = Name(f"{zoo.name}/{entry.network}", entry.checkpoint, dict(entry.properties))
+        name = RunName(f"{zoo.name}/{entry.network}", entry.checkpoint, dict(entry.properties))
         yield _Found(f"{zoo.name}/{entry.key}", name, partial(zoo.graph, entry), entry.factory)
 
 
@@ -150,7 +150,7 @@ def _shards(path: Path) -> list[str]:
         return []
 
 
-def _named(source: str, options: AddOptions) -> Name:
+def _named(source: str, options: AddOptions) -> RunName:
     if options.pattern:
         return run_names.by_pattern(options.pattern, source)
     return run_names.by_number(source) if options.runs else run_names.each_alone(source)
@@ -161,9 +161,9 @@ class _Job:
 
     def __init__(self, out: Path, done: Added) -> None:
         self._done = done
-        index = read_index(out) if is_zoo(out) else Index(out.resolve().name, (), {})
-        self._writer = Writer(out, index)
-        self._known = Known(Zoo(index.name, index.entries, out, index.forms))
+        index = read_index(out) if is_zoo(out) else ZooIndex(out.resolve().name, (), {})
+        self._writer = ShardWriter(out, index)
+        self._known = KnownNetworks(Zoo(index.name, index.entries, out, index.forms))
         self._committed, self._changed = time.monotonic(), False
 
     def take(self, found: _Found) -> None:

@@ -15,7 +15,7 @@ from sane_plugins.zoo.store import Zoo
 _HALF = 32  # digits of a digest that tell values, whatever their names
 
 
-class Known:
+class KnownNetworks:
     """The entries of a zoo by their weights."""
 
     def __init__(self, zoo: Zoo) -> None:

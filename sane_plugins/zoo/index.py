@@ -84,7 +84,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Index:
+class ZooIndex:
     """All that a zoo's index tells."""
 
     name: str
@@ -97,7 +97,7 @@ def is_zoo(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (NAME, OLD_NAME))
 
 
-def read_index(folder: Path) -> Index:
+def read_index(folder: Path) -> ZooIndex:
     """Read a zoo's index. Raises `ZooError` where there is none, or it is damaged or newer."""
     path = folder / NAME
     is_new = path.is_file()
@@ -114,7 +114,7 @@ def read_index(folder: Path) -> Index:
         ) from error
 
 
-def write_index(folder: Path, index: Index) -> None:
+def write_index(folder: Path, index: ZooIndex) -> None:
     """Write a zoo's index, whole or not at all; one of version 1 goes."""
     used = {entry.form for entry in index.entries}
     forms = {name: asdict(form) for name, form in index.forms.items() if name in used}
@@ -145,7 +145,7 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def _parsed(text: str) -> Index:
+def _parsed(text: str) -> ZooIndex:
     lines = text.splitlines()
     header = json.loads(lines[0]) if lines else {}
     if header["version"] != VERSION:
@@ -154,15 +154,15 @@ def _parsed(text: str) -> Index:
     entries = tuple(_checked(Entry(**json.loads(line))) for line in lines[1:])
     if lost := {entry.form for entry in entries} - {*forms, ""}:
         raise ValueError(f"the form {lost.pop()} is missing")
-    return Index(str(header["name"]), entries, forms)
+    return ZooIndex(str(header["name"]), entries, forms)
 
 
-def _parsed_old(text: str) -> Index:
+def _parsed_old(text: str) -> ZooIndex:
     index = json.loads(text)
     if index["version"] != 1:
         raise ValueError(f"version {index['version']}")
     entries = tuple(Entry(**record) for record in index["entries"])
-    return Index(str(index["name"]), tuple(_in(entries, OLD_WEIGHTS)), {})
+    return ZooIndex(str(index["name"]), tuple(_in(entries, OLD_WEIGHTS)), {})
 
 
 def _in(entries: tuple[Entry, ...], file: str) -> Iterator[Entry]:

@@ -17,7 +17,7 @@ _PROPERTY = {"epoch": "epoch", "ep": "epoch", "step": "step", "iteration": "step
 
 
 @dataclass(frozen=True)
-class Name:
+class RunName:
     """A network, one of its checkpoints, and the properties that the name tells."""
 
     network: str
@@ -25,21 +25,21 @@ class Name:
     properties: dict[str, Property] = field(default_factory=dict)
 
 
-def by_number(source: str) -> Name:
+def by_number(source: str) -> RunName:
     """Name a file; those that differ by the number of an epoch, step or checkpoint alone are one network."""
     plain, found = _plain(source), _NUMBER.findall(_plain(source))
     without = _NUMBER.sub("", plain)
     parts = [part.strip("-_=. ") for part in without.split("/")]
     network = "/".join(part for part in parts if part) or plain
-    return Name(network, "-".join(number for _, number in found) or "0", _told(found))
+    return RunName(network, "-".join(number for _, number in found) or "0", _told(found))
 
 
-def each_alone(source: str) -> Name:
+def each_alone(source: str) -> RunName:
     """Name a file that is a network of its own."""
-    return Name(_plain(source), "0", _told(_NUMBER.findall(_plain(source))))
+    return RunName(_plain(source), "0", _told(_NUMBER.findall(_plain(source))))
 
 
-def by_pattern(pattern: str, source: str) -> Name:
+def by_pattern(pattern: str, source: str) -> RunName:
     """Name a file by a regular expression: its group `network`, or its first, or all of it, is the network.
 
     The group `checkpoint` names the checkpoint, else the file's number or name. A file that the expression
@@ -53,7 +53,7 @@ def by_pattern(pattern: str, source: str) -> Name:
     network = groups.get("network") or (match.group(1) if match.groups() else match.group(0))
     number = usual.checkpoint if usual.properties else PurePosixPath(_plain(source)).name
     checkpoint = (groups.get("checkpoint") or number).replace("/", "-")
-    return Name(network or usual.network, checkpoint, usual.properties)
+    return RunName(network or usual.network, checkpoint, usual.properties)
 
 
 def require_pattern(pattern: str) -> None:

@@ -18,19 +18,19 @@ from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import ZooError
 from sane_plugins.weights.digest import tensor_digest
 from sane_plugins.weights.layer_rules import memory
-from sane_plugins.zoo.index import NAME, OLD_NAME, OLD_WEIGHTS, Entry, Form, Index, write_index
+from sane_plugins.zoo.index import NAME, OLD_NAME, OLD_WEIGHTS, Entry, Form, ZooIndex, write_index
 
 LIMIT = 64 * 2**20  # bytes of tensors in a file, and in memory while it is made
 
 
-class Writer:
+class ShardWriter:
     """Adds entries to a zoo folder. At any moment the folder holds a whole zoo, or none.
 
     What was put since the last `commit` is lost with a kill; nothing else is. Raises `ZooError` on a
     commit where another process changed the index meanwhile.
     """
 
-    def __init__(self, folder: Path, index: Index, limit: int = LIMIT) -> None:
+    def __init__(self, folder: Path, index: ZooIndex, limit: int = LIMIT) -> None:
         self.folder, self._limit = folder, limit
         self.name, self.forms = index.name, dict(index.forms)
         self.entries = list(index.entries)
@@ -87,7 +87,7 @@ class Writer:
                 "one at a time may",
                 "run the command again",
             )
-        write_index(self.folder, Index(self.name, tuple(self.entries), self.forms))
+        write_index(self.folder, ZooIndex(self.name, tuple(self.entries), self.forms))
         self._seen = _stamp(self.folder)
         self._tidy()
 

@@ -23,9 +23,9 @@ from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.index import Entry, Form, Index, Property, is_zoo, read_index, write_index
+from sane_plugins.zoo.index import Entry, Form, Property, ZooIndex, is_zoo, read_index, write_index
 from sane_plugins.zoo.published import read_published
-from sane_plugins.zoo.shards import Writer, opened
+from sane_plugins.zoo.shards import ShardWriter, opened
 
 __all__ = [
     "Entry",
@@ -161,7 +161,7 @@ def write(
             "name another folder or add --force",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    writer = Writer(folder, Index(name, (), {}))
+    writer = ShardWriter(folder, ZooIndex(name, (), {}))
     seen = set[str]()
     for entry, state in items:
         if entry.key in seen:

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sane_plugins.architectures.building_blocks import Tokens
+from sane_plugins.architectures.building_blocks import PatchTokens
 from sane_plugins.errors import ZooError
 
 _LEVELS = 2**16
 
 
-class Many(nn.Module):
+class Batched(nn.Module):
     """G layers of one kind; their tensors are stacked under the same names."""
 
     weight: torch.Tensor
@@ -46,7 +46,7 @@ class Many(nn.Module):
         return value.view(self.count, *(1,) * (x.ndim - 2 - core), *value.shape[1:])
 
 
-class ManyConv2d(Many):
+class BatchedConv2d(Batched):
     """Convolutions of (N, G, C, H, W), or of images (N, C, H, W) that all networks share."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ class ManyConv2d(Many):
         return _split(y, 1, self.count)
 
 
-class ManyLinear(Many):
+class BatchedLinear(Batched):
     """Linear layers of (N, G, ..., F), or of vectors (N, F) that all networks share."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ class ManyLinear(Many):
         return y if getattr(self, "bias", None) is None else y + self.own(y, "bias", 1)
 
 
-class ManyBatchNorm2d(Many):
+class BatchedBatchNorm2d(Batched):
     """Batch norms; since each channel has its own statistics, they are one over all channels."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ class ManyBatchNorm2d(Many):
         return _split(y, 1, self.count)
 
 
-class ManyLayerNorm(Many):
+class BatchedLayerNorm(Batched):
     """Layer norms of (N, G, ..., F)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -116,16 +116,16 @@ class ManyLayerNorm(Many):
         return y * self.own(x, "weight", core) + self.own(x, "bias", core)
 
 
-class ManyTokens(Many):
+class BatchedPatchTokens(Batched):
     """Tokens of (N, G, D, height, width)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (N, G, T, D)."""
-        added = Tokens.added(self)  # type: ignore[arg-type]
+        added = PatchTokens.added(self)  # type: ignore[arg-type]
         return F.pad(x.flatten(-2), (0, 1)).transpose(-1, -2) + added
 
 
-class ManyPool(Many):
+class BatchedPool(Batched):
     """Pooling, which knows no channels."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -135,7 +135,7 @@ class ManyPool(Many):
         return y if x.ndim == 4 else _split(y, 1, self.count)
 
 
-class ManyFlatten(Many):
+class BatchedFlatten(Batched):
     """Flattens maps to vectors."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -143,7 +143,7 @@ class ManyFlatten(Many):
         return x.flatten(1) if x.ndim == 4 else x.flatten(2)
 
 
-class ManyDropout(Many):
+class BatchedDropout(Batched):
     """Dropout whose mask each network draws from its own stream, in steps of 2**-16."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -170,16 +170,16 @@ class ManyDropout(Many):
 
 _Kind = Callable[[nn.Module, int, list[torch.Generator]], nn.Module]
 MANY: Mapping[type[nn.Module], _Kind] = {
-    nn.Conv2d: ManyConv2d,
-    nn.Linear: ManyLinear,
-    nn.BatchNorm2d: ManyBatchNorm2d,
-    nn.LayerNorm: ManyLayerNorm,
-    Tokens: ManyTokens,
-    nn.Flatten: ManyFlatten,
-    nn.Dropout: ManyDropout,
-    nn.MaxPool2d: ManyPool,
-    nn.AvgPool2d: ManyPool,
-    nn.AdaptiveAvgPool2d: ManyPool,
+    nn.Conv2d: BatchedConv2d,
+    nn.Linear: BatchedLinear,
+    nn.BatchNorm2d: BatchedBatchNorm2d,
+    nn.LayerNorm: BatchedLayerNorm,
+    PatchTokens: BatchedPatchTokens,
+    nn.Flatten: BatchedFlatten,
+    nn.Dropout: BatchedDropout,
+    nn.MaxPool2d: BatchedPool,
+    nn.AvgPool2d: BatchedPool,
+    nn.AdaptiveAvgPool2d: BatchedPool,
 }
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from sane_plugins.zoo_training.batched_layers import many, unfit
 
 
-class Stack:
+class BatchedNetworks:
     """G networks of one architecture that run and learn as one.
 
     `flat` (G, P) holds all parameters; those of the module are views of it. Dropout draws from

@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import UsageError
-from sane_plugins.zoo_training.batched_layers import ManyBatchNorm2d, ManyConv2d
-from sane_plugins.zoo_training.batched_networks import Stack
-from sane_plugins.zoo_training.hyperparameters import Draw, initial
-from sane_plugins.zoo_training.training_images import Images, Schedule, channels_last
+from sane_plugins.zoo_training.batched_layers import BatchedBatchNorm2d, BatchedConv2d
+from sane_plugins.zoo_training.batched_networks import BatchedNetworks
+from sane_plugins.zoo_training.hyperparameters import Hyperparameters, initial
+from sane_plugins.zoo_training.training_images import Schedule, TrainingImages, channels_last
 
 _PART = 32
 _SAVING_SHARE = 50  # a state is saved when training has taken this many times the time of a save
@@ -26,7 +26,7 @@ _HEADER = "sane_zoo_group"
 _MOMENTUM, _BETA1, _BETA2, _EPSILON = 0.9, 0.9, 0.999, 1e-8
 
 
-class Group:
+class GroupTrainer:
     """Networks of one architecture, each with its own rate, decay, optimiser, dropout and seed.
 
     What a network becomes does not depend on the others, but for rounding. One whose gradient or next
@@ -34,10 +34,14 @@ class Group:
     """
 
     def __init__(
-        self, draws: Sequence[Draw], factory: Mapping[str, Any], images: Images, schedule: Schedule
+        self,
+        draws: Sequence[Hyperparameters],
+        factory: Mapping[str, Any],
+        images: TrainingImages,
+        schedule: Schedule,
     ) -> None:
         self.draws, self.factory, self.images, self.schedule = draws, factory, images, schedule
-        self.stack = Stack([initial(draw, factory) for draw in draws], schedule.device)
+        self.stack = BatchedNetworks([initial(draw, factory) for draw in draws], schedule.device)
         self.first, self.second = (torch.zeros_like(self.stack.flat) for _ in range(2))
         self.alive = torch.ones(len(draws), dtype=torch.bool, device=schedule.device)
         self.step, self.kept = 0, dict[int, dict[str, torch.Tensor]]()
@@ -102,7 +106,11 @@ class Group:
         """
         kinds = {type(layer) for layer in self.stack.module.modules()}
         on_cpu = self.schedule.device == "cpu"
-        return _PART if on_cpu and ManyConv2d in kinds and ManyBatchNorm2d not in kinds else batch
+        return (
+            _PART
+            if on_cpu and BatchedConv2d in kinds and BatchedBatchNorm2d not in kinds
+            else batch
+        )
 
     def _update(self, gradient: torch.Tensor) -> None:
         """Follow the gradients (G, P), as torch's SGD with momentum and Adam do."""
@@ -205,7 +213,7 @@ def kept_tensors(tensors: Mapping[str, torch.Tensor], epoch: int) -> dict[str, t
 class _Rates:
     """Rates and decays (G, 1), and which rows are whose."""
 
-    def __init__(self, draws: Sequence[Draw], device: str) -> None:
+    def __init__(self, draws: Sequence[Hyperparameters], device: str) -> None:
         self.rate = torch.tensor([[draw.lr] for draw in draws], device=device)
         self.decay = torch.tensor([[draw.wd] for draw in draws], device=device)
         # The draws of a group are sorted by optimiser.
@@ -216,7 +224,7 @@ class _Rates:
 class _Saver:
     """Saves every few steps: as often as asked, or as costs about a fiftieth of the time."""
 
-    def __init__(self, group: Group, path: Path, told: str) -> None:
+    def __init__(self, group: GroupTrainer, path: Path, told: str) -> None:
         self._group, self._path, self._told = group, path, told
         self._cost, self._since = 0.0, time.perf_counter()
 

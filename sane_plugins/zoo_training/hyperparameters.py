@@ -16,7 +16,7 @@ _NORMAL_DEVIATION = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranges:
+class HyperparameterRanges:
     """What is drawn from; the defaults are those of the published zoos.
 
     Learning rates are powers of ten of an exponent drawn evenly between two; a value that stands there
@@ -39,7 +39,7 @@ class Ranges:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
+class Hyperparameters:
     """The hyper-parameters of one network: rate, weight decay and dropout are `lr`, `wd` and `p`."""
 
     act: str
@@ -55,19 +55,19 @@ class Draw:
         return asdict(self)
 
 
-def draw_all(count: int, ranges: Ranges, seed: int) -> list[Draw]:
+def draw_all(count: int, ranges: HyperparameterRanges, seed: int) -> list[Hyperparameters]:
     """Draw the hyper-parameters of `count` networks; those of more networks begin with the same."""
     rng = torch.Generator().manual_seed(seed)
     return [_draw(ranges, rng, seed * 100_000 + i) for i in range(count)]
 
 
-def initial(draw: Draw, factory: Mapping[str, Any]) -> nn.Module:
+def initial(draw: Hyperparameters, factory: Mapping[str, Any]) -> nn.Module:
     """Build a network with the initial weights that belong to its draw, whatever others are built."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw.seed)
         network = build(factory)
         if draw.init != "default":
-            _initialise(network, INITIALISATIONS[draw.init])
+            _initialize(network, INITIALIZATIONS[draw.init])
     return network
 
 
@@ -75,7 +75,7 @@ def _normal_small(weight: torch.Tensor) -> None:
     nn.init.normal_(weight, std=_NORMAL_DEVIATION)
 
 
-INITIALISATIONS: Mapping[str, Callable[[torch.Tensor], object]] = {
+INITIALIZATIONS: Mapping[str, Callable[[torch.Tensor], object]] = {
     "normal_small": _normal_small,
     "uniform_small": lambda weight: nn.init.uniform_(weight, -_NORMAL_DEVIATION, _NORMAL_DEVIATION),
     "kaiming_uniform_": nn.init.kaiming_uniform_,
@@ -84,7 +84,7 @@ INITIALISATIONS: Mapping[str, Callable[[torch.Tensor], object]] = {
 }
 
 
-def _initialise(network: nn.Module, fill: Callable[[torch.Tensor], object]) -> None:
+def _initialize(network: nn.Module, fill: Callable[[torch.Tensor], object]) -> None:
     """Fill the weights of matrix layers, and set their biases to zero."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -93,11 +93,11 @@ def _initialise(network: nn.Module, fill: Callable[[torch.Tensor], object]) -> N
                 nn.init.zeros_(layer.bias)
 
 
-def _draw(ranges: Ranges, rng: torch.Generator, seed: int) -> Draw:
+def _draw(ranges: HyperparameterRanges, rng: torch.Generator, seed: int) -> Hyperparameters:
     opt = _one(ranges.opt, rng)
     low, high = ranges.sgd_lr if opt == "sgd" else ranges.adam_lr
     exponent = low + (high - low) * float(torch.rand((), generator=rng, dtype=torch.float64))
-    return Draw(
+    return Hyperparameters(
         act=_one(ranges.act, rng),
         init=_one(ranges.init, rng),
         opt=opt,

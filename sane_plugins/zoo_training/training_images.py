@@ -8,7 +8,7 @@ import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class TrainingImages:
     """Images (N, C, H, W) and labels (N,) to train on, and to measure with."""
 
     x_train: torch.Tensor
@@ -16,9 +16,9 @@ class Images:
     x_test: torch.Tensor
     y_test: torch.Tensor
 
-    def on(self, device: str) -> Images:
+    def on(self, device: str) -> TrainingImages:
         """Return them on a device, images in the channels-last format."""
-        return Images(
+        return TrainingImages(
             x_train=channels_last(self.x_train.to(device)),
             y_train=self.y_train.to(device),
             x_test=channels_last(self.x_test.to(device)),

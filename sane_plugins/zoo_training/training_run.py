@@ -17,11 +17,16 @@ import torch
 from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.zoo.store import Entry, Zoo, is_zoo, write
-from sane_plugins.zoo_training.batched_networks import Stack
+from sane_plugins.zoo_training.batched_networks import BatchedNetworks
 from sane_plugins.zoo_training.group_trainer import kept_tensors, read_state
-from sane_plugins.zoo_training.hyperparameters import Draw, Ranges, draw_all, initial
-from sane_plugins.zoo_training.training_images import Images, Schedule
-from sane_plugins.zoo_training.workers import Job, run_jobs
+from sane_plugins.zoo_training.hyperparameters import (
+    HyperparameterRanges,
+    Hyperparameters,
+    draw_all,
+    initial,
+)
+from sane_plugins.zoo_training.training_images import Schedule, TrainingImages
+from sane_plugins.zoo_training.workers import GroupJob, run_jobs
 
 _GROUP = {"cpu": 12}  # larger ones do not fit into a CPU's cache
 _GROUP_ON_DEVICE = 64
@@ -45,13 +50,13 @@ class ZooOptions:
     batch: int = 64
     measured: int = 4000
     seed: int = 0
-    ranges: Ranges = field(default_factory=Ranges)
+    ranges: HyperparameterRanges = field(default_factory=HyperparameterRanges)
     device: str = "cpu"
     group: int | None = None
 
 
 def train_zoo(
-    images: Images,
+    images: TrainingImages,
     options: ZooOptions,
     out: str | Path,
     *,
@@ -86,7 +91,7 @@ def train_zoo(
     return zoo
 
 
-def groups_of(options: ZooOptions) -> list[list[Draw]]:
+def groups_of(options: ZooOptions) -> list[list[Hyperparameters]]:
     """Draw the networks, and cut them into groups that share activation and dropout."""
     most = options.group or _GROUP.get(options.device, _GROUP_ON_DEVICE)
     draws = draw_all(options.networks, options.ranges, options.seed)
@@ -98,7 +103,9 @@ def groups_of(options: ZooOptions) -> list[list[Draw]]:
     ]
 
 
-def factory_of(options: ZooOptions, draw: Draw, channels: int, classes: int) -> dict[str, Any]:
+def factory_of(
+    options: ZooOptions, draw: Hyperparameters, channels: int, classes: int
+) -> dict[str, Any]:
     """Return the description that a network of the zoo is built from."""
     return {
         "name": options.architecture,
@@ -131,8 +138,8 @@ def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
 
 
 def plan_jobs(
-    images: Images, options: ZooOptions, state: Path, told: str, save_every: int | None
-) -> list[Job]:
+    images: TrainingImages, options: ZooOptions, state: Path, told: str, save_every: int | None
+) -> list[GroupJob]:
     """Cut the networks into groups, of which each is a job of its own."""
     schedule = Schedule(
         epochs=options.epochs,
@@ -145,7 +152,7 @@ def plan_jobs(
     )
     channels, classes = images.x_train.shape[1], int(images.y_train.max()) + 1
     found = [
-        Job(
+        GroupJob(
             index=i,
             draws=draws,
             factory=factory_of(options, draws[0], channels, classes),
@@ -159,17 +166,19 @@ def plan_jobs(
     return found
 
 
-def _require_fit(jobs: list[Job], images: Images) -> None:
+def _require_fit(jobs: list[GroupJob], images: TrainingImages) -> None:
     """Raise `ZooError` at once, and not in an hour, where a network does not take the images."""
     seen = set[str]()
     for job in jobs:
         key = json.dumps(job.factory, sort_keys=True)
         if key not in seen:
-            Stack([initial(job.draws[0], job.factory)], "cpu").require_same(images.x_test[:2])
+            BatchedNetworks([initial(job.draws[0], job.factory)], "cpu").require_same(
+                images.x_test[:2]
+            )
         seen.add(key)
 
 
-def _even(draws: list[Draw], most: int) -> list[list[Draw]]:
+def _even(draws: list[Hyperparameters], most: int) -> list[list[Hyperparameters]]:
     """Cut into as few parts as hold at most `most`, whose sizes differ by one at most."""
     parts = -(-len(draws) // most)
     size, more = divmod(len(draws), parts)
@@ -190,11 +199,13 @@ def _kept(options: ZooOptions) -> tuple[int, ...]:
     return tuple(sorted(set(options.keep)))
 
 
-def _items(jobs: list[Job], options: ZooOptions) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]:
+def _items(
+    jobs: list[GroupJob], options: ZooOptions
+) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]:
     """Yield every kept network of the finished groups."""
     for job in jobs:
         record, tensors = read_state(job.state)
-        stack = Stack([initial(draw, job.factory) for draw in job.draws], "cpu")
+        stack = BatchedNetworks([initial(draw, job.factory) for draw in job.draws], "cpu")
         for epoch, rows in record["measured"].items():
             kept = kept_tensors(tensors, int(epoch))
             flat = kept.pop("")
@@ -213,11 +224,11 @@ def _items(jobs: list[Job], options: ZooOptions) -> Iterator[tuple[Entry, dict[s
                 yield entry, stack.state_dict(i, flat, kept)
 
 
-def _network(options: ZooOptions, draw: Draw) -> str:
+def _network(options: ZooOptions, draw: Hyperparameters) -> str:
     return f"{options.name}-{draw.seed - options.seed * 100_000:04d}"
 
 
-def _told(images: Images, options: ZooOptions) -> str:
+def _told(images: TrainingImages, options: ZooOptions) -> str:
     """Return what two runs must share for one to go on with the other's state."""
     digest = hashlib.sha256()
     for tensor in (images.x_train, images.y_train, images.x_test, images.y_test):
@@ -228,7 +239,7 @@ def _told(images: Images, options: ZooOptions) -> str:
 class _Clock:
     """Adds up the steps of all groups, and estimates the time left."""
 
-    def __init__(self, options: ZooOptions, images: Images, report: Report) -> None:
+    def __init__(self, options: ZooOptions, images: TrainingImages, report: Report) -> None:
         steps = options.epochs * -(-len(images.y_train) // options.batch)
         self._total, self._report = options.networks * steps, report
         self._done: dict[int, int] = {}

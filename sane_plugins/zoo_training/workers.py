@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sane_plugins.atomic_files import write_whole
-from sane_plugins.zoo_training.group_trainer import Group
-from sane_plugins.zoo_training.hyperparameters import Draw
-from sane_plugins.zoo_training.training_images import Images, Schedule
+from sane_plugins.zoo_training.group_trainer import GroupTrainer
+from sane_plugins.zoo_training.hyperparameters import Hyperparameters
+from sane_plugins.zoo_training.training_images import Schedule, TrainingImages
 
 _TELL_EVERY = 0.5  # seconds
 # glibc hands large tensors back to the system at once, and to get them again takes long. It ignores
@@ -29,11 +29,11 @@ _KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class GroupJob:
     """One group to train, and where its state lies."""
 
     index: int
-    draws: Sequence[Draw]
+    draws: Sequence[Hyperparameters]
     factory: Mapping[str, Any]
     schedule: Schedule
     state: Path
@@ -41,7 +41,7 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], images: Images, folder: Path, processes: int
+    jobs: Sequence[GroupJob], images: TrainingImages, folder: Path, processes: int
 ) -> Iterator[tuple[int, int]]:
     """Train every group; yield its index and step now and then. `folder` takes the images for processes."""
     if processes > 1:
@@ -52,10 +52,10 @@ def run_jobs(
             yield job.index, step
 
 
-def _run(job: Job, images: Images) -> Iterator[int]:
+def _run(job: GroupJob, images: TrainingImages) -> Iterator[int]:
     """Train one group on one thread, so that the result is the same for any number of processes."""
     with one_thread():
-        group = Group(job.draws, job.factory, images.on(job.schedule.device), job.schedule)
+        group = GroupTrainer(job.draws, job.factory, images.on(job.schedule.device), job.schedule)
         yield from group.run(job.state, job.told)
 
 
@@ -71,7 +71,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _run_apart(
-    jobs: Sequence[Job], images: Images, folder: Path, processes: int
+    jobs: Sequence[GroupJob], images: TrainingImages, folder: Path, processes: int
 ) -> Iterator[tuple[int, int]]:
     shared = folder / "images.safetensors"
     write_whole(shared, lambda partial: save_file(_contiguous(images), partial))
@@ -104,14 +104,14 @@ def _reports(futures: Sequence[Future[None]], told: Any) -> Iterator[tuple[int, 
                 return
 
 
-_images: list[Images] = []
+_images: list[TrainingImages] = []
 _told: list[Any] = []
 
 
 def _begin(shared: str, told: Any) -> None:
     """Prepare a process, which ends with the one that started it, however that ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _images.append(Images(**load_file(shared)))
+    _images.append(TrainingImages(**load_file(shared)))
     _told.append(told)
 
 
@@ -122,7 +122,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(job: Job) -> None:
+def _work(job: GroupJob) -> None:
     last = 0.0
     for step in _run(job, _images[0]):
         if time.monotonic() - last >= _TELL_EVERY:
@@ -130,7 +130,7 @@ def _work(job: Job) -> None:
             _told[0].put((job.index, step))
 
 
-def _contiguous(images: Images) -> dict[str, torch.Tensor]:
+def _contiguous(images: TrainingImages) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in asdict(images).items()}
 
 

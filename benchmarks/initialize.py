@@ -1,6 +1,6 @@
 """Does an initialisation sampled near MNIST networks help on Fashion-MNIST?
 
-    python benchmarks/initialise.py --data ../shared/data
+    python benchmarks/initialize.py --data ../shared/data
 
 Small CNN (relu), prompts from mnist-cnn only: the best relu networks by their MNIST test accuracy. Each
 seed draws 10,000 training images; every method then trains on all of them in the same way (Adam, 1e-3,
@@ -30,7 +30,7 @@ from sane_plugins.autoencoder.model import SANE
 from sane_plugins.generation.classifier import find_classifier, fit_classifier
 from sane_plugins.generation.prompts import choose_prompts
 from sane_plugins.generation.samplers import KDE
-from sane_plugins.initialize.pipeline import InitialiseOptions, initialise
+from sane_plugins.initialize.pipeline import InitializeOptions, initialize
 from sane_plugins.initialize.training import TrainOptions, train_epochs
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks.scoring import accuracy
@@ -105,12 +105,12 @@ def kde(setting: Setting) -> nn.Module:
 
 def sane_candidate(setting: Setting) -> nn.Module:
     """Take the best SANE candidate whatever the defaults do: what the sampled weights are worth."""
-    return _initialised(setting, 0)
+    return _initialized(setting, 0)
 
 
 def sane_init(setting: Setting) -> nn.Module:
     """Take what the command would write, which may be a default initialisation."""
-    return _initialised(setting, None)
+    return _initialized(setting, None)
 
 
 METHODS: Mapping[str, Callable[[Setting], nn.Module]] = {
@@ -200,10 +200,10 @@ def loaded(setting: Setting, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     return module
 
 
-def _initialised(setting: Setting, defaults: int | None) -> nn.Module:
+def _initialized(setting: Setting, defaults: int | None) -> nn.Module:
     make = partial(small_cnn, setting.task.channels, len(setting.task.classes))
-    options = InitialiseOptions(seed=setting.seed, defaults=defaults)
-    found = initialise(make, setting.task, setting.prompts, setting.sane, options)
+    options = InitializeOptions(seed=setting.seed, defaults=defaults)
+    found = initialize(make, setting.task, setting.prompts, setting.sane, options)
     print(f"  chosen: {found.rows[0].name}", file=sys.stderr)
     return found.module
 
