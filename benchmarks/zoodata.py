@@ -113,7 +113,7 @@ PLAIN: Mapping[str, Measure] = {
 
 def _key(zoo: Zoo) -> str:
     """Return what changes when the features would: code, and the zoo's networks."""
-    parts = code("embed", "pooling", "statistics", "matrix", "probes")
+    parts = code("encoders", "sane_features", "statistics", "matrix_statistics", "random_probes")
     digest, written = hashlib.sha256(parts.encode()), zoo.weights.stat()
     digest.update("".join(entry.key for entry in zoo.entries).encode())
     digest.update(f"{written.st_size} {written.st_mtime_ns}".encode())
@@ -121,7 +121,7 @@ def _key(zoo: Zoo) -> str:
 
 
 def code(*modules: str) -> str:
-    """Return what identifies the source of modules of `sane_plugins.tasks`."""
+    """Return what identifies the source of modules of `sane_plugins.features`."""
     paths = [Path(encoders.__file__).with_name(f"{name}.py") for name in modules]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 

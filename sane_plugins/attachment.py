@@ -10,9 +10,9 @@ from typing import Any
 from pluggy import HookimplMarker, HookspecMarker, PluginManager
 
 from sane_plugins import hooks
-from sane_plugins.answers import Problem
 from sane_plugins.errors import PluginError
 from sane_plugins.host import PROJECT, Host
+from sane_plugins.plugins import Problem
 
 _SPECS = {name: value for name, value in vars(hooks).items() if name.startswith("sane_")}
 

@@ -17,10 +17,20 @@ from typing import TYPE_CHECKING, Any
 from pluggy import PluginManager
 
 from sane_plugins import hooks
-from sane_plugins.answers import Problem, by_name, culprit, mapping, raised, wraps
 from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
+from sane_plugins.plugins import (
+    Problem,
+    by_name,
+    culprit,
+    distribution,
+    listed,
+    mapping,
+    names,
+    raised,
+    wanted,
+    wraps,
+)
 from sane_plugins.progress import Progress, reporting
-from sane_plugins.selection import distribution, listed, names, wanted
 
 if TYPE_CHECKING:
     import click

@@ -6,8 +6,6 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import scaled_blocks
 from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.progress import Progress, current
+from sane_plugins.runtime import threads
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.tokens import slots
 
@@ -138,29 +138,19 @@ def _mapped(
     if device.type != "cpu":
         yield from map(encoder, cuts)
         return
-    with _one_thread_each() as threads:
-        if is_long and threads > 1:
-            yield from _beside(encoder, cuts, threads)
+    beside = torch.get_num_threads()
+    with threads(1):  # each operation runs on its caller's thread
+        if is_long and beside > 1:
+            yield from _beside(encoder, cuts, beside)
         else:
             yield from map(encoder, cuts)
 
 
-def _beside(encoder: _Encoder, cuts: Iterator[_Cut], threads: int) -> Iterator[WindowBatch]:
+def _beside(encoder: _Encoder, cuts: Iterator[_Cut], beside: int) -> Iterator[WindowBatch]:
     pending: deque[Future[WindowBatch]] = deque()
-    with ThreadPoolExecutor(threads, "encode", torch.set_num_threads, (1,)) as pool:
+    with ThreadPoolExecutor(beside, "encode", torch.set_num_threads, (1,)) as pool:
         for cut in cuts:
             pending.append(pool.submit(encoder, cut))
-            if len(pending) > 2 * threads:
+            if len(pending) > 2 * beside:
                 yield pending.popleft().result()
         yield from (future.result() for future in pending)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[int]:
-    """Let each operation run on its caller's thread; tell how many threads there were."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield before
-    finally:
-        torch.set_num_threads(before)

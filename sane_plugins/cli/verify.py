@@ -13,6 +13,7 @@ import click
 from sane_plugins.cli.console import command_options, open_host, print_json
 from sane_plugins.cli.output import write
 from sane_plugins.cli.targets import built, find_sampler, find_target, open_prompts
+from sane_plugins.runtime import threads
 
 if TYPE_CHECKING:
     from sane_plugins.host import Host
@@ -47,7 +48,6 @@ def verify(file: Path, as_json: bool) -> None:
 
 def _compared(host: Host, file: Path, told: Mapping[str, Any]) -> str:
     """Return in one sentence what differs, nothing where the bytes are the same."""
-    import torch
 
     from sane_plugins.initialize.pipeline import remake
     from sane_plugins.initialize.provenance import ingredients, restored, surroundings
@@ -67,13 +67,9 @@ def _compared(host: Host, file: Path, told: Mapping[str, Any]) -> str:
     if changed:
         return f"{' and '.join(changed)} are not those that the weights were made from"
     options = replace(restored(told), sampler=find_sampler(host, call["sampler"]))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(int(told["versions"]["threads"]))
-    try:
+    with threads(int(told["versions"]["threads"])):
         graph = remake(target.network, target.task, prompts, sane, options, told)
         here = surroundings(options.device)
-    finally:
-        torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
         path = write(host, graph, told, call["model"], Path(folder) / file.name, force=False)
         if path.read_bytes() == file.read_bytes():

@@ -28,7 +28,7 @@ from sane_plugins.initialize.options import (
 )
 from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.initialize.training import arrange
-from sane_plugins.runtime import random_stream, seeded
+from sane_plugins.runtime import random_stream, seeded, threads
 from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.task_embedding import describe
@@ -191,12 +191,8 @@ def fitting_threads(module: nn.Module, task: Task) -> Iterator[None]:
 
     On a busy machine the threads of a small step wait for each other longer than they work.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if flop(module, task) < _SMALL_FLOP else before)
-    try:
+    with threads(1 if flop(module, task) < _SMALL_FLOP else torch.get_num_threads()):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def flop(module: nn.Module, task: Task) -> int:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sane_plugins.atomic_files import write_whole
+from sane_plugins.runtime import threads
 from sane_plugins.zoo_training.group_trainer import GroupTrainer
 from sane_plugins.zoo_training.hyperparameters import Hyperparameters
 from sane_plugins.zoo_training.training_images import Schedule, TrainingImages
@@ -54,20 +55,9 @@ def run_jobs(
 
 def _run(job: GroupJob, images: TrainingImages) -> Iterator[int]:
     """Train one group on one thread, so that the result is the same for any number of processes."""
-    with one_thread():
+    with threads(1):
         group = GroupTrainer(job.draws, job.factory, images.on(job.schedule.device), job.schedule)
         yield from group.run(job.state, job.told)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread within."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run_apart(

@@ -1,0 +1,323 @@
+"""Put every measurement on one page, docs/results.md, and tell what ships in docs/model-card.md.
+
+    python tools/release/results_page.py [--check]
+
+Tables are those that the benchmarks wrote in benchmarks/results/, and the recipe is what the shipped SANE's
+metadata say: no number is typed here. `--check` writes nothing and exits with 1 where a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sane_plugins.autoencoder import checkpoint
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+SHIPPED = ROOT / "sane_plugins" / "data"
+DATA = "--data DIR"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One benchmark on the page: the results it reads, its command, and what it asks."""
+
+    title: str
+    name: str
+    command: str
+    text: str
+
+
+SECTIONS = (
+    Section(
+        title="Properties from weights",
+        name="properties",
+        command=f"benchmarks/properties.py {DATA}",
+        text="""Networks that neither the SANE nor the head has seen: R² and Kendall's τ, three splits by network.
+W is all weights in a row, s(W) the mean, variance and quartiles of every tensor; "sane" alone reads what the
+autoencoder encodes, and the chosen head reads what cross-validation on the fitting networks prefers.""",
+    ),
+    Section(
+        title="Transfer between zoos",
+        name="transfer",
+        command=f"benchmarks/transfer.py {DATA}",
+        text="""A head fitted on one zoo ranks the networks of another: of another dataset, or of another
+architecture. Kendall's τ; 0 is chance. Gap and epoch were not measured.""",
+    ),
+    Section(
+        title="Reconstruction",
+        name="reconstruction",
+        command=f"benchmarks/reconstruction.py {DATA} --ablation",
+        text="""What networks of the evaluation pools keep of their accuracy when they are encoded and decoded,
+and what that owes to each part of the recipe. The ablation is trained at a small budget, so its own figures are
+lower; without normalisation there is no behaviour term either, because that needs decoded scales.""",
+    ),
+    Section(
+        title="Sampling",
+        name="sampling",
+        command=f"benchmarks/sampling.py {DATA}",
+        text="""Networks drawn near the 30 % best of a zoo and run without any training. A copy of a prompt would
+be good and no sample, so the last column tells how often a sample answers unlike the prompt that it is most like.
+Prompts come from all networks of a zoo, also those that the SANE was trained on. Ours has a narrower bandwidth than the
+reference; that, not the noise per token, is what sets them apart, and so narrow a density stays near decoded prompts.""",
+    ),
+    Section(
+        title="Layers",
+        name="layers",
+        command=f"benchmarks/layers.py {DATA}",
+        text="""What layer embeddings tell of WeightWatcher's measurements, for three published ResNets, wider
+and deeper than those that the SANE has seen: fitted on the layers of two, predicted for the third. Alpha is
+hardly known to either; spectral norm is, but s(W) ranks it as well or better.
+
+![Embeddings of the layers of three ResNets](img/layers.png)""",
+    ),
+    Section(
+        title="Zoos trained for these figures",
+        name="zoos",
+        command=f"benchmarks/zoos.py {DATA}",
+        text="Hyper-parameters are drawn from the ranges of the published zoos; bad runs are kept.",
+    ),
+    Section(
+        title="Training a zoo at once",
+        name="zoo_training",
+        command=f"benchmarks/zoo_training.py {DATA}",
+        text="Many networks in one vectorised loop against one network after the other, in one run.",
+    ),
+    Section(
+        title="Killed and resumed",
+        name="kill",
+        command=f"tests/fuzz/kill.py {DATA}",
+        text="`kill -9` at random moments: what is lost, and whether the end is that of an undisturbed run.",
+    ),
+    Section(
+        title="New tasks",
+        name="new_tasks",
+        command=f"benchmarks/new_tasks.py {DATA}",
+        text="""Test accuracy of the small CNN on five tasks, prompts from zoos on other data sets, mean ± deviation.
+Every method trains on the same images in the same way; "for sane-init's seconds more" gives the strongest simple rival the
+time that `sane-init` takes, as further epochs. Prompts have not seen the task; the shipped SANE was trained on networks of
+animals-cnn and cifar10-cnn too. Options were settled on USPS, animals and grey CIFAR-10. For CIFAR-10, prompts of grey
+images stand side by side in a wider network. Test images of pneumonia come from another source than its training images; the next
+section measures it on images of the same source.""",
+    ),
+    Section(
+        title="New tasks, held-out images",
+        name="new_tasks_held_out",
+        command=f"benchmarks/new_tasks.py {DATA} --task pneumoniamnist_subset --held-out",
+        text="""A fifth of the training images, put aside before anything else, measures. All methods are better on these
+than on the test images above, where more training makes every one of them worse.""",
+    ),
+    Section(
+        title="Within the zoo's task",
+        name="within",
+        command=f"benchmarks/within.py {DATA}",
+        text="Test accuracy without any training, where prompts come from a zoo on the same task.",
+    ),
+    Section(
+        title="New architectures",
+        name="architectures",
+        command=f"benchmarks/architectures.py {DATA}",
+        text="""Prompts of another width or depth. The ResNet-20 was trained on all of CIFAR-10, also on images that
+the targets do not train on: what this shows is that its weights carry over, not how little data suffice.""",
+    ),
+    Section(
+        title="Gate",
+        name="gate",
+        command=f"benchmarks/gate.py {DATA}",
+        text="""Does the gate know whether the best generated candidate will beat the best default? Half of the runs have
+bad prompts: barely trained, untrained, or with shuffled weights. What is true is measured on test images, mean of six orders of
+training images. Former rounds, which read the race alone and told what is true by one or two orders, were right less often; a
+third of their runs were on pneumonia, whose test images come from another source (now mixed and parted anew). Features
+were chosen on the fitting runs and a first round of runs on other data sets (first table). The second round,
+of other seeds and sizes, was run once; that probabilities of .4 to .6 are too close to call was settled after it.""",
+    ),
+    Section(
+        title="Samplers",
+        name="samplers",
+        command=f"benchmarks/samplers.py {DATA}",
+        text="""The diffusion sampler is a denoiser of 170,000 weights, conditioned on a description of the task's
+images (`tasks/descriptor.py`); .3 to .95 is how much of a prompt is noised away.""",
+    ),
+    Section(
+        title="Pruned networks",
+        name="pruned",
+        command=f"benchmarks/pruned.py {DATA}",
+        text="A second task in the entries that pruning freed; survivors are frozen.",
+    ),
+    Section(
+        title="Initialisation, step by step",
+        name="initialise",
+        command=f"benchmarks/initialize.py {DATA}",
+        text="""Test accuracy on Fashion-MNIST after so many epochs, small CNN, prompts from MNIST networks only,
+mean ± deviation of five seeds: what each step of the method adds.""",
+    ),
+    Section(
+        title="Time of sane-init",
+        name="init_time",
+        command=f"benchmarks/init_time.py {DATA}",
+        text="The command itself, start-up included.",
+    ),
+    Section(
+        title="Memory",
+        name="memory",
+        command="benchmarks/memory.py",
+        text="Peak memory of embedding files of up to a billion parameters.",
+    ),
+    Section(
+        title="Speed",
+        name="speed",
+        command=f"benchmarks/speed.py {DATA}",
+        text="""Tokenising against a plain copy, and encoding against the machine's own matrix products. The aim
+of 60 % of the rate of large square products was missed; against products of the model's own sizes it holds for most.""",
+    ),
+)
+ELSEWHERE = {
+    "formats": "[which real files are read](reference/formats.md), `python tools/release/formats_table.py --data DIR`",
+    "torchvision_models": "[every network of torchvision](reference/torchvision-models.md),"
+    " `python tools/release/torchvision_table.py`",
+    "fuzz": "damaged files, `python tests/fuzz/run.py --data DIR --cases 20000`: figures in"
+    " [fuzz.json](../benchmarks/results/fuzz.json)",
+}
+UNMEASURED = "Not measured yet."
+LICENCES = {
+    "mnist-cnn": "zoo made for this project; MNIST is commonly CC BY-SA 3.0",
+    "cifar10-cnn": "zoo made for this project; CIFAR-10 has no formal licence (cite Krizhevsky 2009)",
+    "animals-cnn": "zoo of ours; animal silhouettes (PyPI animal-mnist) are MIT",
+    "mnist-mlp": "zoo of ours; MNIST as above",
+    "mnist-resnet": "zoo of ours; MNIST as above, at 16 x 16 pixels",
+}
+
+
+def main() -> None:
+    """Write both pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    pages = {ROOT / "docs" / "results.md": results(), ROOT / "docs" / "model-card.md": card()}
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} {'is out of date' if arguments.check else 'written'}")
+        if not arguments.check:
+            path.write_text(pages[path])
+    sys.exit(1 if stale and arguments.check else 0)
+
+
+def results() -> str:
+    """Return the page of results."""
+    lines = [
+        "# Results",
+        "",
+        "Every figure that we claim, with the command that makes it, losses included. Written by"
+        " `python tools/release/results_page.py` from `benchmarks/results/`; do not edit it. DIR is the folder of"
+        " published zoos and data sets. Networks that are tested on were seen neither in pretraining nor in"
+        " fitting, unless a line says otherwise.",
+    ]
+    for section in SECTIONS:
+        lines += [
+            "",
+            f"## {section.title}",
+            "",
+            section.text,
+            "",
+            f"`python {section.command}`",
+            "",
+        ]
+        lines += _table(section.name)
+    lines += ["", "## On other pages", ""]
+    lines += [f"- {text}" for text in ELSEWHERE.values()]
+    return "\n".join(lines) + "\n"
+
+
+def card() -> str:
+    """Return the model card of what ships in the wheel."""
+    told = checkpoint.read_metadata(SHIPPED / "sane.safetensors")
+    model = checkpoint.load(SHIPPED / "sane.safetensors")
+    parameters = sum(p.numel() for p in model.parameters())
+    sizes = {
+        path.name: path.stat().st_size for path in sorted(SHIPPED.rglob("*")) if path.is_file()
+    }
+    lines = [
+        "# Model card of the shipped SANE",
+        "",
+        "Written by `python tools/release/results_page.py` from the file's own metadata; do not edit it.",
+        "",
+        "## What it is",
+        "",
+        f'An autoencoder of weights with {parameters:,} parameters (Schürholt, Mahoney and Borth, "Towards Scalable and'
+        ' Versatile Weight Space Learning", ICML 2024), stored as float16. Beside it ship prompts, trained small'
+        " networks to sample near, and heads that predict properties. "
+        f"All files of the wheel's data take {sum(sizes.values()) / 1e6:.1f} MB.",
+        "",
+        "## Data",
+        "",
+        *_data(told),
+        "",
+        "## Recipe",
+        "",
+        *_recipe(told),
+        "",
+        "Made by `python benchmarks/zoos.py --data DIR` and `python tools/release/embedded.py --data DIR`.",
+        "",
+        "## Figures",
+        "",
+        "What networks that it has not seen keep of their accuracy (all figures: [results](results.md)):",
+        "",
+        *_table("reconstruction"),
+        "",
+        "## Meant for",
+        "",
+        "- embeddings and property estimates of small image classifiers while they train;",
+        "- initial weights of small networks for new image tasks, always compared with the default initialisation;",
+        "- experiments with weights of any network: nothing caps size or architecture.",
+        "",
+        "## Limits",
+        "",
+        '- It has seen small networks only, of the kinds above. `predict` says "known kind: no" for others; heed it.',
+        "- Generated weights look trained: estimates of their properties are no measurement.",
+        "- The evaluation pool of each zoo was never trained on, but the shipped heads were then fitted on all networks:"
+        " figures come from heads that were not.",
+        "- Estimates say nothing of robustness, fairness or fitness for a purpose, and replace no test on data.",
+        "",
+        "## Licences",
+        "",
+        "Model, heads and prompts: Apache-2.0, as the code. They were trained on weights of networks that were trained on:",
+        "",
+        *(f"- {name}: {text}" for name, text in LICENCES.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str) -> Iterator[str]:
+    """Yield what a benchmark wrote, its headings left out, because the section has one."""
+    path = RESULTS / f"{name}.md"
+    if not path.exists():
+        yield UNMEASURED
+        return
+    for line in path.read_text().strip().split("\n"):
+        if not line.startswith("# "):
+            yield f"#{line}" if line.startswith("## ") else line
+
+
+def _data(told: dict[str, Any]) -> Iterator[str]:
+    yield "| zoo | networks | checkpoints |"
+    yield "|---|---|---|"
+    for zoo in told.get("zoos", []):
+        yield f"| {zoo['name']} | {zoo['networks']} | {zoo['checkpoints']} |"
+    yield ""
+    yield f"{told['data']}.".replace("..", ".")
+
+
+def _recipe(told: dict[str, Any]) -> Iterator[str]:
+    for name in ("config", "recipe"):
+        shown = ", ".join(f"{key} {json.dumps(value)}" for key, value in told[name].items())
+        yield f"- {'Shape' if name == 'config' else 'Training'}: {shown}."
+
+
+if __name__ == "__main__":
+    main()
