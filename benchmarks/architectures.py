@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--resnet-seeds", type=int, default=3)
     arguments = parser.parse_args()
-    sane = checkpoint.embedded()
+    sane = checkpoint.embedded_sane()
     for seed in range(arguments.seeds):
         _keep(f"wide-{arguments.dataset}", seed, partial(_wide, arguments, seed), sane)
     for seed in range(arguments.resnet_seeds):

@@ -53,7 +53,7 @@ def main() -> None:
     stages = arguments.stage or ["fit", "choose", "test"]
     zoos = zoodata.zoos(arguments.data, arguments.zoos)
     zoos = [zoo for zoo in zoos if zoo.name in ("mnist-cnn", "animals-cnn", "mnist-mlp")]
-    sane = checkpoint.embedded()
+    sane = checkpoint.embedded_sane()
     if "fit" in stages:
         _fit([kept(s, arguments.data, zoos, sane) for s in specs(FIT, (400, 3000), 0)])
     if "choose" in stages:

@@ -139,7 +139,7 @@ def main() -> None:
     zoo = import_published(arguments.data / "zoos" / "mnist-cnn.json")
     last = zoo.where(lambda entry: entry.checkpoint == "12")
     prompts = choose_prompts(small_cnn(), last).graphs
-    sane = checkpoint.load(arguments.sane) if arguments.sane else checkpoint.embedded()
+    sane = checkpoint.load_sane(arguments.sane) if arguments.sane else checkpoint.embedded_sane()
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     for seed in range(arguments.seeds):
         task = full.subset(IMAGES, torch.Generator().manual_seed(seed))

@@ -67,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     zoos = zoodata.zoos(arguments.data, arguments.zoos, list(ZOOS))
     out = "new_tasks_held_out" if arguments.held_out else "new_tasks"
-    sane = checkpoint.embedded()
+    sane = checkpoint.embedded_sane()
     for seed in range(arguments.seeds):
         for name in arguments.task or TASKS:
             path = _kept(out, name, seed)

@@ -14,7 +14,7 @@ import numpy as np
 
 from sane_plugins.autoencoder.bfloat16 import Precision
 from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
-from sane_plugins.features.statistics import structure
+from sane_plugins.features.layer_statistics import structure
 from sane_plugins.properties.numeric_head import (
     STRUCTURE,
     Estimate,

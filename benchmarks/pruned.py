@@ -53,7 +53,7 @@ def main() -> None:
     prompts = [graph for zoo in zoos for graph in choose_prompts(small_cnn(), zoo, 12).graphs]
     mnist = load_task(arguments.data / "datasets" / "mnist.npz", 28)
     second = load_task(arguments.data / "datasets" / f"{arguments.dataset}.npz", 28)
-    sane, runs = checkpoint.embedded(), []
+    sane, runs = checkpoint.embedded_sane(), []
     for seed in range(arguments.seeds):
         rng = torch.Generator().manual_seed(seed)
         first, before = _pruned(prompts[seed], mnist.subset(10_000, rng), arguments.share)

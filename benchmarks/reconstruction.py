@@ -34,7 +34,7 @@ from sane_plugins.autoencoder.model import SANE, SANEConfig
 from sane_plugins.generation.batchnorm import condition
 from sane_plugins.pretraining.behavior import Outputs
 from sane_plugins.pretraining.presets import PretrainOptions
-from sane_plugins.pretraining.pretrain import pretrain
+from sane_plugins.pretraining.trainer import pretrain
 from sane_plugins.progress import silent
 from sane_plugins.tasks.scoring import accuracy
 from sane_plugins.tasks.task import Task

@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     zoo = zoodata.zoos(arguments.data, Path(), ["mnist-cnn"])[0]
-    prompts, sane = choose_prompts(small_cnn(), zoo, 6).graphs, checkpoint.embedded()
+    prompts, sane = choose_prompts(small_cnn(), zoo, 6).graphs, checkpoint.embedded_sane()
     found: dict[str, dict[str, list[list[float]]]] = {}
     for name in TASKS:
         for seed in range(arguments.seeds):

@@ -92,7 +92,7 @@ def rounds(works: Mapping[str, Callable[[], object]], count: int) -> dict[str, l
 
 def tokens(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
     """Compare cutting and joining tokens with copying all values."""
-    width = checkpoint.embedded().config.token_width
+    width = checkpoint.embedded_sane().config.token_width
     cut = tokenize(graph, width)
     seconds = rounds(
         {
@@ -112,7 +112,7 @@ def tokens(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
 
 def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
     """Compare encoding with matrix products of the same precision."""
-    model = checkpoint.embedded()
+    model = checkpoint.embedded_sane()
     dtype = dtype_of("auto", torch.device("cpu"))
     options = EncodeOptions(latents=False)
     counted, done = operations(model, graph)

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sane, found = checkpoint.embedded(), {}
+    sane, found = checkpoint.embedded_sane(), {}
     for name in WANTED:
         task = load_task(arguments.data / "datasets" / f"{name}.npz")
         zoo = zoodata.zoos(arguments.data, Path(), [f"{name}-cnn"])[0]

@@ -22,7 +22,7 @@ from sane_plugins.autoencoder import checkpoint
 from sane_plugins.autoencoder.checkpoint import fingerprint
 from sane_plugins.autoencoder.model import SANE, SANEConfig
 from sane_plugins.errors import ZooError
-from sane_plugins.features import encoders, statistics
+from sane_plugins.features import encoders, layer_statistics
 from sane_plugins.properties.numeric_head import STRUCTURE, FeatureDataset, group_folds
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights.graph import WeightGraph
@@ -70,7 +70,7 @@ def targets(zoo: Zoo, name: str) -> Array:
 def sane(path: Path | None) -> tuple[SANE, str]:
     """Return the SANE to test, and a note; without any, a random one keeps the rest measurable."""
     try:
-        model = checkpoint.load(path) if path else checkpoint.embedded()
+        model = checkpoint.load_sane(path) if path else checkpoint.embedded_sane()
         return model, f"SANE: {path.name if path else 'embedded'}"
     except (ZooError, FileNotFoundError):
         if path:
@@ -105,9 +105,9 @@ def _flat(graph: WeightGraph) -> Array:
 
 PLAIN: Mapping[str, Measure] = {
     "W": _flat,
-    "s(W)": lambda graph: statistics.plain(graph).numpy(),
-    "statistics": lambda graph: statistics.statistics(graph).numpy(),
-    STRUCTURE: statistics.structure,
+    "s(W)": lambda graph: layer_statistics.plain(graph).numpy(),
+    "statistics": lambda graph: layer_statistics.statistics(graph).numpy(),
+    STRUCTURE: layer_statistics.structure,
 }
 
 

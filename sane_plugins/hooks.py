@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sane_plugins.generation.samplers import Sampler
     from sane_plugins.initialize.pipeline import Initialization, InitializeOptions
     from sane_plugins.progress import Progress
-    from sane_plugins.properties.predict import AnyEstimate, AnyHead, PredictOptions
+    from sane_plugins.properties.prediction import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks.task import Task
     from sane_plugins.weights.graph import WeightGraph
 

@@ -63,7 +63,7 @@ def assert_returns(path: Path, folder: Path, *inputs: np.ndarray) -> None:
 def assert_permutes(path: Path, folder: Path, *inputs: np.ndarray) -> int:
     """Check that exchanging hidden channels leaves the outputs; return how many groups there are."""
     graph, rng = opened(path), torch.Generator().manual_seed(1)
-    groups = permutations.groups(graph)
+    groups = permutations.permutation_groups(graph)
     moved = permutations.permute(graph, permutations.random_permutations(groups, rng))
     before, after = run(path, *inputs), run(saved(moved, folder / "moved.onnx"), *inputs)
     for one, other in zip(before, after, strict=True):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sane_plugins.weights.graph import WeightGraph
 
 
-def opened(source: Any, prefix: str, builder: str) -> WeightGraph | None:
+def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
     """Read what `builder.build` makes of a name behind `prefix`; None for any other source.
 
     The module `builder` is imported late: it needs the collection. What a name leaves to chance is drawn
@@ -33,7 +33,7 @@ def opened(source: Any, prefix: str, builder: str) -> WeightGraph | None:
     return replace(graph, notes=(*graph.notes, *notes))
 
 
-def built(source: Any, prefix: str, builder: str, classes: int | None) -> nn.Module | None:
+def build_named(source: Any, prefix: str, builder: str, classes: int | None) -> nn.Module | None:
     """Build the network of a name behind `prefix`; None for any other source."""
     if not _is_named(source, prefix):
         return None

@@ -11,7 +11,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.scale import Scale
-from sane_plugins.weights.token_stream import TokenBlock, blocks
+from sane_plugins.weights.token_stream import TokenBlock, token_blocks
 from sane_plugins.weights.tokens import tokenize
 
 
@@ -21,11 +21,11 @@ def scaled_blocks(
     """Yield a network's tokens as the model reads them; lazily where each tensor's own scale is meant."""
     width = model.config.token_width
     if model.config.scale == "tensor":
-        yield from blocks(graph, width, device)
+        yield from token_blocks(graph, width, device)
         return
     tokens = tokenize(graph.require_finite(), width, device)
     mean, deviation = _of_zoo(model, graph, len(tokens.spans)).to(device).unbind(1)
-    side = scale.fit(graph).side.to(device)
+    side = scale.fit_scale(graph).side.to(device)
     for i, (start, stop) in enumerate(tokens.spans):
         values = (tokens.values[start:stop].float() - mean[i]) / deviation[i]
         yield TokenBlock(i, values * tokens.mask[start:stop], side[i])
@@ -34,9 +34,9 @@ def scaled_blocks(
 def rescaled(model: SANE, network: WeightGraph, side: torch.Tensor) -> WeightGraph:
     """Put the scale back into a decoded network; side (M, 4) is what was decoded of it."""
     if model.config.scale == "tensor":
-        return scale.undo(network, Scale.from_side(side))
+        return scale.undo_scale(network, Scale.from_side(side))
     found = _of_zoo(model, network, len(side)).cpu()
-    return scale.undo(network, Scale(*(x[:, None].expand(-1, 2) for x in found.unbind(1))))
+    return scale.undo_scale(network, Scale(*(x[:, None].expand(-1, 2) for x in found.unbind(1))))
 
 
 def _of_zoo(model: SANE, graph: WeightGraph, slots: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from sane_plugins.progress import current
 if TYPE_CHECKING:
     from sane_plugins.features.encoders import EncodeOptions, Encoding
     from sane_plugins.initialize.pipeline import Initialization, InitializeOptions
-    from sane_plugins.properties.predict import AnyEstimate, PredictOptions
+    from sane_plugins.properties.prediction import AnyEstimate, PredictOptions
     from sane_plugins.tasks.task import Task
 
 
@@ -32,7 +32,7 @@ def sane_predict_properties(
 ) -> Mapping[str, AnyEstimate]:
     """Predict with every property head that plugins offer."""
     from sane_plugins.host import Host
-    from sane_plugins.properties.predict import predict
+    from sane_plugins.properties.prediction import predict
 
     host = Host.active()
     return predict(host.open(source), host.property_heads(), options=options)
@@ -47,7 +47,7 @@ def sane_initialize(
         return None
     from torch import nn
 
-    from sane_plugins.autoencoder.checkpoint import embedded, load
+    from sane_plugins.autoencoder.checkpoint import embedded_sane, load_sane
     from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
     from sane_plugins.host import Host
     from sane_plugins.initialize.pipeline import generate, initialize
@@ -60,7 +60,7 @@ def sane_initialize(
         )
         graphs, notes = chosen.graphs, chosen.notes
     own = options.model if options is not None else None
-    sane = embedded() if own is None else load(own)
+    sane = embedded_sane() if own is None else load_sane(own)
     if options is not None and not options.scored:
         done = generate(target, task, graphs, sane, options)
     else:

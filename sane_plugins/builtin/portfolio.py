@@ -10,7 +10,7 @@ from sane_plugins import hookimpl
 if TYPE_CHECKING:
     from sane_plugins.features.encoders import Encoder
     from sane_plugins.generation.samplers import Sampler
-    from sane_plugins.properties.predict import AnyHead
+    from sane_plugins.properties.prediction import AnyHead
 
 
 @hookimpl(trylast=True)
@@ -39,7 +39,7 @@ def sane_samplers() -> Mapping[str, Sampler]:
 @hookimpl(trylast=True)
 def sane_property_heads() -> Mapping[str, AnyHead]:
     """Return the heads that were fitted on the published zoos."""
-    from sane_plugins.properties.predict import embedded_heads
+    from sane_plugins.properties.prediction import embedded_heads
 
     return embedded_heads()
 

@@ -263,9 +263,9 @@ def _require_device(device: str) -> None:
 
 def _write_page(path: Path, done: Initialization, notes: list[str]) -> None:
     from sane_plugins.atomic_files import write_whole
-    from sane_plugins.initialize.report import page
+    from sane_plugins.initialize.report import html_report
 
-    text = page(done, _verdict(done), notes)
+    text = html_report(done, _verdict(done), notes)
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 

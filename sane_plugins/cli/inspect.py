@@ -50,19 +50,19 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Show a network's layers, how much of it was read, what was not and why, and what is zero."""
-    from sane_plugins.inspection.survey import survey
+    from sane_plugins.inspection.survey import survey_network
     from sane_plugins.weights.tokens import slots
 
     if plot is not None:
-        from sane_plugins.inspection.plot import require_picture, save_picture
+        from sane_plugins.inspection.plot import require_plot, save_plot
 
-        require_picture(plot, force)
+        require_plot(plot, force)
     host = open_host()
     graph = host.open(source)
     with progress_bars(host):
-        found = survey(graph, host.report)
+        found = survey_network(graph, host.report)
         if plot is not None:
-            save_picture(graph, found, plot, width)
+            save_plot(graph, found, plot, width)
     tokens = sum(slot.tokens(width) for slot in slots(graph))
     if as_json:
         print_json(_told(found, tokens, width))

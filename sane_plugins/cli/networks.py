@@ -23,7 +23,7 @@ from sane_plugins.cli.console import (
 from sane_plugins.errors import SaneError, SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.properties.predict import AnyEstimate, AnyHead
+    from sane_plugins.properties.prediction import AnyEstimate, AnyHead
 
 T = TypeVar("T")
 _FILE = click.Path(path_type=Path)
@@ -94,7 +94,7 @@ def predict(
     as_json: bool,
 ) -> None:
     """Predict accuracy, generalisation gap and training progress from weights alone."""
-    from sane_plugins.properties.predict import PredictOptions, load_heads
+    from sane_plugins.properties.prediction import PredictOptions, load_heads
     from sane_plugins.runtime import require_device
 
     require_device(device)

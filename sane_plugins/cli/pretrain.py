@@ -16,7 +16,7 @@ from sane_plugins.runtime import require_device
 if TYPE_CHECKING:
     import torch
 
-    from sane_plugins.pretraining.presets import Recipe
+    from sane_plugins.pretraining.presets import Preset
     from sane_plugins.pretraining.step import Behavior
     from sane_plugins.zoo.store import Zoo
 
@@ -95,7 +95,7 @@ def pretrain(
     Options that are not given are the preset's. Under torchrun, the processes share each batch.
     """
     from sane_plugins.pretraining.distributed import World, joined
-    from sane_plugins.pretraining.pretrain import pretrain as train
+    from sane_plugins.pretraining.trainer import pretrain as train
     from sane_plugins.progress import current
     from sane_plugins.zoo.store import Zoo
 
@@ -112,7 +112,7 @@ def pretrain(
         _tell(output, options.steps, as_json)
 
 
-def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Recipe:
+def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Preset:
     """Return the preset with what was chosen on the command line."""
     from sane_plugins.pretraining.presets import PRESETS
 
@@ -175,7 +175,7 @@ def _images(source: str, zoo: Zoo) -> torch.Tensor:
 
 def _tell(output: Path, steps: int, as_json: bool) -> None:
     """Draw the curves and say what was written."""
-    from sane_plugins.pretraining.pretrain import log_path
+    from sane_plugins.pretraining.trainer import log_path
     from sane_plugins.pretraining.training_log import draw_curves
 
     curves = output.with_name(output.name + ".png")
@@ -193,6 +193,6 @@ def _tell(output: Path, steps: int, as_json: bool) -> None:
 def _require_room(output: Path, force: bool, resume: bool) -> None:
     """Raise `UsageError` where something is in the way, but for the end of a run that is resumed."""
     from sane_plugins.atomic_files import require_free
-    from sane_plugins.pretraining.pretrain import state_path
+    from sane_plugins.pretraining.trainer import state_path
 
     require_free(output, force or (resume and state_path(output).exists()))

@@ -101,6 +101,6 @@ def _prompts(host: Host, call: Mapping[str, Any], target: Any) -> list[WeightGra
 
 
 def _sane(call: Mapping[str, Any]) -> Any:
-    from sane_plugins.autoencoder.checkpoint import embedded, load
+    from sane_plugins.autoencoder.checkpoint import embedded_sane, load_sane
 
-    return load(call["sane"]) if call["sane"] else embedded()
+    return load_sane(call["sane"]) if call["sane"] else embedded_sane()

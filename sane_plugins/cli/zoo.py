@@ -37,11 +37,11 @@ zoo.add_command(evaluate_command)
 @command_options
 def import_zoo(index: Path, output: Path, force: bool, as_json: bool) -> None:
     """Import a published zoo: INDEX is its .json file, its .safetensors lies beside it."""
-    from sane_plugins.zoo.store import import_published, write
+    from sane_plugins.zoo.store import import_published, write_zoo
 
     published = import_published(index)
     items = ((entry, published.state_dict(entry)) for entry in published.entries)
-    _show(write(output, published.name, items, force), as_json)
+    _show(write_zoo(output, published.name, items, force), as_json)
 
 
 @zoo.command("show")

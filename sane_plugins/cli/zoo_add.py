@@ -72,7 +72,7 @@ def add_command(
     Example: sane-plugins zoo add runs/ -o my-zoo --factory my_package.models:build --set classes=10
     """
     from sane_plugins.progress import current
-    from sane_plugins.zoo.add import AddOptions, add
+    from sane_plugins.zoo.add import AddOptions, add_networks
     from sane_plugins.zoo.store import Zoo
 
     host = open_host()
@@ -80,7 +80,7 @@ def add_command(
         factory=_factory(factory, settings), runs=not no_runs, pattern=network_pattern
     )
     with progress_bars(host):
-        done = add(folder, output, host.open, options, current())
+        done = add_networks(folder, output, host.open, options, current())
     _show(done, Zoo.open(output), as_json)
 
 

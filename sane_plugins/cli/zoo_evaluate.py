@@ -119,12 +119,12 @@ def _measure(
 
 def _join(folder: Path, table: Path, force: bool) -> dict[str, Any]:
     from sane_plugins.errors import ZooError
-    from sane_plugins.zoo.property_table import join, read_table
+    from sane_plugins.zoo.property_table import join_table, read_table
     from sane_plugins.zoo.store import Zoo, set_properties
 
     zoo = Zoo.open(folder)
     rows = read_table(table)
-    found, lost = join(zoo.entries, rows)
+    found, lost = join_table(zoo.entries, rows)
     if not found:
         raise ZooError(
             table,

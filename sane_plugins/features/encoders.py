@@ -22,8 +22,8 @@ from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.errors import UsageError
 from sane_plugins.features import sane_features
+from sane_plugins.features.layer_statistics import slot_moments, statistics
 from sane_plugins.features.sane_features import Pool, is_probed, ordered
-from sane_plugins.features.statistics import slot_moments, statistics
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.tokens import slots
 
@@ -216,6 +216,6 @@ def _names(graph: WeightGraph) -> tuple[str, ...]:
 def load_model(options: EncodeOptions) -> SANE:
     """Return the SANE that the options name, on their device; the embedded one if they name none."""
     if options.model is not None:
-        return checkpoint.load(options.model, options.device)
-    model = checkpoint.embedded()
+        return checkpoint.load_sane(options.model, options.device)
+    model = checkpoint.embedded_sane()
     return model if options.device == "cpu" else deepcopy(model).to(options.device)

@@ -14,9 +14,16 @@ from sane_plugins.autoencoder import codec
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.autoencoder.streaming import WindowBatch
+from sane_plugins.features.layer_statistics import (
+    PLACES,
+    Array,
+    by_role,
+    decisions,
+    is_chain,
+    resample,
+)
 from sane_plugins.features.random_probes import DECISIONS
-from sane_plugins.features.statistics import PLACES, Array, by_role, decisions, is_chain, resample
-from sane_plugins.symmetry.permutations import PermutationGroup, groups, permute
+from sane_plugins.symmetry.permutations import PermutationGroup, permutation_groups, permute
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.scale import SIDE
 from sane_plugins.weights.tokens import slots
@@ -63,7 +70,7 @@ def ordered(graph: WeightGraph) -> WeightGraph:
     The autoencoder reads channels in their order, so this makes what it decodes independent of the order that
     they came in. A source without topology stays as it is.
     """
-    known = groups(graph)
+    known = permutation_groups(graph)
     return permute(graph, {group.name: _by_size(graph, group) for group in known}, known)
 
 

@@ -12,7 +12,7 @@ from sane_plugins.autoencoder.codec import decode, encode
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.generation.cross_architecture import Expansion, expansion
-from sane_plugins.symmetry.permutations import align, groups
+from sane_plugins.symmetry.permutations import align, permutation_groups
 from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.tokens import Slot, slots
@@ -74,11 +74,13 @@ class Transfer:
             return self.expanded.apply([network.tensors for network in drawn], default.tensors)
         network = drawn[0]
         if not self.fits:
-            network = scale.undo(scale.apply(network, scale.fit(network)), scale.fit(default))
+            network = scale.undo_scale(
+                scale.apply_scale(network, scale.fit_scale(network)), scale.fit_scale(default)
+            )
         return {key: network.tensors[found] for key, found in self.pairs.items()}
 
 
-def plan(
+def plan_transfer(
     prompts: Sequence[WeightGraph],
     target: WeightGraph,
     classifier: frozenset[str],
@@ -228,7 +230,7 @@ def _aligned(prompts: Sequence[WeightGraph], rng: torch.Generator) -> list[Weigh
     first = prompts[0]
     if not first.has_topology:
         return list(prompts)
-    spaces = groups(first)
+    spaces = permutation_groups(first)
     return [first, *(align(prompt, first, rng, spaces) for prompt in prompts[1:])]
 
 

@@ -17,9 +17,9 @@ from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.generation.batchnorm import condition
 from sane_plugins.generation.classifier import find_classifier, fit_classifier
-from sane_plugins.generation.rescale import rescale
+from sane_plugins.generation.default_scale import rescale
 from sane_plugins.generation.samplers import ConditionedSampler, Sampler, SamplingContext
-from sane_plugins.generation.transfer import Transfer, plan
+from sane_plugins.generation.transfer import Transfer, plan_transfer
 from sane_plugins.initialize.options import (
     Candidate,
     CandidateScore,
@@ -75,7 +75,7 @@ class CandidateBuilder:
         """Return the same bench with other prompts, which have the target's shapes."""
         rng = random_stream(self.options.seed, "align few")
         target = from_module(self.make())
-        return replace(self, transfer=plan(prompts, target, self.classifier, sane, rng))
+        return replace(self, transfer=plan_transfer(prompts, target, self.classifier, sane, rng))
 
     def build(self, recipe: CandidateSpec, latents: torch.Tensor | None = None) -> Candidate:
         """Make and score what a recipe stands for; a SANE candidate is decoded from latents (B, T, L)."""

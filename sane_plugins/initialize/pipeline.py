@@ -18,7 +18,7 @@ from torch import nn
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.errors import UsageError
 from sane_plugins.generation.classifier import find_classifier
-from sane_plugins.generation.transfer import like, plan
+from sane_plugins.generation.transfer import like, plan_transfer
 from sane_plugins.initialize.benefit import BenefitForecast, outlook, paired
 from sane_plugins.initialize.budget import Budget
 from sane_plugins.initialize.candidates import CandidateBuilder, affordable, fitting_threads
@@ -186,7 +186,7 @@ def prepare(
     if options.pruned:
         found, make, fresh = pruned(graph, keys), drawn_anew(first), True
         prompts = [like(prompt, graph, rng) for prompt in prompts]
-    transfer = plan(prompts, graph, keys, sane, rng)
+    transfer = plan_transfer(prompts, graph, keys, sane, rng)
     bench = CandidateBuilder(
         make=make, task=data, classifier=keys, options=options, transfer=transfer, pruned=found
     )

@@ -17,7 +17,7 @@ from sane_plugins.progress import Progress, Report
 from sane_plugins.symmetry.permutations import (
     PermutationGroup,
     alignment,
-    groups,
+    permutation_groups,
     permute,
     random_permutations,
 )
@@ -92,7 +92,7 @@ def _banks(
 ) -> Iterator[PermutedDataset]:
     """Yield a bank per zoo of one architecture; they share reference, permutations and places."""
     template, width = samples[0].graph, config.token_width
-    spaces = groups(template)
+    spaces = permutation_groups(template)
     graphs = _aligned(samples, spaces, rng) if aligned else (s.graph for s in samples)
     parts = [_tokens(graph, config) for graph in graphs]
     values, side = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -140,7 +140,7 @@ def _tokens(graph: WeightGraph, config: SANEConfig) -> tuple[torch.Tensor, torch
         tokens, side = standardized_tokens(graph, config.token_width)
         return tokens.values, side
     tokens = tokenize(graph, config.token_width)
-    return tokens.values.float(), scale.fit(graph).side[tokens.positions[:, 1]]
+    return tokens.values.float(), scale.fit_scale(graph).side[tokens.positions[:, 1]]
 
 
 def _standardized(

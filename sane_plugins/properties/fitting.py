@@ -16,7 +16,7 @@ from sane_plugins.properties.category_head import fit_category
 from sane_plugins.properties.dataset import AUTO, FEATURES, FeatureDataset
 from sane_plugins.properties.head_file import AnyHead
 from sane_plugins.properties.numeric_head import fit_head
-from sane_plugins.properties.predict import measure
+from sane_plugins.properties.prediction import measure
 from sane_plugins.zoo.store import Entry, Zoo
 
 

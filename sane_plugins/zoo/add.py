@@ -60,7 +60,7 @@ class Added:
     given_factory: list[str] = field(default_factory=list)
 
 
-def add(
+def add_networks(
     folder: str | Path, out: str | Path, open_: Open, options: AddOptions, report: Report = silent
 ) -> Added:
     """Add all networks of a folder to the zoo `out`, which is made where there is none.

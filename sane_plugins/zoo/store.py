@@ -36,7 +36,7 @@ __all__ = [
     "import_published",
     "is_zoo",
     "set_properties",
-    "write",
+    "write_zoo",
 ]
 
 _Described = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
@@ -145,7 +145,7 @@ def evaluation_pool(zoo: Zoo, fraction: float = 0.4, seed: int = 0) -> frozenset
     return frozenset(pool.networks)
 
 
-def write(
+def write_zoo(
     folder: str | Path,
     name: str,
     items: Iterable[tuple[Entry, Mapping[str, torch.Tensor]]],

@@ -104,7 +104,7 @@ class Road:
         for param in graph.params:
             _require_same(graph.tensors[param.key], back.tensors[param.key], param.key)
         self.stage = "groups"
-        groups = permutations.groups(graph)
+        groups = permutations.permutation_groups(graph)
         perms = permutations.random_permutations(groups, torch.Generator().manual_seed(0))
         moved = permutations.permute(back, perms, groups)
         repr(graph.untouched), graph.coverage, graph.notes

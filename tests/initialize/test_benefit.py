@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sane_plugins.architectures.families import small_cnn
-from sane_plugins.autoencoder.checkpoint import embedded
+from sane_plugins.autoencoder.checkpoint import embedded_sane
 from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
 from sane_plugins.initialize.benefit import margins, outlook
 from sane_plugins.initialize.options import CandidateScore
@@ -53,7 +53,7 @@ def test_good_prompts_are_trusted_and_bad_ones_are_not(good: bool) -> None:
         biases = [p for p in dead.params if p.role == "bias"]
         prompts = [dead.replace({p.key: torch.full(p.shape, -1e3) for p in biases})]
     options = InitializeOptions(candidates=2, keep=1)
-    done = initialize(small_cnn, task, prompts, embedded(), options)
+    done = initialize(small_cnn, task, prompts, embedded_sane(), options)
     assert done.outlook is not None
     assert done.outlook.helps is good
     assert (done.chosen != "default") is good

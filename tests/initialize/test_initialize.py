@@ -15,8 +15,8 @@ from sane_plugins.formats.files import from_state_dict
 from sane_plugins.generation import transfer
 from sane_plugins.generation.batchnorm import condition
 from sane_plugins.generation.classifier import find_classifier, fit_classifier
+from sane_plugins.generation.default_scale import rescale
 from sane_plugins.generation.prompts import activations, choose_prompts, embedded_prompts
-from sane_plugins.generation.rescale import rescale
 from sane_plugins.generation.samplers import KDE, Gaussian
 from sane_plugins.initialize.pipeline import Initialization, InitializeOptions, initialize
 from sane_plugins.initialize.training import TrainingRun, TrainOptions, train_epochs
@@ -385,11 +385,11 @@ def test_missing_activation_is_noted() -> None:
 
 @pytest.mark.slow
 def test_shipped_model_and_prompts_beat_the_default_on_digits() -> None:
-    from sane_plugins.autoencoder.checkpoint import embedded
+    from sane_plugins.autoencoder.checkpoint import embedded_sane
 
     digits = load_task("digits", 28)
     prompts = choose_prompts(small_cnn(), embedded_prompts()).graphs
-    done = initialize(small_cnn, digits, prompts, embedded())
+    done = initialize(small_cnn, digits, prompts, embedded_sane())
     after = dict.fromkeys(("sane", "prompt", "default", "default, classifier fitted"), 0.0)
     for row in done.rows:
         after[row.kind] = max(after.get(row.kind, 0.0), row.after or 0.0)

@@ -20,15 +20,15 @@ def _network() -> nn.Module:
 
 def test_scale_is_undone_exactly_up_to_rounding() -> None:
     graph = from_module(_network())
-    sizes = scale.fit(graph)
-    back = scale.undo(scale.apply(graph, sizes), sizes)
+    sizes = scale.fit_scale(graph)
+    back = scale.undo_scale(scale.apply_scale(graph, sizes), sizes)
     for param, tensor in graph.items():
         torch.testing.assert_close(back.tensors[param.key], tensor, atol=1e-6, rtol=1e-5)
 
 
 def test_every_slot_is_standardised() -> None:
     graph = from_module(_network())
-    changed = scale.apply(graph, scale.fit(graph))
+    changed = scale.apply_scale(graph, scale.fit_scale(graph))
     for slot in slots(graph):
         tensor = changed.tensors[slot.weight.key]
         assert tensor.mean().abs() < 1e-5
@@ -37,7 +37,7 @@ def test_every_slot_is_standardised() -> None:
 
 
 def test_side_information_holds_the_scale() -> None:
-    sizes = scale.fit(from_module(_network()))
+    sizes = scale.fit_scale(from_module(_network()))
     back = scale.Scale.from_side(sizes.side)
     torch.testing.assert_close(back.mean, sizes.mean, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(back.deviation, sizes.deviation)

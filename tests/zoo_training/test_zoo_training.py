@@ -18,7 +18,7 @@ from sane_plugins.architectures.families import ARCHITECTURES, build
 from sane_plugins.cli.main import main
 from sane_plugins.errors import SaneError, UsageError, ZooError
 from sane_plugins.progress import Progress
-from sane_plugins.symmetry.permutations import groups, permute, random_permutations
+from sane_plugins.symmetry.permutations import permutation_groups, permute, random_permutations
 from sane_plugins.tasks.task import load_task
 from sane_plugins.weights.modules import from_module
 from sane_plugins.weights.tokens import detokenize, tokenize
@@ -185,7 +185,7 @@ def test_every_architecture_makes_whole_tokens_and_keeps_its_function_when_permu
     graph = from_module(network)
     back = detokenize(tokenize(graph, 64), graph)
     assert all(torch.equal(dict(back.items())[key], value) for key, value in graph.items())
-    spaces = groups(graph)
+    spaces = permutation_groups(graph)
     assert spaces
     moved = permute(graph, random_permutations(spaces, torch.Generator().manual_seed(0)))
     other = build(factory(name, settings, shape[0])).eval()

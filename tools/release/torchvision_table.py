@@ -111,7 +111,7 @@ def measure(name: str) -> dict[str, Any]:
         "parameters": graph.size,
         "tensors": len(graph.params),
         "untouched": len(graph.untouched),
-        "groups": len(permutations.groups(graph)),
+        "groups": len(permutations.permutation_groups(graph)),
         "notes": list(graph.notes),
         "coverage": graph.coverage,
     }

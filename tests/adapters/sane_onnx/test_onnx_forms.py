@@ -516,7 +516,7 @@ def test_networks_inside_branches_are_permuted(sane_data: Path, name: str, tmp_p
     ort = pytest.importorskip("onnxruntime")
     path = sane_data / "onnx" / "pypi_silero_vad" / f"{name}.onnx"
     graph, rng = opened(path), np.random.default_rng(0)
-    groups = permutations.groups(graph)
+    groups = permutations.permutation_groups(graph)
     assert len(groups) == 6
     rows = permutations.random_permutations(groups, torch.Generator().manual_seed(1))
     moved = saved(permutations.permute(graph, rows), tmp_path / "moved.onnx")

@@ -31,7 +31,7 @@ def test_a_network_returns_bit_for_bit_and_has_symmetries(name: str) -> None:
     graph = sane_timm.sane_open(f"timm:{name},classes=7")
     load_into(module, detokenize(tokenize(graph, 128), graph))
     assert all(torch.equal(module.state_dict()[p.key], t) for p, t in graph.items())
-    groups = permutations.groups(graph)
+    groups = permutations.permutation_groups(graph)
     moved = permutations.permute(
         graph, permutations.random_permutations(groups, torch.Generator().manual_seed(0))
     )

@@ -14,7 +14,7 @@ from sane_plugins.autoencoder.checkpoint import fingerprint
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.features.encoders import ENCODERS, EncodeOptions, Encoder, SaneEncoder, load_model
-from sane_plugins.features.statistics import structure
+from sane_plugins.features.layer_statistics import structure
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.properties.estimates import AnyEstimate, CategoryEstimate, Estimate
 from sane_plugins.properties.head_file import AnyHead, load_heads, save_heads

@@ -65,7 +65,7 @@ def pretrain(
     _train(run, PretrainContext.of(run.model, banks, options, world, behaviour), out, report)
     run.model.eval().requires_grad_(False)
     if world.is_first:
-        checkpoint.save(run.model, out, {"recipe": asdict(options), "zoos": _named(zoos)})
+        checkpoint.save_sane(run.model, out, {"recipe": asdict(options), "zoos": _named(zoos)})
         state_path(out).unlink(missing_ok=True)
     return run.model
 
