@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
-from sane_plugins.architectures.named import build_named, open_named
+from sane_plugins.architectures import build_named, open_named
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
 _OURS = ("timm:", "sane_timm.build")
 

@@ -11,12 +11,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
-from sane_plugins.architectures.named import build_named, open_named
+from sane_plugins.architectures import build_named, open_named
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
 _OURS = ("torchvision:", "sane_torchvision.build")
 
@@ -34,7 +34,7 @@ def sane_build(source: Any, classes: int | None) -> nn.Module | None:
 
 
 def import_torchvision() -> ModuleType:
-    """Return the torchvision module; see `sane_plugins.architectures.torchvision_import`."""
-    from sane_plugins.architectures import torchvision_import
+    """Return the torchvision module; see `sane_plugins.architectures.import_torchvision`."""
+    from sane_plugins import architectures
 
-    return torchvision_import.import_torchvision()
+    return architectures.import_torchvision()

@@ -11,7 +11,7 @@ from sane_plugins.errors import SourceError
 if TYPE_CHECKING:
     from torch import nn
 
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
 
 def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
@@ -24,7 +24,7 @@ def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
         return None
     import torch
 
-    from sane_plugins.weights.modules import from_module
+    from sane_plugins.weights import from_module
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

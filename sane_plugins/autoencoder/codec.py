@@ -15,9 +15,15 @@ from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.token_stream import token_blocks
-from sane_plugins.weights.tokens import Tokens, detokenize, slots, token_positions, tokenize
+from sane_plugins.weights import (
+    Tokens,
+    WeightGraph,
+    detokenize,
+    slots,
+    token_blocks,
+    token_positions,
+    tokenize,
+)
 
 _BATCH = 64
 

@@ -18,7 +18,7 @@ from sane_plugins.cli.console import (
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.inspection.survey import LayerStats, Survey
+    from sane_plugins.inspection import LayerStats, Survey
 
 
 @click.command()
@@ -50,11 +50,11 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Show a network's layers, how much of it was read, what was not and why, and what is zero."""
-    from sane_plugins.inspection.survey import survey_network
-    from sane_plugins.weights.tokens import slots
+    from sane_plugins.inspection import survey_network
+    from sane_plugins.weights import slots
 
     if plot is not None:
-        from sane_plugins.inspection.plot import require_plot, save_plot
+        from sane_plugins.inspection import require_plot, save_plot
 
         require_plot(plot, force)
     host = open_host()
@@ -76,7 +76,7 @@ def inspect(
 
 
 def _require(found: Survey, least: float | None) -> None:
-    from sane_plugins.inspection.survey import percent
+    from sane_plugins.inspection import percent
 
     if least is not None and 100 * found.coverage < least:
         raise SourceError(

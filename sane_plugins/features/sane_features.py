@@ -10,10 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sane_plugins.autoencoder import codec
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.autoencoder.positions import TokenLayout
-from sane_plugins.autoencoder.streaming import WindowBatch
+from sane_plugins.autoencoder import SANE, TokenLayout, WindowBatch, decode
 from sane_plugins.features.layer_statistics import (
     PLACES,
     Array,
@@ -23,10 +20,8 @@ from sane_plugins.features.layer_statistics import (
     resample,
 )
 from sane_plugins.features.random_probes import DECISIONS
-from sane_plugins.symmetry.permutations import PermutationGroup, permutation_groups, permute
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.scale import SIDE
-from sane_plugins.weights.tokens import slots
+from sane_plugins.symmetry import PermutationGroup, permutation_groups, permute
+from sane_plugins.weights import SIDE, WeightGraph, slots
 
 _LARGEST = 2**24
 _FAR = 1e6
@@ -92,7 +87,7 @@ def features(
     vectors = [(slot.weight.role, row[:2]) for slot, row in told if len(slot.weight.shape) < 2]
     does = np.zeros(DECISIONS)
     if latents is not None:
-        does = _decided(codec.decode(model, latents, graph, window=window, halo=halo))
+        does = _decided(decode(model, latents, graph, window=window, halo=halo))
     along = resample(matrices, PLACES, SIDE).ravel()
     return torch.from_numpy(np.concatenate([along, by_role(vectors, 2), does]))
 

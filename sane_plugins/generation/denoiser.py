@@ -18,7 +18,7 @@ from torch import nn
 
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import ZooError
-from sane_plugins.formats.safetensors_files import LazyTensors
+from sane_plugins.formats import LazyTensors
 
 HEADER = "sane_diffusion"
 VERSION = 1

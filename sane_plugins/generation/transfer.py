@@ -7,15 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sane_plugins.autoencoder.bfloat16 import Precision
-from sane_plugins.autoencoder.codec import decode, encode
-from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder import SANE, Precision, decode, encode
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.generation.cross_architecture import Expansion, expansion
-from sane_plugins.symmetry.permutations import align, permutation_groups
-from sane_plugins.weights import scale
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.tokens import Slot, slots
+from sane_plugins.symmetry import align, permutation_groups
+from sane_plugins.weights import Slot, WeightGraph, apply_scale, fit_scale, slots, undo_scale
 
 _CONSTANT = 1e-12
 _LARGE = 3_000_000
@@ -74,9 +70,7 @@ class Transfer:
             return self.expanded.apply([network.tensors for network in drawn], default.tensors)
         network = drawn[0]
         if not self.fits:
-            network = scale.undo_scale(
-                scale.apply_scale(network, scale.fit_scale(network)), scale.fit_scale(default)
-            )
+            network = undo_scale(apply_scale(network, fit_scale(network)), fit_scale(default))
         return {key: network.tensors[found] for key, found in self.pairs.items()}
 
 

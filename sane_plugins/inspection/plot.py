@@ -12,7 +12,7 @@ from sane_plugins.atomic_files import require_free, write_whole
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.inspection.survey import LayerStats, Survey, percent
 from sane_plugins.inspection.token_map import TokenMap, token_map
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

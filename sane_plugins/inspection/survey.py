@@ -9,8 +9,8 @@ from typing import Literal
 
 from sane_plugins.inspection.tensor_stats import ChannelStats, TensorStats, measure
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.symmetry.permutations import permutation_groups
-from sane_plugins.weights.graph import RUNNING, Layer, WeightGraph
+from sane_plugins.symmetry import permutation_groups
+from sane_plugins.weights import RUNNING, Layer, WeightGraph
 
 _BIASES = ("bias", "shift")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from sane_plugins.autoencoder.model import SANEConfig
-from sane_plugins.zoo.store import Zoo
+from sane_plugins.autoencoder import SANEConfig
+from sane_plugins.zoo import Zoo
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.symmetry.groups import AxisSlice, PermutationGroup
 from sane_plugins.symmetry.matching import match
 from sane_plugins.symmetry.propagate import follow
-from sane_plugins.weights.graph import RUNNING, WeightGraph
+from sane_plugins.weights import RUNNING, WeightGraph
 
 __all__ = [
     "AxisSlice",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sane_plugins.errors import TaskError, first_line
-from sane_plugins.formats.archives import Archive
+from sane_plugins.formats import Archive
 
 Array: TypeAlias = npt.NDArray[Any]
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from sane_plugins.errors import SaneError, UsageError, ZooError
-from sane_plugins.formats.sharded import INDEX
+from sane_plugins.formats import INDEX
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo import run_names
 from sane_plugins.zoo.deduplicate import KnownNetworks
 from sane_plugins.zoo.index import NAME, Entry, ZooIndex, is_zoo, read_index

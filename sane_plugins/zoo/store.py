@@ -18,11 +18,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sane_plugins.architectures.families import build
+from sane_plugins.architectures import build
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.formats.state_dict import from_state_dict
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
+from sane_plugins.formats import from_state_dict
+from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo.index import Entry, Form, Property, ZooIndex, is_zoo, read_index, write_index
 from sane_plugins.zoo.published import read_published
 from sane_plugins.zoo.shards import ShardWriter, opened

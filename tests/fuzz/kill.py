@@ -30,9 +30,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from sane_plugins.pretraining.trainer import log_path, state_path
-from sane_plugins.pretraining.training_log import read_log
-from sane_plugins.zoo.store import import_published, write_zoo
+from sane_plugins.pretraining import log_path, read_log, state_path
+from sane_plugins.zoo import import_published, write_zoo
 from sane_plugins.zoo_training.group_trainer import read_state
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

@@ -8,21 +8,27 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from sane_plugins.architectures.families import small_cnn
-from sane_plugins.autoencoder.checkpoint import embedded_sane, fingerprint
-from sane_plugins.autoencoder.codec import encode
-from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.architectures import small_cnn
+from sane_plugins.autoencoder import TokenLayout, embedded_sane, encode, fingerprint
 from sane_plugins.cli.initialize import main
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.generation import denoiser
-from sane_plugins.generation.denoiser import DenoiserConfig, DenoiserExample, denoised, fit_denoiser
-from sane_plugins.generation.diffusion import Diffusion
-from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
-from sane_plugins.generation.samplers import ConditionedSampler, SamplingContext
+from sane_plugins.generation import (
+    ConditionedSampler,
+    DenoiserConfig,
+    DenoiserExample,
+    Diffusion,
+    SamplingContext,
+    choose_prompts,
+    embedded_prompts,
+    fit_denoiser,
+    load_denoiser,
+    save_denoiser,
+)
+from sane_plugins.generation.denoiser import denoised
 from sane_plugins.host import Host
-from sane_plugins.tasks.task import load_task
-from sane_plugins.tasks.task_embedding import SIZE, describe, nearness
-from sane_plugins.weights.tokens import slots
+from sane_plugins.tasks import SIZE, describe, load_task
+from sane_plugins.tasks.task_embedding import nearness
+from sane_plugins.weights import slots
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -82,13 +88,13 @@ def test_a_denoiser_learns_and_comes_back_from_its_file(tmp_path) -> None:
     noise = torch.randn(20, 5, 4, generator=rng(3))
     found = denoised(model, noise, places, task, 0.98, 20)
     assert (found - centre).square().mean() < 0.3 * (noise - centre).square().mean()
-    again = denoiser.load_denoiser(denoiser.save_denoiser(model, tmp_path / "own.safetensors"))
+    again = load_denoiser(save_denoiser(model, tmp_path / "own.safetensors"))
     assert again.config == config
     assert torch.allclose(denoised(again, noise, places, task, 0.98, 20), found, atol=0.1)
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, other)
     with pytest.raises(ZooError, match="no denoiser"):
-        denoiser.load_denoiser(other)
+        load_denoiser(other)
 
 
 def test_tasks_are_told_apart() -> None:

@@ -13,15 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 
-from sane_plugins.architectures.families import small_cnn
+from sane_plugins.architectures import small_cnn
 from sane_plugins.cli.main import main as sane_plugins
-from sane_plugins.formats.files import from_state_dict
-from sane_plugins.inspection.survey import percent, survey_network
+from sane_plugins.formats import from_state_dict
+from sane_plugins.inspection import percent, survey_network
 from sane_plugins.inspection.token_map import token_map
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.scale import apply_scale, fit_scale
-from sane_plugins.weights.tokens import tokenize
+from sane_plugins.weights import WeightGraph, apply_scale, fit_scale, from_module, tokenize
 
 ROOT = Path(__file__).parents[2]
 

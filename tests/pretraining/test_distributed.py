@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sane_plugins.architectures.families import build
-from sane_plugins.pretraining.training_log import read_log
-from sane_plugins.zoo.store import Entry, write_zoo
+from sane_plugins.architectures import build
+from sane_plugins.pretraining import read_log
+from sane_plugins.zoo import Entry, write_zoo
 
 pytestmark = pytest.mark.slow
 SHAPE = [

@@ -6,21 +6,22 @@ import torch
 from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor
 from torch import nn
 
-from sane_plugins.architectures.families import small_cnn
+from sane_plugins.architectures import small_cnn
 from sane_plugins.errors import SourceError, ZooError
-from sane_plugins.features.layer_statistics import plain, statistics
-from sane_plugins.properties.numeric_head import (
-    COVERAGE,
-    STRUCTURE,
+from sane_plugins.features import statistics
+from sane_plugins.features.layer_statistics import plain
+from sane_plugins.properties import (
     FeatureDataset,
-    conformal_radius,
+    embedded_heads,
     fit_head,
-    group_folds,
+    load_heads,
+    predict,
+    save_heads,
 )
-from sane_plugins.properties.prediction import embedded_heads, load_heads, predict, save_heads
+from sane_plugins.properties.numeric_head import COVERAGE, STRUCTURE, conformal_radius, group_folds
 from sane_plugins.properties.regressors import pack
-from sane_plugins.symmetry.permutations import permutation_groups, permute, random_permutations
-from sane_plugins.weights.modules import from_module
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import from_module
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from sane_plugins.errors import SourceError
 from sane_plugins.symmetry import permutations
-from sane_plugins.weights.graph import Layer, Param, WeightGraph
-from sane_plugins.weights.modules import from_module
+from sane_plugins.weights import Layer, Param, WeightGraph, from_module
 from sane_plugins.weights.trace import trace
 
 TORCHVISION = {

@@ -8,12 +8,10 @@ from networks import CHECKPOINTS, HAND_MADE, TORCHVISION
 from safetensors import safe_open
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.files import from_state_dict, open_file
-from sane_plugins.symmetry.permutations import permutation_groups
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.tokens import detokenize, slots, tokenize
-from sane_plugins.zoo.store import import_published
+from sane_plugins.formats import from_state_dict, open_file
+from sane_plugins.symmetry import permutation_groups
+from sane_plugins.weights import WeightGraph, detokenize, from_module, slots, tokenize
+from sane_plugins.zoo import import_published
 
 WIDTHS = (16, 128, 289)
 FOLDED = ("part of a pruned tensor", "original of a parametrisation")

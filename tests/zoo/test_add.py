@@ -15,17 +15,27 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
 
-from sane_plugins.architectures.families import resnet, small_cnn
+from sane_plugins.architectures import resnet, small_cnn
 from sane_plugins.cli.main import main
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.formats.writing import save_sharded
+from sane_plugins.formats import save_sharded
 from sane_plugins.host import Host
-from sane_plugins.tasks.task import load_task
-from sane_plugins.zoo.add import Added, AddOptions, add_networks
-from sane_plugins.zoo.evaluate import EvaluateOptions, evaluate_zoo
-from sane_plugins.zoo.property_table import join_table, read_table
+from sane_plugins.tasks import load_task
+from sane_plugins.zoo import (
+    Added,
+    AddOptions,
+    Entry,
+    EvaluateOptions,
+    Zoo,
+    add_networks,
+    evaluate_zoo,
+    import_published,
+    join_table,
+    read_table,
+    set_properties,
+    write_zoo,
+)
 from sane_plugins.zoo.run_names import by_number, by_pattern
-from sane_plugins.zoo.store import Entry, Zoo, import_published, set_properties, write_zoo
 
 CNN = {"name": "small_cnn", "channels_in": 1, "classes": 10}
 ROOT = Path(__file__).parents[2]
@@ -303,8 +313,7 @@ def test_measured_as_recorded(sane_data, tmp_path) -> None:
 
 
 def test_measured_as_when_trained(tmp_path) -> None:
-    from sane_plugins.zoo_training.training_images import TrainingImages
-    from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
+    from sane_plugins.zoo_training import TrainingImages, ZooOptions, train_zoo
 
     task = load_task("digits")
     images = TrainingImages(
@@ -371,7 +380,7 @@ def test_a_table_of_properties_is_joined(host, nets, tmp_path) -> None:
 
 
 def test_pretraining_reads_a_mixed_zoo(host, nets, tmp_path) -> None:
-    from sane_plugins.autoencoder.model import SANEConfig
+    from sane_plugins.autoencoder import SANEConfig
     from sane_plugins.pretraining.permuted_dataset import build_banks
     from sane_plugins.progress import silent
 

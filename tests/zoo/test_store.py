@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sane_plugins.architectures.families import small_cnn
+from sane_plugins.architectures import small_cnn
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, import_published, write_zoo
+from sane_plugins.zoo import Entry, Zoo, evaluation_pool, import_published, write_zoo
 
 FACTORY = {"name": "small_cnn", "channels_in": 1, "classes": 10, "act": "relu", "dropout": 0.0}
 
@@ -76,8 +76,7 @@ def test_published_zoo_measures_as_recorded(sane_data, name: str) -> None:
     zoo = import_published(sane_data / "zoos" / f"{name}.json")
     assert len({entry.key for entry in zoo.entries}) == len(zoo)
     entry = zoo.best("test_accuracy", 1).entries[0]
-    from sane_plugins.tasks.scoring import accuracy
-    from sane_plugins.tasks.task import load_task
+    from sane_plugins.tasks import accuracy, load_task
 
     task = load_task(sane_data / "datasets" / f"{name.removesuffix('-cnn')}.npz")
     measured = accuracy(zoo.module(entry), task.x_test[:1000], task.y_test[:1000])

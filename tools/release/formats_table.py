@@ -26,7 +26,7 @@ from typing import Any
 
 from sane_plugins.errors import PluginError, SaneError
 from sane_plugins.host import Host
-from sane_plugins.inspection.survey import Survey, percent, survey_network
+from sane_plugins.inspection import Survey, percent, survey_network
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("checkpoints", "onnx")
