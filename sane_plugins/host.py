@@ -323,6 +323,11 @@ class Host:
         return PluginInfo(name=name, distribution=distribution, version=version, hooks=names)
 
 
+def open(source: Any) -> WeightGraph:
+    """Read a network with the installed plugins; see `Host.open`."""
+    return Host.installed().open(source)
+
+
 _active: ContextVar[Host | None] = ContextVar("host", default=None)
 
 

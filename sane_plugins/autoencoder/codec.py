@@ -14,6 +14,7 @@ from sane_plugins.autoencoder.normalization import rescaled
 from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.autoencoder.windows import cut, join
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import (
     Tokens,
@@ -28,8 +29,8 @@ from sane_plugins.weights import (
 _BATCH = 64
 
 
-@dataclass(frozen=True)
-class Latents:
+@dataclass(frozen=True, eq=False, repr=False)
+class Latents(ShortRepr):
     """Latents (T, L) of one network, with the half-open range of tokens of each slot."""
 
     values: torch.Tensor

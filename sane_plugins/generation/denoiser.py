@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sane_plugins.atomic_files import write_whole
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import ZooError
 from sane_plugins.formats import LazyTensors
 
@@ -36,8 +37,8 @@ class DenoiserConfig:
     blocks: int = 3
 
 
-@dataclass(frozen=True)
-class DenoiserExample:
+@dataclass(frozen=True, eq=False, repr=False)
+class DenoiserExample(ShortRepr):
     """Latents (T, L) of a network, its places (T, P), and the description (F,) of its task."""
 
     latents: torch.Tensor

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from sane_plugins.arguments import require_field_types
 from sane_plugins.autoencoder import SANEConfig
 from sane_plugins.zoo import Zoo
 
@@ -42,6 +43,9 @@ class PretrainOptions:
     save_every: int = 0
     log_every: int = 10
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
 
 Preset = tuple[SANEConfig, PretrainOptions]

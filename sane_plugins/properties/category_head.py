@@ -36,7 +36,7 @@ FOREST = "forest"
 MAJORITY = "majority"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CategoryHead(Head):
     """One category: its classes, and the least probability (1 - `radius`) of a class in the set.
 

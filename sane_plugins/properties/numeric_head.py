@@ -67,7 +67,7 @@ PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType(
 """Unit and range of the properties that we know; others have no unit and any value, unless one is given."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PropertyHead(Head):
     """One numeric property: its unit and range, its regressor, and how wide its intervals are."""
 

@@ -12,6 +12,7 @@ from math import ceil, isfinite
 
 import torch
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.tokens import Slot, by_rows, slots
@@ -19,8 +20,8 @@ from sane_plugins.weights.tokens import Slot, by_rows, slots
 _MOST = 4096  # tokens of a block
 
 
-@dataclass(frozen=True)
-class TokenBlock:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenBlock(ShortRepr):
     """Consecutive tokens of one slot: standardised values (n, D) float32, and the slot's side (4,)."""
 
     slot: int

@@ -13,6 +13,7 @@ from math import ceil
 
 import torch
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import Param, WeightGraph
 
@@ -37,8 +38,8 @@ class Slot:
         return real.view(-1, width).repeat(self.rows, 1)
 
 
-@dataclass(frozen=True)
-class Tokens:
+@dataclass(frozen=True, eq=False, repr=False)
+class Tokens(ShortRepr):
     """Weight tokens of one network.
 
     values (T, D) float, mask (T, D) bool (true where a value is real), positions (T, 3) int64: place
