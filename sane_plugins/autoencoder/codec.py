@@ -1,4 +1,4 @@
-"""Whole networks to latents and back, window by window (spec section 5)."""
+"""Whole networks to latents and back, window by window (docs/explanation/sane.md, sections 5.1 and 5.6)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def walk(
     halo: int | None = None,
     precision: Precision = "float32",
 ) -> None:
-    """Encode a network and hand over its latents run by run, in order; see `latent.stream`."""
+    """Encode a network and hand over its latents run by run, in order; see `autoencoder.streaming`."""
     streaming.walk(model, graph, take, *_window(model, window, halo), precision)
 
 

@@ -3,6 +3,7 @@
 A run is some consecutive windows. Runs are encoded beside each other, each on one thread: that needs no
 barriers, on which small matrices wait longer than they take on a busy machine, and gives the same bits
 whatever the number of threads. Legend: U tokens that a run sees.
+The method: docs/explanation/sane.md, section 5.2.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Encode a whole network: latents, one embedding, one embedding per layer (spec section 5).
+"""Encode a whole network: latents, one embedding, one embedding per layer.
 
+The method: docs/explanation/sane.md, sections 5.3 and 5.5.
 Encoders are a portfolio: `sane`, the autoencoder, and `statistics`, the baseline that is hard to beat. A
 property head says which of them it reads.
 """

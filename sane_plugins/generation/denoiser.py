@@ -1,6 +1,7 @@
 """Latent diffusion: a small denoiser of a network's latents, conditioned on a task (after D2NWG, 2024).
 
 Legend: B networks, T tokens, L latent width, P place features, F numbers that describe a task.
+The method: docs/explanation/sane.md, section 8.3.
 """
 
 from __future__ import annotations

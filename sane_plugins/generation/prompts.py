@@ -1,4 +1,7 @@
-"""The choice of prompt networks: they must fit the target, and compute with its activation function."""
+"""The choice of prompt networks: they must fit the target, and compute with its activation function.
+
+The method: docs/explanation/sane.md, section 6.1.
+"""
 
 from __future__ import annotations
 

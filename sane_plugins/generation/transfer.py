@@ -1,4 +1,7 @@
-"""From prompt networks to weights of a target: encode, match places, decode (spec section 6)."""
+"""From prompt networks to weights of a target: encode, match places, decode.
+
+The method: docs/explanation/sane.md, sections 6.3 and 11.
+"""
 
 from __future__ import annotations
 

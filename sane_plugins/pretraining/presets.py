@@ -57,7 +57,7 @@ def default(_: Sequence[Zoo]) -> Preset:
 
 
 def paper(zoos: Sequence[Zoo]) -> Preset:
-    """Return the published setting for zoos of one small CNN (spec sections 1 to 6).
+    """Return the published setting for zoos of one small CNN (docs/explanation/sane.md, section 4.7).
 
     An epoch draws as many windows as there are checkpoints. A whole sequence is one window in use.
     """

@@ -1,4 +1,7 @@
-"""Training samples: windows cut at random from networks and permuted views of them (spec section 4)."""
+"""Training samples: windows cut at random from networks and permuted views of them.
+
+The method: docs/explanation/sane.md, section 4.3.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Features are chosen by cross-validation that keeps all checkpoints of a network together, as for numbers. The
 set is conformal: it has every class at least as probable as the true class was for 90 % of held-out networks.
+The method: docs/explanation/sane.md, section 9.3.
 """  # noqa: E501
 
 from __future__ import annotations

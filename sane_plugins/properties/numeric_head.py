@@ -1,7 +1,8 @@
 """Property heads: from features of a network to one number, with an interval and a doubt.
 
 A head's features and regressor are chosen by cross-validation that keeps all checkpoints of a network
-together. Held-out residuals of the chosen one calibrate a conformal interval (spec sections 5 and 8).
+together. Held-out residuals of the chosen one calibrate a conformal interval.
+The method: docs/explanation/sane.md, sections 9.1 and 9.2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predict properties of a network from its weights alone (spec section 5)."""
+"""Predict properties of a network from its weights alone (docs/explanation/sane.md, section 9)."""
 
 from __future__ import annotations
 

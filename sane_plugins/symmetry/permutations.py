@@ -1,5 +1,6 @@
-"""Channel permutations that keep a network's function (spec section 4; Git Re-Basin, Ainsworth 2022).
+"""Channel permutations that keep a network's function (Git Re-Basin, Ainsworth 2022).
 
+The method: docs/explanation/sane.md, section 10.
 `groups` depends only on layers, so a zoo of one architecture computes it once and passes it on.
 """
 

@@ -2,7 +2,7 @@
 
 Each slot's weight and bias are standardised on their own. What was divided out is information: it
 rides with every token of the slot as four numbers, `side` (asinh(mean / s), log s) of weight and bias,
-so that it is encoded, predicted and sampled too (spec section 2).
+so that it is encoded, predicted and sampled too (docs/explanation/sane.md, sections 2.1 and 2.2).
 """
 
 from __future__ import annotations

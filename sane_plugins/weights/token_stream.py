@@ -1,4 +1,6 @@
-"""Standardised tokens of a network of any size, a few rows at a time (spec sections 1 and 2).
+"""Standardised tokens of a network of any size, a few rows at a time.
+
+The method: docs/explanation/sane.md, sections 1.3 and 2.1.
 
 Each tensor is read once; beside it only a block of tokens is in memory. Joined, the blocks are the tokens
 of `tokenize(apply(graph, fit(graph)))`, except that half precision is standardised in single.

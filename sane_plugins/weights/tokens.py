@@ -1,7 +1,8 @@
-"""Cut weights into tokens (T, D) and put them back, bit for bit (spec section 1; paper section 3.1).
+"""Cut weights into tokens (T, D) and put them back, bit for bit.
 
 Legend: T tokens, D token width. A *slot* is one matrix of a layer, with the bias that goes with it as
-one more column. Each row of a slot (one output channel) is cut into pieces of D values.
+one more column. Each row of a slot (one output channel) is cut into pieces of D values. The
+method: docs/explanation/sane.md, sections 1.1 and 1.2; paper section 3.1.
 """
 
 from __future__ import annotations

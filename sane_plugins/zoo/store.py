@@ -143,7 +143,10 @@ class Zoo:
         return replace(self, entries=tuple(e for e in ranked if first[e.network] is e)[:count])
 
     def split(self, fractions: Iterable[float], rng: torch.Generator) -> tuple[Zoo, ...]:
-        """Split by network, never by checkpoint, into parts of these fractions (spec section 4)."""
+        """Split by network, never by checkpoint, into parts of these fractions.
+
+        See docs/explanation/sane.md, section 4.1.
+        """
         networks = self.networks
         order = [networks[i] for i in torch.randperm(len(networks), generator=rng).tolist()]
         parts, start = [], 0
