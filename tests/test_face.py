@@ -1,4 +1,4 @@
-"""The Python face: what a program sees, prints, compares, pickles, and hears when it gives the wrong thing."""
+"""The Python face: what a program sees, prints, compares, pickles, and hears of a wrong type."""
 
 import pickle
 import subprocess
