@@ -1,6 +1,7 @@
 """Rules of the house that no other tool checks; which room may import which is a contract in pyproject."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -17,3 +18,10 @@ def test_library_does_not_print() -> None:
             assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), (
                 path
             )
+
+
+def test_the_order_of_a_release_names_every_script_and_no_other() -> None:
+    folder = ROOT / "tools" / "release"
+    named = set(re.findall(r"([\w/]+\.py)\b", (folder / "README.md").read_text()))
+    assert not [name for name in named if not any((x / name).exists() for x in (ROOT, folder))]
+    assert {path.name for path in folder.glob("*.py")} <= {Path(name).name for name in named}
