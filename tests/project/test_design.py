@@ -72,3 +72,10 @@ def test_the_floors_of_the_page_are_those_of_the_contract() -> None:
 def test_a_run_of_sane_init_is_followed_in_at_most_eight_files() -> None:
     way = DESIGN.split("## The way of `sane-init`")[1].split("\n## ")[0]
     assert 1 < len(re.findall(r"^\| `\S+\.py` \|", way, re.MULTILINE)) <= 8
+
+
+def test_the_order_of_a_release_names_every_script_and_no_other() -> None:
+    folder = ROOT / "tools" / "release"
+    named = set(re.findall(r"([\w/]+\.py)\b", (folder / "README.md").read_text()))
+    assert not [name for name in named if not any((x / name).exists() for x in (ROOT, folder))]
+    assert {path.name for path in folder.glob("*.py")} <= {Path(name).name for name in named}
