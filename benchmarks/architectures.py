@@ -25,18 +25,15 @@ import torch
 import zoodata
 from torch import nn
 
-from sane_plugins.architectures.families import resnet, small_cnn, wide_cnn
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.generation.prompts import choose_prompts
+from sane_plugins.architectures import resnet, small_cnn, wide_cnn
+from sane_plugins.autoencoder import SANE, embedded_sane
+from sane_plugins.generation import choose_prompts
+from sane_plugins.initialize import InitializeOptions, TrainOptions, initialize, train_epochs
 from sane_plugins.initialize.options import CandidateSpec
-from sane_plugins.initialize.pipeline import InitializeOptions, initialize, prepare
-from sane_plugins.initialize.training import TrainOptions, train_epochs
+from sane_plugins.initialize.pipeline import prepare
 from sane_plugins.runtime import seeded
-from sane_plugins.tasks.scoring import accuracy
-from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
+from sane_plugins.tasks import Task, accuracy, load_task
+from sane_plugins.weights import WeightGraph, from_module
 
 PUBLISHED = "checkpoints/akamaster_pytorch_resnet_cifar10/resnet20-12fca82f.th"
 COMPARED = (1, 2)
@@ -64,7 +61,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--resnet-seeds", type=int, default=3)
     arguments = parser.parse_args()
-    sane = checkpoint.embedded()
+    sane = embedded_sane()
     for seed in range(arguments.seeds):
         _keep(f"wide-{arguments.dataset}", seed, partial(_wide, arguments, seed), sane)
     for seed in range(arguments.resnet_seeds):

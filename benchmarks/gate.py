@@ -26,8 +26,9 @@ from gate_runs import kept, specs
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.initialize.benefit import BenefitForecast, mcnemar
+from sane_plugins.autoencoder import embedded_sane
+from sane_plugins.initialize import BenefitForecast
+from sane_plugins.initialize.benefit import mcnemar
 
 FIT = ("animal_mnist", "usps", "grey", "digits")
 TEST = ("fashion_mnist", "pneumoniamnist_subset", "mnist")
@@ -53,7 +54,7 @@ def main() -> None:
     stages = arguments.stage or ["fit", "choose", "test"]
     zoos = zoodata.zoos(arguments.data, arguments.zoos)
     zoos = [zoo for zoo in zoos if zoo.name in ("mnist-cnn", "animals-cnn", "mnist-mlp")]
-    sane = checkpoint.embedded()
+    sane = embedded_sane()
     if "fit" in stages:
         _fit([kept(s, arguments.data, zoos, sane) for s in specs(FIT, (400, 3000), 0)])
     if "choose" in stages:

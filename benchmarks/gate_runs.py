@@ -17,23 +17,21 @@ import torch
 import zoodata
 from torch import nn
 
-from sane_plugins.architectures.families import mlp, small_cnn, wide_cnn
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.generation.prompts import choose_prompts
+from sane_plugins.architectures import mlp, small_cnn, wide_cnn
+from sane_plugins.autoencoder import SANE
+from sane_plugins.generation import choose_prompts
+from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
 from sane_plugins.initialize.benefit import ORDERS, best_of_both, counted, margins
 from sane_plugins.initialize.budget import Budget
 from sane_plugins.initialize.candidates import fitting_threads
-from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.pipeline import prepare
 from sane_plugins.initialize.search import search
 from sane_plugins.initialize.successive_halving import race
-from sane_plugins.initialize.training import TrainOptions, train_epochs
 from sane_plugins.progress import silent
 from sane_plugins.runtime import seeded
-from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.store import Zoo
+from sane_plugins.tasks import Task, load_task
+from sane_plugins.weights import WeightGraph, from_module
+from sane_plugins.zoo import Zoo
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "small_cnn": small_cnn,

@@ -23,20 +23,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sane_plugins.architectures.families import small_cnn
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.autoencoder.codec import decode, encode
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.generation.classifier import find_classifier, fit_classifier
-from sane_plugins.generation.prompts import choose_prompts
-from sane_plugins.generation.samplers import KDE
-from sane_plugins.initialize.pipeline import InitializeOptions, initialize
-from sane_plugins.initialize.training import TrainOptions, train_epochs
+from sane_plugins.architectures import small_cnn
+from sane_plugins.autoencoder import SANE, decode, embedded_sane, encode, load_sane
+from sane_plugins.generation import KDE, choose_prompts, find_classifier, fit_classifier
+from sane_plugins.initialize import InitializeOptions, TrainOptions, initialize, train_epochs
 from sane_plugins.runtime import seeded
-from sane_plugins.tasks.scoring import accuracy
-from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.zoo.store import import_published
+from sane_plugins.tasks import Task, accuracy, load_task
+from sane_plugins.weights import WeightGraph
+from sane_plugins.zoo import import_published
 
 EPOCHS = (0, 1, 2, 5)
 IMAGES = 10_000
@@ -139,7 +133,7 @@ def main() -> None:
     zoo = import_published(arguments.data / "zoos" / "mnist-cnn.json")
     last = zoo.where(lambda entry: entry.checkpoint == "12")
     prompts = choose_prompts(small_cnn(), last).graphs
-    sane = checkpoint.load(arguments.sane) if arguments.sane else checkpoint.embedded()
+    sane = load_sane(arguments.sane) if arguments.sane else embedded_sane()
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     for seed in range(arguments.seeds):
         task = full.subset(IMAGES, torch.Generator().manual_seed(seed))

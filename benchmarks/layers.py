@@ -31,13 +31,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from zoodata import RESULTS
 
-from sane_plugins.architectures.families import build
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
-from sane_plugins.features.statistics import slot_moments
+from sane_plugins.architectures import build
+from sane_plugins.autoencoder import fingerprint
+from sane_plugins.features import EncodeOptions, SaneEncoder, slot_moments
 from sane_plugins.properties.regressors import Array
-from sane_plugins.weights import scale
-from sane_plugins.weights.modules import from_module
+from sane_plugins.weights import fit_scale, from_module
 
 FILES = {
     "ResNet-20": (20, "resnet20-12fca82f.th"),
@@ -97,7 +95,7 @@ def measured(file: Path, depth: int, encoder: SaneEncoder) -> Layers:
     told = _watched(module)
     graph = from_module(module)
     found = encoder.encode(graph, EncodeOptions(latents=False))
-    side = scale.fit(graph).side.double().numpy()
+    side = fit_scale(graph).side.double().numpy()
     moments = np.stack(slot_moments(graph))
     rows = [i for i, name in enumerate(found.names) if name in told]
     latents = found.layers.double().numpy()[rows]

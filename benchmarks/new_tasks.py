@@ -26,16 +26,19 @@ import torch
 import zoodata
 from initialize import IMAGES, Setting, best_default_fitted, default, fitted, loaded
 
-from sane_plugins.architectures.families import small_cnn, small_cnn_size
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.generation.prompts import choose_prompts
-from sane_plugins.initialize.pipeline import Initialization, InitializeOptions, initialize
-from sane_plugins.initialize.training import TrainOptions, train_epochs
-from sane_plugins.tasks.scoring import accuracy
-from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.store import Zoo
+from sane_plugins.architectures import small_cnn, small_cnn_size
+from sane_plugins.autoencoder import SANE, embedded_sane
+from sane_plugins.generation import choose_prompts
+from sane_plugins.initialize import (
+    Initialization,
+    InitializeOptions,
+    TrainOptions,
+    initialize,
+    train_epochs,
+)
+from sane_plugins.tasks import Task, accuracy, load_task
+from sane_plugins.weights import from_module
+from sane_plugins.zoo import Zoo
 
 TASKS: Mapping[str, str] = {
     "fashion_mnist": "",
@@ -67,7 +70,7 @@ def main() -> None:
     torch.set_num_threads(1)
     zoos = zoodata.zoos(arguments.data, arguments.zoos, list(ZOOS))
     out = "new_tasks_held_out" if arguments.held_out else "new_tasks"
-    sane = checkpoint.embedded()
+    sane = embedded_sane()
     for seed in range(arguments.seeds):
         for name in arguments.task or TASKS:
             path = _kept(out, name, seed)

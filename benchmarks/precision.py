@@ -12,19 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from sane_plugins.autoencoder.bfloat16 import Precision
-from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
-from sane_plugins.features.statistics import structure
-from sane_plugins.properties.numeric_head import (
-    STRUCTURE,
-    Estimate,
-    FeatureDataset,
-    PropertyHead,
-    fit_head,
-)
+from sane_plugins.autoencoder import Precision
+from sane_plugins.features import EncodeOptions, SaneEncoder, structure
+from sane_plugins.properties import Estimate, FeatureDataset, PropertyHead, fit_head
+from sane_plugins.properties.numeric_head import STRUCTURE
 from sane_plugins.properties.regressors import Array
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.zoo.store import import_published
+from sane_plugins.weights import WeightGraph
+from sane_plugins.zoo import import_published
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 

@@ -23,18 +23,11 @@ import torch
 import zoodata
 from zoodata import BASELINES, MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.properties.numeric_head import (
-    STRUCTURE,
-    FeatureDataset,
-    PropertyHead,
-    fit_head,
-    fit_members,
-    join,
-)
+from sane_plugins.autoencoder import SANE, fingerprint
+from sane_plugins.properties import FeatureDataset, PropertyHead, fit_head
+from sane_plugins.properties.numeric_head import STRUCTURE, fit_members, join
 from sane_plugins.properties.regressors import Array, predict
-from sane_plugins.zoo.store import Zoo, evaluation_pool
+from sane_plugins.zoo import Zoo, evaluation_pool
 
 SPLITS = 3
 TEST_SHARE = 0.3

@@ -25,15 +25,20 @@ from initialize import fitted
 from torch import nn
 from torch.nn.utils import prune
 
-from sane_plugins.architectures.families import small_cnn
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.generation.prompts import choose_prompts
+from sane_plugins.architectures import small_cnn
+from sane_plugins.autoencoder import embedded_sane
+from sane_plugins.generation import choose_prompts
+from sane_plugins.initialize import (
+    InitializeOptions,
+    PrunedNetwork,
+    TrainOptions,
+    first_task,
+    initialize,
+    train_epochs,
+)
 from sane_plugins.initialize.options import CandidateSpec
-from sane_plugins.initialize.pipeline import InitializeOptions, initialize, prepare
-from sane_plugins.initialize.pruned import PrunedNetwork, first_task
-from sane_plugins.initialize.training import TrainOptions, train_epochs
-from sane_plugins.tasks.scoring import accuracy
-from sane_plugins.tasks.task import Task, load_task
+from sane_plugins.initialize.pipeline import prepare
+from sane_plugins.tasks import Task, accuracy, load_task
 
 EPOCHS = (0, 1, 2, 5)
 IMAGES = 1000
@@ -53,7 +58,7 @@ def main() -> None:
     prompts = [graph for zoo in zoos for graph in choose_prompts(small_cnn(), zoo, 12).graphs]
     mnist = load_task(arguments.data / "datasets" / "mnist.npz", 28)
     second = load_task(arguments.data / "datasets" / f"{arguments.dataset}.npz", 28)
-    sane, runs = checkpoint.embedded(), []
+    sane, runs = embedded_sane(), []
     for seed in range(arguments.seeds):
         rng = torch.Generator().manual_seed(seed)
         first, before = _pruned(prompts[seed], mnist.subset(10_000, rng), arguments.share)

@@ -28,18 +28,13 @@ import zoodata
 from embedded import outside_pool, recipe, task_of
 from zoodata import PUBLISHED, RESULTS, RUNS
 
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.autoencoder.codec import decode, encode
-from sane_plugins.autoencoder.model import SANE, SANEConfig
-from sane_plugins.generation.batchnorm import condition
-from sane_plugins.pretraining.behavior import Outputs
-from sane_plugins.pretraining.presets import PretrainOptions
-from sane_plugins.pretraining.pretrain import pretrain
+from sane_plugins.autoencoder import SANE, SANEConfig, decode, encode, fingerprint
+from sane_plugins.generation import condition
+from sane_plugins.pretraining import Outputs, PretrainOptions, pretrain
 from sane_plugins.progress import silent
-from sane_plugins.tasks.scoring import accuracy
-from sane_plugins.tasks.task import Task
-from sane_plugins.weights.modules import load_into
-from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool
+from sane_plugins.tasks import Task, accuracy
+from sane_plugins.weights import load_into
+from sane_plugins.zoo import Entry, Zoo, evaluation_pool
 
 IMAGES, LEAST, TARGET, SEEDS = 1000, 0.3, 0.9, 3
 BATCHES, BATCH = 50, 64

@@ -20,16 +20,14 @@ import torch
 import zoodata
 from gate_runs import task_of
 
-from sane_plugins.architectures.families import small_cnn
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.generation.diffusion import Diffusion
-from sane_plugins.generation.prompts import choose_prompts
-from sane_plugins.generation.samplers import KDE, Gaussian, Sampler
+from sane_plugins.architectures import small_cnn
+from sane_plugins.autoencoder import embedded_sane
+from sane_plugins.generation import KDE, Diffusion, Gaussian, Sampler, choose_prompts
+from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
 from sane_plugins.initialize.options import CandidateSpec
-from sane_plugins.initialize.pipeline import InitializeOptions, prepare
-from sane_plugins.initialize.training import TrainOptions, train_epochs
+from sane_plugins.initialize.pipeline import prepare
 from sane_plugins.runtime import random_stream
-from sane_plugins.tasks.scoring import accuracy
+from sane_plugins.tasks import accuracy
 
 TASKS = ("usps", "animal_mnist", "grey", "fashion_mnist")
 COUNT = 16
@@ -52,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     zoo = zoodata.zoos(arguments.data, Path(), ["mnist-cnn"])[0]
-    prompts, sane = choose_prompts(small_cnn(), zoo, 6).graphs, checkpoint.embedded()
+    prompts, sane = choose_prompts(small_cnn(), zoo, 6).graphs, embedded_sane()
     found: dict[str, dict[str, list[list[float]]]] = {}
     for name in TASKS:
         for seed in range(arguments.seeds):

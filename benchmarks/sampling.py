@@ -30,16 +30,12 @@ from embedded import task_of
 from torch import nn
 from zoodata import PUBLISHED, RESULTS, RUNS
 
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.autoencoder.codec import decode, encode
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.generation.batchnorm import condition
-from sane_plugins.generation.samplers import KDE, Gaussian, Sampler
-from sane_plugins.symmetry.permutations import align
-from sane_plugins.tasks.task import Task
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import load_into
-from sane_plugins.zoo.store import Entry, Zoo
+from sane_plugins.autoencoder import SANE, decode, encode, fingerprint
+from sane_plugins.generation import KDE, Gaussian, Sampler, condition
+from sane_plugins.symmetry import align
+from sane_plugins.tasks import Task
+from sane_plugins.weights import WeightGraph, load_into
+from sane_plugins.zoo import Entry, Zoo
 
 SHARE, COUNT, BEST, SEEDS, AVERAGED = 0.3, 50, 10, 3, 5
 IMAGES, CHOOSING = 2000, 1000

@@ -30,15 +30,11 @@ from precision import noise
 from torch import nn
 
 from sane_plugins import Host
-from sane_plugins.autoencoder import checkpoint, windows
+from sane_plugins.autoencoder import SANE, embedded_sane, windows
 from sane_plugins.autoencoder.bfloat16 import dtype_of
-from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
-from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.scale import SIDE
-from sane_plugins.weights.tokens import detokenize, slots, tokenize
+from sane_plugins.features import EncodeOptions, SaneEncoder
+from sane_plugins.weights import SIDE, WeightGraph, detokenize, from_module, slots, tokenize
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("resnet18", "resnet50")
@@ -92,7 +88,7 @@ def rounds(works: Mapping[str, Callable[[], object]], count: int) -> dict[str, l
 
 def tokens(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
     """Compare cutting and joining tokens with copying all values."""
-    width = checkpoint.embedded().config.token_width
+    width = embedded_sane().config.token_width
     cut = tokenize(graph, width)
     seconds = rounds(
         {
@@ -112,7 +108,7 @@ def tokens(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
 
 def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
     """Compare encoding with matrix products of the same precision."""
-    model = checkpoint.embedded()
+    model = embedded_sane()
     dtype = dtype_of("auto", torch.device("cpu"))
     options = EncodeOptions(latents=False)
     counted, done = operations(model, graph)

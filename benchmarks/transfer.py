@@ -27,10 +27,11 @@ import torch
 import zoodata
 from zoodata import MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.properties.numeric_head import FeatureDataset, fit_members, join
+from sane_plugins.autoencoder import fingerprint
+from sane_plugins.properties import FeatureDataset
+from sane_plugins.properties.numeric_head import fit_members, join
 from sane_plugins.properties.regressors import Array, normal_scores, predict
-from sane_plugins.zoo.store import Zoo, evaluation_pool
+from sane_plugins.zoo import Zoo, evaluation_pool
 
 SEEDS = 3
 FITTED = 0.8

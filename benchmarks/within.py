@@ -19,12 +19,11 @@ from pathlib import Path
 import torch
 import zoodata
 
-from sane_plugins.architectures.families import small_cnn
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.generation.prompts import choose_prompts
-from sane_plugins.initialize.pipeline import InitializeOptions, generate, initialize
-from sane_plugins.tasks.scoring import accuracy
-from sane_plugins.tasks.task import load_task
+from sane_plugins.architectures import small_cnn
+from sane_plugins.autoencoder import embedded_sane
+from sane_plugins.generation import choose_prompts
+from sane_plugins.initialize import InitializeOptions, generate, initialize
+from sane_plugins.tasks import accuracy, load_task
 
 WANTED = {"mnist": 0.85, "cifar10": 0.35}
 
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sane, found = checkpoint.embedded(), {}
+    sane, found = embedded_sane(), {}
     for name in WANTED:
         task = load_task(arguments.data / "datasets" / f"{name}.npz")
         zoo = zoodata.zoos(arguments.data, Path(), [f"{name}-cnn"])[0]

@@ -29,18 +29,17 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.tasks.scoring import accuracy
-from sane_plugins.tasks.task import load_task
-from sane_plugins.zoo_training.group_trainer import read_state
-from sane_plugins.zoo_training.hyperparameters import Hyperparameters, initial
-from sane_plugins.zoo_training.training_images import Schedule, TrainingImages
-from sane_plugins.zoo_training.training_run import (
+from sane_plugins.tasks import accuracy, load_task
+from sane_plugins.zoo_training import (
+    Hyperparameters,
+    Schedule,
+    TrainingImages,
     ZooOptions,
-    factory_of,
-    groups_of,
-    plan_jobs,
+    initial,
     train_zoo,
 )
+from sane_plugins.zoo_training.group_trainer import read_state
+from sane_plugins.zoo_training.training_run import factory_of, groups_of, plan_jobs
 from sane_plugins.zoo_training.workers import run_jobs
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,15 +18,14 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.autoencoder.model import SANE, SANEConfig
+from sane_plugins.autoencoder import SANE, SANEConfig, embedded_sane, fingerprint, load_sane
 from sane_plugins.errors import ZooError
-from sane_plugins.features import encoders, statistics
-from sane_plugins.properties.numeric_head import STRUCTURE, FeatureDataset, group_folds
+from sane_plugins.features import encoders, layer_statistics
+from sane_plugins.properties import FeatureDataset
+from sane_plugins.properties.numeric_head import STRUCTURE, group_folds
 from sane_plugins.properties.regressors import Array
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.zoo.store import Zoo, import_published, is_zoo
+from sane_plugins.weights import WeightGraph
+from sane_plugins.zoo import Zoo, import_published, is_zoo
 
 RUNS = Path(__file__).parents[1] / "runs"
 RESULTS = Path(__file__).parent / "results"
@@ -70,7 +69,7 @@ def targets(zoo: Zoo, name: str) -> Array:
 def sane(path: Path | None) -> tuple[SANE, str]:
     """Return the SANE to test, and a note; without any, a random one keeps the rest measurable."""
     try:
-        model = checkpoint.load(path) if path else checkpoint.embedded()
+        model = load_sane(path) if path else embedded_sane()
         return model, f"SANE: {path.name if path else 'embedded'}"
     except (ZooError, FileNotFoundError):
         if path:
@@ -105,9 +104,9 @@ def _flat(graph: WeightGraph) -> Array:
 
 PLAIN: Mapping[str, Measure] = {
     "W": _flat,
-    "s(W)": lambda graph: statistics.plain(graph).numpy(),
-    "statistics": lambda graph: statistics.statistics(graph).numpy(),
-    STRUCTURE: statistics.structure,
+    "s(W)": lambda graph: layer_statistics.plain(graph).numpy(),
+    "statistics": lambda graph: layer_statistics.statistics(graph).numpy(),
+    STRUCTURE: layer_statistics.structure,
 }
 
 

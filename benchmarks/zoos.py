@@ -21,10 +21,9 @@ from typing import Any
 import torch
 
 from sane_plugins.progress import Progress
-from sane_plugins.tasks.task import load_task
-from sane_plugins.zoo.store import Zoo
-from sane_plugins.zoo_training.training_images import TrainingImages
-from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
+from sane_plugins.tasks import load_task
+from sane_plugins.zoo import Zoo
+from sane_plugins.zoo_training import TrainingImages, ZooOptions, train_zoo
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -38,3 +38,8 @@ class ZooError(SaneError):
 
 class PluginError(SaneError):
     """A plugin is missing, broken, or collides with another."""
+
+
+def first_line(error: Exception) -> str:
+    """Return what another library says of an error, short enough for a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     import click
     from torch import nn
 
-    from sane_plugins.features.encoders import EncodeOptions, Encoder, Encoding
-    from sane_plugins.generation.samplers import Sampler
-    from sane_plugins.initialize.pipeline import Initialization, InitializeOptions
-    from sane_plugins.properties.predict import AnyEstimate, AnyHead, PredictOptions
-    from sane_plugins.tasks.task import Task
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.features import EncodeOptions, Encoder, Encoding
+    from sane_plugins.generation import Sampler
+    from sane_plugins.initialize import Initialization, InitializeOptions
+    from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
+    from sane_plugins.tasks import Task
+    from sane_plugins.weights import WeightGraph
 
 PROJECT = "sane_plugins"
 

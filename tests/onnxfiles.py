@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.symmetry import permutations
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.tokens import detokenize, tokenize
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import WeightGraph, detokenize, tokenize
 
 
 def opened(path: Path) -> WeightGraph:
@@ -63,8 +62,8 @@ def assert_returns(path: Path, folder: Path, *inputs: np.ndarray) -> None:
 def assert_permutes(path: Path, folder: Path, *inputs: np.ndarray) -> int:
     """Check that exchanging hidden channels leaves the outputs; return how many groups there are."""
     graph, rng = opened(path), torch.Generator().manual_seed(1)
-    groups = permutations.groups(graph)
-    moved = permutations.permute(graph, permutations.random_permutations(groups, rng))
+    groups = permutation_groups(graph)
+    moved = permute(graph, random_permutations(groups, rng))
     before, after = run(path, *inputs), run(saved(moved, folder / "moved.onnx"), *inputs)
     for one, other in zip(before, after, strict=True):
         assert np.allclose(one, other, atol=1e-4 * max(1, np.abs(one).max(initial=0)), rtol=0)

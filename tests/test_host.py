@@ -15,9 +15,9 @@ import sane_plugins
 from sane_plugins.attachment import attach
 from sane_plugins.cli.main import main as command
 from sane_plugins.errors import PluginError, SourceError, UsageError
-from sane_plugins.features.encoders import EncodeOptions
+from sane_plugins.features import EncodeOptions
 from sane_plugins.host import Host
-from sane_plugins.weights.modules import from_module
+from sane_plugins.weights import from_module
 
 HEADER = "from sane_plugins import hookimpl\n"
 

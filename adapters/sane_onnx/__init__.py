@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sane_plugins import hookimpl
 
 if TYPE_CHECKING:
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
 SUFFIX = ".onnx"
 
@@ -19,7 +19,7 @@ def sane_open(source: Any) -> WeightGraph | None:
     """Read an ONNX file. Raises `SourceError` where it is broken, or names other files to read."""
     if not isinstance(source, str | Path) or not _is_ours(source):
         return None
-    from sane_plugins.formats.files import require_file
+    from sane_plugins.formats import require_file
 
     path = require_file(Path(source))
     _require_onnx(source)

@@ -23,9 +23,7 @@ from sane_onnx.tensors import StoredTensor
 from sane_onnx.topological_order import ordered
 from sane_onnx.views import views
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.function_rules import OPAQUE, Steps
-from sane_plugins.weights.graph import Kind, Layer, Param
-from sane_plugins.weights.layer_rules import in_layer_order
+from sane_plugins.weights import OPAQUE, Kind, Layer, Param, Steps, in_layer_order
 
 # Lists of axes and shapes are short.
 _FEW = 64

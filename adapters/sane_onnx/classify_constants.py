@@ -15,7 +15,7 @@ from sane_onnx.inline import Flat
 from sane_onnx.proto import STANDARD
 from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.tensors import FLOATS, StoredTensor, is_external, type_name
-from sane_plugins.weights.graph import Param
+from sane_plugins.weights import Param
 
 # Inputs that set how an operator works: numbers of the computation, no weights.
 _SETTINGS: Mapping[str, tuple[int, ...]] = {

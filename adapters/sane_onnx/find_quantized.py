@@ -40,7 +40,7 @@ def reads_weights(node: NodeProto, place: int) -> bool:
 def find(nodes: Sequence[NodeProto], constants: Mapping[str, Source]) -> dict[str, QuantizedWeight]:
     """Return the quantised weights of a model by their keys."""
     found: dict[str, QuantizedWeight] = {}
-    flow = _Flow(nodes)
+    flow = _QuantizationFlow(nodes)
     for node in nodes:
         for key, weight in _of(node, flow, constants):
             found.setdefault(key, weight)
@@ -48,7 +48,7 @@ def find(nodes: Sequence[NodeProto], constants: Mapping[str, Source]) -> dict[st
 
 
 def _of(
-    node: NodeProto, flow: _Flow, constants: Mapping[str, Source]
+    node: NodeProto, flow: _QuantizationFlow, constants: Mapping[str, Source]
 ) -> Iterator[tuple[str, QuantizedWeight]]:
     def at(place: int) -> str:
         return node.input[place] if 0 <= place < len(node.input) else ""
@@ -130,7 +130,7 @@ def _packed(
     )
 
 
-class _Flow:
+class _QuantizationFlow:
     """Who makes a value, and which cast or product reads it first."""
 
     def __init__(self, nodes: Sequence[NodeProto]) -> None:
@@ -142,7 +142,7 @@ class _Flow:
                     self.readers.setdefault(name, node)
 
 
-def _scale_after(value: str, flow: _Flow, constants: Mapping[str, Source]) -> str:
+def _scale_after(value: str, flow: _QuantizationFlow, constants: Mapping[str, Source]) -> str:
     """Return the constant factor that a product of integers is multiplied with, after a cast."""
     for _ in range(_MOST_CASTS):
         node = flow.readers.get(value)

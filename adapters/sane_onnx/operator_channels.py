@@ -13,8 +13,7 @@ from onnx import NodeProto
 from sane_onnx.attributes import has, integer, integers
 from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.shapes import Shape
-from sane_plugins.weights.function_rules import JOIN, OPAQUE, POINTWISE, SPATIAL, Step, Steps
-from sane_plugins.weights.graph import Kind
+from sane_plugins.weights import JOIN, OPAQUE, POINTWISE, SPATIAL, Kind, Step, Steps
 
 # Integer constants by name, where they are few.
 Numbers = Mapping[str, Sequence[int]]

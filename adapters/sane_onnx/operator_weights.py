@@ -11,7 +11,7 @@ from sane_onnx.attributes import integer
 from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.shapes import Shape
 from sane_onnx.views import View
-from sane_plugins.weights.graph import Kind, Param, Role
+from sane_plugins.weights import Kind, Param, Role
 
 _MOST_AXES = 8
 _NORM: tuple[Role, ...] = ("scale", "shift", "running_mean", "running_var")

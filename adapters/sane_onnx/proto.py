@@ -19,7 +19,7 @@ from onnx import (
 )
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.files import require_file
+from sane_plugins.formats import require_file
 
 STANDARD = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"

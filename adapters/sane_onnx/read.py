@@ -15,7 +15,7 @@ from sane_onnx.external_data import ExternalFiles
 from sane_onnx.inline import Flat, flatten
 from sane_onnx.proto import STANDARD, load, no_model
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.graph import Layer, WeightGraph
+from sane_plugins.weights import Layer, WeightGraph
 
 _MATRICES = ("Conv", "ConvTranspose", "Gemm")
 _NORMS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")

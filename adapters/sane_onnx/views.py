@@ -9,7 +9,7 @@ from onnx import NodeProto
 
 from sane_onnx.attributes import integers
 from sane_onnx.proto import STANDARD
-from sane_plugins.weights.graph import Param
+from sane_plugins.weights import Param
 
 _SAME = ("Identity", "Cast", "CastLike", "DequantizeLinear")
 

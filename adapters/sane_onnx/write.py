@@ -20,7 +20,7 @@ from sane_onnx.read import OnnxTensors
 from sane_onnx.tensors import StoredTensor, is_external
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 # Readers map these files into memory, which begins at multiples of this.
 _ALIGNMENT = 4096

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
-from sane_plugins.architectures.named import built, opened
+from sane_plugins.architectures import build_named, open_named
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
 _OURS = ("timm:", "sane_timm.build")
 
@@ -18,10 +18,10 @@ _OURS = ("timm:", "sane_timm.build")
 @hookimpl
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a timm network. Raises `SourceError` for an unknown name or unfit weights."""
-    return opened(source, *_OURS)
+    return open_named(source, *_OURS)
 
 
 @hookimpl
 def sane_build(source: Any, classes: int | None) -> nn.Module | None:
     """Build a timm network with `classes` outputs. Raises `SourceError` where it takes none."""
-    return built(source, *_OURS, classes)
+    return build_named(source, *_OURS, classes)

@@ -12,12 +12,16 @@ from types import ModuleType
 
 from torch import nn
 
-from sane_plugins.architectures.import_torchvision import import_torchvision
-from sane_plugins.architectures.input_channels import with_channels
-from sane_plugins.architectures.model_spec import ModelSpec, Notes, with_weights
-from sane_plugins.architectures.named import parse_name
+from sane_plugins.architectures import (
+    ModelSpec,
+    Notes,
+    import_torchvision,
+    parse_name,
+    with_channels,
+    with_weights,
+)
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.files import open_file
+from sane_plugins.formats import open_file
 
 _log = logging.getLogger(__name__)
 _NAMES = "one of timm.list_models() is needed"

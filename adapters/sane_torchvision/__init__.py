@@ -11,12 +11,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
-from sane_plugins.architectures.named import built, opened
+from sane_plugins.architectures import build_named, open_named
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
 _OURS = ("torchvision:", "sane_torchvision.build")
 
@@ -24,17 +24,17 @@ _OURS = ("torchvision:", "sane_torchvision.build")
 @hookimpl
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a torchvision network. Raises `SourceError` for an unknown name or unfit weights."""
-    return opened(source, *_OURS)
+    return open_named(source, *_OURS)
 
 
 @hookimpl
 def sane_build(source: Any, classes: int | None) -> nn.Module | None:
     """Build a torchvision network with `classes` outputs. Raises `SourceError` where it takes none."""
-    return built(source, *_OURS, classes)
+    return build_named(source, *_OURS, classes)
 
 
 def import_torchvision() -> ModuleType:
     """Return the torchvision module; see `sane_plugins.architectures.import_torchvision`."""
-    from sane_plugins.architectures import import_torchvision
+    from sane_plugins import architectures
 
-    return import_torchvision.import_torchvision()
+    return architectures.import_torchvision()

@@ -9,12 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from sane_plugins.architectures.import_torchvision import import_torchvision
-from sane_plugins.architectures.input_channels import with_channels
-from sane_plugins.architectures.model_spec import ModelSpec, Notes, own, with_weights
-from sane_plugins.architectures.named import parse_name
+from sane_plugins.architectures import (
+    ModelSpec,
+    Notes,
+    import_torchvision,
+    own,
+    parse_name,
+    with_channels,
+    with_weights,
+)
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.files import open_file
+from sane_plugins.formats import open_file
 from sane_torchvision.published import fetched, of_name
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from sane_plugins.architectures.import_torchvision import import_torchvision
-from sane_plugins.architectures.model_spec import ModelSpec, Notes
+from sane_plugins.architectures import ModelSpec, Notes, import_torchvision
 from sane_plugins.errors import SourceError
 
 PATIENCE = 10.0  # seconds without a byte

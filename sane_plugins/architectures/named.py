@@ -11,10 +11,10 @@ from sane_plugins.errors import SourceError
 if TYPE_CHECKING:
     from torch import nn
 
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
 
-def opened(source: Any, prefix: str, builder: str) -> WeightGraph | None:
+def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
     """Read what `builder.build` makes of a name behind `prefix`; None for any other source.
 
     The module `builder` is imported late: it needs the collection. What a name leaves to chance is drawn
@@ -24,7 +24,7 @@ def opened(source: Any, prefix: str, builder: str) -> WeightGraph | None:
         return None
     import torch
 
-    from sane_plugins.weights.modules import from_module
+    from sane_plugins.weights import from_module
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -33,7 +33,7 @@ def opened(source: Any, prefix: str, builder: str) -> WeightGraph | None:
     return replace(graph, notes=(*graph.notes, *notes))
 
 
-def built(source: Any, prefix: str, builder: str, classes: int | None) -> nn.Module | None:
+def build_named(source: Any, prefix: str, builder: str, classes: int | None) -> nn.Module | None:
     """Build the network of a name behind `prefix`; None for any other source."""
     if not _is_named(source, prefix):
         return None

@@ -23,7 +23,7 @@ VERSION = 1
 HEADER = "sane_model"
 
 
-def save(
+def save_sane(
     model: SANE,
     path: str | Path,
     metadata: Mapping[str, Any] | None = None,
@@ -38,7 +38,7 @@ def save(
     return write_whole(path, lambda partial: save_file(tensors, partial, metadata=header))
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> SANE:
+def load_sane(path: str | Path, device: torch.device | str = "cpu") -> SANE:
     """Read a model. Raises `ZooError` for a missing or broken file, or one of another version."""
     metadata, tensors = _read(Path(path))
     if metadata.get("version") != VERSION:
@@ -54,10 +54,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> SANE:
 
 
 @lru_cache(maxsize=1)
-def embedded() -> SANE:
+def embedded_sane() -> SANE:
     """Return the model that ships with the package."""
     with as_file(files("sane_plugins") / "data" / "sane.safetensors") as path:
-        return load(path)
+        return load_sane(path)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

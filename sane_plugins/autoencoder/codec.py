@@ -15,9 +15,15 @@ from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.token_stream import blocks
-from sane_plugins.weights.tokens import Tokens, detokenize, positions, slots, tokenize
+from sane_plugins.weights import (
+    Tokens,
+    WeightGraph,
+    detokenize,
+    slots,
+    token_blocks,
+    token_positions,
+    tokenize,
+)
 
 _BATCH = 64
 
@@ -106,12 +112,12 @@ def standardized_tokens(
     graph: WeightGraph, width: int, device: torch.device | str = "cpu"
 ) -> tuple[Tokens, torch.Tensor]:
     """Return a network's tokens, each slot standardised, and the side information (T, 4) of each."""
-    found = list(blocks(graph, width, device))
+    found = list(token_blocks(graph, width, device))
     values = torch.cat([block.values for block in found])
     side = torch.cat([block.side.expand(len(block.values), -1) for block in found])
     parts = slots(graph)
     mask = torch.cat([slot.mask(width) for slot in parts])
-    return Tokens(values, mask.to(device), positions(parts, width).to(device)), side
+    return Tokens(values, mask.to(device), token_positions(parts, width).to(device)), side
 
 
 def _batches(*parts: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

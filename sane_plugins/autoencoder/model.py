@@ -18,7 +18,7 @@ from sane_plugins.autoencoder.learned_positions import LearnedPositions
 from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
 from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.errors import SourceError, UsageError
-from sane_plugins.weights.scale import SIDE
+from sane_plugins.weights import SIDE
 
 
 @dataclass(frozen=True, kw_only=True)

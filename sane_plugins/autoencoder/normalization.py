@@ -8,11 +8,15 @@ import torch
 
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import scale
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.scale import Scale
-from sane_plugins.weights.token_stream import TokenBlock, blocks
-from sane_plugins.weights.tokens import tokenize
+from sane_plugins.weights import (
+    Scale,
+    TokenBlock,
+    WeightGraph,
+    fit_scale,
+    token_blocks,
+    tokenize,
+    undo_scale,
+)
 
 
 def scaled_blocks(
@@ -21,11 +25,11 @@ def scaled_blocks(
     """Yield a network's tokens as the model reads them; lazily where each tensor's own scale is meant."""
     width = model.config.token_width
     if model.config.scale == "tensor":
-        yield from blocks(graph, width, device)
+        yield from token_blocks(graph, width, device)
         return
     tokens = tokenize(graph.require_finite(), width, device)
     mean, deviation = _of_zoo(model, graph, len(tokens.spans)).to(device).unbind(1)
-    side = scale.fit(graph).side.to(device)
+    side = fit_scale(graph).side.to(device)
     for i, (start, stop) in enumerate(tokens.spans):
         values = (tokens.values[start:stop].float() - mean[i]) / deviation[i]
         yield TokenBlock(i, values * tokens.mask[start:stop], side[i])
@@ -34,9 +38,9 @@ def scaled_blocks(
 def rescaled(model: SANE, network: WeightGraph, side: torch.Tensor) -> WeightGraph:
     """Put the scale back into a decoded network; side (M, 4) is what was decoded of it."""
     if model.config.scale == "tensor":
-        return scale.undo(network, Scale.from_side(side))
+        return undo_scale(network, Scale.from_side(side))
     found = _of_zoo(model, network, len(side)).cpu()
-    return scale.undo(network, Scale(*(x[:, None].expand(-1, 2) for x in found.unbind(1))))
+    return undo_scale(network, Scale(*(x[:, None].expand(-1, 2) for x in found.unbind(1))))
 
 
 def _of_zoo(model: SANE, graph: WeightGraph, slots: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sane_plugins.weights.tokens import Slot
+from sane_plugins.weights import Slot
 
 _PERIODS = 16
 _OCTAVES = 7

@@ -21,8 +21,7 @@ from sane_plugins.autoencoder.normalization import scaled_blocks
 from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.progress import Progress, current
 from sane_plugins.runtime import threads
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.tokens import slots
+from sane_plugins.weights import WeightGraph, slots
 
 _WINDOWS = 32  # of a run: their activations stay in a core's cache
 _WINDOWS_GPU = 512

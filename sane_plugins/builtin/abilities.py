@@ -10,16 +10,16 @@ from sane_plugins import hookimpl
 from sane_plugins.progress import current
 
 if TYPE_CHECKING:
-    from sane_plugins.features.encoders import EncodeOptions, Encoding
-    from sane_plugins.initialize.pipeline import Initialization, InitializeOptions
-    from sane_plugins.properties.predict import AnyEstimate, PredictOptions
-    from sane_plugins.tasks.task import Task
+    from sane_plugins.features import EncodeOptions, Encoding
+    from sane_plugins.initialize import Initialization, InitializeOptions
+    from sane_plugins.properties import AnyEstimate, PredictOptions
+    from sane_plugins.tasks import Task
 
 
 @hookimpl(trylast=True)
 def sane_encode(source: Any, options: EncodeOptions | None) -> Encoding:
     """Encode with the autoencoder, or whichever encoder the options name."""
-    from sane_plugins.features.encoders import embed
+    from sane_plugins.features import embed
     from sane_plugins.host import Host
 
     host = Host.active()
@@ -32,7 +32,7 @@ def sane_predict_properties(
 ) -> Mapping[str, AnyEstimate]:
     """Predict with every property head that plugins offer."""
     from sane_plugins.host import Host
-    from sane_plugins.properties.predict import predict
+    from sane_plugins.properties import predict
 
     host = Host.active()
     return predict(host.open(source), host.property_heads(), options=options)
@@ -47,10 +47,10 @@ def sane_initialize(
         return None
     from torch import nn
 
-    from sane_plugins.autoencoder.checkpoint import embedded, load
-    from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
+    from sane_plugins.autoencoder import embedded_sane, load_sane
+    from sane_plugins.generation import choose_prompts, embedded_prompts
     from sane_plugins.host import Host
-    from sane_plugins.initialize.pipeline import generate, initialize
+    from sane_plugins.initialize import generate, initialize
 
     notes: tuple[str, ...] = ()
     graphs = tuple(Host.active().open(prompt) for prompt in prompts)
@@ -60,7 +60,7 @@ def sane_initialize(
         )
         graphs, notes = chosen.graphs, chosen.notes
     own = options.model if options is not None else None
-    sane = embedded() if own is None else load(own)
+    sane = embedded_sane() if own is None else load_sane(own)
     if options is not None and not options.scored:
         done = generate(target, task, graphs, sane, options)
     else:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from sane_plugins import hookimpl
 
 if TYPE_CHECKING:
-    from sane_plugins.features.encoders import Encoder
-    from sane_plugins.generation.samplers import Sampler
-    from sane_plugins.properties.predict import AnyHead
+    from sane_plugins.features import Encoder
+    from sane_plugins.generation import Sampler
+    from sane_plugins.properties import AnyHead
 
 
 @hookimpl(trylast=True)
 def sane_encoders() -> Mapping[str, Encoder]:
     """Return the autoencoder and the layer statistics."""
-    from sane_plugins.features.encoders import ENCODERS
+    from sane_plugins.features import ENCODERS
 
     return ENCODERS
 
@@ -24,8 +24,7 @@ def sane_encoders() -> Mapping[str, Encoder]:
 @hookimpl(trylast=True)
 def sane_samplers() -> Mapping[str, Sampler]:
     """Return the samplers, the reference's setting among them."""
-    from sane_plugins.generation.diffusion import Diffusion
-    from sane_plugins.generation.samplers import KDE, Gaussian
+    from sane_plugins.generation import KDE, Diffusion, Gaussian
 
     return {
         "kde": KDE(),
@@ -39,7 +38,7 @@ def sane_samplers() -> Mapping[str, Sampler]:
 @hookimpl(trylast=True)
 def sane_property_heads() -> Mapping[str, AnyHead]:
     """Return the heads that were fitted on the published zoos."""
-    from sane_plugins.properties.predict import embedded_heads
+    from sane_plugins.properties import embedded_heads
 
     return embedded_heads()
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
+from sane_plugins.architectures import SMALL_CNN
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
-SMALL_CNN = "small-cnn"
 _CLASS_ARGUMENTS = ("classes", "num_classes", "n_classes")
 
 
@@ -25,7 +25,7 @@ _CLASS_ARGUMENTS = ("classes", "num_classes", "n_classes")
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a graph as it is, a module, a state dict, a file of tensors, or what a function builds."""
     if isinstance(source, str | Path) and source != SMALL_CNN:
-        from sane_plugins.formats.files import open_file
+        from sane_plugins.formats import open_file
 
         graph = open_file(source)
         if graph is not None or not _is_factory(source):
@@ -41,7 +41,7 @@ def sane_build(source: Any, classes: int | None) -> nn.Module | None:
     if isinstance(source, nn.Module):
         return deepcopy(source)
     if isinstance(source, str) and source == SMALL_CNN:
-        from sane_plugins.architectures.families import small_cnn
+        from sane_plugins.architectures import small_cnn
 
         return small_cnn(1, classes or 10)
     return _called(str(source), classes) if _is_factory(source) else None
@@ -50,17 +50,25 @@ def sane_build(source: Any, classes: int | None) -> nn.Module | None:
 @hookimpl(trylast=True)
 def sane_save(graph: WeightGraph, target: Path) -> Path | None:
     """Write safetensors in one file or several, torch's own forms as plain state dicts, and `.npz`."""
-    from sane_plugins.formats import writing
-    from sane_plugins.formats.files import CHECKPOINTS, INDEX, SCRIPTS
+    from sane_plugins.formats import (
+        CHECKPOINTS,
+        INDEX,
+        SCRIPTS,
+        refuse_script,
+        save_arrays,
+        save_checkpoint,
+        save_safetensors,
+        save_sharded,
+    )
 
     if target.name.endswith(INDEX):
-        return writing.save_sharded(graph, target)
+        return save_sharded(graph, target)
     if target.suffix in SCRIPTS:
-        return writing.refuse_script(target)
+        return refuse_script(target)
     forms = {
-        ".safetensors": writing.save_safetensors,
-        ".npz": writing.save_arrays,
-        **dict.fromkeys(CHECKPOINTS, writing.save_checkpoint),
+        ".safetensors": save_safetensors,
+        ".npz": save_arrays,
+        **dict.fromkeys(CHECKPOINTS, save_checkpoint),
     }
     return forms[target.suffix](graph, target) if target.suffix in forms else None
 
@@ -68,9 +76,8 @@ def sane_save(graph: WeightGraph, target: Path) -> Path | None:
 def _open_object(source: Any) -> WeightGraph | None:
     from torch import is_tensor, nn
 
-    from sane_plugins.formats.files import from_state_dict
-    from sane_plugins.weights.graph import WeightGraph
-    from sane_plugins.weights.modules import from_module
+    from sane_plugins.formats import from_state_dict
+    from sane_plugins.weights import WeightGraph, from_module
 
     if isinstance(source, WeightGraph):
         return source

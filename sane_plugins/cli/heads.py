@@ -18,7 +18,7 @@ from sane_plugins.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from sane_plugins.properties.head_file import AnyHead
+    from sane_plugins.properties import AnyHead
 
 _FILE = click.Path(path_type=Path)
 _PROPERTIES = ("test_accuracy", "gap", "epoch")
@@ -63,11 +63,10 @@ def fit(
 ) -> None:
     """Fit a head per property to zoos whose networks have it."""
     from sane_plugins.atomic_files import require_free
-    from sane_plugins.features.encoders import EncodeOptions, load_model
+    from sane_plugins.features import EncodeOptions, load_model
     from sane_plugins.progress import current
-    from sane_plugins.properties.fitting import FitOptions, fit_heads
-    from sane_plugins.properties.head_file import save_heads
-    from sane_plugins.zoo.store import Zoo
+    from sane_plugins.properties import FitOptions, fit_heads, save_heads
+    from sane_plugins.zoo import Zoo
 
     require_free(output, force)
     options = FitOptions(properties=properties, features=features, seed=seed)
@@ -86,7 +85,7 @@ def fit(
 @command_options
 def show(file: Path, as_json: bool) -> None:
     """Show what a file of heads predicts, what each reads, and how well each did."""
-    from sane_plugins.properties.head_file import load_heads
+    from sane_plugins.properties import load_heads
 
     _tell(list(load_heads(file).values()), as_json)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from sane_plugins import __version__
-from sane_plugins.builtin.sources import SMALL_CNN
+from sane_plugins.architectures import SMALL_CNN
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -25,7 +25,7 @@ from sane_plugins.cli.verify import verify
 from sane_plugins.errors import UsageError
 
 if TYPE_CHECKING:
-    from sane_plugins.initialize.pipeline import CandidateScore, Initialization
+    from sane_plugins.initialize import CandidateScore, Initialization
 
 _LEAST = 0.3  # of the budget, where loading took most of it
 _INTERRUPTED = 130
@@ -194,8 +194,8 @@ def main(
     Example: sane-init small-cnn --task digits -o digits.safetensors
     """
     from sane_plugins.atomic_files import require_free
-    from sane_plugins.initialize.pipeline import InitializeOptions
-    from sane_plugins.tasks.task import load_task
+    from sane_plugins.initialize import InitializeOptions
+    from sane_plugins.tasks import load_task
 
     started = monotonic()
     for path in (output, report):
@@ -269,9 +269,9 @@ def _require_device(device: str) -> None:
 
 def _write_page(path: Path, done: Initialization, notes: list[str]) -> None:
     from sane_plugins.atomic_files import write_whole
-    from sane_plugins.initialize.report import page
+    from sane_plugins.initialize import html_report
 
-    text = page(done, _verdict(done), notes)
+    text = html_report(done, _verdict(done), notes)
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
@@ -352,7 +352,7 @@ def _compared(ahead: float) -> str:
 
 
 def _family(kind: str) -> str:
-    from sane_plugins.initialize.successive_halving import family
+    from sane_plugins.initialize import family
 
     return family(kind)
 

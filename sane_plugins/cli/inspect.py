@@ -18,7 +18,7 @@ from sane_plugins.cli.console import (
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.inspection.survey import LayerStats, Survey
+    from sane_plugins.inspection import LayerStats, Survey
 
 
 @click.command()
@@ -50,19 +50,19 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Show a network's layers, how much of it was read, what was not and why, and what is zero."""
-    from sane_plugins.inspection.survey import survey
-    from sane_plugins.weights.tokens import slots
+    from sane_plugins.inspection import survey_network
+    from sane_plugins.weights import slots
 
     if plot is not None:
-        from sane_plugins.inspection.plot import require_picture, save_picture
+        from sane_plugins.inspection import require_plot, save_plot
 
-        require_picture(plot, force)
+        require_plot(plot, force)
     host = open_host()
     graph = host.open(source)
     with progress_bars(host):
-        found = survey(graph, host.report)
+        found = survey_network(graph, host.report)
         if plot is not None:
-            save_picture(graph, found, plot, width)
+            save_plot(graph, found, plot, width)
     tokens = sum(slot.tokens(width) for slot in slots(graph))
     if as_json:
         print_json(_told(found, tokens, width))
@@ -76,7 +76,7 @@ def inspect(
 
 
 def _require(found: Survey, least: float | None) -> None:
-    from sane_plugins.inspection.survey import percent
+    from sane_plugins.inspection import percent
 
     if least is not None and 100 * found.coverage < least:
         raise SourceError(

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from sane_plugins.cli.console import print_table
-from sane_plugins.inspection.survey import LayerStats, Portion, Survey, percent
-from sane_plugins.inspection.tensor_stats import TensorStats
+from sane_plugins.inspection import LayerStats, Portion, Survey, TensorStats, percent
 
 _NO_TOPOLOGY = "no topology: "  # how a note begins that gives the reason
 _MANY = 40

@@ -23,7 +23,7 @@ from sane_plugins.cli.console import (
 from sane_plugins.errors import SaneError, SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.properties.predict import AnyEstimate, AnyHead
+    from sane_plugins.properties import AnyEstimate, AnyHead
 
 T = TypeVar("T")
 _FILE = click.Path(path_type=Path)
@@ -54,8 +54,7 @@ def embed(
 ) -> None:
     """Encode networks; each gets an embedding, and one per layer."""
     from sane_plugins.atomic_files import require_free
-    from sane_plugins.features.encoders import EncodeOptions
-    from sane_plugins.features.encoding_file import write_encodings
+    from sane_plugins.features import EncodeOptions, write_encodings
 
     if output is not None:
         require_free(output, force)
@@ -94,7 +93,7 @@ def predict(
     as_json: bool,
 ) -> None:
     """Predict accuracy, generalisation gap and training progress from weights alone."""
-    from sane_plugins.properties.predict import PredictOptions, load_heads
+    from sane_plugins.properties import PredictOptions, load_heads
     from sane_plugins.runtime import require_device
 
     require_device(device)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from sane_plugins.host import Host
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
 _NODES = ".onnx"
 
@@ -56,7 +56,7 @@ def write(
     host: Host, graph: WeightGraph, told: Mapping[str, Any], model: str, output: Path, force: bool
 ) -> Path:
     """Write weights and their provenance: in the file where there is room for it, else beside it."""
-    from sane_plugins.initialize.provenance import inscribe
+    from sane_plugins.initialize import inscribe
 
     return inscribe(host.save(contained(host, graph, model, output), output, force=force), told)
 

@@ -16,9 +16,8 @@ from sane_plugins.runtime import require_device
 if TYPE_CHECKING:
     import torch
 
-    from sane_plugins.pretraining.presets import Recipe
-    from sane_plugins.pretraining.step import Behavior
-    from sane_plugins.zoo.store import Zoo
+    from sane_plugins.pretraining import Behavior, Preset
+    from sane_plugins.zoo import Zoo
 
 _FILE = click.Path(path_type=Path)
 _COUNT = click.IntRange(1)
@@ -94,10 +93,10 @@ def pretrain(
 
     Options that are not given are the preset's. Under torchrun, the processes share each batch.
     """
-    from sane_plugins.pretraining.distributed import World, joined
-    from sane_plugins.pretraining.pretrain import pretrain as train
+    from sane_plugins.pretraining import World, joined
+    from sane_plugins.pretraining import pretrain as train
     from sane_plugins.progress import current
-    from sane_plugins.zoo.store import Zoo
+    from sane_plugins.zoo import Zoo
 
     _require_room(output, force, resume)
     require_device(device)
@@ -112,9 +111,9 @@ def pretrain(
         _tell(output, options.steps, as_json)
 
 
-def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Recipe:
+def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Preset:
     """Return the preset with what was chosen on the command line."""
-    from sane_plugins.pretraining.presets import PRESETS
+    from sane_plugins.pretraining import PRESETS
 
     config, options = PRESETS[preset](zoos)
     given = {key: value for key, value in chosen.items() if value is not None}
@@ -134,7 +133,7 @@ def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Recipe:
 def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behavior | None:
     """Return the behaviour term on the images of each named zoo."""
     from sane_plugins.errors import UsageError
-    from sane_plugins.pretraining.behavior import Outputs
+    from sane_plugins.pretraining import Outputs
 
     known, images = {zoo.name: zoo for zoo in zoos}, {}
     for text in named:
@@ -152,9 +151,9 @@ def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behavior | None:
 
 def _images(source: str, zoo: Zoo) -> torch.Tensor:
     """Return training images at the size that a zoo's networks take; raise `UsageError` where none fits."""
-    from sane_plugins.architectures.families import FIXED_SIZE, small_cnn_size
+    from sane_plugins.architectures import FIXED_SIZE, small_cnn_size
     from sane_plugins.errors import UsageError
-    from sane_plugins.tasks.task import load_task
+    from sane_plugins.tasks import load_task
 
     task, factory = load_task(source), zoo.entries[0].factory
     size = factory.get("size")
@@ -175,8 +174,7 @@ def _images(source: str, zoo: Zoo) -> torch.Tensor:
 
 def _tell(output: Path, steps: int, as_json: bool) -> None:
     """Draw the curves and say what was written."""
-    from sane_plugins.pretraining.pretrain import log_path
-    from sane_plugins.pretraining.training_log import draw_curves
+    from sane_plugins.pretraining import draw_curves, log_path
 
     curves = output.with_name(output.name + ".png")
     if find_spec("matplotlib"):
@@ -193,6 +191,6 @@ def _tell(output: Path, steps: int, as_json: bool) -> None:
 def _require_room(output: Path, force: bool, resume: bool) -> None:
     """Raise `UsageError` where something is in the way, but for the end of a run that is resumed."""
     from sane_plugins.atomic_files import require_free
-    from sane_plugins.pretraining.pretrain import state_path
+    from sane_plugins.pretraining import state_path
 
     require_free(output, force or (resume and state_path(output).exists()))

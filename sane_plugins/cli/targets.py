@@ -8,16 +8,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sane_plugins.builtin.sources import SMALL_CNN
+from sane_plugins.architectures import SMALL_CNN
 from sane_plugins.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sane_plugins.generation.prompts import Prompts
-    from sane_plugins.generation.samplers import Sampler
+    from sane_plugins.generation import Prompts, Sampler
     from sane_plugins.host import Host
-    from sane_plugins.tasks.task import Task
+    from sane_plugins.tasks import Task
 
 TORCHVISION = "torchvision:"
 
@@ -64,9 +63,9 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
 
 def open_prompts(host: Host, source: str, target: Target) -> Prompts:
     """Return the prompt that a source names, or those of a zoo folder that fit the target best."""
-    from sane_plugins.formats.sharded import index_in
-    from sane_plugins.generation.prompts import Prompts, choose_prompts
-    from sane_plugins.zoo.store import Zoo
+    from sane_plugins.formats import index_in
+    from sane_plugins.generation import Prompts, choose_prompts
+    from sane_plugins.zoo import Zoo
 
     if not Path(source).is_dir() or index_in(Path(source)):
         return Prompts((host.open(source),), ())
@@ -94,7 +93,7 @@ def built(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
 
 
 def _small_cnn(task: Task, resize: bool) -> Target:
-    from sane_plugins.architectures.families import small_cnn, small_cnn_size
+    from sane_plugins.architectures import small_cnn, small_cnn_size
 
     size = small_cnn_size(task.channels)
     notes: tuple[str, ...] = ()
@@ -110,7 +109,7 @@ def _loaded(host: Host, model: str, factory: str, classes: int) -> nn.Module:
     import torch
 
     from sane_plugins.runtime import seeded
-    from sane_plugins.weights.modules import from_module, load_into
+    from sane_plugins.weights import from_module, load_into
 
     graph = host.open(model)
     with seeded(

@@ -17,7 +17,7 @@ from sane_plugins.runtime import threads
 
 if TYPE_CHECKING:
     from sane_plugins.host import Host
-    from sane_plugins.weights.graph import WeightGraph
+    from sane_plugins.weights import WeightGraph
 
 _KNOWN = {"sane": "the SANE", "task": "the task's images", "prompts": "the prompts"}
 
@@ -34,7 +34,7 @@ def verify(file: Path, as_json: bool) -> None:
 
     Example: sane-init verify digits.safetensors
     """
-    from sane_plugins.initialize.provenance import read_provenance
+    from sane_plugins.initialize import read_provenance
 
     told = read_provenance(file)
     differs = _compared(open_host(), file, told)
@@ -49,9 +49,8 @@ def verify(file: Path, as_json: bool) -> None:
 def _compared(host: Host, file: Path, told: Mapping[str, Any]) -> str:
     """Return in one sentence what differs, nothing where the bytes are the same."""
 
-    from sane_plugins.initialize.pipeline import remake
-    from sane_plugins.initialize.provenance import ingredients, restored, surroundings
-    from sane_plugins.tasks.task import load_task
+    from sane_plugins.initialize import ingredients, remake, restored, surroundings
+    from sane_plugins.tasks import load_task
 
     call = told["command"]
     target = find_target(
@@ -93,7 +92,7 @@ def _hashes(told: Any) -> Any:
 
 
 def _prompts(host: Host, call: Mapping[str, Any], target: Any) -> list[WeightGraph]:
-    from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
+    from sane_plugins.generation import choose_prompts, embedded_prompts
 
     if not call["prompts"]:
         return list(choose_prompts(built(target.network), embedded_prompts()).graphs)
@@ -101,6 +100,6 @@ def _prompts(host: Host, call: Mapping[str, Any], target: Any) -> list[WeightGra
 
 
 def _sane(call: Mapping[str, Any]) -> Any:
-    from sane_plugins.autoencoder.checkpoint import embedded, load
+    from sane_plugins.autoencoder import embedded_sane, load_sane
 
-    return load(call["sane"]) if call["sane"] else embedded()
+    return load_sane(call["sane"]) if call["sane"] else embedded_sane()

@@ -14,7 +14,7 @@ from sane_plugins.cli.zoo_evaluate import evaluate_command
 from sane_plugins.cli.zoo_train import train_command
 
 if TYPE_CHECKING:
-    from sane_plugins.zoo.store import Zoo
+    from sane_plugins.zoo import Zoo
 
 _FOLDER = click.Path(path_type=Path)
 _MOST = 12  # values of a property that are listed
@@ -37,11 +37,11 @@ zoo.add_command(evaluate_command)
 @command_options
 def import_zoo(index: Path, output: Path, force: bool, as_json: bool) -> None:
     """Import a published zoo: INDEX is its .json file, its .safetensors lies beside it."""
-    from sane_plugins.zoo.store import import_published, write
+    from sane_plugins.zoo import import_published, write_zoo
 
     published = import_published(index)
     items = ((entry, published.state_dict(entry)) for entry in published.entries)
-    _show(write(output, published.name, items, force), as_json)
+    _show(write_zoo(output, published.name, items, force), as_json)
 
 
 @zoo.command("show")
@@ -49,7 +49,7 @@ def import_zoo(index: Path, output: Path, force: bool, as_json: bool) -> None:
 @command_options
 def show_zoo(folder: Path, as_json: bool) -> None:
     """Show how many networks a zoo holds, of which architectures, and the range of every property."""
-    from sane_plugins.zoo.store import Zoo
+    from sane_plugins.zoo import Zoo
 
     _show(Zoo.open(folder), as_json)
 

@@ -20,8 +20,7 @@ from sane_plugins.cli.console import (
 from sane_plugins.cli.settings import read_setting
 
 if TYPE_CHECKING:
-    from sane_plugins.zoo.add import Added
-    from sane_plugins.zoo.store import Zoo
+    from sane_plugins.zoo import Added, Zoo
 
 _FOLDER = click.Path(path_type=Path)
 _TORCHVISION = "torchvision:"
@@ -72,21 +71,20 @@ def add_command(
     Example: sane-plugins zoo add runs/ -o my-zoo --factory my_package.models:build --set classes=10
     """
     from sane_plugins.progress import current
-    from sane_plugins.zoo.add import AddOptions, add
-    from sane_plugins.zoo.store import Zoo
+    from sane_plugins.zoo import AddOptions, Zoo, add_networks
 
     host = open_host()
     options = AddOptions(
         factory=_factory(factory, settings), runs=not no_runs, pattern=network_pattern
     )
     with progress_bars(host):
-        done = add(folder, output, host.open, options, current())
+        done = add_networks(folder, output, host.open, options, current())
     _show(done, Zoo.open(output), as_json)
 
 
 def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
     """Return the description that networks are built from; empty where none is given."""
-    from sane_plugins.architectures.families import build
+    from sane_plugins.architectures import build
     from sane_plugins.errors import UsageError
 
     if name is None:

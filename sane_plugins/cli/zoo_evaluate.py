@@ -17,7 +17,7 @@ from sane_plugins.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from sane_plugins.zoo.evaluate import Evaluated
+    from sane_plugins.zoo import Evaluated
 
 _PATH = click.Path(path_type=Path)
 _TOLD = 20
@@ -96,9 +96,8 @@ def _measure(
     from sane_plugins.errors import ZooError
     from sane_plugins.progress import current
     from sane_plugins.runtime import require_device
-    from sane_plugins.tasks.task import load_task
-    from sane_plugins.zoo.evaluate import EvaluateOptions, evaluate_zoo
-    from sane_plugins.zoo.index import read_index
+    from sane_plugins.tasks import load_task
+    from sane_plugins.zoo import EvaluateOptions, evaluate_zoo, read_index
 
     require_device(device)
     read_index(folder)
@@ -119,12 +118,11 @@ def _measure(
 
 def _join(folder: Path, table: Path, force: bool) -> dict[str, Any]:
     from sane_plugins.errors import ZooError
-    from sane_plugins.zoo.property_table import join, read_table
-    from sane_plugins.zoo.store import Zoo, set_properties
+    from sane_plugins.zoo import Zoo, join_table, read_table, set_properties
 
     zoo = Zoo.open(folder)
     rows = read_table(table)
-    found, lost = join(zoo.entries, rows)
+    found, lost = join_table(zoo.entries, rows)
     if not found:
         raise ZooError(
             table,

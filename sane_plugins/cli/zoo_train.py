@@ -19,9 +19,9 @@ from sane_plugins.cli.console import (
 from sane_plugins.cli.settings import read_setting
 
 if TYPE_CHECKING:
-    from sane_plugins.tasks.task import Task
-    from sane_plugins.zoo.store import Zoo
-    from sane_plugins.zoo_training.hyperparameters import HyperparameterRanges
+    from sane_plugins.tasks import Task
+    from sane_plugins.zoo import Zoo
+    from sane_plugins.zoo_training import HyperparameterRanges
 
 _FOLDER = click.Path(path_type=Path)
 _KEPT = (0, 1, 2, 4, 8, 12)
@@ -139,9 +139,8 @@ def train_command(
 
     from sane_plugins.progress import current
     from sane_plugins.runtime import require_device
-    from sane_plugins.tasks.task import load_task
-    from sane_plugins.zoo_training.training_images import TrainingImages
-    from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
+    from sane_plugins.tasks import load_task
+    from sane_plugins.zoo_training import TrainingImages, ZooOptions, train_zoo
 
     require_device(device)
     host = open_host()
@@ -180,7 +179,7 @@ def train_command(
 
 def _sized(task: Task, architecture: str, size: int | None) -> Task:
     """Return the task at the one size that the architecture takes, where it has one and none is asked."""
-    from sane_plugins.architectures.families import FIXED_SIZE, small_cnn_size
+    from sane_plugins.architectures import FIXED_SIZE, small_cnn_size
 
     if architecture in FIXED_SIZE and size is None:
         return task.resized(small_cnn_size(task.channels))
@@ -189,14 +188,14 @@ def _sized(task: Task, architecture: str, size: int | None) -> Task:
 
 def _dataset(data: str) -> str:
     """Return a short name of a task."""
-    from sane_plugins.tasks.torchvision_datasets import TORCHVISION
+    from sane_plugins.tasks import TORCHVISION
 
     return data.split(":")[1] if data.startswith(TORCHVISION) else Path(data).stem
 
 
 def _settings(given: tuple[str, ...], architecture: str, task: Task) -> dict[str, Any]:
     """Return further arguments of the architecture; numbers are told from words."""
-    from sane_plugins.architectures.families import TAKES_SIZE
+    from sane_plugins.architectures import TAKES_SIZE
 
     found: dict[str, Any] = {"size": task.size[0]} if architecture in TAKES_SIZE else {}
     why = "it is drawn or given by the images"
@@ -224,9 +223,9 @@ def _ranges(
     act: tuple[str, ...], init: tuple[str, ...], opt: tuple[str, ...]
 ) -> HyperparameterRanges:
     """Return the default ranges, narrowed to what is named."""
-    from sane_plugins.architectures.building_blocks import ACTIVATIONS
+    from sane_plugins.architectures import ACTIVATIONS
     from sane_plugins.errors import UsageError
-    from sane_plugins.zoo_training.hyperparameters import INITIALIZATIONS, HyperparameterRanges
+    from sane_plugins.zoo_training import INITIALIZATIONS, HyperparameterRanges
 
     known = {"--act": (act, list(ACTIVATIONS)), "--init": (init, ["default", *INITIALIZATIONS])}
     for option, (given, names) in known.items():

@@ -16,16 +16,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sane_plugins.autoencoder import checkpoint, codec
-from sane_plugins.autoencoder.bfloat16 import Precision
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.autoencoder.streaming import WindowBatch
+from sane_plugins.autoencoder import SANE, Precision, WindowBatch, embedded_sane, load_sane, walk
 from sane_plugins.errors import UsageError
 from sane_plugins.features import sane_features
+from sane_plugins.features.layer_statistics import slot_moments, statistics
 from sane_plugins.features.sane_features import Pool, is_probed, ordered
-from sane_plugins.features.statistics import slot_moments, statistics
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.tokens import slots
+from sane_plugins.weights import WeightGraph, slots
 
 __all__ = [
     "ENCODERS",
@@ -158,9 +154,7 @@ def _kept(
 def _walk(
     model: SANE, graph: WeightGraph, take: Callable[[WindowBatch], None], options: EncodeOptions
 ) -> None:
-    codec.walk(
-        model, graph, take, window=options.window, halo=options.halo, precision=options.precision
-    )
+    walk(model, graph, take, window=options.window, halo=options.halo, precision=options.precision)
 
 
 @dataclass(frozen=True)
@@ -216,6 +210,6 @@ def _names(graph: WeightGraph) -> tuple[str, ...]:
 def load_model(options: EncodeOptions) -> SANE:
     """Return the SANE that the options name, on their device; the embedded one if they name none."""
     if options.model is not None:
-        return checkpoint.load(options.model, options.device)
-    model = checkpoint.embedded()
+        return load_sane(options.model, options.device)
+    model = embedded_sane()
     return model if options.device == "cpu" else deepcopy(model).to(options.device)

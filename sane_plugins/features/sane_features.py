@@ -10,16 +10,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sane_plugins.autoencoder import codec
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.autoencoder.positions import TokenLayout
-from sane_plugins.autoencoder.streaming import WindowBatch
+from sane_plugins.autoencoder import SANE, TokenLayout, WindowBatch, decode
+from sane_plugins.features.layer_statistics import (
+    PLACES,
+    Array,
+    by_role,
+    decisions,
+    is_chain,
+    resample,
+)
 from sane_plugins.features.random_probes import DECISIONS
-from sane_plugins.features.statistics import PLACES, Array, by_role, decisions, is_chain, resample
-from sane_plugins.symmetry.permutations import PermutationGroup, groups, permute
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.scale import SIDE
-from sane_plugins.weights.tokens import slots
+from sane_plugins.symmetry import PermutationGroup, permutation_groups, permute
+from sane_plugins.weights import SIDE, WeightGraph, slots
 
 _LARGEST = 2**24
 _FAR = 1e6
@@ -63,7 +65,7 @@ def ordered(graph: WeightGraph) -> WeightGraph:
     The autoencoder reads channels in their order, so this makes what it decodes independent of the order that
     they came in. A source without topology stays as it is.
     """
-    known = groups(graph)
+    known = permutation_groups(graph)
     return permute(graph, {group.name: _by_size(graph, group) for group in known}, known)
 
 
@@ -85,7 +87,7 @@ def features(
     vectors = [(slot.weight.role, row[:2]) for slot, row in told if len(slot.weight.shape) < 2]
     does = np.zeros(DECISIONS)
     if latents is not None:
-        does = _decided(codec.decode(model, latents, graph, window=window, halo=halo))
+        does = _decided(decode(model, latents, graph, window=window, halo=halo))
     along = resample(matrices, PLACES, SIDE).ravel()
     return torch.from_numpy(np.concatenate([along, by_role(vectors, 2), does]))
 

@@ -11,7 +11,7 @@ from sane_plugins.formats.safetensors_files import HEADER, LazyTensors, open_saf
 from sane_plugins.formats.sharded import INDEX, index_in, open_index
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.formats.torch_checkpoints import open_checkpoint
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 __all__ = [
     "ARRAYS",

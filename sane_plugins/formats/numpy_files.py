@@ -18,7 +18,7 @@ from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.dequantize import Content
 from sane_plugins.formats.guards import kept_open, sealed
 from sane_plugins.formats.state_dict import from_state_dict
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 _HEAD = 2**16  # bytes in which an array's header must end
 _SIZES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}

@@ -18,7 +18,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats.dequantize import FLOATS, Content
 from sane_plugins.formats.guards import kept_open, sealed
 from sane_plugins.formats.state_dict import from_state_dict
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 HEADER = "sane"
 HEADER_BYTES = 100_000_000  # the format's own limit

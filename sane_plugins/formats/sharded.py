@@ -20,7 +20,7 @@ from sane_plugins.formats.safetensors_files import (
     told,
     unique,
 )
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 INDEX = ".safetensors.index.json"
 SHARDS = 2_000  # files of one network, which stay open

@@ -8,8 +8,16 @@ from math import prod
 import torch
 
 from sane_plugins.formats.dequantize import Content, Described, plain
-from sane_plugins.weights.graph import Layer, Param, Role, WeightGraph
-from sane_plugins.weights.layer_rules import NORM_ROLES, in_layer_order, memory, owner_of
+from sane_plugins.weights import (
+    NORM_ROLES,
+    Layer,
+    Param,
+    Role,
+    WeightGraph,
+    in_layer_order,
+    memory,
+    owner_of,
+)
 
 NO_TOPOLOGY = "no topology: a file of tensors does not say how they are connected"
 _PACKED = (

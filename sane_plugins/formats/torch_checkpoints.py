@@ -17,7 +17,7 @@ from sane_plugins.formats.dequantize import plain
 from sane_plugins.formats.guards import sealed
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.formats.torchscript import open_script
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 DEPTH = 100  # mappings and lists in each other
 

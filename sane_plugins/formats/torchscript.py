@@ -16,7 +16,7 @@ from sane_plugins.formats.dequantize import FLOATS, Content
 from sane_plugins.formats.guards import sealed
 from sane_plugins.formats.pickle_scan import Inert, PickledTensor, Scan, stored
 from sane_plugins.formats.state_dict import from_state_dict
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 DEPTH, PARTS = 200, 500_000  # modules in modules, and attributes of all modules together
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sane_plugins.atomic_files import write_all, write_whole
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.files import HEADER, INDEX
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 SHARD = 5 * 10**9  # bytes of tensors in one file of several
 

@@ -16,7 +16,7 @@ from statistics import median_low
 import torch
 
 from sane_plugins.generation.resize_tensor import Piece, fitted
-from sane_plugins.weights.graph import Layer, WeightGraph
+from sane_plugins.weights import Layer, WeightGraph
 
 _PASSED = ("norm", "pointwise", "flatten", "reduce", "squeeze", "unsqueeze")
 Signature = tuple[object, ...]

@@ -18,7 +18,7 @@ from torch import nn
 
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import ZooError
-from sane_plugins.formats.safetensors_files import LazyTensors
+from sane_plugins.formats import LazyTensors
 
 HEADER = "sane_diffusion"
 VERSION = 1
@@ -37,7 +37,7 @@ class DenoiserConfig:
 
 
 @dataclass(frozen=True)
-class Example:
+class DenoiserExample:
     """Latents (T, L) of a network, its places (T, P), and the description (F,) of its task."""
 
     latents: torch.Tensor
@@ -84,8 +84,8 @@ def weights(level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (level * math.pi / 2).cos(), (level * math.pi / 2).sin()
 
 
-def fit(
-    groups: Sequence[Sequence[Example]],
+def fit_denoiser(
+    groups: Sequence[Sequence[DenoiserExample]],
     config: DenoiserConfig,
     steps: int,
     rng: torch.Generator,
@@ -141,14 +141,14 @@ def denoised(
     return noisy
 
 
-def save(model: Denoiser, path: str | Path) -> Path:
+def save_denoiser(model: Denoiser, path: str | Path) -> Path:
     """Write a denoiser as float16 with its configuration; the inverse of `load` up to that."""
     tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     header = {HEADER: json.dumps({"version": VERSION, "config": asdict(model.config)})}
     return write_whole(Path(path), lambda partial: save_file(tensors, partial, metadata=header))
 
 
-def load(path: str | Path) -> Denoiser:
+def load_denoiser(path: str | Path) -> Denoiser:
     """Read a denoiser. Raises `ZooError` for what is none, or of another version."""
     told = json.loads(LazyTensors(Path(path)).metadata.get(HEADER, "{}"))
     if told.get("version") != VERSION:

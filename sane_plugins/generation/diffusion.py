@@ -12,7 +12,7 @@ from importlib.resources import as_file, files
 import torch
 
 from sane_plugins.errors import UsageError
-from sane_plugins.generation.denoiser import Denoiser, denoised, load, weights
+from sane_plugins.generation.denoiser import Denoiser, denoised, load_denoiser, weights
 from sane_plugins.generation.samplers import SamplingContext, turns
 
 
@@ -56,4 +56,4 @@ class Diffusion:
 def embedded() -> Denoiser:
     """Return the denoiser that ships with the package."""
     with as_file(files("sane_plugins") / "data" / "diffusion.safetensors") as path:
-        return load(path)
+        return load_denoiser(path)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from sane_plugins.architectures.families import ACTIVATIONS
+from sane_plugins.architectures import ACTIVATIONS
 from sane_plugins.errors import ZooError
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.store import Entry, Zoo
+from sane_plugins.weights import WeightGraph, from_module
+from sane_plugins.zoo import Entry, Zoo
 
 _CLASSIFIER = 2  # tensors
 

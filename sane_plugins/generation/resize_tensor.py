@@ -10,7 +10,7 @@ from math import isqrt
 import torch
 from torch.nn.functional import interpolate
 
-from sane_plugins.weights.graph import Param
+from sane_plugins.weights import Param
 
 _NOISE = 0.3  # of repeated channels: equal ones would stay equal in training
 

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sane_plugins.autoencoder.bfloat16 import Precision
-from sane_plugins.autoencoder.codec import decode, encode
-from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder import SANE, Precision, decode, encode
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.generation.cross_architecture import Expansion, expansion
-from sane_plugins.symmetry.permutations import align, groups
-from sane_plugins.weights import scale
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.tokens import Slot, slots
+from sane_plugins.symmetry import align, permutation_groups
+from sane_plugins.weights import Slot, WeightGraph, apply_scale, fit_scale, slots, undo_scale
 
 _CONSTANT = 1e-12
 _LARGE = 3_000_000
@@ -74,11 +70,11 @@ class Transfer:
             return self.expanded.apply([network.tensors for network in drawn], default.tensors)
         network = drawn[0]
         if not self.fits:
-            network = scale.undo(scale.apply(network, scale.fit(network)), scale.fit(default))
+            network = undo_scale(apply_scale(network, fit_scale(network)), fit_scale(default))
         return {key: network.tensors[found] for key, found in self.pairs.items()}
 
 
-def plan(
+def plan_transfer(
     prompts: Sequence[WeightGraph],
     target: WeightGraph,
     classifier: frozenset[str],
@@ -228,7 +224,7 @@ def _aligned(prompts: Sequence[WeightGraph], rng: torch.Generator) -> list[Weigh
     first = prompts[0]
     if not first.has_topology:
         return list(prompts)
-    spaces = groups(first)
+    spaces = permutation_groups(first)
     return [first, *(align(prompt, first, rng, spaces) for prompt in prompts[1:])]
 
 

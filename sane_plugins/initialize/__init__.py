@@ -1,1 +1,5 @@
-"""TODO"""
+"""The story of `sane-init`: draw candidates, score them, train the better ones longer, choose, tell."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

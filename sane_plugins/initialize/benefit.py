@@ -23,7 +23,7 @@ from sane_plugins.initialize.candidates import CandidateBuilder
 from sane_plugins.initialize.options import Candidate, CandidateScore
 from sane_plugins.initialize.successive_halving import family, trial
 from sane_plugins.runtime import random_stream
-from sane_plugins.tasks.task import Task
+from sane_plugins.tasks import Task
 
 _MOST = 10.0
 ORDERS = 2

@@ -12,14 +12,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.autoencoder.model import SANE
-from sane_plugins.autoencoder.positions import TokenLayout
-from sane_plugins.generation.batchnorm import condition
-from sane_plugins.generation.classifier import find_classifier, fit_classifier
-from sane_plugins.generation.rescale import rescale
-from sane_plugins.generation.samplers import ConditionedSampler, Sampler, SamplingContext
-from sane_plugins.generation.transfer import Transfer, plan
+from sane_plugins.autoencoder import SANE, TokenLayout, fingerprint
+from sane_plugins.generation import (
+    ConditionedSampler,
+    Sampler,
+    SamplingContext,
+    Transfer,
+    condition,
+    find_classifier,
+    fit_classifier,
+    plan_transfer,
+    rescale,
+)
 from sane_plugins.initialize.options import (
     Candidate,
     CandidateScore,
@@ -29,12 +33,8 @@ from sane_plugins.initialize.options import (
 from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.initialize.training import arrange
 from sane_plugins.runtime import random_stream, seeded, threads
-from sane_plugins.tasks.scoring import accuracy
-from sane_plugins.tasks.task import Task
-from sane_plugins.tasks.task_embedding import describe
-from sane_plugins.weights.graph import RUNNING, WeightGraph
-from sane_plugins.weights.modules import from_module, load_into
-from sane_plugins.weights.tokens import slots
+from sane_plugins.tasks import Task, accuracy, describe
+from sane_plugins.weights import RUNNING, WeightGraph, from_module, load_into, slots
 
 DEFAULT, MEASURED, FITTED = "default", "measured on the task", "fitted to the task"
 _EPOCH_FLOP = 3e11  # about ten seconds on two cores
@@ -75,7 +75,7 @@ class CandidateBuilder:
         """Return the same bench with other prompts, which have the target's shapes."""
         rng = random_stream(self.options.seed, "align few")
         target = from_module(self.make())
-        return replace(self, transfer=plan(prompts, target, self.classifier, sane, rng))
+        return replace(self, transfer=plan_transfer(prompts, target, self.classifier, sane, rng))
 
     def build(self, recipe: CandidateSpec, latents: torch.Tensor | None = None) -> Candidate:
         """Make and score what a recipe stands for; a SANE candidate is decoded from latents (B, T, L)."""

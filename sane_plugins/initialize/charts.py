@@ -7,7 +7,7 @@ from html import escape
 
 from sane_plugins.initialize.candidates import DEFAULT, FITTED, MEASURED
 from sane_plugins.initialize.options import CandidateScore
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 COLORS = {
     "sane": "#1f77b4",

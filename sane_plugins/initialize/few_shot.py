@@ -11,8 +11,7 @@ from sane_plugins.initialize.options import Candidate, CandidateSpec, Initialize
 from sane_plugins.initialize.search import SearchTrace, latents_of
 from sane_plugins.initialize.successive_halving import trial
 from sane_plugins.progress import Progress, Report
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
+from sane_plugins.weights import WeightGraph, from_module
 
 
 @dataclass(frozen=True)

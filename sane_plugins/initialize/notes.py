@@ -10,7 +10,7 @@ from sane_plugins.initialize.candidates import DEFAULT, CandidateBuilder
 from sane_plugins.initialize.options import Candidate, InitializeOptions
 from sane_plugins.initialize.pruned import PrunedNetwork, sparsity
 from sane_plugins.initialize.search import drawn_at_once
-from sane_plugins.tasks.task import Task
+from sane_plugins.tasks import Task
 
 
 def remarks(

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from sane_plugins.generation.samplers import KDE, Sampler
+from sane_plugins.generation import KDE, Sampler
 from sane_plugins.initialize.training import TrainOptions
 
 Kind = Literal["default", "default, classifier fitted", "prompt", "mean of prompts", "sane"]

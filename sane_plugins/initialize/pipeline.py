@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder import SANE
 from sane_plugins.errors import UsageError
-from sane_plugins.generation.classifier import find_classifier
-from sane_plugins.generation.transfer import like, plan
+from sane_plugins.generation import find_classifier, like, plan_transfer
 from sane_plugins.initialize.benefit import BenefitForecast, outlook, paired
 from sane_plugins.initialize.budget import Budget
 from sane_plugins.initialize.candidates import CandidateBuilder, affordable, fitting_threads
@@ -34,10 +33,8 @@ from sane_plugins.initialize.successive_halving import family, race
 from sane_plugins.initialize.training import arrange
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import random_stream, seeded
-from sane_plugins.tasks.scoring import require_fit
-from sane_plugins.tasks.task import Task
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
+from sane_plugins.tasks import Task, require_fit
+from sane_plugins.weights import WeightGraph, from_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +183,7 @@ def prepare(
     if options.pruned:
         found, make, fresh = pruned(graph, keys), drawn_anew(first), True
         prompts = [like(prompt, graph, rng) for prompt in prompts]
-    transfer = plan(prompts, graph, keys, sane, rng)
+    transfer = plan_transfer(prompts, graph, keys, sane, rng)
     bench = CandidateBuilder(
         make=make, task=data, classifier=keys, options=options, transfer=transfer, pruned=found
     )

@@ -15,20 +15,17 @@ import torch
 
 import sane_plugins
 from sane_plugins.atomic_files import write_whole
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.guards import require_file, sealed
-from sane_plugins.formats.safetensors_files import HEADER, LazyTensors
-from sane_plugins.generation.prompts import embedded_prompts
+from sane_plugins.formats import HEADER, LazyTensors, require_file, sealed
+from sane_plugins.generation import embedded_prompts
 from sane_plugins.initialize.candidates import CandidateBuilder
 from sane_plugins.initialize.few_shot import FewShotPrompts
 from sane_plugins.initialize.options import CandidateScore, CandidateSpec, InitializeOptions
 from sane_plugins.initialize.search import SearchTrace
 from sane_plugins.initialize.training import TrainOptions
-from sane_plugins.tasks.task import Task
-from sane_plugins.weights.digest import tensor_digest
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.tasks import Task
+from sane_plugins.weights import WeightGraph, tensor_digest
 
 KEY = "provenance"
 SAFE = ".safetensors"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sane_plugins.errors import UsageError
-from sane_plugins.weights.graph import RUNNING, WeightGraph
+from sane_plugins.weights import RUNNING, WeightGraph
 
 _SURVIVES, _OWN = "survives:", "own:"
 

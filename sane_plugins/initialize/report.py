@@ -35,7 +35,7 @@ pre { background: var(--pale); padding: .7rem; overflow-x: auto; font-size: 12px
 """
 
 
-def page(done: Initialization, verdict: str, notes: Sequence[str]) -> str:
+def html_report(done: Initialization, verdict: str, notes: Sequence[str]) -> str:
     """Return the report as HTML, without links, scripts or anything from elsewhere."""
     told = done.provenance
     kinds = list(dict.fromkeys(row.kind for row in done.rows if row.curve))

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.generation.batchnorm import conditioned
+from sane_plugins.generation import conditioned
 from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.runtime import seeded
-from sane_plugins.tasks.scoring import accuracy, correct, logits
-from sane_plugins.tasks.task import Task
+from sane_plugins.tasks import Task, accuracy, correct, logits
 
 _NORM_BATCHES, _NORM_BATCH = 8, 32
 

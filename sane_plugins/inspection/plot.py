@@ -12,7 +12,7 @@ from sane_plugins.atomic_files import require_free, write_whole
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.inspection.survey import LayerStats, Survey, percent
 from sane_plugins.inspection.token_map import TokenMap, token_map
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ _DECADE = 10  # within one decade, numbers between powers of ten are written too
 _REACH = 3.0  # deviations at the ends of the colour scale
 
 
-def require_picture(path: Path, force: bool) -> Path:
+def require_plot(path: Path, force: bool) -> Path:
     """Return a path that a picture can be written to; raise `SaneError` where none can, before any work."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
@@ -62,7 +62,7 @@ def require_picture(path: Path, force: bool) -> Path:
     return require_free(path, force)
 
 
-def save_picture(graph: WeightGraph, survey: Survey, path: Path, width: int = 128) -> Path:
+def save_plot(graph: WeightGraph, survey: Survey, path: Path, width: int = 128) -> Path:
     """Draw a network and write the picture in the form that the suffix asks for."""
     scale = {x.key: x.scale for x in survey.tensors}
     figure = draw(survey, token_map(graph, scale, width))

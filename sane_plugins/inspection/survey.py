@@ -9,8 +9,8 @@ from typing import Literal
 
 from sane_plugins.inspection.tensor_stats import ChannelStats, TensorStats, measure
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.symmetry.permutations import groups
-from sane_plugins.weights.graph import RUNNING, Layer, WeightGraph
+from sane_plugins.symmetry import permutation_groups
+from sane_plugins.weights import RUNNING, Layer, WeightGraph
 
 _BIASES = ("bias", "shift")
 
@@ -121,12 +121,12 @@ class Survey:
         return sum((x.channels for x in self.tensors), ChannelStats())
 
 
-def survey(graph: WeightGraph, report: Report = silent) -> Survey:
+def survey_network(graph: WeightGraph, report: Report = silent) -> Survey:
     """Read every tensor of a network once, one at a time, and tell how it was read.
 
     Raises `SourceError` where one cannot be read after all.
     """
-    unconnected, can_move = _unconnected(graph), groups(graph)
+    unconnected, can_move = _unconnected(graph), permutation_groups(graph)
     whys = {key: reason for key, reason in graph.untouched.items() if key not in graph.missed}
     missing = {key: graph.untouched.get(key, "could not be read") for key in graph.missed}
     sizes = {p.key: p.size for p in graph.params}

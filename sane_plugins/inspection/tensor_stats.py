@@ -8,7 +8,7 @@ from math import sqrt
 
 import torch
 
-from sane_plugins.weights.graph import Kind, Layer, Param, Role
+from sane_plugins.weights import Kind, Layer, Param, Role
 
 # Values that are held in float64 at a time, so that memory does not follow a tensor's size.
 _PIECE = 1 << 20

@@ -8,8 +8,7 @@ from math import ceil
 
 import torch
 
-from sane_plugins.weights.graph import Param, WeightGraph
-from sane_plugins.weights.tokens import Slot, slots
+from sane_plugins.weights import Param, Slot, WeightGraph, slots
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,5 @@
-"""TODO"""
+"""How a SANE is trained on zoos."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,13 +14,11 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from sane_plugins.architectures.families import build
-from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.architectures import build
+from sane_plugins.autoencoder import TokenLayout
 from sane_plugins.pretraining.permuted_dataset import token_places
 from sane_plugins.pretraining.views import PermutedDataset, ViewBatch
-from sane_plugins.weights.graph import RUNNING, WeightGraph
-from sane_plugins.weights.scale import Scale
-from sane_plugins.weights.tokens import slots
+from sane_plugins.weights import RUNNING, Scale, WeightGraph, slots
 
 _LEAST = 1e-6  # of the variance that errors are compared with; a network may answer all alike
 

@@ -8,23 +8,19 @@ from itertools import groupby
 
 import torch
 
-from sane_plugins.autoencoder.codec import standardized_tokens
-from sane_plugins.autoencoder.model import SANEConfig
-from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.autoencoder import SANEConfig, TokenLayout, standardized_tokens
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.pretraining.views import PermutedDataset
 from sane_plugins.progress import Progress, Report
-from sane_plugins.symmetry.permutations import (
+from sane_plugins.symmetry import (
     PermutationGroup,
     alignment,
-    groups,
+    permutation_groups,
     permute,
     random_permutations,
 )
-from sane_plugins.weights import scale
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.tokens import slots, tokenize
-from sane_plugins.zoo.store import Entry, Zoo
+from sane_plugins.weights import WeightGraph, fit_scale, slots, tokenize
+from sane_plugins.zoo import Entry, Zoo
 
 _MOVES = 512  # permutations of one architecture
 _MOST = 2**26  # numbers in all of them: 256 MiB
@@ -92,7 +88,7 @@ def _banks(
 ) -> Iterator[PermutedDataset]:
     """Yield a bank per zoo of one architecture; they share reference, permutations and places."""
     template, width = samples[0].graph, config.token_width
-    spaces = groups(template)
+    spaces = permutation_groups(template)
     graphs = _aligned(samples, spaces, rng) if aligned else (s.graph for s in samples)
     parts = [_tokens(graph, config) for graph in graphs]
     values, side = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -140,7 +136,7 @@ def _tokens(graph: WeightGraph, config: SANEConfig) -> tuple[torch.Tensor, torch
         tokens, side = standardized_tokens(graph, config.token_width)
         return tokens.values, side
     tokens = tokenize(graph, config.token_width)
-    return tokens.values.float(), scale.fit(graph).side[tokens.positions[:, 1]]
+    return tokens.values.float(), fit_scale(graph).side[tokens.positions[:, 1]]
 
 
 def _standardized(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from sane_plugins.autoencoder.model import SANEConfig
-from sane_plugins.zoo.store import Zoo
+from sane_plugins.autoencoder import SANEConfig
+from sane_plugins.zoo import Zoo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,15 @@ class PretrainOptions:
     device: str = "cpu"
 
 
-Recipe = tuple[SANEConfig, PretrainOptions]
+Preset = tuple[SANEConfig, PretrainOptions]
 
 
-def default(_: Sequence[Zoo]) -> Recipe:
+def default(_: Sequence[Zoo]) -> Preset:
     """Return what measured best."""
     return SANEConfig(), PretrainOptions()
 
 
-def paper(zoos: Sequence[Zoo]) -> Recipe:
+def paper(zoos: Sequence[Zoo]) -> Preset:
     """Return the published setting for zoos of one small CNN (spec sections 1 to 6).
 
     An epoch draws as many windows as there are checkpoints. A whole sequence is one window in use.
@@ -91,4 +91,4 @@ def paper(zoos: Sequence[Zoo]) -> Recipe:
     return config, options
 
 
-PRESETS: Mapping[str, Callable[[Sequence[Zoo]], Recipe]] = {"default": default, "paper": paper}
+PRESETS: Mapping[str, Callable[[Sequence[Zoo]], Preset]] = {"default": default, "paper": paper}

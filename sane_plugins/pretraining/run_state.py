@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sane_plugins.atomic_files import write_whole
-from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder import SANE
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.pretraining.training_log import TrainingLog
 

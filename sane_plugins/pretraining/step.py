@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder import SANE
 from sane_plugins.errors import ZooError
 from sane_plugins.pretraining.distributed import World
 from sane_plugins.pretraining.losses import masked_mse, masked_variance, nt_xent

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.zoo.store import Entry
+from sane_plugins.weights import WeightGraph
+from sane_plugins.zoo import Entry
 
 
 @dataclass(frozen=True)

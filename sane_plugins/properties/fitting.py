@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import UsageError
-from sane_plugins.features.encoders import Encoder, SaneEncoder, StatisticsEncoder
+from sane_plugins.features import Encoder, SaneEncoder, StatisticsEncoder
 from sane_plugins.progress import Report, silent
 from sane_plugins.properties.category_head import fit_category
 from sane_plugins.properties.dataset import AUTO, FEATURES, FeatureDataset
 from sane_plugins.properties.head_file import AnyHead
 from sane_plugins.properties.numeric_head import fit_head
-from sane_plugins.properties.predict import measure
-from sane_plugins.zoo.store import Entry, Zoo
+from sane_plugins.properties.prediction import measure
+from sane_plugins.zoo import Entry, Zoo
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sane_plugins.symmetry.groups import ChannelLayout
-from sane_plugins.weights.graph import Layer
+from sane_plugins.weights import Layer
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.symmetry.groups import AxisSlice, PermutationGroup
 from sane_plugins.symmetry.matching import match
 from sane_plugins.symmetry.propagate import follow
-from sane_plugins.weights.graph import RUNNING, WeightGraph
+from sane_plugins.weights import RUNNING, WeightGraph
 
 __all__ = [
     "AxisSlice",
@@ -21,8 +21,8 @@ __all__ = [
     "Permutations",
     "align",
     "alignment",
-    "groups",
     "inverse",
+    "permutation_groups",
     "permute",
     "random_permutations",
 ]
@@ -30,7 +30,7 @@ __all__ = [
 Permutations = Mapping[str, torch.Tensor]
 
 
-def groups(graph: WeightGraph) -> tuple[PermutationGroup, ...]:
+def permutation_groups(graph: WeightGraph) -> tuple[PermutationGroup, ...]:
     """Return the permutation groups of a network; none where the source carries no topology."""
     spaces, uses = follow(graph)
     found: dict[int, list[AxisSlice]] = {}
@@ -112,7 +112,7 @@ def _known(
     graph: WeightGraph, given: Sequence[PermutationGroup] | None
 ) -> Sequence[PermutationGroup]:
     """Return the groups that a caller gave, or else those of the network."""
-    return groups(graph) if given is None else given
+    return permutation_groups(graph) if given is None else given
 
 
 def _name(place: AxisSlice) -> str:

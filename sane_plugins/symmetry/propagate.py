@@ -12,7 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from sane_plugins.symmetry.axis_rules import MOVES, Value, from_end
 from sane_plugins.symmetry.groups import ChannelGroups, ChannelLayout
-from sane_plugins.weights.graph import Layer, Param, WeightGraph
+from sane_plugins.weights import Layer, Param, WeightGraph
 
 # A value with channels, a parameter as it is, or something that never changes.
 Read = Value | Param | None
@@ -21,7 +21,7 @@ Uses = dict[tuple[str, int], ChannelLayout | None]
 
 def follow(graph: WeightGraph) -> tuple[ChannelGroups, Uses]:
     """Return the spaces of a network and the layout of each axis (key, axis) of its tensors."""
-    flow = _Flow(graph)
+    flow = _ChannelFlow(graph)
     by_name = {layer.name: layer for layer in graph.layers}
     try:
         order = list(TopologicalSorter({x.name: x.inputs for x in graph.layers}).static_order())
@@ -33,7 +33,7 @@ def follow(graph: WeightGraph) -> tuple[ChannelGroups, Uses]:
     return flow.spaces, flow.uses
 
 
-class _Flow:
+class _ChannelFlow:
     def __init__(self, graph: WeightGraph) -> None:
         self.spaces, self.uses = ChannelGroups(), Uses()
         self.values: dict[str, Read] = {}

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sane_plugins.errors import TaskError
-from sane_plugins.formats.archives import Archive
+from sane_plugins.errors import TaskError, first_line
+from sane_plugins.formats import Archive
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -110,8 +110,3 @@ def _pillow() -> Any:
             "pip install 'sane-plugins[images]', or give an .npz file",
         ) from error
     return Image
-
-
-def first_line(error: Exception) -> str:
-    """Return what another library says of an error, short enough for a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")

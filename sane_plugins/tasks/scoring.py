@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sane_plugins.errors import TaskError
-from sane_plugins.tasks.image_files import first_line
+from sane_plugins.errors import TaskError, first_line
 from sane_plugins.tasks.task import Task
 
 _EVALUATION_BATCH = 250

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sane_plugins.errors import TaskError
-from sane_plugins.tasks.image_files import Array, first_line
+from sane_plugins.errors import TaskError, first_line
+from sane_plugins.tasks.image_files import Array
 
 TORCHVISION = "torchvision:"
 

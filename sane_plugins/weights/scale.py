@@ -41,7 +41,7 @@ class Scale:
         return cls(side[:, 0::2].sinh() * deviation, deviation)
 
 
-def fit(graph: WeightGraph) -> Scale:
+def fit_scale(graph: WeightGraph) -> Scale:
     """Measure mean and deviation of each slot's weight and bias; a constant tensor has deviation 1."""
 
     def tensor(param: Param | None) -> torch.Tensor | None:
@@ -57,12 +57,12 @@ def of_slot(weight: torch.Tensor | None, bias: torch.Tensor | None) -> Scale:
     return Scale(both[..., 0], both[..., 1])
 
 
-def apply(graph: WeightGraph, scale: Scale) -> WeightGraph:
+def apply_scale(graph: WeightGraph, scale: Scale) -> WeightGraph:
     """Return the network with each tensor standardised to mean 0 and deviation 1."""
     return _mapped(graph, scale, lambda x, mean, deviation: (x - mean) / deviation)
 
 
-def undo(graph: WeightGraph, scale: Scale) -> WeightGraph:
+def undo_scale(graph: WeightGraph, scale: Scale) -> WeightGraph:
     """Return the network with its scale put back; the inverse of `apply` up to rounding."""
     return _mapped(graph, scale, lambda x, mean, deviation: x * deviation + mean)
 

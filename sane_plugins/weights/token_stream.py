@@ -47,7 +47,7 @@ class _Part:
             target.copy_(source).sub_(self.mean).div_(self.deviation)
 
 
-def blocks(
+def token_blocks(
     graph: WeightGraph, width: int, device: torch.device | str = "cpu", most: int = _MOST
 ) -> Iterator[TokenBlock]:
     """Yield all tokens of a network in order, at most `most` at a time.

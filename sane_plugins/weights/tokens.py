@@ -84,7 +84,7 @@ def slots(graph: WeightGraph) -> tuple[Slot, ...]:
     return tuple(found)
 
 
-def positions(parts: tuple[Slot, ...], width: int) -> torch.Tensor:
+def token_positions(parts: tuple[Slot, ...], width: int) -> torch.Tensor:
     """Return (T, 3) int64: place in the sequence, slot number, channel number."""
     # One column after the other in memory, as they are written and read.
     found = torch.empty(3, sum(s.tokens(width) for s in parts), dtype=torch.int64).T
@@ -117,7 +117,7 @@ def tokenize(graph: WeightGraph, width: int, device: torch.device | str = "cpu")
         _fill(block, graph, slot)
         block[:, slot.columns :] = 0
         filled.copy_(torch.arange(block.shape[1], device=device) < slot.columns)
-    return Tokens(values, mask, positions(parts, width).to(device))
+    return Tokens(values, mask, token_positions(parts, width).to(device))
 
 
 def detokenize(tokens: Tokens, graph: WeightGraph) -> WeightGraph:

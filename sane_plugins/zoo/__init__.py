@@ -1,1 +1,5 @@
-"""What a SANE learns from: stored networks, views, losses, pretraining."""
+"""Zoos: networks on disk with their measured properties."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from sane_plugins.errors import SaneError, UsageError, ZooError
-from sane_plugins.formats.sharded import INDEX
+from sane_plugins.formats import INDEX
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo import run_names
 from sane_plugins.zoo.deduplicate import KnownNetworks
 from sane_plugins.zoo.index import NAME, Entry, ZooIndex, is_zoo, read_index
@@ -60,7 +60,7 @@ class Added:
     given_factory: list[str] = field(default_factory=list)
 
 
-def add(
+def add_networks(
     folder: str | Path, out: str | Path, open_: Open, options: AddOptions, report: Report = silent
 ) -> Added:
     """Add all networks of a folder to the zoo `out`, which is made where there is none.

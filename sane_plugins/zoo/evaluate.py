@@ -11,11 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.errors import SaneError, ZooError
+from sane_plugins.errors import SaneError, ZooError, first_line
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.tasks.image_files import first_line
-from sane_plugins.tasks.scoring import logits, require_fit
-from sane_plugins.tasks.task import Task
+from sane_plugins.tasks import Task, logits, require_fit
 from sane_plugins.zoo.store import Entry, Property, Zoo, set_properties
 
 MEASURED = ("test_accuracy", "train_accuracy", "gap", "test_loss", "train_loss", "finite")

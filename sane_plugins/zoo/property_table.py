@@ -39,7 +39,7 @@ def read_table(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def join(
+def join_table(
     entries: Sequence[Entry], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, dict[str, Property]], list[str]]:
     """Return the properties of each entry by its key, and the rows that fit none, as they name it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from sane_plugins.errors import UsageError
-from sane_plugins.formats.sharded import INDEX
+from sane_plugins.formats import INDEX
 from sane_plugins.zoo.index import Property
 
 _NUMBER = re.compile(

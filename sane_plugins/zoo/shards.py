@@ -16,8 +16,7 @@ from safetensors.torch import save, save_file
 
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import ZooError
-from sane_plugins.weights.digest import tensor_digest
-from sane_plugins.weights.layer_rules import memory
+from sane_plugins.weights import memory, tensor_digest
 from sane_plugins.zoo.index import NAME, OLD_NAME, OLD_WEIGHTS, Entry, Form, ZooIndex, write_index
 
 LIMIT = 64 * 2**20  # bytes of tensors in a file, and in memory while it is made

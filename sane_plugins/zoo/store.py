@@ -18,11 +18,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sane_plugins.architectures.families import build
+from sane_plugins.architectures import build
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.formats.state_dict import from_state_dict
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
+from sane_plugins.formats import from_state_dict
+from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo.index import Entry, Form, Property, ZooIndex, is_zoo, read_index, write_index
 from sane_plugins.zoo.published import read_published
 from sane_plugins.zoo.shards import ShardWriter, opened
@@ -36,7 +35,7 @@ __all__ = [
     "import_published",
     "is_zoo",
     "set_properties",
-    "write",
+    "write_zoo",
 ]
 
 _Described = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
@@ -145,7 +144,7 @@ def evaluation_pool(zoo: Zoo, fraction: float = 0.4, seed: int = 0) -> frozenset
     return frozenset(pool.networks)
 
 
-def write(
+def write_zoo(
     folder: str | Path,
     name: str,
     items: Iterable[tuple[Entry, Mapping[str, torch.Tensor]]],

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sane_plugins.architectures.building_blocks import PatchTokens
+from sane_plugins.architectures import PatchTokens
 from sane_plugins.errors import ZooError
 
 _LEVELS = 2**16

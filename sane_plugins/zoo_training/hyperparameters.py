@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from sane_plugins.architectures.families import build
+from sane_plugins.architectures import build
 
 T = TypeVar("T")
 _NORMAL_DEVIATION = 0.1

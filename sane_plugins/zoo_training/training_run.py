@@ -16,7 +16,7 @@ import torch
 
 from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.zoo.store import Entry, Zoo, is_zoo, write
+from sane_plugins.zoo import Entry, Zoo, is_zoo, write_zoo
 from sane_plugins.zoo_training.batched_networks import BatchedNetworks
 from sane_plugins.zoo_training.group_trainer import kept_tensors, read_state
 from sane_plugins.zoo_training.hyperparameters import (
@@ -86,7 +86,7 @@ def train_zoo(
     items = sorted(
         _items(jobs, options), key=lambda item: (item[0].network, int(item[0].checkpoint))
     )
-    zoo = write(out, options.name, items, force=resume or force)
+    zoo = write_zoo(out, options.name, items, force=resume or force)
     shutil.rmtree(state)
     return zoo
 

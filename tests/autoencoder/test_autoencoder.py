@@ -3,9 +3,15 @@
 import pytest
 import torch
 
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.autoencoder.model import SANE, SANEConfig
-from sane_plugins.autoencoder.positions import WIDTH, TokenLayout
+from sane_plugins.autoencoder import (
+    SANE,
+    SANEConfig,
+    TokenLayout,
+    load_sane,
+    read_metadata,
+    save_sane,
+)
+from sane_plugins.autoencoder.positions import WIDTH
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import ZooError
 
@@ -42,10 +48,10 @@ def test_places_differ_between_all_tokens_and_stay_finite_for_long_networks() ->
 
 def test_model_file_holds_the_same_model(tmp_path) -> None:
     model = SANE(SMALL).eval()
-    path = checkpoint.save(model, tmp_path / "m.safetensors", {"recipe": "none"})
-    again = checkpoint.load(path)
+    path = save_sane(model, tmp_path / "m.safetensors", {"recipe": "none"})
+    again = load_sane(path)
     assert again.config == SMALL
-    assert checkpoint.read_metadata(path)["recipe"] == "none"
+    assert read_metadata(path)["recipe"] == "none"
     for key, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
 
@@ -53,7 +59,7 @@ def test_model_file_holds_the_same_model(tmp_path) -> None:
 def test_broken_model_file_is_one_sentence(tmp_path) -> None:
     (tmp_path / "m.safetensors").write_bytes(b"no")
     with pytest.raises(ZooError, match="pretrain one"):
-        checkpoint.load(tmp_path / "m.safetensors")
+        load_sane(tmp_path / "m.safetensors")
 
 
 def test_latents_have_mean_zero_and_deviation_one() -> None:

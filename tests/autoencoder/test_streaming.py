@@ -12,22 +12,21 @@ from networks import HAND_MADE
 from safetensors.torch import load_file
 from torch import nn
 
-from sane_plugins.autoencoder import streaming
+from sane_plugins.autoencoder import SANE, SANEConfig, TokenLayout, encode, streaming
 from sane_plugins.autoencoder.bfloat16 import dtype_of
-from sane_plugins.autoencoder.codec import encode
-from sane_plugins.autoencoder.model import SANE, SANEConfig
-from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import SourceError
-from sane_plugins.features.encoders import EncodeOptions, SaneEncoder, embed
-from sane_plugins.features.encoding_file import write_encodings
-from sane_plugins.features.statistics import statistics
+from sane_plugins.features import EncodeOptions, SaneEncoder, embed, statistics, write_encodings
 from sane_plugins.progress import reporting
-from sane_plugins.weights import scale
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.token_stream import blocks
-from sane_plugins.weights.tokens import slots, tokenize
+from sane_plugins.weights import (
+    WeightGraph,
+    apply_scale,
+    fit_scale,
+    from_module,
+    slots,
+    token_blocks,
+    tokenize,
+)
 
 SMALL = SANEConfig(
     token_width=16, latent_width=8, model_width=24, heads=2, layers=2, window=8, halo=4
@@ -61,8 +60,8 @@ def network() -> WeightGraph:
 
 def in_one_piece(model: SANE, graph: WeightGraph) -> torch.Tensor:
     """Encode a network as the specification says: all windows of all tokens at once."""
-    sizes = scale.fit(graph)
-    tokens = tokenize(scale.apply(graph, sizes), SMALL.token_width)
+    sizes = fit_scale(graph)
+    tokens = tokenize(apply_scale(graph, sizes), SMALL.token_width)
     side = sizes.side[tokens.positions[:, 1]]
     places = TokenLayout.of(slots(graph), SMALL.token_width).features(0, len(tokens))
     parts = [cut(x, SMALL.window, SMALL.halo) for x in (tokens.values.float(), side, places)]
@@ -75,8 +74,8 @@ def in_one_piece(model: SANE, graph: WeightGraph) -> torch.Tensor:
 def test_blocks_are_the_standardised_tokens(name: str, most: int) -> None:
     torch.manual_seed(0)
     graph = from_module(HAND_MADE[name]())
-    whole = tokenize(scale.apply(graph, scale.fit(graph)), 16).values.float()
-    found = list(blocks(graph, 16, most=most))
+    whole = tokenize(apply_scale(graph, fit_scale(graph)), 16).values.float()
+    found = list(token_blocks(graph, 16, most=most))
     assert max(len(block.values) for block in found) <= most
     assert torch.equal(torch.cat([block.values for block in found]), whole)
 
@@ -85,7 +84,7 @@ def test_blocks_are_the_standardised_tokens(name: str, most: int) -> None:
 def test_narrow_types_are_standardised_in_single(dtype: torch.dtype) -> None:
     graph = from_module(nn.Linear(30, 10).to(dtype))
     single = graph.replace({p.key: tensor.float() for p, tensor in graph.items()})
-    here, there = (torch.cat([b.values for b in blocks(g, 16)]) for g in (graph, single))
+    here, there = (torch.cat([b.values for b in token_blocks(g, 16)]) for g in (graph, single))
     assert torch.equal(here, there)
 
 

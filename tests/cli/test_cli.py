@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 
-from sane_plugins.architectures.families import small_cnn
+from sane_plugins.architectures import small_cnn
 from sane_plugins.cli.initialize import main as sane_init
 from sane_plugins.cli.main import main as sane_plugins
 
@@ -282,7 +282,7 @@ def test_predictions_have_intervals_and_doubt(network, tmp_path) -> None:
 
 def test_an_untrained_network_is_predicted_to_be_bad(sane_data, network) -> None:
     """A fresh network of the zoo's shape is told from a trained one by its weights alone."""
-    from sane_plugins.zoo.store import import_published
+    from sane_plugins.zoo import import_published
 
     zoo = import_published(sane_data / "zoos" / "mnist-cnn.json")
     best = network.with_name("best.pt")

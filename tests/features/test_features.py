@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.architectures.families import build, small_cnn
-from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
+from sane_plugins.architectures import build, small_cnn
+from sane_plugins.features import EncodeOptions, SaneEncoder, statistics
+from sane_plugins.features.layer_statistics import decisions
 from sane_plugins.features.sane_features import is_probed, ordered
-from sane_plugins.features.statistics import decisions, statistics
-from sane_plugins.symmetry.permutations import groups, permute, random_permutations
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.zoo.store import import_published
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import WeightGraph, from_module
+from sane_plugins.zoo import import_published
 
 SHARE = 1e-3  # of a feature's deviation over the zoo: rounding is left, nothing else
 
@@ -35,7 +34,7 @@ ARCHITECTURES = {
 
 def shuffled(graph: WeightGraph, seed: int) -> WeightGraph:
     """Return the same function with its channels in another order."""
-    rng, known = torch.Generator().manual_seed(seed), groups(graph)
+    rng, known = torch.Generator().manual_seed(seed), permutation_groups(graph)
     return permute(graph, random_permutations(known, rng), known)
 
 

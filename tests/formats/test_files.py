@@ -15,10 +15,8 @@ from torch.nn.utils import parametrize
 
 from sane_plugins.atomic_files import require_free
 from sane_plugins.errors import SourceError, UsageError
-from sane_plugins.formats.files import from_state_dict, open_file
-from sane_plugins.formats.writing import save_checkpoint, save_safetensors
-from sane_plugins.weights.modules import from_module, load_into
-from sane_plugins.weights.tokens import tokenize
+from sane_plugins.formats import from_state_dict, open_file, save_checkpoint, save_safetensors
+from sane_plugins.weights import from_module, load_into, tokenize
 
 
 @pytest.mark.parametrize("name", HAND_MADE)

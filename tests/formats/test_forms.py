@@ -16,16 +16,17 @@ from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.errors import SourceError
-from sane_plugins.formats import dequantize, safetensors_files
-from sane_plugins.formats.files import from_state_dict, open_file
-from sane_plugins.formats.writing import (
+from sane_plugins.formats import (
+    dequantize,
+    from_state_dict,
+    open_file,
+    safetensors_files,
     save_arrays,
     save_checkpoint,
     save_safetensors,
     save_sharded,
 )
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.tokens import detokenize, tokenize
+from sane_plugins.weights import detokenize, from_module, tokenize
 
 INDEX = "model.safetensors.index.json"
 

@@ -30,9 +30,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from sane_plugins.pretraining.pretrain import log_path, state_path
-from sane_plugins.pretraining.training_log import read_log
-from sane_plugins.zoo.store import import_published, write
+from sane_plugins.pretraining import log_path, read_log, state_path
+from sane_plugins.zoo import import_published, write_zoo
 from sane_plugins.zoo_training.group_trainer import read_state
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -187,7 +186,7 @@ def _tiny_zoo(data: Path, scratch: Path) -> Path:
     """Write a zoo of eight networks of mnist-cnn."""
     zoo = import_published(data / "zoos" / "mnist-cnn.json")
     few = zoo.where(lambda entry: entry.network in zoo.networks[:8])
-    return write(
+    return write_zoo(
         scratch / "zoo", "few", ((e, few.state_dict(e)) for e in few.entries)
     ).weights.parent
 

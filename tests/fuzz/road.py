@@ -20,9 +20,8 @@ from fuzz.guard import GROWTH, Guard, HangError, Peak
 
 from sane_plugins.builtin import sources
 from sane_plugins.errors import PluginError, SaneError
-from sane_plugins.symmetry import permutations
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.tokens import detokenize, tokenize
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import WeightGraph, detokenize, tokenize
 
 WIDTH = 128
 _OWN: Mapping[str, dict[str, Mutation]] = {
@@ -104,9 +103,9 @@ class Road:
         for param in graph.params:
             _require_same(graph.tensors[param.key], back.tensors[param.key], param.key)
         self.stage = "groups"
-        groups = permutations.groups(graph)
-        perms = permutations.random_permutations(groups, torch.Generator().manual_seed(0))
-        moved = permutations.permute(back, perms, groups)
+        groups = permutation_groups(graph)
+        perms = random_permutations(groups, torch.Generator().manual_seed(0))
+        moved = permute(back, perms, groups)
         repr(graph.untouched), graph.coverage, graph.notes
         self._saved(moved)
 

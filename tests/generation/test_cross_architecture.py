@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.architectures.families import resnet, small_cnn, wide_cnn
+from sane_plugins.architectures import resnet, small_cnn, wide_cnn
 from sane_plugins.generation import resize_tensor
 from sane_plugins.generation.cross_architecture import expansion
-from sane_plugins.weights.modules import from_module, load_into
+from sane_plugins.weights import from_module, load_into
 
 
 @pytest.fixture

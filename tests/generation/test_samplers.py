@@ -8,21 +8,27 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from sane_plugins.architectures.families import small_cnn
-from sane_plugins.autoencoder.checkpoint import embedded, fingerprint
-from sane_plugins.autoencoder.codec import encode
-from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.architectures import small_cnn
+from sane_plugins.autoencoder import TokenLayout, embedded_sane, encode, fingerprint
 from sane_plugins.cli.initialize import main
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.generation import denoiser
-from sane_plugins.generation.denoiser import DenoiserConfig, Example, denoised, fit
-from sane_plugins.generation.diffusion import Diffusion
-from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
-from sane_plugins.generation.samplers import ConditionedSampler, SamplingContext
+from sane_plugins.generation import (
+    ConditionedSampler,
+    DenoiserConfig,
+    DenoiserExample,
+    Diffusion,
+    SamplingContext,
+    choose_prompts,
+    embedded_prompts,
+    fit_denoiser,
+    load_denoiser,
+    save_denoiser,
+)
+from sane_plugins.generation.denoiser import denoised
 from sane_plugins.host import Host
-from sane_plugins.tasks.task import load_task
-from sane_plugins.tasks.task_embedding import SIZE, describe, nearness
-from sane_plugins.weights.tokens import slots
+from sane_plugins.tasks import SIZE, describe, load_task
+from sane_plugins.tasks.task_embedding import nearness
+from sane_plugins.weights import slots
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -32,7 +38,7 @@ def rng(seed: int = 0) -> torch.Generator:
 @pytest.fixture(scope="module")
 def prompts() -> tuple[torch.Tensor, SamplingContext]:
     """Return latents (3, T, L) of shipped prompts, and what surrounds them on digits."""
-    sane = embedded()
+    sane = embedded_sane()
     graphs = choose_prompts(small_cnn(), embedded_prompts(), 3).graphs
     layout = TokenLayout.of(slots(graphs[0]), sane.config.token_width)
     places = sane.config.places(layout, 0, len(layout))
@@ -74,20 +80,21 @@ def test_a_denoiser_learns_and_comes_back_from_its_file(tmp_path) -> None:
     centre = torch.randn(5, 4, generator=rng())
     places, task = torch.randn(5, 3, generator=rng(1)), torch.ones(2)
     near = [
-        Example(centre + 0.1 * torch.randn(5, 4, generator=rng(i)), places, task) for i in range(9)
+        DenoiserExample(centre + 0.1 * torch.randn(5, 4, generator=rng(i)), places, task)
+        for i in range(9)
     ]
     config = DenoiserConfig(latent=4, places=3, task=2, sane="none", width=16, blocks=1)
-    *_, (model, _) = fit([near], config, 400, rng(2))
+    *_, (model, _) = fit_denoiser([near], config, 400, rng(2))
     noise = torch.randn(20, 5, 4, generator=rng(3))
     found = denoised(model, noise, places, task, 0.98, 20)
     assert (found - centre).square().mean() < 0.3 * (noise - centre).square().mean()
-    again = denoiser.load(denoiser.save(model, tmp_path / "own.safetensors"))
+    again = load_denoiser(save_denoiser(model, tmp_path / "own.safetensors"))
     assert again.config == config
     assert torch.allclose(denoised(again, noise, places, task, 0.98, 20), found, atol=0.1)
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, other)
     with pytest.raises(ZooError, match="no denoiser"):
-        denoiser.load(other)
+        load_denoiser(other)
 
 
 def test_tasks_are_told_apart() -> None:

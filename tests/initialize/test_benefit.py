@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.architectures.families import small_cnn
-from sane_plugins.autoencoder.checkpoint import embedded
-from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
+from sane_plugins.architectures import small_cnn
+from sane_plugins.autoencoder import embedded_sane
+from sane_plugins.generation import choose_prompts, embedded_prompts
+from sane_plugins.initialize import CandidateScore, InitializeOptions, initialize
 from sane_plugins.initialize.benefit import margins, outlook
-from sane_plugins.initialize.options import CandidateScore
-from sane_plugins.initialize.pipeline import InitializeOptions, initialize
-from sane_plugins.tasks.task import load_task
-from sane_plugins.weights.modules import from_module
+from sane_plugins.tasks import load_task
+from sane_plugins.weights import from_module
 
 
 def row(kind, before: float, *curve: float) -> CandidateScore:
@@ -53,7 +52,7 @@ def test_good_prompts_are_trusted_and_bad_ones_are_not(good: bool) -> None:
         biases = [p for p in dead.params if p.role == "bias"]
         prompts = [dead.replace({p.key: torch.full(p.shape, -1e3) for p in biases})]
     options = InitializeOptions(candidates=2, keep=1)
-    done = initialize(small_cnn, task, prompts, embedded(), options)
+    done = initialize(small_cnn, task, prompts, embedded_sane(), options)
     assert done.outlook is not None
     assert done.outlook.helps is good
     assert (done.chosen != "default") is good

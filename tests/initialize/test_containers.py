@@ -6,9 +6,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sane_plugins.architectures.families import small_cnn
+from sane_plugins.architectures import small_cnn
 from sane_plugins.cli.initialize import main
-from sane_plugins.formats.files import open_file
+from sane_plugins.formats import open_file
 from sane_plugins.host import Host
 
 FACTORY = "sane_plugins.architectures.families:small_cnn"

@@ -7,23 +7,32 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.architectures.families import small_cnn, wide_cnn
-from sane_plugins.autoencoder.codec import Latents
-from sane_plugins.autoencoder.model import SANE, SANEConfig
+from sane_plugins.architectures import small_cnn, wide_cnn
+from sane_plugins.autoencoder import SANE, Latents, SANEConfig
 from sane_plugins.errors import SourceError, TaskError, UsageError, ZooError
-from sane_plugins.formats.files import from_state_dict
-from sane_plugins.generation import transfer
-from sane_plugins.generation.batchnorm import condition
-from sane_plugins.generation.classifier import find_classifier, fit_classifier
-from sane_plugins.generation.prompts import activations, choose_prompts, embedded_prompts
-from sane_plugins.generation.rescale import rescale
-from sane_plugins.generation.samplers import KDE, Gaussian
-from sane_plugins.initialize.pipeline import Initialization, InitializeOptions, initialize
-from sane_plugins.initialize.training import TrainingRun, TrainOptions, train_epochs
-from sane_plugins.tasks.scoring import accuracy
-from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.tokens import Tokens, detokenize, tokenize
+from sane_plugins.formats import from_state_dict
+from sane_plugins.generation import (
+    KDE,
+    Gaussian,
+    choose_prompts,
+    condition,
+    embedded_prompts,
+    find_classifier,
+    fit_classifier,
+    rescale,
+    transfer,
+)
+from sane_plugins.generation.prompts import activations
+from sane_plugins.initialize import (
+    Initialization,
+    InitializeOptions,
+    TrainOptions,
+    initialize,
+    train_epochs,
+)
+from sane_plugins.initialize.training import TrainingRun
+from sane_plugins.tasks import Task, accuracy, load_task
+from sane_plugins.weights import Tokens, detokenize, from_module, tokenize
 
 WIDTH = 16
 QUICK = InitializeOptions(candidates=4, keep=2)
@@ -385,11 +394,11 @@ def test_missing_activation_is_noted() -> None:
 
 @pytest.mark.slow
 def test_shipped_model_and_prompts_beat_the_default_on_digits() -> None:
-    from sane_plugins.autoencoder.checkpoint import embedded
+    from sane_plugins.autoencoder import embedded_sane
 
     digits = load_task("digits", 28)
     prompts = choose_prompts(small_cnn(), embedded_prompts()).graphs
-    done = initialize(small_cnn, digits, prompts, embedded())
+    done = initialize(small_cnn, digits, prompts, embedded_sane())
     after = dict.fromkeys(("sane", "prompt", "default", "default, classifier fitted"), 0.0)
     for row in done.rows:
         after[row.kind] = max(after.get(row.kind, 0.0), row.after or 0.0)

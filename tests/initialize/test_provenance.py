@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from sane_plugins.cli.initialize import main
-from sane_plugins.formats.safetensors_files import LazyTensors
+from sane_plugins.formats import LazyTensors
 from sane_plugins.initialize.search import Leaderboard
-from sane_plugins.tasks.task import load_task
+from sane_plugins.tasks import load_task
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_verify_refuses_what_is_missing_or_broken(tmp_path) -> None:
 
 def test_globs_leave_the_rest_of_a_checkpoint_alone(task, tmp_path) -> None:
     factory = "sane_plugins.architectures.families:small_cnn"
-    from sane_plugins.architectures.families import small_cnn
+    from sane_plugins.architectures import small_cnn
 
     torch.manual_seed(1)
     before = small_cnn(1, 3).state_dict()

@@ -11,16 +11,21 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import prune
 
-from sane_plugins.architectures.families import small_cnn
-from sane_plugins.autoencoder.checkpoint import embedded
+from sane_plugins.architectures import small_cnn
+from sane_plugins.autoencoder import embedded_sane
 from sane_plugins.cli.initialize import main
 from sane_plugins.errors import UsageError
-from sane_plugins.generation.prompts import choose_prompts, embedded_prompts
-from sane_plugins.initialize.pipeline import InitializeOptions, initialize
-from sane_plugins.initialize.pruned import first_task, pruned, sparsity
-from sane_plugins.initialize.training import TrainOptions, train_epochs
-from sane_plugins.tasks.task import load_task
-from sane_plugins.weights.modules import from_module
+from sane_plugins.generation import choose_prompts, embedded_prompts
+from sane_plugins.initialize import (
+    InitializeOptions,
+    TrainOptions,
+    first_task,
+    initialize,
+    train_epochs,
+)
+from sane_plugins.initialize.pruned import pruned, sparsity
+from sane_plugins.tasks import load_task
+from sane_plugins.weights import from_module
 
 FACTORY = "sane_plugins.architectures.families:small_cnn"
 
@@ -76,7 +81,7 @@ def test_what_is_chosen_keeps_the_survivors_and_learns() -> None:
     assert sparsity(dict(from_module(first).tensors)) > 0.7
     prompts = choose_prompts(small_cnn(), embedded_prompts()).graphs
     options = InitializeOptions(candidates=2, keep=1, pruned=True, images=300)
-    done = initialize(first, task, prompts, embedded(), options)
+    done = initialize(first, task, prompts, embedded_sane(), options)
     assert done.aside is not None
     again = first_task(done.module.state_dict(), done.aside)
     assert all(torch.equal(again[k], v) for k, v in first.state_dict().items())

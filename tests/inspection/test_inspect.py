@@ -13,15 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 
-from sane_plugins.architectures.families import small_cnn
+from sane_plugins.architectures import small_cnn
 from sane_plugins.cli.main import main as sane_plugins
-from sane_plugins.formats.files import from_state_dict
-from sane_plugins.inspection.survey import percent, survey
+from sane_plugins.formats import from_state_dict
+from sane_plugins.inspection import percent, survey_network
 from sane_plugins.inspection.token_map import token_map
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.scale import apply, fit
-from sane_plugins.weights.tokens import tokenize
+from sane_plugins.weights import WeightGraph, apply_scale, fit_scale, from_module, tokenize
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +46,7 @@ class _Grouped(nn.Module):
 
 
 def _by_name(graph: WeightGraph):
-    return {layer.name: layer for layer in survey(graph).layers}
+    return {layer.name: layer for layer in survey_network(graph).layers}
 
 
 def test_figures_are_those_of_the_values() -> None:
@@ -69,7 +66,7 @@ def test_figures_are_those_of_the_values() -> None:
 def test_large_and_narrow_tensors_are_measured_in_pieces(dtype) -> None:
     torch.manual_seed(0)
     weight = (torch.randn(3, 1 << 20) + 100).to(dtype)
-    (figures,) = survey(from_state_dict({"weight": weight}, "net")).tensors
+    (figures,) = survey_network(from_state_dict({"weight": weight}, "net")).tensors
     assert figures.mean == pytest.approx(weight.double().mean().item())
     assert figures.deviation == pytest.approx(weight.double().std(correction=0).item(), rel=1e-9)
 
@@ -168,7 +165,7 @@ def test_a_shared_tensor_is_counted_once() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     net[2].weight = net[0].weight
     graph = from_module(net)
-    found = survey(graph)
+    found = survey_network(graph)
     assert sum(layer.parameters for layer in found.layers) == found.parameters == graph.size == 24
     assert found.coverage == 1
 
@@ -193,8 +190,8 @@ def test_a_share_is_whole_only_where_it_is(share: float, told: str) -> None:
 def test_token_map_is_the_standardised_tokens() -> None:
     torch.manual_seed(0)
     graph = from_module(_Grouped())
-    scale = {x.key: x.scale for x in survey(graph).tensors}
-    tokens = tokenize(apply(graph, fit(graph)), 16)
+    scale = {x.key: x.scale for x in survey_network(graph).tensors}
+    tokens = tokenize(apply_scale(graph, fit_scale(graph)), 16)
     whole = token_map(graph, scale, 16)
     torch.testing.assert_close(whole.values, tokens.values, rtol=1e-4, atol=1e-5)
     assert torch.equal(whole.mask, tokens.mask)

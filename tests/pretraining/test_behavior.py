@@ -5,15 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sane_plugins.architectures.families import build
-from sane_plugins.autoencoder.model import SANEConfig
-from sane_plugins.pretraining.behavior import Outputs
+from sane_plugins.architectures import build
+from sane_plugins.autoencoder import SANEConfig
+from sane_plugins.pretraining import Outputs, PretrainOptions, pretrain
 from sane_plugins.pretraining.permuted_dataset import build_banks
-from sane_plugins.pretraining.presets import PretrainOptions
-from sane_plugins.pretraining.pretrain import pretrain
 from sane_plugins.pretraining.views import ViewBatch, draw
 from sane_plugins.progress import silent
-from sane_plugins.zoo.store import Entry, Zoo, write
+from sane_plugins.zoo import Entry, Zoo, write_zoo
 
 FACTORIES = {
     "small_cnn": {"name": "small_cnn", "channels_in": 1, "classes": 10},
@@ -33,7 +31,7 @@ def _zoo(folder: Path, factory: dict[str, object], acts: tuple[str, ...] = ("rel
                 build(told).state_dict(),
             )
 
-    return write(folder, "zoo", items())
+    return write_zoo(folder, "zoo", items())
 
 
 def _drawn(zoo: Zoo, span: int = 32) -> tuple[ViewBatch, torch.Generator]:

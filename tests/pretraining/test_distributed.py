@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sane_plugins.architectures.families import build
-from sane_plugins.pretraining.training_log import read_log
-from sane_plugins.zoo.store import Entry, write
+from sane_plugins.architectures import build
+from sane_plugins.pretraining import read_log
+from sane_plugins.zoo import Entry, write_zoo
 
 pytestmark = pytest.mark.slow
 SHAPE = [
@@ -49,7 +49,7 @@ def zoos(tmp_path_factory) -> list[str]:
         ]
         items = [(entry, build(factory).state_dict()) for entry in entries]
         folders.append(tmp_path_factory.mktemp("zoos") / str(channels))
-        write(folders[-1], f"cnn{channels}", items)
+        write_zoo(folders[-1], f"cnn{channels}", items)
     return [str(folder) for folder in folders]
 
 

@@ -10,24 +10,33 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from sane_plugins.architectures.families import build, small_cnn
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.autoencoder.codec import decode, encode
-from sane_plugins.autoencoder.model import SANEConfig
-from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.architectures import build, small_cnn
+from sane_plugins.autoencoder import (
+    SANEConfig,
+    TokenLayout,
+    decode,
+    encode,
+    load_sane,
+    read_metadata,
+)
 from sane_plugins.cli.main import main
 from sane_plugins.errors import SourceError, UsageError, ZooError
-from sane_plugins.pretraining.distributed import World
+from sane_plugins.pretraining import (
+    PretrainOptions,
+    World,
+    draw_curves,
+    log_path,
+    paper,
+    pretrain,
+    read_log,
+    state_path,
+)
 from sane_plugins.pretraining.losses import masked_mse, masked_variance, nt_xent
 from sane_plugins.pretraining.permuted_dataset import build_banks
-from sane_plugins.pretraining.presets import PretrainOptions, paper
-from sane_plugins.pretraining.pretrain import log_path, pretrain, state_path
-from sane_plugins.pretraining.training_log import draw_curves, read_log
 from sane_plugins.pretraining.views import draw
 from sane_plugins.progress import silent
-from sane_plugins.weights.scale import Scale, undo
-from sane_plugins.weights.tokens import Tokens, detokenize, slots
-from sane_plugins.zoo.store import Entry, Zoo, write
+from sane_plugins.weights import Scale, Tokens, detokenize, slots, undo_scale
+from sane_plugins.zoo import Entry, Zoo, write_zoo
 
 TINY = SANEConfig(
     token_width=64, latent_width=16, model_width=32, heads=2, layers=1, window=16, halo=8
@@ -69,7 +78,7 @@ def normed() -> nn.Module:
 def make(folder: Path, name: str, factory, networks: int = 4) -> Zoo:
     """Write a zoo of random networks with two checkpoints each."""
     torch.manual_seed(0)
-    return write(
+    return write_zoo(
         folder / name,
         name,
         [
@@ -138,7 +147,7 @@ def test_every_view_of_every_architecture_is_the_same_function(mixed) -> None:
         assert len({view.numpy().tobytes() for view in views}) == 4
         for values in views:
             cut = Tokens(values, bank.mask, torch.zeros(len(values), 3))
-            graph = undo(detokenize(cut, bank.template), scale)
+            graph = undo_scale(detokenize(cut, bank.template), scale)
             module = build(bank.entries[3].factory)
             module.load_state_dict(
                 {k: graph.tensors.get(k, v) for k, v in module.state_dict().items()}
@@ -311,7 +320,7 @@ def test_a_published_sane_encodes_and_decodes_with_the_scale_of_its_zoo(tmp_path
     zoo = make(tmp_path, "cnn", {**CNN, "channels_in": channels}, 3)
     config, options = small_paper([zoo])
     pretrain([zoo], config, options, tmp_path / "a.safetensors")
-    model = checkpoint.load(tmp_path / "a.safetensors")
+    model = load_sane(tmp_path / "a.safetensors")
     graph = zoo.graph(zoo.entries[0])
     latents = encode(model, graph, precision="auto").values
     back = decode(model, latents, graph)
@@ -329,7 +338,7 @@ def test_learned_places_end_and_say_so(tmp_path) -> None:
     config, options = small_paper([zoo])
     model = pretrain([zoo], replace(config, scale="none"), options, tmp_path / "a.safetensors")
     wide = nn.Sequential(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 2))
-    from sane_plugins.weights.modules import from_module
+    from sane_plugins.weights import from_module
 
     with pytest.raises(SourceError, match="learned places of this SANE end"):
         encode(model, from_module(wide))
@@ -353,7 +362,7 @@ def test_the_command_takes_a_preset_and_changes_it(zoo, tmp_path) -> None:
     out = tmp_path / "a.safetensors"
     done = run(zoo, out, "--preset", "paper", "--lr", "1e-3", "--no-align", "--json")
     assert done.exit_code == 0, done.output
-    told = checkpoint.read_metadata(out)
+    told = read_metadata(out)
     assert told["config"]["token_width"] == 289 and told["config"]["model_width"] == 32
     assert told["recipe"]["lr"] == 1e-3 and told["recipe"]["aligned"] is False
     assert told["zoos"] == [{"name": "cnn", "networks": 6, "checkpoints": 12}]
@@ -392,7 +401,7 @@ def test_checkpoints_of_a_run_move_together(zoo) -> None:
         (replace(first, network="a", checkpoint="0"), state),
         (replace(first, network="a", checkpoint="1"), {k: 2 * v for k, v in state.items()}),
     ]
-    made = write(
+    made = write_zoo(
         zoo.weights.parent.parent / "pair", "pair", [*pair, (first, zoo.state_dict(first))]
     )
     bank = build_banks([made], TINY, 1, torch.Generator().manual_seed(0), silent)[0]

@@ -1,9 +1,46 @@
 """Rules of the house that no other tool checks; which room may import which is a contract in pyproject."""
 
 import ast
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+
+def _imported(path: Path) -> set[str]:
+    nodes = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom))
+    return {node.module for node in nodes if node.module}
+
+
+def test_other_rooms_are_entered_by_their_faces() -> None:
+    """Modules are free to move behind the face of their package."""
+    wrong = []
+    for path in [*(ROOT / "sane_plugins").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]:
+        own = path.relative_to(ROOT).parts[1].removesuffix(".py")
+        for module in _imported(path):
+            first, *rest = module.split(".")
+            if first == "sane_plugins" and len(rest) > 1 and rest[0] != own:
+                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not wrong
+
+
+def test_every_name_of_a_face_is_there() -> None:
+    for stub in (ROOT / "sane_plugins").glob("*/__init__.pyi"):
+        package = import_module(f"sane_plugins.{stub.parent.name}")
+        assert set(package.__all__) == set(dir(package))
+        assert all(hasattr(package, name) for name in package.__all__)
+
+
+def test_no_class_name_stands_twice() -> None:
+    files = [*(ROOT / "sane_plugins").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
+    classes = Counter(
+        node.name
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert not [name for name, count in classes.items() if count > 1]
 
 
 def test_adapters_folder_is_no_package() -> None:

@@ -9,14 +9,14 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from sane_plugins.architectures.families import build
+from sane_plugins.architectures import build
 from sane_plugins.cli.main import main as sane_plugins
 from sane_plugins.errors import ZooError
-from sane_plugins.properties.category_head import MAJORITY, fit_category
+from sane_plugins.properties import FeatureDataset, fit_category, load_heads, save_heads
+from sane_plugins.properties.category_head import MAJORITY
 from sane_plugins.properties.conformal import conformal_radius, fit_widths
-from sane_plugins.properties.dataset import STRUCTURE, FeatureDataset, group_folds
-from sane_plugins.properties.head_file import load_heads, save_heads
-from sane_plugins.zoo.store import Entry, write
+from sane_plugins.properties.dataset import STRUCTURE, group_folds
+from sane_plugins.zoo import Entry, write_zoo
 
 NETWORKS, ROWS = 60, 3
 RUNS = [str(i // ROWS) for i in range(NETWORKS * ROWS)]
@@ -97,7 +97,7 @@ def zoo(tmp_path_factory) -> Path:
                 del told["scale"]
             yield Entry(network=str(i), checkpoint="0", factory=factory, properties=told), state
 
-    write(folder, "zoo", items())
+    write_zoo(folder, "zoo", items())
     return folder
 
 

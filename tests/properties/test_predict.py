@@ -6,21 +6,22 @@ import torch
 from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor
 from torch import nn
 
-from sane_plugins.architectures.families import small_cnn
+from sane_plugins.architectures import small_cnn
 from sane_plugins.errors import SourceError, ZooError
-from sane_plugins.features.statistics import plain, statistics
-from sane_plugins.properties.numeric_head import (
-    COVERAGE,
-    STRUCTURE,
+from sane_plugins.features import statistics
+from sane_plugins.features.layer_statistics import plain
+from sane_plugins.properties import (
     FeatureDataset,
-    conformal_radius,
+    embedded_heads,
     fit_head,
-    group_folds,
+    load_heads,
+    predict,
+    save_heads,
 )
-from sane_plugins.properties.predict import embedded_heads, load_heads, predict, save_heads
+from sane_plugins.properties.numeric_head import COVERAGE, STRUCTURE, conformal_radius, group_folds
 from sane_plugins.properties.regressors import pack
-from sane_plugins.symmetry.permutations import groups, permute, random_permutations
-from sane_plugins.weights.modules import from_module
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import from_module
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_too_few_networks_are_refused(samples) -> None:
 def test_channel_order_does_not_matter() -> None:
     torch.manual_seed(0)
     graph = from_module(small_cnn())
-    known = groups(graph)
+    known = permutation_groups(graph)
     mixed = permute(graph, random_permutations(known, torch.Generator().manual_seed(1)), known)
     torch.testing.assert_close(statistics(mixed), statistics(graph), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(plain(mixed), plain(graph))

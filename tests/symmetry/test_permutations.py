@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from sane_plugins.errors import SourceError
 from sane_plugins.symmetry import permutations
-from sane_plugins.weights.graph import Layer, Param, WeightGraph
-from sane_plugins.weights.modules import from_module
+from sane_plugins.weights import Layer, Param, WeightGraph, from_module
 from sane_plugins.weights.trace import trace
 
 TORCHVISION = {
@@ -51,7 +50,7 @@ def _write(module: nn.Module, graph: WeightGraph) -> None:
 
 def _random(graph: WeightGraph, seed: int = 1) -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    return permutations.random_permutations(permutations.groups(graph), rng)
+    return permutations.random_permutations(permutations.permutation_groups(graph), rng)
 
 
 def _moved(graph: WeightGraph, groups) -> float:
@@ -89,7 +88,7 @@ def test_permuted_torchvision_network_computes_the_same(name: str) -> None:
     size = 224 if name == "vit_b_16" else 64
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     graph = _check(_torchvision(name), images)
-    assert _moved(graph, permutations.groups(graph)) >= TORCHVISION[name] - 0.01
+    assert _moved(graph, permutations.permutation_groups(graph)) >= TORCHVISION[name] - 0.01
 
 
 class Tied(nn.Module):
@@ -200,7 +199,7 @@ def test_permuted_small_network_computes_the_same(name: str) -> None:
 
 
 def test_what_cannot_be_followed_is_pinned_and_the_rest_is_not() -> None:
-    (group,) = permutations.groups(from_module(_small("split")))
+    (group,) = permutations.permutation_groups(from_module(_small("split")))
     assert (group.name, group.size) == ("free.weight", 16)
     assert {(p.key, p.axis) for p in group.places} == {
         ("free.weight", 0),
@@ -211,7 +210,7 @@ def test_what_cannot_be_followed_is_pinned_and_the_rest_is_not() -> None:
 
 def test_tied_matrix_gets_the_demands_of_both_uses() -> None:
     """The vocabulary is pinned by the output, so only the width may be permuted."""
-    groups = permutations.groups(from_module(_small("tied")))
+    groups = permutations.permutation_groups(from_module(_small("tied")))
     places = {(p.key, p.axis) for group in groups for p in group.places}
     assert ("table.weight", 1) in places
     assert ("table.weight", 0) not in places
@@ -223,7 +222,7 @@ def test_blocks_are_those_of_the_group_norm_and_repeats_those_of_flatten() -> No
     module = nn.Sequential(
         nn.Conv2d(1, 12, 3), nn.GroupNorm(3, 12), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 4, 2)
     )
-    (group,) = permutations.groups(from_module(module))
+    (group,) = permutations.permutation_groups(from_module(module))
     assert (group.size, group.blocks) == (12, 3)
     assert permutations.AxisSlice("4.weight", 1, 0, 48, 4) in group.places
     perm = _random(from_module(module))[group.name]
@@ -231,7 +230,7 @@ def test_blocks_are_those_of_the_group_norm_and_repeats_those_of_flatten() -> No
 
 
 def test_concat_cuts_what_it_is_added_to() -> None:
-    groups = permutations.groups(from_module(_small("cut")))
+    groups = permutations.permutation_groups(from_module(_small("cut")))
     sizes = {group.name: (group.size, group.blocks) for group in groups}
     assert sizes == {"a.weight": (6, 1), "b.weight": (10, 1), "grouped.weight": (24, 2)}
     assert permutations.AxisSlice("c.weight", 0, 6, 10, 1) in groups[1].places
@@ -239,13 +238,13 @@ def test_concat_cuts_what_it_is_added_to() -> None:
 
 def test_groups_of_a_convolution_are_permuted_as_wholes() -> None:
     """Four groups of four channels, two from each branch, become six channels each."""
-    groups = permutations.groups(from_module(_small("concat")))
+    groups = permutations.permutation_groups(from_module(_small("concat")))
     assert [(group.name, group.size) for group in groups] == [("a.weight", 2), ("b.weight", 2)]
     assert permutations.AxisSlice("grouped.weight", 0, 12, 12, 6) in groups[1].places
 
 
 def test_border_across_the_groups_of_a_convolution_pins_them() -> None:
-    assert permutations.groups(from_module(Concat(6, 4))) == ()
+    assert permutations.permutation_groups(from_module(Concat(6, 4))) == ()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -323,7 +322,7 @@ def test_same_seed_aligns_to_the_same_bytes() -> None:
 
 def test_aligning_a_small_network_is_fast() -> None:
     one, other = from_module(_cnn(1)), from_module(_cnn(2))
-    groups, rng = permutations.groups(one), torch.Generator().manual_seed(0)
+    groups, rng = permutations.permutation_groups(one), torch.Generator().manual_seed(0)
     times = []
     for _ in range(7):
         start = time.perf_counter()
@@ -335,7 +334,7 @@ def test_aligning_a_small_network_is_fast() -> None:
 
 def test_wrong_permutations_are_refused() -> None:
     graph = from_module(_cnn(0))
-    group = permutations.groups(graph)[0]
+    group = permutations.permutation_groups(graph)[0]
     for perms, message in [
         ({"nobody": torch.arange(3)}, "no such permutation group"),
         ({group.name: torch.zeros(group.size, dtype=torch.int64)}, "permutation of 8 channels"),
@@ -362,7 +361,7 @@ def test_layers_may_come_in_any_order_and_matrices_either_way_round() -> None:
         _layer("y", "output", inputs=("last",)),
     )
     graph = WeightGraph(source="test", layers=layers, tensors={})
-    (group,) = permutations.groups(graph)
+    (group,) = permutations.permutation_groups(graph)
     assert group.places == (
         permutations.AxisSlice("first.w", 1, 0, 6, 1),
         permutations.AxisSlice("last.w", 0, 0, 6, 1),
@@ -371,18 +370,20 @@ def test_layers_may_come_in_any_order_and_matrices_either_way_round() -> None:
 
 def test_upsampling_along_an_unknown_axis_pins() -> None:
     module = nn.Sequential(nn.Linear(4, 6), nn.Upsample(scale_factor=2), nn.Linear(12, 2))
-    assert permutations.groups(from_module(module)) == ()
+    assert permutations.permutation_groups(from_module(module)) == ()
 
 
 def test_norm_of_another_axis_pins_even_where_sizes_agree() -> None:
     """A linear layer permutes the last axis, the norm scales the third from the end."""
     module = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm2d(8), nn.Linear(8, 2))
-    assert permutations.groups(from_module(module)) == ()
+    assert permutations.permutation_groups(from_module(module)) == ()
 
 
 def test_network_without_topology_has_no_groups() -> None:
     layers = (_layer("a", "unknown", (4, 3)), _layer("b", "unknown", (2, 4)))
-    assert permutations.groups(WeightGraph(source="test", layers=layers, tensors={})) == ()
+    assert (
+        permutations.permutation_groups(WeightGraph(source="test", layers=layers, tensors={})) == ()
+    )
 
 
 class Branching(nn.Module):

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from sane_plugins.errors import TaskError, UsageError
-from sane_plugins.tasks.scoring import require_fit
-from sane_plugins.tasks.task import load_task
+from sane_plugins.tasks import load_task, require_fit
 
 RNG = np.random.default_rng(0)
 

@@ -8,12 +8,10 @@ from networks import CHECKPOINTS, HAND_MADE, TORCHVISION
 from safetensors import safe_open
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.files import from_state_dict, open_file
-from sane_plugins.symmetry.permutations import groups
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.tokens import detokenize, slots, tokenize
-from sane_plugins.zoo.store import import_published
+from sane_plugins.formats import from_state_dict, open_file
+from sane_plugins.symmetry import permutation_groups
+from sane_plugins.weights import WeightGraph, detokenize, from_module, slots, tokenize
+from sane_plugins.zoo import import_published
 
 WIDTHS = (16, 128, 289)
 FOLDED = ("part of a pruned tensor", "original of a parametrisation")
@@ -53,7 +51,7 @@ def test_hand_made_networks(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision_networks(name: str) -> None:
-    pytest.importorskip("sane_plugins.architectures.import_torchvision").import_torchvision()
+    pytest.importorskip("sane_plugins.architectures.torchvision_import").import_torchvision()
     from sane_plugins import Host
 
     network = Host.installed().build(f"torchvision:{name}", None)
@@ -100,7 +98,7 @@ def test_a_module_and_its_state_dict_give_the_same_tokens(name: str, tmp_path) -
 
 
 def test_a_traced_layer_of_lone_tensors_keeps_its_permutations() -> None:
-    assert groups(from_module(HAND_MADE["bias first"]()))
+    assert permutation_groups(from_module(HAND_MADE["bias first"]()))
 
 
 def test_reading_changes_nothing() -> None:

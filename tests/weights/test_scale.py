@@ -4,11 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.autoencoder.codec import encode, standardized_tokens
-from sane_plugins.autoencoder.model import SANE, SANEConfig
-from sane_plugins.weights import scale
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.tokens import detokenize, slots, tokenize
+from sane_plugins.autoencoder import SANE, SANEConfig, encode, standardized_tokens
+from sane_plugins.weights import (
+    Scale,
+    apply_scale,
+    detokenize,
+    fit_scale,
+    from_module,
+    slots,
+    tokenize,
+    undo_scale,
+)
 
 
 def _network() -> nn.Module:
@@ -20,15 +26,15 @@ def _network() -> nn.Module:
 
 def test_scale_is_undone_exactly_up_to_rounding() -> None:
     graph = from_module(_network())
-    sizes = scale.fit(graph)
-    back = scale.undo(scale.apply(graph, sizes), sizes)
+    sizes = fit_scale(graph)
+    back = undo_scale(apply_scale(graph, sizes), sizes)
     for param, tensor in graph.items():
         torch.testing.assert_close(back.tensors[param.key], tensor, atol=1e-6, rtol=1e-5)
 
 
 def test_every_slot_is_standardised() -> None:
     graph = from_module(_network())
-    changed = scale.apply(graph, scale.fit(graph))
+    changed = apply_scale(graph, fit_scale(graph))
     for slot in slots(graph):
         tensor = changed.tensors[slot.weight.key]
         assert tensor.mean().abs() < 1e-5
@@ -37,8 +43,8 @@ def test_every_slot_is_standardised() -> None:
 
 
 def test_side_information_holds_the_scale() -> None:
-    sizes = scale.fit(from_module(_network()))
-    back = scale.Scale.from_side(sizes.side)
+    sizes = fit_scale(from_module(_network()))
+    back = Scale.from_side(sizes.side)
     torch.testing.assert_close(back.mean, sizes.mean, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(back.deviation, sizes.deviation)
 

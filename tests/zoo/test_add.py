@@ -15,17 +15,27 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
 
-from sane_plugins.architectures.families import resnet, small_cnn
+from sane_plugins.architectures import resnet, small_cnn
 from sane_plugins.cli.main import main
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.formats.writing import save_sharded
+from sane_plugins.formats import save_sharded
 from sane_plugins.host import Host
-from sane_plugins.tasks.task import load_task
-from sane_plugins.zoo.add import Added, AddOptions, add
-from sane_plugins.zoo.evaluate import EvaluateOptions, evaluate_zoo
-from sane_plugins.zoo.property_table import join, read_table
+from sane_plugins.tasks import load_task
+from sane_plugins.zoo import (
+    Added,
+    AddOptions,
+    Entry,
+    EvaluateOptions,
+    Zoo,
+    add_networks,
+    evaluate_zoo,
+    import_published,
+    join_table,
+    read_table,
+    set_properties,
+    write_zoo,
+)
 from sane_plugins.zoo.run_names import by_number, by_pattern
-from sane_plugins.zoo.store import Entry, Zoo, import_published, set_properties, write
 
 CNN = {"name": "small_cnn", "channels_in": 1, "classes": 10}
 ROOT = Path(__file__).parents[2]
@@ -52,7 +62,7 @@ def nets(tmp_path) -> Path:
 
 
 def _add(host: Host, folder: Path, out: Path, **options: object) -> Added:
-    return add(folder, out, host.open, AddOptions(**options))
+    return add_networks(folder, out, host.open, AddOptions(**options))
 
 
 def test_runs_equal_files_and_others_are_told_apart(host, nets, tmp_path) -> None:
@@ -170,7 +180,7 @@ def test_shards_and_zoos_are_read_as_what_they_are(host, nets, tmp_path) -> None
     folder.mkdir()
     changed = graph.replace({p.key: graph.tensors[p.key] + 1 for p in graph.params})
     save_sharded(changed, folder / "big.safetensors.index.json", limit=4000)
-    source = write(
+    source = write_zoo(
         folder / "old",
         "old",
         [
@@ -215,7 +225,7 @@ def test_types_counters_and_ties_are_kept(tmp_path, dtype: torch.dtype) -> None:
     network(torch.randn(2, 1, 8, 8, dtype=dtype))  # counts batches
     factory = {"name": "resnet", "channels_in": 1, "depth": 8, "width": 4}
     entry = Entry(network="r", checkpoint="0", factory=factory, properties={})
-    zoo = write(tmp_path / "zoo", "zoo", [(entry, network.state_dict())])
+    zoo = write_zoo(tmp_path / "zoo", "zoo", [(entry, network.state_dict())])
     read = zoo.entries[0]
     for state in (
         zoo.state_dict(read),
@@ -280,7 +290,7 @@ def test_another_process_changing_the_zoo_is_noticed(host, nets, tmp_path) -> No
         return host.open(path)
 
     with pytest.raises(ZooError, match="another process"):
-        add(nets / "b", tmp_path / "zoo", opener, AddOptions())  # type: ignore[arg-type]
+        add_networks(nets / "b", tmp_path / "zoo", opener, AddOptions())  # type: ignore[arg-type]
     assert len(Zoo.open(tmp_path / "zoo")) == 3
 
 
@@ -289,7 +299,7 @@ def test_measured_as_recorded(sane_data, tmp_path) -> None:
     published = import_published(sane_data / "zoos" / "mnist-cnn.json")
     some = published.where(lambda e: (e.network, e.checkpoint) in {("0", "0"), ("30", "12")})
     items = [(entry, published.state_dict(entry)) for entry in some.entries]
-    zoo = write(tmp_path / "zoo", "mnist", items)
+    zoo = write_zoo(tmp_path / "zoo", "mnist", items)
     task = load_task(sane_data / "datasets" / "mnist.npz")
     done = evaluate_zoo(zoo.folder, task, EvaluateOptions(images=10_000, force=True))
     assert done.measured == len(zoo)
@@ -303,8 +313,7 @@ def test_measured_as_recorded(sane_data, tmp_path) -> None:
 
 
 def test_measured_as_when_trained(tmp_path) -> None:
-    from sane_plugins.zoo_training.training_images import TrainingImages
-    from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
+    from sane_plugins.zoo_training import TrainingImages, ZooOptions, train_zoo
 
     task = load_task("digits")
     images = TrainingImages(
@@ -354,12 +363,12 @@ def test_a_table_of_properties_is_joined(host, nets, tmp_path) -> None:
     table.write_text(
         "file,score,kind,ok,empty\ncnn_epoch1.pt,1,x,true,\na/cnn_epoch1.pt,0.5,y,true,\n"
     )
-    found, lost = join(zoo.entries, read_table(table))
+    found, lost = join_table(zoo.entries, read_table(table))
     assert found == {"nets/a/cnn/1": {"score": 0.5, "kind": "y", "ok": True}}
     assert lost == ["cnn_epoch1.pt"]
     lines = tmp_path / "own.jsonl"
     lines.write_text('{"network": "nets/b/cnn", "depth": 3}\n{"network": "none", "depth": 1}\n')
-    found, lost = join(zoo.entries, read_table(lines))
+    found, lost = join_table(zoo.entries, read_table(lines))
     assert {key: row["depth"] for key, row in found.items()} == {
         f"nets/b/cnn/{epoch}": 3 for epoch in range(3)
     }
@@ -371,7 +380,7 @@ def test_a_table_of_properties_is_joined(host, nets, tmp_path) -> None:
 
 
 def test_pretraining_reads_a_mixed_zoo(host, nets, tmp_path) -> None:
-    from sane_plugins.autoencoder.model import SANEConfig
+    from sane_plugins.autoencoder import SANEConfig
     from sane_plugins.pretraining.permuted_dataset import build_banks
     from sane_plugins.progress import silent
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sane_plugins.architectures.families import small_cnn
+from sane_plugins.architectures import small_cnn
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, import_published, write
+from sane_plugins.zoo import Entry, Zoo, evaluation_pool, import_published, write_zoo
 
 FACTORY = {"name": "small_cnn", "channels_in": 1, "classes": 10, "act": "relu", "dropout": 0.0}
 
@@ -24,7 +24,7 @@ def made_zoo(tmp_path) -> Zoo:
         for n in range(6)
         for c in range(2)
     ]
-    return write(tmp_path / "zoo", "made", items)
+    return write_zoo(tmp_path / "zoo", "made", items)
 
 
 def test_written_zoo_reads_back(made_zoo: Zoo) -> None:
@@ -39,14 +39,14 @@ def test_written_zoo_reads_back(made_zoo: Zoo) -> None:
 def test_zoo_is_not_overwritten(made_zoo: Zoo) -> None:
     before = made_zoo.weights.read_bytes()
     with pytest.raises(UsageError, match="--force"):
-        write(made_zoo.weights.parent, "other", [])
+        write_zoo(made_zoo.weights.parent, "other", [])
     assert made_zoo.weights.read_bytes() == before
 
 
 def test_a_replaced_zoo_is_read_anew(made_zoo: Zoo) -> None:
     entry = made_zoo.entries[0]
     before = made_zoo.state_dict(entry)
-    again = write(made_zoo.folder, "made", [(entry, small_cnn().state_dict())], force=True)
+    again = write_zoo(made_zoo.folder, "made", [(entry, small_cnn().state_dict())], force=True)
     assert not torch.equal(again.state_dict(again.entries[0])["0.weight"], before["0.weight"])
     assert len(list(made_zoo.folder.iterdir())) == 2
 
@@ -76,8 +76,7 @@ def test_published_zoo_measures_as_recorded(sane_data, name: str) -> None:
     zoo = import_published(sane_data / "zoos" / f"{name}.json")
     assert len({entry.key for entry in zoo.entries}) == len(zoo)
     entry = zoo.best("test_accuracy", 1).entries[0]
-    from sane_plugins.tasks.scoring import accuracy
-    from sane_plugins.tasks.task import load_task
+    from sane_plugins.tasks import accuracy, load_task
 
     task = load_task(sane_data / "datasets" / f"{name.removesuffix('-cnn')}.npz")
     measured = accuracy(zoo.module(entry), task.x_test[:1000], task.y_test[:1000])

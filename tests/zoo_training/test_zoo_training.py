@@ -14,24 +14,27 @@ from click.testing import CliRunner
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.architectures.families import ARCHITECTURES, build
+from sane_plugins.architectures import build
+from sane_plugins.architectures.families import ARCHITECTURES
 from sane_plugins.cli.main import main
 from sane_plugins.errors import SaneError, UsageError, ZooError
 from sane_plugins.progress import Progress
-from sane_plugins.symmetry.permutations import groups, permute, random_permutations
-from sane_plugins.tasks.task import load_task
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.tokens import detokenize, tokenize
-from sane_plugins.zoo.store import Zoo
-from sane_plugins.zoo_training.group_trainer import GroupTrainer
-from sane_plugins.zoo_training.hyperparameters import (
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.tasks import load_task
+from sane_plugins.weights import detokenize, from_module, tokenize
+from sane_plugins.zoo import Zoo
+from sane_plugins.zoo_training import (
     HyperparameterRanges,
     Hyperparameters,
-    draw_all,
+    Schedule,
+    TrainingImages,
+    ZooOptions,
     initial,
+    train_zoo,
 )
-from sane_plugins.zoo_training.training_images import Schedule, TrainingImages, channels_last
-from sane_plugins.zoo_training.training_run import ZooOptions, train_zoo
+from sane_plugins.zoo_training.group_trainer import GroupTrainer
+from sane_plugins.zoo_training.hyperparameters import draw_all
+from sane_plugins.zoo_training.training_images import channels_last
 
 SHAPES = [
     ("small_cnn", {}, (1, 28)),
@@ -185,7 +188,7 @@ def test_every_architecture_makes_whole_tokens_and_keeps_its_function_when_permu
     graph = from_module(network)
     back = detokenize(tokenize(graph, 64), graph)
     assert all(torch.equal(dict(back.items())[key], value) for key, value in graph.items())
-    spaces = groups(graph)
+    spaces = permutation_groups(graph)
     assert spaces
     moved = permute(graph, random_permutations(spaces, torch.Generator().manual_seed(0)))
     other = build(factory(name, settings, shape[0])).eval()

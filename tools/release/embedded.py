@@ -23,23 +23,23 @@ sys.path.append(
 import zoodata
 from zoos import RECIPES
 
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.autoencoder.codec import encode
-from sane_plugins.autoencoder.model import SANE, SANEConfig
-from sane_plugins.autoencoder.positions import TokenLayout
-from sane_plugins.generation.denoiser import DenoiserConfig, Example, fit, save
-from sane_plugins.pretraining.behavior import Outputs
-from sane_plugins.pretraining.distributed import World, joined
-from sane_plugins.pretraining.presets import PretrainOptions
-from sane_plugins.pretraining.pretrain import pretrain
+from sane_plugins.autoencoder import (
+    SANE,
+    SANEConfig,
+    TokenLayout,
+    encode,
+    fingerprint,
+    load_sane,
+    read_metadata,
+    save_sane,
+)
+from sane_plugins.generation import DenoiserConfig, DenoiserExample, fit_denoiser, save_denoiser
+from sane_plugins.pretraining import Outputs, PretrainOptions, World, joined, pretrain
 from sane_plugins.progress import Progress
-from sane_plugins.properties.fitting import FitOptions, fit_heads
-from sane_plugins.properties.head_file import save_heads
-from sane_plugins.tasks.task import Task, load_task
-from sane_plugins.tasks.task_embedding import SIZE, describe
-from sane_plugins.weights.tokens import slots
-from sane_plugins.zoo.store import Entry, Zoo, evaluation_pool, write
+from sane_plugins.properties import FitOptions, fit_heads, save_heads
+from sane_plugins.tasks import SIZE, Task, describe, load_task
+from sane_plugins.weights import slots
+from sane_plugins.zoo import Entry, Zoo, evaluation_pool, write_zoo
 
 OUT = Path(__file__).parents[2] / "sane_plugins" / "data"
 RUNS = Path(__file__).parents[2] / "runs"
@@ -91,9 +91,9 @@ def make_sane(zoos: list[Zoo], data: Path, steps: int) -> None:
         )
         if not World.here().is_first:
             return
-    told = checkpoint.read_metadata(RUNS / "sane.safetensors")
+    told = read_metadata(RUNS / "sane.safetensors")
     told |= {"data": "60 % of the networks of each zoo; the others are its evaluation pool"}
-    checkpoint.save(model, OUT / "sane.safetensors", told, torch.float16)
+    save_sane(model, OUT / "sane.safetensors", told, torch.float16)
 
 
 def task_of(zoo: Zoo, data: Path) -> Task:
@@ -106,19 +106,19 @@ def task_of(zoo: Zoo, data: Path) -> Task:
 
 def make_prompts(zoos: list[Zoo]) -> None:
     """Ship the best networks of each activation, one checkpoint each."""
-    write(OUT / "prompts", "prompts", _prompts(zoos), force=True)
+    write_zoo(OUT / "prompts", "prompts", _prompts(zoos), force=True)
 
 
 def make_heads(zoos: list[Zoo]) -> None:
     """Fit a head per property on all networks of every zoo, with the features of the shipped SANE."""
-    model = checkpoint.load(OUT / "sane.safetensors")
+    model = load_sane(OUT / "sane.safetensors")
     done = fit_heads(zoos, model, FitOptions(properties=PROPERTIES), _line)
     save_heads(done.heads, OUT / "heads.safetensors")
 
 
 def make_sampler(zoos: list[Zoo], data: Path) -> None:
     """Train the denoiser on the last checkpoints of the networks outside the evaluation pools."""
-    model = checkpoint.load(OUT / "sane.safetensors")
+    model = load_sane(OUT / "sane.safetensors")
     groups = [_examples(outside_pool(zoo), describe(task_of(zoo, data)), model) for zoo in zoos]
     config = DenoiserConfig(
         latent=model.config.latent_width,
@@ -126,14 +126,14 @@ def make_sampler(zoos: list[Zoo], data: Path) -> None:
         task=SIZE,
         sane=fingerprint(model),
     )
-    training = fit(groups, config, SAMPLER_STEPS, torch.Generator().manual_seed(0))
+    training = fit_denoiser(groups, config, SAMPLER_STEPS, torch.Generator().manual_seed(0))
     for done, (denoiser, loss) in enumerate(training, 1):
         _line(Progress(job="denoiser", done=done, total=SAMPLER_STEPS, note=f"{loss:.3f}"))
         if done == SAMPLER_STEPS:
-            save(denoiser, OUT / "diffusion.safetensors")
+            save_denoiser(denoiser, OUT / "diffusion.safetensors")
 
 
-def _examples(zoo: Zoo, task: torch.Tensor, model: SANE) -> list[Example]:
+def _examples(zoo: Zoo, task: torch.Tensor, model: SANE) -> list[DenoiserExample]:
     last: dict[str, Entry] = {}
     for entry in zoo.entries:
         known = last.get(entry.network)
@@ -144,7 +144,7 @@ def _examples(zoo: Zoo, task: torch.Tensor, model: SANE) -> list[Example]:
         graph = zoo.graph(entry)
         layout = TokenLayout.of(slots(graph), model.config.token_width)
         places = model.config.places(layout, 0, len(layout))
-        found.append(Example(encode(model, graph).values, places, task))
+        found.append(DenoiserExample(encode(model, graph).values, places, task))
     return found
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from sane_plugins.errors import PluginError, SaneError
 from sane_plugins.host import Host
-from sane_plugins.inspection.survey import Survey, percent, survey
+from sane_plugins.inspection import Survey, percent, survey_network
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("checkpoints", "onnx")
@@ -142,7 +142,7 @@ def _read(host: Host, path: Path, name: str, remark: str) -> Row:
 
 
 def _survey(host: Host, source: str) -> Survey:
-    return survey(host.open(source))
+    return survey_network(host.open(source))
 
 
 def _told(found: Survey) -> str:

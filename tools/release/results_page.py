@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sane_plugins.autoencoder import checkpoint
+from sane_plugins.autoencoder import load_sane, read_metadata
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -236,8 +236,8 @@ def results() -> str:
 
 def card() -> str:
     """Return the model card of what ships in the wheel."""
-    told = checkpoint.read_metadata(SHIPPED / "sane.safetensors")
-    model = checkpoint.load(SHIPPED / "sane.safetensors")
+    told = read_metadata(SHIPPED / "sane.safetensors")
+    model = load_sane(SHIPPED / "sane.safetensors")
     parameters = sum(p.numel() for p in model.parameters())
     sizes = {
         path.name: path.stat().st_size for path in sorted(SHIPPED.rglob("*")) if path.is_file()

@@ -25,11 +25,10 @@ from sane_torchvision import import_torchvision
 from sane_torchvision.build import build
 from torch import nn
 
-from sane_plugins.architectures.dry_run import try_out
+from sane_plugins.architectures import try_out
 from sane_plugins.errors import SaneError
-from sane_plugins.symmetry import permutations
-from sane_plugins.weights.modules import from_module, load_into
-from sane_plugins.weights.tokens import detokenize, tokenize
+from sane_plugins.symmetry import permutation_groups
+from sane_plugins.weights import detokenize, from_module, load_into, tokenize
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "torchvision_models.json"
@@ -111,7 +110,7 @@ def measure(name: str) -> dict[str, Any]:
         "parameters": graph.size,
         "tensors": len(graph.params),
         "untouched": len(graph.untouched),
-        "groups": len(permutations.groups(graph)),
+        "groups": len(permutation_groups(graph)),
         "notes": list(graph.notes),
         "coverage": graph.coverage,
     }

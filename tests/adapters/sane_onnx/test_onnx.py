@@ -12,11 +12,9 @@ from onnxfiles import export, opened
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.formats.files import open_file
-from sane_plugins.symmetry import permutations
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.tokens import Tokens, detokenize, tokenize
+from sane_plugins.formats import open_file
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import Tokens, WeightGraph, detokenize, from_module, tokenize
 
 onnx = pytest.importorskip("onnx")
 sane_onnx = pytest.importorskip("sane_onnx")
@@ -155,8 +153,8 @@ def test_an_exported_module_keeps_its_tokens(name: str, dynamo: bool, tmp_path: 
     module = _exported(name, tmp_path / "m.onnx", dynamo, **options)
     graph = opened(tmp_path / "m.onnx")
     _assert_same_tokens(tokenize(graph, 16), tokenize(from_module(module), 16))
-    groups = permutations.groups(graph)
-    assert [g.size for g in groups] == [g.size for g in permutations.groups(from_module(module))]
+    groups = permutation_groups(graph)
+    assert [g.size for g in groups] == [g.size for g in permutation_groups(from_module(module))]
 
 
 def test_unfolded_transposes_are_looked_through(tmp_path: Path) -> None:
@@ -187,8 +185,8 @@ def test_unchanged_network_computes_the_same(sane_data: Path, name: str, tmp_pat
 def test_permuted_network_computes_the_same(sane_data: Path, name: str, tmp_path: Path) -> None:
     path = sane_data / "onnx" / f"{name}.onnx"
     graph, rng = opened(path), torch.Generator().manual_seed(1)
-    groups = permutations.groups(graph)
-    permuted = permutations.permute(graph, permutations.random_permutations(groups, rng))
+    groups = permutation_groups(graph)
+    permuted = permute(graph, random_permutations(groups, rng))
     assert any(not torch.equal(graph.tensors[k], permuted.tensors[k]) for k in graph.tensors)
     sane_onnx.sane_save(permuted, tmp_path / "permuted.onnx")
     pairs = zip(
@@ -296,7 +294,7 @@ def test_output_axes_follow_the_operator(tmp_path: Path) -> None:
     linear = [[p.key for p in x.params] for x in graph.layers if x.kind == "linear"]
     assert linear == [["a", "ab"], ["b"], ["c", "cb"]]
     assert {p.key: p.axis for p in graph.params} == {"a": 1, "ab": 0, "b": 0, "c": 1, "cb": 0}
-    assert [g.size for g in permutations.groups(graph)] == [5, 6]
+    assert [g.size for g in permutation_groups(graph)] == [5, 6]
 
 
 def test_a_reshape_that_is_no_flatten_stops_permutations(tmp_path: Path) -> None:
@@ -309,7 +307,7 @@ def test_a_reshape_that_is_no_flatten_stops_permutations(tmp_path: Path) -> None
         shape = helper.make_tensor("to", TensorProto.INT64, (2,), [-1, features])
         tensors = [_tensor("k", (2, 1, 1, 1)), shape, _tensor("w", (features, 3))]
         path = _model(nodes, tensors, tmp_path / "m.onnx", shape=[1, 1, 3, 3])
-        assert len(permutations.groups(opened(path))) == count
+        assert len(permutation_groups(opened(path))) == count
 
 
 def test_numbers_that_are_no_weights_are_named(tmp_path: Path) -> None:
@@ -424,9 +422,9 @@ def test_every_readable_file_that_runs_computes_the_same(sane_data: Path, tmp_pa
         if before is None:
             continue
         ran.append(path.stem)
-        groups = permutations.groups(graph)
+        groups = permutation_groups(graph)
         rng = torch.Generator().manual_seed(1)
-        permuted = permutations.permute(graph, permutations.random_permutations(groups, rng))
+        permuted = permute(graph, random_permutations(groups, rng))
         moved += [path.stem] * bool(groups)
         for name, network, tolerance in (("same", graph, 0), ("moved", permuted, 1e-4)):
             target = tmp_path / f"{path.stem}-{name}.onnx"

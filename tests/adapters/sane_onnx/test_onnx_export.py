@@ -12,9 +12,7 @@ import torch
 from onnxfiles import export, opened
 from torch import nn
 
-from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.modules import from_module
-from sane_plugins.weights.tokens import Tokens, tokenize
+from sane_plugins.weights import Tokens, WeightGraph, from_module, tokenize
 
 sane_torchvision = pytest.importorskip("sane_torchvision")
 if find_spec("torchvision") is None:

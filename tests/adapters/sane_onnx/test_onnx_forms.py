@@ -12,8 +12,8 @@ from onnxfiles import assert_permutes, assert_returns, export, opened, run, save
 from torch import nn
 
 from sane_plugins.errors import SourceError
-from sane_plugins.symmetry import permutations
-from sane_plugins.weights.tokens import detokenize, tokenize
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import detokenize, tokenize
 
 onnx = pytest.importorskip("onnx")
 helper, numpy_helper, TensorProto = onnx.helper, onnx.numpy_helper, onnx.TensorProto
@@ -516,10 +516,10 @@ def test_networks_inside_branches_are_permuted(sane_data: Path, name: str, tmp_p
     ort = pytest.importorskip("onnxruntime")
     path = sane_data / "onnx" / "pypi_silero_vad" / f"{name}.onnx"
     graph, rng = opened(path), np.random.default_rng(0)
-    groups = permutations.groups(graph)
+    groups = permutation_groups(graph)
     assert len(groups) == 6
-    rows = permutations.random_permutations(groups, torch.Generator().manual_seed(1))
-    moved = saved(permutations.permute(graph, rows), tmp_path / "moved.onnx")
+    rows = random_permutations(groups, torch.Generator().manual_seed(1))
+    moved = saved(permute(graph, rows), tmp_path / "moved.onnx")
     state = rng.normal(size=(2, 1, 128)).astype(np.float32)
     for rate, width in ((16000, 576), (8000, 288)):
         sound = (rng.normal(size=(1, width)) / 3).astype(np.float32)

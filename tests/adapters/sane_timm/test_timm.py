@@ -8,9 +8,8 @@ import sane_timm
 import torch
 
 from sane_plugins.errors import SourceError
-from sane_plugins.symmetry import permutations
-from sane_plugins.weights.modules import load_into
-from sane_plugins.weights.tokens import detokenize, tokenize
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import detokenize, load_into, tokenize
 
 # Name and the side of its images.
 NETWORKS = {
@@ -31,10 +30,8 @@ def test_a_network_returns_bit_for_bit_and_has_symmetries(name: str) -> None:
     graph = sane_timm.sane_open(f"timm:{name},classes=7")
     load_into(module, detokenize(tokenize(graph, 128), graph))
     assert all(torch.equal(module.state_dict()[p.key], t) for p, t in graph.items())
-    groups = permutations.groups(graph)
-    moved = permutations.permute(
-        graph, permutations.random_permutations(groups, torch.Generator().manual_seed(0))
-    )
+    groups = permutation_groups(graph)
+    moved = permute(graph, random_permutations(groups, torch.Generator().manual_seed(0)))
     image = torch.randn(1, 3, NETWORKS[name], NETWORKS[name])
     with torch.inference_mode():
         before = module(image)

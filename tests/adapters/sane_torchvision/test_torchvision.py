@@ -19,12 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sane_plugins import Host
-from sane_plugins.architectures.input_channels import with_channels
+from sane_plugins.architectures import with_channels
 from sane_plugins.cli.targets import built, find_target
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.tasks.task import load_task
-from sane_plugins.weights.modules import from_module, load_into
-from sane_plugins.weights.tokens import detokenize, tokenize
+from sane_plugins.tasks import load_task
+from sane_plugins.weights import detokenize, from_module, load_into, tokenize
 
 # Name, and the smallest image side that it takes without complaint.
 NETWORKS = {

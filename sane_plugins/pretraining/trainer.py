@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from sane_plugins.autoencoder import checkpoint
-from sane_plugins.autoencoder.model import SANE, SANEConfig
+from sane_plugins.autoencoder import SANE, SANEConfig, save_sane
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.pretraining.distributed import World
 from sane_plugins.pretraining.permuted_dataset import build_banks
@@ -22,7 +21,7 @@ from sane_plugins.pretraining.step import Behavior, PretrainContext, take_step
 from sane_plugins.pretraining.training_log import TrainingLog
 from sane_plugins.pretraining.views import PermutedDataset
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.zoo.store import Zoo
+from sane_plugins.zoo import Zoo
 
 __all__ = ["Behavior", "PretrainOptions", "log_path", "pretrain", "state_path"]
 
@@ -65,7 +64,7 @@ def pretrain(
     _train(run, PretrainContext.of(run.model, banks, options, world, behaviour), out, report)
     run.model.eval().requires_grad_(False)
     if world.is_first:
-        checkpoint.save(run.model, out, {"recipe": asdict(options), "zoos": _named(zoos)})
+        save_sane(run.model, out, {"recipe": asdict(options), "zoos": _named(zoos)})
         state_path(out).unlink(missing_ok=True)
     return run.model
 

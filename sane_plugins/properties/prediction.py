@@ -10,17 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from sane_plugins.autoencoder.checkpoint import fingerprint
-from sane_plugins.autoencoder.model import SANE
+from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.features.encoders import ENCODERS, EncodeOptions, Encoder, SaneEncoder, load_model
-from sane_plugins.features.statistics import structure
+from sane_plugins.features import (
+    ENCODERS,
+    EncodeOptions,
+    Encoder,
+    SaneEncoder,
+    load_model,
+    structure,
+)
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.properties.estimates import AnyEstimate, CategoryEstimate, Estimate
 from sane_plugins.properties.head_file import AnyHead, load_heads, save_heads
 from sane_plugins.properties.numeric_head import STRUCTURE, FeatureDataset, PropertyHead, fit_head
 from sane_plugins.properties.regressors import Array
-from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights import WeightGraph
 
 __all__ = [
     "AnyEstimate",

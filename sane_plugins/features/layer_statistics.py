@@ -20,8 +20,7 @@ import torch
 
 from sane_plugins.features import matrix_statistics
 from sane_plugins.features.random_probes import ACTIVITY, probe
-from sane_plugins.weights.graph import Param, WeightGraph
-from sane_plugins.weights.tokens import slots
+from sane_plugins.weights import Param, WeightGraph, slots
 
 Array = npt.NDArray[np.float64]
 PLACES = 5

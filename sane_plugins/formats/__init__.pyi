@@ -1,0 +1,26 @@
+from .archives import Archive
+from .files import CHECKPOINTS, SCRIPTS, open_file
+from .guards import require_file, sealed
+from .safetensors_files import HEADER, LazyTensors
+from .sharded import INDEX, index_in
+from .state_dict import from_state_dict
+from .writing import refuse_script, save_arrays, save_checkpoint, save_safetensors, save_sharded
+
+__all__ = [
+    "CHECKPOINTS",
+    "HEADER",
+    "INDEX",
+    "SCRIPTS",
+    "Archive",
+    "LazyTensors",
+    "from_state_dict",
+    "index_in",
+    "open_file",
+    "refuse_script",
+    "require_file",
+    "save_arrays",
+    "save_checkpoint",
+    "save_safetensors",
+    "save_sharded",
+    "sealed",
+]

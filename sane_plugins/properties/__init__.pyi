@@ -1,0 +1,28 @@
+from .category_head import CategoryHead, fit_category
+from .dataset import FeatureDataset
+from .estimates import AnyEstimate, CategoryEstimate, Estimate
+from .fitting import FitOptions, FittedHeads, fit_heads
+from .head_file import AnyHead, load_heads, save_heads
+from .numeric_head import PropertyHead, fit_head
+from .prediction import PredictOptions, embedded_heads, measure, predict
+
+__all__ = [
+    "AnyEstimate",
+    "AnyHead",
+    "CategoryEstimate",
+    "CategoryHead",
+    "Estimate",
+    "FeatureDataset",
+    "FitOptions",
+    "FittedHeads",
+    "PredictOptions",
+    "PropertyHead",
+    "embedded_heads",
+    "fit_category",
+    "fit_head",
+    "fit_heads",
+    "load_heads",
+    "measure",
+    "predict",
+    "save_heads",
+]

@@ -1,0 +1,16 @@
+from .scoring import accuracy, correct, logits, require_fit
+from .task import Task, load_task
+from .task_embedding import SIZE, describe
+from .torchvision_datasets import TORCHVISION
+
+__all__ = [
+    "SIZE",
+    "TORCHVISION",
+    "Task",
+    "accuracy",
+    "correct",
+    "describe",
+    "load_task",
+    "logits",
+    "require_fit",
+]
