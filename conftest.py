@@ -1,7 +1,7 @@
-"""Every code block of the README and of docs is a test: the blocks of a page run in order, in a folder of its own.
+"""Every code block of the README and of docs is a test; those of a page run in order, in a folder of its own.
 
-Sybil finds them, because it runs Python blocks of a page in one namespace, takes evaluators for other languages, and
-has skips with reasons; pytest-examples, pytest-markdown-docs and mktestdocs run Python (or any language) one by one.
+Sybil finds them: it runs the Python blocks of a page in one namespace, takes evaluators for other languages,
+and has skips with reasons. pytest-examples, pytest-markdown-docs and mktestdocs lack at least one of these.
 """
 
 import os
@@ -21,7 +21,7 @@ _NAMED = RawFencedCodeBlockLexer(re.compile(r'\w+ title="(?P<title>[^"]+)"\n'))
 
 
 def run_in_shell(example: Example) -> None:
-    """Run a block of commands in the page's folder, with this environment's scripts; the first failure ends it."""
+    """Run a block of commands in the page's folder, with the scripts of this environment, up to a failure."""
     scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", example.parsed],
@@ -61,7 +61,7 @@ pytest_collect_file = Sybil(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all blocks as slow: most pages begin with commands that take seconds, and later blocks need earlier ones."""
+    """Mark all blocks as slow: commands take seconds, and later blocks of a page need what they write."""
     for item in items:
         if item.path.suffix == ".md":
             item.add_marker(pytest.mark.slow)

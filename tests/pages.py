@@ -1,4 +1,4 @@
-"""What the reader of a page of docs has before the first block: small files with the names that the page uses."""
+"""What the reader of a page has before its first block: small files with the names that the page uses."""
 
 import json
 import sys

@@ -188,7 +188,11 @@ def heads() -> str:
     rows = []
     for name, head in sorted(portfolio.sane_property_heads().items()):
         classes = getattr(head, "classes", None)
-        what = ", ".join(f"`{each}`" for each in classes) if classes else f"number ({head.unit})"
+        what = (
+            ", ".join(f"`{each}`" for each in classes)
+            if classes
+            else f"number ({getattr(head, 'unit', '')})"
+        )
         rows.append((f"`{name}`", what.replace(" ()", ""), f"`{head.features}`"))
     return _table(("property", "values", "features"), rows)
 
@@ -250,7 +254,8 @@ def hyperparameters() -> str:
 
 def _range(name: str, values: Sequence[object]) -> str:
     if name.endswith("_lr"):
-        return "10^{:g} to 10^{:g}, even in the exponent".format(*values)
+        low, high = values
+        return f"10^{low} to 10^{high}, even in the exponent"
     return ", ".join(f"`{value}`" for value in values)
 
 
@@ -271,9 +276,9 @@ def option_classes() -> str:
     return "\n\n".join(_option_class(each) for each in _found_options())
 
 
-def _found_options() -> list[type]:
+def _found_options() -> list[Any]:
     """Return the dataclasses of options that any module of the package defines, by name."""
-    found = {}
+    found: dict[str, Any] = {}
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         for name, each in vars(importlib.import_module(module.name)).items():
             if (name.endswith("Options") or name == _SHAPE) and is_dataclass(each):
