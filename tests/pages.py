@@ -156,16 +156,16 @@ def package(folder: Path, channels: int = 3) -> None:
     (folder / "my_package" / "models.py").write_text(_BUILDER.format(channels=channels))
 
 
-def own(channels: int = 3) -> nn.Module:
+def own(channels: int = 3, classes: int = 10) -> nn.Module:
     """Build the network of the reader, as `package` does."""
-    scope: dict[str, Callable[[], nn.Module]] = {}
+    scope: dict[str, Callable[..., nn.Module]] = {}
     exec(_BUILDER.format(channels=channels), scope)
-    return scope["build"]()
+    return scope["build"](classes)
 
 
 def pruned() -> nn.Module:
     """Build the reader's network with half of its kernels' values zero."""
-    network = own()
+    network = own(classes=3)
     with torch.no_grad():
         network[0].weight *= torch.rand_like(network[0].weight) < 0.5
     return network

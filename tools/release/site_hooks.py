@@ -16,6 +16,7 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+_CODE = re.compile(r"<code>[^<]*</code>")
 _UPWARDS = re.compile(r"\]\(((?:\.\./)+[\w./-]+)")
 
 
@@ -40,7 +41,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Write each formula that arithmatex found as MathML."""
+    """Write each formula that arithmatex found as MathML, and bars in code as they are meant.
+
+    Code hosts need bars in tables escaped, inside code too; Python-Markdown shows the backslash there.
+    """
+    html = _CODE.sub(lambda x: x[0].replace("\\|", "|"), html)
     return _FORMULA.sub(
         lambda x: convert(unescape(x[3]), display="block" if x[2] == "[" else "inline"), html
     )
