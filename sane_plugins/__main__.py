@@ -1,6 +1,6 @@
 """`python -m sane_plugins` is the command `sane-plugins`."""
 
-from sane_plugins.cli.main import main
+from sane_plugins.cli import main
 
 if __name__ == "__main__":
-    main()
+    main.main()
