@@ -20,7 +20,7 @@ Notes = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A library's `builder` of a model and its `arguments`; `label` names it in errors; `image_size` in pixels."""
+    """A library's builder of a model and its arguments; `label` names it in errors, `image_size`: pixels."""
 
     builder: Callable[..., nn.Module]
     label: str
