@@ -1,4 +1,4 @@
-"""A node's attributes, read as the type that they must have."""
+"""Typed access to the attributes of a node."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from onnx import AttributeProto, NodeProto
 
 def integer(node: NodeProto, name: str, default: int) -> int:
     """Return an integer attribute. Raises `ValueError` where it has another type."""
-    found = _find(node, name, AttributeProto.INT)
-    return default if found is None else found.i
+    attribute = _find(node, name, AttributeProto.INT)
+    return default if attribute is None else attribute.i
 
 
 def integers(node: NodeProto, name: str) -> list[int] | None:
     """Return an attribute that lists integers, if any. Raises `ValueError` for another type."""
-    found = _find(node, name, AttributeProto.INTS)
-    return None if found is None else list(found.ints)
+    attribute = _find(node, name, AttributeProto.INTS)
+    return None if attribute is None else list(attribute.ints)
 
 
 def has(node: NodeProto, name: str) -> bool:
@@ -23,7 +23,7 @@ def has(node: NodeProto, name: str) -> bool:
 
 
 def _find(node: NodeProto, name: str, kind: int) -> AttributeProto | None:
-    found = next((a for a in node.attribute if a.name == name), None)
-    if found is not None and found.type != kind:
+    attribute = next((a for a in node.attribute if a.name == name), None)
+    if attribute is not None and attribute.type != kind:
         raise ValueError(f"attribute {name} of {node.op_type} has another type")
-    return found
+    return attribute

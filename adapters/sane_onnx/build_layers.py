@@ -1,4 +1,4 @@
-"""A model's nodes as layers in order of first use, connected as far as that is understood."""
+"""Build layers from a model's nodes, in topological order, connected as far as operators are known."""
 
 from __future__ import annotations
 
@@ -12,186 +12,199 @@ import torch
 from onnx import ModelProto, NodeProto
 
 from sane_onnx.attributes import has
-from sane_onnx.classify_constants import Owned, Uses
-from sane_onnx.constants import Source
-from sane_onnx.inline import Flat
-from sane_onnx.operator_channels import OperatorCall, describe, gives_shape, is_join
-from sane_onnx.operator_weights import Weights, outputs, weights_of
+from sane_onnx.classify_constants import ClassifiedConstants, Uses
+from sane_onnx.constants import Constant
+from sane_onnx.inline import InlinedModel
+from sane_onnx.operator_channels import OperatorCall, channel_steps, is_join, is_shape_operator
+from sane_onnx.operator_weights import NodeWeights, output_count, weights_of
 from sane_onnx.proto import STANDARD
-from sane_onnx.shapes import infer
+from sane_onnx.shapes import infer_shapes
 from sane_onnx.tensors import StoredTensor
-from sane_onnx.topological_order import ordered
-from sane_onnx.views import views
+from sane_onnx.topological_order import sort_topologically
+from sane_onnx.weight_views import trace_views
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import OPAQUE, Kind, Layer, Param, Steps, in_layer_order
 
 # Lists of axes and shapes are short.
-_FEW = 64
+_MAX_LIST = 64
 
 
-class LayerReader:
-    """Walks through a model's nodes once and makes their layers."""
+class LayerBuilder:
+    """Builds the layers of one model in one pass over its nodes."""
 
-    def __init__(self, path: Path, model: ModelProto, flat: Flat, uses: Uses, owned: Owned) -> None:
-        self._path, self._flat, self._uses = path, flat, uses
-        self._nodes = ordered(flat.nodes)
-        self._constants = flat.constants
-        self._shapes = infer(model, flat, self._nodes)
-        self._params = owned.params
-        self._shapes |= {key: param.shape for key, param in owned.params.items()}
-        self._numbers = {
+    def __init__(
+        self,
+        path: Path,
+        model: ModelProto,
+        inlined: InlinedModel,
+        uses: Uses,
+        classified: ClassifiedConstants,
+    ) -> None:
+        self._path, self._inlined, self._uses = path, inlined, uses
+        self._nodes = sort_topologically(inlined.nodes)
+        self._constants = inlined.constants
+        self._shapes = infer_shapes(model, inlined, self._nodes)
+        self._params = classified.params
+        self._shapes |= {key: param.shape for key, param in classified.params.items()}
+        self._integers = {
             name: [int(x) for x in constant.read().tolist()]
-            for name, constant in flat.constants.items()
-            if _is_list(constant)
+            for name, constant in inlined.constants.items()
+            if _is_integer_list(constant)
         }
-        self._reads = views(self._nodes, owned.params, self._numbers)
-        self._free = self._free_values()
+        self._views = trace_views(self._nodes, classified.params, self._integers)
+        self._channel_free = self._find_channel_free()
         self._layers: dict[str, Layer] = {}
-        self._again: Counter[str] = Counter()
+        self._suffixes: Counter[str] = Counter()
         self._values: dict[str, str] = {}
 
-    def read(self) -> tuple[Layer, ...]:
-        """Return all layers. Raises `SourceError` for a value that nothing gives."""
-        for name in self._flat.inputs:
+    def build(self) -> tuple[Layer, ...]:
+        """Return all layers. Raises `SourceError` for a value that no node produces before it is used."""
+        for name in self._inlined.inputs:
             self._values[name] = self._add(f"%{name}", "input")
         for node in self._nodes:
             is_known = all(
-                name in self._values or name in self._reads for name in node.output if name
+                name in self._values or name in self._views for name in node.output if name
             )
-            if node.output and not is_known and not self._free.issuperset(node.output):
-                self._node(node)
-        for name in self._flat.outputs:
+            if node.output and not is_known and not self._channel_free.issuperset(node.output):
+                self._add_node(node)
+        for name in self._inlined.outputs:
             self._add(f"%output {name}", "output", inputs=self._inputs([name]))
-        owned = {param.key for layer in self._layers.values() for param in layer.params}
-        self._inputs(key for key in self._params if key not in owned)
+        used = {param.key for layer in self._layers.values() for param in layer.params}
+        self._inputs(key for key in self._params if key not in used)
         return tuple(self._layers.values())
 
-    def _free_values(self) -> set[str]:
-        """Return the values that depend on no channel: scales of integers, and products of these."""
-        free: set[str] = set()
+    def _find_channel_free(self) -> set[str]:
+        """Return values that no channel affects: per-tensor scales of activations, and their products."""
+        channel_free: set[str] = set()
         for node in self._nodes:
             if node.op_type == "DynamicQuantizeLinear":
-                free.update(filter(None, node.output[1:]))
-            elif node.op_type == "Mul" and free.intersection(node.input):
-                rest = [x for x in node.input if x not in free]
+                channel_free.update(filter(None, node.output[1:]))
+            elif node.op_type == "Mul" and channel_free.intersection(node.input):
+                rest = [x for x in node.input if x not in channel_free]
                 if all(x in self._constants and x not in self._params for x in rest):
-                    free.update(node.output)
-        return free
+                    channel_free.update(node.output)
+        return channel_free
 
-    def _node(self, node: NodeProto) -> None:
-        given = [name for name in node.output if name in self._uses and name not in self._free]
-        is_single = given == list(node.output[:1]) or not given
-        attached = self._flat.owned.get(node.output[0], {})
-        weights = weights_of(node, self._reads, self._shapes)
-        if weights is not None and (is_single or weights.is_pinned):
-            self._weighted(node, weights)
+    def _add_node(self, node: NodeProto) -> None:
+        outputs = [
+            name for name in node.output if name in self._uses and name not in self._channel_free
+        ]
+        is_single = outputs == list(node.output[:1]) or not outputs
+        attribute_constants = self._inlined.attribute_constants.get(node.output[0], {})
+        weights = weights_of(node, self._views, self._shapes)
+        if weights is not None and (is_single or weights.is_opaque):
+            self._add_weight_layer(node, weights)
             return
         name = f"%{node.output[0]}"
-        if gives_shape(node):
+        if is_shape_operator(node):
             self._values[node.output[0]] = self._add(name, "input")
             return
-        steps = self._steps(node) if is_single and not attached else OPAQUE
+        steps = self._steps(node) if is_single and not attribute_constants else OPAQUE
         follows_first = steps is not OPAQUE and not is_join(node)
         inputs = self._inputs(node.input[:1] if follows_first else node.input)
-        params = in_layer_order(self._params[x] for x in attached.values() if x in self._params)
+        params = in_layer_order(
+            self._params[x] for x in attribute_constants.values() if x in self._params
+        )
         if params:
             kind: Kind = "linear" if len(params[0].shape) > 1 else "unknown"
             inputs = (self._add(params[0].key.rpartition("/")[0], kind, params, inputs),)
         for i, step in enumerate(steps):
             label = name if i == len(steps) - 1 else f"{name}:{i}"
             inputs = (self._add(label, step.kind, (), inputs, step.groups, step.dims),)
-        given = [name for name in node.output if name and name not in self._free]
-        self._values.update(dict.fromkeys(given, *inputs))
+        outputs = [name for name in node.output if name and name not in self._channel_free]
+        self._values.update(dict.fromkeys(outputs, *inputs))
 
-    def _weighted(self, node: NodeProto, weights: Weights) -> None:
-        """Add a layer with weights; it takes the vector that is added next as its bias."""
-        params, given = weights.params, list(filter(None, node.output))
-        given += self._rescaled(node)
-        following = self._bias(given[-1], weights) if len(params) == 1 else None
-        if following is not None:
-            bias, output = following
-            params, given = (*params, bias), [*given, output]
+    def _add_weight_layer(self, node: NodeProto, weights: NodeWeights) -> None:
+        """Add a layer with weights; a constant vector that is added to its output becomes its bias."""
+        params, outputs = weights.params, list(filter(None, node.output))
+        outputs += self._scaled_outputs(node)
+        added = self._added_bias(outputs[-1], weights) if len(params) == 1 else None
+        if added is not None:
+            bias, output = added
+            params, outputs = (*params, bias), [*outputs, output]
         prefixes = (param.key.rpartition(".")[0] for param in params)
         name = next(filter(None, prefixes), params[0].key)
         inputs = self._inputs([weights.data])
-        if weights.is_pinned:
+        if weights.is_opaque:
             inputs = (self._add(f"%before {name}", "opaque", inputs=inputs),)
         layer = self._add(name, weights.kind, params, inputs, weights.groups, weights.dims)
-        if weights.is_pinned:
+        if weights.is_opaque:
             layer = self._add(f"%after {name}", "opaque", inputs=(layer,))
-        self._values.update(dict.fromkeys(given, layer))
+        self._values.update(dict.fromkeys(outputs, layer))
 
-    def _rescaled(self, node: NodeProto) -> list[str]:
-        """Return the values on the way from a product of integers to the real numbers it stands for."""
-        found: list[str] = []
+    def _scaled_outputs(self, node: NodeProto) -> list[str]:
+        """Return the values from the output of an integer product to its dequantised form."""
+        values: list[str] = []
         value = node.output[0]
         while node.op_type in ("ConvInteger", "MatMulInteger"):
-            reader, other = self._only_reader(value)
-            is_scaled = reader.op_type == "Mul" and other in self._free
-            if reader.op_type != "Cast" and not is_scaled:
+            user, other = self._single_user(value)
+            is_scaled = user.op_type == "Mul" and other in self._channel_free
+            if user.op_type != "Cast" and not is_scaled:
                 break
-            value = reader.output[0]
-            found.append(value)
-        return found
+            value = user.output[0]
+            values.append(value)
+        return values
 
-    def _only_reader(self, value: str) -> tuple[NodeProto, str]:
-        """Return the node that alone reads a value, and its other input; an empty node if there is none."""
-        readers = self._uses.nodes.get(value, [])
-        if len(readers) != 1 or value in self._uses.others:
+    def _single_user(self, value: str) -> tuple[NodeProto, str]:
+        """Return the single user of a value, and its other input; an empty node if there is none."""
+        users = self._uses.nodes.get(value, [])
+        if len(users) != 1 or value in self._uses.outputs:
             return NodeProto(), ""
-        ((node, place),) = readers
-        others = [name for i, name in enumerate(node.input) if i != place]
+        ((node, index),) = users
+        others = [name for i, name in enumerate(node.input) if i != index]
         return (node, "".join(others)) if node.output and len(others) < 2 else (NodeProto(), "")
 
-    def _bias(self, output: str, weights: Weights) -> tuple[Param, str] | None:
-        """Return the bias that the only reader of `output` adds, and the sum's name."""
-        is_matrix = weights.kind in ("linear", "conv", "transposed_conv") and not weights.is_pinned
-        node, other = self._only_reader(output)
+    def _added_bias(self, output: str, weights: NodeWeights) -> tuple[Param, str] | None:
+        """Return the bias that the single user of `output` adds, and the name of the sum."""
+        is_matrix = weights.kind in ("linear", "conv", "transposed_conv") and not weights.is_opaque
+        node, other = self._single_user(output)
         is_sum = node.op_type == "Add" and node.domain in STANDARD and not has(node, "axis")
         if not is_matrix or not is_sum:
             return None
-        bias, weight = self._reads.get(other), weights.params[0]
-        count = outputs(weight) * (weights.groups if weights.kind == "transposed_conv" else 1)
-        at = -1 if weights.kind == "linear" else 1 - len(weight.shape)
-        if bias is None or bias.param.shape != (count,) or len(bias.shape) < -at:
+        bias, weight = self._views.get(other), weights.params[0]
+        count = output_count(weight) * (weights.groups if weights.kind == "transposed_conv" else 1)
+        axis = -1 if weights.kind == "linear" else 1 - len(weight.shape)
+        if bias is None or bias.param.shape != (count,) or len(bias.shape) < -axis:
             return None
-        if bias.shape[at] != count or prod(bias.shape) != count:
+        if bias.shape[axis] != count or prod(bias.shape) != count:
             return None
         return replace(bias.param, role="bias"), node.output[0]
 
     def _steps(self, node: NodeProto) -> Steps:
-        """Return what a node does; opaque where another input than those followed matters."""
-        steps = describe(OperatorCall(node, self._shapes, self._numbers))
+        """Return a node's steps; opaque where it depends on an input whose channels are not followed."""
+        steps = channel_steps(OperatorCall(node, self._shapes, self._integers))
         others = node.input if is_join(node) else node.input[1:]
         if is_join(node):
-            is_safe = all(self._is_weight_or_number(name) for name in others)
+            is_safe = all(self._is_weight_or_scalar(name) for name in others)
         else:
             # The shapes alone prove what a reshape does, however its target was computed.
             is_safe = node.op_type == "Reshape" or all(
-                not name or name in self._constants or name in self._reads for name in others
+                not name or name in self._constants or name in self._views for name in others
             )
         return steps if is_safe else OPAQUE
 
-    def _is_weight_or_number(self, name: str) -> bool:
-        """Tell whether a constant can be followed: a weight has channels, a single number none."""
+    def _is_weight_or_scalar(self, name: str) -> bool:
+        """Tell whether an operand is no other constant: a weight has channels, a scalar none."""
         tensor = self._constants.get(name)
         return tensor is None or name in self._params or prod(tensor.shape) == 1
 
     def _inputs(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return the layers that give these values; constants that are no weights have none."""
-        found = (self._source(name) for name in names if name)
-        return tuple(dict.fromkeys(name for name in found if name is not None))
+        """Return the layers that produce these values; constants that are no weights have none."""
+        layers = (self._producer(name) for name in names if name)
+        return tuple(dict.fromkeys(name for name in layers if name is not None))
 
-    def _source(self, value: str) -> str | None:
+    def _producer(self, value: str) -> str | None:
         if value in self._values:
             return self._values[value]
-        if value in self._free:
+        if value in self._channel_free:
             return None
-        read = self._reads.get(value)
-        if read is not None:
-            param = read.param
+        view = self._views.get(value)
+        if view is not None:
+            param = view.param
             inputs = () if value == param.key else self._inputs([param.key])
-            kind: Kind = "parameter" if not inputs else "pointwise" if read.is_plain else "opaque"
+            kind: Kind = (
+                "parameter" if not inputs else "pointwise" if view.is_identity else "opaque"
+            )
             name = self._add(value, kind, () if inputs else (param,), inputs)
             self._values[value] = name
             return name
@@ -213,19 +226,21 @@ class LayerReader:
         groups: int = 1,
         dims: tuple[int, ...] = (),
     ) -> str:
-        """Add a layer under its name, or that name with a number where it is taken; return the name."""
+        """Add a layer; return its name, numbered where another layer has it."""
         unique = name
         while unique in self._layers:
-            self._again[name] += 1
-            unique = f"{name}#{self._again[name]}"
+            self._suffixes[name] += 1
+            unique = f"{name}#{self._suffixes[name]}"
         self._layers[unique] = Layer(
             name=unique, kind=kind, params=params, inputs=inputs, groups=groups, dims=dims
         )
         return unique
 
 
-def _is_list(constant: Source) -> bool:
+def _is_integer_list(constant: Constant) -> bool:
     is_short = (
-        isinstance(constant, StoredTensor) and len(constant.shape) == 1 and constant.size < _FEW
+        isinstance(constant, StoredTensor)
+        and len(constant.shape) == 1
+        and constant.size < _MAX_LIST
     )
     return is_short and constant.dtype == torch.int64

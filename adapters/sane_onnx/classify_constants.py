@@ -1,4 +1,4 @@
-"""Which constants of a model are weights, and why the others are not."""
+"""Classify a model's constants: weights, and others with the reason why they are none."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from math import prod
 import torch
 from onnx import NodeProto
 
-from sane_onnx import find_quantized
-from sane_onnx.constants import LARGEST, Filled, Source, Sparse
-from sane_onnx.inline import Flat
+from sane_onnx import quantized_operators
+from sane_onnx.constants import MAX_BYTES, Constant, ConstantOfShape, SparseConstant
+from sane_onnx.inline import InlinedModel
 from sane_onnx.proto import STANDARD
 from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.tensors import FLOATS, StoredTensor, is_external, type_name
 from sane_plugins.weights import Param
 
-# Inputs that set how an operator works: numbers of the computation, no weights.
-_SETTINGS: Mapping[str, tuple[int, ...]] = {
+# Indices of inputs that parametrise an operator: no weights.
+_OPERATOR_SETTINGS: Mapping[str, tuple[int, ...]] = {
     "Clip": (1, 2),
     "Dropout": (1,),
     "NonMaxSuppression": (2, 3, 4),
@@ -39,108 +39,118 @@ _SETTINGS: Mapping[str, tuple[int, ...]] = {
 
 @dataclass
 class Uses:
-    """Who reads each value: nodes with the place among their inputs; and what the model gives."""
+    """Uses of each value: nodes with the index of the input; and the outputs of the model."""
 
     nodes: dict[str, list[tuple[NodeProto, int]]] = field(default_factory=dict)
-    others: set[str] = field(default_factory=set)
+    outputs: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, flat: Flat) -> Uses:
+    def of(cls, inlined: InlinedModel) -> Uses:
         """Collect the uses in a model."""
-        uses = cls(others=set(flat.outputs))
-        for node in flat.nodes:
-            for place, name in enumerate(node.input):
-                uses.nodes.setdefault(name, []).append((node, place))
+        uses = cls(outputs=set(inlined.outputs))
+        for node in inlined.nodes:
+            for index, name in enumerate(node.input):
+                uses.nodes.setdefault(name, []).append((node, index))
         return uses
 
     def __contains__(self, name: object) -> bool:
-        return name in self.nodes or name in self.others
+        return name in self.nodes or name in self.outputs
 
 
 @dataclass
-class Owned:
-    """The constants that are weights, as params and sources, and the reasons why others are not."""
+class ClassifiedConstants:
+    """All `constants` by key; the weights among them as `params`; why others are `untouched`."""
 
     params: dict[str, Param] = field(default_factory=dict)
-    sources: dict[str, Source] = field(default_factory=dict)
+    constants: dict[str, Constant] = field(default_factory=dict)
     untouched: dict[str, str] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
     converted: dict[str, str] = field(default_factory=dict)
 
 
-def sort(flat: Flat, uses: Uses) -> Owned:
-    """Tell weights from other constants. Raises `SourceError` for a weight that is not whole."""
-    integers = find_quantized.find(flat.nodes, flat.constants)
-    settings = {name for weight in integers.values() for name in weight.settings}
-    attributes = _attributes(flat)
-    owned, made = Owned(), 0
-    for key, source in flat.constants.items():
+def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
+    """Classify all constants. Raises `SourceError` for a weight whose values are incomplete."""
+    quantized = quantized_operators.find_quantized_weights(inlined.nodes, inlined.constants)
+    parameters = {name for weight in quantized.values() for name in weight.settings}
+    attributes = _attribute_reasons(inlined)
+    classified, expanded_bytes = ClassifiedConstants(), 0
+    for key, constant in inlined.constants.items():
         readers = uses.nodes.get(key, ())
-        if key in settings:
+        if key in parameters:
             reason = "how weights are quantised"
-        elif key in integers:
-            source, reason = integers[key], ""
+        elif key in quantized:
+            constant, reason = quantized[key], ""
         else:
-            reason = _reason(source, readers, key in flat.plain)
+            reason = _reason_untouched(constant, readers, key in inlined.constant_nodes)
         if key in attributes and not reason:
             reason = attributes[key]
-        if not reason and isinstance(source, Filled | Sparse):
-            made += prod(source.shape) * (source.dtype or torch.float32).itemsize
-            if made > LARGEST:
-                reason = f"with it more than {LARGEST >> 30} GiB would be made from few numbers"
-                owned.missed[key] = prod(source.shape)
+        if not reason and isinstance(constant, ConstantOfShape | SparseConstant):
+            expanded_bytes += prod(constant.shape) * (constant.dtype or torch.float32).itemsize
+            if expanded_bytes > MAX_BYTES:
+                reason = f"with it more than {MAX_BYTES >> 30} GiB would be made from few numbers"
+                classified.missed[key] = prod(constant.shape)
         if reason:
-            owned.untouched[key] = reason
-            if isinstance(source, StoredTensor) and is_external(source.tensor):
-                source.require()  # a file that names others than it may is refused as a whole
-            if _may_be_weights(source, readers) and key not in settings:
-                owned.missed[key] = prod(source.shape)
+            classified.untouched[key] = reason
+            if isinstance(constant, StoredTensor) and is_external(constant.tensor):
+                constant.require()  # a file that names others than it may is refused as a whole
+            if _is_quantized_weight_input(constant, readers) and key not in parameters:
+                classified.missed[key] = prod(constant.shape)
         else:
-            _own(owned, key, source)
-        owned.sources[key] = source
-    return owned
+            _add_weight(classified, key, constant)
+        classified.constants[key] = constant
+    return classified
 
 
-def _own(owned: Owned, key: str, source: Source) -> None:
-    source.require()
-    dtype = source.dtype
-    assert dtype is not None, "only types that torch has are owned"
-    owned.params[key] = Param(key=key, role="other", shape=source.shape, dtype=dtype)
-    if isinstance(source, QuantizedWeight):
-        owned.converted[key] = source.told
-    elif isinstance(source, Filled):
-        owned.converted[key] = "one value, repeated by ConstantOfShape"
-    elif isinstance(source, Sparse):
-        owned.converted[key] = "a sparse tensor, made dense"
+def _add_weight(classified: ClassifiedConstants, key: str, constant: Constant) -> None:
+    constant.require()
+    dtype = constant.dtype
+    assert dtype is not None, "weights have a torch dtype"
+    classified.params[key] = Param(key=key, role="other", shape=constant.shape, dtype=dtype)
+    if isinstance(constant, QuantizedWeight):
+        classified.converted[key] = constant.description
+    elif isinstance(constant, ConstantOfShape):
+        classified.converted[key] = "one value, repeated by ConstantOfShape"
+    elif isinstance(constant, SparseConstant):
+        classified.converted[key] = "a sparse tensor, made dense"
 
 
-def _reason(source: Source, readers: Sequence[tuple[NodeProto, int]], is_plain: bool) -> str:
-    """Return why a constant is no weight that is read; empty where it is one."""
+def _reason_untouched(
+    constant: Constant, readers: Sequence[tuple[NodeProto, int]], is_constant_node: bool
+) -> str:
+    """Return why a constant is no weight, or cannot be read as one; empty where it is one."""
     operators = [node.op_type for node, _ in readers if node.domain in STANDARD]
-    if source.dtype not in FLOATS.values():
-        kind = type_name(source.tensor) if isinstance(source, StoredTensor) else str(source.dtype)
-        if _may_be_weights(source, readers):
+    if constant.dtype not in FLOATS.values():
+        kind = (
+            type_name(constant.tensor)
+            if isinstance(constant, StoredTensor)
+            else str(constant.dtype)
+        )
+        if _is_quantized_weight_input(constant, readers):
             return f"{kind} values whose scales are not known constants"
         return f"{kind} values are no weights"
-    if readers and all(place in _SETTINGS.get(node.op_type, ()) for node, place in readers):
+    if readers and all(
+        index in _OPERATOR_SETTINGS.get(node.op_type, ()) for node, index in readers
+    ):
         return f"a setting of {operators[0] if operators else readers[0][0].op_type}"
     # Exporters keep parameters as initializers, and numbers in the code as Constant nodes.
-    return "a number in the computation" if not source.shape and is_plain else ""
+    return "a number in the computation" if not constant.shape and is_constant_node else ""
 
 
-def _may_be_weights(source: Source, readers: Sequence[tuple[NodeProto, int]]) -> bool:
-    if source.dtype in FLOATS.values() or not isinstance(source, StoredTensor):
+def _is_quantized_weight_input(
+    constant: Constant, readers: Sequence[tuple[NodeProto, int]]
+) -> bool:
+    if constant.dtype in FLOATS.values() or not isinstance(constant, StoredTensor):
         return False
-    return any(find_quantized.reads_weights(node, place) for node, place in readers)
+    return any(quantized_operators.is_weight_input(node, index) for node, index in readers)
 
 
-def _attributes(flat: Flat) -> dict[str, str]:
-    """Return why numbers inside nodes are no weights: standard operators keep settings there."""
-    makers = {node.output[0]: node for node in flat.nodes if node.output}
+def _attribute_reasons(inlined: InlinedModel) -> dict[str, str]:
+    """Return why constants in attributes are no weights: those of standard operators are settings."""
+    producers = {node.output[0]: node for node in inlined.nodes if node.output}
     return {
-        key: f"a setting of {makers[output].op_type} ({name})"
-        if makers[output].domain in STANDARD
+        key: f"a setting of {producers[output].op_type} ({name})"
+        if producers[output].domain in STANDARD
         else ""
-        for output, keys in flat.owned.items()
+        for output, keys in inlined.attribute_constants.items()
         for name, key in keys.items()
     }

@@ -1,4 +1,4 @@
-"""Constants that are no plain tensors: filled, sparse, or lists of numbers in a node."""
+"""Constants that are stored as no plain tensor: ConstantOfShape, sparse, and floats attributes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Protocol
 import torch
 from onnx import AttributeProto, NodeProto, SparseTensorProto, helper
 
-from sane_onnx.tensors import StoredTensor, encoded, fill
+from sane_onnx.tensors import StoredTensor, set_bytes, to_bytes
 from sane_plugins.errors import SourceError
 
 # A file of a hundred bytes may ask for a terabyte.
-LARGEST = 2**31
+MAX_BYTES = 2**31
 
 
-class Source(Protocol):
-    """Values of one constant of a model: where they lie decides how they are read and written."""
+class Constant(Protocol):
+    """A constant of a model; its form of storage decides how it is read and written."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,8 +37,8 @@ class Source(Protocol):
         """Replace the values. Raises `SourceError` where this form cannot hold them."""
 
 
-class Filled:
-    """What a ConstantOfShape node makes; other values turn it into a Constant node."""
+class ConstantOfShape:
+    """Output of a ConstantOfShape node; values that differ turn the node into a Constant node."""
 
     def __init__(
         self, node: NodeProto, shape: tuple[int, ...], value: StoredTensor, place: str
@@ -47,8 +47,8 @@ class Filled:
         self.shape, self.dtype, self._place = shape, value.dtype, f"{place}, {node.output[0]!r}"
 
     def require(self) -> None:
-        """Raise `SourceError` for a tensor beyond all measure."""
-        require_small(self.shape, self.dtype, self._place)
+        """Raise `SourceError` where the expanded tensor is too large."""
+        require_size(self.shape, self.dtype, self._place)
         self._value.require()
 
     def read(self) -> torch.Tensor:
@@ -59,20 +59,20 @@ class Filled:
     def write(self, value: torch.Tensor) -> None:
         """Keep the node where all values are equal; otherwise make it a Constant."""
         del self._node.attribute[:]
-        is_even = value.numel() and bool((value == value.reshape(-1)[0]).all())
-        dims = [1] if is_even else list(self.shape)
+        is_uniform = value.numel() and bool((value == value.reshape(-1)[0]).all())
+        dims = [1] if is_uniform else list(self.shape)
         tensor = helper.make_tensor("value", self._value.tensor.data_type, [0], [])
         tensor.dims[:] = dims
         stored = StoredTensor(tensor, self._place, self._value.files)
-        stored.write(value.reshape(-1)[:1] if is_even else value)
+        stored.write(value.reshape(-1)[:1] if is_uniform else value)
         self._node.attribute.append(helper.make_attribute("value", tensor))
-        if not is_even:
+        if not is_uniform:
             self._node.op_type = "Constant"
             del self._node.input[:]
 
 
-class Sparse:
-    """A sparse tensor, read as a dense one; zeros of the new values are left out again."""
+class SparseConstant:
+    """A sparse tensor (COO), read as a dense one and written as a sparse one."""
 
     def __init__(
         self, sparse: SparseTensorProto, make: Callable[..., StoredTensor], place: str
@@ -82,9 +82,9 @@ class Sparse:
         self.shape, self.dtype = tuple(sparse.dims), self._values.dtype
 
     def require(self) -> None:
-        """Raise `SourceError` where the places do not fit the shape or the dense form is too large."""
-        require_small(self.shape, self.dtype, self._place)
-        flat = self._flat()
+        """Raise `SourceError` where indices do not fit the shape or the dense form is too large."""
+        require_size(self.shape, self.dtype, self._place)
+        flat = self._flat_indices()
         if len(flat) != self._values.size or not bool(
             ((flat >= 0) & (flat < prod(self.shape))).all()
         ):
@@ -99,35 +99,35 @@ class Sparse:
         """Return the dense tensor."""
         self.require()
         dense = torch.zeros(prod(self.shape), dtype=self.dtype)
-        dense[self._flat()] = self._values.read().reshape(-1)
+        dense[self._flat_indices()] = self._values.read().reshape(-1)
         return dense.reshape(self.shape)
 
     def write(self, value: torch.Tensor) -> None:
-        """Write the values at the old places, where all others are zero, or at new places."""
-        flat, places = value.reshape(-1), self._flat()
+        """Write the values at the old indices if all others are zero, else with new indices."""
+        flat, indices = value.reshape(-1), self._flat_indices()
         rest = flat.clone()
-        rest[places] = 0
+        rest[indices] = 0
         if rest.any():
-            places = flat.nonzero().reshape(-1)
-            at = [x.tolist() for x in torch.unravel_index(places, self.shape)]
+            indices = flat.nonzero().reshape(-1)
+            at = [x.tolist() for x in torch.unravel_index(indices, self.shape)]
             is_flat = len(self._indices.shape) == 1
-            grid = places if is_flat else torch.tensor(at, dtype=torch.int64).T
+            grid = indices if is_flat else torch.tensor(at, dtype=torch.int64).T
             _resize(self._indices, grid)
-        _resize(self._values, flat[places])
+        _resize(self._values, flat[indices])
 
-    def _flat(self) -> torch.Tensor:
-        """Return each value's place in the flattened tensor."""
-        found = self._indices.read().to(torch.int64)
-        if found.ndim < 2:
-            return found.reshape(-1)
-        steps = [prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
-        if found.shape[1] != len(steps):
-            return found.new_full((len(found),), -1)
-        return (found * torch.tensor(steps)).sum(1)
+    def _flat_indices(self) -> torch.Tensor:
+        """Return each value's index in the flattened tensor."""
+        indices = self._indices.read().to(torch.int64)
+        if indices.ndim < 2:
+            return indices.reshape(-1)
+        strides = [prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
+        if indices.shape[1] != len(strides):
+            return indices.new_full((len(indices),), -1)
+        return (indices * torch.tensor(strides)).sum(1)
 
 
-class Numbers:
-    """A list of numbers in a node's attribute, such as a linear classifier's coefficients."""
+class FloatsAttribute:
+    """A floats attribute of a node, such as a linear classifier's coefficients."""
 
     dtype = torch.float32
 
@@ -135,7 +135,7 @@ class Numbers:
         self._attribute, self.shape = attribute, shape
 
     def require(self) -> None:
-        """Numbers in a list are always whole."""
+        """A list of floats is always complete."""
 
     def read(self) -> torch.Tensor:
         """Return the numbers."""
@@ -146,14 +146,14 @@ class Numbers:
         self._attribute.floats[:] = value.reshape(-1).tolist()
 
 
-def require_small(shape: tuple[int, ...], dtype: torch.dtype | None, place: str) -> None:
+def require_size(shape: tuple[int, ...], dtype: torch.dtype | None, place: str) -> None:
     """Raise `SourceError` where a tensor that the file does not hold in full would be too large."""
     needed = prod(shape) * (dtype.itemsize if dtype else 1)
-    if min(shape, default=0) < 0 or needed > LARGEST:
+    if min(shape, default=0) < 0 or needed > MAX_BYTES:
         raise SourceError(
             place,
             f"a tensor of shape {shape} is to be made from a few numbers",
-            f"at most {LARGEST >> 30} GiB are made so",
+            f"at most {MAX_BYTES >> 30} GiB are made so",
             "export the network with its weights",
         )
 
@@ -161,4 +161,4 @@ def require_small(shape: tuple[int, ...], dtype: torch.dtype | None, place: str)
 def _resize(stored: StoredTensor, value: torch.Tensor) -> None:
     stored.tensor.dims[:] = list(value.shape)
     stored.shape = tuple(value.shape)
-    fill(stored.tensor, encoded(stored.tensor, value))
+    set_bytes(stored.tensor, to_bytes(stored.tensor, value))

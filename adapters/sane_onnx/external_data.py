@@ -1,4 +1,4 @@
-"""Values that an ONNX model keeps in files beside it: found, checked and read without trusting it.
+"""External data of an ONNX model: located, validated and read without trusting the model.
 
 A model may name any path, offset and length. Real paths decide what lies beside it, so links are
 followed and then judged by where they end. The values are copied rather than mapped: a mapped file
@@ -22,11 +22,11 @@ from onnx import TensorProto
 from sane_plugins.errors import SourceError
 
 _KEYS = {"location", "offset", "length", "checksum"}
-_NUMBER = re.compile(r"[0-9]{1,19}")
+_BYTE_COUNT = re.compile(r"[0-9]{1,19}")
 _DRIVE = re.compile(r"[A-Za-z]:")
-_MEMORY = "*/_ORT_MEM_ADDR_/*"
+_ORT_MEMORY = "*/_ORT_MEM_ADDR_/*"
 # Tied tensors share bytes; a thousand that each claim the whole file are no model.
-_MOST_SHARED, _SLACK = 4, 2**20
+_MAX_SHARING, _SLACK = 4, 2**20
 _FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_NOFOLLOW", 0)
@@ -36,13 +36,13 @@ _FLAGS = (
 )
 
 
-class _UnusableError(Exception):
-    """What was found, what is needed and the way out, before the tensor is named."""
+class _RejectedError(Exception):
+    """What was found, what is needed and the way out; the tensor is added where it is caught."""
 
 
 @dataclass(frozen=True)
 class _Span:
-    """A tensor's bytes: a file, as it was when first seen, and where in it they begin."""
+    """A tensor's bytes: a file, its status when first seen, and the offset."""
 
     path: Path
     status: os.stat_result
@@ -50,26 +50,26 @@ class _Span:
 
 
 class ExternalFiles:
-    """The files beside one ONNX model that hold its tensors' values, read safely."""
+    """External data files of one ONNX model."""
 
     def __init__(self, model_path: Path) -> None:
         self._model = Path(model_path)
         folder, real = (Path(os.path.realpath(p)) for p in (self._model.parent, self._model))
         self._folders = tuple(dict.fromkeys((folder, real.parent)))
-        self._roots = (*self._folders, *_blobs(folder))
-        self._seen: dict[Path, os.stat_result] = {}
-        self._counted: dict[int, TensorProto] = {}  # holding a tensor keeps its id its own
-        self._claimed = 0
+        self._roots = (*self._folders, *_hugging_face_blobs(folder))
+        self._statuses: dict[Path, os.stat_result] = {}
+        self._tensors: dict[int, TensorProto] = {}  # holding a tensor keeps its id its own
+        self._total = 0
 
     def require(self, tensor: TensorProto, needed: int) -> None:
-        """Check place, offset and length of a tensor of `needed` bytes without reading.
+        """Check location, offset and length of a tensor of `needed` bytes without reading.
 
-        Raises `SourceError` for a place outside of the model's folder (a Hugging Face cache's own
+        Raises `SourceError` for a location outside of the model's folder (a Hugging Face cache's own
         `blobs` counts as inside), for anything but a regular file, for an offset or a length that
         does not fit the file and the shape, and where all tensors together claim far more than
         the files hold.
         """
-        with self._naming(tensor):
+        with self._naming_tensor(tensor):
             self._span(tensor, needed)
 
     def read(self, tensor: TensorProto, needed: int) -> bytearray:
@@ -77,29 +77,29 @@ class ExternalFiles:
 
         Raises `SourceError` as `require` does, and where the file changed since it was first seen.
         """
-        with self._naming(tensor):
+        with self._naming_tensor(tensor):
             span = self._span(tensor, needed)
-            with _opened(span.path) as file:
+            with _open(span.path) as file:
                 _require_same(os.fstat(file), span.status)
                 # What was checked by name is now held open: it still has to lie there.
                 self._require_inside(span.path)
-                values = _filled(file, span.offset, needed)
+                values = _read_exactly(file, span.offset, needed)
                 _require_same(os.fstat(file), span.status)
         return values
 
     @contextmanager
-    def _naming(self, tensor: TensorProto) -> Iterator[None]:
-        """Turn what is wrong into one sentence that names the model, the tensor and its file."""
+    def _naming_tensor(self, tensor: TensorProto) -> Iterator[None]:
+        """Turn errors into a `SourceError` that names the model, the tensor and its file."""
         try:
             yield
-        except _UnusableError as refused:
-            found, needed, way_out = refused.args
+        except _RejectedError as rejection:
+            found, needed, way_out = rejection.args
         except MemoryError:
             found = "holds more values than memory has room for"
             needed, way_out = "one tensor is read at a time", "use a machine with more memory"
         except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a name too long
-            told = getattr(error, "strerror", None) or "its name is not usable"
-            found, needed = f"cannot be read ({told})", "the values are kept there"
+            reason = getattr(error, "strerror", None) or "its name is not usable"
+            found, needed = f"cannot be read ({reason})", "the values are kept there"
             way_out = "put the file beside the model, as it was saved"
         else:
             return
@@ -113,51 +113,51 @@ class ExternalFiles:
 
     def _span(self, tensor: TensorProto, needed: int) -> _Span:
         entries = _entries(tensor)
-        path = self._located(_relative(entries.get("location", "")))
+        path = self._resolve(_relative(entries.get("location", "")))
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
-            raise _UnusableError(
+            raise _RejectedError(
                 "is no regular file",
                 "values are read from regular files only",
                 "export the model again",
             )
-        _require_same(status, self._seen.setdefault(path, status))
-        offset = _within(entries, needed, status.st_size)
-        self._count(tensor, needed)
-        return _Span(path, self._seen[path], offset)
+        _require_same(status, self._statuses.setdefault(path, status))
+        offset = _checked_offset(entries, needed, status.st_size)
+        self._require_plausible_total(tensor, needed)
+        return _Span(path, self._statuses[path], offset)
 
-    def _located(self, relative: str) -> Path:
+    def _resolve(self, relative: str) -> Path:
         """Return the real path of a file; beside a model that is a link, either folder will do."""
-        places = [folder / relative for folder in self._folders]
-        place = next((p for p in places if os.path.lexists(p)), places[0])
-        path = place.resolve(strict=True)
+        candidates = [folder / relative for folder in self._folders]
+        found = next((p for p in candidates if os.path.lexists(p)), candidates[0])
+        path = found.resolve(strict=True)
         self._require_inside(path)
         return path
 
     def _require_inside(self, path: Path) -> None:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(root) for root in self._roots):
-            raise _UnusableError(
+            raise _RejectedError(
                 "lies outside of the model's folder",
                 "a model may only read what lies beside it",
                 "copy the file itself beside the model, if you trust it",
             )
 
-    def _count(self, tensor: TensorProto, needed: int) -> None:
-        if id(tensor) not in self._counted:
-            self._counted[id(tensor)] = tensor
-            self._claimed += needed
-        held = sum({(s.st_dev, s.st_ino): s.st_size for s in self._seen.values()}.values())
-        if self._claimed > _MOST_SHARED * held + _SLACK:
-            raise _UnusableError(
+    def _require_plausible_total(self, tensor: TensorProto, needed: int) -> None:
+        if id(tensor) not in self._tensors:
+            self._tensors[id(tensor)] = tensor
+            self._total += needed
+        held = sum({(s.st_dev, s.st_ino): s.st_size for s in self._statuses.values()}.values())
+        if self._total > _MAX_SHARING * held + _SLACK:
+            raise _RejectedError(
                 f"is one of the model's files of {held} bytes, which its tensors so far would have "
-                f"to fill {self._claimed} bytes from",
-                f"at most {_MOST_SHARED} times what is there may be shared",
+                f"to fill {self._total} bytes from",
+                f"at most {_MAX_SHARING} times what is there may be shared",
                 "export the model again",
             )
 
 
-def _blobs(folder: Path) -> Iterator[Path]:
+def _hugging_face_blobs(folder: Path) -> Iterator[Path]:
     """Yield the store of the Hugging Face cache that holds this folder as `snapshots/<revision>`.
 
     A store that is itself a link could lead anywhere.
@@ -170,17 +170,17 @@ def _blobs(folder: Path) -> Iterator[Path]:
 
 
 def _entries(tensor: TensorProto) -> dict[str, str]:
-    """Return what is known of a tensor's place; other keys, as some exporters add, mean nothing."""
+    """Return the entries of `external_data`; keys that ONNX does not define are ignored."""
     entries = {}
     for entry in tensor.external_data:
         if entry.key in entries:
-            raise _UnusableError(
+            raise _RejectedError(
                 f"comes with more than one {entry.key}",
                 "readers would differ in which one counts",
                 "export the model again",
             )
         if not isinstance(entry.value, str):  # protobuf gives bytes that are no text as bytes
-            raise _UnusableError(
+            raise _RejectedError(
                 f"comes with a {_short(entry.key)} that is no text",
                 "text is needed",
                 "export the model again",
@@ -192,8 +192,8 @@ def _entries(tensor: TensorProto) -> dict[str, str]:
 
 def _relative(location: str) -> str:
     """Return a location that is a plain relative path on every system."""
-    if location == _MEMORY:
-        raise _UnusableError(
+    if location == _ORT_MEMORY:
+        raise _RejectedError(
             "stands for the memory of the program that saved the model",
             "the values themselves are needed",
             "save the model again with its values",
@@ -201,7 +201,7 @@ def _relative(location: str) -> str:
     is_absolute = location.startswith("/") or _DRIVE.match(location) is not None
     parts = location.split("/")
     if not location or is_absolute or ".." in parts or any(c in location for c in "\\\0"):
-        raise _UnusableError(
+        raise _RejectedError(
             "is no relative path of plain names",
             "a model may only read what lies beside it",
             "export the model again with its data in its own folder",
@@ -209,17 +209,17 @@ def _relative(location: str) -> str:
     return location
 
 
-def _within(entries: dict[str, str], needed: int, size: int) -> int:
-    """Return the offset of a tensor's bytes, which lie inside of a file of this size."""
-    offset, length = _number(entries, "offset", 0), _number(entries, "length", needed)
+def _checked_offset(entries: dict[str, str], needed: int, size: int) -> int:
+    """Return the offset of a tensor's bytes, checked against the size of the file."""
+    offset, length = _byte_count(entries, "offset", 0), _byte_count(entries, "length", needed)
     if length != needed:
-        raise _UnusableError(
+        raise _RejectedError(
             f"is said to hold {length} bytes of it",
             f"its shape and type need {needed}",
             "export the model again",
         )
     if offset + length > size:
-        raise _UnusableError(
+        raise _RejectedError(
             f"has {size} bytes",
             f"the tensor's {length} begin at {offset}",
             "copy or download the file again",
@@ -227,10 +227,10 @@ def _within(entries: dict[str, str], needed: int, size: int) -> int:
     return offset
 
 
-def _number(entries: dict[str, str], key: str, default: int) -> int:
+def _byte_count(entries: dict[str, str], key: str, default: int) -> int:
     text = entries.get(key)
-    if text is not None and not _NUMBER.fullmatch(text):
-        raise _UnusableError(
+    if text is not None and not _BYTE_COUNT.fullmatch(text):
+        raise _RejectedError(
             f"comes with the {key} {_short(text)}",
             "a count of bytes is needed",
             "export the model again",
@@ -239,7 +239,7 @@ def _number(entries: dict[str, str], key: str, default: int) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _open(path: Path) -> Iterator[int]:
     file = os.open(path, _FLAGS)
     try:
         yield file
@@ -250,15 +250,15 @@ def _opened(path: Path) -> Iterator[int]:
 def _require_same(found: os.stat_result, first: os.stat_result) -> None:
     names = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
     if any(getattr(found, name) != getattr(first, name) for name in names):
-        raise _UnusableError(
+        raise _RejectedError(
             "changed since the model was opened",
             "one state of the network is needed",
             "open the model again",
         )
 
 
-def _filled(file: int, offset: int, needed: int) -> bytearray:
-    """Read exactly that many bytes into memory of their own."""
+def _read_exactly(file: int, offset: int, needed: int) -> bytearray:
+    """Read exactly `needed` bytes from `offset` on."""
     values = bytearray(needed)
     rest = memoryview(values)
     with os.fdopen(file, "rb", buffering=0, closefd=False) as stream:
@@ -266,7 +266,7 @@ def _filled(file: int, offset: int, needed: int) -> bytearray:
         while rest:
             count = stream.readinto(rest)
             if not count:
-                raise _UnusableError(
+                raise _RejectedError(
                     "ended too early",
                     "it was longer when the model was opened",
                     "open the model again",

@@ -1,6 +1,6 @@
-"""What ONNX's operators do to channels, as steps of a topology.
+"""What ONNX operators do to channels, as steps of the topology.
 
-Whatever is not known, or cannot be proved from shapes, is opaque: then nothing is permuted across it.
+An unknown operator, or one whose effect shapes do not prove, is opaque: nothing is permuted across it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from sane_onnx.attributes import has, integer, integers
+from sane_onnx import attributes
 from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.shapes import Shape
 from sane_plugins.weights import JOIN, OPAQUE, POINTWISE, SPATIAL, Kind, Step, Steps
 
-# Integer constants by name, where they are few.
-Numbers = Mapping[str, Sequence[int]]
+# Values of short integer constants, by name.
+IntegerLists = Mapping[str, Sequence[int]]
 
 _POINTWISE = (
     "Abs",
@@ -66,7 +66,7 @@ _POINTWISE = (
     "Tanh",
     "ThresholdedRelu",
 )
-_MICROSOFT = ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")  # some add a bias first
+_MICROSOFT_POINTWISE = ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")  # some add a bias first
 _JOINS = (
     "Add",
     "And",
@@ -113,38 +113,38 @@ _REDUCTIONS = (
 
 @dataclass(frozen=True)
 class OperatorCall:
-    """One node with what is known about the values it reads and gives."""
+    """A node with the known shapes and integer values of the model."""
 
     node: NodeProto
     shapes: Mapping[str, Shape]
-    numbers: Numbers
+    integers: IntegerLists
 
     @property
-    def read(self) -> Shape | None:
+    def input_shape(self) -> Shape | None:
         """Return the shape of the first input."""
         return self.shapes.get(self.node.input[0])
 
     @property
-    def given(self) -> Shape | None:
+    def output_shape(self) -> Shape | None:
         """Return the shape of the first output."""
         return self.shapes.get(self.node.output[0])
 
     def axes(self) -> Sequence[int] | None:
-        """Return the axes that an attribute, or the second input in later versions, names."""
+        """Return the attribute `axes`, which is the second input in later operator sets."""
         second = self.node.input[1] if len(self.node.input) > 1 else ""
-        given = integers(self.node, "axes")
-        return self.numbers.get(second) if given is None else given
+        axes = attributes.integers(self.node, "axes")
+        return self.integers.get(second) if axes is None else axes
 
     def from_end(self, axes: Sequence[int] | None, shape: Shape | None) -> tuple[int, ...]:
-        """Count axes from the end of a shape; () where they cannot be counted."""
+        """Return axes as negative indices; () where there are none or the rank is unknown."""
         if not axes or (shape is None and max(axes) >= 0):
             return ()
         return tuple(a if a < 0 else a - len(shape or ()) for a in axes)
 
 
-def describe(call: OperatorCall) -> Steps:
-    """Return the steps of a node; the last one gives the node's first output."""
-    if call.node.domain == MICROSOFT and call.node.op_type in _MICROSOFT:
+def channel_steps(call: OperatorCall) -> Steps:
+    """Return what a node does to channels; the last step yields the node's first output."""
+    if call.node.domain == MICROSOFT and call.node.op_type in _MICROSOFT_POINTWISE:
         return JOIN if is_join(call.node) else POINTWISE
     rule = _RULES.get(call.node.op_type) if call.node.domain in STANDARD else None
     return rule(call) if rule is not None and call.node.input else OPAQUE
@@ -153,46 +153,51 @@ def describe(call: OperatorCall) -> Steps:
 def is_join(node: NodeProto) -> bool:
     """Tell whether a known node combines all its inputs; the others follow their first one."""
     if node.domain == MICROSOFT:
-        return node.op_type in _MICROSOFT and len([name for name in node.input if name]) > 1
+        return (
+            node.op_type in _MICROSOFT_POINTWISE and len([name for name in node.input if name]) > 1
+        )
     return node.domain in STANDARD and node.op_type in (*_JOINS, "Concat")
 
 
-def gives_shape(node: NodeProto) -> bool:
+def is_shape_operator(node: NodeProto) -> bool:
     """Tell whether a node's output depends on its input's shape only."""
     return node.domain in STANDARD and node.op_type in ("Shape", "Size")
 
 
-def _along(kind: Kind, axes: tuple[int, ...]) -> Steps:
+def _step_along(kind: Kind, axes: tuple[int, ...]) -> Steps:
     return (Step(kind, dims=axes),) if axes else OPAQUE
 
 
 def _join(call: OperatorCall) -> Steps:
     # Before operator set 7 an axis said where the second input belongs.
-    return OPAQUE if has(call.node, "axis") else JOIN
+    return OPAQUE if attributes.has(call.node, "axis") else JOIN
 
 
 def _concat(call: OperatorCall) -> Steps:
-    axis = integer(call.node, "axis", 1)
-    return _along("concat", call.from_end([axis], call.given))
+    axis = attributes.integer(call.node, "axis", 1)
+    return _step_along("concat", call.from_end([axis], call.output_shape))
 
 
 def _flatten(call: OperatorCall) -> Steps:
-    if call.read is None or integer(call.node, "axis", 1) % max(len(call.read), 1) != 1:
+    if (
+        call.input_shape is None
+        or attributes.integer(call.node, "axis", 1) % max(len(call.input_shape), 1) != 1
+    ):
         return OPAQUE
-    return POINTWISE if len(call.read) == 2 else (Step("flatten", dims=(1,)),)
+    return POINTWISE if len(call.input_shape) == 2 else (Step("flatten", dims=(1,)),)
 
 
 def _reshape(call: OperatorCall) -> Steps:
-    """Recognise what changes nothing, and (N, ...) -> (N, all the rest) where sizes prove it."""
-    read, given = call.read, call.given
-    if read is None or given is None or len(read) < 2:
+    """Recognise the identity, and flattening (N, ...) -> (N, product of the rest) where sizes prove it."""
+    input_shape, output_shape = call.input_shape, call.output_shape
+    if input_shape is None or output_shape is None or len(input_shape) < 2:
         return OPAQUE
-    if None not in read[1:] and read[1:] == given[1:]:
+    if None not in input_shape[1:] and input_shape[1:] == output_shape[1:]:
         return POINTWISE
-    sizes = [size for size in read[1:] if size is not None]
-    is_rest = len(sizes) == len(read) - 1 and given[1:] == (_product(sizes),)
-    shape = call.numbers.get(call.node.input[1]) if len(call.node.input) > 1 else None
-    keeps_batch = shape == [0, -1] and not integer(call.node, "allowzero", 0)
+    sizes = [size for size in input_shape[1:] if size is not None]
+    is_rest = len(sizes) == len(input_shape) - 1 and output_shape[1:] == (_product(sizes),)
+    shape = call.integers.get(call.node.input[1]) if len(call.node.input) > 1 else None
+    keeps_batch = shape == [0, -1] and not attributes.integer(call.node, "allowzero", 0)
     return (Step("flatten", dims=(1,)),) if is_rest or keeps_batch else OPAQUE
 
 
@@ -204,33 +209,33 @@ def _product(sizes: Sequence[int]) -> int:
 
 
 def _transpose(call: OperatorCall) -> Steps:
-    order: Sequence[int] | None = integers(call.node, "perm")
-    if order is None and call.read is not None:
-        order = range(len(call.read))[::-1]
+    order: Sequence[int] | None = attributes.integers(call.node, "perm")
+    if order is None and call.input_shape is not None:
+        order = range(len(call.input_shape))[::-1]
     order = tuple(order or ())
-    return _along("permute", order if sorted(order) == list(range(len(order))) else ())
+    return _step_along("permute", order if sorted(order) == list(range(len(order))) else ())
 
 
 def _squeeze(call: OperatorCall) -> Steps:
-    return _along("squeeze", call.from_end(call.axes(), call.read))
+    return _step_along("squeeze", call.from_end(call.axes(), call.input_shape))
 
 
 def _unsqueeze(call: OperatorCall) -> Steps:
-    return _along("unsqueeze", call.from_end(call.axes(), call.given))
+    return _step_along("unsqueeze", call.from_end(call.axes(), call.output_shape))
 
 
 def _reduce(call: OperatorCall) -> Steps:
-    axes = call.from_end(call.axes(), call.read)
-    kept = _along("reduce", axes)
+    axes = call.from_end(call.axes(), call.input_shape)
+    reduced = _step_along("reduce", axes)
     return (
-        kept
-        if integer(call.node, "keepdims", 1) or not axes
-        else (*kept, Step("squeeze", dims=axes))
+        reduced
+        if attributes.integer(call.node, "keepdims", 1) or not axes
+        else (*reduced, Step("squeeze", dims=axes))
     )
 
 
-def _rescale(call: OperatorCall) -> Steps:
-    """One scale for all channels does not depend on their order."""
+def _quantize(call: OperatorCall) -> Steps:
+    """Per-tensor scales do not depend on the order of channels."""
     scale = call.shapes.get(call.node.input[1]) if len(call.node.input) > 1 else None
     return POINTWISE if scale is not None and all(size == 1 for size in scale) else OPAQUE
 
@@ -245,9 +250,9 @@ _RULES: dict[str, _Rule] = {
     "Flatten": _flatten,
     "Reshape": _reshape,
     "Transpose": _transpose,
-    "DequantizeLinear": _rescale,
+    "DequantizeLinear": _quantize,
     "DynamicQuantizeLinear": lambda _: POINTWISE,
-    "QuantizeLinear": _rescale,
+    "QuantizeLinear": _quantize,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
 }

@@ -1,4 +1,4 @@
-"""Which of a node's inputs are its weights, and which of their axes holds the output channels."""
+"""Weights of ONNX operators: which inputs they are, in which role, and the axis of output channels."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from onnx import NodeProto
 from sane_onnx.attributes import integer
 from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.shapes import Shape
-from sane_onnx.views import View
+from sane_onnx.weight_views import View
 from sane_plugins.weights import Kind, Param, Role
 
-_MOST_AXES = 8
+_MAX_RANK = 8
 _NORM: tuple[Role, ...] = ("scale", "shift", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What makes a node a layer with weights; `data` is the value that it works on.
+class NodeWeights:
+    """Weights of a node, and `data`, the input that they are applied to.
 
-    `is_pinned` says that the channels of the tensors as they are stored are not followed.
+    `is_opaque`: channels cannot be followed through the stored tensors, so that none is permuted.
     """
 
     kind: Kind
@@ -29,138 +29,140 @@ class Weights:
     data: str = ""
     groups: int = 1
     dims: tuple[int, ...] = ()
-    is_pinned: bool = False
+    is_opaque: bool = False
 
 
-Given = Sequence[View]
-_Rule = Callable[[NodeProto, Given, int | None], Weights | None]
+Views = Sequence[View]
+_Rule = Callable[[NodeProto, Views, int | None], NodeWeights | None]
 
 
 def weights_of(
     node: NodeProto, constants: Mapping[str, View], shapes: Mapping[str, Shape]
-) -> Weights | None:
+) -> NodeWeights | None:
     """Return a node's weights; None where it takes none, or not all of them are constants.
 
-    Input 0 is the data and the others are weights, unless `_PLACES` says otherwise.
+    Input 0 is the data and the others are weights, unless `_INPUTS` says otherwise.
     """
-    known = _RULES if node.domain in STANDARD else _MORE if node.domain == MICROSOFT else {}
-    rule = known.get(node.op_type)
+    rules = (
+        _RULES if node.domain in STANDARD else _MICROSOFT_RULES if node.domain == MICROSOFT else {}
+    )
+    rule = rules.get(node.op_type)
     if rule is None or len(node.input) < 2:
         return None
-    first, places = _PLACES.get(node.op_type, (0, range(1, len(node.input))))
+    first, indices = _INPUTS.get(node.op_type, (0, range(1, len(node.input))))
     data = node.input[first]
-    others = [node.input[i] for i in places if i < len(node.input) and node.input[i]]
-    given = [constants[name] for name in others if name in constants]
-    if data in constants or not given or len(given) < len(others):
+    others = [node.input[i] for i in indices if i < len(node.input) and node.input[i]]
+    views = [constants[name] for name in others if name in constants]
+    if data in constants or not views or len(views) < len(others):
         return None
-    found = rule(node, given, len(shapes[data]) if data in shapes else None)
-    return found and replace(found, data=data)
+    weights = rule(node, views, len(shapes[data]) if data in shapes else None)
+    return weights and replace(weights, data=data)
 
 
-def outputs(weight: Param) -> int:
-    """Return how many outputs a matrix has."""
+def output_count(weight: Param) -> int:
+    """Return the number of output channels of a weight."""
     return weight.shape[weight.axis]
 
 
-def _conv(node: NodeProto, given: Given, _: int | None) -> Weights | None:
+def _conv(node: NodeProto, views: Views, _: int | None) -> NodeWeights | None:
     is_transposed = node.op_type == "ConvTranspose"
-    params = _with_bias(given, int(is_transposed), 3)
+    params = _with_bias(views, int(is_transposed), 3)
     kind: Kind = "transposed_conv" if is_transposed else "conv"
     groups = integer(node, "group", 1)
     if params is None or groups < 1 or params[0].shape[0] % groups:
         return None
-    view = given[0]
-    is_pinned = not view.is_plain and not view.is_flipped
-    return Weights(kind, params, groups=groups, is_pinned=is_pinned)
+    view = views[0]
+    is_opaque = not view.is_identity and not view.is_transposed
+    return NodeWeights(kind, params, groups=groups, is_opaque=is_opaque)
 
 
-def _gemm(node: NodeProto, given: Given, _: int | None) -> Weights | None:
-    params = _with_bias(given, int(not integer(node, "transB", 0)), 2)
-    is_pinned = bool(integer(node, "transA", 0))
-    return Weights("linear", params, is_pinned=is_pinned) if params else None
+def _gemm(node: NodeProto, views: Views, _: int | None) -> NodeWeights | None:
+    params = _with_bias(views, int(not integer(node, "transB", 0)), 2)
+    is_opaque = bool(integer(node, "transA", 0))
+    return NodeWeights("linear", params, is_opaque=is_opaque) if params else None
 
 
-def _matmul(_: NodeProto, given: Given, __: int | None) -> Weights | None:
-    params = _with_bias(given, 1, 2)
-    return Weights("linear", params) if params else None
+def _matmul(_: NodeProto, views: Views, __: int | None) -> NodeWeights | None:
+    params = _with_bias(views, 1, 2)
+    return NodeWeights("linear", params) if params else None
 
 
-def _with_bias(given: Given, axis: int, rank: int) -> tuple[Param, ...] | None:
-    """Return weight and bias with the weight's output axis; None where they are no such pair."""
-    view = given[0]
+def _with_bias(views: Views, axis: int, rank: int) -> tuple[Param, ...] | None:
+    """Return weight and bias with the weight's output axis; None where their ranks do not fit."""
+    view = views[0]
     is_matrix = len(view.shape) >= rank and (rank > 2 or len(view.shape) == rank)
-    if not is_matrix or any(len(x.param.shape) != 1 for x in given[1:]):
+    if not is_matrix or any(len(x.param.shape) != 1 for x in views[1:]):
         return None
     weight = replace(view.param, role="weight", axis=view.axes[axis] or 0)
-    return (weight, *(replace(x.param, role="bias") for x in given[1:]))
+    return (weight, *(replace(x.param, role="bias") for x in views[1:]))
 
 
-def _norm_at(place: int) -> _Rule:
-    """Make the rule of a norm whose vectors belong to one axis of the data."""
+def _norm_along(axis: int) -> _Rule:
+    """Return the rule for a norm with one parameter per index of an axis of the data."""
 
-    def rule(_: NodeProto, given: Given, rank: int | None) -> Weights | None:
-        params = _named(given)
-        if rank is None or rank <= place or any(len(p.shape) != 1 for p in params):
+    def rule(_: NodeProto, views: Views, rank: int | None) -> NodeWeights | None:
+        params = _norm_params(views)
+        if rank is None or rank <= axis or any(len(p.shape) != 1 for p in params):
             return None
-        return Weights("norm", params, dims=(place - rank,))
+        return NodeWeights("norm", params, dims=(axis - rank,))
 
     return rule
 
 
-def _layer_norm(node: NodeProto, given: Given, rank: int | None) -> Weights | None:
+def _layer_norm(node: NodeProto, views: Views, rank: int | None) -> NodeWeights | None:
     start = integer(node, "axis", -1)
-    if any(not x.is_plain for x in given):
+    if any(not x.is_identity for x in views):
         return None
     if start >= 0:
         if rank is None or start >= rank:
             return None
         start -= rank
-    if start < -(rank or _MOST_AXES):
+    if start < -(rank or _MAX_RANK):
         return None
-    return Weights("norm", _named(given), dims=tuple(range(start, 0)))
+    return NodeWeights("norm", _norm_params(views), dims=tuple(range(start, 0)))
 
 
-def _named(given: Given) -> tuple[Param, ...]:
-    return tuple(replace(x.param, role=role) for x, role in zip(given, _NORM, strict=False))
+def _norm_params(views: Views) -> tuple[Param, ...]:
+    return tuple(replace(x.param, role=role) for x, role in zip(views, _NORM, strict=False))
 
 
-def _table(node: NodeProto, given: Given, _: int | None) -> Weights | None:
-    table = given[0]
-    if integer(node, "axis", 0) or len(table.param.shape) != 2 or not table.is_plain:
+def _embedding(node: NodeProto, views: Views, _: int | None) -> NodeWeights | None:
+    table = views[0]
+    if integer(node, "axis", 0) or len(table.param.shape) != 2 or not table.is_identity:
         return None
-    return Weights("embedding", (replace(table.param, role="weight"),))
+    return NodeWeights("embedding", (replace(table.param, role="weight"),))
 
 
-def _group_norm(node: NodeProto, given: Given, rank: int | None) -> Weights | None:
+def _group_norm(node: NodeProto, views: Views, rank: int | None) -> NodeWeights | None:
     groups = integer(node, "num_groups", 1)
-    params = _named(given)
+    params = _norm_params(views)
     if rank is None or groups < 1 or any(len(p.shape) != 1 for p in params):
         return None
     # Up to operator set 20 there was one scale for each group, which is not followed.
-    return Weights(
-        "norm", params, groups=groups, dims=(1 - rank,), is_pinned=params[0].size == groups
+    return NodeWeights(
+        "norm", params, groups=groups, dims=(1 - rank,), is_opaque=params[0].size == groups
     )
 
 
-def _gates(_: NodeProto, given: Given, __: int | None) -> Weights | None:
+def _recurrent(_: NodeProto, views: Views, __: int | None) -> NodeWeights | None:
     """Take matrices (directions, gates x hidden, inputs) and biases (directions, gates x hidden)."""
     params = tuple(
         replace(x.param, role="weight" if len(x.shape) > 2 else "bias", axis=x.axes[1] or 0)
-        for x in given
+        for x in views
         if len(x.shape) > 1
     )
-    return Weights("recurrent", params, is_pinned=True) if len(params) == len(given) else None
+    return NodeWeights("recurrent", params, is_opaque=True) if len(params) == len(views) else None
 
 
-def _attention(node: NodeProto, given: Given, rank: int | None) -> Weights | None:
-    found = _matmul(node, given, rank)
-    return found and replace(found, kind="attention", is_pinned=True)
+def _attention(node: NodeProto, views: Views, rank: int | None) -> NodeWeights | None:
+    weights = _matmul(node, views, rank)
+    return weights and replace(weights, kind="attention", is_opaque=True)
 
 
-def _blocks(_: NodeProto, given: Given, __: int | None) -> Weights | None:
-    """Take a matrix kept as (outputs, inputs) in quantised blocks, which hold its inputs together."""
-    params = _with_bias(given, 0, 2)
-    return Weights("linear", params, is_pinned=True) if params else None
+def _matmul_n_bits(_: NodeProto, views: Views, __: int | None) -> NodeWeights | None:
+    """Take a matrix (outputs, inputs) quantised in blocks along its inputs, which must stay together."""
+    params = _with_bias(views, 0, 2)
+    return NodeWeights("linear", params, is_opaque=True) if params else None
 
 
 _RULES: Mapping[str, _Rule] = {
@@ -168,32 +170,32 @@ _RULES: Mapping[str, _Rule] = {
     "ConvTranspose": _conv,
     "Gemm": _gemm,
     "MatMul": _matmul,
-    "BatchNormalization": _norm_at(1),
-    "InstanceNormalization": _norm_at(1),
+    "BatchNormalization": _norm_along(1),
+    "InstanceNormalization": _norm_along(1),
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _layer_norm,
-    "Gather": _table,
+    "Gather": _embedding,
     "GroupNormalization": _group_norm,
-    "LSTM": _gates,
-    "GRU": _gates,
-    "RNN": _gates,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
     "ConvInteger": _conv,
     "MatMulInteger": _matmul,
     "QLinearConv": _conv,
     "QLinearMatMul": _matmul,
 }
-_MORE: Mapping[str, _Rule] = {
+_MICROSOFT_RULES: Mapping[str, _Rule] = {
     "Attention": _attention,
     "QAttention": _attention,
     "DynamicQuantizeMatMul": _matmul,
     "FusedConv": _conv,
     "FusedGemm": _gemm,
     "MatMulIntegerToFloat": _matmul,
-    "MatMulNBits": _blocks,
+    "MatMulNBits": _matmul_n_bits,
     "QGemm": _gemm,
 }
-# The input with the data, and those with weights; all others set how the node works.
-_PLACES: Mapping[str, tuple[int, Sequence[int]]] = {
+# Index of the data input, and indices of weights; all other inputs are settings.
+_INPUTS: Mapping[str, tuple[int, Sequence[int]]] = {
     "Attention": (0, (1, 2)),
     "ConvInteger": (0, (1,)),
     "DynamicQuantizeMatMul": (0, (1, 4)),

@@ -1,4 +1,4 @@
-"""An ONNX file as a model that is safe to look at."""
+"""Load and validate an ONNX file as a `ModelProto`; queries of nodes that ONNX itself lacks."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from sane_plugins.formats import require_file
 STANDARD = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"
 # Its weights are padded and reordered for one kind of processor.
-_HARDWARE = "com.microsoft.nchwc"
-_LISTS = {
+_BLOCKED_LAYOUT = "com.microsoft.nchwc"
+_NUMBER_ATTRIBUTES = {
     "value_float": TensorProto.FLOAT,
     "value_floats": TensorProto.FLOAT,
     "value_int": TensorProto.INT64,
@@ -34,13 +34,13 @@ _LISTS = {
 
 
 def load(path: Path) -> ModelProto:
-    """Read a model file, and nothing that it names.
+    """Load a model file without its external data.
 
     Raises `SourceError` where it is no ONNX model, broken, or made for one kind of hardware.
     """
-    model = _parsed(require_file(path))
-    if not all(_is_text(graph) for graph in (model.graph, *model.functions)):
-        raise no_model(path, "a name in it is no text")
+    model = _parse(require_file(path))
+    if not all(_has_text_names(graph) for graph in (model.graph, *model.functions)):
+        raise invalid_model(path, "a name in it is no text")
     _require_usable(path, model)
     return model
 
@@ -54,7 +54,7 @@ def constant_value(node: NodeProto) -> AttributeProto | None:
 
 
 def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
-    """Yield the graphs inside a node (branches, loop bodies) with the names of their attributes."""
+    """Yield a node's subgraphs (branches, loop bodies) with the names of their attributes."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.name, attribute.g
@@ -62,47 +62,49 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
             yield f"{attribute.name}{i}", graph
 
 
-def no_model(path: Path, found: str) -> SourceError:
+def invalid_model(path: Path, reason: str) -> SourceError:
     """Return the error for a file that is no ONNX model or a damaged one."""
     return SourceError(
         path,
-        f"it is no usable ONNX model ({' '.join(found.split())})",
+        f"it is no usable ONNX model ({' '.join(reason.split())})",
         "a whole one is needed",
         "check the file, or export the network again",
     )
 
 
-def _parsed(path: Path) -> ModelProto:
+def _parse(path: Path) -> ModelProto:
     try:
         model = onnx.load_model(path, format="protobuf", load_external_data=False)
         for part in (model.graph, *model.functions):
-            _unify(part)
+            _constants_to_tensors(part)
     except (DecodeError, OSError, ValueError, RuntimeError, TypeError) as error:
-        raise no_model(path, str(error)) from error
+        raise invalid_model(path, str(error)) from error
     return model
 
 
-def _unify(graph: GraphProto | FunctionProto) -> None:
-    """Turn the plain numbers of Constant nodes into tensors, which mean the same."""
+def _constants_to_tensors(graph: GraphProto | FunctionProto) -> None:
+    """Turn `value_float`, `value_ints`, ... of Constant nodes into the equivalent tensor `value`."""
     for node in graph.node:
         for _, inner in subgraphs(node):
-            _unify(inner)
+            _constants_to_tensors(inner)
         if node.op_type != "Constant":
             continue
         for attribute in node.attribute:
-            if attribute.name in _LISTS and not attribute.ref_attr_name:
-                _unify_attribute(attribute)
+            if attribute.name in _NUMBER_ATTRIBUTES and not attribute.ref_attr_name:
+                _to_tensor(attribute)
 
 
-def _unify_attribute(attribute: AttributeProto) -> None:
+def _to_tensor(attribute: AttributeProto) -> None:
     value = helper.get_attribute_value(attribute)
     shape = [len(value)] if attribute.name.endswith("s") else []
-    tensor = helper.make_tensor("", _LISTS[attribute.name], shape, value if shape else [value])
+    tensor = helper.make_tensor(
+        "", _NUMBER_ATTRIBUTES[attribute.name], shape, value if shape else [value]
+    )
     attribute.CopyFrom(helper.make_attribute("value", tensor))
 
 
-def _is_text(graph: GraphProto | FunctionProto) -> bool:
-    """Tell whether all names are text; the parser leaves others as bytes."""
+def _has_text_names(graph: GraphProto | FunctionProto) -> bool:
+    """Tell whether all names are valid UTF-8; the parser leaves others as bytes."""
     names: list[object] = [value for node in graph.node for value in (*node.input, *node.output)]
     for node in graph.node:
         names += [node.name, node.op_type, node.domain, *(a.name for a in node.attribute)]
@@ -113,16 +115,16 @@ def _is_text(graph: GraphProto | FunctionProto) -> bool:
     else:
         names += [graph.name, graph.domain, *graph.input, *graph.output, *graph.attribute]
     inner = (part for node in graph.node for _, part in subgraphs(node))
-    return all(isinstance(name, str) for name in names) and all(map(_is_text, inner))
+    return all(isinstance(name, str) for name in names) and all(map(_has_text_names, inner))
 
 
 def _require_usable(path: Path, model: ModelProto) -> None:
     graph, versions = model.graph, {x.domain for x in model.opset_import}
     if not (graph.node or graph.initializer or graph.sparse_initializer):
-        raise no_model(path, "it holds neither nodes nor weights")
+        raise invalid_model(path, "it holds neither nodes nor weights")
     if not versions.intersection(STANDARD) and any(n.domain in STANDARD for n in graph.node):
-        raise no_model(path, "it names no operator set")
-    if any(node.domain == _HARDWARE for node in graph.node):
+        raise invalid_model(path, "it names no operator set")
+    if any(node.domain == _BLOCKED_LAYOUT for node in graph.node):
         raise SourceError(
             path,
             "it is optimised for one kind of processor, with reordered weights",
@@ -143,4 +145,4 @@ def require_unique(path: Path, graph: GraphProto) -> None:
     names += [name for node in made for name in node.output if name]
     for name, count in Counter(names).items():
         if not name or count > 1:
-            raise no_model(path, f"the name {name!r} is given to {count} values")
+            raise invalid_model(path, f"the name {name!r} is given to {count} values")

@@ -1,4 +1,4 @@
-"""Integers that stand for weights: dequantised when read, quantised again when written.
+"""Quantised weights: dequantised when read, quantised again when written.
 
 value = (stored - zero point) * scale, with one scale for all, one per channel, or one per block of
 values (ONNX, operator DequantizeLinear).
@@ -11,20 +11,20 @@ from math import prod
 
 import torch
 
-from sane_onnx.constants import Source
-from sane_onnx.tensors import FLOATS, StoredTensor, limits, type_name
+from sane_onnx.constants import Constant
+from sane_onnx.tensors import FLOATS, StoredTensor, integer_range, type_name
 from sane_plugins.errors import SourceError
 
-_EXACT = 1e-3
+_TOLERANCE = 1e-3
 
 
 @dataclass(kw_only=True)
 class QuantizedWeight:
-    """Integers with their scales; `axis` counts the scales' axis, `block` how many values share one."""
+    """Integers with scales along `axis`, one per `block` values or, with 0, per channel or for all."""
 
     stored: StoredTensor
-    scales: tuple[Source, ...]
-    zero: StoredTensor | None
+    scales: tuple[Constant, ...]
+    zero_point: StoredTensor | None
     axis: int = 0
     block: int = 0
     packed: tuple[int, int, int] | None = None  # rows, columns, bits: MatMulNBits
@@ -40,8 +40,8 @@ class QuantizedWeight:
         return self.scales[-1].dtype or torch.float32
 
     @property
-    def told(self) -> str:
-        """Say how the values were made."""
+    def description(self) -> str:
+        """Describe the quantised type and the granularity of its scales."""
         bits = f"{self.packed[2]}-bit blocks" if self.packed else type_name(self.stored.tensor)
         count = prod(self.scales[-1].shape)
         kind = (
@@ -51,12 +51,12 @@ class QuantizedWeight:
 
     def require(self) -> None:
         """Raise `SourceError` where integers and scales do not fit each other."""
-        for part in (self.stored, *self.scales, *([self.zero] if self.zero else [])):
+        for part in (self.stored, *self.scales, *([self.zero_point] if self.zero_point else [])):
             part.require()
         try:
-            self._spread(self._scale())
-            if self.zero is not None:
-                self._spread(self._zeros())
+            self._broadcast(self._scale())
+            if self.zero_point is not None:
+                self._broadcast(self._zero_points())
         except (RuntimeError, IndexError) as error:
             raise SourceError(
                 self.stored.place,
@@ -66,80 +66,82 @@ class QuantizedWeight:
             ) from error
 
     def read(self) -> torch.Tensor:
-        """Return the weights that the network computes with."""
-        values = self._integers().to(torch.float32) - self._offset()
-        return (values * self._spread(self._scale())).to(self.dtype)
+        """Return the dequantised weights."""
+        values = self._integers().to(torch.float32) - self._broadcast_zero_points()
+        return (values * self._broadcast(self._scale())).to(self.dtype)
 
     def write(self, value: torch.Tensor) -> None:
-        """Quantise again; channels keep their scales, exchange them, or get new ones where needed.
+        """Quantise; a channel keeps its scale, gets that of another channel, or a new one where needed.
 
         Raises `SourceError` where the scales must change and other values depend on them.
         """
         value = value.to(torch.float32)
         if self.stored.tensor.data_type in FLOATS or not _is_integer(self.stored):
-            self.stored.write(value / self._spread(self._scale()))  # 8-bit floats
+            self.stored.write(value / self._broadcast(self._scale()))  # 8-bit floats
             return
-        scale, offset = self._spread(self._scale()), self._offset()
-        low, high = (0, 2 ** self.packed[2] - 1) if self.packed else limits(self.stored.tensor)
-        found = torch.round(value / scale + offset)
-        error = ((found - offset) * scale - value).abs() > _EXACT * scale
-        if error.any() and self._exchange(value, low, high):
+        scale, offset = self._broadcast(self._scale()), self._broadcast_zero_points()
+        bits = self.packed[2] if self.packed else 0
+        low, high = (0, 2**bits - 1) if bits else integer_range(self.stored.tensor)
+        integers = torch.round(value / scale + offset)
+        error = ((integers - offset) * scale - value).abs() > _TOLERANCE * scale
+        if error.any() and self._rescale_channels(value, low, high):
             return
-        if ((found < low) | (found > high)).any():
+        if ((integers < low) | (integers > high)).any():
             raise SourceError(
                 self.stored.place,
                 "the new values lie beyond what its scales can hold",
                 f"{type_name(self.stored.tensor)} with these scales is needed",
                 "keep the values near the old ones, or write a file in floating point",
             )
-        self._store(found)
+        self._write_integers(integers)
 
     def holds(self, value: torch.Tensor) -> bool:
-        """Tell whether the stored values now stand for these, but for the rounding of their type."""
-        step = self._spread(self._scale()).abs()
+        """Tell whether the stored values equal these up to the rounding of their type."""
+        step = self._broadcast(self._scale()).abs()
         # Integers round by half a step; 8-bit floats have at least two binary places.
         coarse = 0.0 if _is_integer(self.stored) else 0.13 * value.float().abs()
         error = (self.read().float() - value.float()).abs()
         return bool((error <= 0.51 * step + coarse + 1e-6 * value.float().abs()).all())
 
-    # one scale per channel, which may have changed places
+    def _rescale_channels(self, value: torch.Tensor, low: int, high: int) -> bool:
+        """Write permuted or changed channels, each with the scale and zero point that fit it best.
 
-    def _exchange(self, value: torch.Tensor, low: int, high: int) -> bool:
-        """Give each channel the scale and zero point of the channel that it came from, or new ones."""
-        scale, zeros = self.scales[-1].read().float().reshape(-1), self._zeros().float().reshape(-1)
+        A channel that none fits gets a new scale. Returns False, and writes nothing, where there is not
+        one scale per channel.
+        """
+        scale = self.scales[-1].read().float().reshape(-1)
         if len(self.scales) > 1 or self.block or len(scale) == 1:
             return False
         rows = value.movedim(self.axis, 0).reshape(len(scale), -1)
-        zeros = zeros.expand(len(scale)).clone()
-        new: list[tuple[float, float]] = []
+        zeros = self._zero_points().float().reshape(-1).expand(len(scale)).clone()
+        parameters: list[tuple[float, float]] = []
         for i, row in enumerate(rows):
-            errors = _misfits(row, scale, zeros, low, high)
+            errors = _rounding_errors(row, scale, zeros, low, high)
             best = int(errors.argmin())
             best = i if errors[i] <= errors[best] else best
             if errors[best] < 1:
-                new.append((float(scale[best]), float(zeros[best])))
+                parameters.append((float(scale[best]), float(zeros[best])))
             else:
-                top = float(row.abs().max()) / max(
-                    min(high - float(zeros[i]), float(zeros[i]) - low), 1
-                )
-                new.append((top or float(scale[i]), float(zeros[i])))
-        at = [-1 if i == self.axis % value.ndim else 1 for i in range(value.ndim)]
-        steps, offsets = torch.tensor(new).T
-        found = torch.round(value / steps.reshape(at) + offsets.reshape(at))
-        self.scales[-1].write(steps.reshape(self.scales[-1].shape))
-        if self.zero is not None and prod(self.zero.shape) > 1:
-            self.zero.write(offsets.reshape(self.zero.shape))
-        self._store(found.clamp(low, high))
+                zero = float(zeros[i])
+                new_scale = float(row.abs().max()) / max(min(high - zero, zero - low), 1)
+                parameters.append((new_scale or float(scale[i]), zero))
+        shape = [-1 if i == self.axis % value.ndim else 1 for i in range(value.ndim)]
+        scales, zero_points = torch.tensor(parameters).T
+        integers = torch.round(value / scales.reshape(shape) + zero_points.reshape(shape))
+        self.scales[-1].write(scales.reshape(self.scales[-1].shape))
+        if self.zero_point is not None and prod(self.zero_point.shape) > 1:
+            self.zero_point.write(zero_points.reshape(self.zero_point.shape))
+        self._write_integers(integers.clamp(low, high))
         return True
 
-    def _store(self, found: torch.Tensor) -> None:
+    def _write_integers(self, integers: torch.Tensor) -> None:
         if self.packed is None:
-            self.stored.write(found)
+            self.stored.write(integers)
             return
         rows, columns, bits = self.packed
         each, count = 8 // bits, prod(self.stored.shape) // rows * 8 // bits
         whole = torch.zeros(rows, count, dtype=torch.uint8)
-        whole[:, :columns] = found.to(torch.uint8)
+        whole[:, :columns] = integers.to(torch.uint8)
         parts = whole.reshape(rows, -1, each)
         packed = sum(
             (parts[..., i] << bits * i for i in range(each)), torch.zeros_like(parts[..., 0])
@@ -151,7 +153,7 @@ class QuantizedWeight:
         if self.packed is None:
             return stored
         rows, columns, bits = self.packed
-        return _unpacked(stored, bits).reshape(rows, -1)[:, :columns]
+        return _unpack(stored, bits).reshape(rows, -1)[:, :columns]
 
     def _scale(self) -> torch.Tensor:
         scale = self.scales[0].read().float()
@@ -159,20 +161,20 @@ class QuantizedWeight:
             scale = scale.reshape(-1) * other.read().float().reshape(-1)
         return scale
 
-    def _zeros(self) -> torch.Tensor:
-        if self.zero is None:
+    def _zero_points(self) -> torch.Tensor:
+        if self.zero_point is None:
             return torch.tensor(float(2 ** (self.packed[2] - 1)) if self.packed else 0.0)
-        zeros = self.zero.read()
+        zeros = self.zero_point.read()
         if self.packed and not zeros.is_floating_point():
             rows, columns, bits = self.packed
-            return _unpacked(zeros, bits).reshape(rows, -1)[:, : -(-columns // self.block)].float()
+            return _unpack(zeros, bits).reshape(rows, -1)[:, : -(-columns // self.block)].float()
         return zeros.float()
 
-    def _offset(self) -> torch.Tensor:
-        return self._spread(self._zeros())
+    def _broadcast_zero_points(self) -> torch.Tensor:
+        return self._broadcast(self._zero_points())
 
-    def _spread(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Give scales or zero points a shape that meets the values'."""
+    def _broadcast(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return scales or zero points in a shape that broadcasts to the values."""
         if numbers.numel() == 1:
             return numbers.reshape(())
         if self.packed:
@@ -181,12 +183,12 @@ class QuantizedWeight:
             length = self.shape[self.axis]  # a block may claim to be of any size
             wide = numbers.repeat_interleave(min(self.block, length), self.axis)
             return wide.narrow(self.axis, 0, length).expand(self.shape)
-        at = [1] * len(self.shape)
-        at[self.axis] = self.shape[self.axis]
-        return numbers.reshape(at)
+        shape = [1] * len(self.shape)
+        shape[self.axis] = self.shape[self.axis]
+        return numbers.reshape(shape)
 
 
-def _unpacked(stored: torch.Tensor, bits: int) -> torch.Tensor:
+def _unpack(stored: torch.Tensor, bits: int) -> torch.Tensor:
     parts = [(stored >> bits * i) & (2**bits - 1) for i in range(8 // bits)]
     return torch.stack(parts, dim=-1)
 
@@ -195,7 +197,7 @@ def _is_integer(stored: StoredTensor) -> bool:
     return stored.dtype is not None and not stored.dtype.is_floating_point
 
 
-def _misfits(
+def _rounding_errors(
     row: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor, low: int, high: int
 ) -> torch.Tensor:
     """Return for each scale how far a row is from integers times it; below 1 it is that but for rounding.
@@ -204,9 +206,9 @@ def _misfits(
     """
     worst = torch.zeros(len(scale))
     for part in row.split(64):
-        alive = (worst < 1).nonzero().reshape(-1)
-        ratio = part[None] / scale[alive, None] + zeros[alive, None]
-        error = (ratio - ratio.round()).abs() / (_EXACT + 1e-6 * ratio.abs())
+        candidates = (worst < 1).nonzero().reshape(-1)
+        ratio = part[None] / scale[candidates, None] + zeros[candidates, None]
+        error = (ratio - ratio.round()).abs() / (_TOLERANCE + 1e-6 * ratio.abs())
         error[(ratio < low - 0.5) | (ratio > high + 0.5)] = torch.inf
-        worst[alive] = torch.maximum(worst[alive], error.amax(1))
+        worst[candidates] = torch.maximum(worst[candidates], error.amax(1))
     return worst

@@ -1,4 +1,4 @@
-"""From an ONNX file to a network: what is a weight, what is left out and why."""
+"""Read an ONNX file as a `WeightGraph`: load, inline, classify constants, build layers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from onnx import GraphProto, ModelProto, NodeProto
 
-from sane_onnx.build_layers import LayerReader
-from sane_onnx.classify_constants import Owned, Uses, sort
-from sane_onnx.constants import Source
+from sane_onnx.build_layers import LayerBuilder
+from sane_onnx.classify_constants import ClassifiedConstants, Uses, classify
+from sane_onnx.constants import Constant
 from sane_onnx.external_data import ExternalFiles
-from sane_onnx.inline import Flat, flatten
-from sane_onnx.proto import STANDARD, load, no_model
+from sane_onnx.inline import InlinedModel, inline_model
+from sane_onnx.proto import STANDARD, invalid_model, load
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import Layer, WeightGraph
 
@@ -22,111 +22,113 @@ _NORMS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
 
 
 class OnnxTensors(Mapping[str, torch.Tensor]):
-    """The tensors of one model, read when they are asked for. Keeps the model to write it back."""
+    """Tensors of one model, each read when it is looked up; `model` is kept for writing."""
 
     def __init__(
-        self, model: ModelProto, files: ExternalFiles, found: Mapping[str, Source]
+        self, model: ModelProto, files: ExternalFiles, constants: Mapping[str, Constant]
     ) -> None:
-        self.model, self.files, self._found = model, files, found
+        self.model, self.files, self._constants = model, files, constants
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        return self._found[key].read()
+        return self._constants[key].read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter(self._constants)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._constants)
 
 
 def read(path: Path) -> WeightGraph:
-    """Read an ONNX file and, where it keeps values beside itself, those. Nothing in it is run.
+    """Read an ONNX file and its external data. Nothing in it is run.
 
-    Every floating-point or quantised tensor is owned by a layer, save the numbers that set how
-    operators work; all others are named in `untouched`. Raises `SourceError` for a file that is no
-    ONNX model, is broken, holds no weights, or names other files than it may.
+    Every floating-point or quantised tensor is a param of a layer, except those that parametrise
+    operators, such as the limits of Clip; all others are named in `untouched`. Raises `SourceError`
+    for a file that is no ONNX model, is broken, holds no weights, or names other files than it may.
     """
     model = load(path)
     files = ExternalFiles(path)
     try:
-        flat = flatten(model, files, path)
-        uses = Uses.of(flat)
-        owned = sort(flat, uses)
-        _leave_training(model, owned)
-        if not owned.params:
-            raise _empty(path, owned.untouched)
-        layers = LayerReader(path, model, flat, uses, owned).read()
-        notes = tuple(_notes(flat, owned, layers))
+        inlined = inline_model(model, files, path)
+        uses = Uses.of(inlined)
+        classified = classify(inlined, uses)
+        _note_training_tensors(model, classified)
+        if not classified.params:
+            raise _no_weights_error(path, classified.untouched)
+        layers = LayerBuilder(path, model, inlined, uses, classified).build()
+        notes = tuple(_notes(inlined, classified, layers))
     except (ValueError, RecursionError, OverflowError) as error:
-        raise no_model(path, str(error)) from error
-    readable = {key: source for key, source in owned.sources.items() if _is_readable(source)}
+        raise invalid_model(path, str(error)) from error
+    readable = {key: x for key, x in classified.constants.items() if _has_torch_dtype(x)}
     return WeightGraph(
         source=str(path),
         layers=layers,
         tensors=OnnxTensors(model, files, readable),
-        untouched=owned.untouched,
-        missed=owned.missed,
-        converted=owned.converted,
+        untouched=classified.untouched,
+        missed=classified.missed,
+        converted=classified.converted,
         notes=notes,
         container="onnx",
     )
 
 
-def _is_readable(source: Source) -> bool:
-    """Tell whether torch has this type; strings it has not."""
-    return source.dtype is not None
+def _has_torch_dtype(constant: Constant) -> bool:
+    """Tell whether torch has the constant's type; it has no strings."""
+    return constant.dtype is not None
 
 
-def _leave_training(model: ModelProto, owned: Owned) -> None:
-    """Name the tensors of the training part, which no inference uses."""
+def _note_training_tensors(model: ModelProto, classified: ClassifiedConstants) -> None:
+    """List the tensors of `training_info` as untouched."""
     for i, training in enumerate(model.training_info):
         graphs: list[GraphProto] = [training.initialization, training.algorithm]
         for tensor in [tensor for graph in graphs for tensor in graph.initializer]:
-            owned.untouched[f"training{i}/{tensor.name}"] = "used for training only"
+            classified.untouched[f"training{i}/{tensor.name}"] = "used for training only"
 
 
-def _notes(flat: Flat, owned: Owned, layers: tuple[Layer, ...]) -> Iterator[str]:
-    nodes = [node for node in flat.nodes if node.domain in STANDARD]
+def _notes(
+    inlined: InlinedModel, classified: ClassifiedConstants, layers: tuple[Layer, ...]
+) -> Iterator[str]:
+    nodes = [node for node in inlined.nodes if node.domain in STANDARD]
     for node in nodes:
         factors = {a.name: a.f for a in node.attribute if a.name in ("alpha", "beta") and a.f != 1}
         if node.op_type == "Gemm" and factors:
-            told = " and ".join(f"{name} {value:g}" for name, value in factors.items())
+            text = " and ".join(f"{name} {value:g}" for name, value in factors.items())
             for key in node.input[1:3]:
-                if key in owned.params:
-                    owned.converted[key] = f"as stored: Gemm multiplies by {told}"
-    weighted = {key for layer in layers if layer.kind != "parameter" for key in _keys(layer)}
+                if key in classified.params:
+                    classified.converted[key] = f"as stored: Gemm multiplies by {text}"
+    used = {key for layer in layers if layer.kind != "parameter" for key in _param_keys(layer)}
     matrices = [node for node in nodes if node.op_type in _MATRICES]
-    ahead = _ahead(flat, weighted)
-    if computed := [x for x in matrices if not ahead.intersection(x.input[1:2])]:
+    from_weights = _downstream(inlined, used)
+    if computed := [x for x in matrices if not from_weights.intersection(x.input[1:2])]:
         yield f"{len(computed)} layer(s) compute their weights, of which only stored numbers are read"
     readers = {name: node.op_type for node in nodes for name in node.input[:1]}
     convs = [node for node in matrices if node.op_type == "Conv" and len(node.input) > 2]
-    if bare := [node for node in convs if readers.get(node.output[0]) not in _NORMS]:
+    if unnormalized := [node for node in convs if readers.get(node.output[0]) not in _NORMS]:
         yield (
-            f"{len(bare)} convolution(s) have a bias and no norm: where a batch norm was folded into"
+            f"{len(unnormalized)} convolution(s) have a bias and no norm: where a batch norm was folded into"
             " them on export, it is part of their weights"
         )
 
 
-def _keys(layer: Layer) -> Iterator[str]:
+def _param_keys(layer: Layer) -> Iterator[str]:
     return (param.key for param in layer.params)
 
 
-def _ahead(flat: Flat, names: set[str]) -> set[str]:
-    """Return these values and all that is computed from them."""
+def _downstream(inlined: InlinedModel, names: set[str]) -> set[str]:
+    """Return these values and all values computed from them."""
     readers: dict[str, list[NodeProto]] = {}
-    for node in flat.nodes:
+    for node in inlined.nodes:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found, open_ = set(names), list(names)
-    while open_:
-        fresh = {x for node in readers.pop(open_.pop(), ()) for x in node.output if x} - found
-        found |= fresh
-        open_ += fresh
-    return found
+    reached, pending = set(names), list(names)
+    while pending:
+        new = {x for node in readers.pop(pending.pop(), ()) for x in node.output if x} - reached
+        reached |= new
+        pending += new
+    return reached
 
 
-def _empty(path: Path, untouched: Mapping[str, str]) -> SourceError:
+def _no_weights_error(path: Path, untouched: Mapping[str, str]) -> SourceError:
     key, reason = next(iter(untouched.items()), ("", ""))
     found = f", only {len(untouched)} other tensor(s) ({key!r}: {reason})" if untouched else ""
     return SourceError(

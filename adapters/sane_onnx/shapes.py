@@ -1,4 +1,4 @@
-"""The shapes of a model's values, inferred without its weights."""
+"""Shape inference on a skeleton of the model that has no weights."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from onnx import (
     shape_inference,
 )
 
-from sane_onnx.constants import Source
-from sane_onnx.inline import Flat
+from sane_onnx.constants import Constant
+from sane_onnx.inline import InlinedModel
 from sane_onnx.tensors import FLOATS, StoredTensor
 
 Shape = tuple[int | None, ...]
-# Integers of this many values and fewer may be shapes, which inference follows.
-_FEW = 1024
+# Integer tensors of so many values may hold shapes, whose values inference propagates.
+_MAX_SHAPE_VALUES = 1024
 _TYPES = {dtype: kind for kind, dtype in FLOATS.items()}
 
 
-def infer(model: ModelProto, flat: Flat, nodes: Iterable[NodeProto]) -> dict[str, Shape]:
+def infer_shapes(
+    model: ModelProto, inlined: InlinedModel, nodes: Iterable[NodeProto]
+) -> dict[str, Shape]:
     """Return the shape of every value whose rank is known; None stands for an unknown size.
 
     Shapes that the file itself claims are not believed, except those of its inputs.
@@ -33,24 +35,24 @@ def infer(model: ModelProto, flat: Flat, nodes: Iterable[NodeProto]) -> dict[str
     skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = skeleton.graph
     graph.name = "skeleton"
-    for name, value in flat.inputs.items():
+    for name, value in inlined.inputs.items():
         if value.HasField("type"):
             graph.input.append(value)
             graph.input[-1].name = name
-    for name, constant in flat.constants.items():
+    for name, constant in inlined.constants.items():
         _declare(graph, name, constant)
-    graph.node.extend(n for n in nodes if not flat.holders.intersection(n.output[:1]))
-    graph.output.extend(ValueInfoProto(name=name) for name in flat.outputs)
-    found = _inferred(skeleton)
-    return {**found, **{name: x.shape for name, x in flat.constants.items()}}
+    graph.node.extend(n for n in nodes if not inlined.with_subgraphs.intersection(n.output[:1]))
+    graph.output.extend(ValueInfoProto(name=name) for name in inlined.outputs)
+    shapes = _infer_skeleton(skeleton)
+    return {**shapes, **{name: x.shape for name, x in inlined.constants.items()}}
 
 
-def _declare(graph: GraphProto, name: str, constant: Source) -> None:
-    """Tell inference of a constant: of a weight its shape, of a short list its numbers too."""
+def _declare(graph: GraphProto, name: str, constant: Constant) -> None:
+    """Add a constant to the skeleton: a weight by its shape, a short list with its values."""
     if (
         isinstance(constant, StoredTensor)
         and constant.dtype not in _TYPES
-        and constant.size <= _FEW
+        and constant.size <= _MAX_SHAPE_VALUES
     ):
         tensor = constant.tensor
         if constant.dtype is not None and not constant.dtype.is_floating_point:
@@ -68,18 +70,18 @@ def _declare(graph: GraphProto, name: str, constant: Source) -> None:
         graph.input.append(helper.make_tensor_value_info(name, kind, constant.shape))
 
 
-def _inferred(skeleton: ModelProto) -> dict[str, Shape]:
-    graph = _run(skeleton, follow=False)
-    # Numbers are followed one by one: lists that no real shape needs would fill the memory.
+def _infer_skeleton(skeleton: ModelProto) -> dict[str, Shape]:
+    graph = _infer(skeleton, data_propagation=False)
+    # Values are propagated one by one: lists that no real shape needs would fill the memory.
     if not any(map(_is_long_list, [*graph.input, *graph.value_info])):
-        graph = _run(skeleton, follow=True)
+        graph = _infer(skeleton, data_propagation=True)
     return _shapes(graph)
 
 
-def _run(skeleton: ModelProto, follow: bool) -> GraphProto:
-    """Infer shapes, also from the numbers in short lists where they are to be followed."""
+def _infer(skeleton: ModelProto, data_propagation: bool) -> GraphProto:
+    """Run onnx's shape inference; return the graph as it is where that fails."""
     try:
-        return shape_inference.infer_shapes(skeleton, data_prop=follow).graph
+        return shape_inference.infer_shapes(skeleton, data_prop=data_propagation).graph
     except (
         shape_inference.InferenceError,
         checker.ValidationError,
@@ -94,15 +96,15 @@ def _run(skeleton: ModelProto, follow: bool) -> GraphProto:
 def _is_long_list(value: ValueInfoProto) -> bool:
     kind = value.type.tensor_type
     is_list = kind.elem_type in (TensorProto.INT32, TensorProto.INT64) and len(kind.shape.dim) == 1
-    return is_list and not 0 <= kind.shape.dim[0].dim_value <= _FEW
+    return is_list and not 0 <= kind.shape.dim[0].dim_value <= _MAX_SHAPE_VALUES
 
 
 def _shapes(graph: GraphProto) -> dict[str, Shape]:
-    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         kind = value.type.tensor_type
         if kind.HasField("shape"):
-            found[value.name] = tuple(
+            shapes[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
             )
-    return found
+    return shapes

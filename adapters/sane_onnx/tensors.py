@@ -1,4 +1,4 @@
-"""ONNX tensors as torch tensors and back, bit for bit, whatever the type."""
+"""`TensorProto` to torch tensor and back, bit for bit, for every type that torch has."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ _OTHERS: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
     TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
 }
-# Two values in a byte, the first one in its lower half; read as torch's 8-bit integers.
-_HALVES: Mapping[int, torch.dtype] = {TensorProto.INT4: torch.int8, TensorProto.UINT4: torch.uint8}
-_DTYPES: Mapping[int, torch.dtype] = {**FLOATS, **_OTHERS, **_HALVES}
+# Two values per byte, low nibble first; read as torch's 8-bit integers.
+_FOUR_BIT: Mapping[int, torch.dtype] = {
+    TensorProto.INT4: torch.int8,
+    TensorProto.UINT4: torch.uint8,
+}
+_DTYPES: Mapping[int, torch.dtype] = {**FLOATS, **_OTHERS, **_FOUR_BIT}
 _DATA_FIELDS = (
     "float_data",
     "int32_data",
@@ -60,9 +63,9 @@ def dtype_of(tensor: TensorProto) -> torch.dtype | None:
     return _DTYPES.get(tensor.data_type)
 
 
-def limits(tensor: TensorProto) -> tuple[int, int]:
+def integer_range(tensor: TensorProto) -> tuple[int, int]:
     """Return the least and the greatest value of an integer type."""
-    if tensor.data_type in _HALVES:
+    if tensor.data_type in _FOUR_BIT:
         return (-8, 7) if tensor.data_type == TensorProto.INT4 else (0, 15)
     info = torch.iinfo(_DTYPES[tensor.data_type])
     return info.min, info.max
@@ -74,9 +77,9 @@ def is_external(tensor: TensorProto) -> bool:
 
 
 class StoredTensor:
-    """A tensor of a model where it is kept: in the model file or in one beside it.
+    """A `TensorProto` whose values are in the model file or in an external one.
 
-    `place` names it in errors. `pending` is what is to be written to another file.
+    `place` names it in errors. `pending` are new values for an external file, not written yet.
     """
 
     pending: torch.Tensor | None = None
@@ -91,8 +94,8 @@ class StoredTensor:
         return prod(self.shape) if min(self.shape, default=0) >= 0 else 0
 
     @property
-    def _needed(self) -> int:
-        if self.tensor.data_type in _HALVES:
+    def _byte_count(self) -> int:
+        if self.tensor.data_type in _FOUR_BIT:
             return ceil(self.size / 2)
         return self.size * (self.dtype.itemsize if self.dtype else 0)
 
@@ -100,7 +103,7 @@ class StoredTensor:
         """Raise `SourceError` where there are not as many values as the shape says."""
         if is_external(self.tensor):
             self._require_shape()
-            self.files.require(self.tensor, self._needed)
+            self.files.require(self.tensor, self._byte_count)
         else:
             self.data()
 
@@ -108,16 +111,18 @@ class StoredTensor:
         """Return the bytes as ONNX keeps them. Raises `SourceError` where they do not fit the shape."""
         self._require_shape()
         if self.pending is not None:
-            return encoded(self.tensor, self.pending)
+            return to_bytes(self.tensor, self.pending)
         if is_external(self.tensor):
-            return self.files.read(self.tensor, self._needed)
+            return self.files.read(self.tensor, self._byte_count)
         try:
             raw = self.tensor.HasField("raw_data")
-            data: bytes = self.tensor.raw_data if raw else _packed(self.tensor, self._needed)
+            data: bytes = (
+                self.tensor.raw_data if raw else _data_field_bytes(self.tensor, self._byte_count)
+            )
         except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
-            raise self._broken(str(error)) from error
-        if len(data) != self._needed:
-            raise self._broken(f"shape {self.shape} has {len(data)} bytes")
+            raise self._invalid(str(error)) from error
+        if len(data) != self._byte_count:
+            raise self._invalid(f"shape {self.shape} has {len(data)} bytes")
         return bytes(data)
 
     def read(self) -> torch.Tensor:
@@ -126,8 +131,8 @@ class StoredTensor:
         The bytes are read as they are: numpy has no bfloat16, and torch refuses what stands in for it.
         """
         data = self.data()
-        if self.tensor.data_type in _HALVES:
-            return _halves(data, self.tensor).reshape(self.shape)
+        if self.tensor.data_type in _FOUR_BIT:
+            return _unpack_four_bit(data, self.tensor).reshape(self.shape)
         assert self.dtype is not None, "strings are never read"
         if not data:
             return torch.empty(self.shape, dtype=self.dtype)
@@ -139,43 +144,43 @@ class StoredTensor:
         if is_external(self.tensor):
             self.pending = value
         else:
-            fill(self.tensor, encoded(self.tensor, value))
+            set_bytes(self.tensor, to_bytes(self.tensor, value))
 
     def _require_shape(self) -> None:
         if min(self.shape, default=0) < 0:
-            raise self._broken(f"its shape is {self.shape}")
+            raise self._invalid(f"its shape is {self.shape}")
         if self.dtype is None:
-            raise self._broken(f"{type_name(self.tensor)} values cannot be read")
+            raise self._invalid(f"{type_name(self.tensor)} values cannot be read")
 
-    def _broken(self, found: str) -> SourceError:
+    def _invalid(self, reason: str) -> SourceError:
         return SourceError(
             self.place,
-            f"the tensor is broken ({' '.join(found.split())})",
+            f"the tensor is broken ({' '.join(reason.split())})",
             "as many values as its shape says are needed",
             "copy or export the file again",
         )
 
 
-def fill(tensor: TensorProto, data: bytes) -> None:
-    """Replace whatever a tensor holds by these bytes."""
+def set_bytes(tensor: TensorProto, data: bytes) -> None:
+    """Replace a tensor's values by these bytes, as raw data."""
     for field in (*_DATA_FIELDS, "external_data", "data_location"):
         tensor.ClearField(field)
     tensor.raw_data = data
 
 
-def encoded(tensor: TensorProto, value: torch.Tensor) -> bytes:
+def to_bytes(tensor: TensorProto, value: torch.Tensor) -> bytes:
     """Return a value's bytes in the tensor's type."""
     flat = value.detach().to("cpu", _DTYPES[tensor.data_type]).reshape(-1)
     # A view as bytes needs steps of 1, which `contiguous` does not give a single value.
     flat = flat.clone(memory_format=torch.contiguous_format)
     array = flat.view(torch.uint8).numpy()
-    if tensor.data_type in _HALVES:
+    if tensor.data_type in _FOUR_BIT:
         low, high = np.resize(array & 15, len(array) + len(array) % 2).reshape(-1, 2).T
         array = low | high << 4
     return array.tobytes()
 
 
-def _halves(data: bytes | bytearray, tensor: TensorProto) -> torch.Tensor:
+def _unpack_four_bit(data: bytes | bytearray, tensor: TensorProto) -> torch.Tensor:
     packed = np.frombuffer(data, dtype=np.uint8)
     values = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[: prod(tensor.dims)]
     if tensor.data_type == TensorProto.INT4:
@@ -183,11 +188,11 @@ def _halves(data: bytes | bytearray, tensor: TensorProto) -> torch.Tensor:
     return torch.from_numpy(values.copy())
 
 
-def _packed(tensor: TensorProto, needed: int) -> bytes:
-    """Return the bytes of values kept as numbers; shapes are held against them before anything grows."""
-    kept = sum(len(getattr(tensor, field)) for field in _DATA_FIELDS)
-    if not kept and needed:
+def _data_field_bytes(tensor: TensorProto, byte_count: int) -> bytes:
+    """Return the bytes of values in the typed fields; refuse none at all before a shape allocates memory."""
+    count = sum(len(getattr(tensor, field)) for field in _DATA_FIELDS)
+    if not count and byte_count:
         raise ValueError("it holds no values")
-    if tensor.data_type in _HALVES:
+    if tensor.data_type in _FOUR_BIT:
         return bytes(number & 255 for number in tensor.int32_data)
-    return bytes(to_array(tensor).tobytes()) if kept else b""
+    return bytes(to_array(tensor).tobytes()) if count else b""

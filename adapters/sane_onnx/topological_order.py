@@ -1,4 +1,4 @@
-"""Nodes in the order in which they can run."""
+"""Topological order of a graph's nodes (depth-first search)."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Iterable, Sequence
 from onnx import NodeProto
 
 
-def ordered(nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Return the nodes after all that they read, otherwise in the file's order.
+def sort_topologically(nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Return the nodes, each after those whose outputs it reads, otherwise in the file's order.
 
-    Nodes that wait for each other come last; whoever reads them finds that their inputs are missing.
+    In a cycle some node comes before its inputs, and is refused when it is read as a layer.
     """
     producers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    done: dict[int, None] = {}
+    order: dict[int, None] = {}
     for start in range(len(nodes)):
-        open_, waiting = [start], {start}
-        while open_:
-            needed = _first_missing(nodes[open_[-1]].input, producers, done, waiting)
-            if needed is None:
-                done.setdefault(open_.pop())
+        stack, visited = [start], {start}
+        while stack:
+            missing = _first_missing(nodes[stack[-1]].input, producers, order, visited)
+            if missing is None:
+                order.setdefault(stack.pop())
             else:
-                open_.append(needed)
-                waiting.add(needed)
-    return [nodes[i] for i in done]
+                stack.append(missing)
+                visited.add(missing)
+    return [nodes[i] for i in order]
 
 
 def _first_missing(
-    names: Iterable[str], producers: dict[str, int], done: dict[int, None], waiting: set[int]
+    names: Iterable[str], producers: dict[str, int], order: dict[int, None], visited: set[int]
 ) -> int | None:
-    """Return the first node that gives one of these values and has no place yet."""
-    places = {producers[name] for name in names if name in producers}
-    return min((x for x in places if x not in done and x not in waiting), default=None)
+    """Return the first producer of these values that was not visited yet."""
+    indices = {producers[name] for name in names if name in producers}
+    return min((x for x in indices if x not in order and x not in visited), default=None)

@@ -12,9 +12,9 @@ import torch
 from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 
-from sane_onnx.classify_constants import Uses, sort
-from sane_onnx.constants import Source
-from sane_onnx.inline import flatten
+from sane_onnx.classify_constants import Uses, classify
+from sane_onnx.constants import Constant
+from sane_onnx.inline import inline_model
 from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.read import OnnxTensors
 from sane_onnx.tensors import StoredTensor, is_external
@@ -44,8 +44,8 @@ def write(graph: WeightGraph, target: Path) -> Path:
         )
     model = ModelProto()
     model.CopyFrom(origin.model)
-    flat = flatten(model, origin.files, Path(graph.source))
-    sources = sort(flat, Uses.of(flat)).sources
+    flat = inline_model(model, origin.files, Path(graph.source))
+    sources = classify(flat, Uses.of(flat)).constants
     changed = [p.key for p in graph.params if _differs(graph.tensors, origin, p.key)]
     # The scale of a quantised bias follows from that of its weight, which goes first.
     for key in [*changed, *_dependent(sources, changed)]:
@@ -98,7 +98,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return flat.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
-def _dependent(sources: Mapping[str, Source], changed: list[str]) -> list[str]:
+def _dependent(sources: Mapping[str, Constant], changed: list[str]) -> list[str]:
     """Return the unchanged weights whose integers depend on scales that a changed one may exchange."""
     names = {
         name
@@ -119,11 +119,11 @@ def _require_written(
     model: ModelProto,
     origin: OnnxTensors,
     changed: list[str],
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Constant],
     target: Path,
 ) -> None:
     """Raise `SourceError` where a value did not arrive, such as one that several calls share."""
-    flat = flatten(model, origin.files, Path(graph.source))
+    flat = inline_model(model, origin.files, Path(graph.source))
     for key in changed:
         stored, weight, value = flat.constants.get(key), sources[key], graph.tensors[key].cpu()
         if isinstance(weight, QuantizedWeight):

@@ -1,10 +1,8 @@
-"""Build timm's networks by name, with any number of classes and channels and any fitting weights."""
+"""Build timm's models by name, with any number of classes and channels and any matching weights."""
 
 from __future__ import annotations
 
-import logging
 import warnings
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,45 +13,38 @@ from torch import nn
 from sane_plugins.architectures import (
     ModelSpec,
     Notes,
+    build_model,
+    build_with_weights,
     import_torchvision,
-    parse_name,
-    with_channels,
-    with_weights,
+    unknown_model,
 )
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import open_file
 
-_log = logging.getLogger(__name__)
+_PREFIX = "timm:"
 _NAMES = "one of timm.list_models() is needed"
 
 
 def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
-    """Return the network of NAME[,classes=N][,channels=N][@FILE], and notes on unfit weights.
+    """Return the model of NAME[,classes=N][,channels=N][@FILE], and notes on weights that do not match.
 
-    Without weights it is freshly initialised; nothing is fetched. Raises `SourceError` where timm is
-    missing, where the name is unknown, and where the weights are of another architecture.
+    Nothing is downloaded. Raises `SourceError` where timm is missing, where the name is unknown, and where
+    the weights are of another architecture.
     """
-    named, at, weights = source.partition("@")
-    name, wanted, channels = parse_name(named, classes, f"timm:{source}")
-    recipe = _recipe(name)
-    module, notes = _given(recipe, weights, wanted) if at else (recipe.build(wanted), ())
-    if channels is not None:
-        notes += with_channels(module, channels, f"timm:{source}", recipe.side)
-    for note in notes:
-        _log.warning("timm:%s: %s", source, note)
-    return module, notes
+    return build_model(source, classes, _PREFIX, _find, _load)
 
 
-def _given(recipe: ModelSpec, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
+def _load(spec: ModelSpec, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
+    """Build with the weights of the file after the `@`."""
     graph = open_file(Path(weights))
     if graph is None:
         raise SourceError(
-            f"{recipe.label}@{weights}",
+            f"{spec.label}@{weights}",
             "these weights are not known",
             "a file of weights is needed",
             "fetch them with timm and save them with safetensors.torch.save_file",
         )
-    return with_weights(recipe, graph.state_dict(), classes)
+    return build_with_weights(spec, graph.state_dict(), classes)
 
 
 def import_timm() -> ModuleType:
@@ -67,7 +58,7 @@ def import_timm() -> ModuleType:
         )
     import_torchvision()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the parts of torch that it still uses
+        warnings.simplefilter("ignore")  # it still uses deprecated parts of torch
         try:
             return import_module("timm")
         except ImportError as error:
@@ -79,29 +70,23 @@ def import_timm() -> ModuleType:
             ) from error
 
 
-def _recipe(name: str) -> ModelSpec:
+def _find(name: str) -> ModelSpec:
     timm = import_timm()
     if not timm.is_model(name):
-        close = get_close_matches(name, timm.list_models(), n=3)
-        raise SourceError(
-            f"timm:{name}",
-            "timm has no such network",
-            _NAMES,
-            f"did you mean {' or '.join(close)}" if close else "check the name",
-        )
+        raise unknown_model("timm", name, timm.list_models(), _NAMES)
 
     def builder(*, weights: None = None, num_classes: int | None = None) -> nn.Module:  # noqa: ARG001
         options = {} if num_classes is None else {"num_classes": num_classes}
-        made: nn.Module = timm.create_model(name, pretrained=False, **options)
-        return made
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+        return model
 
-    return ModelSpec(builder=builder, label=f"timm:{name}", side=_side(timm, name))
+    return ModelSpec(builder=builder, label=_PREFIX + name, image_size=_image_size(timm, name))
 
 
-def _side(timm: ModuleType, name: str) -> int | None:
-    """Return the side of the images a network takes. Raises `SourceError` for an unknown tag."""
+def _image_size(timm: ModuleType, name: str) -> int | None:
+    """Return the size of the images a model takes. Raises `SourceError` for an unknown tag."""
     try:
-        settings = timm.models.get_pretrained_cfg(name)
+        config = timm.models.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise SourceError(
             f"timm:{name}",
@@ -109,4 +94,4 @@ def _side(timm: ModuleType, name: str) -> int | None:
             _NAMES,
             "leave out what follows the dot",
         ) from error
-    return settings.input_size[-1] if settings else None
+    return config.input_size[-1] if config else None

@@ -1,9 +1,7 @@
-"""Build torchvision's networks by name, with any number of classes and any fitting weights."""
+"""Build torchvision's models by name, with any number of classes and any matching weights."""
 
 from __future__ import annotations
 
-import logging
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,73 +10,56 @@ from torch import nn
 from sane_plugins.architectures import (
     ModelSpec,
     Notes,
+    build_model,
+    build_with_weights,
     import_torchvision,
-    own,
-    parse_name,
-    with_channels,
-    with_weights,
+    unknown_model,
 )
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import open_file
-from sane_torchvision.published import fetched, of_name
+from sane_torchvision.published import fetch, published_weights
 
-_log = logging.getLogger(__name__)
+_PREFIX = "torchvision:"
 
 
 def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
-    """Return the network of NAME[,classes=N][,channels=N][@WEIGHTS], and notes on unfit weights.
+    """Return the model of NAME[,classes=N][,channels=N][@WEIGHTS], and notes on weights that do not match.
 
-    Without weights it is freshly initialised with torch's global generator. With weights of another
-    class count the classifier stays fresh. Raises `SourceError` where the name is unknown, where it
-    takes no class count, and where the weights are of another architecture.
+    With weights of another class count the classifier stays as initialised. Raises `SourceError` where the
+    name is unknown, where it takes no class count, and where the weights are of another architecture.
     """
-    named, at, weights = source.partition("@")
-    name, wanted, channels = parse_name(named, classes, f"torchvision:{source}")
-    recipe = _recipe(name)
-    module, notes = _given(recipe, name, weights, wanted) if at else (recipe.build(wanted), ())
-    if channels is not None:
-        notes += with_channels(module, channels, f"torchvision:{source}")
-    for note in notes:
-        _log.warning("torchvision:%s: %s", source, note)
-    return module, notes
+    return build_model(source, classes, _PREFIX, _find, _load)
 
 
-def _recipe(name: str) -> ModelSpec:
+def _find(name: str) -> ModelSpec:
     models = import_torchvision().models
     names = models.list_models()
-    if name in names:
-        return ModelSpec(builder=models.get_model_builder(name), label=f"torchvision:{name}")
-    close = get_close_matches(name, names, n=3)
-    raise SourceError(
-        f"torchvision:{name}",
-        "torchvision has no such network",
-        "one of torchvision.models.list_models() is needed",
-        f"did you mean {' or '.join(close)}" if close else "check the name",
-    )
+    if name not in names:
+        needed = "one of torchvision.models.list_models() is needed"
+        raise unknown_model("torchvision", name, names, needed)
+    return ModelSpec(builder=models.get_model_builder(name), label=_PREFIX + name)
 
 
-def _given(
-    recipe: ModelSpec, name: str, weights: str, classes: int | None
-) -> tuple[nn.Module, Notes]:
+def _load(spec: ModelSpec, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
     """Build with the weights after the `@`: published ones by name, or those of a file."""
-    known = of_name(name)
-    if weights in known:
-        return _published(recipe, known[weights], classes)
+    published = published_weights(spec.label.removeprefix(_PREFIX))
+    if weights in published:
+        return _load_published(spec, published[weights], classes)
     graph = open_file(Path(weights))
     if graph is None:
         raise SourceError(
-            f"{recipe.label}@{weights}",
+            f"{spec.label}@{weights}",
             "these weights are not known",
             "a file of weights, or the name of published weights is needed",
-            f"try {', '.join(known)}" if known else "name a file",
+            f"try {', '.join(published)}" if published else "name a file",
         )
-    return with_weights(recipe, graph.state_dict(), classes)
+    return build_with_weights(spec, graph.state_dict(), classes)
 
 
-def _published(recipe: ModelSpec, weights: Any, classes: int | None) -> tuple[nn.Module, Notes]:
-    module, fixed, notes = fetched(recipe, weights)
+def _load_published(spec: ModelSpec, weights: Any, classes: int | None) -> tuple[nn.Module, Notes]:
+    module, arguments, notes = fetch(spec, weights)
     if classes is None:
         return module, notes
-    changed = ModelSpec(builder=recipe.builder, label=recipe.label, fixed=fixed)
-    module, more = with_weights(changed, own(module), classes)
+    spec = ModelSpec(builder=spec.builder, label=spec.label, arguments=arguments)
+    module, more = build_with_weights(spec, module.state_dict(), classes)
     return module, (*notes, *more)

@@ -1,4 +1,4 @@
-"""Fetch torchvision's published weights, or say soon and clearly that no network is reachable."""
+"""Download torchvision's published weights, with a timeout."""
 
 from __future__ import annotations
 
@@ -15,47 +15,51 @@ from torch import nn
 from sane_plugins.architectures import ModelSpec, Notes, import_torchvision
 from sane_plugins.errors import SourceError
 
-PATIENCE = 10.0  # seconds without a byte
-# What the builder derives from published weights, and a network of other classes needs as well.
+TIMEOUT = 10.0  # seconds without a byte
+# Arguments that the builder derives from published weights, and a model of other classes needs as well.
 _DERIVED = ("image_size", "transform_input")
 
 
-def of_name(name: str) -> Mapping[str, Any]:
+def published_weights(name: str) -> Mapping[str, Any]:
     """Return the published weights of a network by their names."""
     return import_torchvision().models.get_model_weights(name).__members__  # type: ignore[no-any-return]
 
 
-def fetched(recipe: ModelSpec, weights: Any) -> tuple[nn.Module, Mapping[str, Any], Notes]:
-    """Return the network as its builder makes it for these weights, what that implies, and notes.
+def fetch(spec: ModelSpec, weights: Any) -> tuple[nn.Module, Mapping[str, Any], Notes]:
+    """Return the model with these weights, the arguments that the builder derived from them, and notes.
 
     The builder reads the weights itself, since some files have keys of old versions. Raises
-    `SourceError` where they cannot be fetched.
+    `SourceError` where they cannot be fetch.
     """
-    plain = weights.meta.get("unquantized", weights)
-    notes = () if plain is weights else (f"the weights before quantisation, {plain}, are read",)
+    unquantized = weights.meta.get("unquantized", weights)
+    notes = (
+        ()
+        if unquantized is weights
+        else (f"the weights before quantisation, {unquantized}, are read",)
+    )
     try:
-        with _patience():
-            # The builder unpickles anything, so the fetched file is proved harmless first.
-            plain.get_state_dict(
+        with _network_timeout():
+            # The builder unpickles anything, so the file is read with weights_only first.
+            unquantized.get_state_dict(
                 progress=False, check_hash=True, map_location="cpu", weights_only=True
             )
-        module = recipe.builder(weights=plain, progress=False)
+        module = spec.builder(weights=unquantized, progress=False)
     except (OSError, RuntimeError, HTTPException, UnpicklingError) as error:
         raise SourceError(
-            f"{recipe.label}@{weights.name}",
-            f"{plain.url} cannot be fetched ({error})",
+            f"{spec.label}@{weights.name}",
+            f"{unquantized.url} cannot be fetched ({error})",
             "its published weights come from there",
-            f"fetch the file elsewhere and name it as {recipe.label}@FILE",
+            f"fetch the file elsewhere and name it as {spec.label}@FILE",
         ) from error
-    known = [key for key in _DERIVED if key in recipe.takes and hasattr(module, key)]
-    return module, {key: getattr(module, key) for key in known}, notes
+    derived = [key for key in _DERIVED if key in spec.parameters and hasattr(module, key)]
+    return module, {key: getattr(module, key) for key in derived}, notes
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Give up on a server that does not answer, where torch waits for ever; keep stdout for data."""
+def _network_timeout() -> Iterator[None]:
+    """Limit the wait for a server, which torch does not; keep stdout for data."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         with redirect_stdout(sys.stderr):
             yield

@@ -1,5 +1,5 @@
 from .building_blocks import PatchTokens
-from .dry_run import try_out
+from .dry_run import run_on_meta
 from .families import (
     ACTIVATIONS,
     FIXED_SIZE,
@@ -12,9 +12,9 @@ from .families import (
     vit,
     wide_cnn,
 )
-from .input_channels import with_channels
-from .model_spec import ModelSpec, Notes, own, with_weights
-from .named import build_named, open_named, parse_name
+from .input_channels import set_input_channels
+from .model_library import build_model, build_named, open_named, unknown_model
+from .model_spec import ModelSpec, Notes, build_with_weights
 from .names import SMALL_CNN
 from .torchvision_import import import_torchvision
 
@@ -27,18 +27,18 @@ __all__ = [
     "Notes",
     "PatchTokens",
     "build",
+    "build_model",
     "build_named",
+    "build_with_weights",
     "import_torchvision",
     "mlp",
     "open_named",
-    "own",
-    "parse_name",
     "resnet",
+    "run_on_meta",
+    "set_input_channels",
     "small_cnn",
     "small_cnn_size",
-    "try_out",
+    "unknown_model",
     "vit",
     "wide_cnn",
-    "with_channels",
-    "with_weights",
 ]

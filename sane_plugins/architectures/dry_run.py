@@ -1,4 +1,4 @@
-"""Run a network on images without values: what reads the images, how far it gets, what comes out.
+"""Run a network on the meta device: which weights read the images, how far it gets, the output shape.
 
 A symbolic trace would not do: detection networks and optical flow decide by their inputs.
 """
@@ -17,60 +17,64 @@ from torch import nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-_SIDES = (224, 128, 256, 384, 160, 512)  # pixels; some networks take one side only
+_IMAGE_SIZES = (224, 128, 256, 384, 160, 512)  # pixels; some networks take one size only
 _FRAMES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """`readers` are the weights that meet the images, `steps` counts the uses of weights.
+    """`readers` are the weights applied to the images first, `steps` counts the uses of weights.
 
-    `output` is the shape of the first tensor that comes out, and empty where the run failed.
+    `output` is the shape of the first output, and empty where the run failed.
     """
 
     channels: int
-    side: int
+    image_size: int
     readers: tuple[str, ...]
     steps: int
     output: tuple[int, ...]
 
 
-def try_out(module: nn.Module, channels: int, side: int | None = None) -> DryRun:
-    """Return the run that gets furthest, over several sizes of images where none is given."""
-    sides = _SIDES if side is None else (side,)
+def run_on_meta(module: nn.Module, channels: int, image_size: int | None = None) -> DryRun:
+    """Run a network without values, on images of several sizes if none is given; return the furthest run."""
+    sizes = _IMAGE_SIZES if image_size is None else (image_size,)
     best = None
-    for pixels in sides:
-        trial = _run(module, channels, pixels)
-        if trial.output:
-            return trial
-        if best is None or trial.steps > best.steps:
-            best = trial
+    for pixels in sizes:
+        run = _run(module, channels, pixels)
+        if run.output:
+            return run
+        if best is None or run.steps > best.steps:
+            best = run
     assert best is not None  # there are sizes
     return best
 
 
-def _run(module: nn.Module, channels: int, side: int) -> DryRun:
+def _run(module: nn.Module, channels: int, image_size: int) -> DryRun:
     state = {
         key: torch.empty_like(tensor, device="meta")
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]
     }
-    video = any(isinstance(part, nn.Conv3d) for part in module.modules())
-    shape = (1, channels, *((_FRAMES,) if video else ()), side, side)
-    images = [torch.empty(shape, device="meta") for _ in range(_inputs(module))]
-    watch = _Watch(state, images)
+    is_video = any(isinstance(part, nn.Conv3d) for part in module.modules())
+    shape = (1, channels, *((_FRAMES,) if is_video else ()), image_size, image_size)
+    images = [torch.empty(shape, device="meta") for _ in range(_image_count(module))]
+    tracker = _ImageTracker(state, images)
     output: tuple[int, ...] = ()
-    with _evaluating(module), warnings.catch_warnings(), torch.no_grad(), watch:
+    with _eval_mode(module), warnings.catch_warnings(), torch.no_grad(), tracker:
         warnings.simplefilter("ignore")
         # Any code runs in a forward, so anything may be raised there; how far it got is the answer.
         with suppress(Exception):
             output = _first_shape(functional_call(module, state, tuple(images)))
     return DryRun(
-        channels=channels, side=side, readers=tuple(watch.readers), steps=watch.steps, output=output
+        channels=channels,
+        image_size=image_size,
+        readers=tuple(tracker.readers),
+        steps=tracker.steps,
+        output=output,
     )
 
 
-class _Watch(TorchFunctionMode):
-    """Follows the images until weights meet them."""
+class _ImageTracker(TorchFunctionMode):
+    """Tracks the images through functions until one applies weights to them."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor], images: Sequence[torch.Tensor]) -> None:
         super().__init__()
@@ -78,7 +82,7 @@ class _Watch(TorchFunctionMode):
         self.steps = 0
         self._keys = {id(tensor): key for key, tensor in weights.items()}
         # Kept, so that no later tensor gets the id of one that is gone.
-        self._raw = {id(image): image for image in images}
+        self._images = {id(image): image for image in images}
 
     def __torch_function__(
         self,
@@ -95,14 +99,14 @@ class _Watch(TorchFunctionMode):
             result = iter(parts)
         else:
             parts = list(_tensors(result))
-        given = list(_tensors((args, kwargs)))
-        weights = [self._keys[id(tensor)] for tensor in given if id(tensor) in self._keys]
-        raw = any(id(tensor) in self._raw for tensor in given)
+        inputs = list(_tensors((args, kwargs)))
+        weights = [self._keys[id(tensor)] for tensor in inputs if id(tensor) in self._keys]
+        reads_image = any(id(tensor) in self._images for tensor in inputs)
         self.steps += bool(weights and parts)
-        if raw and weights and parts:
+        if reads_image and weights and parts:
             self.readers[weights[0]] = None
-        elif raw:
-            self._raw.update((id(part), part) for part in parts)
+        elif reads_image:
+            self._images.update((id(part), part) for part in parts)
         return result
 
 
@@ -121,15 +125,15 @@ def _first_shape(value: Any) -> tuple[int, ...]:
     return tuple(next((tensor.shape for tensor in _tensors(value)), ()))
 
 
-def _inputs(module: nn.Module) -> int:
-    """Return how many images the network needs at once: two for optical flow."""
-    known = signature(module.forward).parameters.values()
-    places = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    return max(1, sum(p.kind in places and p.default is Parameter.empty for p in known))
+def _image_count(module: nn.Module) -> int:
+    """Return how many images the forward takes: two for optical flow."""
+    parameters = signature(module.forward).parameters.values()
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in kinds and p.default is Parameter.empty for p in parameters))
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def _eval_mode(module: nn.Module) -> Iterator[None]:
     modes = {part: part.training for part in module.modules()}
     try:
         for part in modes:

@@ -1,4 +1,4 @@
-"""Build a network as its weights need it, and give it those of another class count."""
+"""Build a model of a library to match a state dict, also with another class count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
-from sane_plugins.architectures.input_channels import with_channels
+from sane_plugins.architectures.input_channels import set_input_channels
 from sane_plugins.errors import SourceError
 
 State = Mapping[str, torch.Tensor]
@@ -20,25 +20,25 @@ Notes = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A builder of networks by its label, what it is always given, and the side of its images."""
+    """A library's builder of a model and its arguments; `label` names it in errors, `image_size`: pixels."""
 
     builder: Callable[..., nn.Module]
     label: str
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    side: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
 
     def build(self, classes: int | None, with_aux: bool = False) -> nn.Module:
-        """Build without weights, and without the second heads that only help training."""
-        options: dict[str, Any] = {"weights": None, **self.fixed}
-        if "weights_backbone" in self.takes:
+        """Build without weights, and without the auxiliary heads that only help training."""
+        options: dict[str, Any] = {"weights": None, **self.arguments}
+        if "weights_backbone" in self.parameters:
             options["weights_backbone"] = None  # the default is a download
-        if "aux_logits" in self.takes:
+        if "aux_logits" in self.parameters:
             options["aux_logits"] = with_aux
-        left_open = "init_weights" in self.takes and self.takes["init_weights"].default is None
-        if left_open:
+        init_weights = self.parameters.get("init_weights")
+        if init_weights is not None and init_weights.default is None:
             options["init_weights"] = False  # it would warn, and draw for minutes
         if classes is not None:
-            if "num_classes" not in self.takes:
+            if "num_classes" not in self.parameters:
                 raise SourceError(
                     self.label,
                     f"{classes} classes were asked for",
@@ -49,101 +49,106 @@ class ModelSpec:
         return self.builder(**options)
 
     def shapes(self, classes: int | None, with_aux: bool) -> dict[str, torch.Size]:
-        """Return the shapes of such a network's tensors, without making their values if possible."""
+        """Return the shapes of such a model's tensors, built on the meta device where that is possible."""
         try:
             with torch.device("meta"):
                 module = self.build(classes, with_aux)
         except (NotImplementedError, RuntimeError):  # some compute their widths with tensors
             module = self.build(classes, with_aux)
-        return {key: tensor.shape for key, tensor in own(module).items()}
+        return {key: tensor.shape for key, tensor in module.state_dict().items()}
 
     @cached_property
-    def takes(self) -> Mapping[str, Parameter]:
-        """Return what the builder takes, by itself or by the class that it builds and that one's bases."""
-        plain = unwrap(self.builder)
-        built = get_type_hints(plain).get("return")
-        bases = built.__mro__ if isinstance(built, type) else ()
-        found = dict(signature(plain).parameters)
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Return the parameters of the builder and, for its **kwargs, of the class that it returns."""
+        function = unwrap(self.builder)
+        returned = get_type_hints(function).get("return")
+        bases = returned.__mro__ if isinstance(returned, type) else ()
+        parameters = dict(signature(function).parameters)
         for base in bases[: bases.index(nn.Module)] if nn.Module in bases else ():
-            found = {**_init_parameters(base), **found}
-        return found
+            parameters = {**_init_parameters(base), **parameters}
+        return parameters
 
 
-def with_weights(recipe: ModelSpec, state: State, classes: int | None) -> tuple[nn.Module, Notes]:
-    """Build the network that the weights are from, or that network with another class count.
+def build_with_weights(
+    spec: ModelSpec, state: State, classes: int | None
+) -> tuple[nn.Module, Notes]:
+    """Build the model that a state dict is from, or that model with another class count.
 
-    Raises `SourceError` where they are of another architecture.
+    Raises `SourceError` where the weights are of another architecture.
     """
-    module, channels = _whole(recipe, state)
-    _require_fit(recipe.label, module, state)
+    module, channels = _build_for(spec, state)
+    _require_match(spec.label, module, state)
     notes: Notes = ()
     if classes is not None:
-        module = recipe.build(classes)
+        module = spec.build(classes)
         if channels is not None:
-            notes = with_channels(module, channels, recipe.label, recipe.side)
-    there, fresh = own(module), _unfit(own(module), state)
-    module.load_state_dict({k: state[k] for k in there.keys() & state.keys() - fresh}, strict=False)
-    return module, (*notes, *_notes(there, state, fresh))
+            notes = set_input_channels(module, channels, spec.label, spec.image_size)
+    here = module.state_dict()
+    mismatched = _mismatched(here, state)
+    matching = here.keys() & state.keys() - mismatched
+    module.load_state_dict({key: state[key] for key in matching}, strict=False)
+    return module, (*notes, *_notes(here, state, mismatched))
 
 
-def own(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the module's tensors by key."""
-    return dict(module.state_dict())
+def _init_parameters(module_type: type) -> Mapping[str, Parameter]:
+    return signature(vars(module_type).get("__init__", object.__init__)).parameters
 
 
-def _init_parameters(kind: type) -> Mapping[str, Parameter]:
-    return signature(vars(kind).get("__init__", object.__init__)).parameters
+def _build_for(spec: ModelSpec, state: State) -> tuple[nn.Module, int | None]:
+    """Build the model with the auxiliary heads, the classes and the input channels of a state dict.
 
-
-def _whole(recipe: ModelSpec, state: State) -> tuple[nn.Module, int | None]:
-    """Build the network with the second heads, the classes and the input channels of the weights.
-
-    The channels are returned where they are not the usual ones.
+    The channels are returned where they are not the model's usual ones.
     """
-    module = recipe.build(None)
-    with_aux = "aux_logits" in recipe.takes and bool(state.keys() - own(module))
-    heads = {key for key in _unfit(own(module), state) if _length(own(module), state, key)}
+    module = spec.build(None)
+    here = module.state_dict()
+    with_aux = "aux_logits" in spec.parameters and bool(state.keys() - here)
+    heads = {key for key in _mismatched(here, state) if _differs_in_length(here, state, key)}
     if with_aux or heads:
-        module = recipe.build(_classes(recipe, state, with_aux, heads), with_aux)
-    kernels = {state[key].shape[1] for key in _unfit(own(module), state) if state[key].ndim > 3}
-    channels = kernels.pop() if len(kernels) == 1 else None
+        module = spec.build(_class_count(spec, state, with_aux, heads), with_aux)
+    kernels = [state[key] for key in _mismatched(module.state_dict(), state) if state[key].ndim > 3]
+    counts = {kernel.shape[1] for kernel in kernels}
+    channels = counts.pop() if len(counts) == 1 else None
     if channels:
-        with_channels(module, channels, recipe.label, recipe.side)
+        set_input_channels(module, channels, spec.label, spec.image_size)
     return module, channels
 
 
-def _length(here: State, state: State, key: str) -> bool:
-    """Tell whether two tensors differ in length alone, as those of two class counts do."""
+def _differs_in_length(here: State, state: State, key: str) -> bool:
+    """Tell whether two tensors differ in their first axis only, as those of two class counts do."""
     return state[key].ndim > 0 and state[key].shape[1:] == here[key].shape[1:]
 
 
-def _classes(recipe: ModelSpec, state: State, with_aux: bool, heads: set[str]) -> int | None:
-    """Return the class count that makes the heads as long as the weights say.
+def _class_count(spec: ModelSpec, state: State, with_aux: bool, heads: set[str]) -> int | None:
+    """Return the class count with which the heads have the shapes of the state dict.
 
     Detection networks have several outputs per class, so their length is measured for two counts.
     """
-    if not heads or "num_classes" not in recipe.takes:
+    if not heads or "num_classes" not in spec.parameters:
         return None
-    low, high = (recipe.shapes(count, with_aux) for count in (2, 3))
-    for key in sorted(heads & low.keys()):
-        if each := high[key][0] - low[key][0]:
-            count, rest = divmod(state[key].shape[0] - low[key][0], each)
+    with_two, with_three = (spec.shapes(count, with_aux) for count in (2, 3))
+    for key in sorted(heads & with_two.keys()):
+        if per_class := with_three[key][0] - with_two[key][0]:
+            count, rest = divmod(state[key].shape[0] - with_two[key][0], per_class)
             return count + 2 if count > -2 and not rest else None
     return None
 
 
-def _unfit(here: State, state: State) -> set[str]:
-    """Return the keys whose shapes differ."""
+def _mismatched(here: State, state: State) -> set[str]:
+    """Return the common keys whose shapes differ."""
     return {key for key in here.keys() & state.keys() if here[key].shape != state[key].shape}
 
 
-def _require_fit(label: str, module: nn.Module, state: State) -> None:
-    here = own(module)
+def _require_match(label: str, module: nn.Module, state: State) -> None:
+    here = module.state_dict()
     # Files from before torch 0.4.1 lack the integer counter, which nothing reads in evaluation.
     missing = {k for k in here.keys() - state.keys() if here[k].is_floating_point()}
-    wrong = [*sorted(_unfit(here, state)), *sorted(missing), *sorted(state.keys() - here.keys())]
-    if wrong:
-        key = wrong[0]
+    differing = [
+        *sorted(_mismatched(here, state)),
+        *sorted(missing),
+        *sorted(state.keys() - here.keys()),
+    ]
+    if differing:
+        key = differing[0]
         given, needed = (
             f"has {tuple(x[key].shape)}" if key in x else "lacks it" for x in (state, here)
         )

@@ -13,13 +13,13 @@ import torch
 
 from sane_plugins.errors import SourceError
 
-# Torchvision describes these two operators to torch whether or not they were loaded.
+# torchvision registers fake implementations of these operators whether or not they were loaded.
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 # The schemas vanish with the object that declared them.
-_kept: list[torch.library.Library] = []
+_libraries: list[torch.library.Library] = []
 _log = logging.getLogger(__name__)
 
 
@@ -32,17 +32,17 @@ def import_torchvision() -> ModuleType:
     `SourceError` where torchvision is not installed or does not import.
     """
     try:
-        return _imported()
+        return _import()
     except RuntimeError as error:
         if "torchvision::" not in str(error):
-            raise _unusable(error) from error
-    _forget()
-    _declare()
+            raise _import_failed(error) from error
+    _discard_partial_import()
+    _declare_schemas()
     try:
-        module = _imported()
+        module = _import()
     except RuntimeError as error:
-        _forget()
-        raise _unusable(error) from error
+        _discard_partial_import()
+        raise _import_failed(error) from error
     _log.warning(
         "torchvision %s was built for another torch than %s: classification models work, the"
         " operators of detection models cannot run",
@@ -52,7 +52,7 @@ def import_torchvision() -> ModuleType:
     return module
 
 
-def _imported() -> ModuleType:
+def _import() -> ModuleType:
     try:
         with warnings.catch_warnings():
             # Image files are read by pillow here, never by torchvision's own extension.
@@ -66,25 +66,25 @@ def _imported() -> ModuleType:
                 "this network's code comes from it",
                 "run pip install 'sane-plugins[torchvision]'",
             ) from error
-        raise _unusable(error) from error
+        raise _import_failed(error) from error
 
 
-def _forget() -> None:
+def _discard_partial_import() -> None:
     """Drop what a failed import left behind, so that the next one starts afresh."""
     for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
 
 
-def _declare() -> None:
+def _declare_schemas() -> None:
     """Declare the schemas that are missing."""
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
             library.define(schema)
-    _kept.append(library)
+    _libraries.append(library)
 
 
-def _unusable(error: Exception) -> SourceError:
+def _import_failed(error: Exception) -> SourceError:
     reason = " ".join(str(error).split())
     return SourceError(
         "torchvision",

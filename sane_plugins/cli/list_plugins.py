@@ -1,4 +1,4 @@
-"""The command that lists plugins and what they offer."""
+"""`sane-plugins list`: installed plugins, and what they offer."""
 
 from __future__ import annotations
 

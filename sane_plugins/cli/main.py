@@ -1,4 +1,8 @@
-"""`sane-plugins`: look into networks, encode them, predict their properties, keep zoos, pretrain."""
+"""`sane-plugins`: inspect networks, encode them, predict their properties, keep zoos, pretrain a SANE.
+
+A command's module imports rooms, not names of theirs: a room loads torch when a name of it is used, so
+that help is shown at once.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +12,37 @@ import click
 
 from sane_plugins import __version__
 from sane_plugins.cli.console import failures_told, note, open_host
-from sane_plugins.cli.heads import heads
-from sane_plugins.cli.inspect import inspect
-from sane_plugins.cli.list_plugins import list_plugins
-from sane_plugins.cli.networks import embed, predict
-from sane_plugins.cli.pretrain import pretrain
-from sane_plugins.cli.zoo import zoo
+from sane_plugins.cli.lazy_commands import LazyCommands
 from sane_plugins.errors import SaneError
 
-_ADDED = "sane_plugins.added"
+_PLUGIN_COMMANDS = "sane_plugins.commands"
+
+_COMMANDS = LazyCommands(
+    {
+        "embed": "sane_plugins.cli.embed:embed",
+        "heads": "sane_plugins.cli.heads:heads",
+        "inspect": "sane_plugins.cli.inspect:inspect",
+        "list": "sane_plugins.cli.list_plugins:list_plugins",
+        "predict": "sane_plugins.cli.predict:predict",
+        "pretrain": "sane_plugins.cli.pretrain:pretrain",
+        "zoo": "sane_plugins.cli.zoo:zoo",
+    }
+)
 
 
-class _WithPlugins(click.Group):
-    """Our commands, and those that plugins add."""
+class PluginGroup(click.Group):
+    """Group of our commands and of those that plugins add."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return all names, ours first."""
-        return [*super().list_commands(context), *self._added(context)]
+        return [*super().list_commands(context), *self._plugin_commands(context)]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Return ours; plugins are loaded only for a name that is not."""
-        return super().get_command(context, name) or self._added(context).get(name)
+        """Return a command; plugins are loaded only for a name that is none of ours."""
+        return super().get_command(context, name) or self._plugin_commands(context).get(name)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command; a plugin's fails in one sentence as ours do."""
+        """Run a command; one of a plugin fails in one sentence as ours do."""
         try:
             return super().invoke(context)
         except Exception:
@@ -40,24 +51,30 @@ class _WithPlugins(click.Group):
             with failures_told(debug=False):
                 raise
 
-    def _added(self, context: click.Context) -> dict[str, click.Command]:
-        """Return what plugins add, once per call; help must work whatever they do."""
-        if _ADDED not in context.meta:
+    def _plugin_commands(self, context: click.Context) -> dict[str, click.Command]:
+        """Return the commands of plugins, loaded once per run; help must work whatever plugins do."""
+        if _PLUGIN_COMMANDS not in context.meta:
             try:
-                context.meta[_ADDED] = {str(x.name): x for x in open_host().commands()}
+                commands = {str(command.name): command for command in open_host().commands()}
             except SaneError as error:
                 note(f"Error: {error}")
-                context.meta[_ADDED] = {}
-            for name in sorted(self.commands.keys() & context.meta[_ADDED].keys()):
+                commands = {}
+            for name in sorted(self.commands.keys() & commands.keys()):
                 note(
                     f"Note: a plugin's command '{name}' is left out: it is the name of one of ours"
                 )
-                del context.meta[_ADDED][name]
-        added: dict[str, click.Command] = context.meta[_ADDED]
-        return added
+                del commands[name]
+            context.meta[_PLUGIN_COMMANDS] = commands
+        loaded: dict[str, click.Command] = context.meta[_PLUGIN_COMMANDS]
+        return loaded
 
 
-@click.group(cls=_WithPlugins, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "sane-plugins",
+    cls=PluginGroup,
+    commands=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__)
 def main() -> None:
     """Encode networks, predict their properties, keep zoos and pretrain a SANE.
@@ -66,9 +83,6 @@ def main() -> None:
     such as torchvision:resnet18. To initialise a network, see 'sane-init --help'.
     """
 
-
-for _command in (inspect, embed, predict, heads, zoo, pretrain, list_plugins):
-    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

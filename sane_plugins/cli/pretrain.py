@@ -1,8 +1,8 @@
-"""The command that trains a SANE on zoos, in one process or in several."""
+"""`sane-plugins pretrain`: train a SANE on zoos, in one process or in several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sane_plugins import architectures, pretraining, tasks, zoo
+from sane_plugins.atomic_files import require_free
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
+from sane_plugins.errors import UsageError
 from sane_plugins.runtime import require_device
 
 if TYPE_CHECKING:
     import torch
-
-    from sane_plugins.pretraining import Behavior, Preset
-    from sane_plugins.zoo import Zoo
 
 _FILE = click.Path(path_type=Path)
 _COUNT = click.IntRange(1)
@@ -87,110 +87,106 @@ def pretrain(
     resume: bool,
     force: bool,
     as_json: bool,
-    **chosen: Any,
+    **given: Any,
 ) -> None:
     """Train a SANE on zoos.
 
     Options that are not given are the preset's. Under torchrun, the processes share each batch.
     """
-    from sane_plugins.pretraining import World, joined
-    from sane_plugins.pretraining import pretrain as train
-    from sane_plugins.progress import current
-    from sane_plugins.zoo import Zoo
-
-    _require_room(output, force, resume)
+    _require_free(output, force, resume)
     require_device(device)
-    opened = [Zoo.open(folder) for folder in zoos]
-    config, options = _chosen(preset, opened, chosen)
-    term = _behaviour(images, opened) if options.behaviour else None
-    with joined(device) as own, progress_bars(open_host()):
-        options = replace(options, device=own)
-        train(opened, config, options, output, resume=resume, report=current(), behaviour=term)
-        is_first = World.here().is_first
+    opened = [zoo.Zoo.open(folder) for folder in zoos]
+    config, options = _configuration(preset, opened, given)
+    behavior = _behavior_term(images, opened) if options.behaviour else None
+    host = open_host()
+    with pretraining.joined(device) as own_device, progress_bars(host):
+        pretraining.pretrain(
+            opened,
+            config,
+            replace(options, device=own_device),
+            output,
+            resume=resume,
+            report=host.report,
+            behaviour=behavior,
+        )
+        is_first = pretraining.World.here().is_first
     if is_first:
-        _tell(output, options.steps, as_json)
+        _draw_and_print(output, options.steps, as_json)
 
 
-def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Preset:
-    """Return the preset with what was chosen on the command line."""
-    from sane_plugins.pretraining import PRESETS
-
-    config, options = PRESETS[preset](zoos)
-    given = {key: value for key, value in chosen.items() if value is not None}
-    if (precision := given.pop("precision", None)) is not None:
-        given["bf16"] = precision == "bf16"
-    if given.get("loss") == "masked":
-        given["scale"] = "none"  # what the loss normalises is not normalised before
-    if "window" in given or "halo" in given:
-        given["span"] = 0
-    shape = {field.name for field in fields(config)}
+def _configuration(
+    preset: str, zoos: Sequence[zoo.Zoo], given: Mapping[str, Any]
+) -> pretraining.Preset:
+    """Return the preset, changed by the options that were given."""
+    config, options = pretraining.PRESETS[preset](zoos)
+    changes = {key: value for key, value in given.items() if value is not None}
+    if (precision := changes.pop("precision", None)) is not None:
+        changes["bf16"] = precision == "bf16"
+    if changes.get("loss") == "masked":
+        changes["scale"] = "none"  # what the loss normalises is not normalised before
+    if "window" in changes or "halo" in changes:
+        changes["span"] = 0
+    architecture = {field.name for field in fields(config)}
     return (
-        replace(config, **{key: value for key, value in given.items() if key in shape}),
-        replace(options, **{key: value for key, value in given.items() if key not in shape}),
+        replace(config, **{key: value for key, value in changes.items() if key in architecture}),
+        replace(
+            options, **{key: value for key, value in changes.items() if key not in architecture}
+        ),
     )
 
 
-def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behavior | None:
-    """Return the behaviour term on the images of each named zoo."""
-    from sane_plugins.errors import UsageError
-    from sane_plugins.pretraining import Outputs
-
-    known, images = {zoo.name: zoo for zoo in zoos}, {}
-    for text in named:
+def _behavior_term(
+    images_by_zoo: Sequence[str], zoos: Sequence[zoo.Zoo]
+) -> pretraining.Behavior | None:
+    """Parse ZOO=TASK, and return the term of the loss that compares networks' outputs on these images."""
+    zoo_by_name, images = {x.name: x for x in zoos}, {}
+    for text in images_by_zoo:
         name, _, source = text.partition("=")
-        if name not in known or not source:
+        if name not in zoo_by_name or not source:
             raise UsageError(
                 f"--images {text}",
                 f"no zoo is called '{name}'" if source else "it names no images",
-                f"ZOO=TASK is needed, with one of {', '.join(known)}",
+                f"ZOO=TASK is needed, with one of {', '.join(zoo_by_name)}",
                 "see 'sane-plugins zoo show'",
             )
-        images[name] = _images(source, known[name])
-    return Outputs(images) if images else None
+        images[name] = _training_images(source, zoo_by_name[name])
+    return pretraining.Outputs(images) if images else None
 
 
-def _images(source: str, zoo: Zoo) -> torch.Tensor:
+def _training_images(source: str, of: zoo.Zoo) -> torch.Tensor:
     """Return training images at the size that a zoo's networks take; raise `UsageError` where none fits."""
-    from sane_plugins.architectures import FIXED_SIZE, small_cnn_size
-    from sane_plugins.errors import UsageError
-    from sane_plugins.tasks import load_task
-
-    task, factory = load_task(source), zoo.entries[0].factory
+    task, factory = tasks.load_task(source), of.entries[0].factory
     size = factory.get("size")
-    if factory.get("name") in FIXED_SIZE:
-        size = small_cnn_size(task.channels)
-    found = task.x_train if size is None else task.resized(size).x_train
+    if factory.get("name") in architectures.FIXED_SIZE:
+        size = architectures.small_cnn_size(task.channels)
+    images = task.x_train if size is None else task.resized(size).x_train
     try:
-        zoo.module(zoo.entries[0])(found[:2])
+        of.module(of.entries[0])(images[:2])
     except RuntimeError as error:
         raise UsageError(
-            f"--images {zoo.name}={source}",
-            f"images {tuple(found.shape[1:])} do not fit its networks",
+            f"--images {of.name}={source}",
+            f"images {tuple(images.shape[1:])} do not fit its networks",
             "what they were trained on is needed",
             "name other images",
         ) from error
-    return found
+    return images
 
 
-def _tell(output: Path, steps: int, as_json: bool) -> None:
-    """Draw the curves and say what was written."""
-    from sane_plugins.pretraining import draw_curves, log_path
-
-    curves = output.with_name(output.name + ".png")
-    if find_spec("matplotlib"):
-        draw_curves(log_path(output), curves)
+def _draw_and_print(output: Path, steps: int, as_json: bool) -> None:
+    """Draw the curves of the log where matplotlib is installed, and say what was written."""
+    log, curves = pretraining.log_path(output), output.with_name(output.name + ".png")
+    can_draw = find_spec("matplotlib") is not None
+    if can_draw:
+        pretraining.draw_curves(log, curves)
     else:
         note("Note: no curves were drawn: install matplotlib with pip install 'sane-plugins[plot]'")
     if as_json:
-        written = {"output": output, "log": log_path(output), "steps": steps}
-        print_json({**written, "curves": curves if find_spec("matplotlib") else None})
+        written = {"output": output, "log": log, "steps": steps}
+        print_json({**written, "curves": curves if can_draw else None})
     else:
         note(f"Written to {output}; use it with 'sane-init --sane' or 'sane-plugins embed --sane'.")
 
 
-def _require_room(output: Path, force: bool, resume: bool) -> None:
-    """Raise `UsageError` where something is in the way, but for the end of a run that is resumed."""
-    from sane_plugins.atomic_files import require_free
-    from sane_plugins.pretraining import state_path
-
-    require_free(output, force or (resume and state_path(output).exists()))
+def _require_free(output: Path, force: bool, resume: bool) -> None:
+    """Raise `UsageError` where a file is in the way, unless a run is resumed that was to replace it."""
+    require_free(output, force or (resume and pretraining.state_path(output).exists()))

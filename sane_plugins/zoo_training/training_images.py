@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sane_plugins.display import ShortRepr
+from sane_plugins.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -17,6 +18,14 @@ class TrainingImages(ShortRepr):
     y_train: torch.Tensor
     x_test: torch.Tensor
     y_test: torch.Tensor
+
+    @classmethod
+    def from_task(cls, task: Task, count: int, seed: int) -> TrainingImages:
+        """Return the images of a task, at most `count` of them to train on, drawn at random."""
+        task = task.subset(count, torch.Generator().manual_seed(seed))
+        return cls(
+            x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
+        )
 
     def on(self, device: str) -> TrainingImages:
         """Return them on a device, images in the channels-last format."""

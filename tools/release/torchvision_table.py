@@ -25,7 +25,7 @@ from sane_torchvision import import_torchvision
 from sane_torchvision.build import build
 from torch import nn
 
-from sane_plugins.architectures import try_out
+from sane_plugins.architectures import run_on_meta
 from sane_plugins.errors import SaneError
 from sane_plugins.symmetry import permutation_groups
 from sane_plugins.weights import detokenize, from_module, load_into, tokenize
@@ -142,7 +142,7 @@ def _with_classes(name: str) -> str:
         return f"no: {error.needed}"
     if [p.shape for p in changed.parameters()] == [p.shape for p in usual.parameters()]:
         return "no: it does not change"
-    output = try_out(changed, 3).output
+    output = run_on_meta(changed, 3).output
     return "yes" if not output or output[1] == 7 else f"no: it gives {output[1]}"
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sane_plugins import Host
-from sane_plugins.architectures import with_channels
+from sane_plugins.architectures import set_input_channels
 from sane_plugins.cli.targets import built, find_target
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.tasks import load_task
@@ -357,7 +357,7 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("again", [True, False])
 def test_networks_that_use_channels_otherwise_are_refused(again: bool) -> None:
     with pytest.raises(SourceError, match="1 input channels were asked for"):
-        with_channels(Mixed(again), 1, "here")
+        set_input_channels(Mixed(again), 1, "here")
 
 
 def test_weights_in_shards_are_read(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_a_silent_server_is_not_waited_for(tmp_path: Path, monkeypatch, capsys) 
 
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setattr("torch.hub.urlopen", ask)
-        monkeypatch.setattr("sane_torchvision.published.PATIENCE", 0.2)
+        monkeypatch.setattr("sane_torchvision.published.TIMEOUT", 0.2)
         start = time.monotonic()
         said = r"resnet18@IMAGENET1K_V1: https://\S+ cannot be fetched.*name it as torchvision:resnet18@FILE"
         with pytest.raises(SourceError, match=said):

@@ -1,12 +1,13 @@
-"""`sane-plugins zoo evaluate`: what is measured of a zoo's networks, or told by a table."""
+"""`sane-plugins zoo evaluate`: measure a zoo's networks, or join a table of properties to them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from sane_plugins import tasks, zoo
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -15,15 +16,14 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-
-if TYPE_CHECKING:
-    from sane_plugins.zoo import Evaluated
+from sane_plugins.errors import UsageError, ZooError
+from sane_plugins.runtime import require_device
 
 _PATH = click.Path(path_type=Path)
-_TOLD = 20
+_MAX_LISTED = 20
 
 
-@click.command("evaluate")
+@click.command()
 @click.argument("folder", metavar="ZOO", type=_PATH)
 @click.option(
     "--task",
@@ -48,7 +48,7 @@ _TOLD = 20
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--force", is_flag=True, help="Replace properties that are there.")
 @command_options
-def evaluate_command(
+def evaluate(
     folder: Path,
     data: str | None,
     table: Path | None,
@@ -65,8 +65,6 @@ def evaluate_command(
 
     Example: sane-plugins zoo evaluate my-zoo --task mnist.npz
     """
-    from sane_plugins.errors import UsageError
-
     if data is None and table is None:
         raise UsageError(
             "zoo evaluate",
@@ -74,67 +72,60 @@ def evaluate_command(
             "one of them is needed",
             "name the images with --task, or a table with --properties",
         )
-    told: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     if table is not None:
-        told |= _join(folder, table, force)
+        summary |= _join_table(folder, table, force)
     if data is not None:
-        told |= _measure(folder, data, images, size, device, force)
+        summary |= _measure(folder, data, images, size, device, force)
     if as_json:
-        print_json(told)
+        print_json(summary)
         return
-    rows = [(key, len(v) if isinstance(v, list | dict) else v) for key, v in told.items()]
+    rows = [(key, len(v) if isinstance(v, list | dict) else v) for key, v in summary.items()]
     print_table(str(folder), ("", "count"), rows)
-    for reason in list(told.get("skipped", {}).values())[:_TOLD]:
+    for reason in list(summary.get("skipped", {}).values())[:_MAX_LISTED]:
         note(f"Skipped: {reason}")
-    for row in told.get("unmatched", [])[:_TOLD]:
+    for row in summary.get("unmatched", [])[:_MAX_LISTED]:
         note(f"Unmatched: {row}")
 
 
 def _measure(
     folder: Path, data: str, images: int, size: int | None, device: str, force: bool
 ) -> dict[str, Any]:
-    from sane_plugins.errors import ZooError
-    from sane_plugins.progress import current
-    from sane_plugins.runtime import require_device
-    from sane_plugins.tasks import load_task
-    from sane_plugins.zoo import EvaluateOptions, evaluate_zoo, read_index
-
+    """Measure every network on the images of a task."""
     require_device(device)
-    read_index(folder)
-    task = load_task(data, size)
-    options = EvaluateOptions(images=images, device=device, force=force)
-    with progress_bars(open_host()):
-        done: Evaluated = evaluate_zoo(folder, task, options, current())
-    if not done.measured and not done.kept:
-        reason = next(iter(done.skipped.values()), "it is empty").rstrip(".")
+    zoo.read_index(folder)  # what is no zoo is refused before images are loaded
+    task = tasks.load_task(data, size)
+    options = zoo.EvaluateOptions(images=images, device=device, force=force)
+    host = open_host()
+    with progress_bars(host):
+        result = zoo.evaluate_zoo(folder, task, options, host.report)
+    if not result.measured and not result.kept:
+        reason = next(iter(result.skipped.values()), "it is empty").rstrip(".")
         raise ZooError(
             folder,
-            f"none of its {len(done.skipped)} networks could be measured (the first: {reason})",
+            f"none of its {len(result.skipped)} networks could be measured (the first: {reason})",
             "networks that can be built and take the images are needed",
             "add them again with --factory, or choose another task",
         )
-    return {"measured": done.measured, "measured before": done.kept, "skipped": done.skipped}
+    return {"measured": result.measured, "measured before": result.kept, "skipped": result.skipped}
 
 
-def _join(folder: Path, table: Path, force: bool) -> dict[str, Any]:
-    from sane_plugins.errors import ZooError
-    from sane_plugins.zoo import Zoo, join_table, read_table, set_properties
-
-    zoo = Zoo.open(folder)
-    rows = read_table(table)
-    found, lost = join_table(zoo.entries, rows)
-    if not found:
+def _join_table(folder: Path, table: Path, force: bool) -> dict[str, Any]:
+    """Give networks the properties that a table has of them."""
+    opened, rows = zoo.Zoo.open(folder), zoo.read_table(table)
+    joined, unmatched = zoo.join_table(opened.entries, rows)
+    if not joined:
         raise ZooError(
             table,
-            f"none of its {len(rows)} rows names a network of the zoo (the first: {lost[0]})",
+            f"none of its {len(rows)} rows names a network of the zoo (the first: {unmatched[0]})",
             "'file' is the end of a file's path, 'network' the name that the zoo gives it",
             "see the names with 'sane-plugins zoo show --json'",
         )
     if not force:
-        own = {entry.key: entry.properties for entry in zoo.entries}
-        found = {
-            key: {name: value for name, value in row.items() if name not in own[key]}
-            for key, row in found.items()
+        present = {entry.key: entry.properties for entry in opened.entries}
+        joined = {
+            key: {name: value for name, value in row.items() if name not in present[key]}
+            for key, row in joined.items()
         }
-    set_properties(folder, found)
-    return {"joined": sum(bool(row) for row in found.values()), "unmatched": lost}
+    zoo.set_properties(folder, joined)
+    return {"joined": sum(bool(row) for row in joined.values()), "unmatched": unmatched}

@@ -1,13 +1,14 @@
-"""`sane-plugins zoo train`: train a zoo."""
+"""`sane-plugins zoo train`: train the networks of a new zoo."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from sane_plugins import architectures, tasks, zoo, zoo_training
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -16,19 +17,16 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.settings import read_setting
-
-if TYPE_CHECKING:
-    from sane_plugins.tasks import Task
-    from sane_plugins.zoo import Zoo
-    from sane_plugins.zoo_training import HyperparameterRanges
+from sane_plugins.cli.zoo.settings import parse_settings
+from sane_plugins.errors import UsageError
+from sane_plugins.runtime import require_device
 
 _FOLDER = click.Path(path_type=Path)
-_KEPT = (0, 1, 2, 4, 8, 12)
-_DRAWN = ("act", "dropout", "channels_in", "classes", "name")
+_KEPT_EPOCHS = (0, 1, 2, 4, 8, 12)
+_RESERVED = ("act", "dropout", "channels_in", "classes", "name")
 
 
-@click.command("train")
+@click.command()
 @click.option(
     "--task",
     "data",
@@ -104,7 +102,7 @@ _DRAWN = ("act", "dropout", "channels_in", "classes", "name")
     "--force", is_flag=True, help="Replace a zoo, or an interrupted run, that exists there."
 )
 @command_options
-def train_command(
+def train(
     data: str,
     output: Path,
     architecture: str,
@@ -135,79 +133,55 @@ def train_command(
 
     Example: sane-plugins zoo train --task mnist.npz -o mnist-zoo --networks 50 --processes 2
     """
-    import torch
-
-    from sane_plugins.progress import current
-    from sane_plugins.runtime import require_device
-    from sane_plugins.tasks import load_task
-    from sane_plugins.zoo_training import TrainingImages, ZooOptions, train_zoo
-
     require_device(device)
     host = open_host()
-    task = _sized(load_task(data, size), architecture, size)
-    task = task.subset(count, torch.Generator().manual_seed(seed))
-    options = ZooOptions(
+    task = tasks.load_task(data, size)
+    if architecture in architectures.FIXED_SIZE and size is None:
+        task = task.resized(architectures.small_cnn_size(task.channels))
+    options = zoo_training.ZooOptions(
         name=output.name,
-        dataset=_dataset(data),
+        dataset=_dataset_name(data),
         architecture=architecture,
-        settings=_settings(settings, architecture, task),
+        settings=_arguments(settings, architecture, task),
         networks=networks,
         epochs=epochs,
-        keep=_kept(keep, epochs),
+        keep=_epochs_to_keep(keep, epochs),
         batch=batch,
         seed=seed,
         ranges=_ranges(act, init, opt),
         device=device,
         group=group,
     )
-    images = TrainingImages(
-        x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
-    )
     with progress_bars(host):
-        zoo = train_zoo(
-            images,
+        trained = zoo_training.train_zoo(
+            zoo_training.TrainingImages.from_task(task, count, seed),
             options,
             output,
             processes=processes,
             save_every=save_every,
             resume=resume,
             force=force,
-            report=current(),
+            report=host.report,
         )
-    _show(zoo, output, as_json)
+    _print(trained, output, as_json)
 
 
-def _sized(task: Task, architecture: str, size: int | None) -> Task:
-    """Return the task at the one size that the architecture takes, where it has one and none is asked."""
-    from sane_plugins.architectures import FIXED_SIZE, small_cnn_size
-
-    if architecture in FIXED_SIZE and size is None:
-        return task.resized(small_cnn_size(task.channels))
-    return task
+def _dataset_name(data: str) -> str:
+    """Return what a zoo calls the images of --task: the file's or data set's name."""
+    return data.split(":")[1] if data.startswith(tasks.TORCHVISION) else Path(data).stem
 
 
-def _dataset(data: str) -> str:
-    """Return a short name of a task."""
-    from sane_plugins.tasks import TORCHVISION
-
-    return data.split(":")[1] if data.startswith(TORCHVISION) else Path(data).stem
-
-
-def _settings(given: tuple[str, ...], architecture: str, task: Task) -> dict[str, Any]:
-    """Return further arguments of the architecture; numbers are told from words."""
-    from sane_plugins.architectures import TAKES_SIZE
-
-    found: dict[str, Any] = {"size": task.size[0]} if architecture in TAKES_SIZE else {}
+def _arguments(settings: tuple[str, ...], architecture: str, task: tasks.Task) -> dict[str, Any]:
+    """Return further arguments of the architecture: the images' size where it takes one, and --set."""
+    size = {"size": task.size[0]} if architecture in architectures.TAKES_SIZE else {}
     why = "it is drawn or given by the images"
-    return found | dict(read_setting(text, _DRAWN, why, "width=8") for text in given)
+    return size | parse_settings(settings, _RESERVED, why, "width=8")
 
 
-def _kept(text: str | None, epochs: int) -> tuple[int, ...]:
-    """Return the epochs of a list like 0,1,2."""
-    from sane_plugins.errors import UsageError
-
+def _epochs_to_keep(text: str | None, epochs: int) -> tuple[int, ...]:
+    """Parse a list of epochs like 0,1,2; without one, early epochs and the last."""
     if text is None:
-        return (*(epoch for epoch in _KEPT if epoch < epochs), epochs)
+        return (*(epoch for epoch in _KEPT_EPOCHS if epoch < epochs), epochs)
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
@@ -221,33 +195,33 @@ def _kept(text: str | None, epochs: int) -> tuple[int, ...]:
 
 def _ranges(
     act: tuple[str, ...], init: tuple[str, ...], opt: tuple[str, ...]
-) -> HyperparameterRanges:
-    """Return the default ranges, narrowed to what is named."""
-    from sane_plugins.architectures import ACTIVATIONS
-    from sane_plugins.errors import UsageError
-    from sane_plugins.zoo_training import INITIALIZATIONS, HyperparameterRanges
-
-    known = {"--act": (act, list(ACTIVATIONS)), "--init": (init, ["default", *INITIALIZATIONS])}
-    for option, (given, names) in known.items():
-        if unknown := [name for name in given if name not in names]:
+) -> zoo_training.HyperparameterRanges:
+    """Return the default ranges, narrowed to what the options name."""
+    choices = {
+        "--act": (act, list(architectures.ACTIVATIONS)),
+        "--init": (init, ["default", *zoo_training.INITIALIZATIONS]),
+    }
+    for option, (names, valid) in choices.items():
+        if unknown := [name for name in names if name not in valid]:
             raise UsageError(
                 f"{option} {unknown[0]}",
                 "there is none of that name",
-                f"one of {', '.join(names)} is needed",
+                f"one of {', '.join(valid)} is needed",
                 "choose one of them",
             )
-    ranges = HyperparameterRanges()
+    ranges = zoo_training.HyperparameterRanges()
     return replace(ranges, act=act or ranges.act, init=init or ranges.init, opt=opt or ranges.opt)
 
 
-def _show(zoo: Zoo, output: Path, as_json: bool) -> None:
-    last = max(float(entry.properties["epoch"]) for entry in zoo.entries)
-    final = [entry for entry in zoo.entries if entry.properties["epoch"] == last]
+def _print(trained: zoo.Zoo, output: Path, as_json: bool) -> None:
+    """Print counts, and the accuracies after the last epoch."""
+    last = max(float(entry.properties["epoch"]) for entry in trained.entries)
+    final = [entry for entry in trained.entries if entry.properties["epoch"] == last]
     accuracy = sorted(float(entry.properties["test_accuracy"]) for entry in final)
-    told = {
+    summary = {
         "output": str(output),
-        "networks": len(zoo.networks),
-        "checkpoints": len(zoo),
+        "networks": len(trained.networks),
+        "checkpoints": len(trained),
         "epoch": int(last),
         "accuracy_lowest": accuracy[0],
         "accuracy_median": accuracy[len(accuracy) // 2],
@@ -255,12 +229,11 @@ def _show(zoo: Zoo, output: Path, as_json: bool) -> None:
         "diverged": sum(not entry.properties["finite"] for entry in final),
     }
     if as_json:
-        print_json(told)
+        print_json(summary)
         return
-    rows = [(name.replace("_", " "), _rounded(value)) for name, value in told.items()]
-    print_table(f"{zoo.name}: trained", ("", ""), rows)
+    rows = [
+        (name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else value)
+        for name, value in summary.items()
+    ]
+    print_table(f"{trained.name}: trained", ("", ""), rows)
     note(f"Look at it with 'sane-plugins zoo show {output}', learn from it with 'pretrain'.")
-
-
-def _rounded(value: object) -> object:
-    return f"{value:.3f}" if isinstance(value, float) else value

@@ -1,14 +1,15 @@
-"""`sane-plugins zoo add`: a folder of checkpoints becomes a zoo."""
+"""`sane-plugins zoo add`: add a folder of checkpoints to a zoo."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from sane_plugins import architectures, zoo
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -17,17 +18,15 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.settings import read_setting
-
-if TYPE_CHECKING:
-    from sane_plugins.zoo import Added, Zoo
+from sane_plugins.cli.zoo.settings import parse_settings
+from sane_plugins.errors import UsageError
 
 _FOLDER = click.Path(path_type=Path)
 _TORCHVISION = "torchvision:"
-_TOLD = 20  # files of a kind that are listed one by one
+_MAX_LISTED = 20  # files of a kind; JSON has all
 
 
-@click.command("add")
+@click.command()
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("-o", "--output", type=_FOLDER, required=True, help="The zoo's folder, new or not.")
 @click.option(
@@ -54,7 +53,7 @@ _TOLD = 20  # files of a kind that are listed one by one
     help="Each file is a network of its own, whatever epoch its name tells.",
 )
 @command_options
-def add_command(
+def add(
     folder: Path,
     output: Path,
     factory: str | None,
@@ -70,23 +69,20 @@ def add_command(
 
     Example: sane-plugins zoo add runs/ -o my-zoo --factory my_package.models:build --set classes=10
     """
-    from sane_plugins.progress import current
-    from sane_plugins.zoo import AddOptions, Zoo, add_networks
-
     host = open_host()
-    options = AddOptions(
+    options = zoo.AddOptions(
         factory=_factory(factory, settings), runs=not no_runs, pattern=network_pattern
     )
     with progress_bars(host):
-        done = add_networks(folder, output, host.open, options, current())
-    _show(done, Zoo.open(output), as_json)
+        result = zoo.add_networks(folder, output, host.open, options, host.report)
+    _print(result, zoo.Zoo.open(output), as_json)
 
 
 def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
-    """Return the description that networks are built from; empty where none is given."""
-    from sane_plugins.architectures import build
-    from sane_plugins.errors import UsageError
+    """Return a factory's name and arguments as a zoo keeps them; nothing where none is given.
 
+    What cannot be built raises `UsageError`, before any file is read.
+    """
     if name is None:
         if settings:
             raise UsageError(
@@ -98,47 +94,42 @@ def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
         return {}
     if name.startswith(_TORCHVISION):
         name = f"torchvision.models:{name.removeprefix(_TORCHVISION)}"
-    why = "--factory names it"
-    given = dict(read_setting(text, ("name",), why, "classes=10") for text in settings)
-    found = {"name": name, **given}
-    build(found)  # what cannot be built is told before the files are read
-    return found
+    arguments = parse_settings(settings, ("name",), "--factory names it", "classes=10")
+    factory = {"name": name, **arguments}
+    architectures.build(factory)
+    return factory
 
 
-def _show(done: Added, zoo: Zoo, as_json: bool) -> None:
-    told = {
-        "name": zoo.name,
-        "networks": len(zoo.networks),
-        "checkpoints": len(zoo),
-        **asdict(done),
-    }
+def _print(result: zoo.Added, extended: zoo.Zoo, as_json: bool) -> None:
+    """Print how many files were added or left out, and on stderr which and why."""
     if as_json:
-        print_json(told)
+        totals = {"networks": len(extended.networks), "checkpoints": len(extended)}
+        print_json({"name": extended.name, **totals, **asdict(result)})
         return
     rows = [
-        ("added", len(done.added)),
-        ("in the zoo already", len(done.already)),
-        ("equal to another, left out", len(done.equal)),
-        ("not read", len(done.unread)),
-        ("networks now", len(zoo.networks)),
-        ("checkpoints now", len(zoo)),
+        ("added", len(result.added)),
+        ("in the zoo already", len(result.already)),
+        ("equal to another, left out", len(result.equal)),
+        ("not read", len(result.unread)),
+        ("networks now", len(extended.networks)),
+        ("checkpoints now", len(extended)),
     ]
-    print_table(zoo.name, ("", "files"), rows)
-    _list("Left out, equal", {source: f"it is {twin}" for source, twin in done.equal.items()})
-    _list("Not read", done.unread)
-    _list("Added without a factory", done.unbuilt)
-    _list(
+    print_table(extended.name, ("", "files"), rows)
+    _note_files("Left out, equal", {key: f"it is {twin}" for key, twin in result.equal.items()})
+    _note_files("Not read", result.unread)
+    _note_files("Added without a factory", result.unbuilt)
+    _note_files(
         "Read in part",
-        {source: f"{share:.1%} of its weights" for source, share in done.partial.items()},
+        {source: f"{share:.1%} of its weights" for source, share in result.partial.items()},
     )
-    if done.given_factory:
-        note(f"{len(done.given_factory)} networks that were in the zoo can be built now.")
+    if result.given_factory:
+        note(f"{len(result.given_factory)} networks that were in the zoo can be built now.")
 
 
-def _list(title: str, told: Mapping[str, str]) -> None:
-    """Tell the first files of a kind, and what of each."""
-    for source, reason in list(told.items())[:_TOLD]:
+def _note_files(title: str, reasons: Mapping[str, str]) -> None:
+    """List the first files of a kind on stderr, each with its reason."""
+    for source, reason in list(reasons.items())[:_MAX_LISTED]:
         # A reason that is a sentence names the file itself.
         note(f"{title}: {reason}" if reason.endswith(".") else f"{title}: {source}: {reason}")
-    if len(told) > _TOLD:
-        note(f"{title}: {len(told) - _TOLD} more; --json lists all.")
+    if len(reasons) > _MAX_LISTED:
+        note(f"{title}: {len(reasons) - _MAX_LISTED} more; --json lists all.")

@@ -1,0 +1,115 @@
+"""Models of a library by name, `PREFIX:NAME[,classes=N][,channels=N][@WEIGHTS]`: what plugins share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sane_plugins.errors import SourceError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sane_plugins.architectures.model_spec import ModelSpec, Notes
+    from sane_plugins.weights import WeightGraph
+
+_log = logging.getLogger(__name__)
+
+
+def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
+    """Read the model that `builder.build` makes of a name behind `prefix`; None for any other source.
+
+    The module `builder` is imported late: it needs the library. Initial weights are drawn from seed 0:
+    the same name is the same network.
+    """
+    if not _is_named(source, prefix):
+        return None
+    import torch
+
+    from sane_plugins.weights import from_module
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, notes = import_module(builder).build(source.removeprefix(prefix), None)
+    graph = from_module(module, source)
+    return replace(graph, notes=(*graph.notes, *notes))
+
+
+def build_named(source: Any, prefix: str, builder: str, classes: int | None) -> nn.Module | None:
+    """Build the model of a name behind `prefix`; None for any other source."""
+    if not _is_named(source, prefix):
+        return None
+    module: nn.Module = import_module(builder).build(source.removeprefix(prefix), classes)[0]
+    return module
+
+
+def build_model(
+    source: str,
+    classes: int | None,
+    prefix: str,
+    find: Callable[[str], ModelSpec],
+    load: Callable[[ModelSpec, str, int | None], tuple[nn.Module, Notes]],
+) -> tuple[nn.Module, Notes]:
+    """Build the model of NAME[,classes=N][,channels=N][@WEIGHTS]; return it and notes, which are logged too.
+
+    `find` returns the spec of a name, `load` builds a spec with the weights after the `@`. Without
+    weights the model is initialised with torch's global generator.
+    """
+    from sane_plugins.architectures.input_channels import set_input_channels
+
+    options, at, weights = source.partition("@")
+    name, count, channels = parse_name(options, classes, prefix + source)
+    spec = find(name)
+    module, notes = load(spec, weights, count) if at else (spec.build(count), ())
+    if channels is not None:
+        notes += set_input_channels(module, channels, prefix + source, spec.image_size)
+    for note in notes:
+        _log.warning("%s%s: %s", prefix, source, note)
+    return module, notes
+
+
+def parse_name(text: str, classes: int | None, source: str) -> tuple[str, int | None, int | None]:
+    """Parse NAME,classes=N,channels=N into the name, the class count, else `classes`, and the channels.
+
+    Raises `SourceError` for an unknown option, a number below 1, and a class count other than `classes`.
+    """
+    name, *settings = text.split(",")
+    options: dict[str, int] = {}
+    for setting in settings:
+        option, _, number = setting.partition("=")
+        if option not in ("classes", "channels") or not number.isdecimal() or not int(number):
+            raise SourceError(
+                source,
+                f"'{setting}' follows the name",
+                "classes=N or channels=N may follow",
+                "write NAME,classes=10,channels=1@WEIGHTS",
+            )
+        options[option] = int(number)
+    count = options.get("classes", classes)
+    if classes not in (None, count):
+        raise SourceError(
+            source,
+            f"{count} classes follow the name",
+            f"{classes} classes are needed here",
+            "leave out classes=N",
+        )
+    return name, count, options.get("channels")
+
+
+def unknown_model(library: str, name: str, names: Iterable[str], needed: str) -> SourceError:
+    """Return the error for a name that a library does not have, with the most similar names."""
+    close = get_close_matches(name, list(names), n=3)
+    return SourceError(
+        f"{library}:{name}",
+        f"{library} has no such network",
+        needed,
+        f"did you mean {' or '.join(close)}" if close else "check the name",
+    )
+
+
+def _is_named(source: Any, prefix: str) -> bool:
+    return isinstance(source, str) and source.startswith(prefix)

@@ -1,0 +1,93 @@
+"""`sane-plugins embed`: encode networks with a SANE or with another encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+from sane_plugins import features
+from sane_plugins.atomic_files import require_free
+from sane_plugins.cli.console import (
+    command_options,
+    note,
+    open_host,
+    print_json,
+    print_table,
+    progress_bars,
+)
+from sane_plugins.cli.sources import process_each, require_none_failed
+from sane_plugins.errors import SourceError
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option("--encoder", default="sane", show_default=True, help="Which encoder.")
+@click.option("--sane", type=_FILE, help="A SANE of your own, from 'pretrain'.")
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    help="Write latents, embeddings and layer embeddings here (.safetensors).",
+)
+@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@command_options
+def embed(
+    sources: tuple[str, ...],
+    encoder: str,
+    sane: Path | None,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Encode networks; each gets an embedding, and one per layer."""
+    if output is not None:
+        require_free(output, force)
+    host = open_host()
+    with _latent_files(output) as latent_file, progress_bars(host):
+
+        def encode(source: str) -> features.Encoding:
+            latents = latent_file(source) if latent_file else False
+            options = features.EncodeOptions(encoder=encoder, model=sane, latents=latents)
+            return host.encode(source, options)
+
+        encodings, failed = process_each(sources, encode)
+        if latent_file and output is not None and encodings:
+            latents = {source: latent_file(source) for source in encodings}
+            features.write_encodings(encodings, latents, output)
+            note(f"Written to {output}.")
+    if as_json:
+        print_json({source: x.embedding.tolist() for source, x in encodings.items()})
+    elif output is None:
+        rows = [(s, x.tokens, len(x.embedding), _preview(x)) for s, x in encodings.items()]
+        print_table(f"encoder {encoder}", ("source", "tokens", "numbers", "embedding"), rows)
+    require_none_failed(failed)
+
+
+def _preview(encoding: features.Encoding) -> str:
+    """Return the first numbers of an embedding."""
+    return " ".join(f"{x:.3f}" for x in encoding.embedding[:4].tolist()) + " ..."
+
+
+@contextmanager
+def _latent_files(output: Path | None) -> Iterator[Callable[[str], Path] | None]:
+    """Give each source a temporary file for its latents, on the disk of `output`; none without an output."""
+    if output is None:
+        yield None
+        return
+    try:
+        with TemporaryDirectory(prefix=".latents-", dir=output.parent) as folder:
+            yield lambda source: Path(folder) / sha256(source.encode()).hexdigest()
+    except OSError as error:
+        raise SourceError(
+            output,
+            f"it cannot be written ({error.strerror})",
+            "room and the right to write are needed",
+            "choose another place",
+        ) from error

@@ -1,0 +1,20 @@
+"""`sane-plugins zoo`: commands that keep zoos."""
+
+import click
+
+from sane_plugins.cli.lazy_commands import LazyCommands
+
+
+@click.group(
+    commands=LazyCommands(
+        {
+            "add": "sane_plugins.cli.zoo.add:add",
+            "evaluate": "sane_plugins.cli.zoo.evaluate:evaluate",
+            "import": "sane_plugins.cli.zoo.import_:import_zoo",
+            "show": "sane_plugins.cli.zoo.show:show",
+            "train": "sane_plugins.cli.zoo.train:train",
+        }
+    )
+)
+def zoo() -> None:
+    """Make zoos of trained networks, measure them, and show what they hold."""
