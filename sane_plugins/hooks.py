@@ -1,6 +1,18 @@
 """The hook specifications: what a host may call and what a plugin may implement.
 
 Specifications only ever gain arguments; a plugin names the arguments that it wants.
+
+A plugin is a module, or any object, whose functions are marked `hookimpl`. One that needs its host (to open
+other sources, to report progress) defines `sane_plugin(host)` instead: it is called once for each host that
+loads the plugin, and returns the object whose methods are marked. A class that takes the host will do:
+
+    class Mine:
+        def __init__(self, host): self.host = host
+
+        @hookimpl
+        def sane_encode(self, source, options): return measure(self.host.open(source))
+
+    sane_plugin = Mine
 """
 
 from __future__ import annotations

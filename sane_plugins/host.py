@@ -1,4 +1,4 @@
-"""The plugins of one process.
+"""The plugins of one manager, and what can be done with them.
 
 Light at import: what a plugin needs, it imports when it is called.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,6 +23,7 @@ from sane_plugins.plugins import (
     culprit,
     distribution,
     listed,
+    made_for,
     mapping,
     names,
     raised,
@@ -57,7 +57,7 @@ class PluginInfo:
 
 
 class Host:
-    """The plugins of one process. `problems` names those that were left out."""
+    """The plugins of one manager. `problems` names those that were left out."""
 
     def __init__(self, pm: PluginManager) -> None:
         self.pm = pm
@@ -74,21 +74,31 @@ class Host:
         pm = PluginManager(PROJECT)
         pm.add_hookspecs(hooks)
         host = cls(pm)
+        host.load_installed()
+        return host
+
+    def load_installed(self) -> None:
+        """Register every installed plugin that the environment allows; see `installed`."""
         # Ours first: no other distribution can take our names, and all others are asked before us.
         points = sorted(
             entry_points(group=PROJECT), key=lambda x: distribution(x) != "sane-plugins"
         )
         for point in filter(wanted, points):
-            host._load(point)
+            self._load(point)
         known: set[str] = set().union(*map(names, points))
         for name in sorted(listed(os.environ.get("SANE_PLUGINS_LOAD", "")) - known):
-            host._left_out(name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it"))
-        return host
+            self._left_out(name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it"))
 
-    @classmethod
-    def active(cls) -> Host:
-        """Return the host whose ability is being called, or else one with what is installed."""
-        return _active.get() or cls.installed()
+    def register(self, plugin: Any, name: str) -> None:
+        """Register a plugin, or what its `sane_plugin(host)` returns. Raises what pluggy raises."""
+        key = self._key(name)
+        was_there = self.pm.has_plugin(key)
+        try:
+            self._add(made_for(self, plugin), name)
+        except Exception:  # older releases of pluggy leave the plugin half registered
+            if not was_there and self.pm.has_plugin(key):
+                self.pm.unregister(name=key)
+            raise
 
     # Reading and writing networks
 
@@ -192,7 +202,14 @@ class Host:
         for _ in self._answers("sane_progress", {"event": event}):
             pass
 
-    # Calling
+    # Loading
+
+    def _key(self, name: str) -> str:
+        """Return the name that a plugin has in the manager."""
+        return name
+
+    def _add(self, plugin: Any, name: str) -> None:
+        self.pm.register(plugin, name=self._key(name))
 
     def _load(self, point: EntryPoint) -> None:
         # A plugin's import may raise anything, or exit, and must not end the host.
@@ -202,9 +219,11 @@ class Host:
             self._left_out(point.name, error)
 
     def _register(self, point: EntryPoint) -> None:
-        name = point.name
-        if self.pm.has_plugin(name):
-            first = self._distributions.get(name, ("another", ""))[0]
+        name, key = point.name, self._key(point.name)
+        if self.pm.is_blocked(key):
+            return
+        if self.pm.has_plugin(key):
+            first = self._distributions.get(key, ("another", ""))[0]
             raise PluginError(
                 f"plugin {name} of {distribution(point)}",
                 f"{first} has a plugin of that name too",
@@ -213,6 +232,13 @@ class Host:
             )
         plugin = point.load()
         required = getattr(plugin, "SANE_REQUIRES", (1, 0))
+        if not isinstance(required, tuple | list) or [type(x) for x in required] != [int, int]:
+            raise PluginError(
+                f"plugin {name}",
+                f"its SANE_REQUIRES is {required!r}",
+                "two whole numbers are needed",
+                f"write SANE_REQUIRES = {hooks.HOOKSPEC_VERSION}",
+            )
         if tuple(required) > hooks.HOOKSPEC_VERSION:
             raise PluginError(
                 f"plugin {name}",
@@ -220,14 +246,9 @@ class Host:
                 f"this version has {hooks.HOOKSPEC_VERSION}",
                 "upgrade sane-plugins",
             )
-        try:
-            self.pm.register(plugin, name=name)
-        except Exception:  # older releases of pluggy leave the plugin half registered
-            if self.pm.has_plugin(name):
-                self.pm.unregister(name=name)
-            raise
+        self.register(plugin, name)
         if point.dist is not None:
-            self._distributions[name] = (point.dist.name, point.dist.version)
+            self._distributions[key] = (point.dist.name, point.dist.version)
 
     def _left_out(self, plugin: str, error: BaseException) -> Problem:
         told = str(error) if isinstance(error, SaneError) else f"{type(error).__name__}: {error}"
@@ -242,6 +263,8 @@ class Host:
         if problem not in self.problems:
             self.problems.append(problem)
         return problem
+
+    # Calling
 
     def _first(self, hook: str, **arguments: Any) -> Any:
         """Return the first answer. Raises `PluginError` where none came and a plugin failed.
@@ -264,12 +287,8 @@ class Host:
         return None
 
     def _required(self, hook: str, **arguments: Any) -> Any:
-        token = _active.set(self)
-        try:
-            with reporting(self.report):
-                answer = self._first(hook, **arguments)
-        finally:
-            _active.reset(token)
+        with reporting(self.report):
+            answer = self._first(hook, **arguments)
         if answer is None:
             way_out = "see 'sane-plugins list'"
             raise PluginError(hook, "no plugin answered", "one is needed", way_out)
@@ -321,9 +340,6 @@ class Host:
         callers = self.pm.get_hookcallers(plugin) or []
         names = tuple(sorted(caller.name for caller in callers))
         return PluginInfo(name=name, distribution=distribution, version=version, hooks=names)
-
-
-_active: ContextVar[Host | None] = ContextVar("host", default=None)
 
 
 def _short(source: Any) -> str:

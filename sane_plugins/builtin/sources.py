@@ -21,56 +21,63 @@ if TYPE_CHECKING:
 _CLASS_ARGUMENTS = ("classes", "num_classes", "n_classes")
 
 
-@hookimpl(trylast=True)
-def sane_open(source: Any) -> WeightGraph | None:
-    """Read a graph as it is, a module, a state dict, a file of tensors, or what a function builds."""
-    if isinstance(source, str | Path) and source != SMALL_CNN:
-        from sane_plugins.formats import open_file
+class Sources:
+    """Read, build and write what the package itself knows."""
 
-        graph = open_file(source)
-        if graph is not None or not _is_factory(source):
-            return graph
-    return _open_object(source)
+    @hookimpl(trylast=True)
+    def sane_open(self, source: Any) -> WeightGraph | None:
+        """Read a graph as it is, a module, a state dict, a file of tensors, or what a function builds."""
+        if isinstance(source, str | Path) and source != SMALL_CNN:
+            from sane_plugins.formats import open_file
 
+            graph = open_file(source)
+            if graph is not None or not _is_factory(source):
+                return graph
+        found = _open_object(source)
+        if found is not None or not isinstance(source, str):
+            return found
+        from sane_plugins.weights import from_module
 
-@hookimpl(trylast=True)
-def sane_build(source: Any, classes: int | None) -> nn.Module | None:
-    """Build `small-cnn` for grey images, a copy of a module, or what `package.module:function` returns."""
-    from torch import nn
+        module = self.sane_build(source, None)
+        return from_module(module, source) if module is not None else None
 
-    if isinstance(source, nn.Module):
-        return deepcopy(source)
-    if isinstance(source, str) and source == SMALL_CNN:
-        from sane_plugins.architectures import small_cnn
+    @hookimpl(trylast=True)
+    def sane_build(self, source: Any, classes: int | None) -> nn.Module | None:
+        """Build `small-cnn` for grey images, a copy of a module, or what `package.module:function` makes."""
+        from torch import nn
 
-        return small_cnn(1, classes or 10)
-    return _called(str(source), classes) if _is_factory(source) else None
+        if isinstance(source, nn.Module):
+            return deepcopy(source)
+        if isinstance(source, str) and source == SMALL_CNN:
+            from sane_plugins.architectures import small_cnn
 
+            return small_cnn(1, classes or 10)
+        return _called(str(source), classes) if _is_factory(source) else None
 
-@hookimpl(trylast=True)
-def sane_save(graph: WeightGraph, target: Path) -> Path | None:
-    """Write safetensors in one file or several, torch's own forms as plain state dicts, and `.npz`."""
-    from sane_plugins.formats import (
-        CHECKPOINTS,
-        INDEX,
-        SCRIPTS,
-        refuse_script,
-        save_arrays,
-        save_checkpoint,
-        save_safetensors,
-        save_sharded,
-    )
+    @hookimpl(trylast=True)
+    def sane_save(self, graph: WeightGraph, target: Path) -> Path | None:
+        """Write safetensors in one file or several, torch's own forms as plain state dicts, and `.npz`."""
+        from sane_plugins.formats import (
+            CHECKPOINTS,
+            INDEX,
+            SCRIPTS,
+            refuse_script,
+            save_arrays,
+            save_checkpoint,
+            save_safetensors,
+            save_sharded,
+        )
 
-    if target.name.endswith(INDEX):
-        return save_sharded(graph, target)
-    if target.suffix in SCRIPTS:
-        return refuse_script(target)
-    forms = {
-        ".safetensors": save_safetensors,
-        ".npz": save_arrays,
-        **dict.fromkeys(CHECKPOINTS, save_checkpoint),
-    }
-    return forms[target.suffix](graph, target) if target.suffix in forms else None
+        if target.name.endswith(INDEX):
+            return save_sharded(graph, target)
+        if target.suffix in SCRIPTS:
+            return refuse_script(target)
+        forms = {
+            ".safetensors": save_safetensors,
+            ".npz": save_arrays,
+            **dict.fromkeys(CHECKPOINTS, save_checkpoint),
+        }
+        return forms[target.suffix](graph, target) if target.suffix in forms else None
 
 
 def _open_object(source: Any) -> WeightGraph | None:
@@ -85,8 +92,7 @@ def _open_object(source: Any) -> WeightGraph | None:
         return from_module(source)
     if isinstance(source, Mapping) and all(is_tensor(value) for value in source.values()):
         return from_state_dict(source, "state dict")
-    module = sane_build(source, None) if isinstance(source, str) else None
-    return from_module(module, source) if module is not None else None
+    return None
 
 
 def _is_factory(source: Any) -> bool:
