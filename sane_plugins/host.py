@@ -30,7 +30,7 @@ from sane_plugins.plugins import (
     wanted,
     wraps,
 )
-from sane_plugins.progress import Progress, reporting
+from sane_plugins.progress import Progress
 
 if TYPE_CHECKING:
     import click
@@ -287,8 +287,7 @@ class Host:
         return None
 
     def _required(self, hook: str, **arguments: Any) -> Any:
-        with reporting(self.report):
-            answer = self._first(hook, **arguments)
+        answer = self._first(hook, **arguments)
         if answer is None:
             way_out = "see 'sane-plugins list'"
             raise PluginError(hook, "no plugin answered", "one is needed", way_out)

@@ -17,9 +17,10 @@ import sane_plugins
 from sane_plugins.attachment import attach
 from sane_plugins.cli.main import main as command
 from sane_plugins.errors import PluginError, SourceError, UsageError
-from sane_plugins.features import EncodeOptions
+from sane_plugins.features import EncodeOptions, embed
 from sane_plugins.host import Host
 from sane_plugins.initialize import InitializeOptions
+from sane_plugins.progress import Progress
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import from_module
 
@@ -317,6 +318,10 @@ def test_abilities_use_the_plugins_of_the_manager_they_are_attached_to(monkeypat
     assert pm.hook.sane_encode(source="mine:net", options=options).names == ("weight", "bias")
     assert "gap" in pm.hook.sane_predict_properties(source="mine:net", options=None)
     assert attach(pm).host.encode("mine:net", options).names == ("weight", "bias")
+    wide = nn.Linear(128, 2000)  # long enough to be reported
+    pm.hook.sane_encode(source=wide, options=None)
+    pm.hook.sane_predict_properties(source=wide, options=None)
+    assert theirs.events.count("encode") > 1
     task = load_task("digits", size=28)
     options = InitializeOptions(candidates=1, keep=1, budget=1)
     prompts = [nn.Sequential(nn.Flatten(), nn.Linear(784, 10))]
@@ -412,6 +417,28 @@ def test_a_manager_that_looks_at_its_own_names_only() -> None:
     pm = pytest.PytestPluginManager()
     attach(pm)
     assert pm.hook.sane_open(source=nn.Linear(2, 2)).size == 6
+
+
+class _Observer:
+    def __init__(self) -> None:
+        self.events: list[Progress] = []
+
+    @sane_plugins.hookimpl
+    def sane_progress(self, event):
+        self.events.append(event)
+
+
+def test_hosts_in_threads_hear_of_their_own_jobs_only() -> None:
+    """A report is passed on, so that whoever runs a job in a pool of threads hears of it too."""
+    hosts = [Host.installed() for _ in range(2)]
+    observers = [_Observer() for _ in hosts]
+    for host, observer in zip(hosts, observers, strict=True):
+        host.register(observer, "observer")
+    module, options = nn.Linear(128, 2000), EncodeOptions(report=hosts[0].report)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(embed, from_module(module, "first"), options).result()
+    hosts[1].encode(module)
+    assert [{event.note for event in x.events} for x in observers] == [{"first"}, {"Linear"}]
 
 
 def test_everything_that_is_registered_has_a_name() -> None:

@@ -19,7 +19,7 @@ from sane_plugins.autoencoder.bfloat16 import Precision, can_read, dtype_of, fas
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import scaled_blocks
 from sane_plugins.autoencoder.positions import TokenLayout
-from sane_plugins.progress import Progress, current
+from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.runtime import threads
 from sane_plugins.weights import WeightGraph, slots
 
@@ -55,6 +55,7 @@ def walk(
     window: int,
     halo: int,
     precision: Precision,
+    report: Report = silent,
 ) -> None:
     """Encode a network and hand over its latents run by run, in order; each tensor is read once.
 
@@ -64,7 +65,6 @@ def walk(
     layout = TokenLayout.of(slots(graph), model.config.token_width, device)
     dtype = dtype_of(precision, device) if can_read(model) else torch.float32
     encoder = _Encoder(model, layout, window, halo, dtype)
-    report = current()
     cuts = _cuts(graph, model, len(layout), window, halo)
     is_long = len(layout) > window * _WINDOWS
     for run in _mapped(encoder, cuts, device, is_long):

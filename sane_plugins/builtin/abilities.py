@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
+from sane_plugins.progress import silent
 
 if TYPE_CHECKING:
     from sane_plugins.features import EncodeOptions, Encoding
@@ -24,8 +25,11 @@ class Abilities:
     @hookimpl(trylast=True)
     def sane_encode(self, source: Any, options: EncodeOptions | None) -> Encoding:
         """Encode with the autoencoder, or whichever encoder the options name."""
-        from sane_plugins.features import embed
+        from sane_plugins.features import EncodeOptions, embed
 
+        options = options or EncodeOptions()
+        if options.report is silent:
+            options = replace(options, report=self.host.report)
         return embed(self.host.open(source), options, self.host.encoders())
 
     @hookimpl(trylast=True)
@@ -35,7 +39,8 @@ class Abilities:
         """Predict with every property head that plugins offer."""
         from sane_plugins.properties import predict
 
-        return predict(self.host.open(source), self.host.property_heads(), options=options)
+        graph, heads = self.host.open(source), self.host.property_heads()
+        return predict(graph, heads, options=options, report=self.host.report)
 
     @hookimpl(trylast=True)
     def sane_initialize(
@@ -64,7 +69,7 @@ class Abilities:
         own = options.model if options is not None else None
         sane = embedded_sane() if own is None else load_sane(own)
         if options is not None and not options.scored:
-            done = generate(target, task, graphs, sane, options)
+            done = generate(target, task, graphs, sane, options, self.host.report)
         else:
             done = initialize(target, task, graphs, sane, options, self.host.report)
         return replace(done, notes=(*notes, *done.notes))

@@ -64,15 +64,15 @@ def fit(
     """Fit a head per property to zoos whose networks have it."""
     from sane_plugins.atomic_files import require_free
     from sane_plugins.features import EncodeOptions, load_model
-    from sane_plugins.progress import current
     from sane_plugins.properties import FitOptions, fit_heads, save_heads
     from sane_plugins.zoo import Zoo
 
     require_free(output, force)
     options = FitOptions(properties=properties, features=features, seed=seed)
-    with progress_bars(open_host()):
+    host = open_host()
+    with progress_bars(host):
         opened = [Zoo.open(folder) for folder in zoos]
-        done = fit_heads(opened, load_model(EncodeOptions(model=sane)), options, current())
+        done = fit_heads(opened, load_model(EncodeOptions(model=sane)), options, host.report)
     save_heads(done.heads, output)
     for text in done.notes:
         note(f"Note: {text}.")

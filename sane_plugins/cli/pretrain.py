@@ -95,7 +95,6 @@ def pretrain(
     """
     from sane_plugins.pretraining import World, joined
     from sane_plugins.pretraining import pretrain as train
-    from sane_plugins.progress import current
     from sane_plugins.zoo import Zoo
 
     _require_room(output, force, resume)
@@ -103,9 +102,10 @@ def pretrain(
     opened = [Zoo.open(folder) for folder in zoos]
     config, options = _chosen(preset, opened, chosen)
     term = _behaviour(images, opened) if options.behaviour else None
-    with joined(device) as own, progress_bars(open_host()):
+    host = open_host()
+    with joined(device) as own, progress_bars(host):
         options = replace(options, device=own)
-        train(opened, config, options, output, resume=resume, report=current(), behaviour=term)
+        train(opened, config, options, output, resume=resume, report=host.report, behaviour=term)
         is_first = World.here().is_first
     if is_first:
         _tell(output, options.steps, as_json)

@@ -70,7 +70,6 @@ def add_command(
 
     Example: sane-plugins zoo add runs/ -o my-zoo --factory my_package.models:build --set classes=10
     """
-    from sane_plugins.progress import current
     from sane_plugins.zoo import AddOptions, Zoo, add_networks
 
     host = open_host()
@@ -78,7 +77,7 @@ def add_command(
         factory=_factory(factory, settings), runs=not no_runs, pattern=network_pattern
     )
     with progress_bars(host):
-        done = add_networks(folder, output, host.open, options, current())
+        done = add_networks(folder, output, host.open, options, host.report)
     _show(done, Zoo.open(output), as_json)
 
 

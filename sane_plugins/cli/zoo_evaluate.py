@@ -94,7 +94,6 @@ def _measure(
     folder: Path, data: str, images: int, size: int | None, device: str, force: bool
 ) -> dict[str, Any]:
     from sane_plugins.errors import ZooError
-    from sane_plugins.progress import current
     from sane_plugins.runtime import require_device
     from sane_plugins.tasks import load_task
     from sane_plugins.zoo import EvaluateOptions, evaluate_zoo, read_index
@@ -103,8 +102,9 @@ def _measure(
     read_index(folder)
     task = load_task(data, size)
     options = EvaluateOptions(images=images, device=device, force=force)
-    with progress_bars(open_host()):
-        done: Evaluated = evaluate_zoo(folder, task, options, current())
+    host = open_host()
+    with progress_bars(host):
+        done: Evaluated = evaluate_zoo(folder, task, options, host.report)
     if not done.measured and not done.kept:
         reason = next(iter(done.skipped.values()), "it is empty").rstrip(".")
         raise ZooError(

@@ -127,7 +127,6 @@ def train_command(
     """
     import torch
 
-    from sane_plugins.progress import current
     from sane_plugins.runtime import require_device
     from sane_plugins.tasks import load_task
     from sane_plugins.zoo_training import TrainingImages, ZooOptions, train_zoo
@@ -162,7 +161,7 @@ def train_command(
             save_every=save_every,
             resume=resume,
             force=force,
-            report=current(),
+            report=host.report,
         )
     _show(zoo, output, as_json)
 
