@@ -34,6 +34,7 @@ from sane_plugins.progress import Progress
 
 if TYPE_CHECKING:
     import click
+    from pluggy import HookImpl
     from torch import nn
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
@@ -127,20 +128,50 @@ class Host:
             )
         return module
 
-    def save(self, graph: WeightGraph, target: str | Path, *, force: bool = False) -> Path:
-        """Write a network in the form that the target's suffix asks for."""
-        from sane_plugins.atomic_files import require_free
+    def save(
+        self,
+        graph: WeightGraph,
+        target: str | Path,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        like: Any = None,
+        force: bool = False,
+    ) -> Path:
+        """Write a network in the form that the target's suffix asks for; each file is written once.
+
+        `metadata`, plain data of JSON, go into the file where its form has room, else into
+        `<target>.provenance.json`. `like` is a source whose form is kept, such as an ONNX file's nodes.
+        """
+        from sane_plugins.atomic_files import require_free, write_all
 
         target = require_free(Path(target), force)
-        path: Path | None = self._first("sane_save", graph=graph, target=target)
+        path: Path | None
+        given = {"graph": graph, "target": target, "metadata": metadata, "like": like}
+        writer, path = self._call("sane_save", given)
         if path is None:
-            raise UsageError(
-                target,
-                f"no plugin writes '{target.suffix}' files",
-                "a known suffix is needed",
-                "write .safetensors, .pt, or the form that the network came in",
-            )
+            raise _unknown_suffix(target)
+        writers = [writer] if writer else self._implementations("sane_save")
+        if metadata is not None and not all("metadata" in x.argnames for x in writers):
+            from sane_plugins.formats import sidecar_writes
+
+            write_all(sidecar_writes(path, metadata))
         return path
+
+    def check_save(
+        self, graph: WeightGraph, target: str | Path, *, like: Any = None, force: bool = False
+    ) -> None:
+        """Raise what `save` would raise for such a network, before the work; nothing is written."""
+        from sane_plugins.atomic_files import require_free, require_writable
+
+        target = require_writable(require_free(Path(target), force))
+        if self._first("sane_check_save", graph=graph, target=target, like=like) is not None:
+            return
+        savers, checkers = (
+            {x.plugin_name for x in self._implementations(hook)}
+            for hook in ("sane_save", "sane_check_save")
+        )
+        if savers <= checkers:  # a plugin without a check may still save it
+            raise _unknown_suffix(target)
 
     # Abilities
 
@@ -266,25 +297,34 @@ class Host:
 
     # Calling
 
+    def _implementations(self, hook: str) -> list[HookImpl]:
+        """Return what answers a hook, in calling order."""
+        everyone = getattr(self.pm.hook, hook).get_hookimpls()
+        return [x for x in reversed(everyone) if not wraps(x)]
+
     def _first(self, hook: str, **arguments: Any) -> Any:
-        """Return the first answer. Raises `PluginError` where none came and a plugin failed.
+        """Return the first answer, or None. Raises `PluginError` where none came and a plugin failed."""
+        return self._call(hook, arguments)[1]
+
+    def _call(self, hook: str, arguments: Mapping[str, Any]) -> tuple[HookImpl | None, Any]:
+        """Return who answered first, if that is known, and the answer.
 
         Where a plugin wraps the hook, pluggy makes the call: only it knows how to nest wrappers.
         """
         everyone = getattr(self.pm.hook, hook).get_hookimpls()
         if any(map(wraps, everyone)):
             try:
-                return getattr(self.pm.hook, hook)(**arguments)
+                return None, getattr(self.pm.hook, hook)(**arguments)
             except SaneError:
                 raise
             except Exception as error:
                 raise raised(self._left_out(culprit(error, everyone), error), hook) from error
         failed: list[Problem] = []
-        for _, answer in self._answers(hook, arguments, (SaneError,), failed=failed):
-            return answer
+        for answered in self._answers(hook, arguments, (SaneError,), failed=failed):
+            return answered
         if failed:
             raise raised(failed[0], hook) from failed[0].cause
-        return None
+        return None, None
 
     def _required(self, hook: str, **arguments: Any) -> Any:
         answer = self._first(hook, **arguments)
@@ -300,11 +340,9 @@ class Host:
         passed: tuple[type[Exception], ...] = (),
         read: Callable[[Any], Any] = lambda answer: answer,
         failed: list[Problem] | None = None,
-    ) -> Iterator[tuple[str, Any]]:
-        """Yield (plugin, answer) in calling order, one by one: the others must survive one that raises."""
-        for implementation in reversed(getattr(self.pm.hook, hook).get_hookimpls()):
-            if wraps(implementation):
-                continue
+    ) -> Iterator[tuple[HookImpl, Any]]:
+        """Yield (who, answer) in calling order, one by one: the others must survive one that raises."""
+        for implementation in self._implementations(hook):
             try:
                 wanted = {name: arguments[name] for name in implementation.argnames}
                 answer = implementation.function(**wanted)
@@ -317,12 +355,13 @@ class Host:
                     failed.append(problem)
                 continue
             if answer is not None:
-                yield implementation.plugin_name, answer
+                yield implementation, answer
 
     def _collected(self, hook: str, read: Callable[[Any], Any] | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {}
         givers: dict[str, str] = {}
-        for plugin, offered in self._answers(hook, {}, read=read or mapping):
+        for implementation, offered in self._answers(hook, {}, read=read or mapping):
+            plugin = implementation.plugin_name
             for name, value in offered.items():
                 if name in found:
                     raise PluginError(
@@ -339,6 +378,15 @@ class Host:
         callers = self.pm.get_hookcallers(plugin) or []
         names = tuple(sorted(caller.name for caller in callers))
         return PluginInfo(name=name, distribution=distribution, version=version, hooks=names)
+
+
+def _unknown_suffix(target: Path) -> UsageError:
+    return UsageError(
+        target,
+        f"no plugin writes '{target.suffix}' files",
+        "a known suffix is needed",
+        "write .safetensors, .pt, or the form that the network came in",
+    )
 
 
 def _short(source: Any) -> str:

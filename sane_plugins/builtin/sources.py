@@ -55,29 +55,20 @@ class Sources:
         return _called(str(source), classes) if _is_factory(source) else None
 
     @hookimpl(trylast=True)
-    def sane_save(self, graph: WeightGraph, target: Path) -> Path | None:
+    def sane_save(
+        self, graph: WeightGraph, target: Path, metadata: Mapping[str, Any] | None
+    ) -> Path | None:
         """Write safetensors in one file or several, torch's own forms as plain state dicts, and `.npz`."""
-        from sane_plugins.formats import (
-            CHECKPOINTS,
-            INDEX,
-            SCRIPTS,
-            refuse_script,
-            save_arrays,
-            save_checkpoint,
-            save_safetensors,
-            save_sharded,
-        )
+        from sane_plugins.formats import save_network
 
-        if target.name.endswith(INDEX):
-            return save_sharded(graph, target)
-        if target.suffix in SCRIPTS:
-            return refuse_script(target)
-        forms = {
-            ".safetensors": save_safetensors,
-            ".npz": save_arrays,
-            **dict.fromkeys(CHECKPOINTS, save_checkpoint),
-        }
-        return forms[target.suffix](graph, target) if target.suffix in forms else None
+        return save_network(graph, target, metadata)
+
+    @hookimpl(trylast=True)
+    def sane_check_save(self, graph: WeightGraph, target: Path) -> bool | None:
+        """Tell whether such a network would be written."""
+        from sane_plugins.formats import check_save
+
+        return check_save(graph, target)
 
 
 def _open_object(source: Any) -> WeightGraph | None:

@@ -122,7 +122,9 @@ class Road:
             self.stage = f"save {name}"
             target = self.path.with_name(name)
             try:
-                saved = sane_onnx.sane_save(graph, target) or BUILTIN.sane_save(graph, target)
+                saved = sane_onnx.sane_save(graph, target, None, None) or BUILTIN.sane_save(
+                    graph, target, None
+                )
             except SaneError as refusal:
                 require_plain(refusal)  # one form may know types that the other does not
                 continue
