@@ -63,6 +63,7 @@ class Host:
     def __init__(self, pm: PluginManager) -> None:
         self.pm = pm
         self.problems: list[Problem] = []
+        self._names: set[str] = set()
         self._distributions: dict[str, tuple[str, str]] = {}
 
     @classmethod
@@ -84,6 +85,7 @@ class Host:
         points = sorted(
             entry_points(group=PROJECT), key=lambda x: distribution(x) != "sane-plugins"
         )
+        self._names |= {point.name for point in points}
         for point in filter(wanted, points):
             self._load(point)
         known: set[str] = set().union(*map(names, points))
@@ -232,6 +234,12 @@ class Host:
         """Tell every observer of a step of a long job; one that raises is named and left out."""
         for _ in self._answers("sane_progress", {"event": event}):
             pass
+
+    def is_off(self, name: str) -> bool:
+        """Tell whether a plugin of that name is installed but disabled, blocked or unregistered."""
+        broken = {problem.plugin for problem in self.problems}
+        here = any(map(self.pm.has_plugin, (name, self._key(name))))
+        return name in self._names and not here and name not in broken
 
     # Loading
 

@@ -204,6 +204,46 @@ def test_a_factory_that_fails_is_told_as_such(install, code: str, said: str) -> 
         Host.installed().build("factory_module:build", 3)
 
 
+@pytest.mark.parametrize("name", ["small", "wide"])
+def test_our_families_are_known_in_either_spelling(name: str) -> None:
+    host = Host.installed()
+    one, other = (host.open(f"{name}{dash}cnn") for dash in "-_")
+    assert one.size == other.size
+    for dash in "-_":
+        assert host.build(f"{name}{dash}cnn", 7)(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("way", ["disabled", "not loaded", "unregistered"])
+def test_a_plugin_that_is_off_keeps_its_prefix_and_imports_nothing(
+    install, monkeypatch, way
+) -> None:
+    install("hub_plugin", "@hookimpl\ndef sane_open(source): ...", entry="hub")
+    install("hub", "raise SystemExit('imported')", entry="other", target="sane_onnx")
+    if way == "disabled":
+        monkeypatch.setenv("SANE_PLUGINS_DISABLE", "hub")
+    if way == "not loaded":
+        monkeypatch.setenv("SANE_PLUGINS_LOAD", "builtin")
+    host = Host.installed()
+    if way == "unregistered":
+        host.pm.unregister(name="hub")
+    with pytest.raises(SourceError, match="hub:net: no plugin knows it"):
+        host.open("hub:net")
+    with pytest.raises(SourceError, match="hub:net: no plugin builds"):
+        host.build("hub:net")
+    assert "hub" not in sys.modules
+
+
+def test_a_name_alone_is_asked_of_plugins() -> None:
+    class Hub:
+        @sane_plugins.hookimpl
+        def sane_build(self, source):
+            return nn.Linear(2, 2) if source == "mine" else None
+
+    host = Host.installed()
+    host.register(Hub(), "hub")
+    assert isinstance(host.build("mine"), nn.Linear)
+
+
 def test_an_unknown_source_says_the_way_out() -> None:
     with pytest.raises(SourceError, match="sane-plugins list"):
         Host.installed().open("no-such-thing")

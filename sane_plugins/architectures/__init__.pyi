@@ -1,10 +1,10 @@
 from .building_blocks import PatchTokens
 from .dry_run import try_out
+from .factory import build, build_by_name, is_function_name
 from .families import (
     ACTIVATIONS,
     FIXED_SIZE,
     TAKES_SIZE,
-    build,
     mlp,
     resnet,
     small_cnn,
@@ -14,12 +14,13 @@ from .families import (
 )
 from .input_channels import with_channels
 from .model_spec import ModelSpec, Notes, own, with_weights
-from .named import build_named, open_named, parse_name
-from .names import SMALL_CNN
+from .named import build_named, is_bare_name, open_named, parse_name
+from .names import FAMILIES, SMALL_CNN, family_name
 from .torchvision_import import import_torchvision
 
 __all__ = [
     "ACTIVATIONS",
+    "FAMILIES",
     "FIXED_SIZE",
     "SMALL_CNN",
     "TAKES_SIZE",
@@ -27,8 +28,12 @@ __all__ = [
     "Notes",
     "PatchTokens",
     "build",
+    "build_by_name",
     "build_named",
+    "family_name",
     "import_torchvision",
+    "is_bare_name",
+    "is_function_name",
     "mlp",
     "open_named",
     "own",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sane_plugins.architectures.names import family_name
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
@@ -39,6 +41,12 @@ def build_named(source: Any, prefix: str, builder: str, classes: int | None) -> 
         return None
     module: nn.Module = import_module(builder).build(source.removeprefix(prefix), classes)[0]
     return module
+
+
+def is_bare_name(source: Any) -> bool:
+    """Tell whether a source is a network's name alone: no prefix, no path, and no family of ours."""
+    name = re.split("[,@]", source)[0] if isinstance(source, str) else ""
+    return re.fullmatch(r"[\w-]+", name) is not None and family_name(name) is None
 
 
 def _is_named(source: Any, prefix: str) -> bool:

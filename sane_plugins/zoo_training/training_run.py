@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sane_plugins.architectures import family_name
 from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.zoo import Entry, Zoo, is_zoo, write_zoo
@@ -108,7 +109,7 @@ def factory_of(
 ) -> dict[str, Any]:
     """Return the description that a network of the zoo is built from."""
     return {
-        "name": options.architecture,
+        "name": family_name(options.architecture) or options.architecture,
         "channels_in": channels,
         "classes": classes,
         "act": draw.act,
