@@ -83,7 +83,7 @@ def add_command(
 
 def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
     """Return the description that networks are built from; empty where none is given."""
-    from sane_plugins.architectures import build
+    from sane_plugins.architectures import build, family_name
     from sane_plugins.errors import UsageError
 
     if name is None:
@@ -99,7 +99,7 @@ def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
         name = f"torchvision.models:{name.removeprefix(_TORCHVISION)}"
     why = "--factory names it"
     given = dict(read_setting(text, ("name",), why, "classes=10") for text in settings)
-    found = {"name": name, **given}
+    found = {"name": family_name(name) or name, **given}
     build(found)  # what cannot be built is told before the files are read
     return found
 

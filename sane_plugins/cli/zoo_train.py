@@ -127,11 +127,13 @@ def train_command(
     """
     import torch
 
+    from sane_plugins.architectures import family_name
     from sane_plugins.runtime import require_device
     from sane_plugins.tasks import load_task
     from sane_plugins.zoo_training import TrainingImages, ZooOptions, train_zoo
 
     require_device(device)
+    architecture = family_name(architecture) or architecture
     host = open_host()
     task = _sized(load_task(data, size), architecture, size)
     task = task.subset(count, torch.Generator().manual_seed(seed))
