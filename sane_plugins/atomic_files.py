@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,13 @@ def require_free(path: Path, force: bool) -> Path:
         raise UsageError(
             path, "its folder does not exist", "a folder to write to is needed", "make it first"
         )
+    return path
+
+
+def require_writable(path: Path) -> Path:
+    """Return a path whose folder may be written to; raise `SourceError` for any other."""
+    if not os.access(path.parent, os.W_OK):
+        raise _unwritable(path, "Permission denied")
     return path
 
 
@@ -44,14 +52,17 @@ def write_all(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             partial.replace(path)
     # torch.save: RuntimeError, disk full; a name that is no text: UnicodeError
     except (OSError, RuntimeError, SafetensorError, UnicodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SourceError(
-            path,
-            f"it cannot be written ({reason})",
-            "room and the right to write are needed",
-            "choose another place",
-        ) from error
+        raise _unwritable(path, str(error).partition("\n")[0]) from error
     finally:
         for partial in partials:
             with suppress(OSError):
                 partial.unlink()
+
+
+def _unwritable(path: Path, reason: str) -> SourceError:
+    return SourceError(
+        path,
+        f"it cannot be written ({reason})",
+        "room and the right to write are needed",
+        "choose another place",
+    )

@@ -1,6 +1,18 @@
 """The hook specifications: what a host may call and what a plugin may implement.
 
 Specifications only ever gain arguments; a plugin names the arguments that it wants.
+
+A plugin is a module, or any object, whose functions are marked `hookimpl`. One that needs its host (to open
+other sources, to report progress) defines `sane_plugin(host)` instead: it is called once for each host that
+loads the plugin, and returns the object whose methods are marked. A class that takes the host will do:
+
+    class Mine:
+        def __init__(self, host): self.host = host
+
+        @hookimpl
+        def sane_encode(self, source, options): return measure(self.host.open(source))
+
+    sane_plugin = Mine
 """
 
 from __future__ import annotations
@@ -76,10 +88,22 @@ def sane_build(source: Any, classes: int | None) -> nn.Module | None:
 
 
 @hookspec(firstresult=True)
-def sane_save(graph: WeightGraph, target: Path) -> Path | None:
-    """Write a graph to `target` in the form its suffix and container ask for, beside and renamed.
+def sane_save(
+    graph: WeightGraph, target: Path, metadata: Mapping[str, Any] | None, like: Any
+) -> Path | None:
+    """Write a graph to `target` in the form its suffix asks for, beside and renamed, each file once.
 
-    Return the path written, or None where the form is not yours.
+    `metadata` are plain data of JSON: put them into the file where its form has room, else beside it (for a
+    plugin that does not name this argument, the host does). `like` is a source whose form is to be kept, such
+    as the nodes of an ONNX file. Return the path written, or None where the form is not yours.
+    """
+
+
+@hookspec(firstresult=True)
+def sane_check_save(graph: WeightGraph, target: Path, like: Any) -> bool | None:
+    """Raise what `sane_save` would raise, before the work whose result is to be saved. Write nothing.
+
+    Return True where it would save, or None where the form is not yours.
     """
 
 

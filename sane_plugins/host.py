@@ -1,4 +1,4 @@
-"""The plugins of one process.
+"""The plugins of one manager, and what can be done with them.
 
 Light at import: what a plugin needs, it imports when it is called.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,16 +23,18 @@ from sane_plugins.plugins import (
     culprit,
     distribution,
     listed,
+    made_for,
     mapping,
     names,
     raised,
     wanted,
     wraps,
 )
-from sane_plugins.progress import Progress, reporting
+from sane_plugins.progress import Progress
 
 if TYPE_CHECKING:
     import click
+    from pluggy import HookImpl
     from torch import nn
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
@@ -57,11 +58,12 @@ class PluginInfo:
 
 
 class Host:
-    """The plugins of one process. `problems` names those that were left out."""
+    """The plugins of one manager. `problems` names those that were left out."""
 
     def __init__(self, pm: PluginManager) -> None:
         self.pm = pm
         self.problems: list[Problem] = []
+        self._names: set[str] = set()
         self._distributions: dict[str, tuple[str, str]] = {}
 
     def __repr__(self) -> str:
@@ -83,21 +85,32 @@ class Host:
         pm = PluginManager(PROJECT)
         pm.add_hookspecs(hooks)
         host = cls(pm)
+        host.load_installed()
+        return host
+
+    def load_installed(self) -> None:
+        """Register every installed plugin that the environment allows; see `installed`."""
         # Ours first: no other distribution can take our names, and all others are asked before us.
         points = sorted(
             entry_points(group=PROJECT), key=lambda x: distribution(x) != "sane-plugins"
         )
+        self._names |= {point.name for point in points}
         for point in filter(wanted, points):
-            host._load(point)
+            self._load(point)
         known: set[str] = set().union(*map(names, points))
         for name in sorted(listed(os.environ.get("SANE_PLUGINS_LOAD", "")) - known):
-            host._left_out(name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it"))
-        return host
+            self._left_out(name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it"))
 
-    @classmethod
-    def active(cls) -> Host:
-        """Return the host whose ability is being called, or else one with what is installed."""
-        return _active.get() or cls.installed()
+    def register(self, plugin: Any, name: str) -> None:
+        """Register a plugin, or what its `sane_plugin(host)` returns. Raises what pluggy raises."""
+        key = self._key(name)
+        was_there = self.pm.has_plugin(key)
+        try:
+            self._add(made_for(self, plugin), name)
+        except Exception:  # older releases of pluggy leave the plugin half registered
+            if not was_there and self.pm.has_plugin(key):
+                self.pm.unregister(name=key)
+            raise
 
     # Reading and writing networks
 
@@ -126,20 +139,50 @@ class Host:
             )
         return module
 
-    def save(self, graph: WeightGraph, target: str | Path, *, force: bool = False) -> Path:
-        """Write a network in the form that the target's suffix asks for."""
-        from sane_plugins.atomic_files import require_free
+    def save(
+        self,
+        graph: WeightGraph,
+        target: str | Path,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        like: Any = None,
+        force: bool = False,
+    ) -> Path:
+        """Write a network in the form that the target's suffix asks for; each file is written once.
+
+        `metadata`, plain data of JSON, go into the file where its form has room, else into
+        `<target>.provenance.json`. `like` is a source whose form is kept, such as an ONNX file's nodes.
+        """
+        from sane_plugins.atomic_files import require_free, write_all
 
         target = require_free(Path(target), force)
-        path: Path | None = self._first("sane_save", graph=graph, target=target)
+        path: Path | None
+        given = {"graph": graph, "target": target, "metadata": metadata, "like": like}
+        writer, path = self._call("sane_save", given)
         if path is None:
-            raise UsageError(
-                target,
-                f"no plugin writes '{target.suffix}' files",
-                "a known suffix is needed",
-                "write .safetensors, .pt, or the form that the network came in",
-            )
+            raise _unknown_suffix(target)
+        writers = [writer] if writer else self._implementations("sane_save")
+        if metadata is not None and not all("metadata" in x.argnames for x in writers):
+            from sane_plugins.formats import sidecar_writes
+
+            write_all(sidecar_writes(path, metadata))
         return path
+
+    def check_save(
+        self, graph: WeightGraph, target: str | Path, *, like: Any = None, force: bool = False
+    ) -> None:
+        """Raise what `save` would raise for such a network, before the work; nothing is written."""
+        from sane_plugins.atomic_files import require_free, require_writable
+
+        target = require_writable(require_free(Path(target), force))
+        if self._first("sane_check_save", graph=graph, target=target, like=like) is not None:
+            return
+        savers, checkers = (
+            {x.plugin_name for x in self._implementations(hook)}
+            for hook in ("sane_save", "sane_check_save")
+        )
+        if savers <= checkers:  # a plugin without a check may still save it
+            raise _unknown_suffix(target)
 
     # Abilities
 
@@ -201,7 +244,20 @@ class Host:
         for _ in self._answers("sane_progress", {"event": event}):
             pass
 
-    # Calling
+    def is_off(self, name: str) -> bool:
+        """Tell whether a plugin of that name is installed but disabled, blocked or unregistered."""
+        broken = {problem.plugin for problem in self.problems}
+        here = any(map(self.pm.has_plugin, (name, self._key(name))))
+        return name in self._names and not here and name not in broken
+
+    # Loading
+
+    def _key(self, name: str) -> str:
+        """Return the name that a plugin has in the manager."""
+        return name
+
+    def _add(self, plugin: Any, name: str) -> None:
+        self.pm.register(plugin, name=self._key(name))
 
     def _load(self, point: EntryPoint) -> None:
         # A plugin's import may raise anything, or exit, and must not end the host.
@@ -211,9 +267,11 @@ class Host:
             self._left_out(point.name, error)
 
     def _register(self, point: EntryPoint) -> None:
-        name = point.name
-        if self.pm.has_plugin(name):
-            first = self._distributions.get(name, ("another", ""))[0]
+        name, key = point.name, self._key(point.name)
+        if self.pm.is_blocked(key):
+            return
+        if self.pm.has_plugin(key):
+            first = self._distributions.get(key, ("another", ""))[0]
             raise PluginError(
                 f"plugin {name} of {distribution(point)}",
                 f"{first} has a plugin of that name too",
@@ -222,6 +280,13 @@ class Host:
             )
         plugin = point.load()
         required = getattr(plugin, "SANE_REQUIRES", (1, 0))
+        if not isinstance(required, tuple | list) or [type(x) for x in required] != [int, int]:
+            raise PluginError(
+                f"plugin {name}",
+                f"its SANE_REQUIRES is {required!r}",
+                "two whole numbers are needed",
+                f"write SANE_REQUIRES = {hooks.HOOKSPEC_VERSION}",
+            )
         if tuple(required) > hooks.HOOKSPEC_VERSION:
             raise PluginError(
                 f"plugin {name}",
@@ -229,14 +294,9 @@ class Host:
                 f"this version has {hooks.HOOKSPEC_VERSION}",
                 "upgrade sane-plugins",
             )
-        try:
-            self.pm.register(plugin, name=name)
-        except Exception:  # older releases of pluggy leave the plugin half registered
-            if self.pm.has_plugin(name):
-                self.pm.unregister(name=name)
-            raise
+        self.register(plugin, name)
         if point.dist is not None:
-            self._distributions[name] = (point.dist.name, point.dist.version)
+            self._distributions[key] = (point.dist.name, point.dist.version)
 
     def _left_out(self, plugin: str, error: BaseException) -> Problem:
         told = str(error) if isinstance(error, SaneError) else f"{type(error).__name__}: {error}"
@@ -252,33 +312,39 @@ class Host:
             self.problems.append(problem)
         return problem
 
+    # Calling
+
+    def _implementations(self, hook: str) -> list[HookImpl]:
+        """Return what answers a hook, in calling order."""
+        everyone = getattr(self.pm.hook, hook).get_hookimpls()
+        return [x for x in reversed(everyone) if not wraps(x)]
+
     def _first(self, hook: str, **arguments: Any) -> Any:
-        """Return the first answer. Raises `PluginError` where none came and a plugin failed.
+        """Return the first answer, or None. Raises `PluginError` where none came and a plugin failed."""
+        return self._call(hook, arguments)[1]
+
+    def _call(self, hook: str, arguments: Mapping[str, Any]) -> tuple[HookImpl | None, Any]:
+        """Return who answered first, if that is known, and the answer.
 
         Where a plugin wraps the hook, pluggy makes the call: only it knows how to nest wrappers.
         """
         everyone = getattr(self.pm.hook, hook).get_hookimpls()
         if any(map(wraps, everyone)):
             try:
-                return getattr(self.pm.hook, hook)(**arguments)
+                return None, getattr(self.pm.hook, hook)(**arguments)
             except SaneError:
                 raise
             except Exception as error:
                 raise raised(self._left_out(culprit(error, everyone), error), hook) from error
         failed: list[Problem] = []
-        for _, answer in self._answers(hook, arguments, (SaneError,), failed=failed):
-            return answer
+        for answered in self._answers(hook, arguments, (SaneError,), failed=failed):
+            return answered
         if failed:
             raise raised(failed[0], hook) from failed[0].cause
-        return None
+        return None, None
 
     def _required(self, hook: str, **arguments: Any) -> Any:
-        token = _active.set(self)
-        try:
-            with reporting(self.report):
-                answer = self._first(hook, **arguments)
-        finally:
-            _active.reset(token)
+        answer = self._first(hook, **arguments)
         if answer is None:
             way_out = "see 'sane-plugins list'"
             raise PluginError(hook, "no plugin answered", "one is needed", way_out)
@@ -291,11 +357,9 @@ class Host:
         passed: tuple[type[Exception], ...] = (),
         read: Callable[[Any], Any] = lambda answer: answer,
         failed: list[Problem] | None = None,
-    ) -> Iterator[tuple[str, Any]]:
-        """Yield (plugin, answer) in calling order, one by one: the others must survive one that raises."""
-        for implementation in reversed(getattr(self.pm.hook, hook).get_hookimpls()):
-            if wraps(implementation):
-                continue
+    ) -> Iterator[tuple[HookImpl, Any]]:
+        """Yield (who, answer) in calling order, one by one: the others must survive one that raises."""
+        for implementation in self._implementations(hook):
             try:
                 wanted = {name: arguments[name] for name in implementation.argnames}
                 answer = implementation.function(**wanted)
@@ -308,12 +372,13 @@ class Host:
                     failed.append(problem)
                 continue
             if answer is not None:
-                yield implementation.plugin_name, answer
+                yield implementation, answer
 
     def _collected(self, hook: str, read: Callable[[Any], Any] | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {}
         givers: dict[str, str] = {}
-        for plugin, offered in self._answers(hook, {}, read=read or mapping):
+        for implementation, offered in self._answers(hook, {}, read=read or mapping):
+            plugin = implementation.plugin_name
             for name, value in offered.items():
                 if name in found:
                     raise PluginError(
@@ -337,7 +402,13 @@ def open(source: Any) -> WeightGraph:
     return Host.installed().open(source)
 
 
-_active: ContextVar[Host | None] = ContextVar("host", default=None)
+def _unknown_suffix(target: Path) -> UsageError:
+    return UsageError(
+        target,
+        f"no plugin writes '{target.suffix}' files",
+        "a known suffix is needed",
+        "write .safetensors, .pt, or the form that the network came in",
+    )
 
 
 def _short(source: Any) -> str:

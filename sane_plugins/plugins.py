@@ -40,6 +40,12 @@ def distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist else ""
 
 
+def made_for(host: Any, plugin: Any) -> Any:
+    """Return what a plugin's `sane_plugin(host)` makes for a host; one without is the same for all."""
+    make = getattr(plugin, "sane_plugin", None)
+    return plugin if make is None else make(host)
+
+
 @dataclass(frozen=True)
 class Problem:
     """A plugin that is left out, or an answer of it that is, and why."""

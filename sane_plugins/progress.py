@@ -1,10 +1,8 @@
-"""What long jobs report. The library yields; the command line draws."""
+"""Progress of long jobs: the library calls the function it is given; a host asks its plugins."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -23,21 +21,3 @@ Report = Callable[[Progress], None]
 
 def silent(_: Progress) -> None:
     """Report to nobody."""
-
-
-_current: ContextVar[Report] = ContextVar("report", default=silent)
-
-
-def current() -> Report:
-    """Return where jobs that are started now report to."""
-    return _current.get()
-
-
-@contextmanager
-def reporting(report: Report) -> Iterator[None]:
-    """Let all jobs that are started within report to `report`."""
-    token = _current.set(report)
-    try:
-        yield
-    finally:
-        _current.reset(token)

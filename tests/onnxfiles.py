@@ -22,7 +22,7 @@ def opened(path: Path) -> WeightGraph:
 
 
 def saved(graph: WeightGraph, path: Path) -> Path:
-    written = pytest.importorskip("sane_onnx").sane_save(graph, path)
+    written = pytest.importorskip("sane_onnx").sane_save(graph, path, None, None)
     assert written == path
     return path
 

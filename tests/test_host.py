@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pluggy
 import pytest
@@ -15,8 +17,11 @@ import sane_plugins
 from sane_plugins.attachment import attach
 from sane_plugins.cli.main import main as command
 from sane_plugins.errors import PluginError, SourceError, UsageError
-from sane_plugins.features import EncodeOptions
+from sane_plugins.features import EncodeOptions, embed
 from sane_plugins.host import Host
+from sane_plugins.initialize import InitializeOptions
+from sane_plugins.progress import Progress
+from sane_plugins.tasks import load_task
 from sane_plugins.weights import from_module
 
 HEADER = "from sane_plugins import hookimpl\n"
@@ -56,6 +61,8 @@ def test_built_ins_and_adapters_enter_by_entry_point() -> None:
         "1 / 0",
         "import sys; sys.exit(3)",
         "SANE_REQUIRES = (9, 0)",
+        "SANE_REQUIRES = '1.0'",
+        "def sane_plugin(host): raise KeyError(host)",
         "@hookimpl\ndef sane_open(source, no_such_argument): ...",
     ],
 )
@@ -197,6 +204,46 @@ def test_a_factory_that_fails_is_told_as_such(install, code: str, said: str) -> 
         Host.installed().build("factory_module:build", 3)
 
 
+@pytest.mark.parametrize("name", ["small", "wide"])
+def test_our_families_are_known_in_either_spelling(name: str) -> None:
+    host = Host.installed()
+    one, other = (host.open(f"{name}{dash}cnn") for dash in "-_")
+    assert one.size == other.size
+    for dash in "-_":
+        assert host.build(f"{name}{dash}cnn", 7)(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("way", ["disabled", "not loaded", "unregistered"])
+def test_a_plugin_that_is_off_keeps_its_prefix_and_imports_nothing(
+    install, monkeypatch, way
+) -> None:
+    install("hub_plugin", "@hookimpl\ndef sane_open(source): ...", entry="hub")
+    install("hub", "raise SystemExit('imported')", entry="other", target="sane_onnx")
+    if way == "disabled":
+        monkeypatch.setenv("SANE_PLUGINS_DISABLE", "hub")
+    if way == "not loaded":
+        monkeypatch.setenv("SANE_PLUGINS_LOAD", "builtin")
+    host = Host.installed()
+    if way == "unregistered":
+        host.pm.unregister(name="hub")
+    with pytest.raises(SourceError, match="hub:net: no plugin knows it"):
+        host.open("hub:net")
+    with pytest.raises(SourceError, match="hub:net: no plugin builds"):
+        host.build("hub:net")
+    assert "hub" not in sys.modules
+
+
+def test_a_name_alone_is_asked_of_plugins() -> None:
+    class Hub:
+        @sane_plugins.hookimpl
+        def sane_build(self, source):
+            return nn.Linear(2, 2) if source == "mine" else None
+
+    host = Host.installed()
+    host.register(Hub(), "hub")
+    assert isinstance(host.build("mine"), nn.Linear)
+
+
 def test_an_unknown_source_says_the_way_out() -> None:
     with pytest.raises(SourceError, match="sane-plugins list"):
         Host.installed().open("no-such-thing")
@@ -285,6 +332,160 @@ def test_a_hosts_own_plugin_overrides_ours() -> None:
 
     pm.register(Mine())
     assert pm.hook.sane_encode(source="net", options=None) == "mine: net"
+
+
+class _Theirs:
+    """A plugin of a host program: a kind of source, and an observer of jobs."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    @pluggy.HookimplMarker("host")
+    def sane_open(self, source):
+        return from_module(nn.Linear(3, 2)) if source == "mine:net" else None
+
+    @pluggy.HookimplMarker("host")
+    def sane_progress(self, event):
+        self.events.append(event.job)
+
+
+def test_abilities_use_the_plugins_of_the_manager_they_are_attached_to(monkeypatch) -> None:
+    pm, theirs = _Foreign("host").pm, _Theirs()
+    pm.register(theirs)
+    attach(pm)
+    monkeypatch.setattr("sane_plugins.host.entry_points", lambda **_: pytest.fail("loaded again"))
+    options = EncodeOptions(encoder="statistics")
+    assert pm.hook.sane_encode(source="mine:net", options=options).names == ("weight", "bias")
+    assert "gap" in pm.hook.sane_predict_properties(source="mine:net", options=None)
+    assert attach(pm).host.encode("mine:net", options).names == ("weight", "bias")
+    wide = nn.Linear(128, 2000)  # long enough to be reported
+    pm.hook.sane_encode(source=wide, options=None)
+    pm.hook.sane_predict_properties(source=wide, options=None)
+    assert theirs.events.count("encode") > 1
+    task = load_task("digits", size=28)
+    options = InitializeOptions(candidates=1, keep=1, budget=1)
+    prompts = [nn.Sequential(nn.Flatten(), nn.Linear(784, 10))]
+    pm.hook.sane_initialize(target=lambda: prompts[0], task=task, prompts=prompts, options=options)
+    assert "draw and score" in theirs.events
+
+
+def test_a_plugin_that_the_manager_puts_out_stops_acting() -> None:
+    pm, model = _Foreign("host").pm, nn.Linear(2, 2)
+    pm.set_blocked("sane_plugins:timm")
+    undo = attach(pm)
+    assert not pm.has_plugin("sane_plugins:timm")
+    assert pm.hook.sane_encode(source=model, options=EncodeOptions(encoder="statistics"))
+    pm.unregister(name="sane_plugins:torchvision")
+    with pytest.raises(SourceError, match="no plugin knows it"):
+        pm.hook.sane_encode(source="torchvision:resnet18", options=None)
+    pm.set_blocked("sane_plugins:builtin")
+    assert pm.hook.sane_encode(source=model, options=None) is None
+    undo()
+
+
+WITH_HOST = """
+class Mine:
+    def __init__(self, host): self.host = host
+    @hookimpl
+    def sane_encode(self, source): return self.host.open(source).size
+sane_plugin = Mine
+"""
+
+
+def test_a_plugin_can_ask_for_its_host(install) -> None:
+    install("asking_plugin", WITH_HOST)
+    first, second, pm = Host.installed(), Host.installed(), _Foreign("host").pm
+    pm.register(_Theirs())
+    attach(pm)
+    assert first.encode(nn.Linear(2, 2)) == second.encode(nn.Linear(2, 2)) == 6
+    assert pm.hook.sane_encode(source="mine:net", options=None) == 8
+    with pytest.raises(SourceError, match="mine:net"):
+        first.encode("mine:net")
+    assert "asking_plugin" in _names(first)
+
+
+def test_a_plugin_of_a_taken_name_leaves_the_first_alone() -> None:
+    host = Host.installed()
+    with pytest.raises(ValueError, match="already"):
+        host.register(_Theirs(), "onnx")
+    assert "onnx" in _names(host)
+
+
+def test_threads_that_attach_to_one_manager_do_not_race() -> None:
+    pm, start = _Foreign("host").pm, Barrier(8)
+
+    def attached(_: int) -> object:
+        start.wait()
+        return attach(pm)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(attached, range(8)))) == 1
+    assert len(pm.hook.sane_samplers()) == 1
+
+
+def test_a_specification_that_lacks_arguments_leaves_nothing_behind() -> None:
+    pm = _Foreign("host").pm
+
+    class Older:
+        @pluggy.HookspecMarker("host")(firstresult=True)
+        def sane_encode(self, source): ...
+
+    pm.add_hookspecs(Older)
+    with pytest.raises(PluginError, match="specification of sane_encode lacks options"):
+        attach(pm)
+    assert not pm.get_plugins()
+
+
+def test_strict_mode_leaves_nothing_behind(install, monkeypatch) -> None:
+    install("broken_plugin", "1 / 0")
+    monkeypatch.setenv("SANE_PLUGINS_STRICT", "1")
+    pm = _Foreign("host").pm
+    with pytest.raises(PluginError, match="broken_plugin"):
+        attach(pm)
+    assert not pm.get_plugins()
+
+
+def test_a_manager_that_is_not_pluggys_is_refused_in_one_sentence() -> None:
+    class Fork:
+        project_name = "napari"
+
+    with pytest.raises(PluginError, match=r"host 'napari'.*pluggy.PluginManager is needed"):
+        attach(Fork())
+
+
+def test_a_manager_that_looks_at_its_own_names_only() -> None:
+    pm = pytest.PytestPluginManager()
+    attach(pm)
+    assert pm.hook.sane_open(source=nn.Linear(2, 2)).size == 6
+
+
+class _Observer:
+    def __init__(self) -> None:
+        self.events: list[Progress] = []
+
+    @sane_plugins.hookimpl
+    def sane_progress(self, event):
+        self.events.append(event)
+
+
+def test_hosts_in_threads_hear_of_their_own_jobs_only() -> None:
+    """A report is passed on, so that whoever runs a job in a pool of threads hears of it too."""
+    hosts = [Host.installed() for _ in range(2)]
+    observers = [_Observer() for _ in hosts]
+    for host, observer in zip(hosts, observers, strict=True):
+        host.register(observer, "observer")
+    module, options = nn.Linear(128, 2000), EncodeOptions(report=hosts[0].report)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(embed, from_module(module, "first"), options).result()
+    hosts[1].encode(module)
+    assert [{event.note for event in x.events} for x in observers] == [{"first"}, {"Linear"}]
+
+
+def test_everything_that_is_registered_has_a_name() -> None:
+    pm = _Foreign("host").pm
+    attach(pm)
+    names = {plugin.__name__ for plugin in pm.get_plugins()}
+    assert {"sane_plugins", "sane_plugins.builtin", "sane_onnx", "sane_torchvision"} <= names
 
 
 COMMANDS = """

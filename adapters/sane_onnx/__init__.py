@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,14 +30,31 @@ def sane_open(source: Any) -> WeightGraph | None:
 
 
 @hookimpl
-def sane_save(graph: WeightGraph, target: Path) -> Path | None:
-    """Write a network that came from an ONNX file. Raises `SourceError` for one that did not."""
+def sane_save(
+    graph: WeightGraph, target: Path, metadata: Mapping[str, Any] | None, like: Any
+) -> Path | None:
+    """Write weights with the nodes of `like`, or of the ONNX file that they came from.
+
+    Raises `SourceError` where there are no such nodes, or where the weights do not fit them.
+    """
     if not _is_ours(target):
         return None
     _require_onnx(target)
     from sane_onnx.write import write
 
-    return write(graph, Path(target))
+    return write(graph, Path(target), metadata, like)
+
+
+@hookimpl
+def sane_check_save(graph: WeightGraph, target: Path, like: Any) -> bool | None:
+    """Raise what `sane_save` would raise; nothing is written."""
+    if not _is_ours(target):
+        return None
+    _require_onnx(target)
+    from sane_onnx.write import check
+
+    check(graph, Path(target), like)
+    return True
 
 
 def _is_ours(path: str | Path) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
@@ -16,24 +15,46 @@ from sane_onnx.classify_constants import Uses, classify
 from sane_onnx.constants import Constant
 from sane_onnx.inline import inline_model
 from sane_onnx.quantized import QuantizedWeight
-from sane_onnx.read import OnnxTensors
+from sane_onnx.read import OnnxTensors, read
 from sane_onnx.tensors import StoredTensor, is_external
-from sane_plugins.atomic_files import write_whole
+from sane_plugins.atomic_files import write_all
 from sane_plugins.errors import SourceError
+from sane_plugins.formats import require_file, sidecar_writes
 from sane_plugins.weights import WeightGraph
 
 # Readers map these files into memory, which begins at multiples of this.
 _ALIGNMENT = 4096
 
 
-def write(graph: WeightGraph, target: Path) -> Path:
+def write(
+    graph: WeightGraph, target: Path, metadata: Mapping[str, Any] | None = None, like: Any = None
+) -> Path:
     """Write the model with the graph's tensors: same nodes, same names, same types.
 
-    Only tensors whose values changed are written anew; quantised ones are quantised again. Values that
-    lay in other files go to one new file beside the target. Raises `SourceError` where the graph did
-    not come from an ONNX file, where a form cannot hold new values, and where a file cannot be
-    written.
+    The model is `like`, an ONNX file, or else the one that the graph came from. Only tensors whose values
+    changed are written anew; quantised ones are quantised again. Values that lay in other files go to one
+    new file beside the target, metadata to another. Raises `SourceError` where there is no such model, where
+    it cannot hold the values, and where a file cannot be written.
     """
+    model, stored = _filled(graph, target, like)
+    data = _data(target)
+    # The model says where its values lie, so that file is written first.
+    beside = {data: lambda partial: _write_data(stored, partial, data.name)} if stored else {}
+    whole = {target: lambda partial: partial.write_bytes(_serialized(model, target))}
+    write_all({**beside, **whole, **sidecar_writes(target, metadata)})
+    return target
+
+
+def check(graph: WeightGraph, target: Path, like: Any = None) -> None:
+    """Raise what `write` would raise, and write nothing."""
+    model, stored = _filled(graph, target, like)
+    if not stored:
+        _serialized(model, target)
+
+
+def _filled(graph: WeightGraph, target: Path, like: Any) -> tuple[ModelProto, list[StoredTensor]]:
+    """Return the model with the graph's values, and those tensors whose values go to a file of their own."""
+    graph = _within(like, graph, target)
     origin = next((m for m in _parts(graph.tensors) if isinstance(m, OnnxTensors)), None)
     if graph.container != "onnx" or origin is None:
         raise SourceError(
@@ -52,25 +73,50 @@ def write(graph: WeightGraph, target: Path) -> Path:
         sources[key].write(graph.tensors[key])
     _require_written(graph, model, origin, changed, sources, target)
     external = [x for x in _tensors(model) if is_external(x)]
-    if not external:
-        return _written(model, target)
-    kept = {id(x.tensor): x for x in flat.constants.values() if isinstance(x, StoredTensor)}
-    stored = [kept.get(id(x)) or StoredTensor(x, graph.source, origin.files) for x in external]
-    data = target.with_name(f"{target.name}.data")
-    if data.exists():
+    if external and _data(target).exists():
         raise SourceError(
-            data,
+            _data(target),
             "it exists",
             "the weights go to a file of this name",
             "remove it or name another target",
         )
-    write_whole(data, lambda partial: _write_data(stored, partial, data.name))
-    try:
-        return _written(model, target)
-    except SourceError:
-        with suppress(OSError):
-            data.unlink()
-        raise
+    kept = {id(x.tensor): x for x in flat.constants.values() if isinstance(x, StoredTensor)}
+    return model, [kept.get(id(x)) or StoredTensor(x, graph.source, origin.files) for x in external]
+
+
+def _within(like: Any, graph: WeightGraph, target: Path) -> WeightGraph:
+    """Return the weights in the ONNX model whose nodes are kept; as they are where none is named."""
+    if like is None:
+        return graph
+    if (
+        isinstance(like, str | Path)
+        and Path(like).is_file()
+        and str(like).lower().endswith(".onnx")
+    ):
+        like = read(require_file(Path(like)))
+    if not isinstance(like, WeightGraph) or like.container != "onnx":
+        name = like if isinstance(like, str | Path) else type(like).__name__
+        raise SourceError(
+            target,
+            f"{name} is no ONNX file",
+            "an ONNX file is written from the one it was read from",
+            "give an ONNX file and --factory, or write a .safetensors file",
+        )
+    shapes = {p.key: p.shape for p in like.params}
+    other = [p.key for p in graph.params if shapes.get(p.key) != p.shape]
+    if other:
+        raise SourceError(
+            target,
+            f"'{other[0]}' has another shape than in {like.source}, or is not there",
+            "the file keeps its nodes, so classes and channels must be those it has",
+            "write a .safetensors file, and export the module anew",
+        )
+    return like.replace({param.key: tensor for param, tensor in graph.items()})
+
+
+def _data(target: Path) -> Path:
+    """Return the file beside the model that values go to which lay outside it."""
+    return target.with_name(f"{target.name}.data")
 
 
 def _parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
@@ -172,9 +218,9 @@ def _aligned(file: BinaryIO) -> int:
     return file.tell()
 
 
-def _written(model: ModelProto, target: Path) -> Path:
+def _serialized(model: ModelProto, target: Path) -> bytes:
     try:
-        return write_whole(target, lambda partial: partial.write_bytes(model.SerializeToString()))
+        data: bytes = model.SerializeToString()
     except (EncodeError, ValueError) as error:
         raise SourceError(
             target,
@@ -182,3 +228,4 @@ def _written(model: ModelProto, target: Path) -> Path:
             "a model that protobuf can hold is needed",
             "check that it is below 2 GiB",
         ) from error
+    return data

@@ -2,7 +2,7 @@
 
 After the `@` stands a file of weights or the name of published ones, such as DEFAULT; without it the
 network is freshly initialised, as a source always from seed 0. `torchvision:resnet18,classes=7,channels=1`
-has another class count and other images.
+has another class count and other images. A network is also built by its name alone, `resnet18`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
-from sane_plugins.architectures import build_named, open_named
+from sane_plugins.architectures import build_named, is_bare_name, open_named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,8 @@ def sane_open(source: Any) -> WeightGraph | None:
 @hookimpl
 def sane_build(source: Any, classes: int | None) -> nn.Module | None:
     """Build a torchvision network with `classes` outputs. Raises `SourceError` where it takes none."""
+    if is_bare_name(source):
+        source = f"{_OURS[0]}{source}"
     return build_named(source, *_OURS, classes)
 
 

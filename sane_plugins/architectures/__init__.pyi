@@ -1,10 +1,10 @@
 from .building_blocks import PatchTokens
 from .dry_run import run_on_meta
+from .factory import build, build_by_name, is_function_name
 from .families import (
     ACTIVATIONS,
     FIXED_SIZE,
     TAKES_SIZE,
-    build,
     mlp,
     resnet,
     small_cnn,
@@ -15,11 +15,12 @@ from .families import (
 from .input_channels import set_input_channels
 from .model_library import build_model, build_named, open_named, unknown_model
 from .model_spec import ModelSpec, Notes, build_with_weights
-from .names import SMALL_CNN
+from .names import FAMILIES, SMALL_CNN, family_name, is_bare_name
 from .torchvision_import import import_torchvision
 
 __all__ = [
     "ACTIVATIONS",
+    "FAMILIES",
     "FIXED_SIZE",
     "SMALL_CNN",
     "TAKES_SIZE",
@@ -27,10 +28,14 @@ __all__ = [
     "Notes",
     "PatchTokens",
     "build",
+    "build_by_name",
     "build_model",
     "build_named",
     "build_with_weights",
+    "family_name",
     "import_torchvision",
+    "is_bare_name",
+    "is_function_name",
     "mlp",
     "open_named",
     "resnet",

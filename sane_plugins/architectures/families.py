@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -130,23 +128,6 @@ FIXED_SIZE = ("small_cnn", "wide_cnn")  # take images of `small_cnn_size` only
 TAKES_SIZE = ("mlp", "vit")  # have the argument `size`
 
 
-def build(factory: Mapping[str, Any]) -> nn.Module:
-    """Build a network from `name` (ours, or `package.module:function`) and that function's arguments."""
-    name = str(factory["name"])
-    arguments = {key: value for key, value in factory.items() if key != "name"}
-    function = _find(name)
-    try:
-        signature(function).bind(**arguments)
-    except TypeError as error:
-        raise ZooError(
-            f"architecture '{name}'",
-            f"it does not take these arguments ({error})",
-            f"it takes {', '.join(signature(function).parameters)}",
-            "correct them",
-        ) from error
-    return function(**arguments)
-
-
 def _cnn(
     channels_in: int, classes: int, act: str, dropout: float, widths: tuple[int, ...]
 ) -> nn.Sequential:
@@ -173,19 +154,3 @@ def _cnn(
         nn.Dropout(dropout),
         nn.Linear(20, classes),
     )
-
-
-def _find(name: str) -> Callable[..., nn.Module]:
-    if name in ARCHITECTURES:
-        return ARCHITECTURES[name]
-    module, _, function = name.partition(":")
-    try:
-        found: Callable[..., nn.Module] = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ZooError(
-            f"architecture '{name}'",
-            f"it cannot be imported ({error})",
-            f"one of {', '.join(ARCHITECTURES)} or package.module:function is needed",
-            "install the package that defines it",
-        ) from error
-    return found

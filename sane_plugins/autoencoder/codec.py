@@ -16,6 +16,7 @@ from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
+from sane_plugins.progress import Report, silent
 from sane_plugins.weights import (
     Tokens,
     WeightGraph,
@@ -44,6 +45,7 @@ def encode(
     window: int | None = None,
     halo: int | None = None,
     precision: Precision = "float32",
+    report: Report = silent,
 ) -> Latents:
     """Encode a network of any length on the model's device. Raises `SourceError` on NaN weights."""
     layout = TokenLayout.of(slots(graph), model.config.token_width)
@@ -52,7 +54,7 @@ def encode(
     def keep(run: WindowBatch) -> None:
         values[run.start : run.start + len(run.latents)] = run.latents
 
-    walk(model, graph, keep, window=window, halo=halo, precision=precision)
+    walk(model, graph, keep, window=window, halo=halo, precision=precision, report=report)
     return Latents(values, layout.spans)
 
 
@@ -64,9 +66,10 @@ def walk(
     window: int | None = None,
     halo: int | None = None,
     precision: Precision = "float32",
+    report: Report = silent,
 ) -> None:
     """Encode a network and hand over its latents run by run, in order; see `autoencoder.streaming`."""
-    streaming.walk(model, graph, take, *_window(model, window, halo), precision)
+    streaming.walk(model, graph, take, *_window(model, window, halo), precision, report)
 
 
 @torch.no_grad()

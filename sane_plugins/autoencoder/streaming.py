@@ -21,7 +21,7 @@ from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import scaled_blocks
 from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.display import ShortRepr
-from sane_plugins.progress import Progress, current
+from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.runtime import threads
 from sane_plugins.weights import WeightGraph, slots
 
@@ -57,6 +57,7 @@ def walk(
     window: int,
     halo: int,
     precision: Precision,
+    report: Report = silent,
 ) -> None:
     """Encode a network and hand over its latents run by run, in order; each tensor is read once.
 
@@ -66,7 +67,6 @@ def walk(
     layout = TokenLayout.of(slots(graph), model.config.token_width, device)
     dtype = dtype_of(precision, device) if can_read(model) else torch.float32
     encoder = _Encoder(model, layout, window, halo, dtype)
-    report = current()
     cuts = _cuts(graph, model, len(layout), window, halo)
     is_long = len(layout) > window * _WINDOWS
     for run in _mapped(encoder, cuts, device, is_long):

@@ -1,27 +1,24 @@
-"""Our own abilities, as plugins like anyone else's. Light at import: heavy imports are inside."""
+"""Our own abilities, as a plugin like anyone else's. Light at import: heavy imports are inside."""
 
-from sane_plugins.builtin.abilities import (
-    sane_encode,
-    sane_initialize,
-    sane_predict_properties,
-)
-from sane_plugins.builtin.portfolio import (
-    sane_encoders,
-    sane_engines,
-    sane_property_heads,
-    sane_samplers,
-)
-from sane_plugins.builtin.sources import sane_build, sane_open, sane_save
+from __future__ import annotations
 
-__all__ = [
-    "sane_build",
-    "sane_encode",
-    "sane_encoders",
-    "sane_engines",
-    "sane_initialize",
-    "sane_open",
-    "sane_predict_properties",
-    "sane_property_heads",
-    "sane_samplers",
-    "sane_save",
-]
+from typing import TYPE_CHECKING
+
+from sane_plugins.builtin.abilities import Abilities
+from sane_plugins.builtin.portfolio import Portfolio
+from sane_plugins.builtin.sources import Sources
+
+if TYPE_CHECKING:
+    from sane_plugins.host import Host
+
+
+class Builtin(Abilities, Portfolio, Sources):
+    """What ships with the package, for one host."""
+
+    __name__ = __name__
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+
+sane_plugin = Builtin

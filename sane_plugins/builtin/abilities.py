@@ -7,62 +7,69 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
-from sane_plugins.progress import current
+from sane_plugins.progress import silent
 
 if TYPE_CHECKING:
     from sane_plugins.features import EncodeOptions, Encoding
+    from sane_plugins.host import Host
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.properties import AnyEstimate, PredictOptions
     from sane_plugins.tasks import Task
 
 
-@hookimpl(trylast=True)
-def sane_encode(source: Any, options: EncodeOptions | None) -> Encoding:
-    """Encode with the autoencoder, or whichever encoder the options name."""
-    from sane_plugins.features import embed
-    from sane_plugins.host import Host
+class Abilities:
+    """Encode, predict and initialise, with what the plugins of a host open and offer."""
 
-    host = Host.active()
-    return embed(host.open(source), options, host.encoders())
+    host: Host
 
+    @hookimpl(trylast=True)
+    def sane_encode(self, source: Any, options: EncodeOptions | None) -> Encoding:
+        """Encode with the autoencoder, or whichever encoder the options name."""
+        from sane_plugins.features import EncodeOptions, embed
 
-@hookimpl(trylast=True)
-def sane_predict_properties(
-    source: Any, options: PredictOptions | None
-) -> Mapping[str, AnyEstimate]:
-    """Predict with every property head that plugins offer."""
-    from sane_plugins.host import Host
-    from sane_plugins.properties import predict
+        options = options or EncodeOptions()
+        if options.report is silent:
+            options = replace(options, report=self.host.report)
+        return embed(self.host.open(source), options, self.host.encoders())
 
-    host = Host.active()
-    return predict(host.open(source), host.property_heads(), options=options)
+    @hookimpl(trylast=True)
+    def sane_predict_properties(
+        self, source: Any, options: PredictOptions | None
+    ) -> Mapping[str, AnyEstimate]:
+        """Predict with every property head that plugins offer."""
+        from sane_plugins.properties import predict
 
+        graph, heads = self.host.open(source), self.host.property_heads()
+        return predict(graph, heads, options=options, report=self.host.report)
 
-@hookimpl(trylast=True)
-def sane_initialize(
-    target: Any, task: Task | None, prompts: Sequence[Any], options: InitializeOptions | None
-) -> Initialization | None:
-    """Initialise from the prompts that were given, or from those that ship and fit the target."""
-    if task is None:
-        return None
-    from torch import nn
+    @hookimpl(trylast=True)
+    def sane_initialize(
+        self,
+        target: Any,
+        task: Task | None,
+        prompts: Sequence[Any],
+        options: InitializeOptions | None,
+    ) -> Initialization | None:
+        """Initialise from the prompts that were given, or from those that ship and fit the target."""
+        if task is None:
+            return None
+        from torch import nn
 
-    from sane_plugins.autoencoder import embedded_sane, load_sane
-    from sane_plugins.generation import choose_prompts, embedded_prompts
-    from sane_plugins.host import Host
-    from sane_plugins.initialize import generate, initialize
+        from sane_plugins.autoencoder import embedded_sane, load_sane
+        from sane_plugins.generation import choose_prompts, embedded_prompts
+        from sane_plugins.initialize import generate, initialize
 
-    notes: tuple[str, ...] = ()
-    graphs = tuple(Host.active().open(prompt) for prompt in prompts)
-    if not graphs:
-        chosen = choose_prompts(
-            target if isinstance(target, nn.Module) else target(), embedded_prompts()
-        )
-        graphs, notes = chosen.graphs, chosen.notes
-    own = options.model if options is not None else None
-    sane = embedded_sane() if own is None else load_sane(own)
-    if options is not None and not options.scored:
-        done = generate(target, task, graphs, sane, options)
-    else:
-        done = initialize(target, task, graphs, sane, options, current())
-    return replace(done, notes=(*notes, *done.notes))
+        notes: tuple[str, ...] = ()
+        graphs = tuple(self.host.open(prompt) for prompt in prompts)
+        if not graphs:
+            chosen = choose_prompts(
+                target if isinstance(target, nn.Module) else target(), embedded_prompts()
+            )
+            graphs, notes = chosen.graphs, chosen.notes
+        own = options.model if options is not None else None
+        sane = embedded_sane() if own is None else load_sane(own)
+        if options is not None and not options.scored:
+            done = generate(target, task, graphs, sane, options, self.host.report)
+        else:
+            done = initialize(target, task, graphs, sane, options, self.host.report)
+        return replace(done, notes=(*notes, *done.notes))

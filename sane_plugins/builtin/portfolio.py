@@ -13,37 +13,37 @@ if TYPE_CHECKING:
     from sane_plugins.properties import AnyHead
 
 
-@hookimpl(trylast=True)
-def sane_encoders() -> Mapping[str, Encoder]:
-    """Return the autoencoder and the layer statistics."""
-    from sane_plugins.features import ENCODERS
+class Portfolio:
+    """What is offered by name."""
 
-    return ENCODERS
+    @hookimpl(trylast=True)
+    def sane_encoders(self) -> Mapping[str, Encoder]:
+        """Return the autoencoder and the layer statistics."""
+        from sane_plugins.features import ENCODERS
 
+        return ENCODERS
 
-@hookimpl(trylast=True)
-def sane_samplers() -> Mapping[str, Sampler]:
-    """Return the samplers, the reference's setting among them."""
-    from sane_plugins.generation import KDE, Diffusion, Gaussian
+    @hookimpl(trylast=True)
+    def sane_samplers(self) -> Mapping[str, Sampler]:
+        """Return the samplers, the reference's setting among them."""
+        from sane_plugins.generation import KDE, Diffusion, Gaussian
 
-    return {
-        "kde": KDE(),
-        "kde-per-token": KDE(prompt="token"),
-        "kde-reference": KDE(noise="shared"),
-        "gaussian": Gaussian(),
-        "diffusion": Diffusion(),
-    }
+        return {
+            "kde": KDE(),
+            "kde-per-token": KDE(prompt="token"),
+            "kde-reference": KDE(noise="shared"),
+            "gaussian": Gaussian(),
+            "diffusion": Diffusion(),
+        }
 
+    @hookimpl(trylast=True)
+    def sane_property_heads(self) -> Mapping[str, AnyHead]:
+        """Return the heads that were fitted on the published zoos."""
+        from sane_plugins.properties import embedded_heads
 
-@hookimpl(trylast=True)
-def sane_property_heads() -> Mapping[str, AnyHead]:
-    """Return the heads that were fitted on the published zoos."""
-    from sane_plugins.properties import embedded_heads
+        return embedded_heads()
 
-    return embedded_heads()
-
-
-@hookimpl(trylast=True)
-def sane_engines() -> Mapping[str, Any]:
-    """Return the engine that runs a job here, in this process."""
-    return {"local": map}
+    @hookimpl(trylast=True)
+    def sane_engines(self) -> Mapping[str, Any]:
+        """Return the engine that runs a job here, in this process."""
+        return {"local": map}

@@ -14,7 +14,6 @@ import click
 
 from sane_plugins import hookimpl
 from sane_plugins.errors import SaneError
-from sane_plugins.progress import reporting
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -115,8 +114,7 @@ def progress_bars(host: Host) -> Iterator[None]:
         observer = _Bars(bars)
         host.pm.register(observer)
         try:
-            with reporting(host.report):
-                yield
+            yield
         finally:
             host.pm.unregister(observer)
 

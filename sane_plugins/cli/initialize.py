@@ -19,7 +19,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.output import require_writable, set_aside, write
+from sane_plugins.cli.output import set_aside
 from sane_plugins.cli.targets import built, find_sampler, find_target, open_prompts
 from sane_plugins.cli.verify import verify
 from sane_plugins.errors import UsageError
@@ -203,7 +203,7 @@ def main(
             require_free(path, force)
     host = open_host()
     target = find_target(host, model, factory, load_task(data, size), resize=size is None)
-    require_writable(host, host.open(built(target.network)), model, output)
+    host.check_save(host.open(built(target.network)), output, like=model, force=force)
     _require_device(device)
     given = [open_prompts(host, prompt, target) for prompt in prompts]
     options = InitializeOptions(
@@ -240,7 +240,8 @@ def main(
     stated = {**done.provenance["options"], "budget": budget}
     done = replace(done, provenance={**done.provenance, "command": command, "options": stated})
     notes = [*target.notes, *(text for prompt in given for text in prompt.notes), *done.notes]
-    path = write(host, done.graph, done.provenance, model, output, force)
+    metadata = {"provenance": done.provenance}
+    path = host.save(done.graph, output, metadata=metadata, like=model, force=force)
     if done.aside is not None:
         notes.append(set_aside(done.aside, path))
     if report is not None:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sane_plugins.architectures import SMALL_CNN
+from sane_plugins.architectures import SMALL_CNN, family_name
 from sane_plugins.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sane_plugins.generation import Prompts, Sampler
     from sane_plugins.host import Host
     from sane_plugins.tasks import Task
-
-TORCHVISION = "torchvision:"
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
     `resize` allows the images to be resized to what the network takes where that is known.
     """
     classes = len(task.classes)
-    if model == SMALL_CNN:
+    if family_name(model) == family_name(SMALL_CNN):
         return _small_cnn(task, resize)
     if factory is not None:
         return _fitted(Target(_loaded(host, model, factory, classes), task))
@@ -57,8 +55,7 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
         raise UsageError(
             model, "there is no such network", "a known name is needed", f"did you mean {SMALL_CNN}"
         )
-    name = model if ":" in model else TORCHVISION + model
-    return _fitted(Target(lambda: host.build(name, classes), task))
+    return _fitted(Target(lambda: host.build(model, classes), task))
 
 
 def open_prompts(host: Host, source: str, target: Target) -> Prompts:

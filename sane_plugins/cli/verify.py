@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins.cli.console import command_options, open_host, print_json
-from sane_plugins.cli.output import write
 from sane_plugins.cli.targets import built, find_sampler, find_target, open_prompts
 from sane_plugins.runtime import threads
 
@@ -70,7 +69,8 @@ def _compared(host: Host, file: Path, told: Mapping[str, Any]) -> str:
         graph = remake(target.network, target.task, prompts, sane, options, told)
         here = surroundings(options.device)
     with TemporaryDirectory() as folder:
-        path = write(host, graph, told, call["model"], Path(folder) / file.name, force=False)
+        again, metadata = Path(folder) / file.name, {"provenance": told}
+        path = host.save(graph, again, metadata=metadata, like=call["model"])
         if path.read_bytes() == file.read_bytes():
             return ""
     return _reason(told["versions"], here)

@@ -24,6 +24,7 @@ from sane_plugins.errors import UsageError
 from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
 from sane_plugins.features.sane_features import Pool, is_probed, ordered
+from sane_plugins.progress import Report, silent
 from sane_plugins.weights import WeightGraph, slots
 
 __all__ = [
@@ -44,7 +45,8 @@ class EncodeOptions:
 
     `latents` keeps the latents of all tokens, drops them (then memory does not grow with the network), or
     names a new file that they are written to, row by row as float32. `precision` is that of the
-    autoencoder's matrices: `auto` takes bfloat16 on processors that have it.
+    autoencoder's matrices: `auto` takes bfloat16 on processors that have it. A host reports to its plugins
+    unless there is a `report`.
     """
 
     encoder: str = "sane"
@@ -54,6 +56,7 @@ class EncodeOptions:
     device: str = "cpu"
     latents: bool | Path = True
     precision: Precision = "auto"
+    report: Report = field(default=silent, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         require_field_types(self)
@@ -176,7 +179,15 @@ def _kept(
 def _walk(
     model: SANE, graph: WeightGraph, take: Callable[[WindowBatch], None], options: EncodeOptions
 ) -> None:
-    walk(model, graph, take, window=options.window, halo=options.halo, precision=options.precision)
+    walk(
+        model,
+        graph,
+        take,
+        window=options.window,
+        halo=options.halo,
+        precision=options.precision,
+        report=options.report,
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,16 @@ from .guards import require_file, sealed
 from .safetensors_files import HEADER, LazyTensors
 from .sharded import INDEX, index_in
 from .state_dict import from_state_dict
-from .writing import refuse_script, save_arrays, save_checkpoint, save_safetensors, save_sharded
+from .writing import (
+    check_save,
+    save_arrays,
+    save_checkpoint,
+    save_network,
+    save_safetensors,
+    save_sharded,
+    sidecar,
+    sidecar_writes,
+)
 
 __all__ = [
     "CHECKPOINTS",
@@ -13,14 +22,17 @@ __all__ = [
     "SCRIPTS",
     "Archive",
     "LazyTensors",
+    "check_save",
     "from_state_dict",
     "index_in",
     "open_file",
-    "refuse_script",
     "require_file",
     "save_arrays",
     "save_checkpoint",
+    "save_network",
     "save_safetensors",
     "save_sharded",
     "sealed",
+    "sidecar",
+    "sidecar_writes",
 ]

@@ -1,32 +1,71 @@
-"""Networks into files: beside their place first, then renamed."""
+"""Networks into files: beside their place first, then renamed; each file is written once."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from sane_plugins.atomic_files import write_all, write_whole
+from sane_plugins.atomic_files import write_all
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.files import HEADER, INDEX
+from sane_plugins.formats.files import CHECKPOINTS, HEADER, INDEX, SCRIPTS
 from sane_plugins.weights import WeightGraph
 
 SHARD = 5 * 10**9  # bytes of tensors in one file of several
 
 _FILES = {"safetensors", "checkpoint", "torchscript", "npz"}
 
+Metadata = Mapping[str, object]
+
+
+def save_network(graph: WeightGraph, path: Path, metadata: Metadata | None = None) -> Path | None:
+    """Write a network in the form that the suffix asks for; None for a suffix that is not ours."""
+    form = _form(path)
+    return form.save(graph, path, metadata) if form else None
+
+
+def check_save(graph: WeightGraph, path: Path) -> bool | None:
+    """Raise what `save_network` would raise because of the network; None for a suffix that is not ours.
+
+    Nothing is written.
+    """
+    form = _form(path)
+    if form is None:
+        return None
+    _require_whole(graph, path)
+    known = {param.key: param.dtype for param in graph.params}
+    for key in dict.fromkeys([*graph.tensors, *graph.ties]):
+        name = graph.ties.get(key, key)
+        dtype = known[name] if name in known else graph.tensors[name].dtype
+        form.try_on(path, key, torch.empty(0, dtype=dtype))
+    return True
+
+
+def sidecar(path: Path) -> Path:
+    """Return the file that holds the metadata of a file whose form has no room for them."""
+    return path.with_name(f"{path.name}.provenance.json")
+
+
+def sidecar_writes(path: Path, metadata: Metadata | None) -> dict[Path, Callable[[Path], object]]:
+    """Return what `write_all` takes to put metadata beside a file; nothing where there are none."""
+    if metadata is None:
+        return {}
+    text = json.dumps(metadata, default=str) + "\n"
+    return {sidecar(path): lambda partial: partial.write_text(text, encoding="utf-8")}
+
 
 def save_safetensors(
-    graph: WeightGraph, path: str | Path, metadata: Mapping[str, str] | None = None
+    graph: WeightGraph, path: str | Path, metadata: Metadata | None = None
 ) -> Path:
-    """Write every tensor, with the order of keys, ties and output axes; `open_file` reads it.
+    """Write every tensor, with the order of keys, ties and output axes, and metadata; `open_file` reads it.
 
     A tied tensor is written under each of its names, so that any reader finds all of them. Raises
     `SourceError` for a type that the format does not know.
@@ -35,11 +74,18 @@ def save_safetensors(
     _require_whole(graph, path)
     state = _apart(graph.state_dict())
     # One entry, because the format writes several in any order: same network, same bytes.
-    told = {HEADER: json.dumps({**(metadata or {}), **_own(graph, list(state))})}
-    return write_whole(path, lambda partial: _save_file(path, state, partial, told))
+    own = _own(graph, list(state))
+    told = {HEADER: json.dumps({**own, **(metadata or {}), **own}, default=str)}
+    write_all({path: lambda partial: _save_file(path, state, partial, told)})
+    return path
 
 
-def save_sharded(graph: WeightGraph, path: str | Path, limit: int = SHARD) -> Path:
+def save_sharded(
+    graph: WeightGraph,
+    path: str | Path,
+    metadata: Metadata | None = None,
+    limit: int = SHARD,
+) -> Path:
     """Write an index `NAME.safetensors.index.json`, and beside it files of at most `limit` bytes.
 
     One file's tensors are in memory at a time; a tensor larger than the limit has a file of its own. All are
@@ -63,11 +109,12 @@ def save_sharded(graph: WeightGraph, path: str | Path, limit: int = SHARD) -> Pa
     parts = zip(names, shards, strict=True)
     writes = {path.with_name(name): functools.partial(write, keys) for name, keys in parts}
     text = json.dumps(index, indent=2) + "\n"
-    write_all({**writes, path: lambda beside: beside.write_text(text)})
+    index_write = {path: lambda partial: partial.write_text(text)}
+    write_all({**writes, **sidecar_writes(path, metadata), **index_write})
     return path
 
 
-def save_arrays(graph: WeightGraph, path: str | Path) -> Path:
+def save_arrays(graph: WeightGraph, path: str | Path, metadata: Metadata | None = None) -> Path:
     """Write an `.npz` file that `numpy.load` reads, one array at a time; the names of ties are all in it.
 
     Raises `SourceError` for a type that NumPy does not know.
@@ -83,19 +130,43 @@ def save_arrays(graph: WeightGraph, path: str | Path) -> Path:
                 with archive.open(ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
 
-    return write_whole(path, write)
+    write_all({path: write, **sidecar_writes(path, metadata)})
+    return path
 
 
-def save_checkpoint(graph: WeightGraph, path: str | Path) -> Path:
+def save_checkpoint(graph: WeightGraph, path: str | Path, metadata: Metadata | None = None) -> Path:
     """Write a plain state dict as torch.save does; ties are kept."""
     path = Path(path)
     _require_whole(graph, path)
-    return write_whole(path, lambda partial: torch.save(graph.state_dict(), partial))
+    write = {path: lambda partial: torch.save(graph.state_dict(), partial)}
+    write_all({**write, **sidecar_writes(path, metadata)})
+    return path
 
 
-def refuse_script(path: Path) -> Path:
-    """Raise `SourceError`: a TorchScript archive is a program, which weights alone do not give."""
-    raise SourceError(
+@dataclass(frozen=True)
+class _Form:
+    """How a network is saved, and what raises where a form does not know a tensor's type."""
+
+    save: Callable[[WeightGraph, Path, Metadata | None], Path]
+    try_on: Callable[[Path, str, torch.Tensor], object]
+
+
+def _form(path: Path) -> _Form | None:
+    """Return the form of a suffix. Raises `SourceError` for a TorchScript archive."""
+    if path.suffix in SCRIPTS:
+        raise _is_program(path)
+    if path.name.endswith(INDEX):
+        return _Form(save_sharded, _try_safetensors)
+    forms = {
+        ".safetensors": _Form(save_safetensors, _try_safetensors),
+        ".npz": _Form(save_arrays, _array),
+        **dict.fromkeys(CHECKPOINTS, _Form(save_checkpoint, lambda *_: None)),
+    }
+    return forms.get(path.suffix)
+
+
+def _is_program(path: Path) -> SourceError:
+    return SourceError(
         path,
         "a TorchScript archive holds a program",
         "weights alone do not make one",
@@ -127,12 +198,20 @@ def _save_file(
     try:
         save_file(state, partial, metadata=told)
     except KeyError as error:
-        raise SourceError(
-            path,
-            f"a tensor has the type {error.args[0]}",
-            "safetensors does not know it",
-            "write a .pt file",
-        ) from error
+        raise _unknown_type(path, error.args[0]) from error
+
+
+def _try_safetensors(path: Path, key: str, tensor: torch.Tensor) -> None:
+    try:
+        save({key: tensor})
+    except KeyError as error:
+        raise _unknown_type(path, error.args[0]) from error
+
+
+def _unknown_type(path: Path, dtype: object) -> SourceError:
+    return SourceError(
+        path, f"a tensor has the type {dtype}", "safetensors does not know it", "write a .pt file"
+    )
 
 
 def _tensor(graph: WeightGraph, key: str) -> torch.Tensor:

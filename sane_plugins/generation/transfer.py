@@ -14,6 +14,7 @@ from sane_plugins.autoencoder import SANE, Precision, decode, encode
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.generation.cross_architecture import Expansion, expansion
+from sane_plugins.progress import Report, silent
 from sane_plugins.symmetry import align, permutation_groups
 from sane_plugins.weights import Slot, WeightGraph, apply_scale, fit_scale, slots, undo_scale
 
@@ -84,6 +85,7 @@ def plan_transfer(
     classifier: frozenset[str],
     sane: SANE,
     rng: torch.Generator,
+    report: Report = silent,
 ) -> Transfer:
     """Encode the prompts and match them to the target, whose classifier's keys are given.
 
@@ -103,7 +105,9 @@ def plan_transfer(
     left = len(prompts) - len(alike)
     notes = (f"{left} prompts of other shapes were left out",) if left else ()
     aligned = _aligned(alike, rng)
-    latents = torch.stack([encode(sane, p, precision=_precision(p)).values for p in aligned])
+    latents = torch.stack(
+        [encode(sane, p, precision=_precision(p), report=report).values for p in aligned]
+    )
     pairs = _pairs(first, target, classifier)
     if pairs is not None:
         return Transfer(

@@ -1,7 +1,7 @@
 from .benefit import BenefitForecast
 from .options import CandidateScore, InitializeOptions
 from .pipeline import Initialization, generate, initialize, remake
-from .provenance import ingredients, inscribe, read_provenance, restored, surroundings
+from .provenance import ingredients, read_provenance, restored, surroundings
 from .pruned import PrunedNetwork, first_task
 from .report import html_report
 from .successive_halving import family
@@ -20,7 +20,6 @@ __all__ = [
     "html_report",
     "ingredients",
     "initialize",
-    "inscribe",
     "read_provenance",
     "remake",
     "restored",

@@ -32,6 +32,7 @@ from sane_plugins.initialize.options import (
 )
 from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.initialize.training import arrange
+from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import random_stream, seeded, threads
 from sane_plugins.tasks import Task, accuracy, describe
 from sane_plugins.weights import RUNNING, WeightGraph, from_module, load_into, slots
@@ -71,11 +72,14 @@ class CandidateBuilder:
         places = sane.config.places(layout, 0, len(layout))
         return sampler.bound(SamplingContext(places, describe(self.task), fingerprint(sane)))
 
-    def near(self, prompts: Sequence[WeightGraph], sane: SANE) -> CandidateBuilder:
+    def near(
+        self, prompts: Sequence[WeightGraph], sane: SANE, report: Report = silent
+    ) -> CandidateBuilder:
         """Return the same bench with other prompts, which have the target's shapes."""
         rng = random_stream(self.options.seed, "align few")
         target = from_module(self.make())
-        return replace(self, transfer=plan_transfer(prompts, target, self.classifier, sane, rng))
+        transfer = plan_transfer(prompts, target, self.classifier, sane, rng, report)
+        return replace(self, transfer=transfer)
 
     def build(self, recipe: CandidateSpec, latents: torch.Tensor | None = None) -> Candidate:
         """Make and score what a recipe stands for; a SANE candidate is decoded from latents (B, T, L)."""

@@ -75,13 +75,13 @@ def initialize(
     """
     options = options or InitializeOptions()
     clock = Budget(options.budget)
-    bench, fresh = prepare(target, task, prompts, sane, options)
+    bench, fresh = prepare(target, task, prompts, sane, options, report)
     shots = None
     with fitting_threads(bench.make(), task):
         pool, course, raced = _raced(bench, fresh, clock, report)
         if options.few_shot and not clock.interrupted:
             shots = FewShotPrompts(tuple(c.recipe for c in first_shots(raced, options)), course)
-            bench = bench.near(train_shots(bench, shots, report), sane)
+            bench = bench.near(train_shots(bench, shots, report), sane, report)
             pool, course, raced = _raced(bench, fresh, clock.restarted(), report)
         rows = [c.row for c in raced]
         expected = outlook(rows, len(bench.task.y_test), paired(bench, raced, clock))
@@ -130,13 +130,14 @@ def generate(
     prompts: Sequence[WeightGraph],
     sane: SANE,
     options: InitializeOptions | None = None,
+    report: Report = silent,
 ) -> Initialization:
     """Draw and decode one network near the prompts; nothing is compared, so it may be worse than the default.
 
     Norms are conditioned and the classifier is fitted on the task's images, as `initialize` does.
     """
     options = replace(options or InitializeOptions(), candidates=1, keep=1)
-    bench, _ = prepare(target, task, prompts, sane, options)
+    bench, _ = prepare(target, task, prompts, sane, options, report)
     recipe, course = CandidateSpec("sane"), SearchTrace([0])
     with fitting_threads(bench.make(), task):
         module, origins = bench.make_only(recipe, latents_of(bench, course, recipe))
@@ -169,6 +170,7 @@ def prepare(
     prompts: Sequence[WeightGraph],
     sane: SANE,
     options: InitializeOptions,
+    report: Report = silent,
 ) -> tuple[CandidateBuilder, bool]:
     """Return all that candidates are built with, and whether each default is a fresh draw."""
     make, fresh = _maker(target)
@@ -183,7 +185,7 @@ def prepare(
     if options.pruned:
         found, make, fresh = pruned(graph, keys), drawn_anew(first), True
         prompts = [like(prompt, graph, rng) for prompt in prompts]
-    transfer = plan_transfer(prompts, graph, keys, sane, rng)
+    transfer = plan_transfer(prompts, graph, keys, sane, rng, report)
     bench = CandidateBuilder(
         make=make, task=data, classifier=keys, options=options, transfer=transfer, pruned=found
     )

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 import sane_plugins
-from sane_plugins.atomic_files import write_whole
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError
-from sane_plugins.formats import HEADER, LazyTensors, require_file, sealed
+from sane_plugins.formats import HEADER, LazyTensors, require_file, sealed, sidecar
 from sane_plugins.generation import embedded_prompts
 from sane_plugins.initialize.candidates import CandidateBuilder
 from sane_plugins.initialize.few_shot import FewShotPrompts
@@ -102,32 +101,13 @@ def content_hash(graph: WeightGraph) -> str:
     return _hash((param.key, tensor) for param, tensor in graph.items())
 
 
-def inscribe(path: Path, told: Mapping[str, Any]) -> Path:
-    """Write the provenance into a safetensors file's one metadata entry, or beside a file of another form."""
-    if path.suffix != SAFE:
-        plain = json.dumps({KEY: told}, default=str) + "\n"
-        write_whole(_beside(path), lambda partial: partial.write_text(plain, encoding="utf-8"))
-        return path
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    own = json.loads(header.get("__metadata__", {}).get(HEADER, "{}"))
-    header["__metadata__"] = {
-        HEADER: json.dumps({**own, KEY: json.loads(json.dumps(told, default=str))})
-    }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    whole = len(text).to_bytes(8, "little") + text + data[8 + size :]
-    return write_whole(path, lambda partial: partial.write_bytes(whole))
-
-
 def read_provenance(path: Path) -> dict[str, Any]:
-    """Return what `inscribe` wrote. Raises `SourceError` where there is none."""
+    """Return what `sane-init` gave its file as metadata. Raises `SourceError` where there is none."""
     text = "{}"
     if require_file(path).suffix == SAFE:
         text = LazyTensors(path).metadata.get(HEADER, "{}")
-    elif _beside(path).is_file():
-        text = _beside(path).read_text(encoding="utf-8", errors="replace")
+    elif sidecar(path).is_file():
+        text = sidecar(path).read_text(encoding="utf-8", errors="replace")
     with sealed(path, "what it says of its origin is broken", "a whole file"):
         own = json.loads(text)
     found = own.get(KEY) if isinstance(own, dict) else None
@@ -139,10 +119,6 @@ def read_provenance(path: Path) -> dict[str, Any]:
         "the provenance that sane-init writes",
         "name a file from sane-init",
     )
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.provenance.json")
 
 
 def _plain(options: InitializeOptions) -> dict[str, Any]:

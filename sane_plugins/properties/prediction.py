@@ -67,6 +67,7 @@ def predict(
     heads: Mapping[str, AnyHead] | None = None,
     sane: SANE | None = None,
     options: PredictOptions | None = None,
+    report: Report = silent,
 ) -> dict[str, AnyEstimate]:
     """Estimate properties of one network; embedded heads and SANE stand in for those not given.
 
@@ -79,7 +80,7 @@ def predict(
         heads = load_heads(options.heads)
     chosen = _chosen(embedded_heads() if heads is None else heads, options.properties)
     needed = {name for head in chosen.values() for name in head.encoders}
-    encode = EncodeOptions(model=options.model, device=options.device)
+    encode = EncodeOptions(model=options.model, device=options.device, report=report)
     encoders = dict(ENCODERS)
     if "sane" in needed:
         model = load_model(encode) if sane is None else sane
@@ -98,10 +99,11 @@ def measure(
 ) -> FeatureDataset:
     """Return the features of many networks, as `fit_head` takes them."""
     rows: dict[str, list[Array]] = {name: [] for name in (*encoders, STRUCTURE)}
+    options = EncodeOptions(report=report)
     for i, graph in enumerate(graphs):
         report(Progress(job="features", done=i, total=len(networks), note=graph.source))
         for name, encoder in encoders.items():
-            rows[name].append(encoder.features(graph, EncodeOptions()).numpy())
+            rows[name].append(encoder.features(graph, options).numpy())
         rows[STRUCTURE].append(structure(graph))
     return FeatureDataset(
         features={name: np.stack(x) for name, x in rows.items()}, networks=networks

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sane_plugins.architectures import family_name
 from sane_plugins.arguments import require_field_types
 from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report, silent
@@ -112,7 +113,7 @@ def factory_of(
 ) -> dict[str, Any]:
     """Return the description that a network of the zoo is built from."""
     return {
-        "name": options.architecture,
+        "name": family_name(options.architecture) or options.architecture,
         "channels_in": channels,
         "classes": classes,
         "act": draw.act,

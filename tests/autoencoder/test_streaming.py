@@ -17,7 +17,6 @@ from sane_plugins.autoencoder.bfloat16 import dtype_of
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import SourceError
 from sane_plugins.features import EncodeOptions, SaneEncoder, embed, statistics, write_encodings
-from sane_plugins.progress import reporting
 from sane_plugins.weights import (
     WeightGraph,
     apply_scale,
@@ -180,8 +179,8 @@ def test_latents_kept_dropped_and_written_are_one_encoding(model: SANE, tmp_path
 @pytest.mark.usefixtures("short_runs")
 def test_progress_ends_at_the_last_token(model: SANE) -> None:
     events = []
-    with reporting(events.append):
-        found = SaneEncoder(model).encode(network(), EncodeOptions(latents=False))
+    options = EncodeOptions(latents=False, report=events.append)
+    found = SaneEncoder(model).encode(network(), options)
     assert [event.done for event in events] == sorted({event.done for event in events})
     assert events[-1].done == events[-1].total == found.tokens
 

@@ -140,6 +140,15 @@ def test_wrong_calls_of_sane_init(arguments, said: str, code: int, tmp_path) -> 
     _refused(done, said, code)
 
 
+def test_our_networks_are_named_in_either_spelling(task, tmp_path) -> None:
+    for name in ("small-cnn", "small_cnn"):
+        output = tmp_path / f"{name}.safetensors"
+        done = _run(sane_init, name, "--task", task(), "--no-score", "-o", output)
+        assert done.exit_code == 0, done.stderr
+    one, other = (load_file(tmp_path / f"small{x}cnn.safetensors") for x in "-_")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [("out.xyz", 2, ".xyz"), ("out.onnx", 1, "ONNX"), ("no-folder/out.pt", 2, "folder")],

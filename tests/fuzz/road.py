@@ -18,12 +18,14 @@ from fuzz.case import copied as copied
 from fuzz.corpus import CANARY, FORMATS, Base
 from fuzz.guard import GROWTH, Guard, HangError, Peak
 
-from sane_plugins.builtin import sources
+from sane_plugins.builtin import Builtin
 from sane_plugins.errors import PluginError, SaneError
+from sane_plugins.host import Host
 from sane_plugins.symmetry import permutation_groups, permute, random_permutations
 from sane_plugins.weights import WeightGraph, detokenize, tokenize
 
 WIDTH = 128
+BUILTIN = Builtin(Host.installed())
 _OWN: Mapping[str, dict[str, Mutation]] = {
     "onnx": protobuf.MUTATIONS,
     "checkpoint": archives.CHECKPOINT,
@@ -110,7 +112,7 @@ class Road:
         self._saved(moved)
 
     def _opened(self, path: Path) -> WeightGraph:
-        graph = sane_onnx.sane_open(path) or sources.sane_open(path)
+        graph = sane_onnx.sane_open(path) or BUILTIN.sane_open(path)
         if graph is None:
             raise SaneError(path, "no plugin reads it", "a known suffix is needed", "rename it")
         return graph
@@ -120,7 +122,9 @@ class Road:
             self.stage = f"save {name}"
             target = self.path.with_name(name)
             try:
-                saved = sane_onnx.sane_save(graph, target) or sources.sane_save(graph, target)
+                saved = sane_onnx.sane_save(graph, target, None, None) or BUILTIN.sane_save(
+                    graph, target, None
+                )
             except SaneError as refusal:
                 require_plain(refusal)  # one form may know types that the other does not
                 continue

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from sane_plugins.architectures import small_cnn
 from sane_plugins.cli.initialize import main
+from sane_plugins.errors import SourceError
 from sane_plugins.formats import open_file
 from sane_plugins.host import Host
 
@@ -76,6 +77,25 @@ def test_an_onnx_model_keeps_its_nodes(exported, tmp_path) -> None:
     assert torch.allclose(answer, module(images), atol=1e-3, rtol=1e-3)
     again = run("verify", output)
     assert again.exit_code == 0, again.output
+
+
+def test_a_network_is_saved_into_the_nodes_of_another(exported, tmp_path) -> None:
+    """The adapter decides what fits its nodes; a check says so before the work, and writes nothing."""
+    host, output = Host.installed(), tmp_path / "out" / "new.onnx"
+    output.parent.mkdir()
+    graph, other = host.open(small_cnn()), host.open(small_cnn(1, 7))
+    for call in (host.check_save, host.save):
+        with pytest.raises(SourceError, match="another shape"):
+            call(other, output, like=str(exported))
+        with pytest.raises(SourceError, match="Linear is no ONNX file"):
+            call(graph, output, like=torch.nn.Linear(1, 1))
+    for like in (str(exported), host.open(exported)):
+        host.check_save(graph, output, like=like)
+        assert not list(output.parent.iterdir())
+        host.save(graph, output, like=like)
+        saved = host.open(output).tensors
+        assert all(torch.equal(saved[key], tensor) for key, tensor in graph.tensors.items())
+        output.unlink()
 
 
 def test_a_module_does_not_become_onnx(tmp_path) -> None:

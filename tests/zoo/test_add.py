@@ -399,7 +399,7 @@ def test_commands_tell_what_became_of_each_file(nets, tmp_path) -> None:
 
     zoo = tmp_path / "zoo"
     done = run(
-        "zoo", "add", nets, "-o", zoo, "--factory", "small_cnn", "--set", "classes=10", "--json"
+        "zoo", "add", nets, "-o", zoo, "--factory", "small-cnn", "--set", "classes=10", "--json"
     )
     told = json.loads(done.stdout)
     assert (done.exit_code, len(told["added"]), len(told["equal"]), len(told["unread"])) == (
@@ -411,6 +411,7 @@ def test_commands_tell_what_became_of_each_file(nets, tmp_path) -> None:
     shown = json.loads(run("zoo", "show", zoo, "--json").stdout)
     assert (shown["networks"], shown["checkpoints"], shown["without_factory"]) == (2, 6, 0)
     assert [x["parameters"] for x in shown["architectures"]] == [2464]
+    assert {entry.factory["name"] for entry in Zoo.open(zoo).entries} == {"small_cnn"}
     done = run(
         "zoo", "evaluate", zoo, "--task", "digits", "--size", "28", "--images", "50", "--json"
     )

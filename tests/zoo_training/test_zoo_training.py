@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from sane_plugins.architectures import build
 from sane_plugins.architectures.families import ARCHITECTURES
 from sane_plugins.cli.main import main
-from sane_plugins.errors import SaneError, UsageError, ZooError
+from sane_plugins.errors import SaneError, SourceError, UsageError
 from sane_plugins.progress import Progress
 from sane_plugins.symmetry import permutation_groups, permute, random_permutations
 from sane_plugins.tasks import load_task
@@ -378,7 +378,8 @@ def test_data_sets_that_torchvision_left_on_disk_are_read(tmp_path):
 def test_every_name_builds_and_wrong_ones_are_told():
     for name in ARCHITECTURES:
         assert isinstance(build({"name": name}), nn.Module)
-    with pytest.raises(ZooError, match="it takes channels_in, classes, act, dropout"):
+        assert isinstance(build({"name": name.replace("_", "-")}), nn.Module)
+    with pytest.raises(SourceError, match="it takes channels_in, classes, act, dropout"):
         build({"name": "small_cnn", "width": 3})
 
 

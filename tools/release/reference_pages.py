@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from signal import SIGINT
+from types import FunctionType
 from typing import Any
 
 import click
@@ -64,8 +65,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "commands": overview,
         "exit codes": exit_codes,
         "errors": error_classes,
-        "encoders": lambda: offered("encoder", portfolio.sane_encoders()),
-        "samplers": lambda: offered("sampler", portfolio.sane_samplers()),
+        "encoders": lambda: offered("encoder", portfolio.Portfolio().sane_encoders()),
+        "samplers": lambda: offered("sampler", portfolio.Portfolio().sane_samplers()),
         "property heads": heads,
         "hooks": hook_table,
         "suffixes": suffixes,
@@ -186,7 +187,7 @@ def offered(kind: str, named: Mapping[str, Any]) -> str:
 def heads() -> str:
     """Return the property heads that ship: what each predicts, from which features."""
     rows = []
-    for name, head in sorted(portfolio.sane_property_heads().items()):
+    for name, head in sorted(portfolio.Portfolio().sane_property_heads().items()):
         classes = getattr(head, "classes", None)
         what = (
             ", ".join(f"`{each}`" for each in classes)
@@ -326,6 +327,8 @@ def _field_default(x: Field[Any]) -> str:
     if x.default_factory is MISSING:
         return "required"
     made = x.default_factory()
+    if isinstance(made, FunctionType):
+        return f"`{made.__name__}`"
     return f"`{type(made).__name__}()`" if hasattr(made, "__dataclass_fields__") else f"`{made!r}`"
 
 

@@ -95,7 +95,7 @@ def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
     if name.startswith(_TORCHVISION):
         name = f"torchvision.models:{name.removeprefix(_TORCHVISION)}"
     arguments = parse_settings(settings, ("name",), "--factory names it", "classes=10")
-    factory = {"name": name, **arguments}
+    factory = {"name": architectures.family_name(name) or name, **arguments}
     architectures.build(factory)
     return factory
 

@@ -134,6 +134,7 @@ def train(
     Example: sane-plugins zoo train --task mnist.npz -o mnist-zoo --networks 50 --processes 2
     """
     require_device(device)
+    architecture = architectures.family_name(architecture) or architecture
     host = open_host()
     task = tasks.load_task(data, size)
     if architecture in architectures.FIXED_SIZE and size is None:

@@ -173,7 +173,7 @@ def test_unchanged_network_computes_the_same(sane_data: Path, name: str, tmp_pat
     graph = opened(path)
     same = detokenize(tokenize(graph, 64), graph)
     for target, network in (("as-read.onnx", graph), ("tokens.onnx", same)):
-        assert sane_onnx.sane_save(network, tmp_path / target) == tmp_path / target
+        assert sane_onnx.sane_save(network, tmp_path / target, None, None) == tmp_path / target
         pairs = zip(
             _outputs(path, RUNNABLE[name]), _outputs(tmp_path / target, RUNNABLE[name]), strict=True
         )
@@ -188,7 +188,7 @@ def test_permuted_network_computes_the_same(sane_data: Path, name: str, tmp_path
     groups = permutation_groups(graph)
     permuted = permute(graph, random_permutations(groups, rng))
     assert any(not torch.equal(graph.tensors[k], permuted.tensors[k]) for k in graph.tensors)
-    sane_onnx.sane_save(permuted, tmp_path / "permuted.onnx")
+    sane_onnx.sane_save(permuted, tmp_path / "permuted.onnx", None, None)
     pairs = zip(
         _outputs(path, RUNNABLE[name]),
         _outputs(tmp_path / "permuted.onnx", RUNNABLE[name]),
@@ -202,7 +202,7 @@ def test_writing_changes_only_what_was_exchanged(sane_data: Path, tmp_path: Path
     path = sane_data / "onnx" / "onnxruntime_testdata" / "cnn_mnist_pytorch.onnx"
     graph = opened(path)
     new = graph.replace({"fc2.bias": torch.ones(10)}).replace({"conv1.bias": torch.zeros(10)})
-    sane_onnx.sane_save(new, tmp_path / "new.onnx")
+    sane_onnx.sane_save(new, tmp_path / "new.onnx", None, None)
     before, after = onnx.load(path), onnx.load(tmp_path / "new.onnx")
     assert list(before.graph.node) == list(after.graph.node)
     old = {x.name: x for x in before.graph.initializer}
@@ -215,15 +215,15 @@ def test_writing_changes_only_what_was_exchanged(sane_data: Path, tmp_path: Path
 def test_only_networks_from_onnx_are_written(tmp_path: Path) -> None:
     graph = from_module(_mlp())
     with pytest.raises(SourceError, match=r"torch\.onnx\.export"):
-        sane_onnx.sane_save(graph, tmp_path / "m.onnx")
-    assert sane_onnx.sane_save(graph, tmp_path / "m.pt") is None
+        sane_onnx.sane_save(graph, tmp_path / "m.onnx", None, None)
+    assert sane_onnx.sane_save(graph, tmp_path / "m.pt", None, None) is None
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_missing_is_told(sane_data: Path, tmp_path: Path) -> None:
     graph = opened(sane_data / "onnx" / "github_wild" / f"{LENET}.onnx")
     with pytest.raises(SourceError, match="cannot be written"):
-        sane_onnx.sane_save(graph, tmp_path / "none" / "m.onnx")
+        sane_onnx.sane_save(graph, tmp_path / "none" / "m.onnx", None, None)
 
 
 # Small models made here.
@@ -272,7 +272,7 @@ def test_every_float_type_returns_bit_for_bit(kind, dtype, is_raw: bool, tmp_pat
     assert (param.dtype, param.axis, graph.tensors["w"].dtype) == (dtype, 1, dtype)
     assert graph.tensors["w"][-1, -1].item() == pytest.approx(11 / 12 - 0.3, abs=0.01)
     back = detokenize(tokenize(graph, 2), _shifted(graph))
-    sane_onnx.sane_save(back, tmp_path / "back.onnx")
+    sane_onnx.sane_save(back, tmp_path / "back.onnx", None, None)
     written = opened(tmp_path / "back.onnx").tensors["w"]
     assert torch.equal(written.view(torch.uint8), graph.tensors["w"].view(torch.uint8))
 
@@ -324,7 +324,7 @@ def test_numbers_that_are_no_weights_are_named(tmp_path: Path) -> None:
     graph = opened(path)
     assert [p.key for p in graph.params] == ["list", "gate", "alone"]
     assert graph.untouched == {"low": "a setting of Clip", "half": "a number in the computation"}
-    sane_onnx.sane_save(_shifted(graph), tmp_path / "double.onnx")
+    sane_onnx.sane_save(_shifted(graph), tmp_path / "double.onnx", None, None)
     assert opened(tmp_path / "double.onnx").tensors["list"].tolist() == [2, 4, 6, 8]
 
 
@@ -373,7 +373,7 @@ def test_every_readable_file_returns_as_it_was(sane_data: Path, tmp_path: Path) 
         except SourceError:
             continue
         target = tmp_path / path.name
-        sane_onnx.sane_save(detokenize(tokenize(graph, 64), graph), target)
+        sane_onnx.sane_save(detokenize(tokenize(graph, 64), graph), target, None, None)
         before, after = sane_onnx_load(path), sane_onnx_load(target)
         if not (tmp_path / f"{path.name}.data").exists():
             assert before.SerializeToString(deterministic=True) == after.SerializeToString(
@@ -428,7 +428,7 @@ def test_every_readable_file_that_runs_computes_the_same(sane_data: Path, tmp_pa
         moved += [path.stem] * bool(groups)
         for name, network, tolerance in (("same", graph, 0), ("moved", permuted, 1e-4)):
             target = tmp_path / f"{path.stem}-{name}.onnx"
-            sane_onnx.sane_save(network, target)
+            sane_onnx.sane_save(network, target, None, None)
             after = _guessed(target, size)
             assert after is not None, path.name
             for one, other in zip(before, after, strict=True):

@@ -516,7 +516,7 @@ def test_a_tensor_with_values_in_two_places_is_saved_with_those_beside(tmp_path:
     (tmp_path / "data.bin").write_bytes(VALUES)
     network = sane_open(tmp_path / "net.onnx")
     assert network is not None
-    sane_save(network, tmp_path / "out.onnx")
+    sane_save(network, tmp_path / "out.onnx", None, None)
     saved = onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer[0]
     assert not saved.raw_data
     again = sane_open(tmp_path / "out.onnx")

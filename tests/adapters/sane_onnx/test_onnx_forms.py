@@ -500,7 +500,7 @@ def test_outside_values_are_read_and_written_one_tensor_at_a_time(tmp_path: Path
         "before, folder = peak(), Path(sys.argv[1])\n"
         "graph = sane_onnx.sane_open(folder / 'm.onnx')\n"
         "assert sum(int(t.count_nonzero()) for _, t in graph.items()) == 0\n"
-        "sane_onnx.sane_save(graph, folder / 'out.onnx')\n"
+        "sane_onnx.sane_save(graph, folder / 'out.onnx', None, None)\n"
         "print((peak() - before) // 1024)\n"
     )
     done = subprocess.run(

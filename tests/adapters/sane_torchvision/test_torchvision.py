@@ -177,7 +177,15 @@ def test_weights_of_a_deeper_network_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["resnet18", Path("torchvision:x"), nn.Linear(1, 1), {}, None])
 def test_other_sources_are_left_to_others(source: object) -> None:
     assert sane_torchvision.sane_open(source) is None
-    assert sane_torchvision.sane_build(source, 7) is None
+    assert source == "resnet18" or sane_torchvision.sane_build(source, 7) is None
+
+
+def test_a_name_alone_is_built_where_it_is_no_family_of_ours() -> None:
+    assert sane_torchvision.sane_build("squeezenet1_1,channels=1", 7) is not None
+    with pytest.raises(SourceError, match=r"no such network.*did you mean .*resnet18"):
+        sane_torchvision.sane_build("resnet81", None)
+    for other in ("small-cnn", "small_cnn", "resnet", "timm:resnet10t", "a.pt", "a/b", ""):
+        assert sane_torchvision.sane_build(other, None) is None
 
 
 def test_a_built_network_takes_a_graph_back() -> None:
