@@ -28,7 +28,7 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
 from sane_plugins.autoencoder import embedded_sane
 from sane_plugins.initialize import BenefitForecast
-from sane_plugins.initialize.benefit import mcnemar
+from sane_plugins.initialize.benefit import mcnemar_margin
 
 FIT = ("animal_mnist", "usps", "grey", "digits")
 TEST = ("fashion_mnist", "pneumoniamnist_subset", "mnist")
@@ -155,7 +155,7 @@ def _features(runs: list[dict[str, Any]], name: str) -> Any:
     found = {
         "won": [[1.0 if run["won"] else -1.0] for run in runs],
         "race": [run["margins"] for run in runs],
-        "paired": [[mcnemar(run["counts"])] for run in runs],
+        "paired": [[mcnemar_margin(run["counts"])] for run in runs],
     }
     parts = {"folds": ("won", "paired"), "all": ("race", "paired")}.get(name, (name,))
     return np.hstack([found[part] for part in parts])

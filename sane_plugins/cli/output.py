@@ -56,12 +56,13 @@ def write(
     host: Host, graph: WeightGraph, told: Mapping[str, Any], model: str, output: Path, force: bool
 ) -> Path:
     """Write weights and their provenance: in the file where there is room for it, else beside it."""
-    from sane_plugins.initialize import inscribe
+    from sane_plugins.initialize import write_provenance
 
-    return inscribe(host.save(contained(host, graph, model, output), output, force=force), told)
+    path = host.save(contained(host, graph, model, output), output, force=force)
+    return write_provenance(path, told)
 
 
-def set_aside(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
+def write_first_task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
     """Write what the first task of a pruned network needs beside the second's weights; say where."""
     from safetensors.torch import save_file
 

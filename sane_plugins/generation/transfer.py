@@ -37,13 +37,15 @@ class Transfer:
     expanded: Expansion | None = None
 
     @property
-    def beside(self) -> int:
+    def prompts_per_network(self) -> int:
         """Return how many prompts stand side by side in a network that is wider than they are."""
-        return min(self.expanded.beside, len(self.prompts)) if self.expanded else 1
+        return min(self.expanded.width_ratio, len(self.prompts)) if self.expanded else 1
 
     def neighbors(self, number: int) -> list[WeightGraph]:
         """Return the prompts that stand side by side where one of this number is asked for."""
-        return [self.aligned[(number + i) % len(self.aligned)] for i in range(self.beside)]
+        return [
+            self.aligned[(number + i) % len(self.aligned)] for i in range(self.prompts_per_network)
+        ]
 
     def direct(self, number: int, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Return tensors of the target as a prompt has them; prompts that do not fit are not `aligned`."""
@@ -61,8 +63,8 @@ class Transfer:
     def weights(self, latents: torch.Tensor, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Decode latents (B, T, L) into tensors of the target, some or all, keyed as in `default`.
 
-        B is `beside`. Where prompts share no more than kinds of layers with the target, their scale belongs
-        to other shapes: each tensor gets the mean and deviation that it has in `default`.
+        B is `prompts_per_network`. Where prompts share no more than kinds of layers with the target, their
+        scale belongs to other shapes: each tensor gets the mean and deviation that it has in `default`.
         """
         precision = _precision(self.template)
         drawn = [decode(self.sane, x, self.template, precision=precision) for x in latents]
@@ -143,12 +145,12 @@ def _expanded(
 
 
 def _how(expanded: Expansion, prompts: int) -> str:
-    if (count := min(expanded.beside, prompts)) > 1:
+    if (count := min(expanded.width_ratio, prompts)) > 1:
         return f"{count} prompts side by side, with the default's weights between them"
     return "channels repeated or left out to fit"
 
 
-def places(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor:
+def matching_tokens(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor:
     """Return for each token (T,) of the target which token of the prompt stands for it.
 
     That is a token of a slot of the same kind at the nearest relative depth, of the same channel counted
@@ -174,7 +176,7 @@ def _to_other_shapes(
     sane: SANE,
     notes: tuple[str, ...],
 ) -> Transfer:
-    at = places(prompt, target, sane.config.token_width)
+    at = matching_tokens(prompt, target, sane.config.token_width)
     theirs, wanted = _kinds(prompt, target)
     known = set(theirs)
     taken = {
@@ -228,7 +230,7 @@ def _aligned(prompts: Sequence[WeightGraph], rng: torch.Generator) -> list[Weigh
     return [first, *(align(prompt, first, rng, spaces) for prompt in prompts[1:])]
 
 
-def like(prompt: WeightGraph, target: WeightGraph, rng: torch.Generator) -> WeightGraph:
+def align_to_target(prompt: WeightGraph, target: WeightGraph, rng: torch.Generator) -> WeightGraph:
     """Bring a prompt's channels into the order of a target of the same shapes; any other stays."""
     if not prompt.has_topology or _shapes(prompt) != _shapes(target):
         return prompt
