@@ -53,13 +53,18 @@ def contained(host: Host, graph: WeightGraph, model: str, output: Path) -> Weigh
 
 
 def write(
-    host: Host, graph: WeightGraph, told: Mapping[str, Any], model: str, output: Path, force: bool
+    host: Host,
+    graph: WeightGraph,
+    provenance: Mapping[str, Any],
+    model: str,
+    output: Path,
+    force: bool,
 ) -> Path:
     """Write weights and their provenance: in the file where there is room for it, else beside it."""
     from sane_plugins.initialize import write_provenance
 
     path = host.save(contained(host, graph, model, output), output, force=force)
-    return write_provenance(path, told)
+    return write_provenance(path, provenance)
 
 
 def write_first_task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
@@ -68,6 +73,6 @@ def write_first_task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
 
     from sane_plugins.atomic_files import write_whole
 
-    beside = path.with_name(f"{path.stem}.first-task.safetensors")
-    write_whole(beside, lambda partial: save_file(dict(tensors), partial))
-    return f"with {beside}, these weights give the first task's network again, bit for bit"
+    first = path.with_name(f"{path.stem}.first-task.safetensors")
+    write_whole(first, lambda partial: save_file(dict(tensors), partial))
+    return f"with {first}, these weights give the first task's network again, bit for bit"

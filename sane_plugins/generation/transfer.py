@@ -1,4 +1,4 @@
-"""From prompt networks to weights of a target: encode, match places, decode (spec section 6)."""
+"""From prompt networks to weights of a target: encode, align, match layers, decode (spec section 6)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LARGE = 3_000_000
 class Transfer:
     """How latents drawn near the prompts become weights of the target.
 
-    prompts (N, T, L) hold the latents at the places of `template`, which is the first prompt where its
+    prompts (N, T, L) hold the latents at the positions of `template`, which is the first prompt where its
     tensors fit the target's one by one, apart from the classifier, or can be expanded to do so, and
     otherwise the target itself. `pairs` maps the target's keys to the template's keys that they are
     taken from, `expanded` how where their shapes differ.
@@ -52,7 +52,7 @@ class Transfer:
         prompts = [prompt.tensors for prompt in self.neighbors(number)]
         if self.expanded is not None:
             return self.expanded.apply(prompts, default.tensors)
-        return {key: prompts[0][found] for key, found in self.pairs.items()}
+        return {key: prompts[0][source] for key, source in self.pairs.items()}
 
     def mean(self, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Return the mean of the aligned prompts, tensor by tensor."""
@@ -73,7 +73,7 @@ class Transfer:
         network = drawn[0]
         if not self.fits:
             network = undo_scale(apply_scale(network, fit_scale(network)), fit_scale(default))
-        return {key: network.tensors[found] for key, found in self.pairs.items()}
+        return {key: network.tensors[source] for key, source in self.pairs.items()}
 
 
 def plan_transfer(
@@ -97,7 +97,8 @@ def plan_transfer(
         )
     fitting = [p for p in prompts if _pairs(p, target, classifier) is not None]
     first = fitting[0] if fitting else prompts[0]
-    alike = [p for p in fitting or prompts if _shapes(p) == _shapes(first)]
+    shapes = _shapes(first)
+    alike = [p for p in fitting or prompts if _shapes(p) == shapes]
     left = len(prompts) - len(alike)
     notes = (f"{left} prompts of other shapes were left out",) if left else ()
     aligned = _aligned(alike, rng)
@@ -115,7 +116,7 @@ def plan_transfer(
         )
     if (expanded := expansion(first, target, classifier)) is not None:
         return _expanded(expanded, aligned, latents, target, sane, notes)
-    return _to_other_shapes(latents, first, target, classifier, sane, notes)
+    return _by_kind_and_depth(latents, first, target, classifier, sane, notes)
 
 
 def _expanded(
@@ -130,7 +131,7 @@ def _expanded(
     share = sum(p.size for p in target.params if p.key in pairs) / target.size
     note = (
         f"the prompts are of another architecture: for {share:.0%} of the target's values they have layers of"
-        f" the same kind and place, {_how(expanded, len(aligned))}; the rest keep their default"
+        f" the same kind and place, {_expansion_note(expanded, len(aligned))}; the rest keep their default"
     )
     return Transfer(
         sane=sane,
@@ -144,7 +145,7 @@ def _expanded(
     )
 
 
-def _how(expanded: Expansion, prompts: int) -> str:
+def _expansion_note(expanded: Expansion, prompts: int) -> str:
     if (count := min(expanded.width_ratio, prompts)) > 1:
         return f"{count} prompts side by side, with the default's weights between them"
     return "channels repeated or left out to fit"
@@ -159,16 +160,16 @@ def matching_tokens(prompt: WeightGraph, target: WeightGraph, width: int) -> tor
     kinds, wanted = _kinds(prompt, target)
     parts, own = slots(prompt), slots(target)
     starts = torch.tensor([0] + [s.tokens(width) for s in parts]).cumsum(0)
-    found = []
+    sources = []
     for i, (slot, kind) in enumerate(zip(own, wanted, strict=True)):
         among = [j for j in range(len(parts)) if kinds[j] == kind] or list(range(len(parts)))
         depth = i / max(1, len(own) - 1)
         j = min(among, key=lambda j: abs(j / max(1, len(parts) - 1) - depth))
-        found.append(starts[j] + _inside(slot, parts[j], width))
-    return torch.cat(found)
+        sources.append(starts[j] + _matching_pieces(slot, parts[j], width))
+    return torch.cat(sources)
 
 
-def _to_other_shapes(
+def _by_kind_and_depth(
     latents: torch.Tensor,
     prompt: WeightGraph,
     target: WeightGraph,
@@ -240,7 +241,7 @@ def align_to_target(prompt: WeightGraph, target: WeightGraph, rng: torch.Generat
         return prompt
 
 
-def _inside(slot: Slot, other: Slot, width: int) -> torch.Tensor:
+def _matching_pieces(slot: Slot, other: Slot, width: int) -> torch.Tensor:
     """Return for each token of a slot the token of another slot, counted from its start."""
     pieces, theirs = slot.tokens(width) // slot.rows, other.tokens(width) // other.rows
     channel = torch.arange(slot.rows).repeat_interleave(pieces) % other.rows
@@ -253,12 +254,14 @@ def _kinds(*graphs: WeightGraph) -> list[list[tuple[str, int]]]:
 
     A file of tensors does not tell kinds: where one network has none, the axes alone decide for all.
     """
-    told = all(graph.has_topology for graph in graphs)
-    found: list[list[tuple[str, int]]] = []
+    known = all(graph.has_topology for graph in graphs)
+    result: list[list[tuple[str, int]]] = []
     for graph in graphs:
         kinds = {layer.name: layer.kind for layer in graph.layers}
-        found.append([(kinds[s.layer] if told else "", len(s.weight.shape)) for s in slots(graph)])
-    return found
+        result.append(
+            [(kinds[s.layer] if known else "", len(s.weight.shape)) for s in slots(graph)]
+        )
+    return result
 
 
 def _shapes(graph: WeightGraph) -> list[tuple[int, ...]]:

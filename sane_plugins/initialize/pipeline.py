@@ -45,7 +45,7 @@ from sane_plugins.initialize.search import (
     search,
     train_few_shot,
 )
-from sane_plugins.initialize.successive_halving import RaceResult, race
+from sane_plugins.initialize.successive_halving import race
 from sane_plugins.initialize.training import set_memory_format
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import threads_for
@@ -94,22 +94,21 @@ def initialize(
     budget, few_shot = Budget(options.budget), None
     problem = prepare(target, task, prompts, sane, options)
     with threads_for(problem.flops):
-        found, raced, completion = _search_and_race(problem, budget, report)
+        searched, ranked, completion = _search_and_race(problem, budget, report)
         if options.few_shot and not completion.interrupted:
-            first = raced.candidates[: options.few_shot]
-            few_shot = FewShotPrompts(tuple(c.spec for c in first), found.trace)
+            specs = tuple(c.spec for c in ranked[: options.few_shot])
+            few_shot = FewShotPrompts(specs, searched.trace)
             problem = problem.with_prompts(train_few_shot(problem, few_shot, report))
             budget, before = Budget(options.budget), completion
-            found, raced, completion = _search_and_race(problem, budget, report)
+            searched, ranked, completion = _search_and_race(problem, budget, report)
             completion |= before
-        forecast, ended = forecast_after_race(
-            problem, raced.candidates, budget.after(completion)
-        )  # it only informs: the race decides
+        # It only informs: the race decides.
+        forecast, ended = forecast_after_race(problem, ranked, budget.after(completion))
         completion |= ended
-        best = raced.candidates[0]
-        rows = _table(raced.candidates, found)
+        best = ranked[0]
+        rows = _table(ranked, searched)
         provenance = build_provenance(
-            problem, task, prompts, best.spec, found.trace, few_shot, rows
+            problem, task, prompts, best.spec, searched.trace, few_shot, rows
         )
     return Initialization(
         graph=_graph(problem, best.module),
@@ -175,16 +174,17 @@ def generate(
 
 def _search_and_race(
     problem: InitializationProblem, budget: Budget, report: Report
-) -> tuple[SearchResult, RaceResult, Completion]:
-    found = search(problem, budget, report)
-    raced = race(problem, found.board.kept, budget.after(found.completion), report)
-    return found, raced, found.completion | raced.completion
+) -> tuple[SearchResult, tuple[Candidate, ...], Completion]:
+    """Return what was searched, the candidates of the race best first, and how both ended."""
+    searched = search(problem, budget, report)
+    raced = race(problem, searched.board.kept, budget.after(searched.completion), report)
+    return searched, raced.candidates, searched.completion | raced.completion
 
 
-def _table(ranked: Sequence[Candidate], found: SearchResult) -> tuple[CandidateScore, ...]:
+def _table(ranked: Sequence[Candidate], searched: SearchResult) -> tuple[CandidateScore, ...]:
     """Return all scores, those of the race first, the best of these marked as chosen."""
     rows = [replace(c.score, chosen=c is ranked[0]) for c in ranked]
-    return (*rows, *sorted(found.board.dropped, key=lambda score: -score.before))
+    return (*rows, *sorted(searched.board.dropped, key=lambda score: -score.before))
 
 
 def _graph(problem: InitializationProblem, module: nn.Module) -> WeightGraph:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from sane_plugins.initialize.options import InitializeOptions, TrainOptions
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.search import FewShotPrompts, SearchTrace
 from sane_plugins.tasks import Task
-from sane_plugins.weights import WeightGraph, tensor_digest
+from sane_plugins.weights import WeightGraph, tensors_digest
 
 KEY = "provenance"
 SAFE = ".safetensors"
@@ -57,22 +56,22 @@ def build_provenance(
 
 def input_hashes(task: Task, prompts: Sequence[WeightGraph], sane: SANE) -> dict[str, Any]:
     """Return the hashes of all that went in, and licences as far as they are known."""
-    own = f"{embedded_prompts().name}:"
+    own, licence = f"{embedded_prompts().name}:", _licence()
     return {
         "sane": fingerprint(sane),
         "task": {
             "name": task.name,
-            "hash": _tensors_hash([("x", task.x_train), ("y", task.y_train)]),
+            "hash": tensors_digest([("x", task.x_train), ("y", task.y_train)]),
         },
         "prompts": [
             {
                 "source": p.source,
-                "hash": content_hash(p),
-                "licence": _licence() if p.source.startswith(own) else "not told",
+                "hash": tensors_digest([(param.key, x) for param, x in p.items()]),
+                "licence": licence if p.source.startswith(own) else "not told",
             }
             for p in prompts
         ],
-        "licences": {"sane-plugins": _licence()},
+        "licences": {"sane-plugins": licence},
     }
 
 
@@ -101,11 +100,6 @@ def options_from_provenance(provenance: Mapping[str, Any]) -> InitializeOptions:
     for name in ("include", "exclude"):
         stored[name] = tuple(stored[name])
     return InitializeOptions(**stored)
-
-
-def content_hash(graph: WeightGraph) -> str:
-    """Return a hash of a network's names, shapes, types and values."""
-    return _tensors_hash([(param.key, tensor) for param, tensor in graph.items()])
 
 
 def write_provenance(path: Path, provenance: Mapping[str, Any]) -> Path:
@@ -149,13 +143,6 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.provenance.json")
-
-
-def _tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    digest = sha256()
-    for key, tensor in tensors:
-        digest.update(f"{key} {tensor_digest(tensor)} ".encode())
-    return digest.hexdigest()[:32]
 
 
 def _licence() -> str:

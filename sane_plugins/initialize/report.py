@@ -183,7 +183,9 @@ def _parts(sizes: Mapping[Origin, int]) -> Iterator[BarPart]:
 
 @lru_cache(maxsize=1)
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
     environment.globals["percent"] = lambda share: f"{100 * share:.1f} %"
     source = (files("sane_plugins.initialize") / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source)

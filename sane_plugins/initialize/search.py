@@ -125,58 +125,71 @@ class FewShotPrompts:
 
 
 def search(problem: InitializationProblem, budget: Budget, report: Report) -> SearchResult:
-    """Draw and score candidates.
+    """Draw and score candidates, then try the best at the default's scale too.
+
+    Ctrl-C ends the search; before the first candidate, it is raised.
+    """
+    board, trace, drawing = _draw_and_score(problem, budget, report)
+    board, varying = _try_variants(problem, board, trace, budget.after(drawing))
+    return SearchResult(board, trace, drawing | varying)
+
+
+def _draw_and_score(
+    problem: InitializationProblem, budget: Budget, report: Report
+) -> tuple[Leaderboard, SearchTrace, Completion]:
+    """Score rivals, and in each round SANE candidates and as many defaults with a fitted classifier.
 
     Rivals come first: what is cheap and plain is there to compare with however short the budget. SANE
-    candidates are drawn near the prompts that do best on the task, their classifier fitted. Ctrl-C ends the
-    search; before the first candidate, it is raised.
+    candidates are drawn near the prompts that do best on the task, their classifier fitted.
     """
     options, builder = problem.options, CandidateBuilder(problem)
     board = Leaderboard(_limits(problem))
     trace = SearchTrace(tuple(range(len(problem.transfer.prompts)))[:_NEAR])
     rivals, draws = _rivals(problem), draws_per_round(problem)
-    total, done = len(rivals) + options.search_rounds * draws, 0
+    total, done, skipped = len(rivals) + options.search_rounds * draws, 0, Completion()
     prompts: dict[int, float] = {}
-    skipped = Completion()
-    with Stage(budget.end(_SHARE), has_result=False) as drawing:
+    with Stage(budget.end(_SHARE), has_result=False) as stage:
         for spec in rivals:
             # One of each kind is scored, however short the budget.
-            if board.best(spec.kind) and drawing.is_over:
+            if board.best(spec.kind) and stage.is_over:
+                skipped = Completion(cut=True)
                 continue
             candidate = score_candidate(builder, spec)
-            board, done = board.with_candidate(candidate), done + 1
-            drawing.has_result = True
+            board, done, stage.has_result = board.with_candidate(candidate), done + 1, True
             _report(report, candidate, done, total)
             if spec.kind is Kind.PROMPT:
                 prompts[spec.number] = candidate.score.before
-        skipped = Completion(cut=done < len(rivals))
-        if prompts:
-            trace = replace(trace, near=_best_prompts(prompts))
+        trace = replace(trace, near=_best_prompts(prompts) or trace.near)
         for round_ in range(options.search_rounds):
             if round_:
                 best = board.best(Kind.SANE)
                 trace = trace.with_round([DrawId(c.spec.round, c.spec.number) for c in best])
             for i, latents in enumerate(draw_round(problem, trace, round_)):
                 if board.best(Kind.SANE):
-                    drawing.check()
+                    stage.check()
                 candidate = score_candidate(builder, CandidateSpec(Kind.SANE, i, round_), latents)
-                board, done = board.with_candidate(candidate), done + 1
-                drawing.has_result = True
+                board, done, stage.has_result = board.with_candidate(candidate), done + 1, True
                 _report(report, candidate, done, total)
                 number = round_ * draws + i
                 if _tries_fitted_default(problem, number):
                     spec = CandidateSpec(Kind.DEFAULT_FITTED, number)
                     board = board.with_candidate(score_candidate(builder, spec))
-    budget = budget.after(drawing.completion)
-    with Stage(budget.end(_SHARE)) as rescaling:
+    return board, trace, skipped | stage.completion
+
+
+def _try_variants(
+    problem: InitializationProblem, board: Leaderboard, trace: SearchTrace, budget: Budget
+) -> tuple[Leaderboard, Completion]:
+    """Score the best at the default's scale too, and of a SANE candidate the first layers alone."""
+    builder = CandidateBuilder(problem)
+    with Stage(budget.end(_SHARE)) as stage:
         # The survivors of a pruned network have their scale.
         for spec in _variants(board) if problem.pruned is None else ():
-            rescaling.check()
+            stage.check()
             candidate = score_candidate(builder, spec, draw_latents(problem, trace, spec))
             board = board.with_variant(candidate)
         board = board.with_limit(Kind.SANE, 1)
-    completion = skipped | drawing.completion | rescaling.completion
-    return SearchResult(board, trace, completion)
+    return board, stage.completion
 
 
 def score_candidate(
