@@ -35,8 +35,8 @@ _INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    """Where the result goes."""
+class OutputFiles:
+    """Where the result goes: the weights, and a page about them; `force` replaces what is there."""
 
     output: Path
     report: Path | None
@@ -125,7 +125,13 @@ class _WithVerify(click.Command):
     type=click.IntRange(0),
     help="Train so many candidates on the task first, and draw near these.",
 )
-@click.option("--few-shot-epochs", default=2, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--few-shot-epochs",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="For how long '--few-shot' trains them.",
+)
 @click.option(
     "--epochs",
     default=1,
@@ -161,10 +167,8 @@ class _WithVerify(click.Command):
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @click.version_option(__version__)
 @command_options
-@grouped(names=InputNames, output=OutputOptions, options=InitializeOptions)
-def main(
-    names: InputNames, output: OutputOptions, options: InitializeOptions, as_json: bool
-) -> None:
+@grouped(names=InputNames, output=OutputFiles, options=InitializeOptions)
+def main(names: InputNames, output: OutputFiles, options: InitializeOptions, as_json: bool) -> None:
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
     MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, a function

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def grouped(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Hand options to a command as dataclasses: `grouped(output=OutputOptions)`.
+    """Hand options to a command as dataclasses: `grouped(output=OutputFiles)`.
 
     An option belongs to the first group that has a field of its name: one that is added to the command and
     to a group needs no third place. Fields that no option sets keep their defaults.

@@ -1,5 +1,6 @@
-"""Layer statistics: what the numbers of a network say without a learned encoder (spec section 5).
+"""Layer statistics: what the numbers of a network say without a learned encoder.
 
+The method: docs/explanation/sane.md, section 5.4.
 `plain` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` tells less of how values are
 distributed, which says little beyond mean and deviation, and more of channels, spectra, spatial structure
 and of what the network does to random inputs. Matrices, vectors, and each role in normalisations form

@@ -16,7 +16,7 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.dequantize import FLOATS, Content
-from sane_plugins.formats.guards import kept_open, sealed
+from sane_plugins.formats.guards import kept_open, reopen_later, sealed
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
 
@@ -85,6 +85,9 @@ class LazyTensors(Mapping[str, torch.Tensor]):
                 if self._file.readinto(data.numpy().data) != len(data):
                     raise ValueError("the file became shorter")
             return data.view(entry.dtype).reshape(entry.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopen_later(LazyTensors, self.path, self._file)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)

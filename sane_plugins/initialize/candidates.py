@@ -143,7 +143,7 @@ class CandidateScore:
         return self.curve[-1][0] if self.curve else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A network at initial weights. `origins` says of each tensor's name where its values come from."""
 
@@ -153,7 +153,7 @@ class Candidate:
     score: CandidateScore
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BuiltNetwork:
     """What a `CandidateBuilder` makes: a candidate that is not scored; `seed` orders its training images."""
 

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sane_plugins.arguments import require_field_types
+
 if TYPE_CHECKING:
     from sane_plugins.generation import Sampler
 
@@ -23,6 +25,9 @@ class TrainOptions:
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch: int = 64
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
 
 def _default_sampler() -> Sampler:

@@ -30,7 +30,7 @@ _TRAINING = 3  # a training step costs as much as three forward passes
 _LEAST_IMAGES, _MOST_IMAGES = 256, 10_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class InitializationProblem:
     """A network, a task and prompts, made ready for candidates.
 

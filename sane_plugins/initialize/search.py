@@ -1,7 +1,7 @@
 """The search for candidates: draw, score each on a little target data, keep the best of any round.
 
-After spec sections 6.5, 6.1 and 7.2: bootstrapping draws near the best latents of all rounds before; few-shot
-prompts are the best candidates, trained on the new task for a while.
+Bootstrapping draws near the best latents of all rounds before; few-shot prompts are the best candidates,
+trained on the new task for a while. The method: docs/explanation/sane.md, sections 6.1, 6.5 and 7.2.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SearchTrace:
         return replace(self, lineage=(*self.lineage, tuple(draws)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Leaderboard:
     """The best candidates of each kind before training, and the scores of those that are not kept.
 
@@ -97,7 +97,7 @@ class Leaderboard:
         return replace(self, ranked={**self.ranked, kind: kept}, dropped=dropped)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SearchResult:
     """What a search comes to: candidates to train, the trace that makes them again, and how it ended."""
 

@@ -1,4 +1,7 @@
-"""Successive halving: train all candidates a little, the better half longer, the best of these to the end."""
+"""Successive halving: train all candidates a little, the better half longer, the best of these to the end.
+
+The method: docs/explanation/sane.md, section 6.7.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _FEWEST = 4
 _WARM_UP, _TIMED = 1, 5  # steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RaceResult:
     """Candidates with their curves, best first, and how the race ended."""
 

@@ -1,5 +1,6 @@
-"""The behaviour term: a decoded network must answer as the original does (spec section 8).
+"""The behaviour term: a decoded network must answer as the original does.
 
+The method: docs/explanation/sane.md, section 8.1.
 Structure alone gives small weight errors and poor accuracy (Meynent et al., "Structure is not enough", 2025).
 """
 

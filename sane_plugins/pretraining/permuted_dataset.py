@@ -1,4 +1,7 @@
-"""Zoos in memory as a SANE reads them: aligned, cut, with permutations for views (spec section 4)."""
+"""Zoos in memory as a SANE reads them: aligned, cut, with permutations for views.
+
+The method: docs/explanation/sane.md, sections 4.1, 4.2 and 4.3.
+"""
 
 from __future__ import annotations
 

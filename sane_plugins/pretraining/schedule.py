@@ -1,4 +1,7 @@
-"""The learning rate over a run."""
+"""The learning rate over a run.
+
+The method: docs/explanation/sane.md, section 4.5.
+"""
 
 from __future__ import annotations
 

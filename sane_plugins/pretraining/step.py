@@ -1,4 +1,7 @@
-"""One step of pretraining: what is drawn, its losses, and the update (spec section 4)."""
+"""One step of pretraining: what is drawn, its losses, and the update.
+
+The method: docs/explanation/sane.md, sections 4.4 and 4.5.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Training samples: windows cut at random from networks and permuted views of them (spec section 4)."""
+"""Training samples: windows cut at random from networks and permuted views of them.
+
+The method: docs/explanation/sane.md, section 4.3.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo import Entry
 
 
-@dataclass(frozen=True)
-class PermutedDataset:
+@dataclass(frozen=True, eq=False, repr=False)
+class PermutedDataset(ShortRepr):
     """All samples of one architecture from one zoo: N networks of T tokens, and V permuted views of each.
 
     values (N, T, D) as they are encoded, of the aligned networks; moves (R, T * D) say for each value of a
@@ -47,8 +51,8 @@ class PermutedDataset:
         return self.values.view(-1)[index + network[:, None, None] * (tokens * width)]
 
 
-@dataclass(frozen=True)
-class ViewBatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class ViewBatch(ShortRepr):
     """Two views of B windows: clean values (B, S, D) each, side (B, S, 4), places (B, S, P), mask (B, S, D).
 
     Window i is cut from network `network[i]` of `bank` at token `start[i]`: `first` from its view 0,

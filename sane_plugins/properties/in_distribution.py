@@ -1,4 +1,7 @@
-"""Is this network like those that a head was fitted on? A distance, and how many were farther off."""
+"""Is this network like those that a head was fitted on? A distance, and how many were farther off.
+
+The method: docs/explanation/sane.md, section 9.4.
+"""
 
 from __future__ import annotations
 

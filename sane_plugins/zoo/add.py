@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sane_plugins.arguments import require_field_types
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, UsageError, ZooError
 from sane_plugins.formats import INDEX
 from sane_plugins.progress import Progress, Report, silent
@@ -42,9 +44,12 @@ class AddOptions:
     runs: bool = True
     pattern: str = ""
 
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
-@dataclass
-class Added:
+
+@dataclass(eq=False, repr=False)
+class Added(ShortRepr):
     """What became of each file; each is in one of `added`, `already`, `equal` and `unread`.
 
     `already`: it was added before. `equal` says which other file it equals, `unread` and

@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sane_plugins.cli.initialize import OutputOptions, main
+from sane_plugins.cli.initialize import OutputFiles, main
 from sane_plugins.cli.inputs import InputNames
 from sane_plugins.cli.option_groups import grouped
 from sane_plugins.initialize import InitializeOptions
@@ -17,7 +17,7 @@ COMMON = {"as_json", "debug", "version", "help"}
 
 def test_every_option_is_a_field_of_one_group() -> None:
     names = [
-        f.name for group in (InputNames, OutputOptions, InitializeOptions) for f in fields(group)
+        f.name for group in (InputNames, OutputFiles, InitializeOptions) for f in fields(group)
     ]
     taken = {p.name for p in main.params} - COMMON
     assert taken <= {*names}
