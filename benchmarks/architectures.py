@@ -29,8 +29,8 @@ from sane_plugins.architectures import resnet, small_cnn, wide_cnn
 from sane_plugins.autoencoder import SANE, embedded_sane
 from sane_plugins.generation import choose_prompts
 from sane_plugins.initialize import InitializeOptions, TrainOptions, initialize, train_epochs
-from sane_plugins.initialize.options import CandidateSpec
-from sane_plugins.initialize.pipeline import prepare
+from sane_plugins.initialize.candidates import CandidateBuilder, CandidateSpec, Kind
+from sane_plugins.initialize.problem import prepare
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks import Task, accuracy, load_task
 from sane_plugins.weights import WeightGraph, from_module
@@ -135,8 +135,8 @@ def _default(case: Case, seed: int) -> nn.Module:
 
 
 def _expanded(case: Case, sane: SANE) -> nn.Module:
-    bench, _ = prepare(case.make, case.task, case.prompts, sane, case.options)
-    return bench.build(CandidateSpec("prompt")).module
+    problem = prepare(case.make, case.task, case.prompts, sane, case.options)
+    return CandidateBuilder(problem).build(CandidateSpec(Kind.PROMPT)).module
 
 
 def _ours(case: Case, sane: SANE, run: Run) -> nn.Module:

@@ -24,14 +24,19 @@ from sane_plugins.architectures import mlp, small_cnn, wide_cnn
 from sane_plugins.autoencoder import SANE, embedded_sane
 from sane_plugins.generation import choose_prompts
 from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
-from sane_plugins.initialize.benefit import ORDERS, best_of_both, counted, margins, mcnemar
-from sane_plugins.initialize.budget import Budget
-from sane_plugins.initialize.candidates import fitting_threads
-from sane_plugins.initialize.pipeline import prepare
+from sane_plugins.initialize.benefit import (
+    ORDERS,
+    best_rivals,
+    count_discordant,
+    mcnemar_margin,
+    race_margins,
+)
+from sane_plugins.initialize.budget import Budget, Stage
+from sane_plugins.initialize.problem import prepare
 from sane_plugins.initialize.search import search
 from sane_plugins.initialize.successive_halving import race
 from sane_plugins.progress import silent
-from sane_plugins.runtime import seeded
+from sane_plugins.runtime import seeded, threads_for
 from sane_plugins.tasks import Task, load_task
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo import Zoo
@@ -104,7 +109,7 @@ def features(runs: list[dict[str, Any]], name: str) -> Any:
     found = {
         "won": [[1.0 if run["won"] else -1.0] for run in runs],
         "race": [run["margins"] for run in runs],
-        "paired": [[mcnemar(run["counts"])] for run in runs],
+        "paired": [[mcnemar_margin(run["counts"])] for run in runs],
     }
     parts = {"folds": ("won", "paired"), "all": ("race", "paired")}.get(name, (name,))
     return np.hstack([found[part] for part in parts])
@@ -167,29 +172,29 @@ def _shuffled(graph: WeightGraph, seed: int) -> WeightGraph:
 def _run(spec: Spec, task: Task, prompts: list[WeightGraph], sane: SANE) -> dict[str, Any]:
     make = partial(NETWORKS[spec.network], 1, len(task.classes))
     options = InitializeOptions(seed=spec.seed, candidates=8, keep=2)
-    bench, fresh = prepare(make, task, prompts, sane, options)
-    clock = Budget(None)
-    with fitting_threads(make(), task):
-        pool, _ = search(bench, fresh, clock, silent)
-        raced = race(bench, pool.kept, clock, silent)
-    images = len(bench.task.y_test)
-    rivals = best_of_both(raced)
+    problem, budget = prepare(make, task, prompts, sane, options), Budget(None)
+    with threads_for(problem.flops):
+        found = search(problem, budget, silent)
+        raced = race(problem, found.board.kept, budget, silent).candidates
+    images = len(problem.task.y_test)
+    rivals = best_rivals(raced)
     assert rivals is not None
-    counts = [counted(bench, *rivals, order, clock) for order in range(ORDERS)]
+    stage = Stage(budget.end())
+    counts = [count_discordant(problem, *rivals, order, stage) for order in range(ORDERS)]
     with seeded(torch.Generator().manual_seed(spec.seed)):
         fresh_default = make()
     modules = (*(c.module for c in rivals), fresh_default)
     curves = [_trained(module, task, spec.seed) for module in modules]
     ours, plain, default = (float(np.mean(curve)) for curve in curves)
     return {
-        "margins": margins([c.row for c in raced], images),
+        "margins": race_margins([c.score for c in raced], images),
         "counts": counts,
         "gain": ours - plain,
         "gain_over_default": ours - default,
         "curves": curves,
         "won": raced[0] is rivals[0],
-        "ours": rivals[0].row.name,
-        "plain": rivals[1].row.name,
+        "ours": rivals[0].score.name,
+        "plain": rivals[1].score.name,
     }
 
 

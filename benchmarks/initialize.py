@@ -73,7 +73,7 @@ def best_default_fitted(setting: Setting) -> nn.Module:
     for draw in range(3):
         module = fitted(setting.fresh(draw), data)
         rng = torch.Generator().manual_seed(draw)
-        scores.append(next(train_epochs(module, data, 1, TrainOptions(), rng)))
+        scores += train_epochs(module, data, 1, TrainOptions(), rng)
     return fitted(setting.fresh(scores.index(max(scores))), data)
 
 

@@ -140,13 +140,13 @@ def _best_prompt(setting: Setting) -> torch.nn.Module:
 
 
 def _planned(setting: Setting, data: Task) -> Callable[[int], dict[str, torch.Tensor]]:
-    from sane_plugins.initialize.pipeline import prepare
+    from sane_plugins.initialize.problem import prepare
 
     make = partial(small_cnn, data.channels, len(data.classes))
-    bench, _ = prepare(make, data, setting.prompts, setting.sane, InitializeOptions())
-    count = len(bench.transfer.aligned)
+    problem = prepare(make, data, setting.prompts, setting.sane, InitializeOptions())
+    count = len(problem.transfer.aligned)
     default = from_module(make())
-    return lambda number: bench.transfer.direct(number % count, default) if count else {}
+    return lambda number: problem.transfer.direct(number % count, default) if count else {}
 
 
 def _ours(run: Run, setting: Setting) -> torch.nn.Module:

@@ -36,8 +36,8 @@ from sane_plugins.initialize import (
     initialize,
     train_epochs,
 )
-from sane_plugins.initialize.options import CandidateSpec
-from sane_plugins.initialize.pipeline import prepare
+from sane_plugins.initialize.candidates import CandidateBuilder, CandidateSpec, Kind
+from sane_plugins.initialize.problem import prepare
 from sane_plugins.tasks import Task, accuracy, load_task
 
 EPOCHS = (0, 1, 2, 5)
@@ -81,8 +81,7 @@ def _pruned(prompt: Any, mnist: Task, share: float) -> tuple[nn.Module, float]:
     before = accuracy(module, mnist.x_test, mnist.y_test)
     parts = [(m, "weight") for m in module if isinstance(m, nn.Conv2d | nn.Linear)][:-1]
     prune.global_unstructured(parts, prune.L1Unstructured, amount=share)
-    for _ in train_epochs(module, mnist, 1, TrainOptions(), torch.Generator().manual_seed(0)):
-        pass
+    train_epochs(module, mnist, 1, TrainOptions(), torch.Generator().manual_seed(0))
     for part, name in parts:
         prune.remove(part, name)
     return module.eval(), before
@@ -92,14 +91,15 @@ def _second(
     first: nn.Module, task: Task, images: torch.Tensor, prompts: Any, sane: Any, seed: int
 ) -> dict[str, Any]:
     options = InitializeOptions(seed=seed, pruned=True)
-    bench, _ = prepare(first, task, prompts, sane, options)
-    assert bench.pruned is not None
+    problem = prepare(first, task, prompts, sane, options)
+    builder, found = CandidateBuilder(problem), problem.pruned
+    assert found is not None
     answers, same, curves = first(images), True, {}
     made: Mapping[str, Callable[[], nn.Module]] = {
         "zeros (survivors alone), classifier fitted": lambda: fitted(deepcopy(first), task),
-        "default": lambda: bench.build(CandidateSpec("default")).module,
+        "default": lambda: builder.build(CandidateSpec(Kind.DEFAULT)).module,
         "default, classifier fitted": lambda: (
-            bench.build(CandidateSpec("default, classifier fitted")).module
+            builder.build(CandidateSpec(Kind.DEFAULT_FITTED)).module
         ),
         "sane-init": lambda: initialize(first, task, prompts, sane, options).module,
     }
@@ -107,16 +107,16 @@ def _second(
         module = make()
         curve = [accuracy(module, task.x_test, task.y_test)]
         rng = torch.Generator().manual_seed(seed)
-        curve += train_epochs(module, task, max(EPOCHS), TrainOptions(), rng, bench.pruned)
+        curve += train_epochs(module, task, max(EPOCHS), TrainOptions(), rng, found)
         curves[name] = [curve[e] for e in EPOCHS]
-        same &= torch.equal(_again(first, module, bench.pruned)(images), answers)
+        same &= torch.equal(_again(first, module, found)(images), answers)
     return {"curves": curves, "same_bits": same}
 
 
 def _again(first: nn.Module, second: nn.Module, pruned: PrunedNetwork) -> nn.Module:
     module = deepcopy(first)
     state = {k: v.contiguous() for k, v in second.state_dict().items()}
-    module.load_state_dict(first_task(state, pruned.aside()))
+    module.load_state_dict(first_task(state, pruned.first_task_tensors()))
     return module.eval()
 
 

@@ -24,8 +24,9 @@ from sane_plugins.architectures import small_cnn
 from sane_plugins.autoencoder import embedded_sane
 from sane_plugins.generation import KDE, Diffusion, Gaussian, Sampler, choose_prompts
 from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
-from sane_plugins.initialize.options import CandidateSpec
-from sane_plugins.initialize.pipeline import prepare
+from sane_plugins.initialize.candidates import CandidateBuilder, CandidateSpec, Kind
+from sane_plugins.initialize.problem import prepare
+from sane_plugins.initialize.search import score_candidate
 from sane_plugins.runtime import random_stream
 from sane_plugins.tasks import accuracy
 
@@ -58,14 +59,16 @@ def main() -> None:
             make = partial(small_cnn, 1, len(task.classes))
             for label, sampler in SAMPLERS.items():
                 options = InitializeOptions(seed=seed, sampler=sampler)
-                bench, _ = prepare(make, task, prompts, sane, options)
-                rng = random_stream(seed, "round", 0)
-                latents = bench.sampler(bench.transfer.prompts, COUNT, rng).unsqueeze(1)
-                drawn = [bench.build(CandidateSpec("sane", i), z) for i, z in enumerate(latents)]
-                best = max(drawn, key=lambda candidate: candidate.row.before).recipe.number
-                module = bench.build(
-                    CandidateSpec("sane", best, scale="default"), latents[best]
-                ).module
+                problem = prepare(make, task, prompts, sane, options)
+                rng, builder = random_stream(seed, "round", 0), CandidateBuilder(problem)
+                latents = problem.sampler(problem.transfer.prompts, COUNT, rng).unsqueeze(1)
+                drawn = [
+                    score_candidate(builder, CandidateSpec(Kind.SANE, i), z)
+                    for i, z in enumerate(latents)
+                ]
+                best = max(drawn, key=lambda candidate: candidate.score.before).spec.number
+                spec = CandidateSpec(Kind.SANE, best, scale="default")
+                module = builder.build(spec, latents[best]).module
                 curve = [accuracy(module, task.x_test, task.y_test)]
                 rng = torch.Generator().manual_seed(seed)
                 curve += train_epochs(module, task, 2, TrainOptions(), rng)

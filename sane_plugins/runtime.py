@@ -15,6 +15,8 @@ from sane_plugins.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+_SMALL_FLOPS = 2e7
+
 
 def random_stream(seed: int, *labels: object) -> torch.Generator:
     """Return a stream of random numbers of its own for each use, whatever else is drawn."""
@@ -50,6 +52,18 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def threads_for(flops: int) -> Iterator[None]:
+    """Let a network whose forward pass takes few operations run on one thread: it is too small to share out.
+
+    On a busy machine the threads of a small step wait for each other longer than they work.
+    """
+    import torch
+
+    with threads(1 if flops < _SMALL_FLOPS else torch.get_num_threads()):
+        yield
+
+
 def require_device(device: str) -> None:
     """Raise `UsageError` for a device that torch cannot use here."""
     import torch
@@ -57,10 +71,9 @@ def require_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        first = str(error).partition("\n")[0]
         raise UsageError(
             f"--device {device}",
-            f"it cannot be used ({first})",
-            "a device of this torch is needed",
-            "leave the option out to train on the CPU",
+            f"torch cannot use it ({str(error).partition(chr(10))[0]})",
+            "a device of this machine is needed",
+            "leave it out to use the CPU",
         ) from error

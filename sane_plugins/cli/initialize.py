@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sane_plugins import __version__
 from sane_plugins.architectures import SMALL_CNN
+from sane_plugins.atomic_files import require_free, write_whole
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -19,16 +20,27 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.output import set_aside
-from sane_plugins.cli.targets import built, find_sampler, find_target, open_prompts
+from sane_plugins.cli.inputs import InputNames, resolve_prompts, resolve_sampler, resolve_target
+from sane_plugins.cli.option_groups import grouped
+from sane_plugins.cli.output import write_first_task
 from sane_plugins.cli.verify import verify
-from sane_plugins.errors import UsageError
+from sane_plugins.initialize import InitializeOptions
+from sane_plugins.runtime import require_device
 
 if TYPE_CHECKING:
-    from sane_plugins.initialize import CandidateScore, Initialization
+    from sane_plugins.initialize import CandidateScore, Family, Initialization
 
 _LEAST = 0.3  # of the budget, where loading took most of it
 _INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFiles:
+    """Where the result goes: the weights, and a page about them; `force` replaces what is there."""
+
+    output: Path
+    report: Path | None
+    force: bool
 
 
 class _WithVerify(click.Command):
@@ -55,7 +67,6 @@ class _WithVerify(click.Command):
 @click.argument("model", default=SMALL_CNN)
 @click.option(
     "--task",
-    "data",
     default="digits",
     show_default=True,
     help="The new task: an .npz (x_train, y_train, ...), a folder with one sub-folder of images"
@@ -80,6 +91,7 @@ class _WithVerify(click.Command):
 @click.option("--sampler", default="kde", show_default=True, help="How latents are drawn.")
 @click.option(
     "--samples",
+    "candidates",
     default=16,
     show_default=True,
     type=click.IntRange(1),
@@ -138,7 +150,9 @@ class _WithVerify(click.Command):
 @click.option("--exclude", multiple=True, help="Leave tensors of this name (a glob) as they are.")
 @click.option(
     "--no-score",
+    "scored",
     is_flag=True,
+    callback=lambda _context, _option, given: not given,
     help="Generate one network and write it: nothing is trained or compared.",
 )
 @click.option(
@@ -153,33 +167,8 @@ class _WithVerify(click.Command):
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @click.version_option(__version__)
 @command_options
-def main(
-    model: str,
-    data: str,
-    output: Path,
-    prompts: tuple[str, ...],
-    sane: Path | None,
-    factory: str | None,
-    sampler: str,
-    samples: int,
-    keep: int,
-    search: Literal["subsample", "bootstrap"],
-    rounds: int,
-    few_shot: int,
-    few_shot_epochs: int,
-    epochs: int,
-    budget: float,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    pruned: bool,
-    no_score: bool,
-    device: str,
-    report: Path | None,
-    size: int | None,
-    seed: int,
-    force: bool,
-    as_json: bool,
-) -> None:
+@grouped(names=InputNames, output=OutputFiles, options=InitializeOptions)
+def main(names: InputNames, output: OutputFiles, options: InitializeOptions, as_json: bool) -> None:
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
     MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, a function
@@ -193,97 +182,60 @@ def main(
 
     Example: sane-init small-cnn --task digits -o digits.safetensors
     """
-    from sane_plugins.atomic_files import require_free
-    from sane_plugins.initialize import InitializeOptions
-    from sane_plugins.tasks import load_task
-
     started = monotonic()
-    for path in (output, report):
+    for path in (output.output, output.report):
         if path is not None:
-            require_free(path, force)
+            require_free(path, output.force)
     host = open_host()
-    target = find_target(host, model, factory, load_task(data, size), resize=size is None)
-    host.check_save(host.open(built(target.network)), output, like=model, force=force)
-    _require_device(device)
-    given = [open_prompts(host, prompt, target) for prompt in prompts]
-    options = InitializeOptions(
-        sampler=find_sampler(host, sampler),
-        candidates=samples,
-        keep=keep,
-        seed=seed,
-        model=sane,
-        search=search,
-        rounds=rounds,
-        few_shot=few_shot,
-        few_shot_epochs=few_shot_epochs,
-        epochs=epochs,
-        budget=max(_LEAST * budget, budget - (monotonic() - started)),
-        include=include,
-        exclude=exclude,
-        pruned=pruned,
-        scored=not no_score,
-        device=device,
-    )
+    target = resolve_target(host, names)
+    host.check_save(host.open(target.module()), output.output, like=names.model, force=output.force)
+    require_device(options.device)
+    prompts = [resolve_prompts(host, prompt, target) for prompt in names.prompts]
+    sampler, budget = resolve_sampler(host, names.sampler), options.budget
+    assert budget is not None  # the option has a default
+    left = max(_LEAST * budget, budget - (monotonic() - started))
+    options = replace(options, sampler=sampler, model=names.sane, budget=left)
     with progress_bars(host):
         done = host.initialize(
-            target.network, target.task, [graph for p in given for graph in p.graphs], options
+            target.network, target.task, [graph for p in prompts for graph in p.graphs], options
         )
-    command = {
-        "model": model,
-        "factory": factory,
-        "task": data,
-        "size": size,
-        "prompts": list(prompts),
-        "sane": None if sane is None else str(sane),
-        "sampler": sampler,
-    }
+    notes = [*target.notes, *(text for prompt in prompts for text in prompt.notes), *done.notes]
     stated = {**done.provenance["options"], "budget": budget}
-    done = replace(done, provenance={**done.provenance, "command": command, "options": stated})
-    notes = [*target.notes, *(text for prompt in given for text in prompt.notes), *done.notes]
-    metadata = {"provenance": done.provenance}
-    path = host.save(done.graph, output, metadata=metadata, like=model, force=force)
-    if done.aside is not None:
-        notes.append(set_aside(done.aside, path))
-    if report is not None:
-        _write_page(report, done, notes)
+    provenance = {**done.provenance, "command": names.to_json(), "options": stated}
+    done = replace(done, provenance=provenance)
+    path = host.save(
+        done.graph,
+        output.output,
+        metadata={"provenance": provenance},
+        like=names.model,
+        force=output.force,
+    )
+    if done.first_task is not None:
+        notes.append(write_first_task(done.first_task, path))
+    if output.report is not None:
+        _write_report(output.report, done, notes)
     if as_json:
-        print_json(_told(done, path, notes))
+        print_json(_to_json(done, path, notes))
     else:
         _print(done, path, notes)
     if done.interrupted:
         raise SystemExit(_INTERRUPTED)
 
 
-def _require_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device {device}",
-            f"torch cannot use it ({str(error).partition(chr(10))[0]})",
-            "a device of this machine is needed",
-            "leave it out to use the CPU",
-        ) from error
-
-
-def _write_page(path: Path, done: Initialization, notes: list[str]) -> None:
-    from sane_plugins.atomic_files import write_whole
+def _write_report(path: Path, done: Initialization, notes: list[str]) -> None:
     from sane_plugins.initialize import html_report
 
     text = html_report(done, _verdict(done), notes)
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def _told(done: Initialization, path: Path, notes: list[str]) -> dict[str, Any]:
-    rows = [asdict(row) for row in done.rows]
+def _to_json(done: Initialization, path: Path, notes: list[str]) -> dict[str, Any]:
     return {
         "output": str(path),
         "chosen": done.chosen,
-        "rows": rows,
+        "rows": [asdict(row) for row in done.rows],
         "notes": notes,
-        "outlook": None if done.outlook is None else done.outlook.probability,
+        "outlook": None if done.forecast is None else done.forecast.probability,
         "provenance": dict(done.provenance),
     }
 
@@ -301,65 +253,50 @@ def _print(done: Initialization, path: Path, notes: list[str]) -> None:
 
 
 def _print_rows(rows: list[CandidateScore]) -> None:
-    if not rows:
-        return
-    print_table(
-        "accuracy on held-out images of the task",
-        ("initialisation", "before", "epochs", "after these", ""),
-        [
-            (
-                r.name,
-                _percent(r.before),
-                f"{r.curve[-1][0]:.2f}" if r.curve else "0",
-                _percent(_last(r)),
-                "chosen" if r.chosen else "",
-            )
-            for r in rows
-        ],
-    )
+    if rows:
+        print_table(
+            "accuracy on held-out images of the task",
+            ("initialisation", "before", "epochs", "after these", ""),
+            [
+                (
+                    row.name,
+                    _percent(row.before),
+                    f"{row.epochs:.2f}" if row.curve else "0",
+                    _percent(row.last),
+                    "chosen" if row.chosen else "",
+                )
+                for row in rows
+            ],
+        )
 
 
 def _verdict(done: Initialization) -> str:
     """Say what was chosen, and how it compares with the best of every other family trained as long."""
+    from sane_plugins.initialize import Family
+
     if not done.rows:
         return "Generated without comparison: it may be worse than the default initialisation."
-    best = next(row for row in done.rows if row.chosen)
     what = {
-        "sane": "a SANE candidate",
-        "default": "the default initialisation",
-        "prompt": "the prompts' own weights",
+        Family.SANE: "a SANE candidate",
+        Family.DEFAULT: "the default initialisation",
+        Family.PROMPT: "the prompts' own weights",
     }
-    found: dict[str, CandidateScore] = {}
+    best = next(row for row in done.rows if row.chosen)
+    rivals: dict[Family, CandidateScore] = {}
     for row in done.rows:
         if len(row.curve) == len(best.curve):
-            found.setdefault(_family(row.kind), row)
-    others = [
-        f"{_compared(_last(best) - _last(row))} {what[name]}"
-        for name, row in found.items()
-        if name != done.chosen
-    ]
-    label = best.name if done.chosen != "default" else best.kind
-    return (
-        f"Chosen: {what[done.chosen]} ({label})"
-        + (", " if others else "")
-        + " and ".join(others)
-        + "."
+            rivals.setdefault(row.kind.family, row)
+    label = best.kind.label if done.chosen is Family.DEFAULT else best.name
+    others = " and ".join(
+        f"{_compared(best.last - row.last)} {what[family]}"
+        for family, row in rivals.items()
+        if family is not done.chosen
     )
+    return f"Chosen: {what[done.chosen]} ({label}){', ' if others else ''}{others}."
 
 
 def _compared(ahead: float) -> str:
-    points = _percent(abs(ahead))
-    return f"{points} points {'ahead of' if ahead >= 0 else 'behind'}"
-
-
-def _family(kind: str) -> str:
-    from sane_plugins.initialize import family
-
-    return family(kind)
-
-
-def _last(row: CandidateScore) -> float:
-    return row.curve[-1][1] if row.curve else row.before
+    return f"{_percent(abs(ahead))} points {'ahead of' if ahead >= 0 else 'behind'}"
 
 
 def _percent(share: float) -> str:

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def set_aside(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
+def write_first_task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
     """Write what the first task of a pruned network needs beside the second's weights; say where."""
     from safetensors.torch import save_file
 
     from sane_plugins.atomic_files import write_whole
 
-    beside = path.with_name(f"{path.stem}.first-task.safetensors")
-    write_whole(beside, lambda partial: save_file(dict(tensors), partial))
-    return f"with {beside}, these weights give the first task's network again, bit for bit"
+    first = path.with_name(f"{path.stem}.first-task.safetensors")
+    write_whole(first, lambda partial: save_file(dict(tensors), partial))
+    return f"with {first}, these weights give the first task's network again, bit for bit"

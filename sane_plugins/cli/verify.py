@@ -1,4 +1,4 @@
-"""`sane-init verify`: make initial weights again from what their file tells of itself."""
+"""`sane-init verify`: make initial weights again from the provenance in their file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins.cli.console import command_options, open_host, print_json
-from sane_plugins.cli.targets import built, find_sampler, find_target, open_prompts
+from sane_plugins.cli.inputs import (
+    InputNames,
+    Target,
+    resolve_prompts,
+    resolve_sampler,
+    resolve_target,
+)
 from sane_plugins.runtime import threads
 
 if TYPE_CHECKING:
+    from sane_plugins.autoencoder import SANE
     from sane_plugins.host import Host
     from sane_plugins.weights import WeightGraph
 
-_KNOWN = {"sane": "the SANE", "task": "the task's images", "prompts": "the prompts"}
+_INPUTS = {"sane": "the SANE", "task": "the task's images", "prompts": "the prompts"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,8 +42,7 @@ def verify(file: Path, as_json: bool) -> None:
     """
     from sane_plugins.initialize import read_provenance
 
-    told = read_provenance(file)
-    differs = _compared(open_host(), file, told)
+    differs = _difference(open_host(), file, read_provenance(file))
     if as_json:
         print_json({"file": str(file), "same": not differs, "differs": differs})
     else:
@@ -45,35 +51,35 @@ def verify(file: Path, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _compared(host: Host, file: Path, told: Mapping[str, Any]) -> str:
+def _difference(host: Host, file: Path, provenance: Mapping[str, Any]) -> str:
     """Return in one sentence what differs, nothing where the bytes are the same."""
-
-    from sane_plugins.initialize import ingredients, remake, restored, surroundings
-    from sane_plugins.tasks import load_task
-
-    call = told["command"]
-    target = find_target(
-        host,
-        call["model"],
-        call["factory"],
-        load_task(call["task"], call["size"]),
-        call["size"] is None,
+    from sane_plugins.initialize import (
+        environment_info,
+        input_hashes,
+        options_from_provenance,
+        remake,
     )
-    prompts, sane = _prompts(host, call, target), _sane(call)
-    found = ingredients(target.task, prompts, sane)
-    changed = [name for key, name in _KNOWN.items() if _hashes(found[key]) != _hashes(told[key])]
+
+    names = InputNames.from_json(provenance["command"])
+    target = resolve_target(host, names)
+    prompts, sane = _prompts(host, names, target), _sane(names)
+    inputs = input_hashes(target.task, prompts, sane)
+    changed = [
+        name for key, name in _INPUTS.items() if _hashes(inputs[key]) != _hashes(provenance[key])
+    ]
     if changed:
         return f"{' and '.join(changed)} are not those that the weights were made from"
-    options = replace(restored(told), sampler=find_sampler(host, call["sampler"]))
-    with threads(int(told["versions"]["threads"])):
-        graph = remake(target.network, target.task, prompts, sane, options, told)
-        here = surroundings(options.device)
+    options = options_from_provenance(provenance)
+    options = replace(options, sampler=resolve_sampler(host, names.sampler))
+    with threads(int(provenance["versions"]["threads"])):
+        graph = remake(target.network, target.task, prompts, sane, options, provenance)
+        here = environment_info(options.device)
     with TemporaryDirectory() as folder:
-        again, metadata = Path(folder) / file.name, {"provenance": told}
-        path = host.save(graph, again, metadata=metadata, like=call["model"])
+        again, metadata = Path(folder) / file.name, {"provenance": provenance}
+        path = host.save(graph, again, metadata=metadata, like=names.model)
         if path.read_bytes() == file.read_bytes():
             return ""
-    return _reason(told["versions"], here)
+    return _reason(provenance["versions"], here)
 
 
 def _reason(then: Mapping[str, str], here: Mapping[str, str]) -> str:
@@ -83,23 +89,22 @@ def _reason(then: Mapping[str, str], here: Mapping[str, str]) -> str:
     return "made again, the bytes differ, though all versions are the same: the file was changed"
 
 
-def _hashes(told: Any) -> Any:
-    return (
-        [_hashes(x) for x in told]
-        if isinstance(told, list)
-        else (told["hash"] if isinstance(told, dict) else told)
-    )
+def _hashes(inputs: Any) -> Any:
+    """Return the hashes alone: the names of a task or of prompts do not count."""
+    if isinstance(inputs, list):
+        return [_hashes(x) for x in inputs]
+    return inputs["hash"] if isinstance(inputs, dict) else inputs
 
 
-def _prompts(host: Host, call: Mapping[str, Any], target: Any) -> list[WeightGraph]:
+def _prompts(host: Host, names: InputNames, target: Target) -> list[WeightGraph]:
     from sane_plugins.generation import choose_prompts, embedded_prompts
 
-    if not call["prompts"]:
-        return list(choose_prompts(built(target.network), embedded_prompts()).graphs)
-    return [graph for name in call["prompts"] for graph in open_prompts(host, name, target).graphs]
+    if not names.prompts:
+        return list(choose_prompts(target.module(), embedded_prompts()).graphs)
+    return [graph for x in names.prompts for graph in resolve_prompts(host, x, target).graphs]
 
 
-def _sane(call: Mapping[str, Any]) -> Any:
+def _sane(names: InputNames) -> SANE:
     from sane_plugins.autoencoder import embedded_sane, load_sane
 
-    return load_sane(call["sane"]) if call["sane"] else embedded_sane()
+    return embedded_sane() if names.sane is None else load_sane(names.sane)

@@ -12,7 +12,7 @@ from .denoiser import (
 from .diffusion import Diffusion
 from .prompts import Prompts, choose_prompts, embedded_prompts
 from .samplers import KDE, ConditionedSampler, Gaussian, Sampler, SamplingContext
-from .transfer import Transfer, like, plan_transfer
+from .transfer import Transfer, align_to_target, plan_transfer
 
 __all__ = [
     "KDE",
@@ -26,6 +26,7 @@ __all__ = [
     "Sampler",
     "SamplingContext",
     "Transfer",
+    "align_to_target",
     "choose_prompts",
     "condition",
     "conditioned",
@@ -33,7 +34,6 @@ __all__ = [
     "find_classifier",
     "fit_classifier",
     "fit_denoiser",
-    "like",
     "load_denoiser",
     "plan_transfer",
     "rescale",

@@ -27,16 +27,16 @@ Signature = tuple[object, ...]
 class Expansion:
     """How tensors of prompts become tensors of a target of another architecture.
 
-    `beside` is the number of prompts that fit side by side into the typical layer, at least 1.
+    `width_ratio` is the number of prompts that fit side by side into the typical layer, at least 1.
     """
 
     pieces: tuple[Piece, ...]
-    beside: int
+    width_ratio: int
 
     def apply(
         self, prompts: Sequence[Mapping[str, torch.Tensor]], default: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Return tensors of the target, by their keys, from at most `beside` prompts and the target's own."""
+        """Return tensors of the target, by their keys, from `width_ratio` prompts or fewer."""
         return {
             piece.param.key: fitted(
                 [tensors[piece.source.key] for tensors in prompts], default[piece.param.key], piece
@@ -68,10 +68,10 @@ def expansion(
                 pieces.append(
                     Piece(param=param, source=source, channels=known, is_classifier=is_classifier)
                 )
-    return Expansion(tuple(pieces), _beside(pieces)) if pieces else None
+    return Expansion(tuple(pieces), _width_ratio(pieces)) if pieces else None
 
 
-def _beside(pieces: Sequence[Piece]) -> int:
+def _width_ratio(pieces: Sequence[Piece]) -> int:
     """Return how many prompts fit into the typical hidden layer: where few are wider, others would suffer."""
     hidden = [x for x in pieces if len(x.param.shape) > 1 and not x.is_classifier]
     ratios = [x.param.shape[x.param.axis] // x.source.shape[x.param.axis] for x in hidden]

@@ -5,6 +5,7 @@ The method: docs/explanation/sane.md, section 6.1.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -19,6 +20,7 @@ from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo import Entry, Zoo
 
 _CLASSIFIER = 2  # tensors
+_Shapes = list[tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,10 +62,11 @@ def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 24) -> Prompts:
         notes.append(
             f"no prompt computes with the target's activation ({', '.join(sorted(acts)) or 'unknown'})"
         )
-    shapes = [p.shape for p in from_module(target).params]
-    fit = {e.key: _fit(zoo.graph(e), shapes) for e in _one_each(entries)}
-    most = max(fit.values())
-    chosen = _in_turn([e for e in _one_each(entries) if fit[e.key] == most])[:count]
+    ranked = _best_checkpoints(entries)
+    target_shapes = [p.shape for p in from_module(target).params]
+    matches = [_shape_match(shapes, target_shapes) for shapes in _entry_shapes(ranked, zoo)]
+    best = [e for e, match in zip(ranked, matches, strict=True) if match == max(matches)]
+    chosen = _alternate_datasets(best)[:count]
     return Prompts(tuple(zoo.graph(e) for e in chosen), tuple(notes))
 
 
@@ -73,7 +76,7 @@ def activations(module: nn.Module) -> frozenset[str]:
     return frozenset(name for name, kind in ACTIVATIONS.items() if kind in types)
 
 
-def _one_each(entries: list[Entry]) -> list[Entry]:
+def _best_checkpoints(entries: list[Entry]) -> list[Entry]:
     """Return the best checkpoint of each network, best first."""
     ranked = sorted(entries, key=lambda e: -float(e.properties.get("test_accuracy", 0.0)))
     best: dict[str, Entry] = {}
@@ -82,24 +85,33 @@ def _one_each(entries: list[Entry]) -> list[Entry]:
     return list(best.values())
 
 
-def _in_turn(entries: list[Entry]) -> list[Entry]:
+def _alternate_datasets(entries: list[Entry]) -> list[Entry]:
     """Order by the rank within each data set: accuracies on different tasks do not compare."""
-    seen: dict[object, int] = {}
+    count: dict[object, int] = {}
     ranks = []
     for entry in entries:
         dataset = entry.properties.get("dataset")
-        seen[dataset] = seen.get(dataset, 0) + 1
-        ranks.append(seen[dataset])
+        count[dataset] = count.get(dataset, 0) + 1
+        ranks.append(count[dataset])
     return [
         entry for _, entry in sorted(zip(ranks, entries, strict=True), key=lambda pair: pair[0])
     ]
 
 
-def _fit(graph: WeightGraph, shapes: list[tuple[int, ...]]) -> tuple[bool, bool, int]:
+def _entry_shapes(entries: list[Entry], zoo: Zoo) -> list[_Shapes]:
+    """Return the shapes of each entry's tensors; one entry of each architecture is read."""
+    shapes: dict[str, _Shapes] = {}
+    architectures = [json.dumps([entry.form, dict(entry.factory)]) for entry in entries]
+    for entry, architecture in zip(entries, architectures, strict=True):
+        if architecture not in shapes:
+            shapes[architecture] = [p.shape for p in zoo.graph(entry).params]
+    return [shapes[architecture] for architecture in architectures]
+
+
+def _shape_match(own: _Shapes, target: _Shapes) -> tuple[bool, bool, int]:
     """Return whether all shapes but a classifier's are alike, whether the images' channels are; how many."""
-    own = [p.shape for p in graph.params]
     same = 0
-    if len(own) == len(shapes):
-        same = sum(a == b for a, b in zip(own, shapes, strict=True))
-    reads_alike = [x[1:2] for x in own[:1]] == [x[1:2] for x in shapes[:1]]
-    return same > 0 and same >= len(shapes) - _CLASSIFIER, reads_alike, same
+    if len(own) == len(target):
+        same = sum(a == b for a, b in zip(own, target, strict=True))
+    reads_alike = [x[1:2] for x in own[:1]] == [x[1:2] for x in target[:1]]
+    return same > 0 and same >= len(target) - _CLASSIFIER, reads_alike, same

@@ -1,4 +1,4 @@
-"""From prompt networks to weights of a target: encode, match places, decode.
+"""From prompt networks to weights of a target: encode, align, match layers, decode.
 
 The method: docs/explanation/sane.md, sections 6.3 and 11.
 """
@@ -26,7 +26,7 @@ _LARGE = 3_000_000
 class Transfer(ShortRepr):
     """How latents drawn near the prompts become weights of the target.
 
-    prompts (N, T, L) hold the latents at the places of `template`, which is the first prompt where its
+    prompts (N, T, L) hold the latents at the positions of `template`, which is the first prompt where its
     tensors fit the target's one by one, apart from the classifier, or can be expanded to do so, and
     otherwise the target itself. `pairs` maps the target's keys to the template's keys that they are
     taken from, `expanded` how where their shapes differ.
@@ -42,20 +42,22 @@ class Transfer(ShortRepr):
     expanded: Expansion | None = None
 
     @property
-    def beside(self) -> int:
+    def prompts_per_network(self) -> int:
         """Return how many prompts stand side by side in a network that is wider than they are."""
-        return min(self.expanded.beside, len(self.prompts)) if self.expanded else 1
+        return min(self.expanded.width_ratio, len(self.prompts)) if self.expanded else 1
 
     def neighbors(self, number: int) -> list[WeightGraph]:
         """Return the prompts that stand side by side where one of this number is asked for."""
-        return [self.aligned[(number + i) % len(self.aligned)] for i in range(self.beside)]
+        return [
+            self.aligned[(number + i) % len(self.aligned)] for i in range(self.prompts_per_network)
+        ]
 
     def direct(self, number: int, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Return tensors of the target as a prompt has them; prompts that do not fit are not `aligned`."""
         prompts = [prompt.tensors for prompt in self.neighbors(number)]
         if self.expanded is not None:
             return self.expanded.apply(prompts, default.tensors)
-        return {key: prompts[0][found] for key, found in self.pairs.items()}
+        return {key: prompts[0][source] for key, source in self.pairs.items()}
 
     def mean(self, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Return the mean of the aligned prompts, tensor by tensor."""
@@ -66,8 +68,8 @@ class Transfer(ShortRepr):
     def weights(self, latents: torch.Tensor, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Decode latents (B, T, L) into tensors of the target, some or all, keyed as in `default`.
 
-        B is `beside`. Where prompts share no more than kinds of layers with the target, their scale belongs
-        to other shapes: each tensor gets the mean and deviation that it has in `default`.
+        B is `prompts_per_network`. Where prompts share no more than kinds of layers with the target, their
+        scale belongs to other shapes: each tensor gets the mean and deviation that it has in `default`.
         """
         precision = _precision(self.template)
         drawn = [decode(self.sane, x, self.template, precision=precision) for x in latents]
@@ -76,7 +78,7 @@ class Transfer(ShortRepr):
         network = drawn[0]
         if not self.fits:
             network = undo_scale(apply_scale(network, fit_scale(network)), fit_scale(default))
-        return {key: network.tensors[found] for key, found in self.pairs.items()}
+        return {key: network.tensors[source] for key, source in self.pairs.items()}
 
 
 def plan_transfer(
@@ -101,7 +103,8 @@ def plan_transfer(
         )
     fitting = [p for p in prompts if _pairs(p, target, classifier) is not None]
     first = fitting[0] if fitting else prompts[0]
-    alike = [p for p in fitting or prompts if _shapes(p) == _shapes(first)]
+    shapes = _shapes(first)
+    alike = [p for p in fitting or prompts if _shapes(p) == shapes]
     left = len(prompts) - len(alike)
     notes = (f"{left} prompts of other shapes were left out",) if left else ()
     aligned = _aligned(alike, rng)
@@ -121,7 +124,7 @@ def plan_transfer(
         )
     if (expanded := expansion(first, target, classifier)) is not None:
         return _expanded(expanded, aligned, latents, target, sane, notes)
-    return _to_other_shapes(latents, first, target, classifier, sane, notes)
+    return _by_kind_and_depth(latents, first, target, classifier, sane, notes)
 
 
 def _expanded(
@@ -136,7 +139,7 @@ def _expanded(
     share = sum(p.size for p in target.params if p.key in pairs) / target.size
     note = (
         f"the prompts are of another architecture: for {share:.0%} of the target's values they have layers of"
-        f" the same kind and place, {_how(expanded, len(aligned))}; the rest keep their default"
+        f" the same kind and place, {_expansion_note(expanded, len(aligned))}; the rest keep their default"
     )
     return Transfer(
         sane=sane,
@@ -150,13 +153,13 @@ def _expanded(
     )
 
 
-def _how(expanded: Expansion, prompts: int) -> str:
-    if (count := min(expanded.beside, prompts)) > 1:
+def _expansion_note(expanded: Expansion, prompts: int) -> str:
+    if (count := min(expanded.width_ratio, prompts)) > 1:
         return f"{count} prompts side by side, with the default's weights between them"
     return "channels repeated or left out to fit"
 
 
-def places(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor:
+def matching_tokens(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor:
     """Return for each token (T,) of the target which token of the prompt stands for it.
 
     That is a token of a slot of the same kind at the nearest relative depth, of the same channel counted
@@ -165,16 +168,16 @@ def places(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor
     kinds, wanted = _kinds(prompt, target)
     parts, own = slots(prompt), slots(target)
     starts = torch.tensor([0] + [s.tokens(width) for s in parts]).cumsum(0)
-    found = []
+    sources = []
     for i, (slot, kind) in enumerate(zip(own, wanted, strict=True)):
         among = [j for j in range(len(parts)) if kinds[j] == kind] or list(range(len(parts)))
         depth = i / max(1, len(own) - 1)
         j = min(among, key=lambda j: abs(j / max(1, len(parts) - 1) - depth))
-        found.append(starts[j] + _inside(slot, parts[j], width))
-    return torch.cat(found)
+        sources.append(starts[j] + _matching_pieces(slot, parts[j], width))
+    return torch.cat(sources)
 
 
-def _to_other_shapes(
+def _by_kind_and_depth(
     latents: torch.Tensor,
     prompt: WeightGraph,
     target: WeightGraph,
@@ -182,7 +185,7 @@ def _to_other_shapes(
     sane: SANE,
     notes: tuple[str, ...],
 ) -> Transfer:
-    at = places(prompt, target, sane.config.token_width)
+    at = matching_tokens(prompt, target, sane.config.token_width)
     theirs, wanted = _kinds(prompt, target)
     known = set(theirs)
     taken = {
@@ -236,7 +239,7 @@ def _aligned(prompts: Sequence[WeightGraph], rng: torch.Generator) -> list[Weigh
     return [first, *(align(prompt, first, rng, spaces) for prompt in prompts[1:])]
 
 
-def like(prompt: WeightGraph, target: WeightGraph, rng: torch.Generator) -> WeightGraph:
+def align_to_target(prompt: WeightGraph, target: WeightGraph, rng: torch.Generator) -> WeightGraph:
     """Bring a prompt's channels into the order of a target of the same shapes; any other stays."""
     if not prompt.has_topology or _shapes(prompt) != _shapes(target):
         return prompt
@@ -246,7 +249,7 @@ def like(prompt: WeightGraph, target: WeightGraph, rng: torch.Generator) -> Weig
         return prompt
 
 
-def _inside(slot: Slot, other: Slot, width: int) -> torch.Tensor:
+def _matching_pieces(slot: Slot, other: Slot, width: int) -> torch.Tensor:
     """Return for each token of a slot the token of another slot, counted from its start."""
     pieces, theirs = slot.tokens(width) // slot.rows, other.tokens(width) // other.rows
     channel = torch.arange(slot.rows).repeat_interleave(pieces) % other.rows
@@ -259,12 +262,14 @@ def _kinds(*graphs: WeightGraph) -> list[list[tuple[str, int]]]:
 
     A file of tensors does not tell kinds: where one network has none, the axes alone decide for all.
     """
-    told = all(graph.has_topology for graph in graphs)
-    found: list[list[tuple[str, int]]] = []
+    known = all(graph.has_topology for graph in graphs)
+    result: list[list[tuple[str, int]]] = []
     for graph in graphs:
         kinds = {layer.name: layer.kind for layer in graph.layers}
-        found.append([(kinds[s.layer] if told else "", len(s.weight.shape)) for s in slots(graph)])
-    return found
+        result.append(
+            [(kinds[s.layer] if known else "", len(s.weight.shape)) for s in slots(graph)]
+        )
+    return result
 
 
 def _shapes(graph: WeightGraph) -> list[tuple[int, ...]]:

@@ -1,28 +1,35 @@
 from .benefit import BenefitForecast
-from .options import CandidateScore, InitializeOptions
+from .candidates import CandidateScore, Family, Kind, Origin
+from .options import InitializeOptions, TrainOptions
 from .pipeline import Initialization, generate, initialize, remake
-from .provenance import ingredients, read_provenance, restored, surroundings
+from .provenance import (
+    environment_info,
+    input_hashes,
+    options_from_provenance,
+    read_provenance,
+)
 from .pruned import PrunedNetwork, first_task
 from .report import html_report
-from .successive_halving import family
-from .training import TrainOptions, train_epochs
+from .training import train_epochs
 
 __all__ = [
     "BenefitForecast",
     "CandidateScore",
+    "Family",
     "Initialization",
     "InitializeOptions",
+    "Kind",
+    "Origin",
     "PrunedNetwork",
     "TrainOptions",
-    "family",
+    "environment_info",
     "first_task",
     "generate",
     "html_report",
-    "ingredients",
     "initialize",
+    "input_hashes",
+    "options_from_provenance",
     "read_provenance",
     "remake",
-    "restored",
-    "surroundings",
     "train_epochs",
 ]

@@ -1,65 +1,79 @@
-"""A budget of seconds, and the user's Ctrl-C: both end the work at hand, and what was found stays."""
+"""A budget of seconds, and the user's Ctrl-C: both end the stage at hand, and what it has by then stays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from time import monotonic
+from types import TracebackType
 
 
 class BudgetSpentError(Exception):
-    """The stage's time is over; raised by `Budget.check`, and told by no one."""
+    """A stage's time is over; raised by `Stage.check`, and ends no more than the stage."""
 
 
+@dataclass(frozen=True)
+class Completion:
+    """How work ended: `cut` short by its budget, or `interrupted` by the user (Ctrl-C)."""
+
+    cut: bool = False
+    interrupted: bool = False
+
+    def __or__(self, other: Completion) -> Completion:
+        """Return how both ended together."""
+        return Completion(self.cut or other.cut, self.interrupted or other.interrupted)
+
+
+@dataclass(frozen=True)
 class Budget:
-    """Seconds since it was made, of a budget (None: no bound)."""
+    """Seconds from `started` on, on the clock of `time.monotonic` (None: no bound)."""
 
-    def __init__(self, budget: float | None) -> None:
-        self._start, self._budget = monotonic(), budget
-        self._end = float("inf")
-        self.interrupted = self.cut = False
+    seconds: float | None
+    started: float = field(default_factory=monotonic)
 
     @property
     def left(self) -> float:
-        """Return the seconds that are left, 0 after an interruption."""
-        if self.interrupted:
-            return 0.0
-        spent = monotonic() - self._start
-        return float("inf") if self._budget is None else max(0.0, self._budget - spent)
+        """Return the seconds that are left, infinity without a bound."""
+        return float("inf") if self.seconds is None else max(0.0, self.end() - monotonic())
 
-    def restarted(self) -> Budget:
-        """Return a clock of the same budget that starts now, and tells this one of what it cut."""
-        self._start, self._end = monotonic(), float("inf")
-        return self
+    def end(self, share: float = 1.0) -> float:
+        """Return the time at which a share of the budget is spent."""
+        return self.started + share * (float("inf") if self.seconds is None else self.seconds)
+
+    def after(self, completion: Completion) -> Budget:
+        """Return the budget for the next stage: nothing is left of it once the user interrupted."""
+        return Budget(0.0, self.started) if completion.interrupted else self
+
+
+class Stage(AbstractContextManager["Stage"]):
+    """A part of the work that ends quietly when its time is over, or with Ctrl-C: a cancel scope.
+
+    `completion` says afterwards how it ended. While `has_result` is false, Ctrl-C is not caught: there is
+    nothing to go on with. This is the one place of the library that catches it.
+    """
+
+    def __init__(self, end: float, has_result: bool = True) -> None:
+        self._end, self.has_result = end, has_result
+        self.completion = Completion()
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether the stage's time is over."""
+        return monotonic() > self._end
 
     def check(self) -> None:
-        """Raise `BudgetSpentError` where the stage has to end."""
-        if self.interrupted or self.over():
+        """Raise `BudgetSpentError`, which ends the stage, where its time is over."""
+        if self.is_over:
             raise BudgetSpentError
 
-    def over(self) -> bool:
-        """Tell whether the stage's time is over, and remember that something was left out."""
-        if is_over := monotonic() > self._end:
-            self.cut = True
-        return is_over
-
-    @contextmanager
-    def until_over(self) -> Iterator[None]:
-        """Bound what is useful and not needed by the whole budget; `BudgetSpentError` and Ctrl-C end it."""
-        self._end = self._start + (float("inf") if self._budget is None else self._budget)
-        try:
-            yield
-        except KeyboardInterrupt as stop:
-            self.interrupted = True
-            raise BudgetSpentError from stop
-
-    @contextmanager
-    def stage(self, share: float) -> Iterator[None]:
-        """Bound a stage by the time at which a share of the budget is spent; Ctrl-C ends it too."""
-        self._end = self._start + share * (float("inf") if self._budget is None else self._budget)
-        try:
-            yield
-        except BudgetSpentError:
-            self.cut = True
-        except KeyboardInterrupt:
-            self.cut = self.interrupted = True
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        interrupted = isinstance(error, KeyboardInterrupt) and self.has_result
+        if not (interrupted or isinstance(error, BudgetSpentError)):
+            return False
+        self.completion = Completion(cut=True, interrupted=interrupted)
+        return True

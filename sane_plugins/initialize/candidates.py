@@ -1,207 +1,248 @@
-"""Candidates for an initialisation: how each is built, scored before training, and tried for one epoch."""
+"""Candidates for an initialisation: which draw each is, how its network is built, and how it scored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from math import ceil
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from sane_plugins.autoencoder import SANE, TokenLayout, fingerprint
-from sane_plugins.generation import (
-    ConditionedSampler,
-    Sampler,
-    SamplingContext,
-    Transfer,
-    condition,
-    find_classifier,
-    fit_classifier,
-    plan_transfer,
-    rescale,
-)
-from sane_plugins.initialize.options import (
-    Candidate,
-    CandidateScore,
-    CandidateSpec,
-    InitializeOptions,
-)
-from sane_plugins.initialize.pruned import PrunedNetwork
-from sane_plugins.initialize.training import arrange
-from sane_plugins.progress import Report, silent
-from sane_plugins.runtime import random_stream, seeded, threads
-from sane_plugins.tasks import Task, accuracy, describe
-from sane_plugins.weights import RUNNING, WeightGraph, from_module, load_into, slots
+from sane_plugins.generation import Transfer, condition, find_classifier, fit_classifier, rescale
+from sane_plugins.initialize.problem import InitializationProblem
+from sane_plugins.initialize.training import set_memory_format
+from sane_plugins.runtime import random_stream, seeded
+from sane_plugins.weights import RUNNING, WeightGraph, load_into
 
-DEFAULT, MEASURED, FITTED = "default", "measured on the task", "fitted to the task"
-_EPOCH_FLOP = 3e11  # about ten seconds on two cores
-_SMALL_FLOP = 2e7
-_LEAST_IMAGES, _MOST_IMAGES = 256, 10_000
 _FIT_IMAGES = 2000
 _SCALE_IMAGES = 64
+Scale = Literal["own", "default"]
+
+
+class Label(str, Enum):
+    """A closed set of labels: the value is what JSON, seed streams and tables say; nothing parses it."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    @property
+    def label(self) -> str:
+        """Return the words for a reader."""
+        return str(self.value)
+
+
+class Family(Label):
+    """What a reader chooses between."""
+
+    DEFAULT = "default"
+    PROMPT = "prompt"
+    SANE = "sane"
+
+
+class Kind(Label):
+    """How an initialisation is made, the plainest first."""
+
+    DEFAULT = "default"
+    DEFAULT_FITTED = "default, classifier fitted"
+    PROMPT = "prompt"
+    MEAN_OF_PROMPTS = "mean of prompts"
+    SANE = "sane"
+
+    @property
+    def family(self) -> Family:
+        """Return the family: the mean of prompts is a prompt, a fitted default is a default."""
+        if self in (Kind.DEFAULT, Kind.DEFAULT_FITTED):
+            return Family.DEFAULT
+        return Family.SANE if self is Kind.SANE else Family.PROMPT
+
+    @property
+    def is_generated(self) -> bool:
+        """Tell whether its weights come from prompts, decoded or as they are."""
+        return self.family is not Family.DEFAULT
+
+    @property
+    def plainness(self) -> int:
+        """Return its rank among the kinds: 0 is the plainest, which wins ties."""
+        return [*Kind].index(self)
+
+
+class Origin(Label):
+    """Where the values of a tensor come from."""
+
+    DEFAULT = "default"
+    PROMPT = "prompt"
+    MEAN_OF_PROMPTS = "mean of prompts"
+    SANE = "sane"
+    MEASURED = "measured on the task"
+    FITTED = "fitted to the task"
+
+
+@dataclass(frozen=True)
+class CandidateSpec:
+    """Which draw a candidate is: with the seed, all that it takes to make it again.
+
+    `scale` is that of its hidden layers: as generated, or that of the default initialisation. `layers` is the
+    share of the layers, from the input on, that are generated; the others keep their default.
+    """
+
+    kind: Kind
+    number: int = 0
+    round: int = 0
+    scale: Scale = "own"
+    layers: float = 1.0
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> CandidateSpec:
+        """Read what `dataclasses.asdict` wrote."""
+        return cls(**{**stored, "kind": Kind(stored["kind"])})
+
+    def name(self, transfer: Transfer) -> str:
+        """Return the candidate's name in tables; a prompt's is that of its network."""
+        number = self.number + 1
+        names = {
+            Kind.DEFAULT: f"default {number}",
+            Kind.DEFAULT_FITTED: f"default {number}, classifier fitted",
+            Kind.MEAN_OF_PROMPTS: Kind.MEAN_OF_PROMPTS.label,
+            Kind.SANE: f"SANE candidate {number}",
+        }
+        name = names.get(self.kind)
+        if name is None:
+            name = f"prompt {' beside '.join(p.source for p in transfer.neighbors(self.number))}"
+        name += f", round {self.round + 1}" if self.round else ""
+        name += ", default scale" if self.scale == "default" else ""
+        return name + (f", first {self.layers:.0%} of the layers" if self.layers < 1 else "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandidateBuilder:
-    """What every candidate is built and measured with; `classifier` holds the keys of its tensors."""
+class CandidateScore:
+    """One initialisation and its accuracy on held-out images.
 
-    make: Callable[[], nn.Module]
-    task: Task
-    classifier: frozenset[str]
-    options: InitializeOptions
-    transfer: Transfer
-    pruned: PrunedNetwork | None = None
+    `before` is without training, `after` after the last epoch if it came so far, and `curve` holds (epochs,
+    accuracy) at each rung that it reached. `seed` orders the images of its training.
+    """
+
+    name: str
+    kind: Kind
+    seed: int
+    before: float
+    after: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+    chosen: bool = False
 
     @property
-    def fits(self) -> bool:
-        """Tell whether candidates get a fitted classifier."""
-        return self.options.classifier == "fit" and bool(self.classifier)
+    def last(self) -> float:
+        """Return the accuracy where its training ended."""
+        return self.curve[-1][1] if self.curve else self.before
 
-    @cached_property
-    def sampler(self) -> Sampler:
-        """Return the sampler, told of the network and the task where it asks."""
-        sampler = self.options.sampler
-        if not isinstance(sampler, ConditionedSampler):
-            return sampler
-        sane, template = self.transfer.sane, self.transfer.template
-        layout = TokenLayout.of(slots(template), sane.config.token_width)
-        places = sane.config.places(layout, 0, len(layout))
-        return sampler.bound(SamplingContext(places, describe(self.task), fingerprint(sane)))
+    @property
+    def epochs(self) -> float:
+        """Return how long it was trained."""
+        return self.curve[-1][0] if self.curve else 0.0
 
-    def near(
-        self, prompts: Sequence[WeightGraph], sane: SANE, report: Report = silent
-    ) -> CandidateBuilder:
-        """Return the same bench with other prompts, which have the target's shapes."""
-        rng = random_stream(self.options.seed, "align few")
-        target = from_module(self.make())
-        transfer = plan_transfer(prompts, target, self.classifier, sane, rng, report)
-        return replace(self, transfer=transfer)
 
-    def build(self, recipe: CandidateSpec, latents: torch.Tensor | None = None) -> Candidate:
-        """Make and score what a recipe stands for; a SANE candidate is decoded from latents (B, T, L)."""
-        module, origins, rng = self._made(recipe, latents)
-        seed = int(torch.randint(2**31, (), generator=rng))
-        score = accuracy(module, self.task.x_test, self.task.y_test)
-        row = CandidateScore(name=self._name(recipe), kind=recipe.kind, seed=seed, before=score)
-        return Candidate(row, module, recipe, origins)
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A network at initial weights. `origins` says of each tensor's name where its values come from."""
 
-    def make_only(
-        self, recipe: CandidateSpec, latents: torch.Tensor | None
-    ) -> tuple[nn.Module, dict[str, str]]:
-        """Make what a recipe stands for without scoring it; also return where each tensor comes from."""
-        return self._made(recipe, latents)[:2]
+    spec: CandidateSpec
+    module: nn.Module
+    origins: Mapping[str, Origin]
+    score: CandidateScore
 
-    def _made(
-        self, recipe: CandidateSpec, latents: torch.Tensor | None
-    ) -> tuple[nn.Module, dict[str, str], torch.Generator]:
-        rng = random_stream(self.options.seed, *astuple(recipe)[:3])  # one draw, at any scale
+
+@dataclass(frozen=True, eq=False)
+class BuiltNetwork:
+    """What a `CandidateBuilder` makes: a candidate that is not scored; `seed` orders its training images."""
+
+    module: nn.Module
+    origins: Mapping[str, Origin]
+    seed: int
+
+
+@dataclass(frozen=True)
+class CandidateBuilder:
+    """Builds the network that a spec stands for: the same problem and spec give the same network."""
+
+    problem: InitializationProblem
+
+    def build(self, spec: CandidateSpec, latents: torch.Tensor | None = None) -> BuiltNetwork:
+        """Build a network at its initial weights; a SANE candidate is decoded from latents (B, T, L).
+
+        B is the number of prompts that stand side by side in it.
+        """
+        options, pruned = self.problem.options, self.problem.pruned
+        # One draw, at any scale.
+        rng = random_stream(options.seed, spec.kind.value, spec.number, spec.round)
         with seeded(rng):
-            module = arrange(self.make(), torch.channels_last).to(self.options.device)
-        given = {key: value.clone() for key, value in module.state_dict().items()}
-        origins = dict.fromkeys(given, DEFAULT)
-        if recipe.kind != "default":
-            found = self._fill(module, given, recipe, latents, rng)
-            origins |= {key: origin for key, origin in found.items() if key in given}
-            kept = {key: value for key, value in given.items() if not self.options.selects(key)}
+            module = set_memory_format(self.problem.make(), torch.channels_last).to(options.device)
+        default = {key: value.clone() for key, value in module.state_dict().items()}
+        origins = dict.fromkeys(default, Origin.DEFAULT)
+        if spec.kind is not Kind.DEFAULT:
+            filled = self._fill(module, default, spec, latents, rng)
+            origins |= {key: origin for key, origin in filled.items() if key in default}
+            kept = {key: value for key, value in default.items() if not options.selects(key)}
             module.load_state_dict(kept, strict=False)
-            origins |= dict.fromkeys(kept, DEFAULT)
-        elif self.pruned is not None:
-            module.load_state_dict(self.pruned.merged(given))
-        return module, origins, rng
+            origins |= dict.fromkeys(kept, Origin.DEFAULT)
+        elif pruned is not None:
+            module.load_state_dict(pruned.with_survivors(default))
+        return BuiltNetwork(module, origins, int(torch.randint(2**31, (), generator=rng)))
 
     def _fill(
         self,
         module: nn.Module,
-        given: Mapping[str, torch.Tensor],
-        recipe: CandidateSpec,
+        default: Mapping[str, torch.Tensor],
+        spec: CandidateSpec,
         latents: torch.Tensor | None,
         rng: torch.Generator,
-    ) -> dict[str, str]:
-        """Give the module its weights, statistics and classifier; return where each comes from."""
-        graph = from_module(module)
-        wanted = self._wanted(graph, recipe)
-        weights = {k: v for k, v in self._weights(recipe, latents, graph).items() if k in wanted}
+    ) -> dict[str, Origin]:
+        """Give the module its weights, norm statistics and classifier; return where each comes from."""
+        problem, options = self.problem, self.problem.options
+        graph = problem.read(module)
+        keys = self._generated_keys(graph, spec)
+        weights = {k: v for k, v in self._weights(spec, latents, graph).items() if k in keys}
         load_into(module, graph.replace(weights))
-        if self.pruned is not None:
-            module.load_state_dict(self.pruned.merged(module.state_dict()))
-        origins: dict[str, str] = dict.fromkeys(weights, str(recipe.kind))
-        images, size = self.task.x_train, self.options.norm_batch
-        if recipe.scale == "default":
+        if problem.pruned is not None:
+            module.load_state_dict(problem.pruned.with_survivors(module.state_dict()))
+        origins = dict.fromkeys(weights, Origin(spec.kind.value)) if weights else {}
+        images = problem.task.x_train
+        if spec.scale == "default":
             some = images[:_SCALE_IMAGES]
-            hidden = weights.keys() & given.keys() - self.classifier
-            rescale(module, given, hidden, find_classifier(module, some[:2]), some)
-        batches = min(self.options.norm_batches, ceil(len(images) / size))
-        condition(module, images, batches, size, rng)
-        origins |= dict.fromkeys((p.key for p in graph.params if p.role in RUNNING), MEASURED)
-        if self.fits:
-            self.fit(module)
-            origins |= dict.fromkeys(self.classifier, FITTED)
+            hidden = weights.keys() & default.keys() - problem.classifier
+            rescale(module, default, hidden, find_classifier(module, some[:2]), some)
+        batches = min(options.norm_batches, ceil(len(images) / options.norm_batch))
+        condition(module, images, batches, options.norm_batch, rng)
+        running = (p.key for p in graph.params if p.role in RUNNING)
+        origins |= dict.fromkeys(running, Origin.MEASURED)
+        if problem.fits_classifier:
+            fit_head(module, problem)
+            origins |= dict.fromkeys(problem.classifier, Origin.FITTED)
         return origins
 
-    def _wanted(self, graph: WeightGraph, recipe: CandidateSpec) -> set[str]:
-        """Return the keys that a recipe generates: of its first layers, and selected by the user."""
+    def _generated_keys(self, graph: WeightGraph, spec: CandidateSpec) -> set[str]:
+        """Return the keys that a spec generates: of its first layers, and selected by the user."""
+        options = self.problem.options
         layers = [layer for layer in graph.layers if layer.params]
-        first = layers[: ceil(recipe.layers * len(layers))]
-        keys = {p.key for layer in first for p in layer.params if self.options.selects(p.key)}
-        return keys if self.options.classifier == "prompt" else keys - self.classifier
+        first = layers[: ceil(spec.layers * len(layers))]
+        keys = {p.key for layer in first for p in layer.params if options.selects(p.key)}
+        return keys if options.classifier == "prompt" else keys - self.problem.classifier
 
     def _weights(
-        self, recipe: CandidateSpec, latents: torch.Tensor | None, graph: WeightGraph
+        self, spec: CandidateSpec, latents: torch.Tensor | None, default: WeightGraph
     ) -> dict[str, torch.Tensor]:
+        transfer = self.problem.transfer
         if latents is not None:
-            return self.transfer.weights(latents, graph)
-        if recipe.kind == "prompt":
-            return self.transfer.direct(recipe.number, graph)
-        return self.transfer.mean(graph) if recipe.kind == "mean of prompts" else {}
-
-    def fit(self, module: nn.Module) -> None:
-        """Fit the module's classifier in closed form on the first training images."""
-        images, labels = self.task.x_train[:_FIT_IMAGES], self.task.y_train[:_FIT_IMAGES]
-        layer = find_classifier(module, images[:2])
-        if layer is not None:
-            fit_classifier(module, layer, images, labels)
-
-    def _name(self, recipe: CandidateSpec) -> str:
-        number = recipe.number + 1
-        how = f", round {recipe.round + 1}" if recipe.round else ""
-        how += ", default scale" if recipe.scale == "default" else ""
-        how += f", first {recipe.layers:.0%} of the layers" if recipe.layers < 1 else ""
-        if recipe.kind == "sane":
-            return f"SANE candidate {number}{how}"
-        if recipe.kind == "prompt":
-            beside = " beside ".join(p.source for p in self.transfer.neighbors(recipe.number))
-            return f"prompt {beside}{how}"
-        return recipe.kind.replace("default", f"default {number}", 1) + how
+            return transfer.weights(latents, default)
+        if spec.kind is Kind.PROMPT:
+            return transfer.direct(spec.number, default)
+        return transfer.mean(default) if spec.kind is Kind.MEAN_OF_PROMPTS else {}
 
 
-def affordable(
-    module: nn.Module, task: Task, options: InitializeOptions, rng: torch.Generator
-) -> Task:
-    """Return training images to train on and to choose by, no more than one epoch can afford."""
-    afford = int(_EPOCH_FLOP / (3 * flop(module, task)))
-    most = min(max(afford, _LEAST_IMAGES), _MOST_IMAGES)
-    held_out = min(options.validation_images, most)
-    share = min(options.validation, held_out / len(task.y_train))
-    return task.held_out(share, rng).subset(options.images or most, rng)
-
-
-@contextmanager
-def fitting_threads(module: nn.Module, task: Task) -> Iterator[None]:
-    """Let a small network run on one thread: it is too small to share out.
-
-    On a busy machine the threads of a small step wait for each other longer than they work.
-    """
-    with threads(1 if flop(module, task) < _SMALL_FLOP else torch.get_num_threads()):
-        yield
-
-
-def flop(module: nn.Module, task: Task) -> int:
-    """Return the floating-point operations of one image's forward pass, at least 1."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module.eval()(task.x_train[:1])
-    return max(1, int(counter.get_total_flops()))
+def fit_head(module: nn.Module, problem: InitializationProblem) -> None:
+    """Fit the module's classifier in closed form on the first training images."""
+    images, labels = problem.task.x_train[:_FIT_IMAGES], problem.task.y_train[:_FIT_IMAGES]
+    layer = find_classifier(module, images[:2])
+    if layer is not None:
+        fit_classifier(module, layer, images, labels)

@@ -1,22 +1,43 @@
-"""What an initialisation is asked for, and what its candidates are."""
+"""What an initialisation is asked for.
+
+Light at import: the command line shows its help from here without torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+from sane_plugins.arguments import require_field_types
 
-from sane_plugins.generation import KDE, Sampler
-from sane_plugins.initialize.training import TrainOptions
-
-Kind = Literal["default", "default, classifier fitted", "prompt", "mean of prompts", "sane"]
-Scale = Literal["own", "default"]
+if TYPE_CHECKING:
+    from sane_plugins.generation import Sampler
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How a network is trained: cross-entropy, no schedule, no augmentation."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
+
+
+def _default_sampler() -> Sampler:
+    from sane_plugins.generation import KDE
+
+    return KDE()
+
+
+# Flat, not nested by stage: a call names what it changes (`InitializeOptions(candidates=4, keep=2)`), most
+# options serve several stages (`keep`, `seed`, `budget`), and files say them flat in their provenance.
 @dataclass(frozen=True, kw_only=True)
 class InitializeOptions:
     """How candidates are drawn and chosen.
@@ -29,7 +50,7 @@ class InitializeOptions:
     where its shape allows. `validation` is the share of the training images that is held out to choose by,
     at most `validation_images`; `images` caps the training images (None: what an epoch can afford).
     `model` is a SANE file (None: the embedded one).
-    Batch norm is conditioned on at most `norm_batches` batches of `norm_batch` images.
+    Statistics of batch norm are measured on at most `norm_batches` batches of `norm_batch` images.
 
     `search`: "subsample" draws once; "bootstrap" draws `rounds` times, each time near the best latents of all
     rounds before, and returns the best of any round. `epochs` of training are the last rung of the scores.
@@ -40,7 +61,7 @@ class InitializeOptions:
     `scored`, a host gets one generated network, and nothing is compared.
     """
 
-    sampler: Sampler = field(default_factory=KDE)
+    sampler: Sampler = field(default_factory=_default_sampler)
     candidates: int = 16
     keep: int = 3
     defaults: int | None = None
@@ -70,44 +91,12 @@ class InitializeOptions:
         wanted = not self.include or any(fnmatchcase(key, glob) for glob in self.include)
         return wanted and not any(fnmatchcase(key, glob) for glob in self.exclude)
 
+    @property
+    def default_count(self) -> int:
+        """Return how many default initialisations are kept."""
+        return self.keep if self.defaults is None else self.defaults
 
-@dataclass(frozen=True)
-class CandidateSpec:
-    """Which draw a candidate is: with the seed, all that it takes to make it again.
-
-    `scale` is that of its hidden layers: as generated, or that of the default initialisation. `layers` is the
-    share of the layers, from the input on, that are generated; the others keep their default.
-    """
-
-    kind: Kind
-    number: int = 0
-    round: int = 0
-    scale: Scale = "own"
-    layers: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class CandidateScore:
-    """One initialisation and its accuracy on held-out images.
-
-    `before` is without training, `after` after the last epoch if it came so far, and `curve` holds (epochs,
-    accuracy) at each rung that it reached.
-    """
-
-    name: str
-    kind: Kind
-    seed: int
-    before: float
-    after: float | None = None
-    curve: tuple[tuple[float, float], ...] = ()
-    chosen: bool = False
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Initial weights, in a module; `origins` says of each tensor's name where its values come from."""
-
-    row: CandidateScore
-    module: nn.Module
-    recipe: CandidateSpec
-    origins: Mapping[str, str]
+    @property
+    def search_rounds(self) -> int:
+        """Return how often candidates are drawn."""
+        return self.rounds if self.search == "bootstrap" else 1

@@ -3,6 +3,12 @@
 Candidates are sampled near the prompts, decoded, conditioned, and scored on held-out target images
 together with the default initialisation, the best prompt as it is, and the mean of the prompts. Test
 images are not used. The method: docs/explanation/sane.md, section 6; paper section 4.3.
+
+    prepare              target, task, prompts, SANE -> InitializationProblem
+    search               InitializationProblem -> SearchResult: scored candidates, and the trace of the draws
+    race                 candidates -> RaceResult: trained rung by rung, best first
+    forecast_after_race  the race -> BenefitForecast: do generated weights help?
+    build_provenance     all of these -> what a file says of its origin
 """
 
 from __future__ import annotations
@@ -16,46 +22,57 @@ import torch
 from torch import nn
 
 from sane_plugins.autoencoder import SANE
-from sane_plugins.errors import UsageError
-from sane_plugins.generation import find_classifier, like, plan_transfer
-from sane_plugins.initialize.benefit import BenefitForecast, outlook, paired
-from sane_plugins.initialize.budget import Budget
-from sane_plugins.initialize.candidates import CandidateBuilder, affordable, fitting_threads
-from sane_plugins.initialize.few_shot import FewShotPrompts, first_shots, train_shots
-from sane_plugins.initialize.notes import remarks
-from sane_plugins.initialize.options import Candidate, CandidateSpec
-from sane_plugins.initialize.options import CandidateScore as CandidateScore
-from sane_plugins.initialize.options import InitializeOptions as InitializeOptions
-from sane_plugins.initialize.provenance import trace
-from sane_plugins.initialize.pruned import drawn_anew, pruned
-from sane_plugins.initialize.search import Leaderboard, SearchTrace, latents_of, search
-from sane_plugins.initialize.successive_halving import family, race
-from sane_plugins.initialize.training import arrange
+from sane_plugins.initialize.benefit import BenefitForecast, forecast_after_race
+from sane_plugins.initialize.budget import Budget, Completion
+from sane_plugins.initialize.candidates import (
+    Candidate,
+    CandidateBuilder,
+    CandidateScore,
+    CandidateSpec,
+    Family,
+    Kind,
+    Origin,
+)
+from sane_plugins.initialize.notes import generation_notes, result_notes
+from sane_plugins.initialize.options import InitializeOptions
+from sane_plugins.initialize.problem import InitializationProblem, prepare
+from sane_plugins.initialize.provenance import build_provenance
+from sane_plugins.initialize.search import (
+    FewShotPrompts,
+    SearchResult,
+    SearchTrace,
+    draw_latents,
+    search,
+    train_few_shot,
+)
+from sane_plugins.initialize.successive_halving import race
+from sane_plugins.initialize.training import set_memory_format
 from sane_plugins.progress import Report, silent
-from sane_plugins.runtime import random_stream, seeded
-from sane_plugins.tasks import Task, require_fit
-from sane_plugins.weights import WeightGraph, from_module
+from sane_plugins.runtime import threads_for
+from sane_plugins.tasks import Task
+from sane_plugins.weights import WeightGraph
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initialization:
     """The chosen initial weights, as a graph and in a module, and how they were chosen.
 
-    `chosen` is `sane`, `default` or `prompt`. `rows` come best first; those with `after` None were
-    not trained to the end. `origins` says of each tensor's name where its values come from. `notes` say what
-    a reader of the table should know. `interrupted`: the user stopped it, and this was the best so far.
+    `rows` come best first; those with `after` None were not trained to the end. `origins` says of each
+    tensor's name where its values come from. `notes` say what a reader of the table should know.
+    `interrupted`: the user stopped it, and this was the best so far. `forecast` is None where there was
+    nothing to compare. `first_task` holds what a pruned network needs to have its first task again.
     """
 
     graph: WeightGraph
     module: nn.Module
-    chosen: str
+    chosen: Family
     rows: tuple[CandidateScore, ...]
     notes: tuple[str, ...]
     provenance: Mapping[str, Any]
-    origins: Mapping[str, str]
+    origins: Mapping[str, Origin]
     interrupted: bool = False
-    aside: Mapping[str, torch.Tensor] | None = None
-    outlook: BenefitForecast | None = None
+    first_task: Mapping[str, torch.Tensor] | None = None
+    forecast: BenefitForecast | None = None
 
 
 def initialize(
@@ -74,32 +91,36 @@ def initialize(
     no tensor's name matches.
     """
     options = options or InitializeOptions()
-    clock = Budget(options.budget)
-    bench, fresh = prepare(target, task, prompts, sane, options, report)
-    shots = None
-    with fitting_threads(bench.make(), task):
-        pool, course, raced = _raced(bench, fresh, clock, report)
-        if options.few_shot and not clock.interrupted:
-            shots = FewShotPrompts(tuple(c.recipe for c in first_shots(raced, options)), course)
-            bench = bench.near(train_shots(bench, shots, report), sane, report)
-            pool, course, raced = _raced(bench, fresh, clock.restarted(), report)
-        rows = [c.row for c in raced]
-        expected = outlook(rows, len(bench.task.y_test), paired(bench, raced, clock))
-        best = raced[0]  # the gate only tells
-        rows = [replace(c.row, chosen=c is best) for c in raced]
-        rows += sorted(pool.others, key=lambda row: -row.before)
-        told = trace(bench, task, prompts, sane, best.recipe, course, rows, shots)
+    budget, few_shot = Budget(options.budget), None
+    problem = prepare(target, task, prompts, sane, options, report)
+    with threads_for(problem.flops):
+        searched, ranked, completion = _search_and_race(problem, budget, report)
+        if options.few_shot and not completion.interrupted:
+            specs = tuple(c.spec for c in ranked[: options.few_shot])
+            few_shot = FewShotPrompts(specs, searched.trace)
+            problem = problem.with_prompts(train_few_shot(problem, few_shot, report), report)
+            budget, before = Budget(options.budget), completion
+            searched, ranked, completion = _search_and_race(problem, budget, report)
+            completion |= before
+        # It only informs: the race decides.
+        forecast, ended = forecast_after_race(problem, ranked, budget.after(completion))
+        completion |= ended
+        best = ranked[0]
+        rows = _table(ranked, searched)
+        provenance = build_provenance(
+            problem, task, prompts, best.spec, searched.trace, few_shot, rows
+        )
     return Initialization(
-        graph=_graph(best.module),
+        graph=_graph(problem, best.module),
         module=best.module.cpu().eval(),
-        chosen=family(best.row.kind),
-        rows=tuple(rows),
-        notes=tuple(remarks(bench, task, fresh, clock, best, expected)),
-        provenance=told,
+        chosen=best.spec.kind.family,
+        rows=rows,
+        notes=result_notes(problem, task, best, forecast, completion),
+        provenance=provenance,
         origins=best.origins,
-        interrupted=clock.interrupted,
-        outlook=expected,
-        aside=bench.pruned.aside() if bench.pruned else None,
+        interrupted=completion.interrupted,
+        first_task=problem.pruned.first_task_tensors() if problem.pruned else None,
+        forecast=forecast,
     )
 
 
@@ -109,19 +130,18 @@ def remake(
     prompts: Sequence[WeightGraph],
     sane: SANE,
     options: InitializeOptions,
-    told: Mapping[str, Any],
+    provenance: Mapping[str, Any],
 ) -> WeightGraph:
     """Make the weights of a provenance again: only the chosen candidate, without any search."""
-    bench, _ = prepare(target, task, prompts, sane, options)
-    recipe = CandidateSpec(**told["recipe"])
-    with fitting_threads(bench.make(), task):
-        if shots := told["few_shot"]:
-            again = FewShotPrompts(
-                tuple(CandidateSpec(**r) for r in shots["recipes"]), SearchTrace(**shots["course"])
-            )
-            bench = bench.near(train_shots(bench, again, silent), sane)
-        latents = latents_of(bench, SearchTrace(**told["course"]), recipe)
-        return _graph(bench.make_only(recipe, latents)[0])
+    problem = prepare(target, task, prompts, sane, options)
+    spec = CandidateSpec.from_json(provenance["recipe"])
+    trace = SearchTrace.from_json(provenance["course"])
+    with threads_for(problem.flops):
+        if stored := provenance["few_shot"]:
+            few_shot = FewShotPrompts.from_json(stored)
+            problem = problem.with_prompts(train_few_shot(problem, few_shot, silent))
+        built = CandidateBuilder(problem).build(spec, draw_latents(problem, trace, spec))
+        return _graph(problem, built.module)
 
 
 def generate(
@@ -137,87 +157,37 @@ def generate(
     Norms are conditioned and the classifier is fitted on the task's images, as `initialize` does.
     """
     options = replace(options or InitializeOptions(), candidates=1, keep=1)
-    bench, _ = prepare(target, task, prompts, sane, options, report)
-    recipe, course = CandidateSpec("sane"), SearchTrace([0])
-    with fitting_threads(bench.make(), task):
-        module, origins = bench.make_only(recipe, latents_of(bench, course, recipe))
+    problem = prepare(target, task, prompts, sane, options, report)
+    spec, trace = CandidateSpec(Kind.SANE), SearchTrace(near=(0,))
+    with threads_for(problem.flops):
+        built = CandidateBuilder(problem).build(spec, draw_latents(problem, trace, spec))
+        provenance = build_provenance(problem, task, prompts, spec, trace)
     return Initialization(
-        graph=_graph(module),
-        module=module.cpu().eval(),
-        chosen="sane",
+        graph=_graph(problem, built.module),
+        module=built.module.cpu().eval(),
+        chosen=spec.kind.family,
         rows=(),
-        notes=(
-            *bench.transfer.notes,
-            "nothing was scored: it may be worse than the default initialisation",
-        ),
-        provenance=trace(bench, task, prompts, sane, recipe, course, ()),
-        origins=origins,
+        notes=generation_notes(problem),
+        provenance=provenance,
+        origins=built.origins,
     )
 
 
-def _raced(
-    bench: CandidateBuilder, fresh: bool, clock: Budget, report: Report
-) -> tuple[Leaderboard, SearchTrace, list[Candidate]]:
-    pool, course = search(bench, fresh, clock, report)
-    if not pool.kept:
-        raise KeyboardInterrupt
-    return pool, course, race(bench, pool.kept, clock, report)
+def _search_and_race(
+    problem: InitializationProblem, budget: Budget, report: Report
+) -> tuple[SearchResult, tuple[Candidate, ...], Completion]:
+    """Return what was searched, the candidates of the race best first, and how both ended."""
+    searched = search(problem, budget, report)
+    raced = race(problem, searched.board.kept, budget.after(searched.completion), report)
+    return searched, raced.candidates, searched.completion | raced.completion
 
 
-def prepare(
-    target: nn.Module | Callable[[], nn.Module],
-    task: Task,
-    prompts: Sequence[WeightGraph],
-    sane: SANE,
-    options: InitializeOptions,
-    report: Report = silent,
-) -> tuple[CandidateBuilder, bool]:
-    """Return all that candidates are built with, and whether each default is a fresh draw."""
-    make, fresh = _maker(target)
-    with seeded(random_stream(options.seed, "first")):
-        first = make()
-    require_fit(first, task)
-    _require_match(first, options)
-    data = affordable(first, task, options, random_stream(options.seed, "data")).to(options.device)
-    graph, keys = _described(first, task)
-    rng = random_stream(options.seed, "align")
-    found = None
-    if options.pruned:
-        found, make, fresh = pruned(graph, keys), drawn_anew(first), True
-        prompts = [like(prompt, graph, rng) for prompt in prompts]
-    transfer = plan_transfer(prompts, graph, keys, sane, rng, report)
-    bench = CandidateBuilder(
-        make=make, task=data, classifier=keys, options=options, transfer=transfer, pruned=found
-    )
-    return bench, fresh
+def _table(ranked: Sequence[Candidate], searched: SearchResult) -> tuple[CandidateScore, ...]:
+    """Return all scores, those of the race first, the best of these marked as chosen."""
+    rows = [replace(c.score, chosen=c is ranked[0]) for c in ranked]
+    return (*rows, *sorted(searched.board.dropped, key=lambda score: -score.before))
 
 
-def _maker(target: nn.Module | Callable[[], nn.Module]) -> tuple[Callable[[], nn.Module], bool]:
-    """Return what builds the network, and whether each call draws fresh weights."""
-    if isinstance(target, nn.Module):
-        return (lambda: deepcopy(target)), False
-    return target, True
-
-
-def _described(module: nn.Module, task: Task) -> tuple[WeightGraph, frozenset[str]]:
-    """Return the network's graph and the keys of its classifier's tensors (none: not a linear layer)."""
-    layer = find_classifier(module, task.x_train[:2])
-    names = {name for name, part in module.named_modules() if part is layer}
-    graph = from_module(module)
-    return graph, frozenset(p.key for x in graph.layers if x.name in names for p in x.params)
-
-
-def _require_match(module: nn.Module, options: InitializeOptions) -> None:
-    if not any(map(options.selects, module.state_dict())):
-        names = ", ".join([*module.state_dict()][:4])
-        raise UsageError(
-            "--include, --exclude",
-            "no tensor is left to initialize",
-            "some name must match",
-            f"the network has {names}, and so on",
-        )
-
-
-def _graph(module: nn.Module) -> WeightGraph:
-    arrange(module, torch.contiguous_format)
-    return from_module(deepcopy(module).cpu())
+def _graph(problem: InitializationProblem, module: nn.Module) -> WeightGraph:
+    set_memory_format(module, torch.contiguous_format)
+    return problem.read(deepcopy(module).cpu())

@@ -6,7 +6,6 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
@@ -18,64 +17,65 @@ from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import HEADER, LazyTensors, require_file, sealed, sidecar
 from sane_plugins.generation import embedded_prompts
-from sane_plugins.initialize.candidates import CandidateBuilder
-from sane_plugins.initialize.few_shot import FewShotPrompts
-from sane_plugins.initialize.options import CandidateScore, CandidateSpec, InitializeOptions
-from sane_plugins.initialize.search import SearchTrace
-from sane_plugins.initialize.training import TrainOptions
+from sane_plugins.initialize.candidates import CandidateScore, CandidateSpec
+from sane_plugins.initialize.options import InitializeOptions, TrainOptions
+from sane_plugins.initialize.problem import InitializationProblem
+from sane_plugins.initialize.search import FewShotPrompts, SearchTrace
 from sane_plugins.tasks import Task
-from sane_plugins.weights import WeightGraph, tensor_digest
+from sane_plugins.weights import WeightGraph, tensors_digest
 
 KEY = "provenance"
 SAFE = ".safetensors"
 FORMAT = 2
 
 
-def trace(
-    bench: CandidateBuilder,
+def build_provenance(
+    problem: InitializationProblem,
     task: Task,
     prompts: Sequence[WeightGraph],
-    sane: SANE,
-    recipe: CandidateSpec,
-    course: SearchTrace,
-    rows: Sequence[CandidateScore],
-    shots: FewShotPrompts | None = None,
+    spec: CandidateSpec,
+    trace: SearchTrace,
+    few_shot: FewShotPrompts | None = None,
+    scores: Sequence[CandidateScore] = (),
 ) -> dict[str, Any]:
-    """Return what the weights of a recipe came from; no time and no place of the machine is in it."""
+    """Return what the weights of a spec came from; no time and no place of the machine is in it."""
     return {
         "format": FORMAT,
-        "seed": bench.options.seed,
-        **ingredients(task, prompts, sane),
-        "prompts_fit": bench.transfer.fits,
-        "recipe": asdict(recipe),
-        "course": asdict(course),
-        "few_shot": None if shots is None else asdict(shots),
-        "options": _plain(bench.options),
-        "scores": [asdict(row) for row in rows],
-        "versions": surroundings(bench.options.device),
+        "seed": problem.options.seed,
+        **input_hashes(task, prompts, problem.transfer.sane),
+        "prompts_fit": problem.transfer.fits,
+        "recipe": asdict(spec),
+        "course": asdict(trace),
+        "few_shot": None if few_shot is None else few_shot.to_json(),
+        "options": options_to_json(problem.options),
+        "scores": [asdict(score) for score in scores],
+        "versions": environment_info(problem.options.device),
     }
 
 
-def ingredients(task: Task, prompts: Sequence[WeightGraph], sane: SANE) -> dict[str, Any]:
-    """Return the hashes of all that went in, and licences as far as they are told."""
-    own = f"{embedded_prompts().name}:"
+def input_hashes(task: Task, prompts: Sequence[WeightGraph], sane: SANE) -> dict[str, Any]:
+    """Return the hashes of all that went in, and licences as far as they are known."""
+    own, licence = f"{embedded_prompts().name}:", _licence()
     return {
         "sane": fingerprint(sane),
-        "task": {"name": task.name, "hash": _hash([("x", task.x_train), ("y", task.y_train)])},
+        "task": {
+            "name": task.name,
+            "hash": tensors_digest([("x", task.x_train), ("y", task.y_train)]),
+        },
         "prompts": [
             {
                 "source": p.source,
-                "hash": content_hash(p),
-                "licence": _licence() if p.source.startswith(own) else "not told",
+                "hash": tensors_digest([(param.key, x) for param, x in p.items()]),
+                "licence": licence if p.source.startswith(own) else "not told",
             }
             for p in prompts
         ],
-        "licences": {"sane-plugins": _licence()},
+        "licences": {"sane-plugins": licence},
     }
 
 
-def surroundings(device: str) -> dict[str, str]:
-    """Return what may change the last bits of a result."""
+def environment_info(device: str) -> dict[str, str]:
+    """Return what may change the last bits of a result: versions, device, threads."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     return {
         "sane-plugins": sane_plugins.__version__,
@@ -87,18 +87,18 @@ def surroundings(device: str) -> dict[str, str]:
     }
 
 
-def restored(told: Mapping[str, Any]) -> InitializeOptions:
+def options_to_json(options: InitializeOptions) -> dict[str, Any]:
+    """Return the options by their names; the sampler and the SANE as text."""
+    return {**asdict(options), "sampler": repr(options.sampler), "model": str(options.model or "")}
+
+
+def options_from_provenance(provenance: Mapping[str, Any]) -> InitializeOptions:
     """Return the options that were noted, apart from the sampler and the SANE, which have names."""
-    left = {k: v for k, v in told["options"].items() if k not in ("sampler", "model")}
-    left["train"] = TrainOptions(**left["train"])
+    stored = {k: v for k, v in provenance["options"].items() if k not in ("sampler", "model")}
+    stored["train"] = TrainOptions(**stored["train"])
     for name in ("include", "exclude"):
-        left[name] = tuple(left[name])
-    return InitializeOptions(**left)
-
-
-def content_hash(graph: WeightGraph) -> str:
-    """Return a hash of a network's names, shapes, types and values."""
-    return _hash((param.key, tensor) for param, tensor in graph.items())
+        stored[name] = tuple(stored[name])
+    return InitializeOptions(**stored)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -110,9 +110,9 @@ def read_provenance(path: Path) -> dict[str, Any]:
         text = sidecar(path).read_text(encoding="utf-8", errors="replace")
     with sealed(path, "what it says of its origin is broken", "a whole file"):
         own = json.loads(text)
-    found = own.get(KEY) if isinstance(own, dict) else None
-    if isinstance(found, dict) and found.get("format") == FORMAT:
-        return found
+    provenance = own.get(KEY) if isinstance(own, dict) else None
+    if isinstance(provenance, dict) and provenance.get("format") == FORMAT:
+        return provenance
     raise SourceError(
         path,
         "it does not say where its weights come from",
@@ -121,21 +121,10 @@ def read_provenance(path: Path) -> dict[str, Any]:
     )
 
 
-def _plain(options: InitializeOptions) -> dict[str, Any]:
-    return {**asdict(options), "sampler": repr(options.sampler), "model": str(options.model or "")}
-
-
-def _hash(tensors: Any) -> str:
-    found = sha256()
-    for key, tensor in tensors:
-        found.update(f"{key} {tensor_digest(tensor)} ".encode())
-    return found.hexdigest()[:32]
-
-
 def _licence() -> str:
     try:
-        told = metadata("sane-plugins")
+        package = metadata("sane-plugins")
     except PackageNotFoundError:
         return "not told"
-    names = [name for name in ("License-Expression", "License") if name in told]
-    return str(told[names[0]]) if names else "not told"
+    names = [name for name in ("License-Expression", "License") if name in package]
+    return str(package[names[0]]) if names else "not told"

@@ -33,16 +33,38 @@ class PrunedNetwork:
     survives: Mapping[str, torch.Tensor]
     own: frozenset[str]
 
+    @classmethod
+    def of(cls, graph: WeightGraph, classifier: Collection[str]) -> PrunedNetwork:
+        """Read which entries survived: those of matrices that are not zero.
+
+        Raises `UsageError` where nothing was pruned outside the classifier.
+        """
+        own = frozenset({*classifier, *(p.key for p in graph.params if p.role in RUNNING)})
+        masks = {
+            param.key: graph.tensors[param.key] != 0
+            for param in graph.params
+            if param.key not in own and len(param.shape) > 1
+        }
+        survives = {key: mask for key, mask in masks.items() if not mask.all()}
+        if not survives:
+            raise UsageError(
+                "--pruned",
+                f"no weight of {graph.source} is zero",
+                "a pruned network has zeros",
+                "prune it first (torch.nn.utils.prune), or leave --pruned out",
+            )
+        return cls({param.key: x.clone() for param, x in graph.items()}, survives, own)
+
     @property
     def freed(self) -> int:
         """Return the number of entries that a second task may use."""
         return sum(int((~mask).sum()) for mask in self.survives.values())
 
-    def merged(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def with_survivors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return tensors whose surviving and shared entries are the first task's, bit for bit."""
-        return {key: self._merged(key, value) for key, value in tensors.items()}
+        return {key: self._with_survivors(key, value) for key, value in tensors.items()}
 
-    def _merged(self, key: str, value: torch.Tensor) -> torch.Tensor:
+    def _with_survivors(self, key: str, value: torch.Tensor) -> torch.Tensor:
         if key in self.own or key not in self.tensors:
             return value
         given = self.tensors[key].to(value.device)
@@ -52,59 +74,36 @@ class PrunedNetwork:
             else given
         )
 
-    def hold(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put survivors back after every step: neither decay nor momentum moves them."""
+    def freeze_survivors(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put survivors back after every step of the optimizer: neither decay nor momentum moves them."""
         parameters = dict(module.named_parameters())
         held = {k: p for k, p in parameters.items() if k in self.tensors and k not in self.own}
 
         @torch.no_grad()
         def restore(*_: Any) -> None:
             for key, parameter in held.items():
-                parameter.copy_(self._merged(key, parameter))
+                parameter.copy_(self._with_survivors(key, parameter))
 
         optimizer.register_step_post_hook(restore)
 
-    def aside(self) -> dict[str, torch.Tensor]:
+    def first_task_tensors(self) -> dict[str, torch.Tensor]:
         """Return what is needed, beside the second task's network, to have the first one again."""
         masks = {_SURVIVES + key: mask for key, mask in self.survives.items()}
         return masks | {_OWN + key: self.tensors[key] for key in self.own if key in self.tensors}
 
 
-def pruned(graph: WeightGraph, classifier: Collection[str]) -> PrunedNetwork:
-    """Read which entries survived: those of matrices that are not zero.
-
-    Raises `UsageError` where nothing was pruned outside the classifier.
-    """
-    measured = {param.key for param in graph.params if param.role in RUNNING}
-    own = frozenset({*classifier, *measured})
-    masks = {
-        param.key: graph.tensors[param.key] != 0
-        for param in graph.params
-        if param.key not in own and len(param.shape) > 1
-    }
-    survives = {key: mask for key, mask in masks.items() if not mask.all()}
-    if not survives:
-        raise UsageError(
-            "--pruned",
-            f"no weight of {graph.source} is zero",
-            "a pruned network has zeros",
-            "prune it first (torch.nn.utils.prune), or leave --pruned out",
-        )
-    return PrunedNetwork({key: tensor.clone() for key, tensor in _tensors(graph)}, survives, own)
-
-
 def first_task(
-    second: Mapping[str, torch.Tensor], aside: Mapping[str, torch.Tensor]
+    second: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return the first task's tensors from the second task's and what was kept aside."""
-    found = dict(second)
-    for key, value in aside.items():
+    """Return the first task's tensors from the second task's and `first_task_tensors`."""
+    tensors = dict(second)
+    for key, value in kept.items():
         name = key.partition(":")[2]
         if key.startswith(_SURVIVES):
-            found[name] = torch.where(value, found[name], torch.zeros_like(found[name]))
+            tensors[name] = torch.where(value, tensors[name], torch.zeros_like(tensors[name]))
         else:
-            found[name] = value
-    return found
+            tensors[name] = value
+    return tensors
 
 
 def sparsity(tensors: Mapping[str, torch.Tensor]) -> float:
@@ -113,7 +112,7 @@ def sparsity(tensors: Mapping[str, torch.Tensor]) -> float:
     return zeros / max(1, sum(x.numel() for x in tensors.values()))
 
 
-def drawn_anew(module: nn.Module) -> Callable[[], nn.Module]:
+def fresh_copies(module: nn.Module) -> Callable[[], nn.Module]:
     """Return what makes copies of a module whose layers are at their default initialisation."""
 
     def make() -> nn.Module:
@@ -124,7 +123,3 @@ def drawn_anew(module: nn.Module) -> Callable[[], nn.Module]:
         return fresh
 
     return make
-
-
-def _tensors(graph: WeightGraph) -> list[tuple[str, torch.Tensor]]:
-    return [(param.key, tensor) for param, tensor in graph.items()]

@@ -1,112 +1,191 @@
-"""The report of an initialisation: one page that needs nothing but itself."""
+"""The report of an initialisation: one HTML page that needs nothing but itself, with its pictures as SVG.
+
+The page is a jinja2 template, which escapes every value; this module computes what it shows.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
 
-from sane_plugins.initialize.charts import curves, layers, legend
-from sane_plugins.initialize.options import CandidateScore
+from jinja2 import Environment, StrictUndefined, Template
+
+from sane_plugins.initialize.candidates import CandidateScore, Kind, Label, Origin
 from sane_plugins.initialize.pipeline import Initialization
+from sane_plugins.weights import WeightGraph
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #f5f5f5; --rule: #ddd;
-  --soft: #444; --mark: #e8f1fa }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --paper: #181818; --pale: #262626;
-  --rule: #444; --soft: #c4c4c4; --mark: #1d3347 } }
-body { font: 15px/1.5 sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid var(--rule) }
-td.number, th.number { text-align: right } td.number { white-space: nowrap }
-h1, p, li { overflow-wrap: anywhere } h1 { line-height: 1.2 }
-tr.chosen { background: var(--mark); font-weight: bold }
-svg { display: block; width: 100%; height: auto; max-width: 46rem; min-width: 38rem }
-svg text { font: 13px sans-serif; fill: var(--soft) } svg .grid { stroke: var(--rule) }
-.legend span { margin-right: 1rem; white-space: nowrap }
-.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem }
-.warnings { border-left: 4px solid #ff7f0e; padding-left: 1rem }
-.wide { overflow-x: auto } .wide td:first-child { min-width: 12rem }
-summary { cursor: pointer; margin: .7rem 0 }
-pre { background: var(--pale); padding: .7rem; overflow-x: auto; font-size: 12px }
-@media (max-width: 40rem) { td, th { padding: .2rem .35rem; font-size: 13px }
-  .wide td:first-child { min-width: 8rem } }
-"""
+_COLORS: Mapping[Label, str] = {
+    Kind.SANE: "#1f77b4",
+    Kind.PROMPT: "#2ca02c",
+    Kind.MEAN_OF_PROMPTS: "#8c564b",
+    Kind.DEFAULT: "#7f7f7f",
+    Kind.DEFAULT_FITTED: "#ff7f0e",
+    Origin.MEASURED: "#bcbd22",
+    Origin.FITTED: "#d62728",
+}
+_MOST_LAYERS = 120
+_Points = Sequence[tuple[float, float]]
 
 
 def html_report(done: Initialization, verdict: str, notes: Sequence[str]) -> str:
     """Return the report as HTML, without links, scripts or anything from elsewhere."""
-    told = done.provenance
-    kinds = list(dict.fromkeys(row.kind for row in done.rows if row.curve))
-    body = [
-        f"<h1>Initialization for {escape(str(told['task']['name']))}</h1>",
-        f"<p><b>{escape(verdict)}</b></p>",
-        '<div class="warnings"><h2>Notes and warnings</h2><ul>',
-        *(f"<li>{escape(text)}.</li>" for text in notes),
-        "</ul></div>",
-        "<h2>Candidates</h2><p>Accuracy on held-out training images.</p>",
-        _candidates(done),
-        "<h2>Learning curves</h2>",
-        legend(kinds),
-        curves(done.rows),
-        "<p>Thick: the mean of the candidates of a kind that came so far; shaded: their range.</p>",
-        "<h2>Where the weights came from</h2>",
-        legend(list(dict.fromkeys(done.origins.values()))),
-        layers(done.graph, done.origins),
-        "<h2>Prompts</h2>",
-        _prompts(done),
-        "<h2>Provenance</h2><details open><summary>All that it takes to make the weights again</summary>",
-        f"<pre>{escape(_provenance(done))}</pre></details>",
-    ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>sane-init report</title>'
-        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
-
-
-def _candidates(done: Initialization) -> str:
-    """Return the table of those that were trained, and folded away that of all others."""
     trained = [row for row in done.rows if row.curve or row.chosen]
-    others = [row for row in done.rows if row not in trained]
-    if not others:
-        return _table(trained)
-    summary = f"<summary>{len(others)} more, scored before training only</summary>"
-    return f"{_table(trained)}<details>{summary}{_table(others)}</details>"
+    provenance = {k: v for k, v in done.provenance.items() if k != "scores"}
+    return _template().render(
+        task=done.provenance["task"]["name"],
+        verdict=verdict,
+        notes=notes,
+        trained=trained,
+        untrained=[row for row in done.rows if row not in trained],
+        curves=LearningCurves.of(done.rows),
+        bars=OriginBars.of(done.graph, done.origins),
+        origins=list(dict.fromkeys(done.origins.values())),
+        prompts=done.provenance["prompts"],
+        provenance=json.dumps(provenance, indent=1, default=str),
+        colors={name.label: color for name, color in _COLORS.items()},
+    )
 
 
-def _table(shown: Sequence[CandidateScore]) -> str:
-    rows = []
-    for row in shown:
-        far = f"{row.curve[-1][0]:.2f}" if row.curve else "0"
-        last = row.curve[-1][1] if row.curve else row.before
-        cells = "".join(
-            f'<td class="number">{x}</td>' for x in (_percent(row.before), far, _percent(last))
+@dataclass(frozen=True)
+class CurveGroup:
+    """The candidates of one kind: a line each, their mean and their range, as points of SVG."""
+
+    kind: str
+    lines: tuple[str, ...]
+    mean: str
+    range: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A share of both axes: where it lies in pixels, and what stands there."""
+
+    x: float
+    y: float
+    share: str
+    epochs: str
+
+
+@dataclass(frozen=True)
+class LearningCurves:
+    """Accuracy by epochs of training, a group for each kind. Sizes are in pixels."""
+
+    groups: tuple[CurveGroup, ...]
+    ticks: tuple[Tick, ...]
+    middle: float
+    width: int = 700
+    height: int = 340
+    left: int = 72
+    bottom: int = 298
+
+    @classmethod
+    def of(cls, rows: Sequence[CandidateScore]) -> LearningCurves:
+        """Lay out the curves of those that were trained; mean and range are over all that came so far."""
+        trained = [row for row in rows if row.curve]
+        longest = max((row.epochs for row in trained), default=1.0)
+        groups = []
+        for kind in dict.fromkeys(row.kind for row in trained):
+            lines = [[(0.0, row.before), *row.curve] for row in trained if row.kind is kind]
+            groups.append(_group(kind, lines, longest))
+        shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+        ticks = (
+            Tick(_x(s * longest, longest), _y(s), f"{100 * s:.0f} %", f"{s * longest:.2g}")
+            for s in shares
         )
-        mark = ' class="chosen"' if row.chosen else ""
-        end = "chosen" if row.chosen else ""
-        rows.append(f"<tr{mark}><td>{escape(row.name)}</td>{cells}<td>{end}</td></tr>")
-    head = "".join(f'<th class="number">{x}</th>' for x in ("before", "epochs", "accuracy then"))
-    table = f"<table><tr><th>initialisation</th>{head}<th></th></tr>{''.join(rows)}</table>"
-    return f'<div class="wide">{table}</div>'
+        return cls(tuple(groups), tuple(ticks), _y(0.5))
 
 
-def _prompts(done: Initialization) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(p['source'])}</td><td><code>{p['hash'][:12]}</code></td>"
-        f"<td>{escape(p['licence'])}</td></tr>"
-        for p in done.provenance["prompts"]
-    )
-    table = f"<table><tr><th>network</th><th>hash</th><th>licence</th></tr>{rows}</table>"
-    return f'<div class="wide">{table}</div>'
-
-
-def _provenance(done: Initialization) -> str:
-    return json.dumps(
-        {k: v for k, v in done.provenance.items() if k != "scores"}, indent=1, default=str
+def _group(kind: Kind, lines: Sequence[_Points], longest: float) -> CurveGroup:
+    epochs = sorted({x for line in lines for x, _ in line})
+    scores = [(x, [y for line in lines for at, y in line if at == x]) for x in epochs]
+    upper, lower = [(x, max(ys)) for x, ys in scores], [(x, min(ys)) for x, ys in scores]
+    return CurveGroup(
+        kind.label,
+        tuple(_path(line, longest) for line in lines),
+        _path([(x, sum(ys) / len(ys)) for x, ys in scores], longest),
+        _path([*upper, *reversed(lower)], longest),
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _path(points: _Points, longest: float) -> str:
+    return " ".join(f"{_x(x, longest):.1f},{_y(y):.1f}" for x, y in points)
+
+
+def _x(epochs: float, longest: float) -> float:
+    left, right = LearningCurves.left, LearningCurves.width - 16
+    return left + (right - left) * epochs / longest
+
+
+def _y(accuracy: float) -> float:
+    top, bottom = 12, LearningCurves.bottom
+    return top + (bottom - top) * (1 - accuracy)
+
+
+@dataclass(frozen=True)
+class BarPart:
+    """The part of a layer's bar whose values come from one origin."""
+
+    origin: str
+    size: int
+    x: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The bar of a layer; `name` is the end of the layer's name, which fits the picture."""
+
+    layer: str
+    name: str
+    total: int
+    top: int
+    parts: tuple[BarPart, ...]
+
+
+@dataclass(frozen=True)
+class OriginBars:
+    """A bar for each layer, its parts as wide as the share of the values from each origin; in pixels."""
+
+    rows: tuple[Bar, ...]
+    left_out: int
+    height: int
+    width: int = 700
+    left: int = 215
+    right: int = 610
+    row: int = 20
+
+    @classmethod
+    def of(cls, graph: WeightGraph, origins: Mapping[str, Origin]) -> OriginBars:
+        """Lay out the bars of the first layers with weights."""
+        layers = [layer for layer in graph.layers if layer.params]
+        bars = []
+        for i, layer in enumerate(layers[:_MOST_LAYERS]):
+            sizes: dict[Origin, int] = {}
+            for p in layer.params:
+                origin = origins.get(p.key, Origin.DEFAULT)
+                sizes[origin] = sizes.get(origin, 0) + p.size
+            parts = tuple(_parts(sizes))
+            total = sum(sizes.values())
+            bars.append(Bar(layer.name, layer.name[-26:], total, i * cls.row, parts))
+        return cls(tuple(bars), len(layers) - _MOST_LAYERS, cls.row * len(bars) + 4)
+
+
+def _parts(sizes: Mapping[Origin, int]) -> Iterator[BarPart]:
+    total, x = sum(sizes.values()), float(OriginBars.left)
+    for origin, size in sizes.items():
+        width = (OriginBars.right - OriginBars.left) * size / total
+        yield BarPart(origin.label, size, x, width)
+        x += width
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    environment.globals["percent"] = lambda share: f"{100 * share:.1f} %"
+    source = (files("sane_plugins.initialize") / "report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source)

@@ -1,183 +1,298 @@
 """The search for candidates: draw, score each on a little target data, keep the best of any round.
 
-Bootstrapping draws near the best latents of all rounds before.
-The method: docs/explanation/sane.md, sections 6.5 and 7.2.
+Bootstrapping draws near the best latents of all rounds before; few-shot prompts are the best candidates,
+trained on the new task for a while. The method: docs/explanation/sane.md, sections 6.1, 6.5 and 7.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 
-from sane_plugins.initialize.budget import Budget
-from sane_plugins.initialize.candidates import CandidateBuilder
-from sane_plugins.initialize.options import Candidate, CandidateScore, CandidateSpec, Kind
+from sane_plugins.initialize.budget import Budget, Completion, Stage
+from sane_plugins.initialize.candidates import (
+    Candidate,
+    CandidateBuilder,
+    CandidateScore,
+    CandidateSpec,
+    Kind,
+)
+from sane_plugins.initialize.problem import InitializationProblem
+from sane_plugins.initialize.training import start_training
 from sane_plugins.progress import Progress, Report
 from sane_plugins.runtime import random_stream
+from sane_plugins.tasks import accuracy
+from sane_plugins.weights import WeightGraph, from_module
 
-Place = tuple[int, int]
 _MOST_TOKENS = 300_000  # decoding this many takes about a minute on two cores
 _SHARE = 0.4  # of the budget; the rest is for training
 _NEAR = 6
-_EARLY = 0.5
-_GENERATED: tuple[Kind, ...] = ("sane", "prompt", "mean of prompts")
+_EARLY_LAYERS = 0.5
+
+
+class DrawId(NamedTuple):
+    """Which draw of latents: the round, and its number within the round."""
+
+    round: int
+    number: int
 
 
 @dataclass(frozen=True)
 class SearchTrace:
-    """Which prompts were drawn near, and for each later round which draws (round, number)."""
+    """Which prompts were drawn near, and for each later round near which draws: it repeats the draws."""
 
-    near: list[int] = field(default_factory=list)
-    lineage: list[list[Place]] = field(default_factory=list)
+    near: tuple[int, ...] = ()
+    lineage: tuple[tuple[DrawId, ...], ...] = ()
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> SearchTrace:
+        """Read what `dataclasses.asdict` wrote."""
+        lineage = tuple(tuple(DrawId(*draw) for draw in draws) for draws in stored["lineage"])
+        return cls(tuple(stored["near"]), lineage)
+
+    def with_round(self, draws: Sequence[DrawId]) -> SearchTrace:
+        """Return the trace with one more round, drawn near these draws."""
+        return replace(self, lineage=(*self.lineage, tuple(draws)))
 
 
+@dataclass(frozen=True, eq=False)
 class Leaderboard:
-    """The best candidates of each kind before training, and the rows of those that are not kept."""
+    """The best candidates of each kind before training, and the scores of those that are not kept.
 
-    def __init__(self, most: dict[Kind, int]) -> None:
-        self._most = most
-        self._kept: dict[Kind, list[Candidate]] = {}
-        self.twins: list[Candidate] = []
-        self.others: list[CandidateScore] = []
+    `limits` says how many of a kind are kept. `variants` are the best ones at another scale, or in part.
+    """
+
+    limits: Mapping[Kind, int]
+    ranked: Mapping[Kind, tuple[Candidate, ...]] = field(default_factory=dict)
+    variants: tuple[Candidate, ...] = ()
+    dropped: tuple[CandidateScore, ...] = ()
 
     @property
-    def kept(self) -> list[Candidate]:
-        """Return the best of every kind, best first within a kind, and their twins."""
-        return [*self.twins, *(candidate for found in self._kept.values() for candidate in found)]
+    def kept(self) -> tuple[Candidate, ...]:
+        """Return the variants, and the best of every kind, best first within a kind."""
+        return (*self.variants, *(c for candidates in self.ranked.values() for c in candidates))
 
-    def leave(self, kind: Kind, most: int) -> None:
-        """Keep only the best few of a kind."""
-        self.others += [c.row for c in self.of(kind)[most:]]
-        self._kept[kind] = self.of(kind)[:most]
+    def best(self, kind: Kind) -> tuple[Candidate, ...]:
+        """Return the kept candidates of a kind, best first."""
+        return self.ranked.get(kind, ())
 
-    def of(self, kind: Kind) -> list[Candidate]:
-        """Return the best of a kind, best first."""
-        return self._kept.get(kind, [])
+    def with_candidate(self, new: Candidate) -> Leaderboard:
+        """Return the board after a candidate, which is kept if it is among the best of its kind."""
+        kind = new.spec.kind
+        ranked = sorted((*self.best(kind), new), key=lambda c: -c.score.before)
+        board = replace(self, ranked={**self.ranked, kind: tuple(ranked)})
+        return board.with_limit(kind, self.limits[kind])
 
-    def offer(self, new: Candidate) -> None:
-        """Keep a candidate if it is among the best of its kind."""
-        most = self._most[new.row.kind]
-        ranked = sorted([*self.of(new.row.kind), new], key=lambda c: -c.row.before)
-        self._kept[new.row.kind] = ranked[:most]
-        self.others += [c.row for c in ranked[most:]]
+    def with_variant(self, new: Candidate) -> Leaderboard:
+        """Return the board with one more variant."""
+        return replace(self, variants=(*self.variants, new))
+
+    def with_limit(self, kind: Kind, limit: int) -> Leaderboard:
+        """Return the board with no more than the best few of a kind."""
+        kept, rest = self.best(kind)[:limit], self.best(kind)[limit:]
+        dropped = (*self.dropped, *(c.score for c in rest))
+        return replace(self, ranked={**self.ranked, kind: kept}, dropped=dropped)
 
 
-def search(
-    bench: CandidateBuilder, fresh: bool, clock: Budget, report: Report
-) -> tuple[Leaderboard, SearchTrace]:
-    """Return the best candidates, and the course of the search, by which they can be made again.
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """What a search comes to: candidates to train, the trace that makes them again, and how it ended."""
+
+    board: Leaderboard
+    trace: SearchTrace
+    completion: Completion
+
+
+@dataclass(frozen=True)
+class FewShotPrompts:
+    """Which candidates were trained to draw near, and the trace of the search that they are from."""
+
+    specs: tuple[CandidateSpec, ...]
+    trace: SearchTrace
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> FewShotPrompts:
+        """Read what `to_json` wrote."""
+        specs = tuple(CandidateSpec.from_json(spec) for spec in stored["recipes"])
+        return cls(specs, SearchTrace.from_json(stored["course"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a provenance holds."""
+        return {"recipes": [asdict(spec) for spec in self.specs], "course": asdict(self.trace)}
+
+
+def search(problem: InitializationProblem, budget: Budget, report: Report) -> SearchResult:
+    """Draw and score candidates, then try the best at the default's scale too.
+
+    Ctrl-C ends the search; before the first candidate, it is raised.
+    """
+    board, trace, drawing = _draw_and_score(problem, budget, report)
+    board, varying = _try_variants(problem, board, trace, budget.after(drawing))
+    return SearchResult(board, trace, drawing | varying)
+
+
+def _draw_and_score(
+    problem: InitializationProblem, budget: Budget, report: Report
+) -> tuple[Leaderboard, SearchTrace, Completion]:
+    """Score rivals, and in each round SANE candidates and as many defaults with a fitted classifier.
 
     Rivals come first: what is cheap and plain is there to compare with however short the budget. SANE
     candidates are drawn near the prompts that do best on the task, their classifier fitted.
     """
-    options = bench.options
-    plain = options.keep if options.defaults is None else options.defaults
-    pool = Leaderboard(
-        {
-            "default": plain,
-            "default, classifier fitted": plain,
-            "prompt": 1,
-            "mean of prompts": 1,
-            "sane": options.keep,
-        }
-    )
-    course = SearchTrace(list(range(len(bench.transfer.prompts)))[:_NEAR])
-    rivals = list(_rivals(bench, plain))
-    total = len(rivals) + rounds(bench) * drawn_at_once(bench)
-    with clock.stage(_SHARE):
-        scores = {}
-        for recipe in rivals:
+    options, builder = problem.options, CandidateBuilder(problem)
+    board = Leaderboard(_limits(problem))
+    trace = SearchTrace(tuple(range(len(problem.transfer.prompts)))[:_NEAR])
+    rivals, draws = _rivals(problem), draws_per_round(problem)
+    total, done, skipped = len(rivals) + options.search_rounds * draws, 0, Completion()
+    prompts: dict[int, float] = {}
+    with Stage(budget.end(_SHARE), has_result=False) as stage:
+        for spec in rivals:
             # One of each kind is scored, however short the budget.
-            if not (pool.of(recipe.kind) and clock.over()):
-                scores[recipe] = _offer(bench, pool, recipe, None, total, report)
-        course.near[:] = _best_prompts(scores) or course.near
-        for r in range(rounds(bench)):
-            if r:
-                course.lineage.append([(c.recipe.round, c.recipe.number) for c in pool.of("sane")])
-            for i, latents in enumerate(drawn(bench, course, r)):
-                if pool.of("sane"):
-                    clock.check()
-                _offer(bench, pool, CandidateSpec("sane", i, r), latents, total, report)
-                number = r * drawn_at_once(bench) + i
-                if bench.fits and (number < plain or (fresh and plain)):
-                    pool.offer(bench.build(CandidateSpec("default, classifier fitted", number)))
-    with clock.stage(_SHARE):
+            if board.best(spec.kind) and stage.is_over:
+                skipped = Completion(cut=True)
+                continue
+            candidate = score_candidate(builder, spec)
+            board, done, stage.has_result = board.with_candidate(candidate), done + 1, True
+            _report(report, candidate, done, total)
+            if spec.kind is Kind.PROMPT:
+                prompts[spec.number] = candidate.score.before
+        trace = replace(trace, near=_best_prompts(prompts) or trace.near)
+        for round_ in range(options.search_rounds):
+            if round_:
+                best = board.best(Kind.SANE)
+                trace = trace.with_round([DrawId(c.spec.round, c.spec.number) for c in best])
+            for i, latents in enumerate(draw_round(problem, trace, round_)):
+                if board.best(Kind.SANE):
+                    stage.check()
+                candidate = score_candidate(builder, CandidateSpec(Kind.SANE, i, round_), latents)
+                board, done, stage.has_result = board.with_candidate(candidate), done + 1, True
+                _report(report, candidate, done, total)
+                number = round_ * draws + i
+                if _tries_fitted_default(problem, number):
+                    spec = CandidateSpec(Kind.DEFAULT_FITTED, number)
+                    board = board.with_candidate(score_candidate(builder, spec))
+    return board, trace, skipped | stage.completion
+
+
+def _try_variants(
+    problem: InitializationProblem, board: Leaderboard, trace: SearchTrace, budget: Budget
+) -> tuple[Leaderboard, Completion]:
+    """Score the best at the default's scale too, and of a SANE candidate the first layers alone."""
+    builder = CandidateBuilder(problem)
+    with Stage(budget.end(_SHARE)) as stage:
         # The survivors of a pruned network have their scale.
-        for recipe in _twins(pool) if bench.pruned is None else ():
-            clock.check()
-            pool.twins.append(bench.build(recipe, latents_of(bench, course, recipe)))
-        pool.leave("sane", 1)
-    return pool, course
+        for spec in _variants(board) if problem.pruned is None else ():
+            stage.check()
+            candidate = score_candidate(builder, spec, draw_latents(problem, trace, spec))
+            board = board.with_variant(candidate)
+        board = board.with_limit(Kind.SANE, 1)
+    return board, stage.completion
 
 
-def latents_of(
-    bench: CandidateBuilder, course: SearchTrace, recipe: CandidateSpec
-) -> torch.Tensor | None:
-    """Return the latents (B, T, L) that a SANE candidate is decoded from; None for what has none."""
-    return drawn(bench, course, recipe.round)[recipe.number] if recipe.kind == "sane" else None
+def score_candidate(
+    builder: CandidateBuilder, spec: CandidateSpec, latents: torch.Tensor | None = None
+) -> Candidate:
+    """Build a candidate and measure its accuracy on held-out images, without training."""
+    problem, built = builder.problem, builder.build(spec, latents)
+    score = CandidateScore(
+        name=spec.name(problem.transfer),
+        kind=spec.kind,
+        seed=built.seed,
+        before=accuracy(built.module, problem.task.x_test, problem.task.y_test),
+    )
+    return Candidate(spec, built.module, built.origins, score)
 
 
-def rounds(bench: CandidateBuilder) -> int:
-    """Return how often candidates are drawn."""
-    return bench.options.rounds if bench.options.search == "bootstrap" else 1
-
-
-def drawn_at_once(bench: CandidateBuilder) -> int:
+def draws_per_round(problem: InitializationProblem) -> int:
     """Return how many candidates a round draws: fewer than asked for where decoding one takes long."""
-    tokens = bench.transfer.beside * bench.transfer.prompts.shape[1]
-    afford = _MOST_TOKENS // (tokens * rounds(bench))
-    return min(bench.options.candidates, max(bench.options.keep, afford))
+    options, transfer = problem.options, problem.transfer
+    tokens = transfer.prompts_per_network * transfer.prompts.shape[1]
+    affordable = _MOST_TOKENS // (tokens * options.search_rounds)
+    return min(options.candidates, max(options.keep, affordable))
 
 
-def drawn(bench: CandidateBuilder, course: SearchTrace, at: int) -> torch.Tensor:
-    """Return the latents (count, B, T, L) of a round, B of networks that stand side by side.
+def draw_round(problem: InitializationProblem, trace: SearchTrace, round_: int) -> torch.Tensor:
+    """Draw the latents (count, B, T, L) of a round, B of networks that stand side by side.
 
     They are drawn without a score, so that they can be made again at any time.
     """
-    prompts = bench.transfer.prompts[course.near]
-    if at:
-        prompts = torch.cat([drawn(bench, course, r)[i] for r, i in course.lineage[at - 1]])
-    rng = random_stream(bench.options.seed, "round", at)
-    shape = (drawn_at_once(bench), bench.transfer.beside)
-    latents = bench.sampler(prompts, shape[0] * shape[1], rng)
+    prompts = problem.transfer.prompts[list(trace.near)]
+    if round_:
+        earlier = trace.lineage[round_ - 1]
+        prompts = torch.cat([draw_round(problem, trace, d.round)[d.number] for d in earlier])
+    rng = random_stream(problem.options.seed, "round", round_)
+    shape = (draws_per_round(problem), problem.transfer.prompts_per_network)
+    latents = problem.sampler(prompts, shape[0] * shape[1], rng)
     return latents.view(*shape, *latents.shape[1:])
 
 
-def _rivals(bench: CandidateBuilder, plain: int) -> Iterator[CandidateSpec]:
-    """Yield what SANE candidates are compared with, apart from defaults with a fitted classifier."""
-    for number in range(plain):
-        yield CandidateSpec("default", number)
-    count = len(bench.transfer.aligned) if plain else 0
-    for number in range(count):
-        yield CandidateSpec("prompt", number)
-    if count > 1:
-        yield CandidateSpec("mean of prompts")
+def draw_latents(
+    problem: InitializationProblem, trace: SearchTrace, spec: CandidateSpec
+) -> torch.Tensor | None:
+    """Draw the latents (B, T, L) that a SANE candidate is decoded from; None for any other kind."""
+    return draw_round(problem, trace, spec.round)[spec.number] if spec.kind is Kind.SANE else None
 
 
-def _best_prompts(scores: dict[CandidateSpec, float]) -> list[int]:
-    found = {recipe.number: score for recipe, score in scores.items() if recipe.kind == "prompt"}
-    return sorted(sorted(found, key=lambda number: -found[number])[:_NEAR])
+def train_few_shot(
+    problem: InitializationProblem, few_shot: FewShotPrompts, report: Report
+) -> list[WeightGraph]:
+    """Train the candidates on the task's training images; the same problem gives the same networks."""
+    trained, builder = [], CandidateBuilder(problem)
+    for i, spec in enumerate(few_shot.specs):
+        built = builder.build(spec, draw_latents(problem, few_shot.trace, spec))
+        training = start_training(problem, built.module, built.seed)
+        training.advance(training.steps_per_epoch * problem.options.few_shot_epochs)
+        name = spec.name(problem.transfer)
+        note = f"{name} {training.score():.3f}"
+        report(Progress(job="train prompts", done=i + 1, total=len(few_shot.specs), note=note))
+        trained.append(from_module(training.module.cpu().eval(), f"{name}, trained on the task"))
+    return trained
 
 
-def _twins(pool: Leaderboard) -> list[CandidateSpec]:
+def _limits(problem: InitializationProblem) -> dict[Kind, int]:
+    defaults = problem.options.default_count
+    return {
+        Kind.DEFAULT: defaults,
+        Kind.DEFAULT_FITTED: defaults,
+        Kind.PROMPT: 1,
+        Kind.MEAN_OF_PROMPTS: 1,
+        Kind.SANE: problem.options.keep,
+    }
+
+
+def _rivals(problem: InitializationProblem) -> list[CandidateSpec]:
+    """Return what SANE candidates are compared with, apart from defaults with a fitted classifier."""
+    defaults = problem.options.default_count
+    prompts = len(problem.transfer.aligned) if defaults else 0
+    return [
+        *(CandidateSpec(Kind.DEFAULT, number) for number in range(defaults)),
+        *(CandidateSpec(Kind.PROMPT, number) for number in range(prompts)),
+        *([CandidateSpec(Kind.MEAN_OF_PROMPTS)] if prompts > 1 else []),
+    ]
+
+
+def _tries_fitted_default(problem: InitializationProblem, number: int) -> bool:
+    """Tell whether a default with a fitted classifier is tried: one for each draw where each is another."""
+    defaults = problem.options.default_count
+    is_new = number < defaults or (problem.is_fresh and defaults > 0)
+    return problem.fits_classifier and is_new
+
+
+def _best_prompts(scores: Mapping[int, float]) -> tuple[int, ...]:
+    return tuple(sorted(sorted(scores, key=lambda number: -scores[number])[:_NEAR]))
+
+
+def _variants(board: Leaderboard) -> list[CandidateSpec]:
     """Return what is tried at the default's scale too, and the best SANE candidate's first layers alone."""
-    same = [replace(c.recipe, scale="default") for kind in _GENERATED for c in pool.of(kind)]
-    return [*same[:1], *(replace(recipe, layers=_EARLY) for recipe in same[:1]), *same[1:]]
+    kinds = (Kind.SANE, Kind.PROMPT, Kind.MEAN_OF_PROMPTS)
+    specs = [replace(c.spec, scale="default") for kind in kinds for c in board.best(kind)]
+    early = [replace(spec, layers=_EARLY_LAYERS) for spec in specs[:1]]
+    return [*specs[:1], *early, *specs[1:]]
 
 
-def _offer(
-    bench: CandidateBuilder,
-    pool: Leaderboard,
-    recipe: CandidateSpec,
-    latents: torch.Tensor | None,
-    total: int,
-    report: Report,
-) -> float:
-    new = bench.build(recipe, latents)
-    pool.offer(new)
-    done = len([c for c in pool.kept if "fitted" not in c.row.kind])
-    done += len([row for row in pool.others if "fitted" not in row.kind])
-    report(Progress(job="draw and score", done=done, total=total, note=f"{new.row.before:.3f}"))
-    return new.row.before
+def _report(report: Report, candidate: Candidate, done: int, total: int) -> None:
+    note = f"{candidate.score.before:.3f}"
+    report(Progress(job="draw and score", done=done, total=total, note=note))

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from copy import deepcopy
+from math import ceil
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.arguments import require_field_types
 from sane_plugins.generation import conditioned
+from sane_plugins.initialize.options import TrainOptions
+from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks import Task, accuracy, correct, logits
 
 _NORM_BATCHES, _NORM_BATCH = 8, 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How a network is trained: cross-entropy, no schedule, no augmentation."""
-
-    optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        require_field_types(self)
 
 
 def train_epochs(
@@ -40,22 +27,22 @@ def train_epochs(
     options: TrainOptions,
     rng: torch.Generator,
     pruned: PrunedNetwork | None = None,
-) -> Iterator[float]:
-    """Train in place; yield the accuracy on the task's test images after each epoch.
+) -> list[float]:
+    """Train in place; return the accuracy on the task's test images after each epoch.
 
     The survivors of a pruned network stay as they are. Parameters are left in the channels-last memory
     format, in which CPUs convolve twice as fast.
     """
-    arrange(module, torch.channels_last)
-    optimizer = _optimizer(module, options)
-    if pruned is not None:
-        pruned.hold(module, optimizer)
+    set_memory_format(module, torch.channels_last)
+    optimizer = _optimizer(module, options, pruned)
+    scores = []
     for _ in range(epochs):
         module.train()
         with seeded(rng):  # dropout draws from torch's own generator
             for batch in torch.randperm(len(task.y_train), generator=rng).split(options.batch):
                 _step(module, optimizer, task.x_train[batch], task.y_train[batch])
-        yield accuracy(module, task.x_test, task.y_test)
+        scores.append(accuracy(module, task.x_test, task.y_test))
+    return scores
 
 
 class TrainingRun:
@@ -69,13 +56,12 @@ class TrainingRun:
         rng: torch.Generator,
         pruned: PrunedNetwork | None = None,
     ) -> None:
-        self.module, self.task, self.steps = arrange(module, torch.channels_last), task, 0
-        self._optimizer, self._rng = _optimizer(module, options), rng
-        if pruned is not None:
-            pruned.hold(module, self._optimizer)
-        self._batches = _endless(len(task.y_train), options.batch, rng)
+        self.module, self.task = set_memory_format(module, torch.channels_last), task
+        self.steps, self.steps_per_epoch = 0, ceil(len(task.y_train) / options.batch)
+        self._optimizer, self._rng = _optimizer(module, options, pruned), rng
+        self._batches = _shuffled_batches(len(task.y_train), options.batch, rng)
 
-    def advance(self, steps: int, check: Callable[[], None]) -> None:
+    def advance(self, steps: int, check: Callable[[], None] = lambda: None) -> None:
         """Train until so many steps are done; `check` is called before each, and may raise."""
         self.module.train()
         with seeded(self._rng):
@@ -100,7 +86,14 @@ class TrainingRun:
         return int(self.correct().sum()) / len(self.task.y_test)
 
 
-def arrange(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+def start_training(problem: InitializationProblem, module: nn.Module, seed: int) -> TrainingRun:
+    """Start the training of a copy of a module, whose seed orders the images."""
+    rng = torch.Generator().manual_seed(seed)
+    options = problem.options.train
+    return TrainingRun(deepcopy(module), problem.task, options, rng, problem.pruned)
+
+
+def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:
     """Lay out the module's four-dimensional parameters in memory; values and shapes stay."""
     for parameter in module.parameters():
         if parameter.ndim == 4:
@@ -108,13 +101,20 @@ def arrange(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:
     return module
 
 
-def _optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+def _optimizer(
+    module: nn.Module, options: TrainOptions, pruned: PrunedNetwork | None
+) -> torch.optim.Optimizer:
     parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer
     if options.optimizer == "adam":
-        return torch.optim.Adam(parameters, options.lr, weight_decay=options.weight_decay)
-    return torch.optim.SGD(
-        parameters, options.lr, options.momentum, weight_decay=options.weight_decay
-    )
+        optimizer = torch.optim.Adam(parameters, options.lr, weight_decay=options.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            parameters, options.lr, options.momentum, weight_decay=options.weight_decay
+        )
+    if pruned is not None:
+        pruned.freeze_survivors(module, optimizer)
+    return optimizer
 
 
 def _step(
@@ -127,6 +127,6 @@ def _step(
     optimizer.step()
 
 
-def _endless(images: int, batch: int, rng: torch.Generator) -> Iterator[torch.Tensor]:
+def _shuffled_batches(images: int, batch: int, rng: torch.Generator) -> Iterator[torch.Tensor]:
     while True:
         yield from torch.randperm(images, generator=rng).split(batch)

@@ -1,4 +1,4 @@
-from .scoring import accuracy, correct, logits, require_fit
+from .scoring import accuracy, correct, forward_flops, logits, require_fit
 from .task import Task, load_task
 from .task_embedding import SIZE, describe
 from .torchvision_datasets import TORCHVISION
@@ -10,6 +10,7 @@ __all__ = [
     "accuracy",
     "correct",
     "describe",
+    "forward_flops",
     "load_task",
     "logits",
     "require_fit",

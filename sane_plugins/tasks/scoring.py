@@ -1,9 +1,10 @@
-"""How well a network does on a task: its answers, and how many are right."""
+"""How well a network does on a task: its answers, how many are right, and what they cost."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sane_plugins.errors import TaskError, first_line
 from sane_plugins.tasks.task import Task
@@ -29,6 +30,14 @@ def logits(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return the network's answer; of several outputs (auxiliary classifiers), the first."""
     answer = module(images)
     return answer if isinstance(answer, torch.Tensor) else answer[0]
+
+
+def forward_flops(module: nn.Module, images: torch.Tensor) -> int:
+    """Return the floating-point operations of a forward pass of images (N, C, H, W), at least 1."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module.eval()(images)
+    return max(1, int(counter.get_total_flops()))
 
 
 def require_fit(module: nn.Module, task: Task) -> None:

@@ -1,4 +1,4 @@
-from .digest import tensor_digest
+from .digest import tensor_digest, tensors_digest
 from .function_rules import JOIN, OPAQUE, POINTWISE, SPATIAL, Step, Steps
 from .graph import RUNNING, Kind, Layer, Param, Role, WeightGraph
 from .layer_rules import NORM_ROLES, in_layer_order, memory, owner_of
@@ -36,6 +36,7 @@ __all__ = [
     "owner_of",
     "slots",
     "tensor_digest",
+    "tensors_digest",
     "token_blocks",
     "token_positions",
     "tokenize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import sha256
 
 import torch
@@ -12,3 +13,11 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     told = sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     told.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return told.hexdigest()
+
+
+def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Return a hash of named tensors: names, types, shapes and values, in order."""
+    digest = sha256()
+    for key, tensor in tensors:
+        digest.update(f"{key} {tensor_digest(tensor)} ".encode())
+    return digest.hexdigest()[:32]

@@ -85,7 +85,7 @@ def test_prompts_side_by_side_stay_what_they_are() -> None:
     classifier = frozenset({"14.weight", "14.bias"})
     found = expansion(sources[0], graph, classifier)
     assert found is not None
-    assert found.beside == 3
+    assert found.width_ratio == 3
     apart = graph.replace({p.key: torch.zeros(p.shape) for p in graph.params})
     tensors = found.apply([source.tensors for source in sources], apart.tensors)
     load_into(target, graph.replace(tensors))
@@ -100,7 +100,7 @@ def test_what_joins_prompts_side_by_side_is_the_default() -> None:
     sources = [from_module(prompt) for prompt in prompts]
     found = expansion(sources[0], target, frozenset({"14.weight", "14.bias"}))
     assert found is not None
-    assert found.beside == 2
+    assert found.width_ratio == 2
     tensors = found.apply([source.tensors for source in sources], target.tensors)
     weight, default = tensors["4.weight"], target.tensors["4.weight"]
     own = torch.zeros(16, 16, dtype=torch.bool)
@@ -155,7 +155,7 @@ def test_one_wider_layer_does_not_part_the_others() -> None:
     target = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)], nn.Linear(4, 8), nn.Linear(8, 3))
     found = expansion(from_module(prompt), from_module(target), frozenset({"4.weight", "4.bias"}))
     assert found is not None
-    assert found.beside == 1
+    assert found.width_ratio == 1
 
 
 @pytest.mark.parametrize("kernel", [3, 7])

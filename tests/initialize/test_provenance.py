@@ -138,15 +138,15 @@ def test_a_short_budget_still_compares_every_kind(tmp_path) -> None:
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_interruption_writes_the_best_so_far(task, tmp_path, monkeypatch, after: int) -> None:
-    offer, calls = Leaderboard.offer, []
+    with_candidate, calls = Leaderboard.with_candidate, []
 
-    def interrupted(self, new) -> None:
+    def interrupted(self, new) -> Leaderboard:
         if len(calls) >= after:
             raise KeyboardInterrupt
         calls.append(new)
-        offer(self, new)
+        return with_candidate(self, new)
 
-    monkeypatch.setattr(Leaderboard, "offer", interrupted)
+    monkeypatch.setattr(Leaderboard, "with_candidate", interrupted)
     done = init(task, tmp_path / "out.safetensors", "--json")
     assert done.exit_code == 130
     assert (tmp_path / "out.safetensors").exists() is bool(after)

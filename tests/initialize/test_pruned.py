@@ -18,12 +18,13 @@ from sane_plugins.errors import UsageError
 from sane_plugins.generation import choose_prompts, embedded_prompts
 from sane_plugins.initialize import (
     InitializeOptions,
+    PrunedNetwork,
     TrainOptions,
     first_task,
     initialize,
     train_epochs,
 )
-from sane_plugins.initialize.pruned import pruned, sparsity
+from sane_plugins.initialize.pruned import sparsity
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import from_module
 
@@ -59,18 +60,18 @@ def test_training_leaves_the_first_task_alone(optimizer, more) -> None:
     task = load_task("digits").subset(300, torch.Generator().manual_seed(0))
     first = network(*more).eval()
     last = len(first) - 1
-    found = pruned(from_module(first), {f"{last}.weight", f"{last}.bias"})
+    found = PrunedNetwork.of(from_module(first), {f"{last}.weight", f"{last}.bias"})
     second = deepcopy(first)
     with torch.no_grad():
         for key, parameter in second.named_parameters():
-            parameter.copy_(found.merged({key: torch.randn_like(parameter)})[key])
+            parameter.copy_(found.with_survivors({key: torch.randn_like(parameter)})[key])
     before = {key: value.clone() for key, value in second.state_dict().items()}
     options = TrainOptions(optimizer=optimizer, lr=0.01, weight_decay=0.1)
     rng = torch.Generator().manual_seed(0)
-    list(train_epochs(second, task, 2, options, rng, found))
+    train_epochs(second, task, 2, options, rng, found)
     assert all(not torch.equal(second.state_dict()[k], before[k]) for k in found.survives)
     again = deepcopy(first)
-    again.load_state_dict(first_task(second.state_dict(), found.aside()), strict=True)
+    again.load_state_dict(first_task(second.state_dict(), found.first_task_tensors()), strict=True)
     assert torch.equal(again.eval()(task.x_test), first(task.x_test))
 
 
@@ -82,8 +83,8 @@ def test_what_is_chosen_keeps_the_survivors_and_learns() -> None:
     prompts = choose_prompts(small_cnn(), embedded_prompts()).graphs
     options = InitializeOptions(candidates=2, keep=1, pruned=True, images=300)
     done = initialize(first, task, prompts, embedded_sane(), options)
-    assert done.aside is not None
-    again = first_task(done.module.state_dict(), done.aside)
+    assert done.first_task is not None
+    again = first_task(done.module.state_dict(), done.first_task)
     assert all(torch.equal(again[k], v) for k, v in first.state_dict().items())
     assert sparsity(done.module.state_dict()) < 0.3
     assert any("may use" in note for note in done.notes)
@@ -91,7 +92,7 @@ def test_what_is_chosen_keeps_the_survivors_and_learns() -> None:
 
 def test_nothing_pruned_is_a_wrong_use() -> None:
     with pytest.raises(UsageError, match="no weight"):
-        pruned(from_module(small_cnn()), set())
+        PrunedNetwork.of(from_module(small_cnn()), set())
 
 
 def test_the_command_writes_what_the_first_task_needs(tmp_path) -> None:

@@ -322,11 +322,9 @@ def _fields(each: Any) -> Sequence[Field[Any]]:
 
 
 def _field_default(x: Field[Any]) -> str:
-    if x.default is not MISSING:
-        return f"`{x.default!r}`"
-    if x.default_factory is MISSING:
+    if x.default is MISSING and x.default_factory is MISSING:
         return "required"
-    made = x.default_factory()
+    made = x.default if x.default_factory is MISSING else x.default_factory()
     if isinstance(made, FunctionType):
         return f"`{made.__name__}`"
     return f"`{type(made).__name__}()`" if hasattr(made, "__dataclass_fields__") else f"`{made!r}`"

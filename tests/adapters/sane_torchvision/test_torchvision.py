@@ -19,7 +19,7 @@ from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.architectures import set_input_channels
-from sane_plugins.cli.targets import built, find_target
+from sane_plugins.cli.inputs import resolve_network
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import detokenize, from_module, load_into, tokenize
@@ -206,7 +206,7 @@ def test_a_missing_torchvision_is_told() -> None:
     check = """
 import sys, sane_torchvision
 from sane_plugins import Host
-from sane_plugins.cli.targets import built, find_target
+from sane_plugins.cli.inputs import resolve_network
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.tasks.task import load_task
 class Missing:
@@ -334,15 +334,17 @@ def test_a_target_has_given_weights_and_other_channels(tmp_path: Path) -> None:
     """Names of networks and functions hold dots and slashes, as files do."""
     torch.save(_built("torchvision:squeezenet1_1", 5).state_dict(), tmp_path / "w.pth")
     source, task = f"torchvision:squeezenet1_1,channels=1@{tmp_path / 'w.pth'}", load_task("digits")
-    target = find_target(Host.installed(), source, None, task, resize=False)
-    network = built(target.network)
+    target = resolve_network(Host.installed(), source, None, task, resize=False)
+    network = target.module()
     assert network.features[0].in_channels == target.task.channels == 1
     assert network.classifier[1].out_channels == 10
     with pytest.raises(SourceError, match="leave out classes=N"):
-        find_target(Host.installed(), "torchvision:resnet18,classes=7", None, task, resize=False)
+        resolve_network(
+            Host.installed(), "torchvision:resnet18,classes=7", None, task, resize=False
+        )
     function = "torch.nn.functional:relu"
     with pytest.raises(SaneError, match="relu") as refused:
-        find_target(Host.installed(), function, None, task, resize=False)
+        resolve_network(Host.installed(), function, None, task, resize=False)
     assert "does not exist" not in str(refused.value)
 
 

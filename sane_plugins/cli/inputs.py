@@ -1,12 +1,12 @@
-"""From MODEL on the command line to a network that can be initialised, and images that fit it."""
+"""The inputs of an initialisation, from their names: the network, the images, the prompts, the sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sane_plugins.architectures import SMALL_CNN, family_name
 from sane_plugins.errors import SourceError, UsageError
@@ -19,16 +19,57 @@ if TYPE_CHECKING:
     from sane_plugins.tasks import Task
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputNames:
+    """What the command line names as inputs; a file's provenance keeps it, so that they are found again."""
+
+    model: str
+    factory: str | None
+    task: str
+    size: int | None
+    prompts: tuple[str, ...]
+    sane: Path | None
+    sampler: str
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> InputNames:
+        """Read what `to_json` wrote."""
+        sane = stored["sane"]
+        prompts = tuple(stored["prompts"])
+        return cls(**{**stored, "prompts": prompts, "sane": None if sane is None else Path(sane)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the names as a provenance holds them."""
+        sane = None if self.sane is None else str(self.sane)
+        return {**asdict(self), "prompts": list(self.prompts), "sane": sane}
+
+
 @dataclass(frozen=True)
 class Target:
-    """What is to be initialised: a module, or a function that builds it anew; images; remarks."""
+    """What is to be initialised: a module, or a function that builds it anew; the images that it takes."""
 
     network: nn.Module | Callable[[], nn.Module]
     task: Task
     notes: tuple[str, ...] = ()
 
+    def module(self) -> nn.Module:
+        """Return the module itself, or one that the function builds."""
+        from torch import nn
 
-def find_target(host: Host, model: str, factory: str | None, task: Task, resize: bool) -> Target:
+        return self.network if isinstance(self.network, nn.Module) else self.network()
+
+
+def resolve_target(host: Host, names: InputNames) -> Target:
+    """Read the images, and find the network that MODEL names, for their classes."""
+    from sane_plugins.tasks import load_task
+
+    task = load_task(names.task, names.size)
+    return resolve_network(host, names.model, names.factory, task, resize=names.size is None)
+
+
+def resolve_network(
+    host: Host, model: str, factory: str | None, task: Task, resize: bool
+) -> Target:
     """Return the target that MODEL names, for the classes of the task.
 
     `resize` allows the images to be resized to what the network takes where that is known.
@@ -37,7 +78,7 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
     if family_name(model) == family_name(SMALL_CNN):
         return _small_cnn(task, resize)
     if factory is not None:
-        return _fitted(Target(_loaded(host, model, factory, classes), task))
+        return _with_image_channels(Target(_load_checkpoint(host, model, factory, classes), task))
     if Path(model).exists():
         raise UsageError(
             model,
@@ -55,10 +96,10 @@ def find_target(host: Host, model: str, factory: str | None, task: Task, resize:
         raise UsageError(
             model, "there is no such network", "a known name is needed", f"did you mean {SMALL_CNN}"
         )
-    return _fitted(Target(lambda: host.build(model, classes), task))
+    return _with_image_channels(Target(lambda: host.build(model, classes), task))
 
 
-def open_prompts(host: Host, source: str, target: Target) -> Prompts:
+def resolve_prompts(host: Host, source: str, target: Target) -> Prompts:
     """Return the prompt that a source names, or those of a zoo folder that fit the target best."""
     from sane_plugins.formats import index_in
     from sane_plugins.generation import Prompts, choose_prompts
@@ -66,10 +107,10 @@ def open_prompts(host: Host, source: str, target: Target) -> Prompts:
 
     if not Path(source).is_dir() or index_in(Path(source)):
         return Prompts((host.open(source),), ())
-    return choose_prompts(built(target.network), Zoo.open(source))
+    return choose_prompts(target.module(), Zoo.open(source))
 
 
-def find_sampler(host: Host, name: str) -> Sampler:
+def resolve_sampler(host: Host, name: str) -> Sampler:
     """Return the sampler of that name. Raises `UsageError` where no plugin offers it."""
     samplers = host.samplers()
     if name not in samplers:
@@ -80,13 +121,6 @@ def find_sampler(host: Host, name: str) -> Sampler:
             "check the name, or install its plugin",
         )
     return samplers[name]
-
-
-def built(network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    """Return the module itself, or one that the function builds."""
-    from torch import nn
-
-    return network if isinstance(network, nn.Module) else network()
 
 
 def _small_cnn(task: Task, resize: bool) -> Target:
@@ -101,7 +135,7 @@ def _small_cnn(task: Task, resize: bool) -> Target:
     return Target(lambda: small_cnn(channels, classes), task, notes)
 
 
-def _loaded(host: Host, model: str, factory: str, classes: int) -> nn.Module:
+def _load_checkpoint(host: Host, model: str, factory: str, classes: int) -> nn.Module:
     """Build the network of a checkpoint and give it the checkpoint's weights."""
     import torch
 
@@ -113,7 +147,8 @@ def _loaded(host: Host, model: str, factory: str, classes: int) -> nn.Module:
         torch.Generator().manual_seed(0)
     ):  # a classifier of another class count stays as drawn
         module = host.build(factory, classes)
-    own = {param.key: param.shape for param in from_module(module).params}
+    fresh = from_module(module)
+    own = {param.key: param.shape for param in fresh.params}
     given = {param.key: param.shape for param in graph.params}
     missing = sorted(own.keys() ^ given.keys())
     if missing:
@@ -126,20 +161,19 @@ def _loaded(host: Host, model: str, factory: str, classes: int) -> nn.Module:
     if own == given:
         load_into(module, graph)
         return module
-    fresh = from_module(module)
     fit = {key: graph.tensors[key] for key in own if own[key] == given[key]}
     load_into(module, fresh.replace(fit))
     return module
 
 
-def _fitted(target: Target) -> Target:
+def _with_image_channels(target: Target) -> Target:
     """Give grey images the number of channels that the network takes."""
     from torch import nn
 
-    first = next((m for m in built(target.network).modules() if isinstance(m, nn.Conv2d)), None)
+    first = next((m for m in target.module().modules() if isinstance(m, nn.Conv2d)), None)
     channels = target.task.channels
     if first is None or channels != 1 or first.in_channels == 1:
         return target
-    remark = f"grey images are repeated to the {first.in_channels} channels that the network takes"
+    note = f"grey images are repeated to the {first.in_channels} channels that the network takes"
     task = target.task.repeated(first.in_channels)
-    return Target(target.network, task, (*target.notes, remark))
+    return Target(target.network, task, (*target.notes, note))

@@ -1,0 +1,166 @@
+"""The problem of an initialisation: what is set up once, and all candidates share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from sane_plugins.autoencoder import SANE, TokenLayout, fingerprint
+from sane_plugins.errors import UsageError
+from sane_plugins.generation import (
+    ConditionedSampler,
+    Sampler,
+    SamplingContext,
+    Transfer,
+    align_to_target,
+    find_classifier,
+    plan_transfer,
+)
+from sane_plugins.initialize.options import InitializeOptions
+from sane_plugins.initialize.pruned import PrunedNetwork, fresh_copies
+from sane_plugins.progress import Report, silent
+from sane_plugins.runtime import random_stream, seeded
+from sane_plugins.tasks import Task, describe, forward_flops, require_fit
+from sane_plugins.weights import WeightGraph, from_module, slots
+
+_EPOCH_FLOPS = 3e11  # about ten seconds on two cores
+_TRAINING = 3  # a training step costs as much as three forward passes
+_LEAST_IMAGES, _MOST_IMAGES = 256, 10_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InitializationProblem:
+    """A network, a task and prompts, made ready for candidates.
+
+    `make` builds the network at its default initialisation, another draw each time if `is_fresh`; `graph` is
+    one of them, read. `classifier` holds the keys of its classifier's tensors (none: not a linear layer).
+    `task` has training images to train on and, as its test images, training images to choose by. `flops`
+    counts the operations of one image's forward pass. `sampler` draws near `transfer.prompts`.
+    """
+
+    options: InitializeOptions
+    make: Callable[[], nn.Module]
+    is_fresh: bool
+    graph: WeightGraph
+    classifier: frozenset[str]
+    task: Task
+    flops: int
+    transfer: Transfer
+    sampler: Sampler
+    pruned: PrunedNetwork | None = None
+
+    @property
+    def fits_classifier(self) -> bool:
+        """Tell whether candidates get a fitted classifier."""
+        return self.options.classifier == "fit" and bool(self.classifier)
+
+    def read(self, module: nn.Module) -> WeightGraph:
+        """Return the graph of a network that `make` built: its layers are known, and not traced again."""
+        tensors = module.state_dict()
+        if tensors.keys() != self.graph.tensors.keys():  # folded by pruning or a parametrisation
+            return from_module(module)
+        return replace(self.graph, tensors=tensors)
+
+    def with_prompts(
+        self, prompts: Sequence[WeightGraph], report: Report = silent
+    ) -> InitializationProblem:
+        """Return the same problem with other prompts, which have the target's shapes."""
+        rng = random_stream(self.options.seed, "align few")
+        transfer = plan_transfer(
+            prompts, self.graph, self.classifier, self.transfer.sane, rng, report
+        )
+        sampler = _bound(self.options.sampler, transfer, self.task)
+        return replace(self, transfer=transfer, sampler=sampler)
+
+
+def prepare(
+    target: nn.Module | Callable[[], nn.Module],
+    task: Task,
+    prompts: Sequence[WeightGraph],
+    sane: SANE,
+    options: InitializeOptions,
+    report: Report = silent,
+) -> InitializationProblem:
+    """Build the target once, split the task's training images, and match the prompts to the target.
+
+    Raises `TaskError` where images or classes do not fit the network, `UsageError` without prompts, or where
+    no tensor's name matches.
+    """
+    make, is_fresh = _maker(target)
+    with seeded(random_stream(options.seed, "first")):
+        module = make()
+    require_fit(module, task)
+    _require_match(module, options)
+    flops = forward_flops(module, task.x_train[:1])
+    data = split_images(task, flops, options)
+    graph = from_module(module)
+    classifier = _classifier_keys(module, graph, task)
+    rng = random_stream(options.seed, "align")
+    pruned = None
+    if options.pruned:
+        pruned = PrunedNetwork.of(graph, classifier)
+        make, is_fresh = fresh_copies(module), True
+        prompts = [align_to_target(prompt, graph, rng) for prompt in prompts]
+    transfer = plan_transfer(prompts, graph, classifier, sane, rng, report)
+    return InitializationProblem(
+        options=options,
+        make=make,
+        is_fresh=is_fresh,
+        graph=graph,
+        classifier=classifier,
+        task=data,
+        flops=flops,
+        transfer=transfer,
+        sampler=_bound(options.sampler, transfer, data),
+        pruned=pruned,
+    )
+
+
+def split_images(task: Task, flops: int, options: InitializeOptions) -> Task:
+    """Split the training images into some to train on and some to choose by, which become the test images.
+
+    Of either, no more than an epoch can afford, where a forward pass of one image takes so many `flops`.
+    """
+    rng = random_stream(options.seed, "data")
+    affordable = int(_EPOCH_FLOPS / (_TRAINING * flops))
+    most = min(max(affordable, _LEAST_IMAGES), _MOST_IMAGES)
+    held_out = min(options.validation_images, most)
+    share = min(options.validation, held_out / len(task.y_train))
+    return task.held_out(share, rng).subset(options.images or most, rng).to(options.device)
+
+
+def _maker(target: nn.Module | Callable[[], nn.Module]) -> tuple[Callable[[], nn.Module], bool]:
+    """Return what builds the network, and whether each call draws fresh weights."""
+    if isinstance(target, nn.Module):
+        return (lambda: deepcopy(target)), False
+    return target, True
+
+
+def _require_match(module: nn.Module, options: InitializeOptions) -> None:
+    if not any(map(options.selects, module.state_dict())):
+        names = ", ".join([*module.state_dict()][:4])
+        raise UsageError(
+            "--include, --exclude",
+            "no tensor is left to initialise",
+            "some name must match",
+            f"the network has {names}, and so on",
+        )
+
+
+def _classifier_keys(module: nn.Module, graph: WeightGraph, task: Task) -> frozenset[str]:
+    layer = find_classifier(module, task.x_train[:2])
+    names = {name for name, part in module.named_modules() if part is layer}
+    return frozenset(p.key for x in graph.layers if x.name in names for p in x.params)
+
+
+def _bound(sampler: Sampler, transfer: Transfer, task: Task) -> Sampler:
+    """Return the sampler, told of the network and the task where it asks."""
+    if not isinstance(sampler, ConditionedSampler):
+        return sampler
+    config = transfer.sane.config
+    layout = TokenLayout.of(slots(transfer.template), config.token_width)
+    places = config.places(layout, 0, len(layout))
+    return sampler.bound(SamplingContext(places, describe(task), fingerprint(transfer.sane)))
