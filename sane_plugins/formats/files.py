@@ -7,23 +7,10 @@ from pathlib import Path
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.guards import require_file, sealed
 from sane_plugins.formats.numpy_files import open_arrays
-from sane_plugins.formats.safetensors_files import HEADER, LazyTensors, open_safetensors
+from sane_plugins.formats.safetensors_files import open_safetensors
 from sane_plugins.formats.sharded import INDEX, index_in, open_index
-from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.formats.torch_checkpoints import open_checkpoint
 from sane_plugins.weights import WeightGraph
-
-__all__ = [
-    "ARRAYS",
-    "CHECKPOINTS",
-    "HEADER",
-    "INDEX",
-    "SCRIPTS",
-    "LazyTensors",
-    "from_state_dict",
-    "open_file",
-    "require_file",
-]
 
 CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 SCRIPTS = (".jit", ".torchscript")

@@ -9,17 +9,10 @@ from pathlib import Path
 import torch
 
 from sane_plugins.errors import SourceError
+from sane_plugins.formats.artifact import HEADER, require_network
 from sane_plugins.formats.guards import require_file, sealed
-from sane_plugins.formats.safetensors_files import (
-    HEADER,
-    HEADER_BYTES,
-    LazyTensors,
-    as_graph,
-    require_few,
-    require_network,
-    told,
-    unique,
-)
+from sane_plugins.formats.lazy_tensors import HEADER_BYTES, LazyTensors, require_few, unique
+from sane_plugins.formats.safetensors_files import as_graph, told
 from sane_plugins.weights import WeightGraph
 
 INDEX = ".safetensors.index.json"

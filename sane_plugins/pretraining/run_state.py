@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from sane_plugins.atomic_files import write_whole
 from sane_plugins.autoencoder import SANE
-from sane_plugins.errors import UsageError, ZooError
+from sane_plugins.errors import UsageError
+from sane_plugins.formats import PRETRAINING_STATE, load_artifact, save_artifact
 from sane_plugins.pretraining.training_log import TrainingLog
 
-_HEADER = "sane_run"
 _SHARE = 0.1
 
 
@@ -53,51 +50,41 @@ class StateKeeper:
 
 
 def save(run: TrainerState, path: Path) -> None:
-    """Write a run's state beside its place and rename it; the inverse of `restore`."""
+    """Write a run's state, whole or not at all; the inverse of `restore`."""
     tensors = {f"model.{key}": value for key, value in run.model.state_dict().items()}
     for index, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
     log = {"sums": run.log.sums, "count": run.log.count, "seconds": run.log.seconds}
-    header = {_HEADER: json.dumps({"step": run.step, "told": run.told, "log": log})}
-    write_whole(path, lambda partial: save_file(tensors, partial, metadata=header))
+    about = {"step": run.step, "told": run.told, "log": log}
+    save_artifact(PRETRAINING_STATE, about, tensors, path)
 
 
 def restore(run: TrainerState, path: Path) -> None:
-    """Take up a kept run; refuse one that was told otherwise."""
-    found, tensors = _read(path)
-    told = json.loads(json.dumps(run.told))
-    if differing := sorted(k for k in told | found["told"] if told.get(k) != found["told"].get(k)):
+    """Load a saved state into a run. Raises `UsageError` where that run had other options or zoos."""
+
+    def load(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        _require_same(path, json.loads(json.dumps(run.told)), about["told"])
+        log, step = about["log"], about["step"]
+        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        run.model.load_state_dict(model)
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".")
+                moments.setdefault(int(index), {})[name] = value
+        groups = run.optimizer.state_dict()["param_groups"]
+        run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        run.log.sums, run.log.count, run.log.before = log["sums"], log["count"], log["seconds"]
+        run.step = step
+
+    load_artifact(PRETRAINING_STATE, path, load)
+
+
+def _require_same(path: Path, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    if differing := sorted(k for k in {**own, **saved} if own.get(k) != saved.get(k)):
         raise UsageError(
             path,
             f"the interrupted run had another {', '.join(differing)}",
             "a run resumes with the same options and zoos",
             "repeat them, or delete the file to start anew",
         )
-    model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    run.model.load_state_dict(model)
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = value
-    groups = run.optimizer.state_dict()["param_groups"]
-    run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    log = found["log"]
-    run.log.sums, run.log.count, run.log.before = log["sums"], log["count"], log["seconds"]
-    run.step = found["step"]
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = json.loads(file.metadata()[_HEADER])
-            if not {"step", "told", "log"} <= found.keys():
-                raise KeyError("step, told or log")
-            return found, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ZooError(
-            path,
-            f"it cannot be resumed from ({error})",
-            "the state of this version's run is needed",
-            "delete the file to start anew",
-        ) from error

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import UsageError
+from sane_plugins.formats import ZOO_TRAINING_STATE, load_artifact, save_artifact
 from sane_plugins.zoo_training.batched_layers import BatchedBatchNorm2d, BatchedConv2d
 from sane_plugins.zoo_training.batched_networks import BatchedNetworks
 from sane_plugins.zoo_training.hyperparameters import Hyperparameters, initial
 from sane_plugins.zoo_training.training_images import Schedule, TrainingImages, channels_last
 
 _PART = 32
+_DESCRIPTION = ("step", "told", "measured")
 _SAVING_SHARE = 50  # a state is saved when training has taken this many times the time of a save
-_HEADER = "sane_zoo_group"
 _MOMENTUM, _BETA1, _BETA2, _EPSILON = 0.9, 0.9, 0.999, 1e-8
 
 
@@ -173,35 +170,39 @@ class GroupTrainer:
         tensors |= {f"buffer.{name}": value for name, value in self.stack.buffers.items()}
         for epoch, kept in self.kept.items():
             tensors |= {f"kept.{epoch}.{name}": value for name, value in kept.items()}
-        record = {"step": self.step, "told": told, "measured": self.measured}
-        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        metadata = {_HEADER: json.dumps(record)}
-        write_whole(path, lambda partial: save_file(whole, partial, metadata=metadata))
+        about = {"step": self.step, "told": told, "measured": self.measured}
+        save_artifact(ZOO_TRAINING_STATE, about, tensors, path)
 
     def _restore(self, path: Path, told: str) -> None:
-        record, tensors = read_state(path)
-        if record["told"] != told:
-            raise UsageError(
-                path.parent,
-                "the interrupted run had other options or images",
-                "a run resumes with the same ones",
-                "repeat them, or add --force to start anew",
-            )
-        self.step = record["step"]
-        self.measured = {int(epoch): rows for epoch, rows in record["measured"].items()}
-        for name, value in (("first", self.first), ("second", self.second), ("alive", self.alive)):
-            value.copy_(tensors[name])
-        self.stack.flat.copy_(tensors["weights"])
-        for name, buffer in self.stack.buffers.items():
-            buffer.copy_(tensors[f"buffer.{name}"])
-        self.kept = {epoch: kept_tensors(tensors, epoch) for epoch in self.measured}
+        """Load a saved state. Raises `UsageError` where that run had other options or images."""
+
+        def load(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+            if about["told"] != told:
+                raise UsageError(
+                    path.parent,
+                    "the interrupted run had other options or images",
+                    "a run resumes with the same ones",
+                    "repeat them, or add --force to start anew",
+                )
+            self.step = about["step"]
+            self.measured = {int(epoch): rows for epoch, rows in about["measured"].items()}
+            parts = (("first", self.first), ("second", self.second), ("alive", self.alive))
+            for name, value in (*parts, ("weights", self.stack.flat)):
+                value.copy_(tensors[name])
+            for name, buffer in self.stack.buffers.items():
+                buffer.copy_(tensors[f"buffer.{name}"])
+            self.kept = {epoch: kept_tensors(tensors, epoch) for epoch in self.measured}
+
+        load_artifact(ZOO_TRAINING_STATE, path, load)
 
 
-def read_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return what a saved state tells and holds."""
-    with safe_open(path, framework="pt") as file:
-        record: dict[str, Any] = json.loads(file.metadata()[_HEADER])
-        return record, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+def read_state(path: Path) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]:
+    """Return the description (`step`, `told`, `measured`) and the tensors of a group's saved state."""
+    return load_artifact(
+        ZOO_TRAINING_STATE,
+        path,
+        lambda about, tensors: ({key: about[key] for key in _DESCRIPTION}, tensors),
+    )
 
 
 def kept_tensors(tensors: Mapping[str, torch.Tensor], epoch: int) -> dict[str, torch.Tensor]:
