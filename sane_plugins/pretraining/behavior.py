@@ -6,8 +6,7 @@ Structure alone gives small weight errors and poor accuracy (Meynent et al., "St
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,7 +31,8 @@ class Outputs:
 
     def __init__(self, images: Mapping[str, torch.Tensor], count: int = 32) -> None:
         self._images, self._count = images, count
-        self._whole: dict[int, _Whole] = {}
+        self._decoders: dict[PermutedDataset, _NetworkDecoder] = {}
+        self._modules: dict[str, nn.Module] = {}
 
     def __call__(
         self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor, rng: torch.Generator
@@ -46,10 +46,13 @@ class Outputs:
             return values.sum() * 0
         drawn = torch.randint(len(images), (self._count,), generator=rng)
         seen = images[drawn].to(values.device)
-        whole = self._whole.setdefault(id(batch.bank), _Whole(batch.bank))
-        decoded, original = whole.decoded(batch, values[: len(batch)], side[: len(batch)])
+        if batch.bank not in self._decoders:
+            self._decoders[batch.bank] = _NetworkDecoder(batch.bank)
+        decoder = self._decoders[batch.bank]
+        decoded, original = decoder.decode(batch, values[: len(batch)], side[: len(batch)])
         losses = []
-        for module, rows in _runnable(batch):
+        for factory, rows in _rows_by_factory(batch).items():
+            module = self._module(factory).to(values.device)
             with torch.no_grad():
                 wanted = _run(module, {key: x[rows] for key, x in original.items()}, seen)
             found = _run(module, {key: x[rows] for key, x in decoded.items()}, seen)
@@ -57,9 +60,14 @@ class Outputs:
             losses.append(torch.log1p(error / wanted.flatten(1).var(1).clamp(min=_LEAST)))
         return torch.cat(losses).sum() / len(batch) if losses else values.sum() * 0
 
+    def _module(self, factory: str) -> nn.Module:
+        if factory not in self._modules:
+            self._modules[factory] = build(json.loads(factory)).eval().requires_grad_(False)
+        return self._modules[factory]
 
-class _Whole:
-    """How the tokens of a bank's networks become their tensors, all networks at once."""
+
+class _NetworkDecoder:
+    """From the tokens of a dataset's networks to their tensors, a batch of networks at once."""
 
     def __init__(self, bank: PermutedDataset) -> None:
         self._bank = bank
@@ -76,7 +84,7 @@ class _Whole:
             if slot.bias is not None:
                 self._scales[slot.bias.key] = (i, 1)
 
-    def decoded(
+    def decode(
         self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the networks with the decoded windows in place, and as they were, (B, *shape) by key."""
@@ -117,27 +125,20 @@ def _tensors(
     return {p.key: (at, p.shape) for p, at in zip(template.params, places, strict=True)}
 
 
-def _runnable(batch: ViewBatch) -> Iterator[tuple[nn.Module, torch.Tensor]]:
-    """Yield each network that the batch's entries are built as, and the rows that are."""
+def _rows_by_factory(batch: ViewBatch) -> dict[str, torch.Tensor]:
+    """Return the rows of the batch that each factory (JSON) builds; entries without one have no rows."""
     rows: dict[str, list[int]] = {}
     for row, network in enumerate(batch.network.tolist()):
         if factory := batch.bank.entries[network].factory:
             rows.setdefault(json.dumps(dict(factory)), []).append(row)
-    for factory, own in rows.items():
-        yield _built(factory), torch.tensor(own)
-
-
-@lru_cache(maxsize=64)
-def _built(factory: str) -> nn.Module:
-    return build(json.loads(factory)).eval().requires_grad_(False)
+    return {factory: torch.tensor(own) for factory, own in rows.items()}
 
 
 def _run(module: nn.Module, tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
     """Return the outputs (B, images, ...) of B networks."""
-    device = images.device
 
-    def one(own: dict[str, torch.Tensor]) -> Any:
-        return functional_call(module.to(device), own, (images,))
+    def run_one(own: dict[str, torch.Tensor]) -> Any:
+        return functional_call(module, own, (images,))
 
-    answers: torch.Tensor = vmap(one)(tensors)
-    return answers
+    outputs: torch.Tensor = vmap(run_one)(tensors)
+    return outputs

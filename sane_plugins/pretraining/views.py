@@ -10,7 +10,7 @@ from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo import Entry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a key of a cache
 class PermutedDataset:
     """All samples of one architecture from one zoo: N networks of T tokens, and V permuted views of each.
 

@@ -7,8 +7,8 @@ import torch
 
 from sane_plugins.architectures import build
 from sane_plugins.autoencoder import SANEConfig
-from sane_plugins.pretraining import Outputs, PretrainOptions, pretrain
-from sane_plugins.pretraining.permuted_dataset import build_banks
+from sane_plugins.pretraining import Outputs, PretrainOptions, behavior, pretrain
+from sane_plugins.pretraining.permuted_dataset import build_banks, token_places
 from sane_plugins.pretraining.views import ViewBatch, draw
 from sane_plugins.progress import silent
 from sane_plugins.zoo import Entry, Zoo, write_zoo
@@ -91,6 +91,26 @@ def test_gradients_reach_values_and_side_of_the_first_views_alone(tmp_path: Path
 def test_zoos_without_images_and_entries_without_a_factory_add_nothing(tmp_path: Path) -> None:
     batch, rng = _drawn(_zoo(tmp_path / "zoo", FACTORIES["small_cnn"]))
     assert Outputs({})(batch, _both(batch.first) + 1, _both(batch.side), rng) == 0
+
+
+def test_what_is_needed_of_a_dataset_is_built_once(tmp_path: Path, monkeypatch) -> None:
+    built: list[object] = []
+
+    def counted(template, mask):
+        built.append(template)
+        return token_places(template, mask)
+
+    rng, term = torch.Generator().manual_seed(0), Outputs({"zoo": IMAGES})
+    zoos = [_zoo(tmp_path / name, factory, ("relu", "tanh")) for name, factory in FACTORIES.items()]
+    banks = build_banks(zoos, CONFIG, 2, rng, silent)
+    monkeypatch.setattr(behavior, "token_places", counted)
+    modules: list[str] = []
+    monkeypatch.setattr(behavior, "build", lambda told: modules.append(str(told)) or build(told))
+    for bank in banks * 5:
+        batch = draw(bank, 4, 32, rng)
+        term(batch, _both(batch.first), _both(batch.side), rng)
+    assert len(banks) == len(built) == 2
+    assert len(modules) == len({*modules}) == 3  # two activations of the one, and the other
 
 
 def test_pretraining_with_the_term_lowers_it(tmp_path: Path) -> None:
