@@ -16,7 +16,7 @@ from sane_plugins.runtime import require_device
 if TYPE_CHECKING:
     import torch
 
-    from sane_plugins.pretraining import Behavior, Preset
+    from sane_plugins.pretraining import BehaviorTerm, Preset
     from sane_plugins.zoo import Zoo
 
 _FILE = click.Path(path_type=Path)
@@ -93,7 +93,7 @@ def pretrain(
 
     Options that are not given are the preset's. Under torchrun, the processes share each batch.
     """
-    from sane_plugins.pretraining import World, joined
+    from sane_plugins.pretraining import World, process_group
     from sane_plugins.pretraining import pretrain as train
     from sane_plugins.progress import current
     from sane_plugins.zoo import Zoo
@@ -103,10 +103,10 @@ def pretrain(
     opened = [Zoo.open(folder) for folder in zoos]
     config, options = _chosen(preset, opened, chosen)
     term = _behaviour(images, opened) if options.behaviour else None
-    with joined(device) as own, progress_bars(open_host()):
+    with process_group(device) as own, progress_bars(open_host()):
         options = replace(options, device=own)
         train(opened, config, options, output, resume=resume, report=current(), behaviour=term)
-        is_first = World.here().is_first
+        is_first = World.current().is_first
     if is_first:
         _tell(output, options.steps, as_json)
 
@@ -130,10 +130,10 @@ def _chosen(preset: str, zoos: list[Zoo], chosen: Mapping[str, Any]) -> Preset:
     )
 
 
-def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behavior | None:
+def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> BehaviorTerm | None:
     """Return the behaviour term on the images of each named zoo."""
     from sane_plugins.errors import UsageError
-    from sane_plugins.pretraining import Outputs
+    from sane_plugins.pretraining import BehaviorLoss
 
     known, images = {zoo.name: zoo for zoo in zoos}, {}
     for text in named:
@@ -146,7 +146,7 @@ def _behaviour(named: tuple[str, ...], zoos: list[Zoo]) -> Behavior | None:
                 "see 'sane-plugins zoo show'",
             )
         images[name] = _images(source, known[name])
-    return Outputs(images) if images else None
+    return BehaviorLoss(images) if images else None
 
 
 def _images(source: str, zoo: Zoo) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the autoencoder is trained for: masked reconstruction and contrast of views (spec section 4)."""
+"""Losses of the autoencoder: masked reconstruction and contrast of views (spec section 4)."""
 
 from __future__ import annotations
 

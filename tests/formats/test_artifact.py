@@ -34,7 +34,7 @@ from sane_plugins.formats import (
     stream_artifact,
 )
 from sane_plugins.generation.denoiser import load_denoiser, save_denoiser
-from sane_plugins.pretraining.run_state import TrainerState, restore
+from sane_plugins.pretraining.trainer_state import TrainerState, restore_state
 from sane_plugins.pretraining.training_log import TrainingLog
 from sane_plugins.properties import embedded_heads, load_heads, save_heads
 from sane_plugins.weights import from_module
@@ -49,7 +49,7 @@ TINY = SANEConfig(
 def _resume(path: Path) -> None:
     model = SANE(TINY)
     optimizer = torch.optim.AdamW(model.parameters())
-    restore(TrainerState(model, optimizer, TrainingLog(path, 1), {}), path)
+    restore_state(TrainerState(model, optimizer, TrainingLog(path, 1), {}), path)
 
 
 LOADERS: dict[ArtifactKind, Callable[[Path], object]] = {

@@ -381,7 +381,7 @@ def test_a_table_of_properties_is_joined(host, nets, tmp_path) -> None:
 
 def test_pretraining_reads_a_mixed_zoo(host, nets, tmp_path) -> None:
     from sane_plugins.autoencoder import SANEConfig
-    from sane_plugins.pretraining.permuted_dataset import build_banks
+    from sane_plugins.pretraining.permuted_dataset import build_datasets
     from sane_plugins.progress import silent
 
     _add(host, nets / "a", tmp_path / "zoo", factory=CNN)
@@ -389,8 +389,8 @@ def test_pretraining_reads_a_mixed_zoo(host, nets, tmp_path) -> None:
     torch.save({"w": torch.randn(300)}, nets / "vector.pt")
     _add(host, nets, tmp_path / "zoo")
     zoo = Zoo.open(tmp_path / "zoo")
-    banks = build_banks([zoo], SANEConfig(), 2, torch.Generator().manual_seed(0), silent)
-    assert sum(len(bank.values) for bank in banks) == len(zoo)
+    datasets = build_datasets([zoo], SANEConfig(), 2, torch.Generator().manual_seed(0), silent)
+    assert sum(len(dataset.values) for dataset in datasets) == len(zoo)
 
 
 def test_commands_tell_what_became_of_each_file(nets, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""One-cycle schedule of the learning rate."""
 
 from __future__ import annotations
 
