@@ -22,7 +22,7 @@ from sane_plugins.autoencoder import SANE, SANEConfig, embedded_sane, fingerprin
 from sane_plugins.errors import ZooError
 from sane_plugins.features import encoders, layer_statistics
 from sane_plugins.properties import FeatureDataset
-from sane_plugins.properties.numeric_head import STRUCTURE, group_folds
+from sane_plugins.properties.dataset import STRUCTURE, group_folds
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo import Zoo, import_published, is_zoo

@@ -1,4 +1,4 @@
-"""Fit property heads to zoos: measure features once, then a head per property."""
+"""Fit property heads to zoos: extract_features features once, then a head per property."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sane_plugins.properties.category_head import fit_category
 from sane_plugins.properties.dataset import AUTO, FEATURES, FeatureDataset
 from sane_plugins.properties.head_file import AnyHead
 from sane_plugins.properties.numeric_head import fit_head
-from sane_plugins.properties.prediction import measure
+from sane_plugins.properties.prediction import extract_features
 from sane_plugins.zoo import Entry, Zoo
 
 
@@ -55,7 +55,7 @@ def fit_heads(
         if _is_finite(zoo, entry)
     ]
     notes = _left_out(len(every) - len(kept), "have values that are not finite")
-    samples = measure(
+    samples = extract_features(
         (zoo.graph(entry) for _, zoo, entry in kept),
         [f"{zoo.name}-{i}-{entry.network}" for i, zoo, entry in kept],
         _encoders(options.features, model),
@@ -126,5 +126,5 @@ def _require_known(name: str, entries: Sequence[Entry]) -> None:
         f"property '{name}'",
         "no network of the zoos has it",
         f"one of {', '.join(known)} is needed",
-        "check the name, or measure it with 'sane-plugins zoo evaluate'",
+        "check the name, or extract_features it with 'sane-plugins zoo evaluate'",
     )

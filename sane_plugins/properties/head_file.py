@@ -19,7 +19,7 @@ from sane_plugins.properties.category_head import CategoryHead
 from sane_plugins.properties.conformal import Widths
 from sane_plugins.properties.in_distribution import TrainingSupport
 from sane_plugins.properties.numeric_head import PropertyHead
-from sane_plugins.properties.regressors import KINDS, Array, Member, arrays
+from sane_plugins.properties.regressors import MEMBER_TYPES, Array, Member, member_arrays
 
 AnyHead = PropertyHead | CategoryHead
 _COMMON = ("property", "features", "coverage", "sane")
@@ -42,7 +42,7 @@ def save_heads(heads: Mapping[str, AnyHead], path: str | Path) -> Path:
                 stored |= {f"{name}/{part}/{f.name}": getattr(value, f.name) for f in fields(kind)}
         stored[f"{name}/structure"] = head.structure
         for i, member in enumerate(head.members):
-            stored |= {f"{name}/{i}/{key}": value for key, value in arrays(member).items()}
+            stored |= {f"{name}/{i}/{key}": value for key, value in member_arrays(member).items()}
     # Copies, because two tensors of a file may not share memory, and arrays may lie in any order.
     tensors = {key: torch.from_numpy(np.array(value, order="C")) for key, value in stored.items()}
     description = {"version": PROPERTY_HEADS.version, "heads": about}
@@ -75,7 +75,7 @@ def _head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> 
 
 
 def _member(kind: str, prefix: str, tensors: Mapping[str, Array]) -> Member:
-    made: Member = _part(KINDS[kind], prefix, tensors)
+    made: Member = _part(MEMBER_TYPES[kind], prefix, tensors)
     return made
 
 

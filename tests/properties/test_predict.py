@@ -18,8 +18,9 @@ from sane_plugins.properties import (
     predict,
     save_heads,
 )
-from sane_plugins.properties.numeric_head import COVERAGE, STRUCTURE, conformal_radius, group_folds
-from sane_plugins.properties.regressors import pack
+from sane_plugins.properties.conformal import COVERAGE, conformal_radius
+from sane_plugins.properties.dataset import STRUCTURE, group_folds
+from sane_plugins.properties.regressors import pack_trees
 from sane_plugins.symmetry import permutation_groups, permute, random_permutations
 from sane_plugins.weights import from_module
 
@@ -44,8 +45,8 @@ def test_packed_trees_predict_as_scikit_learn_does() -> None:
     forest = ExtraTreesRegressor(20, random_state=0).fit(x, y)
     rows = rng.normal(size=(1000, 12)).astype(np.float32).round(2)
     for model, packed in (
-        (boosting, pack(boosting.estimators_.ravel(), y.mean(), boosting.learning_rate)),
-        (forest, pack(forest.estimators_, 0.0, 1 / 20)),
+        (boosting, pack_trees(boosting.estimators_.ravel(), y.mean(), boosting.learning_rate)),
+        (forest, pack_trees(forest.estimators_, 0.0, 1 / 20)),
     ):
         np.testing.assert_allclose(packed.predict(rows), model.predict(rows), atol=1e-5)
 
