@@ -71,12 +71,19 @@ def add_command(
     Example: sane-plugins zoo add runs/ -o my-zoo --factory my_package.models:build --set classes=10
     """
     from sane_plugins.progress import current
-    from sane_plugins.zoo import AddOptions, Zoo, add_networks
+    from sane_plugins.zoo import (
+        AddOptions,
+        Zoo,
+        add_networks,
+        name_by_file,
+        name_by_number,
+        name_by_pattern,
+    )
 
     host = open_host()
-    options = AddOptions(
-        factory=_factory(factory, settings), runs=not no_runs, pattern=network_pattern
-    )
+    by_name = name_by_file if no_runs else name_by_number
+    run_name = name_by_pattern(network_pattern) if network_pattern else by_name
+    options = AddOptions(factory=_factory(factory, settings), run_name=run_name)
     with progress_bars(host):
         done = add_networks(folder, output, host.open, options, current())
     _show(done, Zoo.open(output), as_json)

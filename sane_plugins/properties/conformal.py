@@ -4,8 +4,8 @@ Checkpoints of one run are alike, so the run is the unit: each counts once, howe
 and the unseen one counts as missed by any distance (Lee, Barber and Willett 2023, hierarchical conformal
 prediction). Where each run has one checkpoint this is split-conformal prediction.
 
-crepes and MAPIE take rows as exchangeable, which checkpoints of one run are not; without that, they would give
-a sort and a quantile.
+crepes and MAPIE take rows as exchangeable, which checkpoints of one run are not; for rows that are, what they
+would replace is one sort and one quantile.
 """
 
 from __future__ import annotations

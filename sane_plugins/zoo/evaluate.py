@@ -14,11 +14,12 @@ from torch.nn.functional import cross_entropy
 from sane_plugins.errors import SaneError, ZooError, first_line
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task, logits, require_fit
-from sane_plugins.zoo.store import Entry, Property, Zoo, set_properties
+from sane_plugins.zoo.index import Entry, Property
+from sane_plugins.zoo.store import Zoo, set_properties
 
 MEASURED = ("test_accuracy", "train_accuracy", "gap", "test_loss", "train_loss", "finite")
 _BATCH = 500
-_SAVE = 10.0  # seconds of work that a kill may lose
+_SAVE_SECONDS = 10.0  # seconds of work that a kill may lose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def evaluate_zoo(
     call goes on.
     """
     zoo = Zoo.open(folder)
-    subject = _Images.of(task, options)
+    images = _Images.of(task, options)
     done = Evaluated()
     pending: dict[str, dict[str, Property]] = {}
     saved = time.monotonic()
@@ -61,11 +62,11 @@ def evaluate_zoo(
             done.kept += 1
             continue
         try:
-            pending[entry.key] = _merged(entry, measure(zoo, entry, subject), options.force)
+            pending[entry.key] = _merged(entry, measure_network(zoo, entry, images), options.force)
             done.measured += 1
         except SaneError as error:
             done.skipped[entry.key] = str(error)
-        if time.monotonic() - saved > _SAVE:
+        if time.monotonic() - saved > _SAVE_SECONDS:
             set_properties(folder, pending)
             pending, saved = {}, time.monotonic()
     if pending:
@@ -98,13 +99,16 @@ class _Images:
         )
 
 
-def measure(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Property]:
+def measure_network(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Property]:
     """Return all that is measured of one network. Raises `SaneError` where it cannot be run on the images."""
     state = zoo.state_dict(entry)
     module = _built(zoo, entry)
     require_fit(module, images.task)
     module.to(images.device)
-    test, train = _measured(module, *images.test), _measured(module, *images.train)
+    test, train = (
+        _accuracy_and_loss(module, *images.test),
+        _accuracy_and_loss(module, *images.train),
+    )
     return {
         "test_accuracy": test[0],
         "train_accuracy": train[0],
@@ -131,7 +135,7 @@ def _built(zoo: Zoo, entry: Entry) -> nn.Module:
 
 
 @torch.inference_mode()
-def _measured(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+def _accuracy_and_loss(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     """Return accuracy and mean loss; a loss that is not finite becomes the largest float."""
     correct, loss = 0, 0.0
     for images, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):

@@ -35,7 +35,7 @@ from sane_plugins.zoo import (
     set_properties,
     write_zoo,
 )
-from sane_plugins.zoo.run_names import by_number, by_pattern
+from sane_plugins.zoo.run_names import name_by_file, name_by_number, name_by_pattern
 
 CNN = {"name": "small_cnn", "channels_in": 1, "classes": 10}
 ROOT = Path(__file__).parents[2]
@@ -110,12 +110,12 @@ def test_a_factory_given_later_is_taken(host, nets, tmp_path) -> None:
 
 
 def test_names_alone_decide_what_one_run_is(host, nets, tmp_path) -> None:
-    _add(host, nets, tmp_path / "alone", runs=False)
+    _add(host, nets, tmp_path / "alone", run_name=name_by_file)
     assert len(Zoo.open(tmp_path / "alone").networks) == 6
-    _add(host, nets, tmp_path / "found", pattern=r"nets/(?P<network>\w)/")
+    _add(host, nets, tmp_path / "found", run_name=name_by_pattern(r"nets/(?P<network>\w)/"))
     assert {"a", "b"} <= set(Zoo.open(tmp_path / "found").networks)
     with pytest.raises(UsageError, match="regular expression"):
-        _add(host, nets, tmp_path / "zoo", pattern="(")
+        name_by_pattern("(")
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_names_alone_decide_what_one_run_is(host, nets, tmp_path) -> None:
     ],
 )
 def test_numbers_of_epochs_are_read_from_names(source, network, checkpoint) -> None:
-    found = by_number(source)
+    found = name_by_number(source)
     assert (found.network, found.checkpoint) == (network, checkpoint)
 
 
 def test_a_pattern_may_name_checkpoints() -> None:
-    found = by_pattern(r"(?P<network>net\d+)_(?P<checkpoint>\w+)", "d/net7_last.pt")
+    found = name_by_pattern(r"(?P<network>net\d+)_(?P<checkpoint>\w+)")("d/net7_last.pt")
     assert (found.network, found.checkpoint) == ("net7", "last")
 
 
