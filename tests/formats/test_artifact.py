@@ -38,7 +38,7 @@ from sane_plugins.pretraining.trainer_state import TrainerState, restore_state
 from sane_plugins.pretraining.training_log import TrainingLog
 from sane_plugins.properties import embedded_heads, load_heads, save_heads
 from sane_plugins.weights import from_module
-from sane_plugins.zoo_training.group_trainer import read_state
+from sane_plugins.zoo_training.group_trainer import load_group_state
 
 DATA = Path(__file__).parents[2] / "sane_plugins" / "data"
 TINY = SANEConfig(
@@ -57,7 +57,7 @@ LOADERS: dict[ArtifactKind, Callable[[Path], object]] = {
     PROPERTY_HEADS: load_heads,
     DENOISER: load_denoiser,
     PRETRAINING_STATE: _resume,
-    ZOO_TRAINING_STATE: read_state,
+    ZOO_TRAINING_STATE: load_group_state,
 }
 EVERY_LOADER = pytest.mark.parametrize("kind", LOADERS, ids=lambda kind: kind.key)
 
