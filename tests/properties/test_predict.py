@@ -9,7 +9,7 @@ from torch import nn
 from sane_plugins.architectures import small_cnn
 from sane_plugins.errors import SourceError, ZooError
 from sane_plugins.features import statistics
-from sane_plugins.features.layer_statistics import plain
+from sane_plugins.features.layer_statistics import unterthiner_statistics
 from sane_plugins.properties import (
     FeatureDataset,
     embedded_heads,
@@ -97,7 +97,7 @@ def test_channel_order_does_not_matter() -> None:
     known = permutation_groups(graph)
     mixed = permute(graph, random_permutations(known, torch.Generator().manual_seed(1)), known)
     torch.testing.assert_close(statistics(mixed), statistics(graph), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(plain(mixed), plain(graph))
+    torch.testing.assert_close(unterthiner_statistics(mixed), unterthiner_statistics(graph))
 
 
 @pytest.mark.parametrize(
