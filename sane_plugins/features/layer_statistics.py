@@ -1,10 +1,11 @@
 """Layer statistics: features of a network without a learned encoder (spec section 5).
 
 `unterthiner_statistics` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` has fewer
-features of how values are distributed, which says little beyond mean and deviation, and more of channels, spectra, spatial structure
-and of what the network does to random inputs. Matrices, vectors, and each role in normalisations form
-sequences along the depth, interpolated to a fixed number of places, so that every network has the same number
-of features; five matrices and five vectors are taken as they are. Channel order does not matter.
+features of how values are distributed, which says little beyond mean and deviation, and more of channels,
+spectra, spatial structure and of what the network does to random inputs. Matrices, vectors, and each role in
+normalisations form sequences along the depth, interpolated to a fixed number of places, so that every network
+has the same number of features; five matrices and five vectors are taken as they are.
+Channel order does not matter.
 """
 
 from __future__ import annotations

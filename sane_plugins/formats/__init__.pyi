@@ -15,7 +15,7 @@ from .artifact import (
     stream_artifact,
 )
 from .files import CHECKPOINTS, SCRIPTS, open_file
-from .guards import require_file, sealed
+from .guards import require_file, source_errors
 from .lazy_tensors import LazyTensors
 from .sharded import INDEX, index_in
 from .state_dict import from_state_dict
@@ -48,6 +48,6 @@ __all__ = [
     "save_checkpoint",
     "save_safetensors",
     "save_sharded",
-    "sealed",
+    "source_errors",
     "stream_artifact",
 ]

@@ -20,7 +20,7 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.dequantize import FLOATS
-from sane_plugins.formats.guards import kept_open, sealed
+from sane_plugins.formats.guards import open_until_collected, source_errors
 
 HEADER_BYTES = 100_000_000  # the format's own limit
 TENSORS = 300_000  # of one network
@@ -54,7 +54,7 @@ _TYPES: Mapping[str, str] = {
 class HeaderEntry:
     """A tensor's place in a file; `dtype` is none for a type that torch cannot compute with."""
 
-    kind: str
+    dtype_name: str
     dtype: torch.dtype | None
     shape: tuple[int, ...]
     start: int
@@ -69,8 +69,8 @@ class LazyTensors(Mapping[str, torch.Tensor]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with sealed(path, _BROKEN, "a complete one"):
-            self._file = kept_open(self, path)
+        with source_errors(path, _BROKEN, "a complete one"):
+            self._file = open_until_collected(self, path)
             self.metadata, self.entries = _header(self._file, os.fstat(self._file.fileno()).st_size)
         self._keys = [key for key, entry in self.entries.items() if entry.dtype is not None]
         self._lock = Lock()
@@ -79,7 +79,7 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         entry = self.entries[key]
         if entry.dtype is None:
             raise KeyError(key)
-        with sealed(self.path, _BROKEN, "a complete one"):
+        with source_errors(self.path, _BROKEN, "a complete one"):
             data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
             with self._lock:
                 self._file.seek(entry.start)
@@ -102,18 +102,20 @@ class LazyTensors(Mapping[str, torch.Tensor]):
 
 
 def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, HeaderEntry]]:
-    """Return metadata and places in the order they have in the file, which they must fill."""
+    """Return metadata and entries in the order of their offsets, which must fill the file."""
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(HEADER_BYTES, size - 8):
         raise ValueError("the header is longer than the file")
     text = file.read(length)
-    require_few(file.name, text.count(b'"data_offsets"'))  # counting is quicker than parsing
-    header = json.loads(text, object_pairs_hook=unique)
+    require_tensor_limit(
+        file.name, text.count(b'"data_offsets"')
+    )  # counting is quicker than parsing
+    header = json.loads(text, object_pairs_hook=unique_keys)
     metadata = header.pop("__metadata__", {})
-    require_few(file.name, len(header))
+    require_tensor_limit(file.name, len(header))
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata are text")
-    found = {key: _entry(told, 8 + length) for key, told in header.items()}
+    found = {key: _entry(record, 8 + length) for key, record in header.items()}
     entries = dict(sorted(found.items(), key=lambda pair: (pair[1].start, pair[1].end)))
     free = 8 + length
     for entry in entries.values():
@@ -125,7 +127,7 @@ def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, HeaderEn
     return metadata, entries
 
 
-def require_few(path: Path, count: int) -> None:
+def require_tensor_limit(path: Path, count: int) -> None:
     """Raise `SourceError` for more tensors than a network has."""
     if count > TENSORS:
         raise SourceError(
@@ -133,19 +135,19 @@ def require_few(path: Path, count: int) -> None:
         )
 
 
-def _entry(told: Any, base: int) -> HeaderEntry:
-    kind, shape, (start, end) = str(told["dtype"]), told["shape"], told["data_offsets"]
+def _entry(record: Any, base: int) -> HeaderEntry:
+    dtype_name, shape, (start, end) = str(record["dtype"]), record["shape"], record["data_offsets"]
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) or end < start:
         raise ValueError("sizes are whole numbers")
-    dtype = getattr(torch, _TYPES.get(kind, ""), None)
+    dtype = getattr(torch, _TYPES.get(dtype_name, ""), None)
     if dtype is not None and prod(shape) * dtype.itemsize != end - start:
         raise ValueError("a tensor has another size than its shape")
     if dtype is not None and dtype.is_floating_point and dtype not in FLOATS:
         dtype = None
-    return HeaderEntry(kind, dtype, tuple(shape), base + start, base + end)
+    return HeaderEntry(dtype_name, dtype, tuple(shape), base + start, base + end)
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs of a JSON object; raise `ValueError` where a name is given twice."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -13,7 +13,7 @@ import torch
 
 from sane_plugins.formats.artifact import HEADER, require_network
 from sane_plugins.formats.dequantize import Content
-from sane_plugins.formats.guards import sealed
+from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.lazy_tensors import HeaderEntry, LazyTensors
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
@@ -23,13 +23,16 @@ def open_safetensors(path: Path) -> WeightGraph:
     """Read one file. Raises `SourceError` where it is broken or holds something else of ours."""
     stored = LazyTensors(path)
     require_network(path, stored.metadata)
-    with sealed(path):
-        return as_graph(
-            [stored], stored, str(path), told(stored.metadata.get(HEADER, "{}"), [*stored])
+    with source_errors(path):
+        return to_graph(
+            [stored],
+            stored,
+            str(path),
+            parse_network_entry(stored.metadata.get(HEADER, "{}"), [*stored]),
         )
 
 
-def as_graph(
+def to_graph(
     files: Sequence[LazyTensors],
     tensors: Mapping[str, torch.Tensor],
     source: str,
@@ -40,13 +43,13 @@ def as_graph(
     entries = {key: entry for file in files for key, entry in file.entries.items()}
     keys = own["keys"] if own else [*tensors]
     if not own and all(_is_sorted(file.entries) for file in files):
-        keys = sorted(keys, key=natural)
+        keys = sorted(keys, key=natural_key)
         notes += ("layers come in the order of their names: the file does not keep their own",)
     content = Content(
         tensors=tensors,
         described={k: (entries[k].shape, e) for k in keys if (e := entries[k].dtype)},
         unread={
-            key: (prod(entry.shape), f"{entry.kind} values cannot be read")
+            key: (prod(entry.shape), f"{entry.dtype_name} values cannot be read")
             for key, entry in entries.items()
             if entry.dtype is None
         },
@@ -56,19 +59,19 @@ def as_graph(
         source,
         container="safetensors",
         ties=own.get("ties", {}),
-        axes=_fitting(own.get("axes", {}), entries),
+        axes=_valid_axes(own.get("axes", {}), entries),
         notes=notes,
         content=content,
     )
 
 
-def _fitting(axes: Mapping[str, object], entries: Mapping[str, HeaderEntry]) -> dict[str, int]:
+def _valid_axes(axes: Mapping[str, object], entries: Mapping[str, HeaderEntry]) -> dict[str, int]:
     """Return the axes that their tensors have."""
     ranks = {key: len(entries[key].shape) for key in axes}
     return {k: a for k, a in axes.items() if type(a) is int and -ranks[k] <= a < ranks[k]}
 
 
-def told(text: str, keys: list[str]) -> dict[str, Any]:
+def parse_network_entry(text: str, keys: list[str]) -> dict[str, Any]:
     """Return what `save_safetensors` wrote beside the tensors; nothing where it does not fit them."""
     try:
         own = json.loads(text)
@@ -86,10 +89,10 @@ def _is_sorted(entries: Mapping[str, HeaderEntry]) -> bool:
     """
     names: dict[str, list[str]] = {}
     for key, entry in entries.items():
-        names.setdefault(entry.kind, []).append(key)
+        names.setdefault(entry.dtype_name, []).append(key)
     return all(found == sorted(found) for found in names.values())
 
 
-def natural(key: str) -> list[tuple[int, str]]:
+def natural_key(key: str) -> list[tuple[int, str]]:
     """Return a key to sort by that puts layer 10 after layer 2."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", key)]

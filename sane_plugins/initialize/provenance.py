@@ -17,7 +17,7 @@ import sane_plugins
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError
-from sane_plugins.formats import HEADER, LazyTensors, require_file, sealed
+from sane_plugins.formats import HEADER, LazyTensors, require_file, source_errors
 from sane_plugins.generation import embedded_prompts
 from sane_plugins.initialize.candidates import CandidateBuilder
 from sane_plugins.initialize.few_shot import FewShotPrompts
@@ -128,7 +128,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         text = LazyTensors(path).metadata.get(HEADER, "{}")
     elif _beside(path).is_file():
         text = _beside(path).read_text(encoding="utf-8", errors="replace")
-    with sealed(path, "what it says of its origin is broken", "a whole file"):
+    with source_errors(path, "what it says of its origin is broken", "a whole file"):
         own = json.loads(text)
     found = own.get(KEY) if isinstance(own, dict) else None
     if isinstance(found, dict) and found.get("format") == FORMAT:
