@@ -33,15 +33,15 @@ def index_in(folder: Path) -> Path | None:
     Raises `SourceError` where it has several.
     """
     with source_errors(folder):
-        found = sorted(path for path in folder.iterdir() if path.name.endswith(INDEX))
-    if len(found) > 1:
+        indices = sorted(path for path in folder.iterdir() if path.name.endswith(INDEX))
+    if len(indices) > 1:
         raise SourceError(
             folder,
-            f"it holds several networks ({', '.join(path.name for path in found[:4])})",
+            f"it holds several networks ({', '.join(path.name for path in indices[:4])})",
             "one is needed",
             "name one of the index files",
         )
-    return found[0] if found else None
+    return indices[0] if indices else None
 
 
 def open_index(path: Path) -> WeightGraph:
@@ -99,11 +99,11 @@ def _read(path: Path) -> tuple[dict[str, str], str]:
         if path.stat().st_size > HEADER_BYTES:
             raise ValueError("too large")
         index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
-        named: dict[str, str] = index["weight_map"]
-        if not all(isinstance(name, str) for name in named.values()):
+        weight_map: dict[str, str] = index["weight_map"]
+        if not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("names are text")
         metadata = index.get("metadata") or {}
-        return named, str(metadata.get(HEADER, "{}"))
+        return weight_map, str(metadata.get(HEADER, "{}"))
 
 
 def _shard(index: Path, name: str) -> Path:
@@ -125,8 +125,8 @@ def _shard(index: Path, name: str) -> Path:
 
 def _blobs(folder: Path) -> set[Path]:
     """Return where the cache keeps the files that `snapshots/<revision>/...` points to."""
-    found = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
-    return {*found[:1]}
+    blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
+    return {*blobs[:1]}
 
 
 def _index_error(path: Path, found: str, needed: str) -> SourceError:

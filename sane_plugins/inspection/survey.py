@@ -153,7 +153,7 @@ def survey_network(graph: WeightGraph, report: Report = silent, width: int = 128
 
 def _layers(graph: WeightGraph, report: Report) -> tuple[LayerStats, ...]:
     seen: set[str] = set()
-    found, total = [], len(graph.params)
+    layers, total = [], len(graph.params)
     for layer in graph.layers:
         fresh = [p for p in layer.params if p.key not in seen]
         measured = []
@@ -165,7 +165,7 @@ def _layers(graph: WeightGraph, report: Report) -> tuple[LayerStats, ...]:
         if layer.params:
             shared = tuple(p.key for p in layer.params if p not in fresh)
             label = _label(layer)
-            found.append(
+            layers.append(
                 LayerStats(
                     name=layer.name,
                     kind=layer.kind,
@@ -174,7 +174,7 @@ def _layers(graph: WeightGraph, report: Report) -> tuple[LayerStats, ...]:
                     shared=shared,
                 )
             )
-    return tuple(found)
+    return tuple(layers)
 
 
 def _label(layer: Layer) -> str:
@@ -216,10 +216,10 @@ def _rms(tensors: Iterable[TensorStats]) -> float | None:
 
 
 def _sum_by_name(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    sums: dict[str, int] = {}
     for name, size in pairs:
-        found[name] = found.get(name, 0) + size
-    return found
+        sums[name] = sums.get(name, 0) + size
+    return sums
 
 
 def percent(share: float) -> str:

@@ -98,7 +98,9 @@ def fit_category(
     for i, kind in enumerate(names):
         report(Progress(job="choose features", done=i, total=len(names), note=f"{name}: {kind}"))
         held_out[kind] = _held_out(stack_features(samples.features, kind), numbers, folds)
-    scores = {kind: _mean_share(numbers, shares.argmax(1)) for kind, shares in held_out.items()}
+    scores = {
+        kind: _balanced_accuracy(numbers, shares.argmax(1)) for kind, shares in held_out.items()
+    }
     best = max(scores, key=lambda kind: scores[kind])
     x, missed = (
         stack_features(samples.features, best),
@@ -119,15 +121,17 @@ def fit_category(
 
 
 def _held_out(x: Array, numbers: Array, folds: Sequence[Array]) -> Array:
-    found = np.zeros((len(numbers), numbers.max() + 1))
+    probabilities = np.zeros((len(numbers), numbers.max() + 1))
     for test in folds:
-        found[test] = regressors.predict(fit_classes(x[~test], numbers[~test]), x[test])
-    return found
+        probabilities[test] = regressors.predict(fit_classes(x[~test], numbers[~test]), x[test])
+    return probabilities
 
 
-def _mean_share(truth: Array, told: Array) -> float:
-    """Return the mean over the classes of the share that is told right."""
-    return float(np.mean([(told[truth == number] == number).mean() for number in np.unique(truth)]))
+def _balanced_accuracy(truth: Array, predicted: Array) -> float:
+    """Return the mean over the classes of the share that is predicted right."""
+    return float(
+        np.mean([(predicted[truth == number] == number).mean() for number in np.unique(truth)])
+    )
 
 
 def _require_classes(

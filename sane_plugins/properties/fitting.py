@@ -1,4 +1,4 @@
-"""Fit property heads to zoos: extract_features features once, then a head per property."""
+"""Fit property heads to zoos: extract features once, then fit a head per property."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """Heads by property, and what is to be said of networks that were left out."""
+    """Heads by property, and notes on networks that were left out."""
 
     heads: Mapping[str, AnyHead]
     notes: tuple[str, ...]
@@ -107,10 +107,10 @@ def _encoders(features: str, model: SANE) -> dict[str, Encoder]:
 
 
 def _is_finite(zoo: Zoo, entry: Entry) -> bool:
-    """Tell whether a network's values are; what a zoo says of it is believed."""
-    told = entry.properties.get("finite")
-    if told is not None:
-        return bool(told)
+    """Tell whether a network's values are finite; the zoo's own property is trusted."""
+    stored = entry.properties.get("finite")
+    if stored is not None:
+        return bool(stored)
     return all(bool(tensor.isfinite().all()) for _, tensor in zoo.graph(entry).items())
 
 

@@ -48,7 +48,7 @@ class TrainingSupport:
 
 
 def fit_support(x: Array, folds: Sequence[Array]) -> TrainingSupport:
-    """Fit on rows (N, F); each fold holds some out, whose distances are the extract_features."""
+    """Fit on rows (N, F); each fold holds some out, whose distances are the scale."""
     held_out = np.concatenate([_fit(x[~test], np.zeros(0)).distance(x[test]) for test in folds])
     return _fit(x, np.percentile(held_out, np.arange(_PERCENT + 1)))
 

@@ -157,14 +157,14 @@ def cross_predict(
     """Return held-out predictions (N,) of every `features/regressor`; no network is on both sides."""
     folds = group_folds(samples.networks, FOLDS, seed)
     names = candidate_sets(samples, features)
-    found: dict[str, Array] = {}
+    predictions: dict[str, Array] = {}
     for i, name in enumerate(names):
         report(Progress(job="choose features", done=i, total=len(names), note=name))
         x = stack_features(samples.features, name)
         bases = {base: _held_out(x, targets, folds, base) for base in BASES}
         for regressor, parts in REGRESSORS.items():
-            found[f"{name}/{regressor}"] = np.mean([bases[part] for part in parts], axis=0)
-    return found
+            predictions[f"{name}/{regressor}"] = np.mean([bases[part] for part in parts], axis=0)
+    return predictions
 
 
 def _held_out(
@@ -174,12 +174,12 @@ def _held_out(
     regressor: str,
     counted: Iterator[None] | None = None,
 ) -> Array:
-    found = np.zeros(len(y))
+    predicted = np.zeros(len(y))
     for test in folds:
         members = fit_members(regressor, x[~test], y[~test])
-        found[test] = regressors.predict(members, x[test])
+        predicted[test] = regressors.predict(members, x[test])
         next(counted or iter(()), None)
-    return found
+    return predicted
 
 
 def _counted(report: Report, note: str, total: int) -> Iterator[None]:

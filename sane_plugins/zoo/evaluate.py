@@ -62,7 +62,7 @@ def evaluate_zoo(
             done.kept += 1
             continue
         try:
-            pending[entry.key] = _merged(entry, measure_network(zoo, entry, images), options.force)
+            pending[entry.key] = _merge(entry, measure_network(zoo, entry, images), options.force)
             done.measured += 1
         except SaneError as error:
             done.skipped[entry.key] = str(error)
@@ -102,7 +102,7 @@ class _Images:
 def measure_network(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Property]:
     """Return all that is measured of one network. Raises `SaneError` where it cannot be run on the images."""
     state = zoo.state_dict(entry)
-    module = _built(zoo, entry)
+    module = _build(zoo, entry)
     require_fit(module, images.task)
     module.to(images.device)
     test, train = (
@@ -119,7 +119,7 @@ def measure_network(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Proper
     }
 
 
-def _built(zoo: Zoo, entry: Entry) -> nn.Module:
+def _build(zoo: Zoo, entry: Entry) -> nn.Module:
     """Build one network in single precision."""
     try:
         return zoo.module(entry).float()
@@ -139,21 +139,21 @@ def _accuracy_and_loss(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> t
     """Return accuracy and mean loss; a loss that is not finite becomes the largest float."""
     correct, loss = 0, 0.0
     for images, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
-        answers = logits(module, images).float()
-        correct += int((answers.argmax(1) == labels).sum())
-        loss += float(cross_entropy(answers, labels, reduction="none").double().sum())
+        outputs = logits(module, images).float()
+        correct += int((outputs.argmax(1) == labels).sum())
+        loss += float(cross_entropy(outputs, labels, reduction="none").double().sum())
     mean = torch.tensor(loss / len(y)).float()
     return correct / len(y), float(mean.nan_to_num(nan=torch.finfo(torch.float32).max))
 
 
-def _merged(entry: Entry, found: Mapping[str, Property], force: bool) -> dict[str, Property]:
+def _merge(entry: Entry, measured: Mapping[str, Property], force: bool) -> dict[str, Property]:
     """Return what is to be written; the gap is always that of the accuracies beside it."""
-    kept = (
+    existing = (
         {}
         if force
         else {name: entry.properties[name] for name in MEASURED if name in entry.properties}
     )
-    merged = {**found, **kept}
-    if "gap" not in kept:
+    merged = {**measured, **existing}
+    if "gap" not in existing:
         merged["gap"] = float(merged["train_accuracy"]) - float(merged["test_accuracy"])
     return merged
