@@ -70,7 +70,7 @@ class _NetworkDecoder:
     """From the tokens of a dataset's networks to their tensors, a batch of networks at once."""
 
     def __init__(self, dataset: PermutedDataset) -> None:
-        self._bank = dataset
+        self._dataset = dataset
         parts = slots(dataset.template)
         layout = TokenLayout.of(parts, dataset.mask.shape[1])
         self._slot = torch.as_tensor(layout.slots(0, len(layout)))
@@ -88,8 +88,8 @@ class _NetworkDecoder:
         self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the networks with the decoded windows in place, and as they were, (B, *shape) by key."""
-        own = self._bank.all_tokens(batch.network, torch.zeros_like(batch.network)).to(values)
-        scale = self._bank.side[batch.network][:, self._first].to(side)
+        own = self._dataset.all_tokens(batch.network, torch.zeros_like(batch.network)).to(values)
+        scale = self._dataset.side[batch.network][:, self._first].to(side)
         at = (batch.start[:, None] + torch.arange(values.shape[1])).to(values.device)
         changed = own.scatter(1, at[..., None].expand_as(values), values)
         original = self._network(own, scale)
@@ -106,14 +106,14 @@ class _NetworkDecoder:
         return torch.where(count[..., None] > 0, sums / count[..., None].clamp(min=1), own)
 
     def _network(self, tokens: torch.Tensor, side: torch.Tensor) -> dict[str, torch.Tensor]:
-        scale, flat, found = Scale.from_side(side.flatten(0, 1)), tokens.flatten(1), {}
+        scale, flat, tensors = Scale.from_side(side.flatten(0, 1)), tokens.flatten(1), {}
         for key, (at, shape) in self._tensors.items():
             slot, part = self._scales[key]
             mean, deviation = (
                 x.view(len(side), -1, 2)[:, slot, part, None] for x in (scale.mean, scale.deviation)
             )
-            found[key] = (flat[:, at.to(flat.device)] * deviation + mean).view(-1, *shape)
-        return found
+            tensors[key] = (flat[:, at.to(flat.device)] * deviation + mean).view(-1, *shape)
+        return tensors
 
 
 def _tensors(
