@@ -1,13 +1,13 @@
 """Does the gate know when generated weights help?
 
-    python benchmarks/gate.py --data ../shared/data [--stage fit] [--stage choose] [--stage test]
+    python benchmarks/gate.py --data ../shared/data [--stage choose] [--stage test]
 
 A run: a network, a task, prompts good and bad (trained, barely trained, untrained, shuffled), few or many images. The
 gate reads the scores of the race on held-out images; what is true is told by test images: does the best generated
 candidate, after one and two epochs on all training images (mean, six orders of images), beat the default initialisation
-that the same race prefers (classifier fitted or not)? It is fitted on runs on animals, USPS, grey CIFAR-10 and digits, and tested on
-Fashion-MNIST, pneumonia and MNIST, with other seeds and sizes; features were chosen on runs of the former and on a first
-round of the latter (`choose`), and the figures are those of a second round. The test images of pneumonia come from another source
+that the same race prefers (classifier fitted or not)? It is fitted on runs on animals, USPS, grey CIFAR-10 and digits
+(`tools/release/fit_gate.py`), and tested on Fashion-MNIST, pneumonia and MNIST, with other seeds and sizes; features were
+chosen on runs of the former and on a first round of the latter (`choose`), and the figures are those of a second round. The test images of pneumonia come from another source
 than its training images, which no gate can see: all are mixed and parted anew. A finished run is kept in runs/.
 """
 
@@ -22,15 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 import zoodata
-from gate_runs import kept, specs
+from gate_runs import FITTING, features, helped, measured, prompt_zoos, specs
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-from sane_plugins.autoencoder import embedded_sane
 from sane_plugins.initialize import BenefitForecast
-from sane_plugins.initialize.benefit import mcnemar
 
-FIT = ("animal_mnist", "usps", "grey", "digits")
 TEST = ("fashion_mnist", "pneumoniamnist_subset", "mnist")
 SHARE, CLEAR = 0.85, 0.01
 COMPARED = {
@@ -44,54 +41,37 @@ SHIPPED = Path(__file__).parents[1] / "sane_plugins" / "data" / "gate.json"
 
 
 def main() -> None:
-    """Run what is missing; fit on the one part, test on the other."""
+    """Run what is missing; compare features, or test what ships."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--zoos", type=Path, default=zoodata.RUNS / "zoos")
-    parser.add_argument("--stage", choices=["fit", "choose", "test"], action="append")
+    parser.add_argument("--stage", choices=["choose", "test"], action="append")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    stages = arguments.stage or ["fit", "choose", "test"]
-    zoos = zoodata.zoos(arguments.data, arguments.zoos)
-    zoos = [zoo for zoo in zoos if zoo.name in ("mnist-cnn", "animals-cnn", "mnist-mlp")]
-    sane = embedded_sane()
-    if "fit" in stages:
-        _fit([kept(s, arguments.data, zoos, sane) for s in specs(FIT, (400, 3000), 0)])
+    stages = arguments.stage or ["choose", "test"]
+    data, zoos = arguments.data, prompt_zoos(arguments.data, arguments.zoos)
     if "choose" in stages:
-        _choose(
-            [kept(s, arguments.data, zoos, sane) for s in specs(FIT, (400, 3000), 0)],
-            [kept(s, arguments.data, zoos, sane) for s in specs(TEST, (600, 4000), 1000)],
-        )
+        first = measured(specs(TEST, (600, 4000), 1000), data, zoos)
+        _choose(measured(FITTING, data, zoos), first)
     if "test" in stages:
-        _test([kept(s, arguments.data, zoos, sane) for s in specs(TEST, (800, 3500), 2000)])
-
-
-def _fit(runs: list[dict[str, Any]]) -> None:
-    y = _helped(runs)
-    told: dict[str, Any] = {"runs": len(runs), "helped": int(y.sum()), "tasks": FIT}
-    for name in ("race", "folds"):
-        model = LogisticRegression().fit(_features(runs, name), y)
-        weights, bias = model.coef_[0].round(6).tolist(), round(float(model.intercept_[0]), 6)
-        told[name] = {"weights": weights, "bias": bias}
-    SHIPPED.write_text(json.dumps(told, indent=1) + "\n")
-    print(f"fitted on {len(runs)} runs, {y.sum()} of which were helped: {told}")
+        _test(measured(specs(TEST, (800, 3500), 2000), data, zoos))
 
 
 def _choose(fit: list[dict[str, Any]], first: list[dict[str, Any]]) -> None:
     """Tell how features do on the fitting runs, a data set left out in turn, and on a first round of others."""
-    y, truth = _helped(fit), _helped(first)
+    y, truth = helped(fit), helped(first)
     lines = [
         f"| features | right on {len(fit)} fitting runs, a data set left out in turn | Brier score"
         f" | right on {len(first)} runs of the first round | Brier score |",
         "|---|---|---|---|---|",
     ]
     for name, label in COMPARED.items():
-        x, model = _features(fit, name), LogisticRegression()
+        x, model = features(fit, name), LogisticRegression()
         groups = [run["dataset"] for run in fit]
         p = cross_val_predict(
             model, x, y, groups=groups, cv=LeaveOneGroupOut(), method="predict_proba"
         )[:, 1]
-        q = model.fit(x, y).predict_proba(_features(first, name))[:, 1]
+        q = model.fit(x, y).predict_proba(features(first, name))[:, 1]
         cells = [f(*pair) for pair in ((p, y), (q, truth)) for f in (_right, _brier)]
         lines.append(f"| {label} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
     (zoodata.RUNS / "gate-choice.md").write_text("\n".join(lines) + "\n")
@@ -108,7 +88,7 @@ def _brier(chance: Any, truth: Any) -> float:
 
 def _test(runs: list[dict[str, Any]]) -> None:
     told = json.loads(SHIPPED.read_text())
-    y = _helped(runs)
+    y = helped(runs)
     chance = _chances(runs, told, "folds")
     said = np.array([found.helps for found in chance])
     race_only = np.array([found.helps for found in _chances(runs, told, "race")])
@@ -151,22 +131,8 @@ def _test(runs: list[dict[str, Any]]) -> None:
     sys.exit(called < SHARE)
 
 
-def _features(runs: list[dict[str, Any]], name: str) -> Any:
-    found = {
-        "won": [[1.0 if run["won"] else -1.0] for run in runs],
-        "race": [run["margins"] for run in runs],
-        "paired": [[mcnemar(run["counts"])] for run in runs],
-    }
-    parts = {"folds": ("won", "paired"), "all": ("race", "paired")}.get(name, (name,))
-    return np.hstack([found[part] for part in parts])
-
-
-def _helped(runs: list[dict[str, Any]]) -> Any:
-    return np.array([run["gain"] > 0 for run in runs])
-
-
 def _chances(runs: list[dict[str, Any]], told: dict[str, Any], name: str) -> list[BenefitForecast]:
-    score = _features(runs, name) @ np.array(told[name]["weights"]) + told[name]["bias"]
+    score = features(runs, name) @ np.array(told[name]["weights"]) + told[name]["bias"]
     return [BenefitForecast(float(chance)) for chance in 1 / (1 + np.exp(-score))]
 
 

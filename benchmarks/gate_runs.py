@@ -1,10 +1,13 @@
-"""Runs that tell whether generated weights helped, for `gate.py`: each a network, a task, and prompts good or bad."""
+"""Runs that tell whether generated weights helped: each a network, a task, and prompts good or bad.
+
+`gate.py` measures the gate with them, `tools/release/fit_gate.py` fits it.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,10 +21,10 @@ import zoodata
 from torch import nn
 
 from sane_plugins.architectures import mlp, small_cnn, wide_cnn
-from sane_plugins.autoencoder import SANE
+from sane_plugins.autoencoder import SANE, embedded_sane
 from sane_plugins.generation import choose_prompts
 from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
-from sane_plugins.initialize.benefit import ORDERS, best_of_both, counted, margins
+from sane_plugins.initialize.benefit import ORDERS, best_of_both, counted, margins, mcnemar
 from sane_plugins.initialize.budget import Budget
 from sane_plugins.initialize.candidates import fitting_threads
 from sane_plugins.initialize.pipeline import prepare
@@ -68,6 +71,21 @@ def specs(datasets: tuple[str, ...], images: tuple[int, ...], seed: int) -> Iter
         yield Spec(dataset=dataset, network=network, prompts=prompts, images=size, seed=seed + i)
 
 
+FITTING = tuple(specs(("animal_mnist", "usps", "grey", "digits"), (400, 3000), 0))
+
+
+def prompt_zoos(data: Path, trained: Path) -> list[Zoo]:
+    """Return the zoos of prompts, published and trained here."""
+    zoos = zoodata.zoos(data, trained)
+    return [zoo for zoo in zoos if zoo.name in ("mnist-cnn", "animals-cnn", "mnist-mlp")]
+
+
+def measured(some: Iterable[Spec], data: Path, zoos: list[Zoo]) -> list[dict[str, Any]]:
+    """Return what these runs found with the shipped SANE."""
+    sane = embedded_sane()
+    return [kept(spec, data, zoos, sane) for spec in some]
+
+
 def kept(spec: Spec, data: Path, zoos: list[Zoo], sane: SANE) -> dict[str, Any]:
     """Return what a run found, made now where it is not kept in runs/."""
     path = zoodata.RUNS / "gate" / f"{spec.name}.json"
@@ -79,6 +97,22 @@ def kept(spec: Spec, data: Path, zoos: list[Zoo], sane: SANE) -> dict[str, Any]:
         path.write_text(json.dumps(found))
         print(f"{spec.name}: {found}", file=sys.stderr, flush=True)
     return {"dataset": spec.dataset, **json.loads(path.read_text())}
+
+
+def features(runs: list[dict[str, Any]], name: str) -> Any:
+    """Return what the gate reads of every run, (runs x features), float64."""
+    found = {
+        "won": [[1.0 if run["won"] else -1.0] for run in runs],
+        "race": [run["margins"] for run in runs],
+        "paired": [[mcnemar(run["counts"])] for run in runs],
+    }
+    parts = {"folds": ("won", "paired"), "all": ("race", "paired")}.get(name, (name,))
+    return np.hstack([found[part] for part in parts])
+
+
+def helped(runs: list[dict[str, Any]]) -> Any:
+    """Return whether generated weights beat the default on test images, (runs,), bool."""
+    return np.array([run["gain"] > 0 for run in runs])
 
 
 def task_of(dataset: str, data: Path) -> Task:

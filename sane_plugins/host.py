@@ -64,6 +64,15 @@ class Host:
         self.problems: list[Problem] = []
         self._distributions: dict[str, tuple[str, str]] = {}
 
+    def __repr__(self) -> str:
+        return f"Host({self.pm.project_name!r}, plugins={len(self.plugins())}, problems={len(self.problems)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "Host: it holds the plugins of one process and cannot be pickled; make another one there with"
+            " Host.installed()"
+        )
+
     @classmethod
     def installed(cls) -> Host:
         """Load every installed plugin, one by one; a broken one is named and left out.
@@ -321,6 +330,11 @@ class Host:
         callers = self.pm.get_hookcallers(plugin) or []
         names = tuple(sorted(caller.name for caller in callers))
         return PluginInfo(name=name, distribution=distribution, version=version, hooks=names)
+
+
+def open(source: Any) -> WeightGraph:
+    """Read a network with the installed plugins; see `Host.open`."""
+    return Host.installed().open(source)
 
 
 _active: ContextVar[Host | None] = ContextVar("host", default=None)

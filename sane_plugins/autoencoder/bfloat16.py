@@ -5,6 +5,7 @@ A layer norm of x is x_c / hypot(|x_c|, sqrt(d eps)) * sqrt(d) * w, where x_c is
 is taken out of every matrix that writes x, and sqrt(d) * w goes into the matrix that reads it. What a token
 is before the first attention is computed once, not once per window that sees it. The last block is computed
 for the tokens that a window owns; of its halo, keys and values suffice.
+The method: docs/explanation/sane.md, section 5.7.
 """
 
 from __future__ import annotations

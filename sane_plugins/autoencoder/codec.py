@@ -1,4 +1,4 @@
-"""Whole networks to latents and back, window by window (spec section 5)."""
+"""Whole networks to latents and back, window by window (docs/explanation/sane.md, sections 5.1 and 5.6)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sane_plugins.autoencoder.normalization import rescaled
 from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.autoencoder.windows import cut, join
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import (
     Tokens,
@@ -28,8 +29,8 @@ from sane_plugins.weights import (
 _BATCH = 64
 
 
-@dataclass(frozen=True)
-class Latents:
+@dataclass(frozen=True, eq=False, repr=False)
+class Latents(ShortRepr):
     """Latents (T, L) of one network, with the half-open range of tokens of each slot."""
 
     values: torch.Tensor
@@ -64,7 +65,7 @@ def walk(
     halo: int | None = None,
     precision: Precision = "float32",
 ) -> None:
-    """Encode a network and hand over its latents run by run, in order; see `latent.stream`."""
+    """Encode a network and hand over its latents run by run, in order; see `autoencoder.streaming`."""
     streaming.walk(model, graph, take, *_window(model, window, halo), precision)
 
 

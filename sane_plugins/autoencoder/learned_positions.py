@@ -1,4 +1,7 @@
-"""Learned place tables as published (spec section 3): they cap a network's size; computed places do not."""
+"""Learned place tables as published: they cap a network's size; computed places do not.
+
+The method: docs/explanation/sane.md, section 3.4.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SANE autoencoder (spec section 3; paper section 3.2).
+"""The SANE autoencoder (docs/explanation/sane.md, section 3; paper section 3.2).
 
 z = W_c Enc(W_t x + P), x' = W_d Dec(W_e z + P). By default places P are computed, and the scale of each slot
 is four more numbers of every token, encoded and decoded with it; the published forms can be configured.
@@ -25,7 +25,7 @@ from sane_plugins.weights import SIDE
 class SANEConfig:
     """The shape of a SANE and the window it works in; `heads` divides `model_width`.
 
-    What follows `halo` is there for the published method, see `zoo.presets.paper`:
+    What follows `halo` is there for the published method, see `pretraining.presets.paper`:
     `scale`, what is divided out of the values: each "tensor"'s own, which is then side information, that of
     the whole "zoo" per slot, or "none"; `slots`, how many slots the zoo's scale is for, set by pretraining;
     `tables`, how many tokens, slots and channels learned place tables hold, none where places are computed;

@@ -1,4 +1,7 @@
-"""What a SANE divides out of a network before encoding, and puts back after decoding (spec section 2)."""
+"""What a SANE divides out of a network before encoding, and puts back after decoding.
+
+The method: docs/explanation/sane.md, section 2.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Where a token sits, as numbers for any length: no table caps a network's size.
 
 All that is needed follows from the shapes, so any range of tokens is described without reading a value.
+The method: docs/explanation/sane.md, section 3.3.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 A run is some consecutive windows. Runs are encoded beside each other, each on one thread: that needs no
 barriers, on which small matrices wait longer than they take on a busy machine, and gives the same bits
 whatever the number of threads. Legend: U tokens that a run sees.
+The method: docs/explanation/sane.md, section 5.2.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sane_plugins.autoencoder.bfloat16 import Precision, can_read, dtype_of, fas
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import scaled_blocks
 from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.display import ShortRepr
 from sane_plugins.progress import Progress, current
 from sane_plugins.runtime import threads
 from sane_plugins.weights import WeightGraph, slots
@@ -27,8 +29,8 @@ _WINDOWS = 32  # of a run: their activations stay in a core's cache
 _WINDOWS_GPU = 512
 
 
-@dataclass(frozen=True)
-class WindowBatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class WindowBatch(ShortRepr):
     """Latents (n, L) of consecutive tokens from `start` on, the slot of each (n,), and its side (n, 4)."""
 
     start: int

@@ -1,4 +1,4 @@
-"""Halo windows: (T, ...) -> (K, S, ...) and back, for any length (spec section 5).
+"""Halo windows: (T, ...) -> (K, S, ...) and back, for any length (docs/explanation/sane.md, section 5.1).
 
 K windows own W tokens each and see up to H tokens of context on either side; S = min(W + 2H, T).
 """

@@ -48,7 +48,7 @@ def heads() -> None:
     help="What is read; auto chooses by cross-validation.",
 )
 @click.option("--sane", type=_FILE, help="A SANE of your own, from 'pretrain'.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the folds of cross-validation.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @command_options
 def fit(

@@ -113,7 +113,13 @@ class _WithVerify(click.Command):
     type=click.IntRange(0),
     help="Train so many candidates on the task first, and draw near these.",
 )
-@click.option("--few-shot-epochs", default=2, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--few-shot-epochs",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="For how long '--few-shot' trains them.",
+)
 @click.option(
     "--epochs",
     default=1,

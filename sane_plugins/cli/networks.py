@@ -82,7 +82,7 @@ def embed(
 )
 @click.option("--heads", type=_FILE, help="Heads of your own, from 'heads fit'.")
 @click.option("--sane", type=_FILE, help="The SANE that they were fitted with, if another.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @command_options
 def predict(
     sources: tuple[str, ...],

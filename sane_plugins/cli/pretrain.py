@@ -34,7 +34,7 @@ _PRESETS = ["default", "paper"]
     show_default=True,
     help="What measured best, or what was published; the options below change it.",
 )
-@click.option("--steps", type=_COUNT)
+@click.option("--steps", type=_COUNT, help="Training steps.")
 @click.option("--batch", type=click.IntRange(2), help="Windows drawn at a time.")
 @click.option("--accumulate", type=_COUNT, help="Batches whose gradients make a step.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
@@ -60,13 +60,13 @@ _PRESETS = ["default", "paper"]
 )
 @click.option("--width", "model_width", type=_COUNT, help="Width of the transformers.")
 @click.option("--layers", type=_COUNT, help="Layers of each transformer.")
-@click.option("--heads", type=_COUNT)
+@click.option("--heads", type=_COUNT, help="Attention heads; they divide the width.")
 @click.option("--latent", "latent_width", type=_COUNT, help="Numbers of a latent.")
 @click.option("--token-width", type=_COUNT, help="Values of a token.")
 @click.option("--window", type=_COUNT, help="Tokens that a window owns.")
 @click.option("--halo", type=click.IntRange(0), help="Tokens it sees on either side.")
-@click.option("--seed", type=int)
-@click.option("--precision", type=click.Choice(["bf16", "fp32"]))
+@click.option("--seed", type=int, help="Same seed, same bytes.")
+@click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="Of the matrix products.")
 @click.option("--compile", "compiled", is_flag=True, default=None, help="Compile the SANE first.")
 @click.option(
     "--save-every",
@@ -74,7 +74,7 @@ _PRESETS = ["default", "paper"]
     help="Steps between states; 0: each, or a tenth of the time.",
 )
 @click.option("--log-every", type=_COUNT, help="Steps between lines of the log.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @command_options

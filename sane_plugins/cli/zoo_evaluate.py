@@ -45,7 +45,7 @@ _TOLD = 20
     help="How many test images to measure on, and how many training images, at most.",
 )
 @click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--force", is_flag=True, help="Replace properties that are there.")
 @command_options
 def evaluate_command(

@@ -51,8 +51,16 @@ _DRAWN = ("act", "dropout", "channels_in", "classes", "name")
     metavar="NAME=VALUE",
     help="A further argument of the architecture, as width=8; repeat for more.",
 )
-@click.option("--networks", default=200, show_default=True, type=click.IntRange(1))
-@click.option("--epochs", default=12, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--networks",
+    default=200,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many networks to train.",
+)
+@click.option(
+    "--epochs", default=12, show_default=True, type=click.IntRange(1), help="For how long, each."
+)
 @click.option("--keep", help="Epochs after which networks are kept.  [default: 0,1,2,4,8,12]")
 @click.option(
     "--images",
@@ -63,7 +71,9 @@ _DRAWN = ("act", "dropout", "channels_in", "classes", "name")
     help="How many images to train on, at most.",
 )
 @click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--batch", default=64, show_default=True, type=click.IntRange(1), help="Images a step."
+)
 @click.option("--act", multiple=True, help="Draw from these activations only.")
 @click.option("--init", multiple=True, help="Draw from these initialisations only.")
 @click.option(
@@ -75,7 +85,7 @@ _DRAWN = ("act", "dropout", "channels_in", "classes", "name")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Same seed, same bytes."
 )
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option(
     "--processes",
     default=1,

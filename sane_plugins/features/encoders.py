@@ -1,5 +1,6 @@
-"""Encoders of whole networks: latents, one embedding, one embedding per layer (spec section 5).
+"""Encoders of whole networks: latents, one embedding, one embedding per layer.
 
+The method: docs/explanation/sane.md, sections 5.3 and 5.5.
 Encoders are a portfolio: `sane`, the autoencoder, and `statistics`, the baseline that is hard to beat. A
 property head says which of them it reads.
 """
@@ -16,7 +17,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from sane_plugins.arguments import require_field_types
 from sane_plugins.autoencoder import SANE, Precision, WindowBatch, embedded_sane, load_sane, walk
+from sane_plugins.display import html_table
 from sane_plugins.errors import UsageError
 from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
@@ -41,8 +44,11 @@ class EncodeOptions:
     latents: bool | Path = True
     precision: Precision = "auto"
 
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Encoding:
     """Latents and embeddings of one network.
 
@@ -63,6 +69,22 @@ class Encoding:
     def tokens(self) -> int:
         """Return how many tokens were encoded."""
         return self.spans[-1][1] if self.spans else 0
+
+    def __repr__(self) -> str:
+        return (
+            f"Encoding(source={self.provenance.get('source', '')!r}, encoder={self.encoder!r},"
+            f" embedding={tuple(self.embedding.shape)}, layers={tuple(self.layers.shape)},"
+            f" tokens={self.tokens})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the encoding as a table for notebooks: a row per slot."""
+        spans = self.spans or [(0, 0)] * len(self.names)
+        rows = [
+            (name, stop - start, f"{float(layer.norm()):.3g}")
+            for name, (start, stop), layer in zip(self.names, spans, self.layers, strict=True)
+        ]
+        return html_table(repr(self), ("tensor", "tokens", "norm of its embedding"), rows)
 
 
 class Encoder(Protocol):
@@ -131,7 +153,7 @@ def _latent_store(
 
         yield keep, latents
     else:
-        with where.open("wb") as file:
+        with Path(where).open("wb") as file:
 
             def write(batch: WindowBatch) -> None:
                 pool.take(batch)

@@ -1,4 +1,6 @@
-"""Layer statistics: features of a network without a learned encoder (spec section 5).
+"""Layer statistics: features of a network without a learned encoder.
+
+The method: docs/explanation/sane.md, section 5.4.
 
 `unterthiner_statistics` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` has fewer
 features of how values are distributed, which says little beyond mean and deviation, and more of channels,

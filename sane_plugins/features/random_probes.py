@@ -3,6 +3,7 @@
 The activation is not in the weights, so probes run once with each of three: one that cuts off, one that
 saturates around zero, and one that saturates away from it. The places of a kernel read different probes
 (the earlier layer's, shifted), so channel order does not matter.
+The method: docs/explanation/sane.md, section 5.5.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Means and deviations of latents are left out on purpose: with the few hundred networks that a zoo has, heads
 predicted worse with them than without (benchmarks/properties-tried.md). What latents know of a network's
-function shows when they are decoded and the result is probed (see `tasks.probes`).
+function shows when they are decoded and the result is probed (see `features.random_probes`).
+The method: docs/explanation/sane.md, section 5.5.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from struct import Struct
 from threading import Lock
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.guards import open_until_collected, source_errors
+from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
 
 MEMBERS = 100_000
 ENTRY = 1024  # mean bytes per member in the directory
@@ -42,6 +42,9 @@ class Archive:
             _check_members(path, infos)
             self._starts = _member_starts(path, file, infos, self._zip.start_dir)
         self.members = {info.filename: info for info in infos}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopen_later(Archive, self.path, self._file)
 
     @property
     def stored(self) -> bool:

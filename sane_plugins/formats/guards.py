@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sane_plugins.errors import SaneError, SourceError
+
+T = TypeVar("T")
 
 
 def require_file(path: Path) -> Path:
@@ -47,6 +51,26 @@ def open_until_collected(owner: object, path: Path) -> BufferedReader:
     file = path.open("rb")
     weakref.finalize(owner, file.close)
     return file
+
+
+def reopen_later(
+    kind: Callable[[Path], T], path: Path, file: BufferedReader
+) -> tuple[Callable[..., T], tuple[Any, ...]]:
+    """Return what pickle needs to open a file again in another process, if it is the same file then."""
+    return _reopen, (kind, path.absolute(), _stamp(os.fstat(file.fileno())))
+
+
+def _reopen(kind: Callable[[Path], T], path: Path, stamp: tuple[int, int]) -> T:
+    with source_errors(path):
+        if _stamp(path.stat()) != stamp:
+            raise SourceError(
+                path, "it is not the file that was opened", "the same file", "open it anew"
+            )
+    return kind(path)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 def _problem(path: Path) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.dequantize import FLOATS
-from sane_plugins.formats.guards import open_until_collected, source_errors
+from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
 
 HEADER_BYTES = 100_000_000  # the format's own limit
 TENSORS = 300_000  # of one network
@@ -86,6 +86,9 @@ class LazyTensors(Mapping[str, torch.Tensor]):
                 if self._file.readinto(data.numpy().data) != len(data):
                     raise ValueError("the file became shorter")
             return data.view(entry.dtype).reshape(entry.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopen_later(LazyTensors, self.path, self._file)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.lib import format as npy
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.dequantize import Content
-from sane_plugins.formats.guards import open_until_collected, source_errors
+from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
 
@@ -131,6 +132,12 @@ class _Arrays(Mapping[str, torch.Tensor]):
     def __init__(self, file: Archive | Path, places: Mapping[str, tuple[str, _Array]]) -> None:
         self._file, self._places = file, places
         self._open = open_until_collected(self, file) if isinstance(file, Path) else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._open is None:
+            return _Arrays, (self._file, self._places)
+        assert isinstance(self._file, Path)
+        return reopen_later(partial(_Arrays, places=self._places), self._file, self._open)
 
     def __getitem__(self, key: str) -> torch.Tensor:
         name, array = self._places[key]

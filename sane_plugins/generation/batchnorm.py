@@ -1,4 +1,7 @@
-"""Batch-norm conditioning: running statistics that fit the target images (spec section 6, step 4)."""
+"""Batch-norm conditioning: running statistics that fit the target images.
+
+The method: docs/explanation/sane.md, section 6.4.
+"""
 
 from __future__ import annotations
 

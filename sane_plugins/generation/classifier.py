@@ -1,4 +1,7 @@
-"""The classifier of a network: where it is, and a fit of it to new classes in closed form."""
+"""The classifier of a network: where it is, and a fit of it to new classes in closed form.
+
+The method: docs/explanation/sane.md, section 6.6.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ takes several prompts side by side, which learn better than copies of one; what 
 default's. Otherwise channels are counted around, and what reads a repeated channel reads each copy by its
 share: the wider network computes what the prompt does (Chen et al., "Net2Net", 2016, section 2.2;
 narrower: Xu et al., "Weight Selection", 2024).
+The method: docs/explanation/sane.md, sections 11.2 and 11.3.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 An optimiser such as Adam takes steps of a fixed size, so weights that grew in training learn slowly. A
 network whose activations are homogeneous (relu) computes the same when a layer shrinks and its
 classifier grows: He et al., "Delving Deep into Rectifiers" (2015), section 2.2, used the other way.
+The method: docs/explanation/sane.md, section 12.
 """
 
 from __future__ import annotations

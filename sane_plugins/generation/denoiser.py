@@ -1,6 +1,7 @@
 """Latent diffusion: a small denoiser of a network's latents, conditioned on a task (after D2NWG, 2024).
 
 Legend: B networks, T tokens, L latent width, P place features, F numbers that describe a task.
+The method: docs/explanation/sane.md, section 8.3.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.formats import DENOISER, load_artifact, save_artifact
 
 
@@ -30,8 +32,8 @@ class DenoiserConfig:
     blocks: int = 3
 
 
-@dataclass(frozen=True)
-class DenoiserExample:
+@dataclass(frozen=True, eq=False, repr=False)
+class DenoiserExample(ShortRepr):
     """Latents (T, L) of a network, its places (T, P), and the description (F,) of its task."""
 
     latents: torch.Tensor

@@ -1,6 +1,7 @@
 """The sampler `diffusion`: prompts' latents, noised and cleaned by a denoiser that knows the task.
 
 The start of the way back is a choice (after SDEdit, 2022): level 0 gives a prompt back, level 1 forgets it.
+The method: docs/explanation/sane.md, section 8.3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The choice of prompt networks: they must fit the target, and compute with its activation function."""
+"""The choice of prompt networks: they must fit the target, and compute with its activation function.
+
+The method: docs/explanation/sane.md, section 6.1.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from sane_plugins.architectures import ACTIVATIONS
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import ZooError
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo import Entry, Zoo
@@ -17,8 +21,8 @@ from sane_plugins.zoo import Entry, Zoo
 _CLASSIFIER = 2  # tensors
 
 
-@dataclass(frozen=True)
-class Prompts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prompts(ShortRepr):
     """Chosen networks, best first, and what a reader should know about the choice."""
 
     graphs: tuple[WeightGraph, ...]

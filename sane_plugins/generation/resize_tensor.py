@@ -1,4 +1,7 @@
-"""Tensors of prompts in another shape: channels counted around or side by side, maps and kernels resized."""
+"""Tensors of prompts in another shape: channels counted around or side by side, maps and kernels resized.
+
+The method: docs/explanation/sane.md, sections 11.2 and 11.3.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Samplers: new latents near those of a few prompt networks (spec section 6; paper section 3.4).
+"""Samplers: new latents near those of a few prompt networks.
 
 Two choices that the reference implementation makes by accident are explicit here: whether all tokens of
-a new network come from one prompt, and whether all tokens share one draw of noise.
+a new network come from one prompt, and whether all tokens share one draw of noise. The method:
+docs/explanation/sane.md, sections 6.2 and 7.1; paper section 3.4.
 """
 
 from __future__ import annotations

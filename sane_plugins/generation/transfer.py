@@ -1,4 +1,7 @@
-"""From prompt networks to weights of a target: encode, match places, decode (spec section 6)."""
+"""From prompt networks to weights of a target: encode, match places, decode.
+
+The method: docs/explanation/sane.md, sections 6.3 and 11.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from sane_plugins.autoencoder import SANE, Precision, decode, encode
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.generation.cross_architecture import Expansion, expansion
 from sane_plugins.symmetry import align, permutation_groups
@@ -17,8 +21,8 @@ _CONSTANT = 1e-12
 _LARGE = 3_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Transfer(ShortRepr):
     """How latents drawn near the prompts become weights of the target.
 
     prompts (N, T, L) hold the latents at the places of `template`, which is the first prompt where its

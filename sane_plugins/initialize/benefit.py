@@ -2,8 +2,9 @@
 
 A logistic regression on who won the race and on the margin of the best generated candidate over the best
 default, both trained in three folds, twice (McNemar's test: paired, on all images). Where there is no
-time for that: on two margins of the race, in standard errors of a difference of two accuracies. Fitted,
-and chosen among others, by `benchmarks/gate.py` on runs of other tasks.
+time for that: on two margins of the race, in standard errors of a difference of two accuracies. Fitted
+by `tools/release/fit_gate.py`, chosen among others by `benchmarks/gate.py`, on runs of other tasks.
+The method: docs/explanation/sane.md, section 13.
 """
 
 from __future__ import annotations

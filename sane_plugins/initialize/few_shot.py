@@ -1,4 +1,7 @@
-"""Few-shot prompts: the best candidates, trained on the new task for a while (spec section 6.1)."""
+"""Few-shot prompts: the best candidates, trained on the new task for a while.
+
+The method: docs/explanation/sane.md, section 6.1.
+"""
 
 from __future__ import annotations
 

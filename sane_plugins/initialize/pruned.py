@@ -1,7 +1,8 @@
 """Pruned networks: a second task in the entries that pruning freed, the first task's left as they are.
 
-After Havens et al., "The Multiple Subnetwork Hypothesis" (2022): survivors are shared and frozen, pruned
+After Renn et al., "The Multiple Subnetwork Hypothesis" (2022): survivors are shared and frozen, pruned
 entries are generated and trained, and each task has its own classifier and norm statistics.
+The method: docs/explanation/sane.md, section 14.
 """
 
 from __future__ import annotations

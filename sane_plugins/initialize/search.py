@@ -1,6 +1,7 @@
 """The search for candidates: draw, score each on a little target data, keep the best of any round.
 
-After spec sections 6.5 and 7.2: bootstrapping draws near the best latents of all rounds before.
+Bootstrapping draws near the best latents of all rounds before.
+The method: docs/explanation/sane.md, sections 6.5 and 7.2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Successive halving: train all candidates a little, the better half longer, the best of these to the end."""
+"""Successive halving: train all candidates a little, the better half longer, the best of these to the end.
+
+The method: docs/explanation/sane.md, section 6.7.
+"""
 
 from __future__ import annotations
 

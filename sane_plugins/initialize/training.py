@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from sane_plugins.arguments import require_field_types
 from sane_plugins.generation import conditioned
 from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.runtime import seeded
@@ -27,6 +28,9 @@ class TrainOptions:
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch: int = 64
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
 
 def train_epochs(

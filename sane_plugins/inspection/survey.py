@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.inspection.tensor_stats import ChannelStats, TensorStats, measure_tensor
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.symmetry import permutation_groups
@@ -15,8 +16,8 @@ from sane_plugins.weights import RUNNING, Layer, WeightGraph, slots
 _BIASES = ("bias", "shift")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerStats:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LayerStats(ShortRepr):
     """One layer that has tensors. `shared` names those that an earlier layer owns and counts.
 
     `kind` is what the source says; where it does not, `label` is what the shapes look like.
@@ -58,8 +59,8 @@ class Portion:
     values: int = -1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Survey:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Survey(ShortRepr):
     """How a network was read, and statistics of its layers.
 
     `converted`: read, with values that differ from the stored ones. `missed`: may be weights, and could not

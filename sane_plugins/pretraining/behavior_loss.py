@@ -1,5 +1,6 @@
-"""Behaviour loss: a decoded network must have the outputs of the original (spec section 8).
+"""Behaviour loss: a decoded network must have the outputs of the original.
 
+The method: docs/explanation/sane.md, section 8.1.
 Structure alone gives small weight errors and poor accuracy (Meynent et al., "Structure is not enough", 2025).
 """
 

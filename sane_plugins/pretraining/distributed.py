@@ -2,6 +2,7 @@
 
 Every process draws the same whole batch from the same seeds, so nothing but projections and gradients is
 exchanged, and the sums are those of one process up to rounding.
+The method: docs/explanation/sane.md, section 4.6.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One-cycle schedule of the learning rate."""
+"""One-cycle schedule of the learning rate.
+
+The method: docs/explanation/sane.md, section 4.5.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Losses of the autoencoder: masked reconstruction and contrast of views (spec section 4)."""
+"""Losses of the autoencoder: masked reconstruction and contrast of views.
+
+The method: docs/explanation/sane.md, section 4.4.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Zoos in memory as tokens: aligned, with permutations that make the views (spec section 4)."""
+"""Zoos in memory as tokens: aligned, with permutations that make the views.
+
+The method: docs/explanation/sane.md, sections 4.1, 4.2 and 4.3.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from itertools import groupby
 import torch
 
 from sane_plugins.autoencoder import SANEConfig, TokenLayout, standardized_tokens
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.progress import Progress, Report
 from sane_plugins.symmetry import (
@@ -26,8 +30,8 @@ _MAX_INDICES = 2**26  # indices in all of them: 256 MiB
 _MAX_EXACT = 2**24  # single precision tells whole numbers apart up to this
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a key of a cache
-class PermutedDataset:
+@dataclass(frozen=True, eq=False, repr=False)  # compared by identity: it is the key of a cache
+class PermutedDataset(ShortRepr):
     """All samples of one architecture from one zoo: N networks of T tokens, and V permuted views of each.
 
     values (N, T, D) as they are encoded, of the aligned networks; permutations (R, T * D) give for each

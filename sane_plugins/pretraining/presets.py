@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from sane_plugins.arguments import require_field_types
 from sane_plugins.autoencoder import SANEConfig
 from sane_plugins.zoo import Zoo
 
@@ -43,6 +44,9 @@ class PretrainOptions:
     log_every: int = 10
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        require_field_types(self)
+
 
 Preset = tuple[SANEConfig, PretrainOptions]
 
@@ -53,7 +57,7 @@ def default_preset(_: Sequence[Zoo]) -> Preset:
 
 
 def paper_preset(zoos: Sequence[Zoo]) -> Preset:
-    """Return the published setting for zoos of one small CNN (spec sections 1 to 6).
+    """Return the published setting for zoos of one small CNN (docs/explanation/sane.md, section 4.7).
 
     An epoch draws as many windows as there are checkpoints. A whole sequence is one window in use.
     """

@@ -1,4 +1,7 @@
-"""Pretraining of a SANE on zoos, which resumes where it was killed (spec section 4)."""
+"""Pretraining of a SANE on zoos, which resumes where it was killed.
+
+The method: docs/explanation/sane.md, sections 4 and 4.6.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One training step: a batch is drawn, its losses are added up, the optimiser updates (spec section 4)."""
+"""One training step: a batch is drawn, its losses are added up, the optimiser updates.
+
+The method: docs/explanation/sane.md, sections 4.4 and 4.5.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Training batches: two views of windows drawn at random from permuted networks (spec section 4)."""
+"""Training batches: two views of windows drawn at random from permuted networks.
+
+The method: docs/explanation/sane.md, section 4.3.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.pretraining.permuted_dataset import PermutedDataset
 
 
-@dataclass(frozen=True)
-class ViewBatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class ViewBatch(ShortRepr):
     """Two views of B windows: clean values (B, S, D), side (B, S, 4), positions (B, S, P), mask (B, S, D).
 
     Window i is cut from network `network[i]` of `dataset` at token `start[i]`: `first` from its view 0,

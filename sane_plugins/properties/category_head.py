@@ -2,6 +2,7 @@
 
 Features are chosen by cross-validation that keeps all checkpoints of a network together, as for numbers. The
 set is conformal: it has every class at least as probable as the true class was for 90 % of held-out networks.
+The method: docs/explanation/sane.md, section 9.3.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FOREST = "forest"
 MAJORITY = "majority"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CategoryHead(Head):
     """One category: its classes, and the least probability (1 - `radius`) of a class in the set.
 

@@ -1,5 +1,6 @@
-"""Conformal intervals from errors on networks that were held out (spec section 8).
+"""Conformal intervals from errors on networks that were held out.
 
+The method: docs/explanation/sane.md, section 9.2.
 Checkpoints of one run are alike, so the run is the unit: each counts once, however many checkpoints it has,
 and the unseen one counts as missed by any distance (Lee, Barber and Willett 2023, hierarchical conformal
 prediction). Where each run has one checkpoint this is split-conformal prediction.

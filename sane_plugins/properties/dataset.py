@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.properties.regressors import Array
 
@@ -30,8 +31,8 @@ INVARIANCE: Mapping[str, str] = MappingProxyType(
 """How features of each encoder ignore the order of channels: they do not tell it, or sort channels."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeatureDataset:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class FeatureDataset(ShortRepr):
     """Features (N, F) by encoder, and the network that each row is from."""
 
     features: Mapping[str, Array]

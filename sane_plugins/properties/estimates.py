@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class CategoryEstimate:
 
     property: str
     value: str
-    probabilities: Mapping[str, float]
+    probabilities: Mapping[str, float] = field(hash=False)
     set: tuple[str, ...]
     coverage: float
     in_distribution: bool

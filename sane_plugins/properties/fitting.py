@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sane_plugins.arguments import require_field_types
 from sane_plugins.autoencoder import SANE, fingerprint
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import UsageError
 from sane_plugins.features import Encoder, SaneEncoder, StatisticsEncoder
 from sane_plugins.progress import Report, silent
@@ -27,9 +29,12 @@ class FitOptions:
     features: str = AUTO
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
-@dataclass(frozen=True)
-class FittedHeads:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FittedHeads(ShortRepr):
     """Heads by property, and notes on networks that were left out."""
 
     heads: Mapping[str, AnyHead]

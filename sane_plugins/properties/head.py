@@ -24,7 +24,7 @@ class InDistribution(NamedTuple):
     typicality: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Head:
     """A property, the features it is read from, fitted members, and what the networks were like.
 
@@ -43,6 +43,12 @@ class Head:
     structure: Array
     coverage: float = COVERAGE
     sane: str = ""
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.property!r}, features={self.features!r},"
+            f" members={len(self.members)}, sane={self.sane!r})"
+        )
 
     @builtins.property  # a field has that name
     def encoders(self) -> tuple[str, ...]:

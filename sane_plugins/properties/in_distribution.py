@@ -1,4 +1,7 @@
-"""In-distribution test: distance of a network to those a head was fitted on, and its conformal p-value."""
+"""In-distribution test: distance of a network to those a head was fitted on, and its conformal p-value.
+
+The method: docs/explanation/sane.md, section 9.4.
+"""
 
 from __future__ import annotations
 

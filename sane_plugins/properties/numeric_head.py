@@ -1,7 +1,8 @@
 """Numeric property heads: one number from the features of a network, with a conformal interval.
 
 A head's features and regressor are chosen by cross-validation that keeps all checkpoints of a network
-together. Held-out residuals of the chosen one calibrate a conformal interval (spec sections 5 and 8).
+together. Held-out residuals of the chosen one calibrate a conformal interval.
+The method: docs/explanation/sane.md, sections 9.1 and 9.2.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType(
 """Unit and range of the properties that we know; others have no unit and any value, unless one is given."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PropertyHead(Head):
     """One numeric property: its unit and range, its regressor, and how wide its intervals are."""
 

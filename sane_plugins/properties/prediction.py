@@ -1,4 +1,4 @@
-"""Predict properties of a network from its weights alone (spec section 5)."""
+"""Predict properties of a network from its weights alone (docs/explanation/sane.md, section 9)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sane_plugins.arguments import require_field_types
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.features import (
@@ -39,6 +40,9 @@ class PredictOptions:
     model: Path | None = None
     heads: Path | None = None
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
 
 def predict(

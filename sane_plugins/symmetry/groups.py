@@ -2,6 +2,7 @@
 
 A *layout* describes one axis as segments (space, repeat): the channels of a space, each repeated that
 many consecutive times. A space may become part of another one, so a layout is resolved when it is read.
+The method: docs/explanation/sane.md, section 10.1.
 """
 
 from __future__ import annotations

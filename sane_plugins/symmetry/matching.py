@@ -1,6 +1,7 @@
 """Weight matching: coordinate descent over permutation groups (Ainsworth et al. 2022, algorithm 1).
 
 Maximises the inner product of two networks' weights. Legend: C channels of one group.
+The method: docs/explanation/sane.md, section 10.3.
 """
 
 from __future__ import annotations

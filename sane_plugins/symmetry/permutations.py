@@ -1,5 +1,6 @@
-"""Channel permutations that keep a network's function (spec section 4; Git Re-Basin, Ainsworth 2022).
+"""Channel permutations that keep a network's function (Git Re-Basin, Ainsworth 2022).
 
+The method: docs/explanation/sane.md, section 10.
 `groups` depends only on layers, so a zoo of one architecture computes it once and passes it on.
 """
 
@@ -38,7 +39,7 @@ def permutation_groups(graph: WeightGraph) -> tuple[PermutationGroup, ...]:
 def permute(
     graph: WeightGraph, perms: Permutations, groups: Sequence[PermutationGroup] | None = None
 ) -> WeightGraph:
-    """Return the same function with channel i of each named group taken from channel perms[name][i].
+    """Return the same function with channel i of each named group taken from channel `perms[name][i]`.
 
     Raises `SourceError` for an unknown group, and for what is no permutation within its blocks.
     """

@@ -2,6 +2,7 @@
 
 A value that flows between layers carries at most one axis whose channels may be permuted. Whatever is
 not understood is pinned, so the result is sound, never complete.
+The method: docs/explanation/sane.md, section 10.1.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import TaskError, UsageError
 from sane_plugins.tasks.image_files import Array, read_folder, read_npz
 from sane_plugins.tasks.torchvision_datasets import TORCHVISION, read_torchvision
@@ -19,8 +20,8 @@ _CHANNELS = (1, 2, 3, 4)
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Task(ShortRepr):
     """Images (N, C, H, W) float32 with labels (N,) int64 counted from 0, for training and for testing.
 
     Images have mean 0 and deviation 1 per channel over the training images.

@@ -2,6 +2,7 @@
 
 After the dataset embeddings that condition D2NWG ("Diffusion-based Neural Network Weights Generation",
 2024), without a network that was trained on images: all that is measured here has a closed form.
+The method: docs/explanation/sane.md, section 8.4.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Layer:
     dims: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WeightGraph:
     """A network as ordered layers and a mapping from keys to tensors, which may read lazily.
 
@@ -108,6 +108,12 @@ class WeightGraph:
                 "a network needs at least one",
                 "check that this is the file that holds the weights",
             )
+
+    def __repr__(self) -> str:
+        return (
+            f"WeightGraph({self.source!r}, {self.container}, layers={len(self.layers)},"
+            f" tensors={len(self.params)}, values={self.size:,})"
+        )
 
     @property
     def params(self) -> tuple[Param, ...]:

@@ -2,7 +2,7 @@
 
 Each slot's weight and bias are standardised on their own. What was divided out is information: it
 rides with every token of the slot as four numbers, `side` (asinh(mean / s), log s) of weight and bias,
-so that it is encoded, predicted and sampled too (spec section 2).
+so that it is encoded, predicted and sampled too (docs/explanation/sane.md, sections 2.1 and 2.2).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.weights.graph import Param, WeightGraph
 from sane_plugins.weights.tokens import slots
 
@@ -21,8 +22,8 @@ _CHUNK = 2**17  # values that are float64 at a time
 _Change = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Scale:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scale(ShortRepr):
     """Means and deviations, (M, 2) each: M slots, weight and bias (0 and 1 where there is no bias)."""
 
     mean: torch.Tensor

@@ -1,4 +1,6 @@
-"""Standardised tokens of a network of any size, a few rows at a time (spec sections 1 and 2).
+"""Standardised tokens of a network of any size, a few rows at a time.
+
+The method: docs/explanation/sane.md, sections 1.3 and 2.1.
 
 Each tensor is read once; beside it only a block of tokens is in memory. Joined, the blocks are the tokens
 of `tokenize(apply(graph, fit(graph)))`, except that half precision is standardised in single.
@@ -12,6 +14,7 @@ from math import ceil, isfinite
 
 import torch
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.weights import scale
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.tokens import Slot, by_rows, slots
@@ -19,8 +22,8 @@ from sane_plugins.weights.tokens import Slot, by_rows, slots
 _MOST = 4096  # tokens of a block
 
 
-@dataclass(frozen=True)
-class TokenBlock:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenBlock(ShortRepr):
     """Consecutive tokens of one slot: standardised values (n, D) float32, and the slot's side (4,)."""
 
     slot: int

@@ -1,7 +1,8 @@
-"""Cut weights into tokens (T, D) and put them back, bit for bit (spec section 1; paper section 3.1).
+"""Cut weights into tokens (T, D) and put them back, bit for bit.
 
 Legend: T tokens, D token width. A *slot* is one matrix of a layer, with the bias that goes with it as
-one more column. Each row of a slot (one output channel) is cut into pieces of D values.
+one more column. Each row of a slot (one output channel) is cut into pieces of D values. The
+method: docs/explanation/sane.md, sections 1.1 and 1.2; paper section 3.1.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from math import ceil
 
 import torch
 
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import Param, WeightGraph
 
@@ -37,8 +39,8 @@ class Slot:
         return real.view(-1, width).repeat(self.rows, 1)
 
 
-@dataclass(frozen=True)
-class Tokens:
+@dataclass(frozen=True, eq=False, repr=False)
+class Tokens(ShortRepr):
     """Weight tokens of one network.
 
     values (T, D) float, mask (T, D) bool (true where a value is real), positions (T, 3) int64: place

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sane_plugins.arguments import require_field_types
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, UsageError, ZooError
 from sane_plugins.formats import INDEX
 from sane_plugins.progress import Progress, Report, silent
@@ -36,9 +38,12 @@ class AddOptions:
     factory: Mapping[str, Any] = field(default_factory=dict)
     run_name: Callable[[str], RunName] = name_by_number
 
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
-@dataclass
-class Added:
+
+@dataclass(eq=False, repr=False)
+class Added(ShortRepr):
     """Result for each file; each is in one of `added`, `already`, `equal` and `unread`.
 
     `already`: it was added before. `equal` says which other file it equals, `unread` and

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from sane_plugins.arguments import require_field_types
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, ZooError, first_line
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task, logits, require_fit
@@ -33,9 +35,12 @@ class EvaluateOptions:
     device: str = "cpu"
     force: bool = False
 
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
-@dataclass
-class Evaluated:
+
+@dataclass(eq=False, repr=False)
+class Evaluated(ShortRepr):
     """How many entries were measured, how many had all measurements before, and why others were not."""
 
     measured: int = 0

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sane_plugins.atomic_files import write_whole
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import ZooError
 
 VERSION = 2
@@ -37,8 +38,8 @@ class Entry:
 
     network: str
     checkpoint: str
-    factory: Mapping[str, Any]
-    properties: Mapping[str, Property]
+    factory: Mapping[str, Any] = field(hash=False)
+    properties: Mapping[str, Property] = field(hash=False)
     digest: str = ""
     source: str = ""
     container: str = ""
@@ -60,8 +61,8 @@ class Form:
     """
 
     tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
-    ties: Mapping[str, str] = field(default_factory=dict)
-    axes: Mapping[str, int] = field(default_factory=dict)
+    ties: Mapping[str, str] = field(default_factory=dict, hash=False)
+    axes: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of(
@@ -85,8 +86,8 @@ class Form:
         return sum(torch.Size(shape).numel() for shape in floats)
 
 
-@dataclass(frozen=True)
-class ZooIndex:
+@dataclass(frozen=True, eq=False, repr=False)
+class ZooIndex(ShortRepr):
     """Content of a zoo's index."""
 
     name: str

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sane_plugins.architectures import build
+from sane_plugins.display import html_table
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.formats import from_state_dict
 from sane_plugins.weights import WeightGraph, from_module
@@ -29,17 +30,32 @@ from sane_plugins.zoo.shards import ShardWriter, open_tensors
 _Described = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Zoo:
     """Entries, and the folder that holds their tensors; `forms` says what the entries of each form hold."""
 
     name: str
     entries: tuple[Entry, ...]
     folder: Path
-    forms: Mapping[str, Form] = field(default_factory=dict)
+    forms: Mapping[str, Form] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def __repr__(self) -> str:
+        return (
+            f"Zoo({self.name!r}, networks={len(self.networks)}, checkpoints={len(self.entries)},"
+            f" folder={str(self.folder)!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the zoo as a table for notebooks: a row per checkpoint."""
+        names = tuple(dict.fromkeys(name for entry in self.entries for name in entry.properties))
+        rows = (
+            (entry.network, entry.checkpoint, *(entry.properties.get(name, "") for name in names))
+            for entry in self.entries
+        )
+        return html_table(repr(self), ("network", "checkpoint", *names), rows)
 
     @classmethod
     def open(cls, folder: str | Path) -> Zoo:
@@ -115,7 +131,10 @@ class Zoo:
         return replace(self, entries=tuple(e for e in ranked if first[e.network] is e)[:count])
 
     def split(self, fractions: Iterable[float], rng: torch.Generator) -> tuple[Zoo, ...]:
-        """Split by network, never by checkpoint, into parts of these fractions (spec section 4)."""
+        """Split by network, never by checkpoint, into parts of these fractions.
+
+        See docs/explanation/sane.md, section 4.1.
+        """
         networks = self.networks
         order = [networks[i] for i in torch.randperm(len(networks), generator=rng).tolist()]
         parts, start = [], 0

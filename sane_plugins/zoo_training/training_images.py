@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from sane_plugins.display import ShortRepr
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingImages:
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TrainingImages(ShortRepr):
     """Images (N, C, H, W) and labels (N,) to train on, and to measure with."""
 
     x_train: torch.Tensor

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sane_plugins.arguments import require_field_types
 from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.zoo import Entry, Zoo, is_zoo, write_zoo
@@ -53,6 +54,9 @@ class ZooOptions:
     ranges: HyperparameterRanges = field(default_factory=HyperparameterRanges)
     device: str = "cpu"
     group: int | None = None
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
 
 def train_zoo(

@@ -3,11 +3,11 @@
 import json
 import pickle
 import signal
+from pathlib import Path
 from random import Random
 
 import pytest
 import torch
-from conftest import ROOT
 from networks import HAND_MADE
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,6 +17,8 @@ from sane_plugins.atomic_files import require_free
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.formats import from_state_dict, open_file, save_checkpoint, save_safetensors
 from sane_plugins.weights import from_module, load_into, tokenize
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", HAND_MADE)

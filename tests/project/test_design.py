@@ -1,11 +1,13 @@
 """Rules of the house that no other tool checks; which room may import which is a contract in pyproject."""
 
 import ast
+import re
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+DESIGN = (ROOT / "docs" / "explanation" / "design.md").read_text(encoding="utf-8")
 
 
 def _imported(path: Path) -> set[str]:
@@ -72,3 +74,26 @@ def test_library_does_not_print() -> None:
             assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), (
                 path
             )
+
+
+def test_the_floors_of_the_page_are_those_of_the_contract() -> None:
+    contract = re.search(
+        r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S
+    )
+    layers = [set(line.split(" | ")) for line in re.findall(r'"(.+)"', contract[1])]
+    told: dict[int, set[str]] = {}
+    for floor, rooms in re.findall(r"^\| (\d+) \| (`.+?`) \|", DESIGN, re.MULTILINE):
+        told.setdefault(int(floor), set()).update(re.findall(r"`(\w+)`", rooms))
+    assert told == dict(enumerate(reversed(layers), 1))
+
+
+def test_a_run_of_sane_init_is_followed_in_at_most_eight_files() -> None:
+    way = DESIGN.split("## The way of `sane-init`")[1].split("\n## ")[0]
+    assert 1 < len(re.findall(r"^\| `\S+\.py` \|", way, re.MULTILINE)) <= 8
+
+
+def test_the_order_of_a_release_names_every_script_and_no_other() -> None:
+    folder = ROOT / "tools" / "release"
+    named = set(re.findall(r"([\w/]+\.py)\b", (folder / "README.md").read_text()))
+    assert not [name for name in named if not any((x / name).exists() for x in (ROOT, folder))]
+    assert {path.name for path in folder.glob("*.py")} <= {Path(name).name for name in named}

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import sane_torchvision
 import torch
-from conftest import ROOT
 from safetensors.torch import save_file
 from torch import nn
 
@@ -24,6 +23,8 @@ from sane_plugins.cli.targets import built, find_target
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import detokenize, from_module, load_into, tokenize
+
+ROOT = Path(__file__).parents[3]
 
 # Name, and the smallest image side that it takes without complaint.
 NETWORKS = {

@@ -1,0 +1,87 @@
+"""Every code block of the README and of docs is a test; those of a page run in order, in a folder of its own.
+
+Sybil finds them: it runs the Python blocks of a page in one namespace, takes evaluators for other languages,
+and has skips with reasons. pytest-examples, pytest-markdown-docs and mktestdocs lack at least one of these.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sybil import Document, Example, Region, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+
+ROOT = Path(__file__).parent
+_NAMED = RawFencedCodeBlockLexer(re.compile(r'\w+ title="(?P<title>[^"]+)"\n'))
+
+
+def run_in_shell(example: Example) -> None:
+    """Run a block of commands in the page's folder, with the scripts of this environment, up to a failure."""
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", example.parsed],
+        env={**os.environ, "PATH": scripts},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{example.parsed}\n{done.stdout}\n{done.stderr}"
+
+
+def write_file(example: Example) -> None:
+    """Write a block that has a file's name as its title."""
+    title, text = example.parsed
+    Path(title).write_text(text)
+
+
+def named_files(document: Document) -> Iterator[Region]:
+    """Find the blocks that are files, as mkdocs-material shows them: ```python title="train.py"."""
+    for region in _NAMED(document):
+        lexemes = region.lexemes
+        yield Region(
+            region.start, region.end, (lexemes["title"], str(lexemes["source"])), write_file
+        )
+
+
+pytest_collect_file = Sybil(
+    parsers=[
+        PythonCodeBlockParser(),
+        CodeBlockParser("sh", run_in_shell),
+        named_files,
+        SkipParser(),
+    ],
+    patterns=["README.md", "docs/**/*.md", "docs/*.md"],
+    fixtures=["page"],
+).pytest()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all blocks as slow: commands take seconds, and later blocks of a page need what they write."""
+    for item in items:
+        if item.path.suffix == ".md":
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def page(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Make the folder of a page, with what its reader has, and work in it."""
+    from pages import prepare  # needs torch, which collecting must not
+
+    name = str(request.path.relative_to(ROOT).with_suffix(""))
+    folder = tmp_path_factory.mktemp(name.replace("/", "-"))
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        prepare(name, folder)
+        yield folder
+    for module in set(sys.modules) - before:  # pages may give different modules one name
+        if str(getattr(sys.modules[module], "__file__", "")).startswith(str(folder)):
+            del sys.modules[module]

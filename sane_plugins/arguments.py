@@ -1,0 +1,87 @@
+"""Types of public arguments: a wrong one is answered with the argument, what was given and what is needed."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from sane_plugins.errors import UsageError
+
+# What is as good as the annotated type: numbers of NumPy, paths as text.
+_ACCEPTED: dict[type, Any] = {int: Integral, float: Real, Path: (Path, str)}
+
+
+class ArgumentTypeError(UsageError, TypeError):
+    """An argument has another type than the function takes."""
+
+
+def require_type(argument: str, value: object, *needed: type, way_out: str = "") -> None:
+    """Raise `ArgumentTypeError` where the value is of none of the types; `argument` is "function, name"."""
+    if isinstance(value, needed) and not (isinstance(value, bool) and bool not in needed):
+        return
+    names = _joined("None" if kind is type(None) else kind.__name__ for kind in needed)
+    raise ArgumentTypeError(
+        argument,
+        f"{_given(value)} was given",
+        f"{names} is needed",
+        way_out or "see help() of the function",
+    )
+
+
+def require_field_types(options: Any) -> None:
+    """Raise `ArgumentTypeError` for a field of an option dataclass whose value its annotation does not allow.
+
+    Annotations that say more than a type (protocols, nested generics) are left to who uses the field.
+    """
+    hints = typing.get_type_hints(type(options))
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if not _allows(hints[field.name], value):
+            raise ArgumentTypeError(
+                f"{type(options).__name__}, {field.name}",
+                f"{_given(value)} was given",
+                f"{_spelt(hints[field.name])} is needed",
+                f"see help({type(options).__name__})",
+            )
+
+
+def _allows(hint: Any, value: object) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_allows(part, value) for part in typing.get_args(hint))
+    if origin is Literal:
+        return any(value is part or value == part for part in typing.get_args(hint))
+    if origin is tuple and isinstance(value, tuple | list):
+        return all(_allows(typing.get_args(hint)[0], part) for part in value)
+    kind = origin or hint
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        return True
+    if isinstance(value, bool):
+        return kind in (bool, object)
+    return isinstance(value, _ACCEPTED.get(kind, kind))
+
+
+def _spelt(hint: Any) -> str:
+    if hint is type(None):
+        return "None"
+    if typing.get_origin(hint) is Literal:
+        return _joined(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return _joined(map(_spelt, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _given(value: object) -> str:
+    if isinstance(value, str | int | float | Path | None):
+        return repr(value)[:80]
+    return f"a value of type {type(value).__name__}"
+
+
+def _joined(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
