@@ -15,7 +15,7 @@ import numpy as np
 from sane_plugins.autoencoder import Precision
 from sane_plugins.features import EncodeOptions, SaneEncoder, structure
 from sane_plugins.properties import Estimate, FeatureDataset, PropertyHead, fit_head
-from sane_plugins.properties.numeric_head import STRUCTURE
+from sane_plugins.properties.dataset import STRUCTURE
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo import import_published

@@ -25,7 +25,8 @@ from zoodata import BASELINES, MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.properties import FeatureDataset, PropertyHead, fit_head
-from sane_plugins.properties.numeric_head import STRUCTURE, fit_members, join
+from sane_plugins.properties.dataset import STRUCTURE, stack_features
+from sane_plugins.properties.numeric_head import fit_members
 from sane_plugins.properties.regressors import Array, predict
 from sane_plugins.zoo import Zoo, evaluation_pool
 
@@ -195,7 +196,7 @@ def _split(
     found[HEAD] = head.predict(held.features)
     low, high = head.intervals(held.features).T
     inside = (low <= truth[test]) & (truth[test] <= high)
-    support = head.support.holds(join(held.features, head.features))
+    support = head.support.contains(stack_features(held.features, head.features))
     return {
         "scores": {method: scores(truth[test], p) for method, p in found.items()},
         "chosen": f"{head.features}/{head.regressor}",
@@ -212,8 +213,8 @@ def _each_kind(
     for kind in ("sane", "statistics", "both"):
         tried = [key for key in head.scores if key.startswith(kind + "/")]
         regressor = max(tried, key=lambda key: head.scores[key]).split("/")[1]
-        members = fit_members(regressor, join(fit.features, kind), y)
-        yield kind, predict(members, join(held.features, kind))
+        members = fit_members(regressor, stack_features(fit.features, kind), y)
+        yield kind, predict(members, stack_features(held.features, kind))
 
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from zoodata import PUBLISHED, RESULTS, RUNS
 
 from sane_plugins.autoencoder import SANE, SANEConfig, decode, encode, fingerprint
 from sane_plugins.generation import condition
-from sane_plugins.pretraining import Outputs, PretrainOptions, pretrain
+from sane_plugins.pretraining import BehaviorLoss, PretrainOptions, pretrain
 from sane_plugins.progress import silent
 from sane_plugins.tasks import Task, accuracy
 from sane_plugins.weights import load_into
@@ -193,7 +193,9 @@ def _run(variant: str, seed: int, zoos: list[Zoo], tasks: Mapping[str, Task]) ->
         return dict(found["kept"])
     done.parent.mkdir(parents=True, exist_ok=True)
     behaviour = (
-        Outputs({name: task.x_train for name, task in tasks.items()}) if options.behaviour else None
+        BehaviorLoss({name: task.x_train for name, task in tasks.items()})
+        if options.behaviour
+        else None
     )
     model = pretrain(
         [outside_pool(zoo) for zoo in zoos],

@@ -29,7 +29,8 @@ from zoodata import MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
 from sane_plugins.autoencoder import fingerprint
 from sane_plugins.properties import FeatureDataset
-from sane_plugins.properties.numeric_head import fit_members, join
+from sane_plugins.properties.dataset import stack_features
+from sane_plugins.properties.numeric_head import fit_members
 from sane_plugins.properties.regressors import Array, normal_scores, predict
 from sane_plugins.zoo import Zoo, evaluation_pool
 
@@ -198,7 +199,11 @@ def _members(x: Array, y: Array, _code: str) -> Any:
 
 
 def _read(samples: FeatureDataset, features: str) -> Array:
-    return samples.features["s(W)"] if features == RIVAL else join(samples.features, features)
+    return (
+        samples.features["s(W)"]
+        if features == RIVAL
+        else stack_features(samples.features, features)
+    )
 
 
 def _ranked(

@@ -35,12 +35,12 @@ from sane_plugins.zoo_training import (
     Schedule,
     TrainingImages,
     ZooOptions,
-    initial,
+    build_initialized,
     train_zoo,
 )
-from sane_plugins.zoo_training.group_trainer import read_state
-from sane_plugins.zoo_training.training_run import factory_of, groups_of, plan_jobs
-from sane_plugins.zoo_training.workers import run_jobs
+from sane_plugins.zoo_training.group_trainer import load_group_state
+from sane_plugins.zoo_training.worker_processes import train_groups
+from sane_plugins.zoo_training.zoo_trainer import draw_groups, network_factory, plan_jobs
 
 RESULTS = Path(__file__).parent / "results"
 OPTIONS = ZooOptions(name="speed", dataset="mnist")
@@ -69,7 +69,7 @@ def main() -> None:
     result = every.setdefault(device_name(chosen.device), fresh)
     if "threads" not in result:
         result["threads"], result["tried_seconds"] = faster_threads(options, images)
-    groups = len(groups_of(options))
+    groups = len(draw_groups(options))
     order = torch.randperm(groups, generator=torch.Generator().manual_seed(0)).split(
         result["used_processes"]
     )
@@ -120,7 +120,7 @@ def schedule_of(options: ZooOptions) -> Schedule:
 
 def faster_threads(options: ZooOptions, images: TrainingImages) -> tuple[int, dict[int, float]]:
     """Return the number of threads, torch's default or one, that makes a plain loop faster; and seconds."""
-    draw = groups_of(options)[0][0]
+    draw = draw_groups(options)[0][0]
     default, seconds = torch.get_num_threads(), {}
     for threads in {1, default}:
         torch.set_num_threads(threads)
@@ -146,10 +146,10 @@ def compared(
         jobs = plan_jobs(images, options, Path(folder), "", None)
         jobs = [jobs[index] for index in indices]
         start = time.perf_counter()
-        for _ in run_jobs(jobs, images, Path(folder), result["used_processes"]):
+        for _ in train_groups(jobs, images, Path(folder), result["used_processes"]):
             pass
         at_once = time.perf_counter() - start
-        ends = [read_state(job.state)[0]["measured"][str(options.epochs)] for job in jobs]
+        ends = [load_group_state(job.state)[0]["measured"][str(options.epochs)] for job in jobs]
     default = torch.get_num_threads()
     torch.set_num_threads(result["threads"])
     start = time.perf_counter()
@@ -177,7 +177,7 @@ def alone(draw: Hyperparameters, options: ZooOptions, images: TrainingImages) ->
     x, y, x_test, y_test = (
         t.to(device) for t in (images.x_train, images.y_train, images.x_test, images.y_test)
     )
-    network = initial(draw, factory_of(options, draw, 1, 10)).to(device)
+    network = build_initialized(draw, network_factory(options, draw, 1, 10)).to(device)
     optimizer: torch.optim.Optimizer
     if draw.opt == "adam":
         optimizer = torch.optim.Adam(network.parameters(), draw.lr, weight_decay=draw.wd)

@@ -22,7 +22,7 @@ from sane_plugins.autoencoder import SANE, SANEConfig, embedded_sane, fingerprin
 from sane_plugins.errors import ZooError
 from sane_plugins.features import encoders, layer_statistics
 from sane_plugins.properties import FeatureDataset
-from sane_plugins.properties.numeric_head import STRUCTURE, group_folds
+from sane_plugins.properties.dataset import STRUCTURE, group_folds
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo import Zoo, import_published, is_zoo
@@ -104,7 +104,7 @@ def _flat(graph: WeightGraph) -> Array:
 
 PLAIN: Mapping[str, Measure] = {
     "W": _flat,
-    "s(W)": lambda graph: layer_statistics.plain(graph).numpy(),
+    "s(W)": lambda graph: layer_statistics.unterthiner_statistics(graph).numpy(),
     "statistics": lambda graph: layer_statistics.statistics(graph).numpy(),
     STRUCTURE: layer_statistics.structure,
 }
@@ -112,7 +112,9 @@ PLAIN: Mapping[str, Measure] = {
 
 def _key(zoo: Zoo) -> str:
     """Return what changes when the features would: code, and the zoo's networks."""
-    parts = code("encoders", "sane_features", "statistics", "matrix_statistics", "random_probes")
+    parts = code(
+        "encoders", "sane_features", "layer_statistics", "matrix_statistics", "random_probes"
+    )
     digest, written = hashlib.sha256(parts.encode()), zoo.weights.stat()
     digest.update("".join(entry.key for entry in zoo.entries).encode())
     digest.update(f"{written.st_size} {written.st_mtime_ns}".encode())

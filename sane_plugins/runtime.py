@@ -73,7 +73,7 @@ def require_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"--device {device}",
-            f"torch cannot use it ({str(error).partition(chr(10))[0]})",
+            f"it cannot be used ({str(error).partition(chr(10))[0]})",
             "a device of this machine is needed",
             "leave it out to use the CPU",
         ) from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,12 +12,13 @@ from sane_plugins.cli.console import (
     note,
     open_host,
     print_json,
+    print_table,
     progress_bars,
 )
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
-    from sane_plugins.inspection import LayerStats, Survey
+    from sane_plugins.inspection import Survey
 
 
 @click.command()
@@ -50,8 +50,13 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Show a network's layers, how much of it was read, what was not and why, and what is zero."""
-    from sane_plugins.inspection import survey_network
-    from sane_plugins.weights import slots
+    from sane_plugins.inspection import (
+        MAX_TABLE_LAYERS,
+        layer_table,
+        summary_lines,
+        survey_network,
+        survey_record,
+    )
 
     if plot is not None:
         from sane_plugins.inspection import require_plot, save_plot
@@ -60,82 +65,28 @@ def inspect(
     host = open_host()
     graph = host.open(source)
     with progress_bars(host):
-        found = survey_network(graph, host.report)
+        survey = survey_network(graph, host.report, width)
         if plot is not None:
-            save_plot(graph, found, plot, width)
-    tokens = sum(slot.tokens(width) for slot in slots(graph))
+            save_plot(graph, survey, plot)
     if as_json:
-        print_json(_told(found, tokens, width))
+        print_json(survey_record(survey))
     else:
-        from sane_plugins.cli.inspect_text import print_report
-
-        print_report(found, tokens, width, all_layers)
+        print_table(*layer_table(survey, None if all_layers else MAX_TABLE_LAYERS))
+        for line in summary_lines(survey):
+            click.echo(line)
     if plot is not None:
         note(f"Picture written to {plot}.")
-    _require(found, fail_under)
+    if fail_under is not None:
+        _require_coverage(survey, fail_under)
 
 
-def _require(found: Survey, least: float | None) -> None:
+def _require_coverage(survey: Survey, least: float) -> None:
     from sane_plugins.inspection import percent
 
-    if least is not None and 100 * found.coverage < least:
+    if 100 * survey.coverage < least:
         raise SourceError(
-            found.source,
-            f"{percent(found.coverage)} of its parameters could be read",
+            survey.source,
+            f"{percent(survey.coverage)} of its parameters could be read",
             f"--fail-under asks for {least:g} %",
             "see what could not be read, and why",
         )
-
-
-def _told(found: Survey, tokens: int, width: int) -> dict[str, Any]:
-    """Return all figures for programs."""
-    zeros = found.zeros / max(found.parameters, 1)
-    return {
-        "source": found.source,
-        "container": found.container,
-        "parameters": found.parameters,
-        "coverage": found.coverage,
-        "dtypes": found.dtypes,
-        "layers": [_layer(layer, found) for layer in found.layers],
-        "converted": [asdict(x) for x in found.converted],
-        "missed": [asdict(x) for x in found.missed],
-        "skipped": [{"reason": x.reason, "keys": x.keys} for x in found.skipped],
-        "sparsity": {"zeros": found.zeros, "share": zeros, **asdict(found.structure)},
-        "not_finite": found.unusable,
-        "topology": found.topology != "unknown",
-        "unconnected": found.unconnected,
-        "permutation_groups": found.groups,
-        "permutable_channels": found.channels,
-        "tokens": tokens,
-        "token_width": width,
-        "untouched": {key: x.reason for x in (*found.missed, *found.skipped) for key in x.keys},
-        "ties": dict(found.ties),
-        "notes": list(found.notes),
-    }
-
-
-def _layer(layer: LayerStats, found: Survey) -> dict[str, Any]:
-    return {
-        "name": layer.name,
-        "kind": layer.kind,
-        "parameters": layer.parameters,
-        "share": layer.parameters / found.total,
-        "rms": layer.rms,
-        "bias_rms": layer.bias_rms,
-        "zeros": layer.zeros,
-        "shared": layer.shared,
-        "tensors": [
-            {
-                "key": x.key,
-                "role": x.role,
-                "shape": x.shape,
-                "dtype": x.dtype,
-                "rms": x.rms,
-                "zeros": x.zeros,
-                "not_finite": x.unusable,
-                "converted": x.converted or None,
-                **asdict(x.channels),
-            }
-            for x in layer.tensors
-        ],
-    }

@@ -99,7 +99,7 @@ def pretrain(
     config, options = _configuration(preset, opened, given)
     behavior = _behavior_term(images, opened) if options.behaviour else None
     host = open_host()
-    with pretraining.joined(device) as own_device, progress_bars(host):
+    with pretraining.process_group(device) as own_device, progress_bars(host):
         pretraining.pretrain(
             opened,
             config,
@@ -109,7 +109,7 @@ def pretrain(
             report=host.report,
             behaviour=behavior,
         )
-        is_first = pretraining.World.here().is_first
+        is_first = pretraining.World.current().is_first
     if is_first:
         _draw_and_print(output, options.steps, as_json)
 
@@ -137,7 +137,7 @@ def _configuration(
 
 def _behavior_term(
     images_by_zoo: Sequence[str], zoos: Sequence[zoo.Zoo]
-) -> pretraining.Behavior | None:
+) -> pretraining.BehaviorTerm | None:
     """Parse ZOO=TASK, and return the term of the loss that compares networks' outputs on these images."""
     zoo_by_name, images = {x.name: x for x in zoos}, {}
     for text in images_by_zoo:
@@ -150,7 +150,7 @@ def _behavior_term(
                 "see 'sane-plugins zoo show'",
             )
         images[name] = _training_images(source, zoo_by_name[name])
-    return pretraining.Outputs(images) if images else None
+    return pretraining.BehaviorLoss(images) if images else None
 
 
 def _training_images(source: str, of: zoo.Zoo) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Encode a whole network: latents, one embedding, one embedding per layer.
+"""Encoders of whole networks: latents, one embedding, one embedding per layer.
 
 The method: docs/explanation/sane.md, sections 5.3 and 5.5.
 Encoders are a portfolio: `sane`, the autoencoder, and `statistics`, the baseline that is hard to beat. A
@@ -27,17 +27,6 @@ from sane_plugins.features.sane_features import Pool, is_probed, ordered
 from sane_plugins.progress import Report, silent
 from sane_plugins.weights import WeightGraph, slots
 
-__all__ = [
-    "ENCODERS",
-    "EncodeOptions",
-    "Encoder",
-    "Encoding",
-    "SaneEncoder",
-    "StatisticsEncoder",
-    "embed",
-    "statistics",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
@@ -64,7 +53,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Encoding:
-    """What an encoder says of one network.
+    """Latents and embeddings of one network.
 
     `embedding` (E,), `layers` (M, E') for the M slots in `names`, and where it came from. latents (T, L) with
     the half-open token range of each slot in `spans`: None where they were not kept, and both empty where
@@ -126,14 +115,14 @@ class SaneEncoder:
         """Return the latents that are to be kept; the embedding is the mean of all (paper section 3.4)."""
         model = self.model or load_model(options)
         pool = Pool(graph, model)
-        with _kept(options.latents, pool, model) as (take, latents):
+        with _latent_store(options.latents, pool, model) as (take, latents):
             _walk(model, graph, take, options)
         return Encoding(
             latents=latents,
             spans=pool.spans,
             embedding=pool.mean.float(),
             layers=pool.layers.float(),
-            names=_names(graph),
+            names=_slot_names(graph),
             encoder=self.name,
             provenance={"source": graph.source, "model": str(options.model or "embedded")},
         )
@@ -144,7 +133,7 @@ class SaneEncoder:
         probed = is_probed(graph)
         graph = ordered(graph) if probed else graph
         pool = Pool(graph, model)
-        with _kept(probed, pool, model) as (take, latents):
+        with _latent_store(probed, pool, model) as (take, latents):
             _walk(model, graph, take, options)
         return sane_features.features(
             model, graph, pool.side, latents, window=options.window, halo=options.halo
@@ -152,26 +141,26 @@ class SaneEncoder:
 
 
 @contextmanager
-def _kept(
+def _latent_store(
     where: bool | Path, pool: Pool, model: SANE
 ) -> Iterator[tuple[Callable[[WindowBatch], None], torch.Tensor | None]]:
-    """Pool each run, and keep its latents in memory, in a file, or not at all."""
+    """Yield what pools each window batch and keeps its latents in memory, in a file, or not at all."""
     if where is False:
         yield pool.take, None
     elif where is True:
         latents = model.latents_out.weight.new_empty(pool.spans[-1][1], model.config.latent_width)
 
-        def keep(run: WindowBatch) -> None:
-            pool.take(run)
-            latents[run.start : run.start + len(run.latents)] = run.latents
+        def keep(batch: WindowBatch) -> None:
+            pool.take(batch)
+            latents[batch.start : batch.start + len(batch.latents)] = batch.latents
 
         yield keep, latents
     else:
         with Path(where).open("wb") as file:
 
-            def write(run: WindowBatch) -> None:
-                pool.take(run)
-                run.latents.cpu().numpy().tofile(file)
+            def write(batch: WindowBatch) -> None:
+                pool.take(batch)
+                batch.latents.cpu().numpy().tofile(file)
 
             yield write, None
 
@@ -203,7 +192,7 @@ class StatisticsEncoder:
             spans=[],
             embedding=self.features(graph, options),
             layers=torch.from_numpy(np.stack(slot_moments(graph))),
-            names=_names(graph),
+            names=_slot_names(graph),
             encoder=self.name,
             provenance={"source": graph.source},
         )
@@ -236,7 +225,7 @@ def embed(
     return encoders[options.encoder].encode(graph, options)
 
 
-def _names(graph: WeightGraph) -> tuple[str, ...]:
+def _slot_names(graph: WeightGraph) -> tuple[str, ...]:
     return tuple(slot.weight.key for slot in slots(graph))
 
 

@@ -1,11 +1,13 @@
-"""Layer statistics: what the numbers of a network say without a learned encoder.
+"""Layer statistics: features of a network without a learned encoder.
 
 The method: docs/explanation/sane.md, section 5.4.
-`plain` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` tells less of how values are
-distributed, which says little beyond mean and deviation, and more of channels, spectra, spatial structure
-and of what the network does to random inputs. Matrices, vectors, and each role in normalisations form
-sequences along the depth, interpolated to a fixed number of places, so that every network has the same number
-of features; five matrices and five vectors are taken as they are. Channel order does not matter.
+
+`unterthiner_statistics` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` has fewer
+features of how values are distributed, which says little beyond mean and deviation, and more of channels,
+spectra, spatial structure and of what the network does to random inputs. Matrices, vectors, and each role in
+normalisations form sequences along the depth, interpolated to a fixed number of places, so that every network
+has the same number of features; five matrices and five vectors are taken as they are.
+Channel order does not matter.
 """
 
 from __future__ import annotations
@@ -39,12 +41,12 @@ def statistics(graph: WeightGraph) -> torch.Tensor:
     graph.require_finite()
     chain = _Chain(graph)
     vectors = [
-        (p.role, matrix_statistics.vector(_array(graph, p).ravel()))
+        (p.role, matrix_statistics.vector_features(_array(graph, p).ravel()))
         for p in graph.params
         if p.size and len(p.shape) < 2
     ]
-    matrices = [matrix_statistics.features(w, bias) for w, bias in chain]
-    activity, outputs = probe(_Folded(graph))
+    matrices = [matrix_statistics.matrix_features(w, bias) for w, bias in chain]
+    activity, outputs = probe(_FoldedChain(graph))
     parts = [
         resample(matrices, PLACES, _WIDTHS["matrix"]).ravel(),
         by_role(vectors, _WIDTHS["vector"]),
@@ -57,7 +59,7 @@ def statistics(graph: WeightGraph) -> torch.Tensor:
 
 def decisions(graph: WeightGraph) -> Array:
     """Return what the network decides on random inputs (DECISIONS,); zeros where it is no chain."""
-    return probe(_Folded(graph))[1]
+    return probe(_FoldedChain(graph))[1]
 
 
 def is_chain(graph: WeightGraph) -> bool:
@@ -65,7 +67,7 @@ def is_chain(graph: WeightGraph) -> bool:
     return _Chain(graph).is_whole
 
 
-def plain(graph: WeightGraph) -> torch.Tensor:
+def unterthiner_statistics(graph: WeightGraph) -> torch.Tensor:
     """Return s(W) (2 * PLACES * 7,) float64: mean, variance and quartiles of every tensor."""
     sequences: tuple[list[Array], list[Array]] = ([], [])
     for param in graph.params:
@@ -163,7 +165,7 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
         return weight.shape[weight.axis]
 
 
-class _Folded(_Chain):
+class _FoldedChain(_Chain):
     """The same with the normalisation after a matrix folded into it, as it is when the network is used."""
 
     def __init__(self, graph: WeightGraph) -> None:
@@ -195,18 +197,22 @@ def _overall(graph: WeightGraph, matrices: Sequence[Array]) -> Array:
     names = [*range(matrix_statistics.SIZES), _WIDTHS["sizes"] + _WIDTHS["channels"]]
     sums = [float(sum(m[i] for m in matrices)) for i in names]
     return np.array(
-        [matrix_statistics.log(graph.size), matrix_statistics.log(len(matrices)), *sums]
+        [
+            matrix_statistics.clipped_log(graph.size),
+            matrix_statistics.clipped_log(len(matrices)),
+            *sums,
+        ]
     )
 
 
 def _widths() -> dict[str, int]:
-    """Measure the feature blocks once on a dummy, so that their sizes are written nowhere twice."""
+    """Return the numbers of features, measured once on a dummy, so that they are written nowhere twice."""
     w, b = np.ones((2, 2, 1)), np.ones(2)
     return {
-        "sizes": len(matrix_statistics.sizes(w)),
-        "channels": len(matrix_statistics.channels(w)),
-        "matrix": len(matrix_statistics.features(w, b)),
-        "vector": len(matrix_statistics.vector(b)),
+        "sizes": len(matrix_statistics.magnitudes(w)),
+        "channels": len(matrix_statistics.channel_features(w)),
+        "matrix": len(matrix_statistics.matrix_features(w, b)),
+        "vector": len(matrix_statistics.vector_features(b)),
     }
 
 

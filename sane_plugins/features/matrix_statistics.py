@@ -1,4 +1,4 @@
-"""What the numbers of one matrix or vector say; channel order does not matter.
+"""Statistics of one matrix or vector, invariant to the order of channels.
 
 Matrices are (rows, inputs, places): the outputs, the inputs, and the places of a kernel.
 """
@@ -13,41 +13,45 @@ _TINY = 1e-12
 SIZES = 3
 
 
-def features(w: Array, bias: Array | None) -> Array:
-    """Return all that is said of one matrix and its bias."""
-    return np.concatenate([sizes(w), channels(w), spectrum(w), spatial(w), bias_relation(w, bias)])
+def matrix_features(w: Array, bias: Array | None) -> Array:
+    """Return all features of one matrix and its bias."""
+    return np.concatenate(
+        [magnitudes(w), channel_features(w), spectrum(w), spatial(w), bias_relation(w, bias)]
+    )
 
 
 def _ratio(a: float, b: float) -> float:
     return float(a / b) if abs(b) > _TINY else 0.0
 
 
-def log(x: float) -> float:
-    """Return the logarithm, of tiny numbers that of the least one."""
+def clipped_log(x: float) -> float:
+    """Return the logarithm of x, or of 1e-12 where x is less."""
     return float(np.log(max(x, _TINY)))
 
 
-def _cor(a: Array, b: Array) -> float:
+def _correlation(a: Array, b: Array) -> float:
     a, b = a - a.mean(), b - b.mean()
     return _ratio(float(a @ b), float(np.sqrt((a @ a) * (b @ b))))
 
 
-def _spread(x: Array) -> list[float]:
+def _relative_range(x: Array) -> list[float]:
     """Return how uneven positive numbers are: deviation, least and largest over their mean."""
     mean = float(x.mean())
     return [_ratio(x.std(), mean), _ratio(x.min(), mean), _ratio(x.max(), mean)]
 
 
-def sizes(w: Array) -> Array:
-    """Return how large values are, alone and relative to two usual initial scales, their mean and tails."""
+def magnitudes(w: Array) -> Array:
+    """Return the magnitude of values, alone and relative to two initial scales, their mean and tails."""
     rows, inputs, places = w.shape
     rms, std = float(np.sqrt((w**2).mean())), float(w.std())
     fans = [1, inputs * places, inputs * places + rows * places]
     tails = _ratio(float(((w - w.mean()) ** 4).mean()), std**4)
-    return np.array([*(log(rms * fan**0.5) for fan in fans), _ratio(float(w.mean()), std), tails])
+    return np.array(
+        [*(clipped_log(rms * fan**0.5) for fan in fans), _ratio(float(w.mean()), std), tails]
+    )
 
 
-def channels(w: Array) -> Array:
+def channel_features(w: Array) -> Array:
     """Return how channels differ and agree: norms, sums that cancel, cosines."""
     flat = w.reshape(len(w), -1)
     total = float((flat**2).sum())
@@ -57,11 +61,11 @@ def channels(w: Array) -> Array:
     dead = float((out_norm < 0.1 * out_norm.max()).mean())
     return np.array(
         [
-            *_spread(out_norm),
-            *_spread(in_norm),
+            *_relative_range(out_norm),
+            *_relative_range(in_norm),
             dead,
-            log(_ratio((flat.sum(0) ** 2).sum(), total)),
-            log(_ratio((flat.sum(1) ** 2).sum(), total)),
+            clipped_log(_ratio((flat.sum(0) ** 2).sum(), total)),
+            clipped_log(_ratio((flat.sum(1) ** 2).sum(), total)),
             _ratio(np.abs(flat.mean(1)).mean(), flat.std()),
             _ratio(flat.mean(1).std(), flat.std()),
             cosines.mean(),
@@ -83,7 +87,7 @@ def spectrum(w: Array) -> Array:
     second = share[1] if len(share) > 1 else 0.0
     return np.array(
         [
-            log(power[0] ** 0.5),
+            clipped_log(power[0] ** 0.5),
             _ratio(power[0] ** 0.5, edge),
             share[0],
             second,
@@ -91,8 +95,8 @@ def spectrum(w: Array) -> Array:
             share[-1],
             share[len(share) // 2],
             entropy / max(np.log(len(share)), 1.0),
-            log(share[-1]),
-            log(_ratio(share[0], share[len(share) // 2])),
+            clipped_log(share[-1]),
+            clipped_log(_ratio(share[0], share[len(share) // 2])),
         ]
     )
 
@@ -125,9 +129,9 @@ def spatial(w: Array) -> Array:
             *lag,
             low,
             high,
-            log(_ratio(low, high)),
-            log(_ratio(bands[0, 0], high)),
-            log((high * energy / w[..., 0].size) ** 0.5),
+            clipped_log(_ratio(low, high)),
+            clipped_log(_ratio(bands[0, 0], high)),
+            clipped_log((high * energy / w[..., 0].size) ** 0.5),
         ]
     )
 
@@ -148,18 +152,20 @@ def bias_relation(w: Array, bias: Array | None) -> Array:
     norm, rms = np.sqrt((flat**2).sum(1)), float(np.sqrt((bias**2).mean()))
     return np.array(
         [
-            log(_ratio(rms, flat.std())),
-            log(float(np.abs(bias).max()) * flat.shape[1] ** 0.5),
-            _cor(bias, norm),
-            _cor(bias, flat.sum(1)),
-            _cor(np.abs(bias), norm),
+            clipped_log(_ratio(rms, flat.std())),
+            clipped_log(float(np.abs(bias).max()) * flat.shape[1] ** 0.5),
+            _correlation(bias, norm),
+            _correlation(bias, flat.sum(1)),
+            _correlation(np.abs(bias), norm),
             _ratio(bias.mean(), rms),
-            log(_ratio(abs(bias.sum()), np.abs(bias).sum())),
+            clipped_log(_ratio(abs(bias.sum()), np.abs(bias).sum())),
         ]
     )
 
 
-def vector(x: Array) -> Array:
+def vector_features(x: Array) -> Array:
     """Return how large a vector's values are, how they vary, and on which side of zero they lie."""
     rms, std = float(np.sqrt((x**2).mean())), float(x.std())
-    return np.array([log(rms), log(std), _ratio(float(x.mean()), rms), float((x < 0).mean())])
+    return np.array(
+        [clipped_log(rms), clipped_log(std), _ratio(float(x.mean()), rms), float((x < 0).mean())]
+    )

@@ -1,4 +1,4 @@
-"""What a chain of matrices does to random inputs: activity, saturation and decisions, without any data.
+"""Random probes of a chain of matrices: activity, saturation and decisions on inputs without any data.
 
 The activation is not in the weights, so probes run once with each of three: one that cuts off, one that
 saturates around zero, and one that saturates away from it. The places of a kernel read different probes
@@ -28,7 +28,9 @@ def probe(chain: Sequence[tuple[Array, Array | None]]) -> tuple[list[Array], Arr
     chain: matrices (rows, inputs, places) with biases (rows,). From the first matrix that does not read
     what the one before it writes, activity is zero, and so are the decisions.
     """
-    layers, outputs = zip(*(_run(chain, activation) for activation in _ACTIVATIONS), strict=True)
+    layers, outputs = zip(
+        *(_propagate(chain, activation) for activation in _ACTIVATIONS), strict=True
+    )
     return [np.concatenate(each) for each in zip(*layers, strict=True)], np.concatenate(outputs)
 
 
@@ -45,26 +47,26 @@ ACTIVITY = _LAYER * len(_ACTIVATIONS)
 DECISIONS = _LAST * len(_ACTIVATIONS)
 
 
-def _run(
+def _propagate(
     chain: Sequence[tuple[Array, Array | None]], activation: Callable[[Array], Array]
 ) -> tuple[list[Array], Array]:
-    found: list[Array] = []
+    activities: list[Array] = []
     x, y = np.zeros((0, _PROBES)), np.zeros((0, _PROBES))
     for i, (w, bias) in enumerate(chain):
         if i and w.shape[1] != len(x):
             break
-        patches = _spread(x, w.shape[2]) if i else _images(w.shape[1], w.shape[2])
+        patches = _shifted(x, w.shape[2]) if i else _random_inputs(w.shape[1], w.shape[2])
         y = np.einsum("rik,ikn->rn", w, patches, optimize=True)
         drive = float(y.std())
         y = y if bias is None else y + bias[:, None]
         x = activation(y)
-        found.append(_activity(y, x, drive))
-    whole = 0 < len(found) == len(chain)
-    missing = [np.zeros(_LAYER)] * (len(chain) - len(found))
-    return [*found, *missing], _decisions(y) if whole else np.zeros(_LAST)
+        activities.append(_activity(y, x, drive))
+    is_chain = 0 < len(activities) == len(chain)
+    missing = [np.zeros(_LAYER)] * (len(chain) - len(activities))
+    return [*activities, *missing], _decisions(y) if is_chain else np.zeros(_LAST)
 
 
-def _images(inputs: int, places: int) -> Array:
+def _random_inputs(inputs: int, places: int) -> Array:
     """Draw inputs (inputs, places, n) of deviation 1 whose places mostly agree, as in real images."""
     rng = np.random.default_rng(0)
     common = rng.standard_normal((inputs, 1, _PROBES))
@@ -72,7 +74,7 @@ def _images(inputs: int, places: int) -> Array:
     return np.asarray(_SMOOTH**0.5 * common + (1 - _SMOOTH) ** 0.5 * own)
 
 
-def _spread(x: Array, places: int) -> Array:
+def _shifted(x: Array, places: int) -> Array:
     """Give each place of a kernel another probe of the same channel: (inputs, places, n)."""
     step = 1 + _PROBES // max(places, 1) // 4
     return np.stack([np.roll(x, k * step, axis=1) for k in range(places)], axis=1)

@@ -1,7 +1,22 @@
 from .archives import Archive
+from .artifact import (
+    DENOISER,
+    EMBEDDINGS,
+    HEADER,
+    PRETRAINING_STATE,
+    PROPERTY_HEADS,
+    SANE_MODEL,
+    ZOO_TRAINING_STATE,
+    ArtifactKind,
+    StoredRows,
+    load_artifact,
+    read_description,
+    save_artifact,
+    stream_artifact,
+)
 from .files import CHECKPOINTS, SCRIPTS, open_file
-from .guards import require_file, sealed
-from .safetensors_files import HEADER, LazyTensors
+from .guards import require_file, source_errors
+from .lazy_tensors import LazyTensors
 from .sharded import INDEX, index_in
 from .state_dict import from_state_dict
 from .writing import (
@@ -17,22 +32,34 @@ from .writing import (
 
 __all__ = [
     "CHECKPOINTS",
+    "DENOISER",
+    "EMBEDDINGS",
     "HEADER",
     "INDEX",
+    "PRETRAINING_STATE",
+    "PROPERTY_HEADS",
+    "SANE_MODEL",
     "SCRIPTS",
+    "ZOO_TRAINING_STATE",
     "Archive",
+    "ArtifactKind",
     "LazyTensors",
+    "StoredRows",
     "check_save",
     "from_state_dict",
     "index_in",
+    "load_artifact",
     "open_file",
+    "read_description",
     "require_file",
     "save_arrays",
+    "save_artifact",
     "save_checkpoint",
     "save_network",
     "save_safetensors",
     "save_sharded",
-    "sealed",
     "sidecar",
     "sidecar_writes",
+    "source_errors",
+    "stream_artifact",
 ]

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.guards import kept_open, reopen_later, sealed
+from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
 
 MEMBERS = 100_000
 ENTRY = 1024  # mean bytes per member in the directory
@@ -34,13 +34,13 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, Lock()
-        with sealed(path, "it is broken, no whole zip archive"):
-            self._file = file = kept_open(self, path)
+        with source_errors(path, "it is broken, no whole zip archive"):
+            self._file = file = open_until_collected(self, path)
             _check_directory(path, file)
             self._zip = ZipFile(file)
             infos = [info for info in self._zip.infolist() if not info.is_dir()]
             _check_members(path, infos)
-            self._starts = _places(path, file, infos, self._zip.start_dir)
+            self._starts = _member_starts(path, file, infos, self._zip.start_dir)
         self.members = {info.filename: info for info in infos}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -56,22 +56,22 @@ class Archive:
         return self.members[name].file_size
 
     def read(self, name: str, start: int = 0) -> bytes:
-        """Return a member's bytes from a place on."""
-        with sealed(self.path), self._zip.open(self.members[name]) as member:
+        """Return a member's bytes from an offset on."""
+        with source_errors(self.path), self._zip.open(self.members[name]) as member:
             member.seek(start)
             return member.read()
 
-    def part(self, name: str, start: int, count: int) -> bytes:
+    def read_range(self, name: str, start: int, count: int) -> bytes:
         """Return some of a member's bytes; of one that is stored, only these are read."""
         if self.members[name].compress_type != ZIP_STORED:
             return self.read(name, start)[:count]
-        with sealed(self.path), self._lock:
+        with source_errors(self.path), self._lock:
             self._file.seek(self._starts[name] + start)
             return self._file.read(min(count, self.size(name) - start))
 
-    def head(self, name: str, count: int) -> bytes:
+    def read_head(self, name: str, count: int) -> bytes:
         """Return the first bytes of a member."""
-        with sealed(self.path), self._zip.open(self.members[name]) as member:
+        with source_errors(self.path), self._zip.open(self.members[name]) as member:
             return member.read(count)
 
 
@@ -79,7 +79,7 @@ def _check_directory(path: Path, file: BinaryIO) -> None:
     """Refuse a directory that is too large to be looked at, or that is not where it says it is."""
     count, length, start, end = _directory(file, path.stat().st_size)
     if count > MEMBERS or length > ENTRY * (count + 1):
-        raise refused(
+        raise limit_error(
             path,
             f"it says that it has {count} members in {length} bytes of directory",
             f"at most {MEMBERS} members of {ENTRY} bytes each are read",
@@ -109,15 +109,15 @@ def _bytes(file: BinaryIO, start: int, count: int) -> bytes:
 
 def _check_members(path: Path, infos: list[ZipInfo]) -> None:
     if len(infos) > MEMBERS:
-        raise refused(path, f"it has {len(infos)} members", f"at most {MEMBERS} are read")
+        raise limit_error(path, f"it has {len(infos)} members", f"at most {MEMBERS} are read")
     names = {info.filename for info in infos}
     if len(names) < len(infos):
-        raise refused(path, "two of its members have one name", "each needs its own")
+        raise limit_error(path, "two of its members have one name", "each needs its own")
     for info in infos:
         _check_member(path, info)
     total = sum(info.file_size for info in infos)
     if total > RATIO * path.stat().st_size + ROOM:
-        raise refused(
+        raise limit_error(
             path, f"unpacked it has {total} bytes", f"at most {RATIO} times its size is read"
         )
 
@@ -125,24 +125,24 @@ def _check_members(path: Path, infos: list[ZipInfo]) -> None:
 def _check_member(path: Path, info: ZipInfo) -> None:
     name = info.orig_filename
     if name[:1] == "/" or name[1:2] == ":" or {"\\", "\0"} & {*name} or ".." in name.split("/"):
-        raise refused(path, f"a member is called {ascii(name)[:80]}", "plain names are needed")
+        raise limit_error(path, f"a member is called {ascii(name)[:80]}", "plain names are needed")
     if info.flag_bits & 1 or info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        raise refused(
+        raise limit_error(
             path,
             f"'{name}' is encrypted or packed in an uncommon way",
             "plain or deflated members are needed",
         )
     if info.compress_type == ZIP_STORED and info.compress_size != info.file_size:
-        raise refused(path, f"'{name}' has two sizes", "a whole archive is needed")
+        raise limit_error(path, f"'{name}' has two sizes", "a whole archive is needed")
     if info.file_size > max(ROOM, RATIO * info.compress_size):
-        raise refused(
+        raise limit_error(
             path,
             f"'{name}' gets {info.file_size} bytes out of {info.compress_size}",
             f"at most {RATIO} times as many are unpacked",
         )
 
 
-def _places(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -> dict[str, int]:
+def _member_starts(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -> dict[str, int]:
     """Return where each member's bytes start; refuse members that overlap or are called otherwise there."""
     starts, free = {}, 0
     for info in sorted(infos, key=lambda info: info.header_offset):
@@ -150,14 +150,14 @@ def _places(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -> dict[
         name = _bytes(file, info.header_offset + _LOCAL.size, local[9])
         coding = "utf-8" if info.flag_bits & 0x800 else "cp437"
         if local[0] != b"PK\3\4" or name != info.orig_filename.encode(coding):
-            raise refused(
+            raise limit_error(
                 path,
                 f"'{info.filename}' is not where it is said to be",
                 "a whole archive is needed",
             )
         start = info.header_offset + _LOCAL.size + local[9] + local[10]
         if info.header_offset < free or start + info.compress_size > end:
-            raise refused(
+            raise limit_error(
                 path,
                 f"'{info.filename}' overlaps another part of the file",
                 "each member needs a place of its own",
@@ -166,7 +166,7 @@ def _places(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -> dict[
     return starts
 
 
-def refused(path: Path, found: str, needed: str) -> SourceError:
+def limit_error(path: Path, found: str, needed: str) -> SourceError:
     """Return the error for an archive outside the limits."""
     return SourceError(
         path, found, needed, "where you trust it, write it anew with its own library"

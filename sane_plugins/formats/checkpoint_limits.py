@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, checked before torch reads it: sizes first, nothing allocated."""
+"""Limits of a checkpoint, checked before torch reads it: sizes from its pickle, nothing allocated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
-from sane_plugins.formats.guards import sealed
+from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.pickle_scan import PickledTensor, PickleLimitError, Scan, pickle_end
 
 VIEWS = 2**31  # bytes that expanded, shared and sparse tensors may have beyond what the file holds
@@ -68,7 +68,9 @@ def _next(path: Path, data: mmap.mmap) -> Scan:
 
 
 def _limits(path: Path) -> Any:
-    return sealed(path, "it is broken, or too nested or too large a pickle", "a whole checkpoint")
+    return source_errors(
+        path, "it is broken, or too nested or too large a pickle", "a whole checkpoint"
+    )
 
 
 def _vet(path: Path, scan: Scan, held: Mapping[str, int]) -> None:
@@ -84,14 +86,14 @@ def _vet(path: Path, scan: Scan, held: Mapping[str, int]) -> None:
                 "only plain tensors are read",
                 "save its state dict with torch.save or safetensors",
             )
-    require_held(path, [tensor for _, tensor in scan.tensors()])
+    require_backed(path, [tensor for _, tensor in scan.tensors()])
 
 
 def _asks_for_room(args: tuple[Any, ...]) -> bool:
     return any(isinstance(arg, int) for arg in args)
 
 
-def require_held(path: Path, tensors: list[PickledTensor]) -> None:
+def require_backed(path: Path, tensors: list[PickledTensor]) -> None:
     """Raise where tensors reach past their data, or expanded and shared ones are too large together."""
     distinct = {(t.storage.key, t.dtype, t.offset, t.shape, t.stride): t for t in tensors}.values()
     wanted = sum(t.count * t.dtype.itemsize for t in distinct)

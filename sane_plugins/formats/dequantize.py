@@ -1,4 +1,4 @@
-"""Tensors of other forms as plain ones: quantised and sparse ones are made plain when they are read."""
+"""Quantised and sparse tensors as dense floating-point ones, converted when they are read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sane_plugins.formats.guards import sealed
+from sane_plugins.formats.guards import source_errors
 
 DENSE = 2**31  # bytes that the sparse tensors of one source may have together, made dense
 FLOATS = {
@@ -37,7 +37,7 @@ class Content:
     unread: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
-class _Plain(Mapping[str, torch.Tensor]):
+class _DenseTensors(Mapping[str, torch.Tensor]):
     """Tensors, of which some are dequantised or made dense when they are asked for."""
 
     def __init__(
@@ -49,7 +49,7 @@ class _Plain(Mapping[str, torch.Tensor]):
         tensor = self._tensors[key]
         if key not in self._converted:
             return tensor
-        with sealed(f"{self._source}, '{key}'"):  # zero points out of range, for example
+        with source_errors(f"{self._source}, '{key}'"):  # zero points out of range, for example
             return tensor.dequantize() if tensor.is_quantized else tensor.detach().to_dense()
 
     def __iter__(self) -> Iterator[str]:
@@ -59,8 +59,10 @@ class _Plain(Mapping[str, torch.Tensor]):
         return len(self._tensors)
 
 
-def plain(tensors: Mapping[str, torch.Tensor], source: str, *, valued: bool = False) -> Content:
-    """Return tensors in memory as plain ones; those in unknown forms are unread.
+def describe_content(
+    tensors: Mapping[str, torch.Tensor], source: str, *, valued: bool = False
+) -> Content:
+    """Describe tensors in memory, quantised and sparse ones as dense; those in unknown forms are unread.
 
     So are those without values (meta device) where `valued` asks for values.
     """
@@ -83,7 +85,7 @@ def plain(tensors: Mapping[str, torch.Tensor], source: str, *, valued: bool = Fa
         described[key] = (tuple(tensor.shape), dtype)
     kept = {key: tensors[key] for key in described} if unread or converted else tensors
     return Content(
-        tensors=_Plain(source, kept, converted) if converted else kept,
+        tensors=_DenseTensors(source, kept, converted) if converted else kept,
         described=described,
         converted=converted,
         unread=unread,

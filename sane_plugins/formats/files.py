@@ -5,25 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.guards import require_file, sealed
+from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.numpy_files import open_arrays
-from sane_plugins.formats.safetensors_files import HEADER, LazyTensors, open_safetensors
+from sane_plugins.formats.safetensors_files import open_safetensors
 from sane_plugins.formats.sharded import INDEX, index_in, open_index
-from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.formats.torch_checkpoints import open_checkpoint
 from sane_plugins.weights import WeightGraph
-
-__all__ = [
-    "ARRAYS",
-    "CHECKPOINTS",
-    "HEADER",
-    "INDEX",
-    "SCRIPTS",
-    "LazyTensors",
-    "from_state_dict",
-    "open_file",
-    "require_file",
-]
 
 CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 SCRIPTS = (".jit", ".torchscript")
@@ -55,7 +42,7 @@ def open_file(path: str | Path) -> WeightGraph | None:
 
 
 def _open_folder(path: Path) -> WeightGraph | None:
-    with sealed(path):
+    with source_errors(path):
         is_folder = len(str(path)) < 4096 and "\0" not in str(path) and path.is_dir()
     index = index_in(path) if is_folder else None
     return open_index(require_file(index)) if index else None

@@ -1,4 +1,4 @@
-"""What every reader of files asks first, and what it lets out: one clear sentence, nothing else."""
+"""Checks before a file is read, and errors of its reading as one sentence."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ T = TypeVar("T")
 def require_file(path: Path) -> Path:
     """Return the path of a file that exists and holds something; raise `SourceError` otherwise."""
     try:
-        found = _wrong(path)
+        problem = _problem(path)
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be searched
         raise _unreadable(path, error) from error
-    if found:
-        raise SourceError(path, found, "a file with weights is needed", "check the path")
+    if problem:
+        raise SourceError(path, problem, "a file with weights is needed", "check the path")
     return path
 
 
 @contextmanager
-def sealed(
+def source_errors(
     path: Path | str, found: str = "it is broken", needed: str = "a whole file"
 ) -> Iterator[None]:
-    """Let nothing but `SaneError` out, and no warning: damaged bytes may make libraries raise anything."""
+    """Turn any exception into `SourceError`, drop warnings: of damaged bytes libraries raise anything."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -46,7 +46,7 @@ def sealed(
             ) from error
 
 
-def kept_open(owner: object, path: Path) -> BufferedReader:
+def open_until_collected(owner: object, path: Path) -> BufferedReader:
     """Return the opened file, which is closed with its owner; it may be replaced meanwhile."""
     file = path.open("rb")
     weakref.finalize(owner, file.close)
@@ -61,7 +61,7 @@ def reopen_later(
 
 
 def _reopen(kind: Callable[[Path], T], path: Path, stamp: tuple[int, int]) -> T:
-    with sealed(path):
+    with source_errors(path):
         if _stamp(path.stat()) != stamp:
             raise SourceError(
                 path, "it is not the file that was opened", "the same file", "open it anew"
@@ -73,7 +73,7 @@ def _stamp(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _wrong(path: Path) -> str:
+def _problem(path: Path) -> str:
     if path.is_dir():
         return "it is a folder"
     if not path.exists():

@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.dequantize import Content
-from sane_plugins.formats.guards import kept_open, reopen_later, sealed
+from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
 
@@ -56,7 +56,7 @@ def open_arrays(path: Path) -> WeightGraph:
     """
     file: Archive | Path = path if path.suffix == ".npy" else _archive(path)
     names = {"0": ""} if isinstance(file, Path) else _names(file)
-    with sealed(path, "an array of it is broken", "a whole file that NumPy wrote"):
+    with source_errors(path, "an array of it is broken", "a whole file that NumPy wrote"):
         places = {key: (name, _described(path, file, name)) for key, name in names.items()}
         kinds = {key: array.kind for key, (_, array) in places.items()}
         tensors = _Arrays(file, {key: place for key, place in places.items() if kinds[key]})
@@ -79,7 +79,7 @@ def _weights(array: _Array) -> int:
 
 
 def _archive(path: Path) -> Archive:
-    with sealed(path), path.open("rb") as file:
+    with source_errors(path), path.open("rb") as file:
         magic = file.read(4)
     if magic[:2] != b"PK":
         raise SourceError(
@@ -110,7 +110,7 @@ def _described(path: Path, file: Archive | Path, name: str) -> _Array:
         with file.open("rb") as opened:
             head = io.BytesIO(opened.read(_HEAD))
     else:
-        size, head = file.size(name), io.BytesIO(file.head(name, _HEAD))
+        size, head = file.size(name), io.BytesIO(file.read_head(name, _HEAD))
     version = npy.read_magic(head)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, columns, dtype = read(head)
@@ -131,7 +131,7 @@ class _Arrays(Mapping[str, torch.Tensor]):
 
     def __init__(self, file: Archive | Path, places: Mapping[str, tuple[str, _Array]]) -> None:
         self._file, self._places = file, places
-        self._open = kept_open(self, file) if isinstance(file, Path) else None
+        self._open = open_until_collected(self, file) if isinstance(file, Path) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._open is None:
@@ -142,7 +142,7 @@ class _Arrays(Mapping[str, torch.Tensor]):
     def __getitem__(self, key: str) -> torch.Tensor:
         name, array = self._places[key]
         path = self._file if isinstance(self._file, Path) else self._file.path
-        with sealed(path, f"'{key}' is broken", "a whole array"):
+        with source_errors(path, f"'{key}' is broken", "a whole array"):
             values = np.frombuffer(bytearray(self._bytes(name, array)), array.dtype)
             values = values.reshape(array.shape, order="F" if array.columns else "C")
             native = values.astype(array.dtype.newbyteorder("="), copy=False)

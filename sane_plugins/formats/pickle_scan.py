@@ -1,4 +1,4 @@
-"""Torch's pickles looked at, never run: every class and function in them becomes an inert record.
+"""Scan of torch's pickles, which are never run: every class and function becomes an inert record.
 
 Two uses: to check what a checkpoint says of itself before torch reads it, and to read TorchScript archives,
 whose classes exist nowhere. Nothing is imported or called, and no tensor is allocated.
@@ -161,11 +161,11 @@ class Scan(pickle.Unpickler):
     def tensors(self) -> Iterator[tuple[Inert, PickledTensor]]:
         """Yield every tensor that is put together from a piece of data."""
         for record in self.made:
-            if (found := stored(record)) is not None:
+            if (found := pickled_tensor(record)) is not None:
                 yield record, found
 
 
-def stored(record: Any) -> PickledTensor | None:
+def pickled_tensor(record: Any) -> PickledTensor | None:
     """Return what an inert record says of a tensor; None where it is something else.
 
     Raises `ValueError` or `TypeError` where it makes no sense.

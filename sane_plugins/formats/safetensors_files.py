@@ -1,119 +1,38 @@
-"""Safetensors files: the header is read first, a tensor when it is asked for."""
+"""Networks in safetensors files: what the tensors are is in the header, their values are read on demand."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
 
-from sane_plugins.errors import SourceError
-from sane_plugins.formats.dequantize import FLOATS, Content
-from sane_plugins.formats.guards import kept_open, reopen_later, sealed
+from sane_plugins.formats.artifact import HEADER, require_network
+from sane_plugins.formats.dequantize import Content
+from sane_plugins.formats.guards import source_errors
+from sane_plugins.formats.lazy_tensors import HeaderEntry, LazyTensors
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
-
-HEADER = "sane"
-HEADER_BYTES = 100_000_000  # the format's own limit
-TENSORS = 300_000  # of one network
-
-_BROKEN = "it is no whole safetensors file"
-_TYPES: Mapping[str, str] = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "I16": "int16",
-    "U16": "uint16",
-    "I32": "int32",
-    "U32": "uint32",
-    "I64": "int64",
-    "U64": "uint64",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "C64": "complex64",
-    "C128": "complex128",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-}
-
-
-@dataclass(frozen=True)
-class HeaderEntry:
-    """A tensor's place in a file; `dtype` is none for a type that torch cannot compute with."""
-
-    kind: str
-    dtype: torch.dtype | None
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-class LazyTensors(Mapping[str, torch.Tensor]):
-    """The tensors of a safetensors file, read when they are asked for.
-
-    The file stays open, so that it may be replaced meanwhile. Raises `SourceError` where it is not whole.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with sealed(path, _BROKEN, "a complete one"):
-            self._file = kept_open(self, path)
-            self.metadata, self.entries = _header(self._file, os.fstat(self._file.fileno()).st_size)
-        self._keys = [key for key, entry in self.entries.items() if entry.dtype is not None]
-        self._lock = Lock()
-
-    def __getitem__(self, key: str) -> torch.Tensor:
-        entry = self.entries[key]
-        if entry.dtype is None:
-            raise KeyError(key)
-        with sealed(self.path, _BROKEN, "a complete one"):
-            data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
-            with self._lock:
-                self._file.seek(entry.start)
-                if self._file.readinto(data.numpy().data) != len(data):
-                    raise ValueError("the file became shorter")
-            return data.view(entry.dtype).reshape(entry.shape)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reopen_later(LazyTensors, self.path, self._file)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def describe(self, key: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """Return a tensor's shape and type; nothing is read."""
-        entry = self.entries[key]
-        if entry.dtype is None:
-            raise KeyError(key)
-        return entry.shape, entry.dtype
 
 
 def open_safetensors(path: Path) -> WeightGraph:
     """Read one file. Raises `SourceError` where it is broken or holds something else of ours."""
     stored = LazyTensors(path)
     require_network(path, stored.metadata)
-    with sealed(path):
-        return as_graph(
-            [stored], stored, str(path), told(stored.metadata.get(HEADER, "{}"), [*stored])
+    with source_errors(path):
+        return to_graph(
+            [stored],
+            stored,
+            str(path),
+            parse_network_entry(stored.metadata.get(HEADER, "{}"), [*stored]),
         )
 
 
-def as_graph(
+def to_graph(
     files: Sequence[LazyTensors],
     tensors: Mapping[str, torch.Tensor],
     source: str,
@@ -124,13 +43,13 @@ def as_graph(
     entries = {key: entry for file in files for key, entry in file.entries.items()}
     keys = own["keys"] if own else [*tensors]
     if not own and all(_is_sorted(file.entries) for file in files):
-        keys = sorted(keys, key=natural)
+        keys = sorted(keys, key=natural_key)
         notes += ("layers come in the order of their names: the file does not keep their own",)
     content = Content(
         tensors=tensors,
         described={k: (entries[k].shape, e) for k in keys if (e := entries[k].dtype)},
         unread={
-            key: (prod(entry.shape), f"{entry.kind} values cannot be read")
+            key: (prod(entry.shape), f"{entry.dtype_name} values cannot be read")
             for key, entry in entries.items()
             if entry.dtype is None
         },
@@ -140,88 +59,19 @@ def as_graph(
         source,
         container="safetensors",
         ties=own.get("ties", {}),
-        axes=_fitting(own.get("axes", {}), entries),
+        axes=_valid_axes(own.get("axes", {}), entries),
         notes=notes,
         content=content,
     )
 
 
-def _fitting(axes: Mapping[str, object], entries: Mapping[str, HeaderEntry]) -> dict[str, int]:
+def _valid_axes(axes: Mapping[str, object], entries: Mapping[str, HeaderEntry]) -> dict[str, int]:
     """Return the axes that their tensors have."""
     ranks = {key: len(entries[key].shape) for key in axes}
     return {k: a for k, a in axes.items() if type(a) is int and -ranks[k] <= a < ranks[k]}
 
 
-def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, HeaderEntry]]:
-    """Return metadata and places in the order they have in the file, which they must fill."""
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= min(HEADER_BYTES, size - 8):
-        raise ValueError("the header is longer than the file")
-    text = file.read(length)
-    require_few(file.name, text.count(b'"data_offsets"'))  # counting is quicker than parsing
-    header = json.loads(text, object_pairs_hook=unique)
-    metadata = header.pop("__metadata__", {})
-    require_few(file.name, len(header))
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("metadata are text")
-    found = {key: _entry(told, 8 + length) for key, told in header.items()}
-    entries = dict(sorted(found.items(), key=lambda pair: (pair[1].start, pair[1].end)))
-    free = 8 + length
-    for entry in entries.values():
-        if entry.start != free:
-            raise ValueError("tensors overlap, or leave room")
-        free = entry.end
-    if free != size:
-        raise ValueError("the file has another length than its tensors")
-    return metadata, entries
-
-
-def require_few(path: Path, count: int) -> None:
-    """Raise `SourceError` for more tensors than a network has."""
-    if count > TENSORS:
-        raise SourceError(
-            path, f"it tells of {count} tensors", f"at most {TENSORS} are read", "name another file"
-        )
-
-
-def _entry(told: Any, base: int) -> HeaderEntry:
-    kind, shape, (start, end) = str(told["dtype"]), told["shape"], told["data_offsets"]
-    if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) or end < start:
-        raise ValueError("sizes are whole numbers")
-    dtype = getattr(torch, _TYPES.get(kind, ""), None)
-    if dtype is not None and prod(shape) * dtype.itemsize != end - start:
-        raise ValueError("a tensor has another size than its shape")
-    if dtype is not None and dtype.is_floating_point and dtype not in FLOATS:
-        dtype = None
-    return HeaderEntry(kind, dtype, tuple(shape), base + start, base + end)
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object; raise `ValueError` where a name is given twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is given twice")
-    return found
-
-
-def require_network(path: Path, metadata: Mapping[str, str]) -> None:
-    """Raise `SourceError` for files of ours that hold something else than a network."""
-    known = {
-        "sane_heads": "property heads",
-        "sane_embeddings": "embeddings",
-        "sane_run": "interrupted run",
-        "sane_model": "SANE",
-    }
-    for header in known.keys() & metadata.keys():
-        raise SourceError(
-            path,
-            f"it holds our own {known[header]}",
-            "the weights of a network are needed",
-            "name another file",
-        )
-
-
-def told(text: str, keys: list[str]) -> dict[str, Any]:
+def parse_network_entry(text: str, keys: list[str]) -> dict[str, Any]:
     """Return what `save_safetensors` wrote beside the tensors; nothing where it does not fit them."""
     try:
         own = json.loads(text)
@@ -239,10 +89,10 @@ def _is_sorted(entries: Mapping[str, HeaderEntry]) -> bool:
     """
     names: dict[str, list[str]] = {}
     for key, entry in entries.items():
-        names.setdefault(entry.kind, []).append(key)
+        names.setdefault(entry.dtype_name, []).append(key)
     return all(found == sorted(found) for found in names.values())
 
 
-def natural(key: str) -> list[tuple[int, str]]:
+def natural_key(key: str) -> list[tuple[int, str]]:
     """Return a key to sort by that puts layer 10 after layer 2."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", key)]

@@ -1,4 +1,7 @@
-"""Networks in several safetensors files beside an index, which says what lies where."""
+"""Networks in several safetensors files and an index, which names the file of each tensor.
+
+`safetensors` reads single files and knows no index.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,15 @@ from pathlib import Path
 import torch
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.guards import require_file, sealed
-from sane_plugins.formats.safetensors_files import (
-    HEADER,
+from sane_plugins.formats.artifact import HEADER, require_network
+from sane_plugins.formats.guards import require_file, source_errors
+from sane_plugins.formats.lazy_tensors import (
     HEADER_BYTES,
     LazyTensors,
-    as_graph,
-    require_few,
-    require_network,
-    told,
-    unique,
+    require_tensor_limit,
+    unique_keys,
 )
+from sane_plugins.formats.safetensors_files import parse_network_entry, to_graph
 from sane_plugins.weights import WeightGraph
 
 INDEX = ".safetensors.index.json"
@@ -31,16 +32,16 @@ def index_in(folder: Path) -> Path | None:
 
     Raises `SourceError` where it has several.
     """
-    with sealed(folder):
-        found = sorted(path for path in folder.iterdir() if path.name.endswith(INDEX))
-    if len(found) > 1:
+    with source_errors(folder):
+        indices = sorted(path for path in folder.iterdir() if path.name.endswith(INDEX))
+    if len(indices) > 1:
         raise SourceError(
             folder,
-            f"it holds several networks ({', '.join(path.name for path in found[:4])})",
+            f"it holds several networks ({', '.join(path.name for path in indices[:4])})",
             "one is needed",
             "name one of the index files",
         )
-    return found[0] if found else None
+    return indices[0] if indices else None
 
 
 def open_index(path: Path) -> WeightGraph:
@@ -48,32 +49,32 @@ def open_index(path: Path) -> WeightGraph:
 
     Raises `SourceError` for a shard or tensor that is missing, given twice, or outside the index's folder.
     """
-    named, own = _read(path)
-    require_few(path, len(named))
+    weight_map, own = _read(path)
+    require_tensor_limit(path, len(weight_map))
     by_shard: dict[str, list[str]] = {}
-    for key, name in named.items():
+    for key, name in weight_map.items():
         by_shard.setdefault(name, []).append(key)
     if len(by_shard) > SHARDS:
-        raise _odd(path, f"it names {len(by_shard)} files", f"at most {SHARDS} are read")
+        raise _index_error(path, f"it names {len(by_shard)} files", f"at most {SHARDS} are read")
     files = [LazyTensors(_shard(path, name)) for name in sorted(by_shard)]
     where: dict[str, LazyTensors] = {}
     for name, file in zip(sorted(by_shard), files, strict=True):
         require_network(file.path, file.metadata)
         for key in file.entries:
             if key in where:
-                raise _odd(
+                raise _index_error(
                     path,
                     f"'{key}' is in two files ({where[key].path.name} and {name})",
                     "each tensor belongs in one",
                 )
             where[key] = file
         if missing := [key for key in by_shard[name] if key not in file.entries]:
-            raise _odd(path, f"'{missing[0]}' is not in {name}", "the index says so")
-    extra = [key for key in where if key not in named]
+            raise _index_error(path, f"'{missing[0]}' is not in {name}", "the index says so")
+    extra = [key for key in where if key not in weight_map]
     notes = (f"{len(extra)} tensors are in its files though not in the index",) if extra else ()
     tensors = _Shards(where)
-    with sealed(path):
-        return as_graph(files, tensors, str(path), told(own, [*tensors]), notes)
+    with source_errors(path):
+        return to_graph(files, tensors, str(path), parse_network_entry(own, [*tensors]), notes)
 
 
 class _Shards(Mapping[str, torch.Tensor]):
@@ -94,37 +95,39 @@ class _Shards(Mapping[str, torch.Tensor]):
 
 def _read(path: Path) -> tuple[dict[str, str], str]:
     """Return which file holds which tensor, and what `save_sharded` wrote beside it."""
-    with sealed(path, "it is no index of safetensors files", "one with a weight_map"):
+    with source_errors(path, "it is no index of safetensors files", "one with a weight_map"):
         if path.stat().st_size > HEADER_BYTES:
             raise ValueError("too large")
-        index = json.loads(path.read_bytes(), object_pairs_hook=unique)
-        named: dict[str, str] = index["weight_map"]
-        if not all(isinstance(name, str) for name in named.values()):
+        index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
+        weight_map: dict[str, str] = index["weight_map"]
+        if not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("names are text")
         metadata = index.get("metadata") or {}
-        return named, str(metadata.get(HEADER, "{}"))
+        return weight_map, str(metadata.get(HEADER, "{}"))
 
 
 def _shard(index: Path, name: str) -> Path:
     """Return the file of a shard, which lies beside the index, or where Hugging Face's cache keeps it."""
     if Path(name).name != name or {"/", "\\", "\0", ":"} & {*name} or name in ("", ".", ".."):
-        raise _odd(
+        raise _index_error(
             index, f"it names {ascii(name)[:80]}", "the plain names of files beside it are read"
         )
     path = index.parent / name
-    with sealed(path):
+    with source_errors(path):
         folder, real = index.parent.resolve(), path.resolve()
         allowed = {folder, *_blobs(folder)}
     if real.parent not in allowed:
-        raise _odd(index, f"its file '{name}' leads out of its folder", "its files lie beside it")
+        raise _index_error(
+            index, f"its file '{name}' leads out of its folder", "its files lie beside it"
+        )
     return require_file(path)
 
 
 def _blobs(folder: Path) -> set[Path]:
     """Return where the cache keeps the files that `snapshots/<revision>/...` points to."""
-    found = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
-    return {*found[:1]}
+    blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
+    return {*blobs[:1]}
 
 
-def _odd(path: Path, found: str, needed: str) -> SourceError:
+def _index_error(path: Path, found: str, needed: str) -> SourceError:
     return SourceError(path, found, needed, "download the folder again")

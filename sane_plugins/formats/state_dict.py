@@ -1,4 +1,4 @@
-"""Networks from mappings of tensors: grouped into layers by their names, as a module's are."""
+"""Networks from state dicts: tensors grouped into layers by their names, as a module's are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from sane_plugins.formats.dequantize import Content, Described, plain
+from sane_plugins.formats.dequantize import Content, Described, describe_content
 from sane_plugins.weights import (
     NORM_ROLES,
     Layer,
@@ -44,12 +44,12 @@ def from_state_dict(
     floating-point are named in `untouched`, and in `missed` where they may be weights. `content` gives what
     is known of tensors that are read later.
     """
-    content = content or plain(tensors, source)
+    content = content or describe_content(tensors, source)
     tensors, described, converted = content.tensors, content.described, dict(content.converted)
-    pruned = _pruned(described)
-    ties = _shared(tensors, described, converted, pruned) if ties is None else dict(ties)
+    pruned = _pruned_names(described)
+    ties = _find_ties(tensors, described, converted, pruned) if ties is None else dict(ties)
     if pruned:
-        tensors = _folded(tensors, pruned)
+        tensors = _fold_masks(tensors, pruned)
         described = {key: (tuple(x.shape), x.dtype) for key, x in tensors.items()}
         converted = {key: how for key, how in converted.items() if key in tensors}
         converted |= dict.fromkeys(pruned, "its pruning mask is folded in")
@@ -61,7 +61,7 @@ def from_state_dict(
     for key, (shape, dtype) in described.items():
         owner, attribute = owner_of(key), key.rpartition(".")[2]
         if not dtype.is_floating_point:
-            untouched[key], may_be_weights = _no_weights(attribute, shape, dtype)
+            untouched[key], may_be_weights = _reason_untouched(attribute, shape, dtype)
             if may_be_weights and 0 not in shape:
                 missed[key] = prod(shape)
         elif key not in ties:
@@ -83,12 +83,12 @@ def from_state_dict(
         converted={
             key: how for key, how in converted.items() if key not in untouched and key not in ties
         },
-        notes=(NO_TOPOLOGY, *notes, *_remarks(described, content)),
+        notes=(NO_TOPOLOGY, *notes, *_notes(described, content)),
         container=container,
     )
 
 
-def _remarks(described: Described, content: Content) -> tuple[str, ...]:
+def _notes(described: Described, content: Content) -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     if any("parametrizations" in key.split(".") for key in described):
         notes += ("its parametrisations are read as stored: a file does not say what they compute",)
@@ -100,7 +100,9 @@ def _remarks(described: Described, content: Content) -> tuple[str, ...]:
     return notes
 
 
-def _no_weights(attribute: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, bool]:
+def _reason_untouched(
+    attribute: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[str, bool]:
     """Return why a tensor that is not floating-point is left alone, and whether it may be weights."""
     if dtype.is_complex:
         return f"{dtype} values are not read as weights", True
@@ -111,7 +113,7 @@ def _no_weights(attribute: str, shape: tuple[int, ...], dtype: torch.dtype) -> t
     return f"{dtype} values are no weights", False
 
 
-def _pruned(described: Described) -> list[str]:
+def _pruned_names(described: Described) -> list[str]:
     """Return the names that `torch.nn.utils.prune` stores as an original and a mask of one shape."""
     plain = [key.removesuffix("_orig") for key in described if key.endswith("_orig")]
     return [
@@ -123,7 +125,7 @@ def _pruned(described: Described) -> list[str]:
     ]
 
 
-def _folded(tensors: Mapping[str, torch.Tensor], pruned: list[str]) -> dict[str, torch.Tensor]:
+def _fold_masks(tensors: Mapping[str, torch.Tensor], pruned: list[str]) -> dict[str, torch.Tensor]:
     """Return the tensors in use, each pruned one in the place of its original."""
     plain = {f"{key}_orig": key for key in pruned}
     masks = {f"{key}_mask" for key in pruned}
@@ -136,7 +138,7 @@ def _folded(tensors: Mapping[str, torch.Tensor], pruned: list[str]) -> dict[str,
     return folded
 
 
-def _shared(
+def _find_ties(
     tensors: Mapping[str, torch.Tensor],
     described: Described,
     converted: Mapping[str, str],

@@ -1,4 +1,4 @@
-"""Torch checkpoints without pickled code: whatever they nest, the network's tensors are found."""
+"""Torch checkpoints without pickled code: the largest state dict in whatever they nest."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.checkpoint_limits import vet_legacy, vet_zip
-from sane_plugins.formats.dequantize import plain
-from sane_plugins.formats.guards import sealed
+from sane_plugins.formats.dequantize import describe_content
+from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.formats.torchscript import open_script
 from sane_plugins.weights import WeightGraph
@@ -34,7 +34,7 @@ def open_checkpoint(path: Path) -> WeightGraph:
     Notes name the place, and what was not read. Raises `SourceError` for a file that is damaged, holds code
     or holds no such mapping.
     """
-    with sealed(path), path.open("rb") as file:
+    with source_errors(path), path.open("rb") as file:
         magic = file.read(2)
     if not magic.startswith((_ZIP, _PICKLE)):
         raise SourceError(
@@ -45,14 +45,14 @@ def open_checkpoint(path: Path) -> WeightGraph:
         )
     if magic != _ZIP:
         vet_legacy(path)
-        return _network(path, _unpickled(path, mapped=False))
+        return _network(path, _unpickle(path, mapped=False))
     archive = Archive(path)
     content = _pickle_of(archive)
     if content.removesuffix("data.pkl") + "constants.pkl" in archive.members:
         return open_script(path, archive, content)
     vet_zip(path, archive, content)
     # Only what lies in the file as it is can be mapped: then a tensor is read when it is used.
-    return _network(path, _unpickled(path, mapped=archive.stored))
+    return _network(path, _unpickle(path, mapped=archive.stored))
 
 
 def _pickle_of(archive: Archive) -> str:
@@ -69,7 +69,7 @@ def _pickle_of(archive: Archive) -> str:
 
 
 def _network(path: Path, content: Any) -> WeightGraph:
-    with sealed(path):
+    with source_errors(path):
         found, ignored = _state_dicts(path, content)
     if not found:
         raise SourceError(
@@ -89,14 +89,14 @@ def _network(path: Path, content: Any) -> WeightGraph:
         notes += (f"not read: {_few(others)}; save what is a network as a file of its own",)
     if ignored:
         notes += (f"the state of its optimiser is left out: {_few(ignored)}",)
-    with sealed(path):
-        content = plain(tensors, str(path), valued=True)
+    with source_errors(path):
+        content = describe_content(tensors, str(path), valued=True)
         return from_state_dict(
             tensors, str(path), container="checkpoint", notes=notes, content=content
         )
 
 
-def _loaded(path: Path, mapped: bool) -> Any:
+def _torch_load(path: Path, mapped: bool) -> Any:
     # A load that fails midway leaves sparse tensors behind, and the next one would check them too.
     left: list[torch.Tensor] = getattr(torch._utils, "_sparse_tensors_to_validate", [])
     left.clear()
@@ -106,12 +106,12 @@ def _loaded(path: Path, mapped: bool) -> Any:
         left.clear()
 
 
-def _unpickled(path: Path, *, mapped: bool) -> Any:
-    with sealed(path, needed="a whole checkpoint"):
+def _unpickle(path: Path, *, mapped: bool) -> Any:
+    with source_errors(path, needed="a whole checkpoint"):
         try:
             # Without the check, places outside a sparse tensor would be written to when it is made dense.
             with torch.sparse.check_sparse_tensor_invariants():
-                return _loaded(path, mapped)
+                return _torch_load(path, mapped)
         except UnpicklingError as error:
             raise _refused(path, str(error)) from error
 

@@ -11,10 +11,10 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
-from sane_plugins.formats.checkpoint_limits import require_held, scan_member
+from sane_plugins.formats.checkpoint_limits import require_backed, scan_member
 from sane_plugins.formats.dequantize import FLOATS, Content
-from sane_plugins.formats.guards import sealed
-from sane_plugins.formats.pickle_scan import Inert, PickledTensor, Scan, stored
+from sane_plugins.formats.guards import source_errors
+from sane_plugins.formats.pickle_scan import Inert, PickledTensor, Scan, pickled_tensor
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
 
@@ -30,7 +30,7 @@ _WRAPPED = ("torch.jit._pickle.build_tensorlist", "torch.jit._pickle.restore_typ
 def open_script(path: Path, archive: Archive, name: str) -> WeightGraph:
     """Read the tensors of an archive under their attributes' names, those of its code as `constants.N`."""
     folder = name.removesuffix("data.pkl")
-    with sealed(path, "it is broken, or too nested", "a whole TorchScript archive"):
+    with source_errors(path, "it is broken, or too nested", "a whole TorchScript archive"):
         _require_same_order(path, archive, folder)
         places, unread = _attributes(path, archive, name, f"{folder}data/")
         found = _attributes(path, archive, f"{folder}constants.pkl", f"{folder}constants/")
@@ -55,7 +55,7 @@ def open_script(path: Path, archive: Archive, name: str) -> WeightGraph:
 
 def _require_same_order(path: Path, archive: Archive, folder: str) -> None:
     name = f"{folder}byteorder"
-    if name in archive.members and archive.head(name, 9) != b"little":
+    if name in archive.members and archive.read_head(name, 9) != b"little":
         raise SourceError(
             path,
             "it was written on a big-endian machine",
@@ -71,8 +71,8 @@ def _attributes(
     scan: Scan = scan_member(archive, name)
     places: dict[str, _Place] = {}
     unread: dict[str, tuple[int, str]] = {}
-    for key, record in _walked(path, scan.content):
-        found = stored(record)
+    for key, record in _walk(path, scan.content):
+        found = pickled_tensor(record)
         if found is None:
             unread[key] = (0, "sparse tensors of TorchScript archives are not read")
         elif not _is_known(found.dtype):
@@ -80,7 +80,7 @@ def _attributes(
         else:
             _require_data(path, archive, folder, found)
             places[key] = folder, found
-    require_held(path, [place for _, place in places.values()])
+    require_backed(path, [place for _, place in places.values()])
     return places, unread
 
 
@@ -101,7 +101,7 @@ def _require_data(path: Path, archive: Archive, folder: str, place: PickledTenso
         )
 
 
-def _walked(path: Path, content: Any) -> Iterator[tuple[str, Inert]]:
+def _walk(path: Path, content: Any) -> Iterator[tuple[str, Inert]]:
     """Yield the tensors' records in the order of attributes; a shared module is met at each name."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
     parts = 0
@@ -118,11 +118,11 @@ def _walked(path: Path, content: Any) -> Iterator[tuple[str, Inert]]:
         if isinstance(part, Inert) and part.name.startswith("torch._utils._rebuild"):
             yield ".".join(names), part
         else:
-            inner = [((*names, key), value) for key, value in _inside(part) if _may_hold(value)]
+            inner = [((*names, key), value) for key, value in _children(part) if _is_nested(value)]
             waiting += reversed(inner)
 
 
-def _inside(part: Any) -> Iterator[tuple[str, Any]]:
+def _children(part: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(part, Inert):
         part = part.args[0] if part.name in _WRAPPED and part.args else part.state
     if isinstance(part, Mapping):
@@ -131,7 +131,7 @@ def _inside(part: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(number), value) for number, value in enumerate(part))
 
 
-def _may_hold(value: Any) -> bool:
+def _is_nested(value: Any) -> bool:
     return isinstance(value, Inert | Mapping | list | tuple)
 
 
@@ -171,7 +171,7 @@ class _Tensors(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, key: str) -> torch.Tensor:
         folder, place = self._places[key]
-        with sealed(self._archive.path):
+        with source_errors(self._archive.path):
             values = self._values(folder, place)
             return _dequantized(self, folder, place, values) if place.quantizer else values
 
@@ -180,7 +180,7 @@ class _Tensors(Mapping[str, torch.Tensor]):
             return torch.empty(place.shape, dtype=_integers(place.dtype))
         size = place.dtype.itemsize
         start, count = place.offset * size, (place.end - place.offset) * size
-        data = bytearray(self._archive.part(folder + place.storage.key, start, count))
+        data = bytearray(self._archive.read_range(folder + place.storage.key, start, count))
         values = torch.frombuffer(data, dtype=_integers(place.dtype))
         return values.as_strided(place.shape, place.stride).contiguous()
 
@@ -206,14 +206,14 @@ def _dequantized(
         return torch._make_per_tensor_quantized_tensor(whole, scale, zero).dequantize()
     axis = place.quantizer[3]
     scales, zeros = (
-        _one_each(tensors, folder, record, place.shape[axis]) for record in (scale, zero)
+        _channel_values(tensors, folder, record, place.shape[axis]) for record in (scale, zero)
     )
     return torch._make_per_channel_quantized_tensor(whole, scales, zeros, axis).dequantize()
 
 
-def _one_each(tensors: _Tensors, folder: str, record: Any, channels: int) -> torch.Tensor:
+def _channel_values(tensors: _Tensors, folder: str, record: Any, channels: int) -> torch.Tensor:
     """Return the scales or zero points of so many channels."""
-    place = stored(record)
+    place = pickled_tensor(record)
     if place is None or place.shape != (channels,) or place.end > place.storage.size:
         raise ValueError("no scale per channel")
     return tensors._values(folder, place)

@@ -6,24 +6,18 @@ The method: docs/explanation/sane.md, section 8.3.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sane_plugins.atomic_files import write_whole
 from sane_plugins.display import ShortRepr
-from sane_plugins.errors import ZooError
-from sane_plugins.formats import LazyTensors
-
-HEADER = "sane_diffusion"
-VERSION = 1
+from sane_plugins.formats import DENOISER, load_artifact, save_artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,22 +138,18 @@ def denoised(
 
 
 def save_denoiser(model: Denoiser, path: str | Path) -> Path:
-    """Write a denoiser as float16 with its configuration; the inverse of `load` up to that."""
-    tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
-    header = {HEADER: json.dumps({"version": VERSION, "config": asdict(model.config)})}
-    return write_whole(Path(path), lambda partial: save_file(tensors, partial, metadata=header))
+    """Write a denoiser as float16 with its configuration; the inverse of `load_denoiser` up to that."""
+    tensors = {key: value.half() for key, value in model.state_dict().items()}
+    about = {"version": DENOISER.version, "config": asdict(model.config)}
+    return save_artifact(DENOISER, about, tensors, path)
 
 
 def load_denoiser(path: str | Path) -> Denoiser:
     """Read a denoiser. Raises `ZooError` for what is none, or of another version."""
-    told = json.loads(LazyTensors(Path(path)).metadata.get(HEADER, "{}"))
-    if told.get("version") != VERSION:
-        raise ZooError(
-            path,
-            f"it is no denoiser of version {VERSION}",
-            "one from 'sane-plugins' is needed",
-            "use the sampler kde, which needs no file",
-        )
-    model = Denoiser(DenoiserConfig(**told["config"]))
-    model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return load_artifact(DENOISER, path, _denoiser)
+
+
+def _denoiser(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Denoiser:
+    model = Denoiser(DenoiserConfig(**about["config"]))
+    model.load_state_dict({key: value.float() for key, value in tensors.items()})
     return model.eval().requires_grad_(False)

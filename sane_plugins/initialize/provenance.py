@@ -15,7 +15,7 @@ import torch
 import sane_plugins
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError
-from sane_plugins.formats import HEADER, LazyTensors, require_file, sealed, sidecar
+from sane_plugins.formats import HEADER, LazyTensors, require_file, sidecar, source_errors
 from sane_plugins.generation import embedded_prompts
 from sane_plugins.initialize.candidates import CandidateScore, CandidateSpec
 from sane_plugins.initialize.options import InitializeOptions, TrainOptions
@@ -108,7 +108,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         text = LazyTensors(path).metadata.get(HEADER, "{}")
     elif sidecar(path).is_file():
         text = sidecar(path).read_text(encoding="utf-8", errors="replace")
-    with sealed(path, "what it says of its origin is broken", "a whole file"):
+    with source_errors(path, "what it says of its origin is broken", "a whole file"):
         own = json.loads(text)
     provenance = own.get(KEY) if isinstance(own, dict) else None
     if isinstance(provenance, dict) and provenance.get("format") == FORMAT:

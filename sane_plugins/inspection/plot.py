@@ -1,4 +1,4 @@
-"""A network on one page: norms by layer, its tokens as an image, what was read and what is zero."""
+"""Plot of a survey on one page: norms by layer, the tokens as an image, shares read and zero."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def require_plot(path: Path, force: bool) -> Path:
     return require_free(path, force)
 
 
-def save_plot(graph: WeightGraph, survey: Survey, path: Path, width: int = 128) -> Path:
+def save_plot(graph: WeightGraph, survey: Survey, path: Path) -> Path:
     """Draw a network and write the picture in the form that the suffix asks for."""
     scale = {x.key: x.scale for x in survey.tensors}
-    figure = draw(survey, token_map(graph, scale, width))
+    figure = draw(survey, token_map(graph, scale, survey.token_width))
     form = path.suffix.lower().removeprefix(".")
 
     def write(partial: Path) -> None:

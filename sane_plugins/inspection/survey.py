@@ -1,4 +1,4 @@
-"""How much of a network was read, how, and what its numbers are like: one tensor at a time."""
+"""Survey of a network: how much of it was read, how, and statistics of each tensor."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from math import sqrt
 from typing import Literal
 
 from sane_plugins.display import ShortRepr
-from sane_plugins.inspection.tensor_stats import ChannelStats, TensorStats, measure
+from sane_plugins.inspection.tensor_stats import ChannelStats, TensorStats, measure_tensor
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.symmetry import permutation_groups
-from sane_plugins.weights import RUNNING, Layer, WeightGraph
+from sane_plugins.weights import RUNNING, Layer, WeightGraph, slots
 
 _BIASES = ("bias", "shift")
 
@@ -61,11 +61,12 @@ class Portion:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Survey(ShortRepr):
-    """All that can be told about how a network was read.
+    """How a network was read, and statistics of its layers.
 
     `converted`: read, with values that differ from the stored ones. `missed`: may be weights, and could not
     be read. `skipped`: no weights. `unconnected` names layers with weights that do not say what they read.
-    `groups` counts sets of channels that can change places, `channels` those in them.
+    `groups` counts sets of channels that can change places, `channels` those in them. Its values are cut into
+    `tokens` tokens of up to `token_width`.
     """
 
     source: str
@@ -78,12 +79,14 @@ class Survey(ShortRepr):
     unconnected: tuple[str, ...]
     groups: int
     channels: int
+    tokens: int
+    token_width: int
     ties: Mapping[str, str]
     notes: tuple[str, ...]
 
     @property
     def tensors(self) -> tuple[TensorStats, ...]:
-        """Return the figures of every tensor that was read, once."""
+        """Return the statistics of every tensor that was read, once."""
         return tuple(x for layer in self.layers for x in layer.tensors)
 
     @property
@@ -104,7 +107,7 @@ class Survey(ShortRepr):
     @property
     def dtypes(self) -> dict[str, int]:
         """Return the number of values by type."""
-        return _counted((x.dtype, x.size) for x in self.tensors)
+        return _sum_by_name((x.dtype, x.size) for x in self.tensors)
 
     @property
     def zeros(self) -> int:
@@ -112,9 +115,9 @@ class Survey(ShortRepr):
         return sum(x.zeros for x in self.tensors)
 
     @property
-    def unusable(self) -> int:
+    def nonfinite(self) -> int:
         """Return how many values are NaN or infinite."""
-        return sum(x.unusable for x in self.tensors)
+        return sum(x.nonfinite for x in self.tensors)
 
     @property
     def structure(self) -> ChannelStats:
@@ -122,26 +125,28 @@ class Survey(ShortRepr):
         return sum((x.channels for x in self.tensors), ChannelStats())
 
 
-def survey_network(graph: WeightGraph, report: Report = silent) -> Survey:
-    """Read every tensor of a network once, one at a time, and tell how it was read.
+def survey_network(graph: WeightGraph, report: Report = silent, width: int = 128) -> Survey:
+    """Measure every tensor of a network once, one at a time; tokens of it would be `width` wide.
 
     Raises `SourceError` where one cannot be read after all.
     """
-    unconnected, can_move = _unconnected(graph), permutation_groups(graph)
-    whys = {key: reason for key, reason in graph.untouched.items() if key not in graph.missed}
-    missing = {key: graph.untouched.get(key, "could not be read") for key in graph.missed}
+    unconnected, groups = _unconnected(graph), permutation_groups(graph)
+    skipped = {key: reason for key, reason in graph.untouched.items() if key not in graph.missed}
+    missed = {key: graph.untouched.get(key, "could not be read") for key in graph.missed}
     sizes = {p.key: p.size for p in graph.params}
     return Survey(
         source=graph.source,
         container=graph.container,
         layers=_layers(graph, report),
         converted=_portions(graph.converted, sizes.__getitem__),
-        missed=_portions(missing, graph.missed.__getitem__),
-        skipped=_portions(whys),
+        missed=_portions(missed, graph.missed.__getitem__),
+        skipped=_portions(skipped),
         topology="unknown" if not graph.has_topology else "partly" if unconnected else "known",
         unconnected=unconnected if graph.has_topology else (),
-        groups=len(can_move),
-        channels=sum(group.size for group in can_move),
+        groups=len(groups),
+        channels=sum(group.size for group in groups),
+        tokens=sum(slot.tokens(width) for slot in slots(graph)),
+        token_width=width,
         ties=dict(graph.ties),
         notes=graph.notes,
     )
@@ -149,28 +154,28 @@ def survey_network(graph: WeightGraph, report: Report = silent) -> Survey:
 
 def _layers(graph: WeightGraph, report: Report) -> tuple[LayerStats, ...]:
     seen: set[str] = set()
-    found, total = [], len(graph.params)
+    layers, total = [], len(graph.params)
     for layer in graph.layers:
         fresh = [p for p in layer.params if p.key not in seen]
-        figures = []
+        measured = []
         for param in fresh:
             report(Progress(job="measure tensors", done=len(seen), total=total))
             converted = graph.converted.get(param.key, "")
-            figures.append(measure(graph.tensors[param.key], param, layer, converted))
+            measured.append(measure_tensor(graph.tensors[param.key], param, layer, converted))
             seen.add(param.key)
         if layer.params:
             shared = tuple(p.key for p in layer.params if p not in fresh)
             label = _label(layer)
-            found.append(
+            layers.append(
                 LayerStats(
                     name=layer.name,
                     kind=layer.kind,
                     label=label,
-                    tensors=tuple(figures),
+                    tensors=tuple(measured),
                     shared=shared,
                 )
             )
-    return tuple(found)
+    return tuple(layers)
 
 
 def _label(layer: Layer) -> str:
@@ -206,16 +211,16 @@ def _portions(
 
 
 def _rms(tensors: Iterable[TensorStats]) -> float | None:
-    parts = [(x.size - x.unusable, x.power) for x in tensors]
+    parts = [(x.size - x.nonfinite, x.power) for x in tensors]
     count = sum(size for size, _ in parts)
     return sqrt(sum(size * power for size, power in parts) / count) if count else None
 
 
-def _counted(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = {}
+def _sum_by_name(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    sums: dict[str, int] = {}
     for name, size in pairs:
-        found[name] = found.get(name, 0) + size
-    return found
+        sums[name] = sums.get(name, 0) + size
+    return sums
 
 
 def percent(share: float) -> str:

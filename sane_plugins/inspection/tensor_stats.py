@@ -1,4 +1,4 @@
-"""The figures of one tensor: norm, moments, zeros, and channels that hold nothing but zeros."""
+"""Statistics of one tensor: norm, moments, zeros, and channels that hold nothing but zeros."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class ChannelStats:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorStats:
-    """What one tensor's values are like. Moments are those of its finite values.
+    """Statistics of one tensor. Moments are those of its finite values.
 
-    `zeros` counts values that are exactly 0, `unusable` those that are NaN or infinite.
+    `zeros` counts values that are exactly 0, `nonfinite` those that are NaN or infinite.
     """
 
     key: str
@@ -51,7 +51,7 @@ class TensorStats:
     mean: float
     deviation: float
     zeros: int
-    unusable: int
+    nonfinite: int
     converted: str = ""
     channels: ChannelStats = field(default_factory=ChannelStats)
 
@@ -71,20 +71,24 @@ class TensorStats:
         return self.mean, self.deviation if self.deviation > _TINY else 1.0
 
 
-def measure(tensor: torch.Tensor, param: Param, layer: Layer, converted: str = "") -> TensorStats:
-    """Return the figures of a layer's tensor, going over it in pieces."""
+def measure_tensor(
+    tensor: torch.Tensor, param: Param, layer: Layer, converted: str = ""
+) -> TensorStats:
+    """Return the statistics of a layer's tensor, computed in pieces."""
     has_channels = len(param.shape) > 1 and param.role != "bias" and layer.kind in _MATRICES
     tensor = tensor.detach()
     moved = tensor.movedim(param.axis, 0) if tensor.ndim > 1 else tensor.reshape(-1)
-    moments, zeros, alive = _Moments(), 0, []
+    moments, zeros, nonzero = _Moments(), 0, []
     for block in _blocks(moved):
         missing = block.numel() - int(block.count_nonzero())
         zeros += missing
         for piece in block.reshape(-1).split(_PIECE):
             moments.add(piece)
         if has_channels:
-            alive.append(
-                _alive(block) if missing else torch.ones(block.shape[:2], dtype=torch.bool)
+            nonzero.append(
+                _nonzero_channels(block)
+                if missing
+                else torch.ones(block.shape[:2], dtype=torch.bool)
             )
     return TensorStats(
         key=param.key,
@@ -96,8 +100,8 @@ def measure(tensor: torch.Tensor, param: Param, layer: Layer, converted: str = "
         zeros=zeros,
         mean=moments.mean,
         deviation=sqrt(moments.spread / max(moments.count, 1)),
-        unusable=param.size - moments.count,
-        channels=_channels(torch.cat(alive), param, layer) if alive else ChannelStats(),
+        nonfinite=param.size - moments.count,
+        channels=_channels(torch.cat(nonzero), param, layer) if nonzero else ChannelStats(),
     )
 
 
@@ -127,13 +131,13 @@ def _blocks(moved: torch.Tensor) -> Iterator[torch.Tensor]:
         yield block.float() if block.dtype.itemsize == 1 else block
 
 
-def _alive(block: torch.Tensor) -> torch.Tensor:
+def _nonzero_channels(block: torch.Tensor) -> torch.Tensor:
     """Return where a row reads anything of a column (rows, columns), on the CPU."""
     nonzero = block != 0
     return (nonzero.flatten(2).any(2) if nonzero.ndim > 2 else nonzero).cpu()
 
 
-def _channels(alive: torch.Tensor, param: Param, layer: Layer) -> ChannelStats:
+def _channels(nonzero: torch.Tensor, param: Param, layer: Layer) -> ChannelStats:
     """Count channels in (outputs, inputs): whether that output reads anything of that input.
 
     The grouped axis of a convolution holds one group's channels, for each group in turn.
@@ -141,7 +145,7 @@ def _channels(alive: torch.Tensor, param: Param, layer: Layer) -> ChannelStats:
     is_moved = (
         param.axis != 0
     )  # the tensor itself has its inputs first, as a transposed convolution
-    side = alive.T if is_moved else alive
+    side = nonzero.T if is_moved else nonzero
     groups = layer.groups if len(side) % layer.groups == 0 else 1
     along = side.any(1)
     across = side.reshape(groups, -1, side.shape[1]).any(1)

@@ -1,23 +1,23 @@
-from .behavior import Outputs
-from .distributed import World, joined
-from .presets import PRESETS, Preset, PretrainOptions, default, paper
-from .step import Behavior
+from .behavior_loss import BehaviorLoss
+from .distributed import World, process_group
+from .presets import PRESETS, Preset, PretrainOptions, default_preset, paper_preset
 from .trainer import log_path, pretrain, state_path
 from .training_log import draw_curves, read_log
+from .training_step import BehaviorTerm
 
 __all__ = [
     "PRESETS",
-    "Behavior",
-    "Outputs",
+    "BehaviorLoss",
+    "BehaviorTerm",
     "Preset",
     "PretrainOptions",
     "World",
-    "default",
+    "default_preset",
     "draw_curves",
-    "joined",
     "log_path",
-    "paper",
+    "paper_preset",
     "pretrain",
+    "process_group",
     "read_log",
     "state_path",
 ]

@@ -1,4 +1,4 @@
-"""Several processes that train as one: each takes its rows of a batch, and gradients are summed.
+"""Data-parallel training: each process takes its rows of a batch, and gradients are summed.
 
 Every process draws the same whole batch from the same seeds, so nothing but projections and gradients is
 exchanged, and the sums are those of one process up to rounding.
@@ -19,14 +19,14 @@ from torch import distributed
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together."""
+    """Rank of this process, and number of those that train together."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def here(cls) -> World:
-        """Return the group that `joined` made, or this process alone."""
+    def current(cls) -> World:
+        """Return that of `process_group`, or this process alone."""
         if distributed.is_available() and distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size())
         return cls()
@@ -41,14 +41,14 @@ class World:
         share = batch // self.size
         return torch.arange(self.rank * share, (self.rank + 1) * share)
 
-    def gathered(self, rows: torch.Tensor) -> torch.Tensor:
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the rows of all processes in order; gradients reach this process's own."""
         if self.size == 1:
             return rows
-        found: torch.Tensor = _Gather.apply(rows, self)  # type: ignore[no-untyped-call]
-        return found
+        gathered: torch.Tensor = _Gather.apply(rows, self)  # type: ignore[no-untyped-call]
+        return gathered
 
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+    def sum_over_processes(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all processes."""
         if self.size == 1:
             return
@@ -59,7 +59,7 @@ class World:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[str]:
+def process_group(device: str) -> Iterator[str]:
     """Join the processes that `torchrun` started, if it did, and yield the device that is this one's."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device

@@ -1,4 +1,4 @@
-"""What the autoencoder is trained for: masked reconstruction and contrast of views.
+"""Losses of the autoencoder: masked reconstruction and contrast of views.
 
 The method: docs/explanation/sane.md, section 4.4.
 """

@@ -1,4 +1,4 @@
-"""Zoos in memory as a SANE reads them: aligned, cut, with permutations for views.
+"""Zoos in memory as tokens: aligned, with permutations that make the views.
 
 The method: docs/explanation/sane.md, sections 4.1, 4.2 and 4.3.
 """
@@ -12,8 +12,8 @@ from itertools import groupby
 import torch
 
 from sane_plugins.autoencoder import SANEConfig, TokenLayout, standardized_tokens
+from sane_plugins.display import ShortRepr
 from sane_plugins.errors import UsageError, ZooError
-from sane_plugins.pretraining.views import PermutedDataset
 from sane_plugins.progress import Progress, Report
 from sane_plugins.symmetry import (
     PermutationGroup,
@@ -25,12 +25,52 @@ from sane_plugins.symmetry import (
 from sane_plugins.weights import WeightGraph, fit_scale, slots, tokenize
 from sane_plugins.zoo import Entry, Zoo
 
-_MOVES = 512  # permutations of one architecture
-_MOST = 2**26  # numbers in all of them: 256 MiB
-_EXACT = 2**24  # single precision tells whole numbers apart up to this
+_MAX_PERMUTATIONS = 512  # permutations of one architecture
+_MAX_INDICES = 2**26  # indices in all of them: 256 MiB
+_MAX_EXACT = 2**24  # single precision tells whole numbers apart up to this
 
 
-def build_banks(
+@dataclass(frozen=True, eq=False, repr=False)  # compared by identity: it is the key of a cache
+class PermutedDataset(ShortRepr):
+    """All samples of one architecture from one zoo: N networks of T tokens, and V permuted views of each.
+
+    values (N, T, D) as they are encoded, of the aligned networks; permutations (R, T * D) give for each
+    value of a permuted network its index in the aligned one, row 0 is the identity; mask (T, D);
+    positions (T, P); side (N, T, 4), which no permutation changes. `zoo_scale` (M, 2) is the
+    zoo's, where that was divided out. `entries` names the N networks; `template` has
+    their shapes; `zoo` is the zoo's name.
+    """
+
+    values: torch.Tensor
+    permutations: torch.Tensor
+    views: int
+    mask: torch.Tensor
+    positions: torch.Tensor
+    side: torch.Tensor
+    zoo_scale: torch.Tensor
+    entries: tuple[Entry, ...]
+    template: WeightGraph
+    zoo: str
+
+    def all_tokens(self, network: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+        """Return all tokens (B, T, D) of these networks in these views, both (B,)."""
+        return self.tokens_at(network, view, torch.arange(len(self.mask)).expand(len(network), -1))
+
+    def tokens_at(
+        self, network: torch.Tensor, view: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the tokens at (B, S) of these networks in these views, (B, S, D).
+
+        View 0 is the aligned network. Permutations are shared by networks, but the V of one differ.
+        """
+        others = max(len(self.permutations) - 1, 1)
+        row = torch.where(view == 0, 0, 1 + (network * self.views + view - 1) % others)
+        tokens, width = self.mask.shape
+        index = self.permutations.view(-1, tokens, width)[row[:, None], at].long()
+        return self.values.view(-1)[index + network[:, None, None] * (tokens * width)]
+
+
+def build_datasets(
     zoos: Sequence[Zoo],
     config: SANEConfig,
     views: int,
@@ -41,25 +81,25 @@ def build_banks(
 ) -> list[PermutedDataset]:
     """Align every network to the best of its architecture, cut it, and draw permutations for its views.
 
-    All checkpoints of a training run are moved as its last one is. Networks with values that are not finite
-    are left out, and that is reported.
+    All checkpoints of a training run are permuted as its last one is. Networks with values that are not
+    finite are left out, and that is reported.
     """
-    found, dropped = _by_architecture(zoos)
-    if config.scale == "zoo" and len(found) > 1:
+    by_architecture, dropped = _by_architecture(zoos)
+    if config.scale == "zoo" and len(by_architecture) > 1:
         raise UsageError(
             "the zoos",
-            f"they hold {len(found)} architectures",
+            f"they hold {len(by_architecture)} architectures",
             "a zoo-wise scale is that of one",
             "choose networks of one architecture, or the default preset",
         )
-    total = sum(map(len, found))
+    total = sum(map(len, by_architecture))
     note = f"{dropped} networks with values that are not finite left out" if dropped else ""
-    banks: list[PermutedDataset] = []
-    for samples in found:
-        banks += _banks(samples, config, views, rng, aligned)
-        done = sum(len(bank.values) for bank in banks)
+    datasets: list[PermutedDataset] = []
+    for samples in by_architecture:
+        datasets += _datasets(samples, config, views, rng, aligned)
+        done = sum(len(dataset.values) for dataset in datasets)
         report(Progress(job="align and cut", done=done, total=total, note=note))
-    return banks
+    return datasets
 
 
 @dataclass(frozen=True)
@@ -73,26 +113,26 @@ class _Sample:
 
 def _by_architecture(zoos: Sequence[Zoo]) -> tuple[list[list[_Sample]], int]:
     """Return the samples of each architecture, run by run, and how many were left out."""
-    found: dict[tuple[tuple[str, tuple[int, ...]], ...], list[_Sample]] = {}
+    by_shapes: dict[tuple[tuple[str, tuple[int, ...]], ...], list[_Sample]] = {}
     dropped = 0
     for zoo in zoos:
         for entry in sorted(zoo.entries, key=lambda entry: entry.network):
             graph = zoo.graph(entry)
             if all(tensor.isfinite().all() for _, tensor in graph.items()):
                 shapes = tuple((p.key, p.shape) for p in graph.params)
-                found.setdefault(shapes, []).append(_Sample(zoo, entry, graph))
+                by_shapes.setdefault(shapes, []).append(_Sample(zoo, entry, graph))
             else:
                 dropped += 1
-    return list(found.values()), dropped
+    return list(by_shapes.values()), dropped
 
 
-def _banks(
+def _datasets(
     samples: list[_Sample], config: SANEConfig, views: int, rng: torch.Generator, aligned: bool
 ) -> Iterator[PermutedDataset]:
-    """Yield a bank per zoo of one architecture; they share reference, permutations and places."""
+    """Yield a dataset per zoo of one architecture; they share reference, permutations and positions."""
     template, width = samples[0].graph, config.token_width
-    spaces = permutation_groups(template)
-    graphs = _aligned(samples, spaces, rng) if aligned else (s.graph for s in samples)
+    groups = permutation_groups(template)
+    graphs = _aligned(samples, groups, rng) if aligned else (s.graph for s in samples)
     parts = [_tokens(graph, config) for graph in graphs]
     values, side = (torch.stack(part) for part in zip(*parts, strict=True))
     mask = torch.cat([slot.mask(width) for slot in slots(template)])
@@ -100,37 +140,37 @@ def _banks(
     zoo_scale = torch.zeros(0, 2)
     if config.scale == "zoo":
         values, zoo_scale = _standardized(values, mask, layout)
-    count = min(len(samples) * views, _MOVES, max(views, _MOST // mask.numel()))
-    moves = _moves(template, spaces, mask, count, rng)
-    places = config.places(layout, 0, len(layout))
+    count = min(len(samples) * views, _MAX_PERMUTATIONS, max(views, _MAX_INDICES // mask.numel()))
+    permutations = _permutation_indices(template, groups, mask, count, rng)
+    positions = config.places(layout, 0, len(layout))
     start = 0
     for _, own in groupby(samples, key=lambda sample: id(sample.zoo)):
-        kept = list(own)
-        rows = slice(start, start + len(kept))
+        members = list(own)
+        rows = slice(start, start + len(members))
         start = rows.stop
         yield PermutedDataset(
             values[rows],
-            moves,
+            permutations,
             views,
             mask,
-            places,
+            positions,
             side[rows],
             zoo_scale,
-            tuple(sample.entry for sample in kept),
+            tuple(sample.entry for sample in members),
             template,
-            kept[0].zoo.name,
+            members[0].zoo.name,
         )
 
 
 def _aligned(
-    samples: list[_Sample], spaces: Sequence[PermutationGroup], rng: torch.Generator
+    samples: list[_Sample], groups: Sequence[PermutationGroup], rng: torch.Generator
 ) -> Iterator[WeightGraph]:
-    """Move every checkpoint as the last one of its run is moved to fit the best network of all."""
+    """Permute every checkpoint as the last one of its run is permuted to fit the best network of all."""
     reference = max(samples, key=lambda s: float(s.entry.properties.get("test_accuracy", 0.0)))
     for _, run in groupby(samples, key=lambda s: (id(s.zoo), s.entry.network)):
-        kept = list(run)
-        moved = alignment(kept[-1].graph, reference.graph, rng, spaces)
-        yield from (permute(sample.graph, moved, spaces) for sample in kept)
+        checkpoints = list(run)
+        permutations = alignment(checkpoints[-1].graph, reference.graph, rng, groups)
+        yield from (permute(sample.graph, permutations, groups) for sample in checkpoints)
 
 
 def _tokens(graph: WeightGraph, config: SANEConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,60 +186,60 @@ def _standardized(
     values: torch.Tensor, mask: torch.Tensor, layout: TokenLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return values (N, T, D) with the scale of each slot over all N networks divided out, and it (M, 2)."""
-    found = []
+    moments = []
     for start, stop in layout.spans:
         real = values[:, start:stop][:, mask[start:stop]].double()
-        found.append(torch.stack([real.mean(), real.std(correction=0).clamp(min=1e-12)]))
-    zoo_scale = torch.stack(found).float()
+        moments.append(torch.stack([real.mean(), real.std(correction=0).clamp(min=1e-12)]))
+    zoo_scale = torch.stack(moments).float()
     mean, deviation = zoo_scale[layout.slots(0, len(mask))].unbind(1)
     return (values - mean[:, None]) / deviation[:, None] * mask, zoo_scale
 
 
-def _moves(
+def _permutation_indices(
     template: WeightGraph,
-    spaces: Sequence[PermutationGroup],
+    groups: Sequence[PermutationGroup],
     mask: torch.Tensor,
     count: int,
     rng: torch.Generator,
 ) -> torch.Tensor:
-    """Return where each value of a permuted network comes from (1 + count, T * D); row 0 moves nothing.
+    """Return the index of each value of a permuted network in the aligned one (1 + count, T * D).
 
-    Found by permuting a network whose values are numbered.
+    Row 0 is the identity; the others come from permuting a network whose values are their indices.
     """
-    numbered, width, real = _numbered(template), mask.shape[1], mask.flatten()
-    place = token_places(template, mask)
-    moves = torch.arange(mask.numel(), dtype=torch.int32).repeat(1 + count, 1)
-    for row in moves[1:]:
-        drawn = permute(numbered, random_permutations(spaces, rng), spaces)
-        row[real] = place[_numbers(drawn, width, real)]
-    return moves
+    enumerated, width, real = _enumerated(template), mask.shape[1], mask.flatten()
+    index = token_indices(template, mask)
+    permutations = torch.arange(mask.numel(), dtype=torch.int32).repeat(1 + count, 1)
+    for row in permutations[1:]:
+        drawn = permute(enumerated, random_permutations(groups, rng), groups)
+        row[real] = index[_read_indices(drawn, width, real)]
+    return permutations
 
 
-def token_places(template: WeightGraph, mask: torch.Tensor) -> torch.Tensor:
-    """Return where each value of a network, tensor by tensor, lies among its flat tokens, int32."""
+def token_indices(template: WeightGraph, mask: torch.Tensor) -> torch.Tensor:
+    """Return the index of each value of a network, tensor by tensor, among its flat tokens, int32."""
     real = mask.flatten()
-    place = torch.empty(template.size, dtype=torch.int32)
-    place[_numbers(_numbered(template), mask.shape[1], real)] = real.nonzero()[:, 0].int()
-    return place
+    index = torch.empty(template.size, dtype=torch.int32)
+    index[_read_indices(_enumerated(template), mask.shape[1], real)] = real.nonzero()[:, 0].int()
+    return index
 
 
-def _numbered(template: WeightGraph) -> WeightGraph:
-    """Return a network of these shapes whose values are numbered."""
-    if template.size > _EXACT:
+def _enumerated(template: WeightGraph) -> WeightGraph:
+    """Return a network of these shapes whose values are their indices."""
+    if template.size > _MAX_EXACT:
         raise ZooError(
             template.source,
             f"it has {template.size:,} values",
-            f"views hold up to {_EXACT:,}",
+            f"views hold up to {_MAX_EXACT:,}",
             "pretrain on smaller networks",
         )
     ends = torch.tensor([0, *(p.size for p in template.params)]).cumsum(0).tolist()
-    numbers = {
+    indices = {
         p.key: torch.arange(end - p.size, end, dtype=torch.float32).view(p.shape)
         for p, end in zip(template.params, ends[1:], strict=True)
     }
-    return template.replace(numbers)
+    return template.replace(indices)
 
 
-def _numbers(graph: WeightGraph, width: int, real: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of a numbered network in the order of its tokens."""
+def _read_indices(graph: WeightGraph, width: int, real: torch.Tensor) -> torch.Tensor:
+    """Return the values of an enumerated network in the order of its tokens."""
     return tokenize(graph, width).values.flatten()[real].long()

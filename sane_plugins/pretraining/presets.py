@@ -1,4 +1,4 @@
-"""How a SANE is trained: the options, what measured best, and what was published."""
+"""Options of pretraining, and two presets: what measured best, and what was published."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sane_plugins.zoo import Zoo
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions:
-    """How a SANE is trained. Learning rate and weight decay are AdamW's, on a one-cycle schedule.
+    """Options of pretraining. Learning rate and weight decay are AdamW's, on a one-cycle schedule.
 
     A step draws `accumulate` times `batch` windows and sums their gradients; `balance` says what is drawn
     equally often, a token, a network, or an architecture of a zoo. `gamma`, `temperature`: weight and
@@ -51,12 +51,12 @@ class PretrainOptions:
 Preset = tuple[SANEConfig, PretrainOptions]
 
 
-def default(_: Sequence[Zoo]) -> Preset:
-    """Return what measured best."""
+def default_preset(_: Sequence[Zoo]) -> Preset:
+    """Return the setting that measured best."""
     return SANEConfig(), PretrainOptions()
 
 
-def paper(zoos: Sequence[Zoo]) -> Preset:
+def paper_preset(zoos: Sequence[Zoo]) -> Preset:
     """Return the published setting for zoos of one small CNN (docs/explanation/sane.md, section 4.7).
 
     An epoch draws as many windows as there are checkpoints. A whole sequence is one window in use.
@@ -95,4 +95,7 @@ def paper(zoos: Sequence[Zoo]) -> Preset:
     return config, options
 
 
-PRESETS: Mapping[str, Callable[[Sequence[Zoo]], Preset]] = {"default": default, "paper": paper}
+PRESETS: Mapping[str, Callable[[Sequence[Zoo]], Preset]] = {
+    "default": default_preset,
+    "paper": paper_preset,
+}

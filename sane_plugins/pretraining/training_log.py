@@ -1,4 +1,4 @@
-"""The log of a run, a JSON line per interval, and its curves."""
+"""Log of a training run, a JSON line per interval, and a plot of its curves."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def draw_curves(log: Path, picture: Path) -> None:
+def draw_curves(log: Path, plot: Path) -> None:
     """Draw each loss of a log over its steps as a PNG; needs matplotlib."""
     from matplotlib.figure import Figure
 
@@ -75,4 +75,4 @@ def draw_curves(log: Path, picture: Path) -> None:
         panel.set_ylabel({"lr": "learning rate"}.get(name, name))
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
-    write_whole(picture, lambda partial: figure.savefig(partial, format="png", dpi=120))
+    write_whole(plot, lambda partial: figure.savefig(partial, format="png", dpi=120))

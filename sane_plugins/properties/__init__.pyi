@@ -4,7 +4,7 @@ from .estimates import AnyEstimate, CategoryEstimate, Estimate
 from .fitting import FitOptions, FittedHeads, fit_heads
 from .head_file import AnyHead, load_heads, save_heads
 from .numeric_head import PropertyHead, fit_head
-from .prediction import PredictOptions, embedded_heads, measure, predict
+from .prediction import PredictOptions, embedded_heads, extract_features, predict
 
 __all__ = [
     "AnyEstimate",
@@ -18,11 +18,11 @@ __all__ = [
     "PredictOptions",
     "PropertyHead",
     "embedded_heads",
+    "extract_features",
     "fit_category",
     "fit_head",
     "fit_heads",
     "load_heads",
-    "measure",
     "predict",
     "save_heads",
 ]

@@ -22,11 +22,11 @@ from sane_plugins.properties.dataset import (
     FEATURES,
     FOLDS,
     FeatureDataset,
+    candidate_sets,
+    distinct_structures,
     group_folds,
-    join,
-    kinds,
-    require_usable,
-    usable,
+    require_fittable,
+    stack_features,
 )
 from sane_plugins.properties.estimates import CategoryEstimate
 from sane_plugins.properties.head import Head
@@ -51,11 +51,11 @@ class CategoryHead(Head):
 
     def predict(self, features: Mapping[str, Array]) -> Array:
         """Return the probabilities (N, C) of the classes from features (N, F) by encoder."""
-        return self._shares(join(features, self.features))
+        return self._shares(stack_features(features, self.features))
 
     def estimate(self, features: Mapping[str, Array]) -> CategoryEstimate:
         """Estimate the class of one network from its features (F,) by encoder, and its structure."""
-        shares, doubt = self._shares(self.row(features))[0], self.doubt(features)
+        shares, comparison = self._shares(self.feature_row(features))[0], self.compare(features)
         order = np.argsort(-shares, kind="stable")
         kept = [
             self.classes[i] for n, i in enumerate(order) if not n or 1 - shares[i] <= self.radius
@@ -66,9 +66,9 @@ class CategoryHead(Head):
             set=tuple(kept),
             probabilities={name: float(x) for name, x in zip(self.classes, shares, strict=True)},
             coverage=self.coverage,
-            in_distribution=doubt.in_distribution,
+            in_distribution=comparison.in_distribution,
             features=self.features,
-            typicality=doubt.typicality,
+            typicality=comparison.typicality,
         )
 
     def _shares(self, x: Array) -> Array:
@@ -90,18 +90,23 @@ def fit_category(
     Raises `ZooError` for fewer networks than folds, features that are not finite, and a class of so few
     networks that a fold has none to learn it from.
     """
-    require_usable(name, samples)
+    require_fittable(name, samples)
     classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
     folds = group_folds(samples.networks, FOLDS, seed)
     _require_classes(name, samples, classes, numbers, folds)
     held_out: dict[str, Array] = {}
-    names = usable(samples, features)
+    names = candidate_sets(samples, features)
     for i, kind in enumerate(names):
         report(Progress(job="choose features", done=i, total=len(names), note=f"{name}: {kind}"))
-        held_out[kind] = _held_out(join(samples.features, kind), numbers, folds)
-    scores = {kind: _mean_share(numbers, shares.argmax(1)) for kind, shares in held_out.items()}
+        held_out[kind] = _held_out(stack_features(samples.features, kind), numbers, folds)
+    scores = {
+        kind: _balanced_accuracy(numbers, shares.argmax(1)) for kind, shares in held_out.items()
+    }
     best = max(scores, key=lambda kind: scores[kind])
-    x, missed = join(samples.features, best), 1 - held_out[best][np.arange(len(numbers)), numbers]
+    x, missed = (
+        stack_features(samples.features, best),
+        1 - held_out[best][np.arange(len(numbers)), numbers],
+    )
     return CategoryHead(
         property=name,
         classes=tuple(map(str, classes)),
@@ -109,7 +114,7 @@ def fit_category(
         members=fit_classes(x, numbers),
         radius=conformal_radius(missed, COVERAGE, samples.networks),
         support=fit_support(x, folds),
-        structure=kinds(samples),
+        structure=distinct_structures(samples),
         scores={f"{kind}/{FOREST}": score for kind, score in scores.items()}
         | {MAJORITY: 1 / len(classes)},
         sane=sane if "sane" in FEATURES[best] else "",
@@ -117,15 +122,17 @@ def fit_category(
 
 
 def _held_out(x: Array, numbers: Array, folds: Sequence[Array]) -> Array:
-    found = np.zeros((len(numbers), numbers.max() + 1))
+    probabilities = np.zeros((len(numbers), numbers.max() + 1))
     for test in folds:
-        found[test] = regressors.predict(fit_classes(x[~test], numbers[~test]), x[test])
-    return found
+        probabilities[test] = regressors.predict(fit_classes(x[~test], numbers[~test]), x[test])
+    return probabilities
 
 
-def _mean_share(truth: Array, told: Array) -> float:
-    """Return the mean over the classes of the share that is told right."""
-    return float(np.mean([(told[truth == number] == number).mean() for number in np.unique(truth)]))
+def _balanced_accuracy(truth: Array, predicted: Array) -> float:
+    """Return the mean over the classes of the share that is predicted right."""
+    return float(
+        np.mean([(predicted[truth == number] == number).mean() for number in np.unique(truth)])
+    )
 
 
 def _require_classes(

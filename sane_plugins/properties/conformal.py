@@ -1,9 +1,12 @@
-"""Intervals that hold what they promise, from errors on networks that were held out.
+"""Conformal intervals from errors on networks that were held out.
 
 The method: docs/explanation/sane.md, section 9.2.
 Checkpoints of one run are alike, so the run is the unit: each counts once, however many checkpoints it has,
 and the unseen one counts as missed by any distance (Lee, Barber and Willett 2023, hierarchical conformal
 prediction). Where each run has one checkpoint this is split-conformal prediction.
+
+crepes and MAPIE take rows as exchangeable, which checkpoints of one run are not; for rows that are, what they
+would replace is one sort and one quantile.
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ _FLOOR = 0.1
 
 @dataclass(frozen=True)
 class Widths:
-    """Half-widths (Q,) of intervals at predicted values `at` (Q,), interpolated between."""
+    """Half-widths (Q,) of intervals at predicted values `at` (Q,), linear in between."""
 
     at: Array
     half: Array
 
-    def of(self, predicted: Array) -> Array:
+    def interpolate(self, predicted: Array) -> Array:
         """Return the half-width (N,) for each prediction (N,)."""
         return np.asarray(np.interp(predicted, self.at, self.half))
 
@@ -67,7 +70,7 @@ def fit_widths(
     relative = np.zeros(len(errors))
     for test in folds:
         spread = _spread(predicted[~test], errors[~test])
-        relative[test] = errors[test] / spread.of(predicted[test])
+        relative[test] = errors[test] / spread.interpolate(predicted[test])
     spread = _spread(predicted, errors)
     return Widths(spread.at, spread.half * conformal_radius(relative, coverage, networks))
 

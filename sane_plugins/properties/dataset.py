@@ -1,4 +1,8 @@
-"""What heads are fitted on: features of networks, the run of each, and folds that keep runs whole."""
+"""Training data of property heads: features of networks, the run of each, and folds that keep runs whole.
+
+scikit-learn's `GroupKFold` makes folds of equal numbers of rows, ours of equal numbers of networks: every
+fitted head would change with it.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,14 @@ from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.properties.regressors import Array
 
 FOLDS = 5
-CAREFUL_FOLDS = 12
-CHOOSING = 200
+CALIBRATION_FOLDS = 12
+SELECTION_NETWORKS = 200
 AUTO = "auto"
 FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"sane": ("sane",), "statistics": ("statistics",), "both": ("sane", "statistics")}
 )
 STRUCTURE = "structure"
-"""The features that no regressor reads: counts of tensors and size, which say what kind of network it is."""
+"""Features that no regressor reads: counts of tensors and size, which tell kinds of networks apart."""
 INVARIANCE: Mapping[str, str] = MappingProxyType(
     {"statistics": "construction", "sane": "canonical order"}
 )
@@ -29,25 +33,25 @@ INVARIANCE: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FeatureDataset(ShortRepr):
-    """What heads are fitted on: features (N, F) by encoder, and the network that each row is from."""
+    """Features (N, F) by encoder, and the network that each row is from."""
 
     features: Mapping[str, Array]
     networks: Sequence[str]
 
     def rows(self, keep: Array) -> FeatureDataset:
-        """Return the samples that a mask or an index picks."""
-        picked = {name: x[keep] for name, x in self.features.items()}
-        return FeatureDataset(features=picked, networks=list(np.asarray(self.networks)[keep]))
+        """Select rows by a mask or an index."""
+        selected = {name: x[keep] for name, x in self.features.items()}
+        return FeatureDataset(features=selected, networks=list(np.asarray(self.networks)[keep]))
 
 
-def join(features: Mapping[str, Array], name: str) -> Array:
-    """Return the features (N, F) float32 of a set such as `both`, side by side."""
+def stack_features(features: Mapping[str, Array], name: str) -> Array:
+    """Concatenate the features (N, F) float32 of a set such as `both`."""
     parts = np.concatenate([features[encoder] for encoder in FEATURES[name]], axis=1)
     top = np.finfo(np.float32).max / 2
     return np.asarray(np.clip(parts, -top, top).astype(np.float32))
 
 
-def usable(samples: FeatureDataset, features: str) -> list[str]:
+def candidate_sets(samples: FeatureDataset, features: str) -> list[str]:
     """Return the sets of features to try: one, or with `auto` all that were measured."""
     if features not in (AUTO, *FEATURES):
         raise UsageError(
@@ -69,26 +73,26 @@ def group_folds(networks: Sequence[str], folds: int, seed: int) -> list[Array]:
 
 def calibration_folds(networks: Sequence[str], seed: int) -> list[Array]:
     """Return more folds where networks are few: a model of a fifth fewer errs more than the final one."""
-    few = len(set(networks)) <= CHOOSING
-    return group_folds(networks, CAREFUL_FOLDS if few else FOLDS, seed)
+    few = len(set(networks)) <= SELECTION_NETWORKS
+    return group_folds(networks, CALIBRATION_FOLDS if few else FOLDS, seed)
 
 
-def choosing(networks: Sequence[str], seed: int) -> Array:
-    """Return a mask (N,) of the rows that candidates are compared on: all, or those of 200 networks."""
+def selection_mask(networks: Sequence[str], seed: int) -> Array:
+    """Return a mask (N,) of the rows that models are selected on: all, or those of 200 networks."""
     names = np.unique(np.asarray(networks))
-    drawn = np.random.default_rng(seed).permutation(names)[:CHOOSING]
+    drawn = np.random.default_rng(seed).permutation(names)[:SELECTION_NETWORKS]
     return np.asarray(np.isin(networks, drawn))
 
 
-def kinds(samples: FeatureDataset) -> Array:
+def distinct_structures(samples: FeatureDataset) -> Array:
     """Return the distinct structures (S, 3) float32 among the networks."""
     return np.unique(samples.features[STRUCTURE].astype(np.float32), axis=0)
 
 
-def require_usable(name: str, samples: FeatureDataset, *more: Array) -> None:
+def require_fittable(name: str, samples: FeatureDataset, *more: Array) -> None:
     """Raise `ZooError` for too few networks to choose and calibrate with, and for values not finite."""
-    for problem, needed in _problems(samples, more):
-        raise ZooError(f"property '{name}'", problem, needed, "choose other networks to fit on")
+    for found, needed in _problems(samples, more):
+        raise ZooError(f"property '{name}'", found, needed, "choose other networks to fit on")
 
 
 def _problems(samples: FeatureDataset, more: Sequence[Array]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What is said of one property of one network."""
+"""Predicted property of one network: a number with an interval, or a class with a set."""
 
 from __future__ import annotations
 

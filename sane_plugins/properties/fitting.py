@@ -1,4 +1,4 @@
-"""Fit property heads to zoos: measure features once, then a head per property."""
+"""Fit property heads to zoos: extract features once, then fit a head per property."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sane_plugins.properties.category_head import fit_category
 from sane_plugins.properties.dataset import AUTO, FEATURES, FeatureDataset
 from sane_plugins.properties.head_file import AnyHead
 from sane_plugins.properties.numeric_head import fit_head
-from sane_plugins.properties.prediction import measure
+from sane_plugins.properties.prediction import extract_features
 from sane_plugins.zoo import Entry, Zoo
 
 
@@ -35,7 +35,7 @@ class FitOptions:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FittedHeads(ShortRepr):
-    """Heads by property, and what is to be said of networks that were left out."""
+    """Heads by property, and notes on networks that were left out."""
 
     heads: Mapping[str, AnyHead]
     notes: tuple[str, ...]
@@ -60,7 +60,7 @@ def fit_heads(
         if _is_finite(zoo, entry)
     ]
     notes = _left_out(len(every) - len(kept), "have values that are not finite")
-    samples = measure(
+    samples = extract_features(
         (zoo.graph(entry) for _, zoo, entry in kept),
         [f"{zoo.name}-{i}-{entry.network}" for i, zoo, entry in kept],
         _encoders(options.features, model),
@@ -112,10 +112,10 @@ def _encoders(features: str, model: SANE) -> dict[str, Encoder]:
 
 
 def _is_finite(zoo: Zoo, entry: Entry) -> bool:
-    """Tell whether a network's values are; what a zoo says of it is believed."""
-    told = entry.properties.get("finite")
-    if told is not None:
-        return bool(told)
+    """Tell whether a network's values are finite; the zoo's own property is trusted."""
+    stored = entry.properties.get("finite")
+    if stored is not None:
+        return bool(stored)
     return all(bool(tensor.isfinite().all()) for _, tensor in zoo.graph(entry).items())
 
 
@@ -131,5 +131,5 @@ def _require_known(name: str, entries: Sequence[Entry]) -> None:
         f"property '{name}'",
         "no network of the zoos has it",
         f"one of {', '.join(known)} is needed",
-        "check the name, or measure it with 'sane-plugins zoo evaluate'",
+        "check the name, or extract_features it with 'sane-plugins zoo evaluate'",
     )

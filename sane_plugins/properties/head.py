@@ -1,4 +1,4 @@
-"""What every property head has: the features it reads, and what it knows of its inputs."""
+"""Base of property heads: the features one reads, its members, and the support of its training data."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from sane_plugins.properties.conformal import COVERAGE
-from sane_plugins.properties.dataset import FEATURES, INVARIANCE, STRUCTURE, join
+from sane_plugins.properties.dataset import FEATURES, INVARIANCE, STRUCTURE, stack_features
 from sane_plugins.properties.in_distribution import TrainingSupport
 from sane_plugins.properties.regressors import Array, Member
 
-_ABOUT = 1.0
+_MAX_DIFFERENCE = 1.0  # of log2 of the number of values
 
 
 class InDistribution(NamedTuple):
@@ -60,19 +60,19 @@ class Head:
         """Return how the features of each encoder ignore the order of channels."""
         return {name: INVARIANCE[name] for name in self.encoders}
 
-    def row(self, features: Mapping[str, Array]) -> Array:
-        """Return the features of one network (1, F) from those (F,) by encoder."""
-        return join({name: features[name][None] for name in self.encoders}, self.features)
+    def feature_row(self, features: Mapping[str, Array]) -> Array:
+        """Return the features of one network (1, F) that the head reads, from those (F,) by encoder."""
+        return stack_features({name: features[name][None] for name in self.encoders}, self.features)
 
-    def doubt(self, features: Mapping[str, Array]) -> InDistribution:
-        """Tell whether a network is like those it was fitted on, from features (F,) and structure (3,)."""
-        x, known = self.row(features), self._knows(features[STRUCTURE])
+    def compare(self, features: Mapping[str, Array]) -> InDistribution:
+        """Compare a network with those the head was fitted on, by its features (F,) and structure (3,)."""
+        x, known = self.feature_row(features), self._has_known_structure(features[STRUCTURE])
         return InDistribution(
-            known and bool(self.support.holds(x)[0]),
+            known and bool(self.support.contains(x)[0]),
             float(self.support.typicality(x)[0]) if known else 0.0,
         )
 
-    def _knows(self, structure: Array) -> bool:
+    def _has_known_structure(self, structure: Array) -> bool:
         """Tell whether a network has as many tensors as some it was fitted on, and about their size."""
-        apart = np.abs(self.structure - structure)
-        return bool((apart <= np.array([0, 0, _ABOUT])).all(1).any())
+        difference = np.abs(self.structure - structure)
+        return bool((difference <= np.array([0, 0, _MAX_DIFFERENCE])).all(1).any())

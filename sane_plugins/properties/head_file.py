@@ -1,26 +1,26 @@
-"""Property heads as one safetensors file: arrays and a description, nothing that runs."""
+"""Property heads as one safetensors file: arrays and a description, nothing that runs.
+
+skops would keep scikit-learn's own estimators, which need the version of scikit-learn that fitted them; these
+arrays run with numpy alone, and are the heads' own form.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+import numpy as np
+import torch
 
-from sane_plugins.atomic_files import write_whole
-from sane_plugins.errors import ZooError
+from sane_plugins.formats import PROPERTY_HEADS, load_artifact, save_artifact
 from sane_plugins.properties.category_head import CategoryHead
 from sane_plugins.properties.conformal import Widths
 from sane_plugins.properties.in_distribution import TrainingSupport
 from sane_plugins.properties.numeric_head import PropertyHead
-from sane_plugins.properties.regressors import KINDS, Array, Member, arrays
+from sane_plugins.properties.regressors import MEMBER_TYPES, Array, Member, member_arrays
 
-VERSION = 2
-HEADER = "sane_heads"
 AnyHead = PropertyHead | CategoryHead
 _COMMON = ("property", "features", "coverage", "sane")
 _OWN = {
@@ -31,43 +31,32 @@ _PARTS = {"support": TrainingSupport, "widths": Widths}
 
 
 def save_heads(heads: Mapping[str, AnyHead], path: str | Path) -> Path:
-    """Write heads beside their place and rename the file; the inverse of `load_heads`."""
-    path = Path(path)
-    tensors: dict[str, Array] = {}
+    """Write heads, whole or not at all; the inverse of `load_heads`."""
+    stored: dict[str, Array] = {}
     about: dict[str, Any] = {}
     for name, head in heads.items():
         about[name] = {key: getattr(head, key) for key in (*_COMMON, *_OWN[type(head)])}
         about[name] |= {"scores": dict(head.scores), "members": [m.kind for m in head.members]}
         for part, kind in _PARTS.items():
-            if (held := getattr(head, part, None)) is not None:
-                tensors |= {f"{name}/{part}/{f.name}": getattr(held, f.name) for f in fields(kind)}
-        tensors[f"{name}/structure"] = head.structure
+            if (value := getattr(head, part, None)) is not None:
+                stored |= {f"{name}/{part}/{f.name}": getattr(value, f.name) for f in fields(kind)}
+        stored[f"{name}/structure"] = head.structure
         for i, member in enumerate(head.members):
-            tensors |= {f"{name}/{i}/{key}": value for key, value in arrays(member).items()}
-    # One entry, because the format writes several in any order: same heads, same bytes.
-    header = {HEADER: json.dumps({"version": VERSION, "heads": about})}
-    return write_whole(path, lambda partial: save_file(tensors, partial, metadata=header))
+            stored |= {f"{name}/{i}/{key}": value for key, value in member_arrays(member).items()}
+    # Copies, because two tensors of a file may not share memory, and arrays may lie in any order.
+    tensors = {key: torch.from_numpy(np.array(value, order="C")) for key, value in stored.items()}
+    description = {"version": PROPERTY_HEADS.version, "heads": about}
+    return save_artifact(PROPERTY_HEADS, description, tensors, path)
 
 
 def load_heads(path: str | Path) -> dict[str, AnyHead]:
-    """Read heads by property. Raises `ZooError` for a missing or broken file, or another version."""
-    metadata, tensors = _read(Path(path))
-    if metadata.get("version") != VERSION:
-        raise ZooError(
-            path,
-            f"its version is {metadata.get('version', 'not given')}",
-            f"property heads of version {VERSION} are needed",
-            "fit them again with 'sane-plugins heads fit'",
-        )
-    try:
-        return {name: _head(name, about, tensors) for name, about in metadata["heads"].items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ZooError(
-            path,
-            f"a part is missing or wrong ({error})",
-            "whole property heads are needed",
-            "fit them again with 'sane-plugins heads fit'",
-        ) from error
+    """Read heads by property. Raises `ZooError` for a missing or broken file, or another kind or version."""
+    return load_artifact(PROPERTY_HEADS, path, _heads)
+
+
+def _heads(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, AnyHead]:
+    stored = {key: value.numpy() for key, value in tensors.items()}
+    return {name: _head(name, head, stored) for name, head in about["heads"].items()}
 
 
 def _head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> AnyHead:
@@ -86,24 +75,10 @@ def _head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> 
 
 
 def _member(kind: str, prefix: str, tensors: Mapping[str, Array]) -> Member:
-    made: Member = _part(KINDS[kind], prefix, tensors)
+    made: Member = _part(MEMBER_TYPES[kind], prefix, tensors)
     return made
 
 
 def _part(kind: type[Any], prefix: str, tensors: Mapping[str, Array]) -> Any:
     """Return the dataclass whose fields are these arrays."""
     return kind(*(tensors[prefix + f.name] for f in fields(kind)))
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            told = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            return told, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ZooError(
-            path,
-            f"it cannot be read ({error})",
-            "property heads in a safetensors file are needed",
-            "check the path, or fit them with 'sane-plugins heads fit'",
-        ) from error

@@ -1,4 +1,4 @@
-"""Property heads: from features of a network to one number, with an interval and a doubt.
+"""Numeric property heads: one number from the features of a network, with a conformal interval.
 
 A head's features and regressor are chosen by cross-validation that keeps all checkpoints of a network
 together. Held-out residuals of the chosen one calibrate a conformal interval.
@@ -17,42 +17,24 @@ import numpy as np
 
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.properties import regressors
-from sane_plugins.properties.conformal import COVERAGE, Widths, conformal_radius, fit_widths
+from sane_plugins.properties.conformal import Widths, fit_widths
 from sane_plugins.properties.dataset import (
     AUTO,
     FEATURES,
     FOLDS,
-    STRUCTURE,
     FeatureDataset,
     calibration_folds,
-    choosing,
+    candidate_sets,
+    distinct_structures,
     group_folds,
-    join,
-    kinds,
-    require_usable,
-    usable,
+    require_fittable,
+    selection_mask,
+    stack_features,
 )
 from sane_plugins.properties.estimates import Estimate
 from sane_plugins.properties.head import Head
 from sane_plugins.properties.in_distribution import fit_support
 from sane_plugins.properties.regressors import BASES, REGRESSORS, Array, Member
-
-__all__ = [
-    "COVERAGE",
-    "FEATURES",
-    "FOLDS",
-    "PROPERTIES",
-    "STRUCTURE",
-    "Estimate",
-    "FeatureDataset",
-    "PropertyHead",
-    "conformal_radius",
-    "cross_predict",
-    "fit_head",
-    "fit_members",
-    "group_folds",
-    "join",
-]
 
 PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType(
     {
@@ -86,29 +68,29 @@ class PropertyHead(Head):
 
     def predict(self, features: Mapping[str, Array]) -> Array:
         """Predict (N,) from features (N, F) by encoder, kept within the property's range."""
-        return np.clip(self._raw(join(features, self.features)), self.low, self.high)
+        return np.clip(self._raw(stack_features(features, self.features)), self.low, self.high)
 
     def intervals(self, features: Mapping[str, Array]) -> Array:
         """Return the ends (N, 2) of the intervals for features (N, F) by encoder."""
-        return self._around(self._raw(join(features, self.features)))
+        return self._clipped_intervals(self._raw(stack_features(features, self.features)))
 
     def estimate(self, features: Mapping[str, Array]) -> Estimate:
         """Estimate the property of one network from its features (F,) by encoder, and its structure."""
-        raw = self._raw(self.row(features))
-        (low, high), doubt = self._around(raw)[0], self.doubt(features)
+        raw = self._raw(self.feature_row(features))
+        (low, high), comparison = self._clipped_intervals(raw)[0], self.compare(features)
         return Estimate(
             property=self.property,
             value=float(np.clip(raw[0], self.low, self.high)),
             unit=self.unit,
             interval=(float(low), float(high)),
             coverage=self.coverage,
-            in_distribution=doubt.in_distribution,
+            in_distribution=comparison.in_distribution,
             features=self.features,
-            typicality=doubt.typicality,
+            typicality=comparison.typicality,
         )
 
-    def _around(self, raw: Array) -> Array:
-        half = self.widths.of(raw)
+    def _clipped_intervals(self, raw: Array) -> Array:
+        half = self.widths.interpolate(raw)
         return np.asarray(np.clip(np.stack([raw - half, raw + half], 1), self.low, self.high))
 
     def _raw(self, x: Array) -> Array:
@@ -132,12 +114,15 @@ def fit_head(
     value that the property can have. Raises `ZooError` for fewer networks than folds, and for targets or
     features that are not finite.
     """
-    require_usable(name, samples, targets)
-    some = choosing(samples.networks, seed)
-    tried = cross_predict(samples.rows(some), targets[some], seed, report, features)
-    scores = {key: _r2(targets[some], predicted) for key, predicted in tried.items()}
+    require_fittable(name, samples, targets)
+    selected = selection_mask(samples.networks, seed)
+    candidates = cross_predict(samples.rows(selected), targets[selected], seed, report, features)
+    scores = {key: _r2(targets[selected], predicted) for key, predicted in candidates.items()}
     best, regressor = max(scores, key=lambda key: scores[key]).split("/")
-    x, (unit, *known) = join(samples.features, best), PROPERTIES.get(name, ("", -np.inf, np.inf))
+    x, (unit, *known) = (
+        stack_features(samples.features, best),
+        PROPERTIES.get(name, ("", -np.inf, np.inf)),
+    )
     low, high = bounds or known
     folds = calibration_folds(samples.networks, seed)
     held_out = _held_out(x, targets, folds, regressor, _counted(report, name, len(folds)))
@@ -154,12 +139,12 @@ def fit_head(
         support=fit_support(x, group_folds(samples.networks, FOLDS, seed)),
         scores=scores,
         sane=sane if "sane" in FEATURES[best] else "",
-        structure=kinds(samples),
+        structure=distinct_structures(samples),
     )
 
 
 def fit_members(regressor: str, x: Array, y: Array) -> tuple[Member, ...]:
-    """Fit what a regressor's name says."""
+    """Fit the members of a regressor by its name."""
     return tuple(member for base in REGRESSORS[regressor] for member in BASES[base](x, y))
 
 
@@ -172,15 +157,15 @@ def cross_predict(
 ) -> dict[str, Array]:
     """Return held-out predictions (N,) of every `features/regressor`; no network is on both sides."""
     folds = group_folds(samples.networks, FOLDS, seed)
-    names = usable(samples, features)
-    found: dict[str, Array] = {}
+    names = candidate_sets(samples, features)
+    predictions: dict[str, Array] = {}
     for i, name in enumerate(names):
         report(Progress(job="choose features", done=i, total=len(names), note=name))
-        x = join(samples.features, name)
+        x = stack_features(samples.features, name)
         bases = {base: _held_out(x, targets, folds, base) for base in BASES}
         for regressor, parts in REGRESSORS.items():
-            found[f"{name}/{regressor}"] = np.mean([bases[part] for part in parts], axis=0)
-    return found
+            predictions[f"{name}/{regressor}"] = np.mean([bases[part] for part in parts], axis=0)
+    return predictions
 
 
 def _held_out(
@@ -190,12 +175,12 @@ def _held_out(
     regressor: str,
     counted: Iterator[None] | None = None,
 ) -> Array:
-    found = np.zeros(len(y))
+    predicted = np.zeros(len(y))
     for test in folds:
         members = fit_members(regressor, x[~test], y[~test])
-        found[test] = regressors.predict(members, x[test])
+        predicted[test] = regressors.predict(members, x[test])
         next(counted or iter(()), None)
-    return found
+    return predicted
 
 
 def _counted(report: Report, note: str, total: int) -> Iterator[None]:

@@ -22,28 +22,11 @@ from sane_plugins.features import (
     structure,
 )
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.properties.estimates import AnyEstimate, CategoryEstimate, Estimate
-from sane_plugins.properties.head_file import AnyHead, load_heads, save_heads
-from sane_plugins.properties.numeric_head import STRUCTURE, FeatureDataset, PropertyHead, fit_head
+from sane_plugins.properties.dataset import STRUCTURE, FeatureDataset
+from sane_plugins.properties.estimates import AnyEstimate
+from sane_plugins.properties.head_file import AnyHead, load_heads
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights import WeightGraph
-
-__all__ = [
-    "AnyEstimate",
-    "AnyHead",
-    "CategoryEstimate",
-    "Estimate",
-    "FeatureDataset",
-    "PredictOptions",
-    "PropertyHead",
-    "embedded_heads",
-    "fingerprint",
-    "fit_head",
-    "load_heads",
-    "measure",
-    "predict",
-    "save_heads",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +74,7 @@ def predict(
     return {name: head.estimate(features) for name, head in chosen.items()}
 
 
-def measure(
+def extract_features(
     graphs: Sequence[WeightGraph] | Iterable[WeightGraph],
     networks: Sequence[str],
     encoders: Mapping[str, Encoder],

@@ -1,4 +1,4 @@
-"""Small regressors that are fitted with scikit-learn, kept as plain arrays and run with numpy alone."""
+"""Small regressors: fitted with scikit-learn, stored as plain arrays and run with numpy alone."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Linear:
 
 
 Member = Trees | Linear
-KINDS: Mapping[str, type[Trees] | type[Linear]] = {"trees": Trees, "linear": Linear}
+MEMBER_TYPES: Mapping[str, type[Trees] | type[Linear]] = {"trees": Trees, "linear": Linear}
 
 
 def predict(members: Sequence[Member], x: Array) -> Array:
@@ -71,7 +71,7 @@ def predict(members: Sequence[Member], x: Array) -> Array:
     return np.asarray(np.mean([member.predict(x) for member in members], axis=0))
 
 
-def arrays(member: Member) -> dict[str, Array]:
+def member_arrays(member: Member) -> dict[str, Array]:
     """Return the arrays that make the member up, by field."""
     return {f.name: getattr(member, f.name) for f in fields(member)}
 
@@ -89,7 +89,7 @@ def normal_scores(x: Array, knots: Array) -> Array:
     return np.asarray(ndtri(np.clip(ranks, _EDGE, 1 - _EDGE)))
 
 
-def pack(trees: Sequence[Any], offset: float, factor: float) -> Trees:
+def pack_trees(trees: Sequence[Any], offset: float, factor: float) -> Trees:
     """Turn scikit-learn's fitted trees (`.tree_`) into arrays, thresholds rounded down to float32.
 
     Scikit-learn compares float32 features with float64 thresholds; rounding down keeps every comparison.
@@ -102,15 +102,15 @@ def pack(trees: Sequence[Any], offset: float, factor: float) -> Trees:
     rounded = np.where(rounded > exact, np.nextafter(rounded, np.float32(-np.inf)), rounded)
     sizes = np.cumsum([0] + [part.node_count for part in parts[:-1]])
 
-    def joined(name: str) -> Array:
+    def gather(name: str) -> Array:
         kept = [np.where(a, b, getattr(p, name)) for a, b, p in zip(leaf, own, parts, strict=True)]
         return np.concatenate(kept).astype(np.min_scalar_type(max(p.node_count for p in parts)))
 
     feature = np.concatenate([np.maximum(part.feature, 0) for part in parts])
     return Trees(
         sizes.astype(np.int64),
-        joined("children_left"),
-        joined("children_right"),
+        gather("children_left"),
+        gather("children_right"),
         feature.astype(np.uint16),
         rounded.astype(np.float32),
         np.concatenate([_leaves(part) for part in parts]).astype(np.float32),
@@ -147,7 +147,7 @@ def fit_boosting(x: Array, y: Array) -> tuple[Member, ...]:
         min_samples_leaf=4,
         random_state=0,
     ).fit(x, y)
-    return (pack(model.estimators_.ravel(), float(y.mean()), model.learning_rate),)
+    return (pack_trees(model.estimators_.ravel(), float(y.mean()), model.learning_rate),)
 
 
 def fit_forest(x: Array, y: Array) -> tuple[Member, ...]:
@@ -155,7 +155,7 @@ def fit_forest(x: Array, y: Array) -> tuple[Member, ...]:
     from sklearn.ensemble import ExtraTreesRegressor
 
     model = ExtraTreesRegressor(48, max_features=0.5, min_samples_leaf=3, random_state=0).fit(x, y)
-    return (pack(model.estimators_, 0.0, 1 / len(model.estimators_)),)
+    return (pack_trees(model.estimators_, 0.0, 1 / len(model.estimators_)),)
 
 
 def fit_classes(x: Array, classes: Array) -> tuple[Member, ...]:
@@ -165,7 +165,7 @@ def fit_classes(x: Array, classes: Array) -> tuple[Member, ...]:
     few = min(x.shape[1], max(4, x.shape[1] // 10))
     model = ExtraTreesClassifier(48, max_features=few, min_samples_leaf=4, random_state=0)
     model.fit(x, classes)
-    return (pack(model.estimators_, 0.0, 1 / len(model.estimators_)),)
+    return (pack_trees(model.estimators_, 0.0, 1 / len(model.estimators_)),)
 
 
 BASES: Mapping[str, Fit] = {"ridge": fit_ridge, "boosting": fit_boosting, "forest": fit_forest}

@@ -16,18 +16,6 @@ from sane_plugins.symmetry.matching import match
 from sane_plugins.symmetry.propagate import follow
 from sane_plugins.weights import RUNNING, WeightGraph
 
-__all__ = [
-    "AxisSlice",
-    "PermutationGroup",
-    "Permutations",
-    "align",
-    "alignment",
-    "inverse",
-    "permutation_groups",
-    "permute",
-    "random_permutations",
-]
-
 Permutations = Mapping[str, torch.Tensor]
 
 

@@ -1,8 +1,9 @@
 from .add import Added, AddOptions, add_networks
 from .evaluate import Evaluated, EvaluateOptions, evaluate_zoo
-from .index import Entry, read_index
+from .index import Entry, is_zoo, read_index
 from .property_table import join_table, read_table
-from .store import Zoo, evaluation_pool, import_published, is_zoo, set_properties, write_zoo
+from .run_names import RunName, name_by_file, name_by_number, name_by_pattern
+from .store import Zoo, evaluation_pool, import_published, set_properties, write_zoo
 
 __all__ = [
     "AddOptions",
@@ -10,6 +11,7 @@ __all__ = [
     "Entry",
     "EvaluateOptions",
     "Evaluated",
+    "RunName",
     "Zoo",
     "add_networks",
     "evaluate_zoo",
@@ -17,6 +19,9 @@ __all__ = [
     "import_published",
     "is_zoo",
     "join_table",
+    "name_by_file",
+    "name_by_number",
+    "name_by_pattern",
     "read_index",
     "read_table",
     "set_properties",

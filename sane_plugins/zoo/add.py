@@ -1,4 +1,4 @@
-"""A folder of checkpoints becomes a zoo: each network once, whatever form it is stored in."""
+"""Add a folder of checkpoints to a zoo: each network once, whatever form it is stored in."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from sane_plugins.errors import SaneError, UsageError, ZooError
 from sane_plugins.formats import INDEX
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph
-from sane_plugins.zoo import run_names
 from sane_plugins.zoo.deduplicate import KnownNetworks
 from sane_plugins.zoo.index import NAME, Entry, ZooIndex, is_zoo, read_index
-from sane_plugins.zoo.run_names import RunName
+from sane_plugins.zoo.run_names import RunName, name_by_number
 from sane_plugins.zoo.shards import ShardWriter, digest
-from sane_plugins.zoo.store import Zoo, differences
+from sane_plugins.zoo.store import Zoo, weight_mismatch
 
-_COMMIT = 10.0  # seconds of work that a kill may lose
+_COMMIT_SECONDS = 10.0  # seconds of work that a kill may lose
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.[a-z]+$")
 
 Open = Callable[[Path], WeightGraph]
@@ -34,15 +33,10 @@ Open = Callable[[Path], WeightGraph]
 
 @dataclass(frozen=True, kw_only=True)
 class AddOptions:
-    """How files are named, and how the networks are built.
-
-    `runs`: names that differ by an epoch or step alone are one network. `pattern`: a regular expression
-    that finds the network in a file's name instead. `factory`: `name` and arguments of the function.
-    """
+    """How the networks are built (`name` and arguments of the function), and how a file names its run."""
 
     factory: Mapping[str, Any] = field(default_factory=dict)
-    runs: bool = True
-    pattern: str = ""
+    run_name: Callable[[str], RunName] = name_by_number
 
     def __post_init__(self) -> None:
         require_field_types(self)
@@ -50,7 +44,7 @@ class AddOptions:
 
 @dataclass(eq=False, repr=False)
 class Added(ShortRepr):
-    """What became of each file; each is in one of `added`, `already`, `equal` and `unread`.
+    """Result for each file; each is in one of `added`, `already`, `equal` and `unread`.
 
     `already`: it was added before. `equal` says which other file it equals, `unread` and
     `unbuilt` why; `partial` which share was read.
@@ -82,23 +76,22 @@ def add_networks(
             "a folder of checkpoints is needed",
             "name the folder that holds the files",
         )
-    run_names.require_pattern(options.pattern)
     done = Added()
-    job = _Job(out, done)
-    found = list(_found(folder, out, open_, options))
-    for i, item in enumerate(found):
-        report(Progress(job="add networks", done=i, total=len(found), note=item.source))
+    addition = _Addition(out, done)
+    sources = list(_sources(folder, out, open_, options))
+    for i, item in enumerate(sources):
+        report(Progress(job="add networks", done=i, total=len(sources), note=item.source))
         try:
-            job.take(item)
+            addition.take(item)
         except SaneError as error:
             done.unread[item.source] = str(error)
-    job.finish()
-    report(Progress(job="add networks", done=len(found), total=len(found)))
+    addition.finish()
+    report(Progress(job="add networks", done=len(sources), total=len(sources)))
     if not (done.added or done.already or done.equal):
         reason = next(iter(done.unread.values()), "it holds no files")
         raise ZooError(
             folder,
-            f"none of its {len(found)} files could be read (the first: {reason.rstrip('.')})",
+            f"none of its {len(sources)} files could be read (the first: {reason.rstrip('.')})",
             "at least one network is needed",
             "name the folder that holds the files",
         )
@@ -106,7 +99,7 @@ def add_networks(
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Source:
     """A network to add: where it is, what to call it, and how to read it."""
 
     source: str
@@ -115,7 +108,7 @@ class _Found:
     factory: Mapping[str, Any]
 
 
-def _found(folder: Path, out: Path, open_: Open, options: AddOptions) -> Iterator[_Found]:
+def _sources(folder: Path, out: Path, open_: Open, options: AddOptions) -> Iterator[_Source]:
     """Yield all networks below a folder in the order of their names: files, and entries of zoos."""
     root, own = folder.resolve(), out.resolve()
     files = sorted(
@@ -131,13 +124,13 @@ def _found(folder: Path, out: Path, open_: Open, options: AddOptions) -> Iterato
         if path.parent in zoos or path in shards or (has_index and _SHARD.search(path.name)):
             continue
         source = f"{root.name}/{path.relative_to(folder).as_posix()}"
-        yield _Found(source, _named(source, options), partial(open_, path), options.factory)
+        yield _Source(source, options.run_name(source), partial(open_, path), options.factory)
 
 
-def _entries(zoo: Zoo) -> Iterator[_Found]:
+def _entries(zoo: Zoo) -> Iterator[_Source]:
     for entry in zoo.entries:
         name = RunName(f"{zoo.name}/{entry.network}", entry.checkpoint, dict(entry.properties))
-        yield _Found(f"{zoo.name}/{entry.key}", name, partial(zoo.graph, entry), entry.factory)
+        yield _Source(f"{zoo.name}/{entry.key}", name, partial(zoo.graph, entry), entry.factory)
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -155,14 +148,8 @@ def _shards(path: Path) -> list[str]:
         return []
 
 
-def _named(source: str, options: AddOptions) -> RunName:
-    if options.pattern:
-        return run_names.by_pattern(options.pattern, source)
-    return run_names.by_number(source) if options.runs else run_names.each_alone(source)
-
-
-class _Job:
-    """The zoo under way."""
+class _Addition:
+    """The zoo that is added to, committed every few seconds."""
 
     def __init__(self, out: Path, done: Added) -> None:
         self._done = done
@@ -171,24 +158,24 @@ class _Job:
         self._known = KnownNetworks(Zoo(index.name, index.entries, out, index.forms))
         self._committed, self._changed = time.monotonic(), False
 
-    def take(self, found: _Found) -> None:
-        """Read a network, and put it into the zoo unless it is there."""
-        graph = found.read()
+    def take(self, source: _Source) -> None:
+        """Read a network, and add it unless the zoo has it."""
+        graph = source.read()
         owned = {param.key: graph.tensors[param.key] for param in graph.params}
         values = digest(owned)
-        factory = self._fitting(found, graph)
-        if (twin := self._known.equal(values, factory, owned)) is not None:
-            if twin.source == found.source:
-                self._done.already.append(found.source)
+        factory = self._checked_factory(source, graph)
+        if (twin := self._known.find(values, factory, owned)) is not None:
+            if twin.source == source.source:
+                self._done.already.append(source.source)
             else:
-                self._done.equal[found.source] = twin.source or twin.key
+                self._done.equal[source.source] = twin.source or twin.key
             if factory and not twin.factory:
-                self._give(twin, factory, found.source)
+                self._set_factory(twin, factory, source.source)
         else:
-            self._add(found, graph, values, factory)
+            self._add(source, graph, values, factory)
         if graph.coverage < 1:
-            self._done.partial[found.source] = graph.coverage
-        if self._changed and time.monotonic() - self._committed > _COMMIT:
+            self._done.partial[source.source] = graph.coverage
+        if self._changed and time.monotonic() - self._committed > _COMMIT_SECONDS:
             self._commit()
 
     def finish(self) -> None:
@@ -196,37 +183,39 @@ class _Job:
         if self._changed:
             self._commit()
 
-    def _fitting(self, found: _Found, graph: WeightGraph) -> Mapping[str, Any]:
+    def _checked_factory(self, source: _Source, graph: WeightGraph) -> Mapping[str, Any]:
         """Return the factory if it builds this network, else none, and say so."""
-        if found.factory and (wrong := differences(found.factory, graph)):
-            self._done.unbuilt[found.source] = f"it and what {found.factory['name']} builds {wrong}"
+        if source.factory and (mismatch := weight_mismatch(source.factory, graph)):
+            self._done.unbuilt[source.source] = (
+                f"it and what {source.factory['name']} builds {mismatch}"
+            )
             return {}
-        return found.factory
+        return source.factory
 
     def _add(
-        self, found: _Found, graph: WeightGraph, values: str, factory: Mapping[str, Any]
+        self, source: _Source, graph: WeightGraph, values: str, factory: Mapping[str, Any]
     ) -> None:
         ties = dict(graph.ties)
         owned = {param.key: graph.tensors[param.key] for param in graph.params}
         others = {k: v for k, v in graph.tensors.items() if k not in owned and k not in ties}
         finite = all(bool(_floats(x).isfinite().all()) for x in owned.values())
         entry = Entry(
-            network=found.name.network,
-            checkpoint=found.name.checkpoint,
+            network=source.name.network,
+            checkpoint=source.name.checkpoint,
             factory=factory,
-            properties={**found.name.properties, "finite": finite},
-            source=found.source,
+            properties={**source.name.properties, "finite": finite},
+            source=source.source,
             container=graph.container,
         )
-        entry = self._known.named(entry, values)
+        entry = self._known.with_free_name(entry, values)
         axes = {param.key: param.axis for param in graph.params if param.axis}
-        entry = self._writer.put(entry, {**owned, **others}, ties, axes, values)
+        entry = self._writer.add(entry, {**owned, **others}, ties, axes, values)
         self._known.remember(entry, frozenset(owned))
-        self._done.added.append(found.source)
+        self._done.added.append(source.source)
         self._changed = True
 
-    def _give(self, twin: Entry, factory: Mapping[str, Any], source: str) -> None:
-        self._writer.exchange(replace(twin, factory=factory))
+    def _set_factory(self, twin: Entry, factory: Mapping[str, Any], source: str) -> None:
+        self._writer.replace_entry(replace(twin, factory=factory))
         self._known.remember(replace(twin, factory=factory))
         self._done.given_factory.append(source)
         self._changed = True

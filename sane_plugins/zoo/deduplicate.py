@@ -1,4 +1,4 @@
-"""What a zoo holds already: found again by its weights, whatever their names and form."""
+"""Networks that a zoo holds already, looked up by their weights, whatever their names and form."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class KnownNetworks:
         self._zoo = zoo
         self._keys: dict[str, frozenset[str]] = {}
         self._by_values: dict[str, dict[str, Entry]] = {}
-        self._taken: dict[str, Entry] = {}
+        self._by_key: dict[str, Entry] = {}
         for entry in zoo.entries:
             # Zoos of version 1 have no digests.
             self.remember(entry if entry.digest else replace(entry, digest=self._digest(entry)))
 
     def remember(self, entry: Entry, keys: frozenset[str] | None = None) -> None:
-        """Take note of an entry, or of its new form."""
-        self._taken[entry.key] = entry
+        """Add an entry, or replace it by its new form."""
+        self._by_key[entry.key] = entry
         self._by_values.setdefault(entry.digest[:_HALF], {})[entry.key] = entry
         if keys is not None:
             self._keys[entry.key] = keys
 
-    def equal(
+    def find(
         self, values: str, factory: Mapping[str, Any], owned: Mapping[str, torch.Tensor]
     ) -> Entry | None:
         """Return the entry that is this network, if there is one.
@@ -53,11 +53,11 @@ class KnownNetworks:
                 return entry
         return None
 
-    def named(self, entry: Entry, values: str) -> Entry:
+    def with_free_name(self, entry: Entry, values: str) -> Entry:
         """Return the entry, under another checkpoint's name where its own is taken."""
         number = 0
         first = entry.checkpoint
-        while entry.key in self._taken:
+        while entry.key in self._by_key:
             more = "" if not number else f"-{number}"
             entry = replace(entry, checkpoint=f"{first}~{values[_HALF : _HALF + 8]}{more}")
             number += 1

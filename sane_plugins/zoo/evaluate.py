@@ -16,11 +16,12 @@ from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, ZooError, first_line
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task, logits, require_fit
-from sane_plugins.zoo.store import Entry, Property, Zoo, set_properties
+from sane_plugins.zoo.index import Entry, Property
+from sane_plugins.zoo.store import Zoo, set_properties
 
 MEASURED = ("test_accuracy", "train_accuracy", "gap", "test_loss", "train_loss", "finite")
 _BATCH = 500
-_SAVE = 10.0  # seconds of work that a kill may lose
+_SAVE_SECONDS = 10.0  # seconds of work that a kill may lose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def evaluate_zoo(
     call goes on.
     """
     zoo = Zoo.open(folder)
-    subject = _Images.of(task, options)
+    images = _Images.of(task, options)
     done = Evaluated()
     pending: dict[str, dict[str, Property]] = {}
     saved = time.monotonic()
@@ -66,11 +67,11 @@ def evaluate_zoo(
             done.kept += 1
             continue
         try:
-            pending[entry.key] = _merged(entry, measure(zoo, entry, subject), options.force)
+            pending[entry.key] = _merge(entry, measure_network(zoo, entry, images), options.force)
             done.measured += 1
         except SaneError as error:
             done.skipped[entry.key] = str(error)
-        if time.monotonic() - saved > _SAVE:
+        if time.monotonic() - saved > _SAVE_SECONDS:
             set_properties(folder, pending)
             pending, saved = {}, time.monotonic()
     if pending:
@@ -103,13 +104,16 @@ class _Images:
         )
 
 
-def measure(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Property]:
+def measure_network(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Property]:
     """Return all that is measured of one network. Raises `SaneError` where it cannot be run on the images."""
     state = zoo.state_dict(entry)
-    module = _built(zoo, entry)
+    module = _build(zoo, entry)
     require_fit(module, images.task)
     module.to(images.device)
-    test, train = _measured(module, *images.test), _measured(module, *images.train)
+    test, train = (
+        _accuracy_and_loss(module, *images.test),
+        _accuracy_and_loss(module, *images.train),
+    )
     return {
         "test_accuracy": test[0],
         "train_accuracy": train[0],
@@ -120,7 +124,7 @@ def measure(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Property]:
     }
 
 
-def _built(zoo: Zoo, entry: Entry) -> nn.Module:
+def _build(zoo: Zoo, entry: Entry) -> nn.Module:
     """Build one network in single precision."""
     try:
         return zoo.module(entry).float()
@@ -136,25 +140,25 @@ def _built(zoo: Zoo, entry: Entry) -> nn.Module:
 
 
 @torch.inference_mode()
-def _measured(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+def _accuracy_and_loss(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     """Return accuracy and mean loss; a loss that is not finite becomes the largest float."""
     correct, loss = 0, 0.0
     for images, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
-        answers = logits(module, images).float()
-        correct += int((answers.argmax(1) == labels).sum())
-        loss += float(cross_entropy(answers, labels, reduction="none").double().sum())
+        outputs = logits(module, images).float()
+        correct += int((outputs.argmax(1) == labels).sum())
+        loss += float(cross_entropy(outputs, labels, reduction="none").double().sum())
     mean = torch.tensor(loss / len(y)).float()
     return correct / len(y), float(mean.nan_to_num(nan=torch.finfo(torch.float32).max))
 
 
-def _merged(entry: Entry, found: Mapping[str, Property], force: bool) -> dict[str, Property]:
+def _merge(entry: Entry, measured: Mapping[str, Property], force: bool) -> dict[str, Property]:
     """Return what is to be written; the gap is always that of the accuracies beside it."""
-    kept = (
+    existing = (
         {}
         if force
         else {name: entry.properties[name] for name in MEASURED if name in entry.properties}
     )
-    merged = {**found, **kept}
-    if "gap" not in kept:
+    merged = {**measured, **existing}
+    if "gap" not in existing:
         merged["gap"] = float(merged["train_accuracy"]) - float(merged["test_accuracy"])
     return merged

@@ -69,8 +69,10 @@ class Form:
         cls, state: Mapping[str, torch.Tensor], ties: Mapping[str, str], axes: Mapping[str, int]
     ) -> Form:
         """Return the form of a network's tensors."""
-        told = ((k, str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in state.items())
-        return cls(tensors=tuple(told), ties=dict(ties), axes=dict(axes))
+        tensors = (
+            (k, str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in state.items()
+        )
+        return cls(tensors=tuple(tensors), ties=dict(ties), axes=dict(axes))
 
     @property
     def name(self) -> str:
@@ -86,7 +88,7 @@ class Form:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ZooIndex(ShortRepr):
-    """All that a zoo's index tells."""
+    """Content of a zoo's index."""
 
     name: str
     entries: tuple[Entry, ...]
@@ -153,8 +155,8 @@ def _parsed(text: str) -> ZooIndex:
         raise ValueError(f"version {header['version']}")
     forms = {name: _form(record) for name, record in header["forms"].items()}
     entries = tuple(_checked(Entry(**json.loads(line))) for line in lines[1:])
-    if lost := {entry.form for entry in entries} - {*forms, ""}:
-        raise ValueError(f"the form {lost.pop()} is missing")
+    if missing := {entry.form for entry in entries} - {*forms, ""}:
+        raise ValueError(f"the form {missing.pop()} is missing")
     return ZooIndex(str(header["name"]), entries, forms)
 
 
@@ -163,10 +165,10 @@ def _parsed_old(text: str) -> ZooIndex:
     if index["version"] != 1:
         raise ValueError(f"version {index['version']}")
     entries = tuple(Entry(**record) for record in index["entries"])
-    return ZooIndex(str(index["name"]), tuple(_in(entries, OLD_WEIGHTS)), {})
+    return ZooIndex(str(index["name"]), tuple(_with_file(entries, OLD_WEIGHTS)), {})
 
 
-def _in(entries: tuple[Entry, ...], file: str) -> Iterator[Entry]:
+def _with_file(entries: tuple[Entry, ...], file: str) -> Iterator[Entry]:
     for entry in entries:
         yield replace(entry, file=file)
 

@@ -1,4 +1,4 @@
-"""A user's own table of properties, joined to a zoo's entries by file or network."""
+"""Table of properties (CSV or JSON Lines), joined to a zoo's entries by file or network."""
 
 from __future__ import annotations
 
@@ -48,42 +48,44 @@ def join_table(
     beside it names one of the network's checkpoints, else all are meant.
     """
     found: dict[str, dict[str, Property]] = {}
-    lost = []
-    ends = _ends(entries)
+    unmatched = []
+    by_suffix = _by_suffix(entries)
     for row in rows:
-        matched = [entry for entry in _meant(ends, row) if _is_checkpoint(entry, row)]
+        matched = [entry for entry in _matches(by_suffix, row) if _is_checkpoint(entry, row)]
         if not matched:
-            lost.append(str(row.get("file") or row.get("network")))
+            unmatched.append(str(row.get("file") or row.get("network")))
         values = {key: _value(value) for key, value in row.items() if key not in _NAMES}
-        told = {key: value for key, value in values.items() if value is not None}
+        known = {key: value for key, value in values.items() if value is not None}
         for entry in matched:
-            found.setdefault(entry.key, {}).update(told)
-    return found, lost
+            found.setdefault(entry.key, {}).update(known)
+    return found, unmatched
 
 
-def _ends(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
+def _by_suffix(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
     """Return the entries by each end of their source and of their network."""
     found: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         for kind, name in (("file", entry.source), ("network", entry.network)):
-            for end in _tails(name):
-                found.setdefault((kind, end), []).append(entry)
+            for suffix in _suffixes(name):
+                found.setdefault((kind, suffix), []).append(entry)
     return found
 
 
-def _tails(name: str) -> Iterator[str]:
+def _suffixes(name: str) -> Iterator[str]:
     parts = name.split("/")
     yield from ("/".join(parts[i:]) for i in range(len(parts)))
 
 
-def _meant(ends: Mapping[tuple[str, str], list[Entry]], row: Mapping[str, Any]) -> list[Entry]:
+def _matches(
+    by_suffix: Mapping[tuple[str, str], list[Entry]], row: Mapping[str, Any]
+) -> list[Entry]:
     """Return the entries that a row names; none where the end of a name fits several."""
     kind = "file" if row.get("file") else "network"
     name = str(row.get(kind))
-    meant = ends.get((kind, name), [])
-    whole = [e for e in meant if name in ({e.source} if kind == "file" else {e.network})]
-    several = {entry.source if kind == "file" else entry.network for entry in meant}
-    return whole or (meant if len(several) == 1 else [])
+    matches = by_suffix.get((kind, name), [])
+    whole = [e for e in matches if name in ({e.source} if kind == "file" else {e.network})]
+    several = {entry.source if kind == "file" else entry.network for entry in matches}
+    return whole or (matches if len(several) == 1 else [])
 
 
 def _is_checkpoint(entry: Entry, row: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from sane_plugins.errors import ZooError
 from sane_plugins.zoo.index import Entry, read_text
-from sane_plugins.zoo.shards import opened
+from sane_plugins.zoo.shards import open_tensors
 
 
 def read_published(path: Path) -> tuple[Entry, ...]:
@@ -24,7 +24,9 @@ def read_published(path: Path) -> tuple[Entry, ...]:
     text = read_text(path)
     try:
         records = json.loads(text)
-        first = opened(weights).get_slice(f"{records[0]['model']}/{records[0]['epoch']}/0.weight")
+        first = open_tensors(weights).get_slice(
+            f"{records[0]['model']}/{records[0]['epoch']}/0.weight"
+        )
         channels = first.get_shape()[1]
         return tuple(_entry(record, channels, weights.name) for record in records)
     except (KeyError, TypeError, IndexError, ValueError, SafetensorError) as error:

@@ -1,8 +1,9 @@
-"""Which training run a file is from, and which checkpoint of it: read from its place and name."""
+"""Names of training runs and checkpoints, parsed from the paths of files."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -25,41 +26,30 @@ class RunName:
     properties: dict[str, Property] = field(default_factory=dict)
 
 
-def by_number(source: str) -> RunName:
+def name_by_number(source: str) -> RunName:
     """Name a file; those that differ by the number of an epoch, step or checkpoint alone are one network."""
-    plain, found = _plain(source), _NUMBER.findall(_plain(source))
+    plain, numbers = _without_suffix(source), _NUMBER.findall(_without_suffix(source))
     without = _NUMBER.sub("", plain)
     parts = [part.strip("-_=. ") for part in without.split("/")]
     network = "/".join(part for part in parts if part) or plain
-    return RunName(network, "-".join(number for _, number in found) or "0", _told(found))
+    return RunName(network, "-".join(number for _, number in numbers) or "0", _properties(numbers))
 
 
-def each_alone(source: str) -> RunName:
+def name_by_file(source: str) -> RunName:
     """Name a file that is a network of its own."""
-    return RunName(_plain(source), "0", _told(_NUMBER.findall(_plain(source))))
+    return RunName(
+        _without_suffix(source), "0", _properties(_NUMBER.findall(_without_suffix(source)))
+    )
 
 
-def by_pattern(pattern: str, source: str) -> RunName:
-    """Name a file by a regular expression: its group `network`, or its first, or all of it, is the network.
+def name_by_pattern(pattern: str) -> Callable[[str], RunName]:
+    """Return a function that names files by a regular expression; raise `UsageError` for what is none.
 
-    The group `checkpoint` names the checkpoint, else the file's number or name. A file that the expression
-    is not found in is named by `by_number`.
+    Its group `network`, or its first, or all of it, is the network; the group `checkpoint` names the
+    checkpoint, else the file's number or name. Files that it does not match are named by `name_by_number`.
     """
-    match = re.search(pattern, source)
-    usual = by_number(source)
-    if not match:
-        return usual
-    groups = match.groupdict()
-    network = groups.get("network") or (match.group(1) if match.groups() else match.group(0))
-    number = usual.checkpoint if usual.properties else PurePosixPath(_plain(source)).name
-    checkpoint = (groups.get("checkpoint") or number).replace("/", "-")
-    return RunName(network or usual.network, checkpoint, usual.properties)
-
-
-def require_pattern(pattern: str) -> None:
-    """Raise `UsageError` for what is no regular expression."""
     try:
-        re.compile(pattern)
+        expression = re.compile(pattern)
     except re.error as error:
         raise UsageError(
             f"--network-pattern {pattern}",
@@ -68,17 +58,29 @@ def require_pattern(pattern: str) -> None:
             r"write for example 'net(\d+)'",
         ) from error
 
+    def name(source: str) -> RunName:
+        match, usual = expression.search(source), name_by_number(source)
+        if not match:
+            return usual
+        groups = match.groupdict()
+        network = groups.get("network") or match.group(1 if match.groups() else 0)
+        number = (
+            usual.checkpoint if usual.properties else PurePosixPath(_without_suffix(source)).name
+        )
+        checkpoint = (groups.get("checkpoint") or number).replace("/", "-")
+        return RunName(network or usual.network, checkpoint, usual.properties)
 
-def _plain(source: str) -> str:
-    """Return a source without the suffix of its form."""
-    return source.removesuffix(INDEX) if source.endswith(INDEX) else _without_suffix(source)
+    return name
 
 
 def _without_suffix(source: str) -> str:
+    """Return a source without the suffix of its form."""
+    if source.endswith(INDEX):
+        return source.removesuffix(INDEX)
     path = PurePosixPath(source)
     return str(path.with_suffix("")) if not path.suffix[1:].isdigit() else source
 
 
-def _told(found: list[tuple[str, str]]) -> dict[str, Property]:
-    named = ((_PROPERTY.get(word.lower()), number) for word, number in found)
+def _properties(numbers: list[tuple[str, str]]) -> dict[str, Property]:
+    named = ((_PROPERTY.get(word.lower()), number) for word, number in numbers)
     return {name: int(number) for name, number in named if name}

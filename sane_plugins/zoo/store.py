@@ -25,19 +25,7 @@ from sane_plugins.formats import from_state_dict
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo.index import Entry, Form, Property, ZooIndex, is_zoo, read_index, write_index
 from sane_plugins.zoo.published import read_published
-from sane_plugins.zoo.shards import ShardWriter, opened
-
-__all__ = [
-    "Entry",
-    "Property",
-    "Zoo",
-    "differences",
-    "evaluation_pool",
-    "import_published",
-    "is_zoo",
-    "set_properties",
-    "write_zoo",
-]
+from sane_plugins.zoo.shards import ShardWriter, open_tensors
 
 _Described = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
@@ -88,7 +76,7 @@ class Zoo:
     def state_dict(self, entry: Entry) -> dict[str, torch.Tensor]:
         """Read one entry's tensors; tied names share one."""
         path = self.folder / entry.file
-        file, prefix = opened(path), entry.key + "/"
+        file, prefix = open_tensors(path), entry.key + "/"
         form = self.forms.get(entry.form)
         keys = (
             [key for key, _, _ in form.tensors] if form else _keys(json.dumps(dict(entry.factory)))
@@ -128,7 +116,7 @@ class Zoo:
             )
         state = self.state_dict(entry)
         module = build(entry.factory)
-        _fill(module, state, f"{self.name}:{entry.key}")
+        _load(module, state, f"{self.name}:{entry.key}")
         return module.eval()
 
     def where(self, keep: Callable[[Entry], bool]) -> Zoo:
@@ -190,7 +178,7 @@ def write_zoo(
                 "give them other networks or checkpoints",
             )
         seen.add(entry.key)
-        writer.put(entry, state)
+        writer.add(entry, state)
     writer.commit()
     return Zoo.open(folder)
 
@@ -222,13 +210,13 @@ def _ends(fractions: Iterable[float], total: int) -> list[int]:
     return ends
 
 
-def differences(factory: Mapping[str, Any], graph: WeightGraph) -> str:
+def weight_mismatch(factory: Mapping[str, Any], graph: WeightGraph) -> str:
     """Say in which weights a network differs from what a factory builds; nothing where they fit."""
     own = _shapes(json.dumps(dict(factory)))
     given = {param.key: param.shape for param in graph.params}
-    wrong = [key for key in dict.fromkeys([*own, *given]) if own.get(key) != given.get(key)]
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return f"differ in {', '.join(wrong[:3])}{more}" if wrong else ""
+    mismatched = [key for key in dict.fromkeys([*own, *given]) if own.get(key) != given.get(key)]
+    more = f" and {len(mismatched) - 3} more" if len(mismatched) > 3 else ""
+    return f"differ in {', '.join(mismatched[:3])}{more}" if mismatched else ""
 
 
 @lru_cache(maxsize=64)
@@ -247,11 +235,11 @@ def _template(factory: str, described: _Described) -> WeightGraph:
     """Return an architecture's graph, traced once; only its tensors differ between entries."""
     module = build(json.loads(factory))
     state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in described}
-    _fill(module, state, json.loads(factory)["name"])
+    _load(module, state, json.loads(factory)["name"])
     return from_module(module)
 
 
-def _fill(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:
+def _load(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:
     """Write tensors into a module, which takes on their types; counters may be missing or left over."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name in state and state[name].dtype != tensor.dtype:

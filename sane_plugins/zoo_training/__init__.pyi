@@ -1,6 +1,11 @@
-from .hyperparameters import INITIALIZATIONS, HyperparameterRanges, Hyperparameters, initial
+from .hyperparameters import (
+    INITIALIZATIONS,
+    HyperparameterRanges,
+    Hyperparameters,
+    build_initialized,
+)
 from .training_images import Schedule, TrainingImages
-from .training_run import ZooOptions, train_zoo
+from .zoo_trainer import ZooOptions, train_zoo
 
 __all__ = [
     "INITIALIZATIONS",
@@ -9,6 +14,6 @@ __all__ = [
     "Schedule",
     "TrainingImages",
     "ZooOptions",
-    "initial",
+    "build_initialized",
     "train_zoo",
 ]

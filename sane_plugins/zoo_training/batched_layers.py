@@ -40,7 +40,7 @@ class Batched(nn.Module):
         value: torch.Tensor | None = getattr(self, name, None)
         return None if value is None else value.flatten(0, 1)
 
-    def own(self, x: torch.Tensor, name: str, core: int) -> torch.Tensor:
+    def aligned(self, x: torch.Tensor, name: str, core: int) -> torch.Tensor:
         """Return a tensor (G, ...) whose last `core` axes fit those of x (N, G, ..., core)."""
         value: torch.Tensor = getattr(self, name)
         return value.view(self.count, *(1,) * (x.ndim - 2 - core), *value.shape[1:])
@@ -66,7 +66,7 @@ class BatchedConv2d(Batched):
             conv.dilation,
             groups,
         )
-        return _split(y, 1, self.count)
+        return _unmerge(y, 1, self.count)
 
 
 class BatchedLinear(Batched):
@@ -76,10 +76,10 @@ class BatchedLinear(Batched):
         """Return (N, G, ..., F)."""
         if x.ndim == 2:
             weight = _required(self.merged("weight"))
-            return _split(F.linear(x, weight, self.merged("bias")), 1, self.count)
+            return _unmerge(F.linear(x, weight, self.merged("bias")), 1, self.count)
         y = torch.bmm(x.movedim(1, 0).flatten(1, -2), self.weight.transpose(1, 2))
         y = y.view(self.count, x.shape[0], *x.shape[2:-1], -1).movedim(0, 1)
-        return y if getattr(self, "bias", None) is None else y + self.own(y, "bias", 1)
+        return y if getattr(self, "bias", None) is None else y + self.aligned(y, "bias", 1)
 
 
 class BatchedBatchNorm2d(Batched):
@@ -101,7 +101,7 @@ class BatchedBatchNorm2d(Batched):
             norm.momentum or 0.0,
             norm.eps,
         )
-        return _split(y, 1, self.count)
+        return _unmerge(y, 1, self.count)
 
 
 class BatchedLayerNorm(Batched):
@@ -113,7 +113,7 @@ class BatchedLayerNorm(Batched):
         assert isinstance(norm, nn.LayerNorm)
         core = len(norm.normalized_shape)
         y = F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
-        return y * self.own(x, "weight", core) + self.own(x, "bias", core)
+        return y * self.aligned(x, "weight", core) + self.aligned(x, "bias", core)
 
 
 class BatchedPatchTokens(Batched):
@@ -132,7 +132,7 @@ class BatchedPool(Batched):
         """Return (N, G, C, H, W), or without G where x has none."""
         pool = self.layer[0]
         y: torch.Tensor = pool(x if x.ndim == 4 else x.flatten(1, 2))
-        return y if x.ndim == 4 else _split(y, 1, self.count)
+        return y if x.ndim == 4 else _unmerge(y, 1, self.count)
 
 
 class BatchedFlatten(Batched):
@@ -168,8 +168,8 @@ class BatchedDropout(Batched):
         return keep.to(x.dtype).mul_(1 / (1 - p)).view(shape).movedim(-2, 1)
 
 
-_Kind = Callable[[nn.Module, int, list[torch.Generator]], nn.Module]
-MANY: Mapping[type[nn.Module], _Kind] = {
+_BatchedType = Callable[[nn.Module, int, list[torch.Generator]], nn.Module]
+BATCHED_LAYERS: Mapping[type[nn.Module], _BatchedType] = {
     nn.Conv2d: BatchedConv2d,
     nn.Linear: BatchedLinear,
     nn.BatchNorm2d: BatchedBatchNorm2d,
@@ -183,21 +183,21 @@ MANY: Mapping[type[nn.Module], _Kind] = {
 }
 
 
-def many(module: nn.Module, count: int, streams: list[torch.Generator]) -> nn.Module:
-    """Return a network whose layers are G of each; raise `ZooError` for a kind that is not known."""
-    kind = MANY.get(type(module))
-    if kind is not None:
-        return kind(module, count, streams)
+def batched(module: nn.Module, count: int, streams: list[torch.Generator]) -> nn.Module:
+    """Replace each layer by its batched form, in place; raise `ZooError` for a type that has none."""
+    batched_type = BATCHED_LAYERS.get(type(module))
+    if batched_type is not None:
+        return batched_type(module, count, streams)
     if [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-        raise unfit(module, f"it holds a {type(module).__name__}")
+        raise not_batchable(module, f"it holds a {type(module).__name__}")
     for name, child in module.named_children():
-        setattr(module, name, many(child, count, streams))
+        setattr(module, name, batched(child, count, streams))
     return module
 
 
-def unfit(module: nn.Module, found: str) -> ZooError:
-    """Return the error of an architecture whose networks cannot be trained together."""
-    known = ", ".join(kind.__name__ for kind in MANY)
+def not_batchable(module: nn.Module, found: str) -> ZooError:
+    """Return the error for an architecture whose networks cannot be trained together."""
+    known = ", ".join(layer.__name__ for layer in BATCHED_LAYERS)
     return ZooError(
         f"architecture {type(module).__name__}",
         found,
@@ -206,8 +206,8 @@ def unfit(module: nn.Module, found: str) -> ZooError:
     )
 
 
-def _split(y: torch.Tensor, axis: int, count: int) -> torch.Tensor:
-    """Return a tensor whose networks and channels, one axis so far, are two."""
+def _unmerge(y: torch.Tensor, axis: int, count: int) -> torch.Tensor:
+    """Split one axis of networks and channels into two."""
     shape = y.shape
     return y.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
 

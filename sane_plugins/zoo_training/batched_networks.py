@@ -1,4 +1,4 @@
-"""A stack of networks: their tensors, and their state dicts."""
+"""Networks of one architecture as one module, and the state dict of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from sane_plugins.zoo_training.batched_layers import many, unfit
+from sane_plugins.zoo_training.batched_layers import batched, not_batchable
 
 
 class BatchedNetworks:
@@ -19,20 +19,20 @@ class BatchedNetworks:
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: str) -> None:
-        self._like, self.count = networks[0], len(networks)
+        self._template, self.count = networks[0], len(networks)
         self.streams = [torch.Generator(device) for _ in networks]
-        self.module = many(copy.deepcopy(networks[0]), self.count, self.streams).to(device)
+        self.module = batched(copy.deepcopy(networks[0]), self.count, self.streams).to(device)
         self.flat = torch.stack([_flat(network) for network in networks]).to(device)
-        self._place()
+        self._make_views()
         self.buffers = dict(self.module.named_buffers())
         for name, buffer in self.buffers.items():
             buffer.copy_(torch.stack([network.get_buffer(name) for network in networks]))
-        self._require_alike()
+        self._require_same_tensors()
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the answers (N, G, K) of all networks to the same images (N, C, H, W)."""
-        answer: torch.Tensor = self.module(images)
-        return answer
+        """Return the logits (N, G, K) of all networks to the same images (N, C, H, W)."""
+        logits: torch.Tensor = self.module(images)
+        return logits
 
     def gradient(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the gradient (G, P) of a sum of the networks' losses."""
@@ -43,13 +43,15 @@ class BatchedNetworks:
         self, index: int, flat: torch.Tensor, buffers: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Return one network's state dict, as the plain network has it."""
-        sizes = [value.numel() for value in self._like.parameters()]
-        names = [name for name, _ in self._like.named_parameters()]
+        sizes = [value.numel() for value in self._template.parameters()]
+        names = [name for name, _ in self._template.named_parameters()]
         parts = dict(zip(names, flat[index].split(sizes), strict=True))
         parts |= {name: value[index] for name, value in buffers.items()}
-        return {key: parts[key].view(value.shape) for key, value in self._like.state_dict().items()}
+        return {
+            key: parts[key].view(value.shape) for key, value in self._template.state_dict().items()
+        }
 
-    def _place(self) -> None:
+    def _make_views(self) -> None:
         """Let the module's parameters be views of `flat`."""
         start = 0
         for parameter in self.module.parameters():
@@ -58,26 +60,32 @@ class BatchedNetworks:
             start += size
 
     @torch.no_grad()
-    def _require_alike(self) -> None:
+    def _require_same_tensors(self) -> None:
         """Raise `ZooError` where the module has other tensors than the plain network."""
-        plain = {k: v.shape for k, v in self._like.state_dict().items()}
+        plain = {k: v.shape for k, v in self._template.state_dict().items()}
         found = {k: v.shape[1:] for k, v in self.module.state_dict().items()}
         if plain != found:
-            raise unfit(self._like, "its tensors are tied or made as it runs")
+            raise not_batchable(self._template, "its tensors are tied or made as it runs")
 
     @torch.no_grad()
-    def require_same(self, images: torch.Tensor) -> None:
-        """Raise `ZooError` unless the first network answers these images as it does alone."""
+    def require_same_outputs(self, images: torch.Tensor) -> None:
+        """Raise `ZooError` unless the first network has the same outputs for these images as alone."""
         self.module.eval()
-        alone = copy.deepcopy(self._like).to(images.device).eval()
+        alone = copy.deepcopy(self._template).to(images.device).eval()
         alone.load_state_dict(self.state_dict(0, self.flat, self.buffers))
         try:
-            plain, found = alone(images), self.logits(images)[:, 0]
+            plain, batched_output = alone(images), self.logits(images)[:, 0]
         except Exception as error:  # any layer may refuse a shape, each in its own words
             first = str(error).partition("\n")[0][:160]
-            raise unfit(self._like, f"it does not take these images ({first})") from error
-        if plain.shape != found.shape or not torch.allclose(plain, found, rtol=1e-2, atol=1e-3):
-            raise unfit(self._like, "its forward does not work with an axis of networks")
+            raise not_batchable(
+                self._template, f"it does not take these images ({first})"
+            ) from error
+        if plain.shape != batched_output.shape or not torch.allclose(
+            plain, batched_output, rtol=1e-2, atol=1e-3
+        ):
+            raise not_batchable(
+                self._template, "its forward does not work with an axis of networks"
+            )
 
 
 def _flat(network: nn.Module) -> torch.Tensor:

@@ -1,28 +1,25 @@
-"""One group of networks under training: steps, measurements, and a state that outlives a kill."""
+"""Training of one group of networks: steps, measurements, and a state to resume from."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import UsageError
+from sane_plugins.formats import ZOO_TRAINING_STATE, load_artifact, save_artifact
 from sane_plugins.zoo_training.batched_layers import BatchedBatchNorm2d, BatchedConv2d
 from sane_plugins.zoo_training.batched_networks import BatchedNetworks
-from sane_plugins.zoo_training.hyperparameters import Hyperparameters, initial
+from sane_plugins.zoo_training.hyperparameters import Hyperparameters, build_initialized
 from sane_plugins.zoo_training.training_images import Schedule, TrainingImages, channels_last
 
-_PART = 32
+_CHUNK = 32
+_DESCRIPTION = ("step", "told", "measured")
 _SAVING_SHARE = 50  # a state is saved when training has taken this many times the time of a save
-_HEADER = "sane_zoo_group"
 _MOMENTUM, _BETA1, _BETA2, _EPSILON = 0.9, 0.9, 0.999, 1e-8
 
 
@@ -41,38 +38,40 @@ class GroupTrainer:
         schedule: Schedule,
     ) -> None:
         self.draws, self.factory, self.images, self.schedule = draws, factory, images, schedule
-        self.stack = BatchedNetworks([initial(draw, factory) for draw in draws], schedule.device)
+        self.stack = BatchedNetworks(
+            [build_initialized(draw, factory) for draw in draws], schedule.device
+        )
         self.first, self.second = (torch.zeros_like(self.stack.flat) for _ in range(2))
         self.alive = torch.ones(len(draws), dtype=torch.bool, device=schedule.device)
         self.step, self.kept = 0, dict[int, dict[str, torch.Tensor]]()
         self.measured: dict[int, list[dict[str, float | bool]]] = {}
-        self._rates = _Rates(draws, schedule.device)
-        self.stack.require_same(images.x_test[:2])
+        self._rates = _UpdateRates(draws, schedule.device)
+        self.stack.require_same_outputs(images.x_test[:2])
 
     @property
     def total(self) -> int:
         """Return the number of steps."""
         return self.schedule.epochs * self.schedule.steps(len(self.images.y_train))
 
-    def run(self, state: Path, told: str) -> Iterator[int]:
+    def run(self, state: Path, run_key: str) -> Iterator[int]:
         """Train to the end from where `state` left off; yield the step after each."""
         if state.exists():
-            self._restore(state, told)
-        saver = _Saver(self, state, told)
+            self._restore(state, run_key)
+        saver = _StateSaver(self, state, run_key)
         per_epoch = self.schedule.steps(len(self.images.y_train))
         order: torch.Tensor | None = None
         while True:
-            epoch, place = divmod(self.step, per_epoch)
-            if not place and epoch in self.schedule.keep and epoch not in self.kept:
-                self._keep(epoch)
+            epoch, batch = divmod(self.step, per_epoch)
+            if not batch and epoch in self.schedule.keep and epoch not in self.kept:
+                self._keep_checkpoint(epoch)
             if self.step == self.total:
                 break
-            if not place or order is None:
+            if not batch or order is None:
                 order = self.schedule.order(epoch, len(self.images.y_train))
-            rows = order[place * self.schedule.batch : (place + 1) * self.schedule.batch]
+            rows = order[batch * self.schedule.batch : (batch + 1) * self.schedule.batch]
             self._train(rows.to(self.schedule.device))
             self.step += 1
-            saver.perhaps()
+            saver.save_if_due()
             yield self.step
         saver.save()
 
@@ -91,32 +90,34 @@ class GroupTrainer:
         before = {name: buffer.clone() for name, buffer in stack.buffers.items()}
         stack.module.train()
         gradient = torch.zeros_like(stack.flat)
-        for part in rows.split(self._part(self.schedule.batch)):
+        for part in rows.split(self._chunk(self.schedule.batch)):
             images, labels = channels_last(self.images.x_train[part]), self.images.y_train[part]
             gradient += stack.gradient(self.losses(images, labels).sum() * (len(part) / len(rows)))
         with torch.no_grad():
             self._update(gradient)
             for name, buffer in stack.buffers.items():
-                buffer.copy_(_chosen(self.alive, buffer, before[name]))
+                buffer.copy_(_where_rows(self.alive, buffer, before[name]))
 
-    def _part(self, batch: int) -> int:
+    def _chunk(self, batch: int) -> int:
         """Return how many images of a batch are taken at a time, the same for any group.
 
         The maps of few images stay in a processor's cache; batch norms need the whole batch.
         """
-        kinds = {type(layer) for layer in self.stack.module.modules()}
+        types = {type(layer) for layer in self.stack.module.modules()}
         on_cpu = self.schedule.device == "cpu"
         return (
-            _PART
-            if on_cpu and BatchedConv2d in kinds and BatchedBatchNorm2d not in kinds
+            _CHUNK
+            if on_cpu and BatchedConv2d in types and BatchedBatchNorm2d not in types
             else batch
         )
 
     def _update(self, gradient: torch.Tensor) -> None:
-        """Follow the gradients (G, P), as torch's SGD with momentum and Adam do."""
+        """Update all parameters by their gradients (G, P), as torch's SGD with momentum and Adam do."""
         rates, flat = self._rates, self.stack.flat
         self.alive &= gradient.isfinite().all(1)
-        gradient = _chosen(self.alive, gradient, torch.zeros_like(gradient)) + rates.decay * flat
+        gradient = (
+            _where_rows(self.alive, gradient, torch.zeros_like(gradient)) + rates.decay * flat
+        )
         new = torch.empty_like(flat)
         sgd, adam = rates.sgd, rates.adam
         self.first[sgd] = _MOMENTUM * self.first[sgd] + gradient[sgd]
@@ -127,18 +128,20 @@ class GroupTrainer:
         scale = self.second[adam].sqrt() / bias2**0.5 + _EPSILON
         new[adam] = flat[adam] - rates.rate[adam] / bias1 * self.first[adam] / scale
         self.alive &= new.isfinite().all(1)
-        flat.copy_(_chosen(self.alive, new, flat))
+        flat.copy_(_where_rows(self.alive, new, flat))
 
     @torch.no_grad()
-    def _keep(self, epoch: int) -> None:
-        """Keep and measure the networks as they are."""
+    def _keep_checkpoint(self, epoch: int) -> None:
+        """Keep a copy of the networks as they are, and measure them."""
         stack = self.stack
         buffers = {name: value.detach().clone() for name, value in stack.buffers.items()}
         self.kept[epoch] = {"": stack.flat.clone(), **buffers}
         stack.module.eval()
         limit = self.schedule.measured
-        test = self._measure(self.images.x_test[:limit], self.images.y_test[:limit])
-        train = self._measure(self.images.x_train[:limit], self.images.y_train[:limit])
+        test = self._accuracies_and_losses(self.images.x_test[:limit], self.images.y_test[:limit])
+        train = self._accuracies_and_losses(
+            self.images.x_train[:limit], self.images.y_train[:limit]
+        )
         alive = self.alive.tolist()
         self.measured[epoch] = [
             {
@@ -147,16 +150,16 @@ class GroupTrainer:
                 "gap": b - a,
                 "test_loss": c,
                 "train_loss": d,
-                "finite": whole,
+                "finite": finite,
             }
-            for (a, c), (b, d), whole in zip(test, train, alive, strict=True)
+            for (a, c), (b, d), finite in zip(test, train, alive, strict=True)
         ]
 
-    def _measure(self, x: torch.Tensor, y: torch.Tensor) -> list[tuple[float, float]]:
+    def _accuracies_and_losses(self, x: torch.Tensor, y: torch.Tensor) -> list[tuple[float, float]]:
         """Return accuracy and loss of each network; a loss that is not finite becomes the largest float."""
         right = torch.zeros(self.stack.count, device=x.device)
         loss = torch.zeros(self.stack.count, device=x.device, dtype=torch.float64)
-        part = self._part(self.schedule.batch)
+        part = self._chunk(self.schedule.batch)
         for images, labels in zip(x.split(part), y.split(part), strict=True):
             logits = self.stack.logits(channels_last(images))
             right += (logits.argmax(2) == labels[:, None]).sum(0)
@@ -166,51 +169,55 @@ class GroupTrainer:
         mean = (loss / len(y)).float().nan_to_num(nan=torch.finfo(torch.float32).max)
         return list(zip((right / len(y)).tolist(), mean.tolist(), strict=True))
 
-    def save(self, path: Path, told: str) -> None:
-        """Write the state, beside and renamed."""
+    def save(self, path: Path, run_key: str) -> None:
+        """Write the state, whole or not at all."""
         tensors = {"weights": self.stack.flat, "first": self.first, "second": self.second}
         tensors["alive"] = self.alive
         tensors |= {f"buffer.{name}": value for name, value in self.stack.buffers.items()}
         for epoch, kept in self.kept.items():
             tensors |= {f"kept.{epoch}.{name}": value for name, value in kept.items()}
-        record = {"step": self.step, "told": told, "measured": self.measured}
-        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        metadata = {_HEADER: json.dumps(record)}
-        write_whole(path, lambda partial: save_file(whole, partial, metadata=metadata))
+        about = {"step": self.step, "told": run_key, "measured": self.measured}
+        save_artifact(ZOO_TRAINING_STATE, about, tensors, path)
 
-    def _restore(self, path: Path, told: str) -> None:
-        record, tensors = read_state(path)
-        if record["told"] != told:
-            raise UsageError(
-                path.parent,
-                "the interrupted run had other options or images",
-                "a run resumes with the same ones",
-                "repeat them, or add --force to start anew",
-            )
-        self.step = record["step"]
-        self.measured = {int(epoch): rows for epoch, rows in record["measured"].items()}
-        for name, value in (("first", self.first), ("second", self.second), ("alive", self.alive)):
-            value.copy_(tensors[name])
-        self.stack.flat.copy_(tensors["weights"])
-        for name, buffer in self.stack.buffers.items():
-            buffer.copy_(tensors[f"buffer.{name}"])
-        self.kept = {epoch: kept_tensors(tensors, epoch) for epoch in self.measured}
+    def _restore(self, path: Path, run_key: str) -> None:
+        """Load a saved state. Raises `UsageError` where that run had other options or images."""
 
+        def load(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+            if about["told"] != run_key:
+                raise UsageError(
+                    path.parent,
+                    "the interrupted run had other options or images",
+                    "a run resumes with the same ones",
+                    "repeat them, or add --force to start anew",
+                )
+            self.step = about["step"]
+            self.measured = {int(epoch): rows for epoch, rows in about["measured"].items()}
+            parts = (("first", self.first), ("second", self.second), ("alive", self.alive))
+            for name, value in (*parts, ("weights", self.stack.flat)):
+                value.copy_(tensors[name])
+            for name, buffer in self.stack.buffers.items():
+                buffer.copy_(tensors[f"buffer.{name}"])
+            self.kept = {epoch: epoch_tensors(tensors, epoch) for epoch in self.measured}
 
-def read_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return what a saved state tells and holds."""
-    with safe_open(path, framework="pt") as file:
-        record: dict[str, Any] = json.loads(file.metadata()[_HEADER])
-        return record, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        load_artifact(ZOO_TRAINING_STATE, path, load)
 
 
-def kept_tensors(tensors: Mapping[str, torch.Tensor], epoch: int) -> dict[str, torch.Tensor]:
+def load_group_state(path: Path) -> tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]:
+    """Return the description (`step`, `told`, `measured`) and the tensors of a group's saved state."""
+    return load_artifact(
+        ZOO_TRAINING_STATE,
+        path,
+        lambda about, tensors: ({key: about[key] for key in _DESCRIPTION}, tensors),
+    )
+
+
+def epoch_tensors(tensors: Mapping[str, torch.Tensor], epoch: int) -> dict[str, torch.Tensor]:
     """Return what was kept after an epoch: all parameters under the name "", and the buffers."""
     start = f"kept.{epoch}."
     return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
-class _Rates:
+class _UpdateRates:
     """Rates and decays (G, 1), and which rows are whose."""
 
     def __init__(self, draws: Sequence[Hyperparameters], device: str) -> None:
@@ -221,28 +228,28 @@ class _Rates:
         self.sgd, self.adam = slice(0, count), slice(count, len(draws))
 
 
-class _Saver:
+class _StateSaver:
     """Saves every few steps: as often as asked, or as costs about a fiftieth of the time."""
 
-    def __init__(self, group: GroupTrainer, path: Path, told: str) -> None:
-        self._group, self._path, self._told = group, path, told
+    def __init__(self, group: GroupTrainer, path: Path, run_key: str) -> None:
+        self._group, self._path, self._run_key = group, path, run_key
         self._cost, self._since = 0.0, time.perf_counter()
 
-    def perhaps(self) -> None:
-        """Save where it is time to."""
+    def save_if_due(self) -> None:
+        """Save the state where it is time to."""
         every = self._group.schedule.save_every
         waited = time.perf_counter() - self._since
         if waited >= _SAVING_SHARE * self._cost if every is None else not self._group.step % every:
             self.save()
 
     def save(self) -> None:
-        """Save now."""
+        """Save the state now."""
         start = time.perf_counter()
-        self._group.save(self._path, self._told)
+        self._group.save(self._path, self._run_key)
         self._since = time.perf_counter()
         self._cost = self._since - start
 
 
-def _chosen(keep: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """Return the rows of `new` that are to be kept (G,), and those of `old` elsewhere."""
+def _where_rows(keep: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """Return the rows of `new` where `keep` (G,) is true, and those of `old` elsewhere."""
     return torch.where(keep.view(-1, *(1,) * (new.ndim - 1)), new, old)

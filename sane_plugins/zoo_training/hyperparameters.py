@@ -1,4 +1,4 @@
-"""Random hyper-parameters of a zoo's networks, and the five ways to initialise them."""
+"""Random hyper-parameters of a zoo's networks, and their initial weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NORMAL_DEVIATION = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class HyperparameterRanges:
-    """What is drawn from; the defaults are those of the published zoos.
+    """Values that hyper-parameters are drawn from; the defaults are those of the published zoos.
 
     Learning rates are powers of ten of an exponent drawn evenly between two; a value that stands there
     twice is drawn twice as often.
@@ -55,13 +55,15 @@ class Hyperparameters:
         return asdict(self)
 
 
-def draw_all(count: int, ranges: HyperparameterRanges, seed: int) -> list[Hyperparameters]:
+def draw_hyperparameters(
+    count: int, ranges: HyperparameterRanges, seed: int
+) -> list[Hyperparameters]:
     """Draw the hyper-parameters of `count` networks; those of more networks begin with the same."""
     rng = torch.Generator().manual_seed(seed)
     return [_draw(ranges, rng, seed * 100_000 + i) for i in range(count)]
 
 
-def initial(draw: Hyperparameters, factory: Mapping[str, Any]) -> nn.Module:
+def build_initialized(draw: Hyperparameters, factory: Mapping[str, Any]) -> nn.Module:
     """Build a network with the initial weights that belong to its draw, whatever others are built."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw.seed)

@@ -1,4 +1,4 @@
-"""What the networks of a zoo learn from: images, and the order and number of them."""
+"""Training images of a zoo, and the schedule that all its networks share."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from safetensors import safe_open
 
 from sane_plugins.pretraining import log_path, read_log, state_path
 from sane_plugins.zoo import import_published, write_zoo
-from sane_plugins.zoo_training.group_trainer import read_state
+from sane_plugins.zoo_training.group_trainer import load_group_state
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 _OBSERVER = """
@@ -145,7 +145,9 @@ def zoo_training(data: Path, networks: int = 4) -> Job:
     def kept(folder: Path) -> int:
         if (folder / "zoo").exists():
             return done(folder)
-        states = [read_state(path) for path in (folder / "zoo.state").glob("group-*.safetensors")]
+        states = [
+            load_group_state(path) for path in (folder / "zoo.state").glob("group-*.safetensors")
+        ]
         return sum(int(record["step"]) * len(tensors["alive"]) for record, tensors in states)
 
     return Job(

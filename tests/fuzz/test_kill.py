@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from zoo_training.test_zoo_training import small, some_images
-from sane_plugins.zoo_training.training_run import train_zoo
+from sane_plugins.zoo_training.zoo_trainer import train_zoo
 if __name__ == "__main__":
     print("begun", flush=True)
     train_zoo(some_images(number=96), small(networks=8, epochs=4, keep=(0, 2, 4)), Path({out!r}), resume=True,

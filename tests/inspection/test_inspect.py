@@ -16,7 +16,13 @@ from torch.nn.utils import prune
 from sane_plugins.architectures import small_cnn
 from sane_plugins.cli.main import main as sane_plugins
 from sane_plugins.formats import from_state_dict
-from sane_plugins.inspection import percent, survey_network
+from sane_plugins.inspection import (
+    layer_table,
+    percent,
+    summary_lines,
+    survey_network,
+    survey_record,
+)
 from sane_plugins.inspection.token_map import token_map
 from sane_plugins.weights import WeightGraph, apply_scale, fit_scale, from_module, tokenize
 
@@ -294,3 +300,18 @@ def test_a_page_of_formats_tells_failures_from_refusals(tmp_path) -> None:
     assert [row.read for row in rows] == ["in full", "refused"]
     assert rows[1].remark == "hostile or broken on purpose: no network"
     assert str(tmp_path) not in formats.page(rows)
+
+
+def test_a_survey_is_put_into_words_without_the_command() -> None:
+    survey = survey_network(
+        from_module(nn.Sequential(*(nn.Linear(2, 2) for _ in range(50)))), width=4
+    )
+    whole, ends = layer_table(survey, None), layer_table(survey, 40)
+    assert len(whole.rows) == 50
+    assert len(ends.rows) == 31
+    assert {len(row) for row in (*whole.rows, *ends.rows)} == {len(whole.columns)}
+    lines = list(summary_lines(survey))
+    assert lines[0] == "300 parameters (float32) in 100 tensors of 50 layers."
+    assert any(f"{survey.tokens:,} pieces (tokens) of up to 4" in line for line in lines)
+    record = survey_record(survey)
+    assert (record["tokens"], record["token_width"]) == (survey.tokens, 4)

@@ -26,14 +26,14 @@ from sane_plugins.pretraining import (
     World,
     draw_curves,
     log_path,
-    paper,
+    paper_preset,
     pretrain,
     read_log,
     state_path,
 )
 from sane_plugins.pretraining.losses import masked_mse, masked_variance, nt_xent
-from sane_plugins.pretraining.permuted_dataset import build_banks
-from sane_plugins.pretraining.views import draw
+from sane_plugins.pretraining.permuted_dataset import build_datasets
+from sane_plugins.pretraining.view_batch import draw_windows
 from sane_plugins.progress import silent
 from sane_plugins.weights import Scale, Tokens, detokenize, slots, undo_scale
 from sane_plugins.zoo import Entry, Zoo, write_zoo
@@ -136,19 +136,19 @@ def test_contrast_prefers_true_pairs_at_any_batch_size(batch: int) -> None:
 
 
 def test_every_view_of_every_architecture_is_the_same_function(mixed) -> None:
-    banks = build_banks(mixed, TINY, 3, torch.Generator().manual_seed(0), silent)
-    assert [bank.zoo for bank in banks] == [zoo.name for zoo in mixed]
+    datasets = build_datasets(mixed, TINY, 3, torch.Generator().manual_seed(0), silent)
+    assert [dataset.zoo for dataset in datasets] == [zoo.name for zoo in mixed]
     images = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-    for bank, zoo in zip(banks, mixed, strict=True):
-        spans = TokenLayout.of(slots(bank.template), TINY.token_width).spans
-        scale = Scale.from_side(torch.stack([bank.side[3, start] for start, _ in spans]))
-        expected = zoo.module(bank.entries[3])(images)
-        views = [bank.whole(torch.tensor([3]), torch.tensor([v]))[0] for v in range(4)]
+    for dataset, zoo in zip(datasets, mixed, strict=True):
+        spans = TokenLayout.of(slots(dataset.template), TINY.token_width).spans
+        scale = Scale.from_side(torch.stack([dataset.side[3, start] for start, _ in spans]))
+        expected = zoo.module(dataset.entries[3])(images)
+        views = [dataset.all_tokens(torch.tensor([3]), torch.tensor([v]))[0] for v in range(4)]
         assert len({view.numpy().tobytes() for view in views}) == 4
         for values in views:
-            cut = Tokens(values, bank.mask, torch.zeros(len(values), 3))
-            graph = undo_scale(detokenize(cut, bank.template), scale)
-            module = build(bank.entries[3].factory)
+            cut = Tokens(values, dataset.mask, torch.zeros(len(values), 3))
+            graph = undo_scale(detokenize(cut, dataset.template), scale)
+            module = build(dataset.entries[3].factory)
             module.load_state_dict(
                 {k: graph.tensors.get(k, v) for k, v in module.state_dict().items()}
             )
@@ -157,21 +157,21 @@ def test_every_view_of_every_architecture_is_the_same_function(mixed) -> None:
 
 def test_views_cost_no_copies_of_the_networks(zoo) -> None:
     few, many = (
-        build_banks([zoo], TINY, n, torch.Generator().manual_seed(0), silent)[0] for n in (1, 40)
+        build_datasets([zoo], TINY, n, torch.Generator().manual_seed(0), silent)[0] for n in (1, 40)
     )
     assert few.values.shape == many.values.shape == (12, *few.mask.shape)
-    assert len(many.moves) <= 513
+    assert len(many.permutations) <= 513
 
 
 def test_a_window_is_where_the_batch_says_it_is(mixed) -> None:
     rng = torch.Generator().manual_seed(0)
-    for bank in build_banks(mixed, TINY, 2, rng, silent):
-        batch = draw(bank, 7, 9, rng)
+    for dataset in build_datasets(mixed, TINY, 2, rng, silent):
+        batch = draw_windows(dataset, 7, 9, rng)
         for view, found in (
             (torch.zeros(7, dtype=torch.long), batch.first),
             (batch.view, batch.second),
         ):
-            whole = bank.whole(batch.network, view)
+            whole = dataset.all_tokens(batch.network, view)
             for i, start in enumerate(batch.start):
                 assert torch.equal(whole[i, start : start + 9], found[i])
 
@@ -229,7 +229,7 @@ def test_a_kill_loses_at_most_the_step_under_way(zoo, tmp_path) -> None:
 
 
 def test_a_batch_that_processes_cannot_share_is_one_sentence(zoo, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(World, "here", lambda: World(0, 3))
+    monkeypatch.setattr(World, "current", lambda: World(0, 3))
     with pytest.raises(UsageError, match="3 processes share it"):
         pretrain([zoo], TINY, SHORT, tmp_path / "a.safetensors")
 
@@ -304,12 +304,12 @@ def test_pretraining_reconstructs_better_than_an_untrained_model(zoo, tmp_path) 
 
 
 def small_paper(zoos: list[Zoo]) -> tuple[SANEConfig, PretrainOptions]:
-    config, options = paper(zoos)
+    config, options = paper_preset(zoos)
     return replace(config, model_width=32, heads=2, layers=1), replace(options, steps=3, batch=4)
 
 
 def test_the_published_preset_is_the_table(zoo) -> None:
-    config, options = paper([zoo])
+    config, options = paper_preset([zoo])
     assert (config.token_width, config.latent_width, config.span) == (289, 128, 64)
     assert (config.model_width, config.heads, config.layers) == (1024, 8, 8)
     assert (options.lr, options.weight_decay, options.batch, options.steps) == (1e-4, 3e-9, 32, 50)
@@ -404,6 +404,6 @@ def test_checkpoints_of_a_run_move_together(zoo) -> None:
     made = write_zoo(
         zoo.weights.parent.parent / "pair", "pair", [*pair, (first, zoo.state_dict(first))]
     )
-    bank = build_banks([made], TINY, 1, torch.Generator().manual_seed(0), silent)[0]
-    at = [entry.key for entry in bank.entries].index
-    assert torch.allclose(bank.values[at("a/0")], bank.values[at("a/1")], atol=1e-5)
+    dataset = build_datasets([made], TINY, 1, torch.Generator().manual_seed(0), silent)[0]
+    at = [entry.key for entry in dataset.entries].index
+    assert torch.allclose(dataset.values[at("a/0")], dataset.values[at("a/1")], atol=1e-5)

@@ -34,6 +34,25 @@ def test_every_name_of_a_face_is_there() -> None:
         assert all(hasattr(package, name) for name in package.__all__)
 
 
+def test_a_module_exports_only_what_it_defines() -> None:
+    """Names are imported from where they are defined; faces alone pass on names of others."""
+    wrong = []
+    for path in (ROOT / "sane_plugins").rglob("*.py"):
+        body = ast.parse(path.read_text()).body if path.name != "__init__.py" else []
+        imports = [node for node in body if isinstance(node, ast.ImportFrom)]
+        imported = {alias.asname or alias.name for node in imports for alias in node.names}
+        exported = {
+            constant.value
+            for node in body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            for constant in ast.walk(node.value)
+            if isinstance(constant, ast.Constant)
+        }
+        if imported & exported:
+            wrong.append(str(path.relative_to(ROOT)))
+    assert not wrong
+
+
 def test_no_class_name_stands_twice() -> None:
     files = [*(ROOT / "sane_plugins").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
     classes = Counter(

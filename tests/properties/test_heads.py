@@ -46,8 +46,10 @@ def test_intervals_are_wide_where_errors_are_large_and_cover_new_runs() -> None:
         half = len(RUNS) // 2
         folds = group_folds(RUNS[:half], 5, 0)
         widths = fit_widths(predicted[:half], errors[:half], folds, RUNS[:half])
-        covered.append((errors[half:] <= widths.of(predicted[half:])).mean())
-        ratio.append(widths.of(np.array([0.95]))[0] / widths.of(np.array([0.05]))[0])
+        covered.append((errors[half:] <= widths.interpolate(predicted[half:])).mean())
+        ratio.append(
+            widths.interpolate(np.array([0.95]))[0] / widths.interpolate(np.array([0.05]))[0]
+        )
     assert 0.85 <= np.mean(covered) <= 0.97
     assert np.median(ratio) > 2
 

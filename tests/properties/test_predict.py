@@ -9,7 +9,7 @@ from torch import nn
 from sane_plugins.architectures import small_cnn
 from sane_plugins.errors import SourceError, ZooError
 from sane_plugins.features import statistics
-from sane_plugins.features.layer_statistics import plain
+from sane_plugins.features.layer_statistics import unterthiner_statistics
 from sane_plugins.properties import (
     FeatureDataset,
     embedded_heads,
@@ -18,8 +18,9 @@ from sane_plugins.properties import (
     predict,
     save_heads,
 )
-from sane_plugins.properties.numeric_head import COVERAGE, STRUCTURE, conformal_radius, group_folds
-from sane_plugins.properties.regressors import pack
+from sane_plugins.properties.conformal import COVERAGE, conformal_radius
+from sane_plugins.properties.dataset import STRUCTURE, group_folds
+from sane_plugins.properties.regressors import pack_trees
 from sane_plugins.symmetry import permutation_groups, permute, random_permutations
 from sane_plugins.weights import from_module
 
@@ -44,8 +45,8 @@ def test_packed_trees_predict_as_scikit_learn_does() -> None:
     forest = ExtraTreesRegressor(20, random_state=0).fit(x, y)
     rows = rng.normal(size=(1000, 12)).astype(np.float32).round(2)
     for model, packed in (
-        (boosting, pack(boosting.estimators_.ravel(), y.mean(), boosting.learning_rate)),
-        (forest, pack(forest.estimators_, 0.0, 1 / 20)),
+        (boosting, pack_trees(boosting.estimators_.ravel(), y.mean(), boosting.learning_rate)),
+        (forest, pack_trees(forest.estimators_, 0.0, 1 / 20)),
     ):
         np.testing.assert_allclose(packed.predict(rows), model.predict(rows), atol=1e-5)
 
@@ -96,7 +97,7 @@ def test_channel_order_does_not_matter() -> None:
     known = permutation_groups(graph)
     mixed = permute(graph, random_permutations(known, torch.Generator().manual_seed(1)), known)
     torch.testing.assert_close(statistics(mixed), statistics(graph), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(plain(mixed), plain(graph))
+    torch.testing.assert_close(unterthiner_statistics(mixed), unterthiner_statistics(graph))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from sane_plugins.zoo import (
     set_properties,
     write_zoo,
 )
-from sane_plugins.zoo.run_names import by_number, by_pattern
+from sane_plugins.zoo.run_names import name_by_file, name_by_number, name_by_pattern
 
 CNN = {"name": "small_cnn", "channels_in": 1, "classes": 10}
 ROOT = Path(__file__).parents[2]
@@ -110,12 +110,12 @@ def test_a_factory_given_later_is_taken(host, nets, tmp_path) -> None:
 
 
 def test_names_alone_decide_what_one_run_is(host, nets, tmp_path) -> None:
-    _add(host, nets, tmp_path / "alone", runs=False)
+    _add(host, nets, tmp_path / "alone", run_name=name_by_file)
     assert len(Zoo.open(tmp_path / "alone").networks) == 6
-    _add(host, nets, tmp_path / "found", pattern=r"nets/(?P<network>\w)/")
+    _add(host, nets, tmp_path / "found", run_name=name_by_pattern(r"nets/(?P<network>\w)/"))
     assert {"a", "b"} <= set(Zoo.open(tmp_path / "found").networks)
     with pytest.raises(UsageError, match="regular expression"):
-        _add(host, nets, tmp_path / "zoo", pattern="(")
+        name_by_pattern("(")
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_names_alone_decide_what_one_run_is(host, nets, tmp_path) -> None:
     ],
 )
 def test_numbers_of_epochs_are_read_from_names(source, network, checkpoint) -> None:
-    found = by_number(source)
+    found = name_by_number(source)
     assert (found.network, found.checkpoint) == (network, checkpoint)
 
 
 def test_a_pattern_may_name_checkpoints() -> None:
-    found = by_pattern(r"(?P<network>net\d+)_(?P<checkpoint>\w+)", "d/net7_last.pt")
+    found = name_by_pattern(r"(?P<network>net\d+)_(?P<checkpoint>\w+)")("d/net7_last.pt")
     assert (found.network, found.checkpoint) == ("net7", "last")
 
 
@@ -381,7 +381,7 @@ def test_a_table_of_properties_is_joined(host, nets, tmp_path) -> None:
 
 def test_pretraining_reads_a_mixed_zoo(host, nets, tmp_path) -> None:
     from sane_plugins.autoencoder import SANEConfig
-    from sane_plugins.pretraining.permuted_dataset import build_banks
+    from sane_plugins.pretraining.permuted_dataset import build_datasets
     from sane_plugins.progress import silent
 
     _add(host, nets / "a", tmp_path / "zoo", factory=CNN)
@@ -389,8 +389,8 @@ def test_pretraining_reads_a_mixed_zoo(host, nets, tmp_path) -> None:
     torch.save({"w": torch.randn(300)}, nets / "vector.pt")
     _add(host, nets, tmp_path / "zoo")
     zoo = Zoo.open(tmp_path / "zoo")
-    banks = build_banks([zoo], SANEConfig(), 2, torch.Generator().manual_seed(0), silent)
-    assert sum(len(bank.values) for bank in banks) == len(zoo)
+    datasets = build_datasets([zoo], SANEConfig(), 2, torch.Generator().manual_seed(0), silent)
+    assert sum(len(dataset.values) for dataset in datasets) == len(zoo)
 
 
 def test_commands_tell_what_became_of_each_file(nets, tmp_path) -> None:

@@ -29,11 +29,11 @@ from sane_plugins.zoo_training import (
     Schedule,
     TrainingImages,
     ZooOptions,
-    initial,
+    build_initialized,
     train_zoo,
 )
 from sane_plugins.zoo_training.group_trainer import GroupTrainer
-from sane_plugins.zoo_training.hyperparameters import draw_all
+from sane_plugins.zoo_training.hyperparameters import draw_hyperparameters
 from sane_plugins.zoo_training.training_images import channels_last
 
 SHAPES = [
@@ -94,7 +94,7 @@ def alone(
     one: Hyperparameters, made: dict, images: TrainingImages, told: Schedule
 ) -> dict[str, torch.Tensor]:
     """Train one network as anyone would."""
-    network = initial(one, made).train()
+    network = build_initialized(one, made).train()
     kind = torch.optim.Adam if one.opt == "adam" else torch.optim.SGD
     more = {} if one.opt == "adam" else {"momentum": 0.9}
     optimizer = kind(network.parameters(), one.lr, weight_decay=one.wd, **more)
@@ -158,8 +158,8 @@ def test_a_network_that_diverges_stops_and_harms_no_other(tmp_path):
 
 
 def test_draws_are_those_of_the_published_zoos_and_more_networks_begin_with_the_same():
-    many = draw_all(400, HyperparameterRanges(), seed=1)
-    assert draw_all(5, HyperparameterRanges(), seed=1) == many[:5]
+    many = draw_hyperparameters(400, HyperparameterRanges(), seed=1)
+    assert draw_hyperparameters(5, HyperparameterRanges(), seed=1) == many[:5]
     assert {one.act for one in many} == {"relu", "tanh", "gelu", "sigmoid"}
     assert {one.wd for one in many} == {0.0, 1e-4, 1e-3}
     assert all(10**-2.5 <= one.lr <= 0.1 for one in many if one.opt == "sgd")
@@ -172,9 +172,9 @@ def test_an_initialisation_is_the_network_s_own_and_of_its_kind():
         act="tanh", init="normal_small", opt="sgd", lr=0.1, wd=0.0, p=0.0, seed=4
     )
     torch.manual_seed(1)
-    first = initial(small, made).state_dict()
+    first = build_initialized(small, made).state_dict()
     torch.manual_seed(2)
-    again = initial(small, made).state_dict()
+    again = build_initialized(small, made).state_dict()
     assert far(first, again) == 0
     assert float(first["4.weight"].std()) == pytest.approx(0.1, rel=0.1)
     assert float(first["4.bias"].abs().max()) == 0

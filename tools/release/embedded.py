@@ -34,7 +34,7 @@ from sane_plugins.autoencoder import (
     save_sane,
 )
 from sane_plugins.generation import DenoiserConfig, DenoiserExample, fit_denoiser, save_denoiser
-from sane_plugins.pretraining import Outputs, PretrainOptions, World, joined, pretrain
+from sane_plugins.pretraining import BehaviorLoss, PretrainOptions, World, pretrain, process_group
 from sane_plugins.progress import Progress
 from sane_plugins.properties import FitOptions, fit_heads, save_heads
 from sane_plugins.tasks import SIZE, Task, describe, load_task
@@ -80,16 +80,16 @@ def make_sane(zoos: list[Zoo], data: Path, steps: int) -> None:
     """Pretrain on the networks outside the evaluation pools and ship the model as float16."""
     RUNS.mkdir(exist_ok=True)
     images = {zoo.name: task_of(zoo, data).x_train for zoo in zoos}
-    with joined("cpu"):
+    with process_group("cpu"):
         model = pretrain(
             [outside_pool(zoo) for zoo in zoos],
             *recipe(steps),
             RUNS / "sane.safetensors",
             resume=True,
             report=_line,
-            behaviour=Outputs(images),
+            behaviour=BehaviorLoss(images),
         )
-        if not World.here().is_first:
+        if not World.current().is_first:
             return
     told = read_metadata(RUNS / "sane.safetensors")
     told |= {"data": "60 % of the networks of each zoo; the others are its evaluation pool"}

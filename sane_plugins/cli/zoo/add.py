@@ -70,9 +70,9 @@ def add(
     Example: sane-plugins zoo add runs/ -o my-zoo --factory my_package.models:build --set classes=10
     """
     host = open_host()
-    options = zoo.AddOptions(
-        factory=_factory(factory, settings), runs=not no_runs, pattern=network_pattern
-    )
+    by_name = zoo.name_by_file if no_runs else zoo.name_by_number
+    run_name = zoo.name_by_pattern(network_pattern) if network_pattern else by_name
+    options = zoo.AddOptions(factory=_factory(factory, settings), run_name=run_name)
     with progress_bars(host):
         result = zoo.add_networks(folder, output, host.open, options, host.report)
     _print(result, zoo.Zoo.open(output), as_json)

@@ -1,4 +1,4 @@
-"""Train a zoo: many networks at once, in groups, resumable after a kill at any moment."""
+"""Training of a zoo: networks in groups, resumable after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.zoo import Entry, Zoo, is_zoo, write_zoo
 from sane_plugins.zoo_training.batched_networks import BatchedNetworks
-from sane_plugins.zoo_training.group_trainer import kept_tensors, read_state
+from sane_plugins.zoo_training.group_trainer import epoch_tensors, load_group_state
 from sane_plugins.zoo_training.hyperparameters import (
     HyperparameterRanges,
     Hyperparameters,
-    draw_all,
-    initial,
+    build_initialized,
+    draw_hyperparameters,
 )
 from sane_plugins.zoo_training.training_images import Schedule, TrainingImages
-from sane_plugins.zoo_training.workers import GroupJob, run_jobs
+from sane_plugins.zoo_training.worker_processes import GroupJob, train_groups
 
-_GROUP = {"cpu": 12}  # larger ones do not fit into a CPU's cache
-_GROUP_ON_DEVICE = 64
+_GROUP_SIZE = {"cpu": 12}  # larger ones do not fit into a CPU's cache
+_DEVICE_GROUP_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,33 +82,33 @@ def train_zoo(
     if resume and not state.exists() and is_zoo(out):
         return Zoo.open(out)
     _require_start(out, state, resume, force)
-    told = _told(images, options)
-    jobs = plan_jobs(images, options, state, told, save_every)
+    run_key = _run_key(images, options)
+    jobs = plan_jobs(images, options, state, run_key, save_every)
     state.mkdir(parents=True, exist_ok=True)
-    clock = _Clock(options, images, report)
-    for index, step in run_jobs(jobs, images, state, processes):
-        clock.tell(index, step, len(jobs[index].draws))
+    progress = _Progress(options, images, report)
+    for index, step in train_groups(jobs, images, state, processes):
+        progress.update(index, step, len(jobs[index].draws))
     items = sorted(
-        _items(jobs, options), key=lambda item: (item[0].network, int(item[0].checkpoint))
+        _zoo_items(jobs, options), key=lambda item: (item[0].network, int(item[0].checkpoint))
     )
     zoo = write_zoo(out, options.name, items, force=resume or force)
     shutil.rmtree(state)
     return zoo
 
 
-def groups_of(options: ZooOptions) -> list[list[Hyperparameters]]:
+def draw_groups(options: ZooOptions) -> list[list[Hyperparameters]]:
     """Draw the networks, and cut them into groups that share activation and dropout."""
-    most = options.group or _GROUP.get(options.device, _GROUP_ON_DEVICE)
-    draws = draw_all(options.networks, options.ranges, options.seed)
+    most = options.group or _GROUP_SIZE.get(options.device, _DEVICE_GROUP_SIZE)
+    draws = draw_hyperparameters(options.networks, options.ranges, options.seed)
     alike = sorted(draws, key=lambda draw: (draw.act, draw.p))
     return [
         part
         for _, cell in groupby(alike, key=lambda draw: (draw.act, draw.p))
-        for part in _even(sorted(cell, key=lambda draw: (draw.opt != "sgd", draw.seed)), most)
+        for part in _even_parts(sorted(cell, key=lambda draw: (draw.opt != "sgd", draw.seed)), most)
     ]
 
 
-def factory_of(
+def network_factory(
     options: ZooOptions, draw: Hyperparameters, channels: int, classes: int
 ) -> dict[str, Any]:
     """Return the description that a network of the zoo is built from."""
@@ -123,7 +123,7 @@ def factory_of(
 
 
 def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
-    """Clear the place for a new run, or raise `UsageError`."""
+    """Delete the state of an earlier run where that is asked for; raise `UsageError` where not."""
     if state.exists() and not resume:
         if not force:
             raise UsageError(
@@ -143,47 +143,47 @@ def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
 
 
 def plan_jobs(
-    images: TrainingImages, options: ZooOptions, state: Path, told: str, save_every: int | None
+    images: TrainingImages, options: ZooOptions, state: Path, run_key: str, save_every: int | None
 ) -> list[GroupJob]:
     """Cut the networks into groups, of which each is a job of its own."""
     schedule = Schedule(
         epochs=options.epochs,
         batch=options.batch,
-        keep=_kept(options),
+        keep=_kept_epochs(options),
         measured=options.measured,
         seed=options.seed,
         save_every=save_every,
         device=options.device,
     )
     channels, classes = images.x_train.shape[1], int(images.y_train.max()) + 1
-    found = [
+    jobs = [
         GroupJob(
             index=i,
             draws=draws,
-            factory=factory_of(options, draws[0], channels, classes),
+            factory=network_factory(options, draws[0], channels, classes),
             schedule=schedule,
             state=state / f"group-{i:04d}.safetensors",
-            told=told,
+            run_key=run_key,
         )
-        for i, draws in enumerate(groups_of(options))
+        for i, draws in enumerate(draw_groups(options))
     ]
-    _require_fit(found, images)
-    return found
+    _require_trainable(jobs, images)
+    return jobs
 
 
-def _require_fit(jobs: list[GroupJob], images: TrainingImages) -> None:
+def _require_trainable(jobs: list[GroupJob], images: TrainingImages) -> None:
     """Raise `ZooError` at once, and not in an hour, where a network does not take the images."""
     seen = set[str]()
     for job in jobs:
         key = json.dumps(job.factory, sort_keys=True)
         if key not in seen:
-            BatchedNetworks([initial(job.draws[0], job.factory)], "cpu").require_same(
-                images.x_test[:2]
-            )
+            BatchedNetworks(
+                [build_initialized(job.draws[0], job.factory)], "cpu"
+            ).require_same_outputs(images.x_test[:2])
         seen.add(key)
 
 
-def _even(draws: list[Hyperparameters], most: int) -> list[list[Hyperparameters]]:
+def _even_parts(draws: list[Hyperparameters], most: int) -> list[list[Hyperparameters]]:
     """Cut into as few parts as hold at most `most`, whose sizes differ by one at most."""
     parts = -(-len(draws) // most)
     size, more = divmod(len(draws), parts)
@@ -191,7 +191,7 @@ def _even(draws: list[Hyperparameters], most: int) -> list[list[Hyperparameters]
     return [draws[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def _kept(options: ZooOptions) -> tuple[int, ...]:
+def _kept_epochs(options: ZooOptions) -> tuple[int, ...]:
     """Return the epochs to keep, in order."""
     late = [epoch for epoch in options.keep if not 0 <= epoch <= options.epochs]
     if late or not options.keep:
@@ -204,15 +204,15 @@ def _kept(options: ZooOptions) -> tuple[int, ...]:
     return tuple(sorted(set(options.keep)))
 
 
-def _items(
+def _zoo_items(
     jobs: list[GroupJob], options: ZooOptions
 ) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]:
     """Yield every kept network of the finished groups."""
     for job in jobs:
-        record, tensors = read_state(job.state)
-        stack = BatchedNetworks([initial(draw, job.factory) for draw in job.draws], "cpu")
+        record, tensors = load_group_state(job.state)
+        stack = BatchedNetworks([build_initialized(draw, job.factory) for draw in job.draws], "cpu")
         for epoch, rows in record["measured"].items():
-            kept = kept_tensors(tensors, int(epoch))
+            kept = epoch_tensors(tensors, int(epoch))
             flat = kept.pop("")
             for i, (draw, measured) in enumerate(zip(job.draws, rows, strict=True)):
                 entry = Entry(
@@ -233,15 +233,15 @@ def _network(options: ZooOptions, draw: Hyperparameters) -> str:
     return f"{options.name}-{draw.seed - options.seed * 100_000:04d}"
 
 
-def _told(images: TrainingImages, options: ZooOptions) -> str:
-    """Return what two runs must share for one to go on with the other's state."""
+def _run_key(images: TrainingImages, options: ZooOptions) -> str:
+    """Return options and a hash of the images: a run resumes only the state of one with the same."""
     digest = hashlib.sha256()
     for tensor in (images.x_train, images.y_train, images.x_test, images.y_test):
         digest.update(tensor.contiguous().numpy().tobytes())
     return json.dumps({**asdict(options), "images": digest.hexdigest()}, sort_keys=True)
 
 
-class _Clock:
+class _Progress:
     """Adds up the steps of all groups, and estimates the time left."""
 
     def __init__(self, options: ZooOptions, images: TrainingImages, report: Report) -> None:
@@ -250,7 +250,7 @@ class _Clock:
         self._done: dict[int, int] = {}
         self._begun: tuple[float, int] | None = None
 
-    def tell(self, index: int, step: int, networks: int) -> None:
+    def update(self, index: int, step: int, networks: int) -> None:
         """Report that a group of so many networks is at this step."""
         self._done[index] = step * networks
         done, now = sum(self._done.values()), time.monotonic()

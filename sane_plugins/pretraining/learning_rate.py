@@ -1,4 +1,4 @@
-"""The learning rate over a run.
+"""One-cycle schedule of the learning rate.
 
 The method: docs/explanation/sane.md, section 4.5.
 """

@@ -1,11 +1,11 @@
-"""One step of pretraining: what is drawn, its losses, and the update.
+"""One training step: a batch is drawn, its losses are added up, the optimiser updates.
 
 The method: docs/explanation/sane.md, sections 4.4 and 4.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import cast
@@ -16,41 +16,42 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sane_plugins.autoencoder import SANE
 from sane_plugins.errors import ZooError
 from sane_plugins.pretraining.distributed import World
+from sane_plugins.pretraining.learning_rate import one_cycle
 from sane_plugins.pretraining.losses import masked_mse, masked_variance, nt_xent
+from sane_plugins.pretraining.permuted_dataset import PermutedDataset
 from sane_plugins.pretraining.presets import PretrainOptions
-from sane_plugins.pretraining.run_state import TrainerState
-from sane_plugins.pretraining.schedule import one_cycle
-from sane_plugins.pretraining.views import PermutedDataset, ViewBatch, draw, noisy
+from sane_plugins.pretraining.trainer_state import TrainerState
+from sane_plugins.pretraining.view_batch import ViewBatch, add_noise, draw_windows
 
 _SIDE_WEIGHT = 0.1
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # The behaviour term: of a batch, its decoded values (2B, S, D) and side (2B, S, 4), first views first, and
 # a generator, the mean loss over its windows. Drawing from the generator keeps a resumed run exact.
-Behavior = Callable[[ViewBatch, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+BehaviorTerm = Callable[[ViewBatch, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
 Decode = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Encode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class PretrainContext:
-    """What does not change during a run."""
+    """What a run keeps from its first step to its last: data, options, processes, the compiled model."""
 
-    banks: list[PermutedDataset]
+    datasets: Sequence[PermutedDataset]
     options: PretrainOptions
     world: World
-    behaviour: Behavior | None
+    behaviour: BehaviorTerm | None
     encode: Encode
     decode: Decode
 
     @classmethod
-    def of(
+    def build(
         cls,
         model: SANE,
-        banks: list[PermutedDataset],
+        datasets: Sequence[PermutedDataset],
         options: PretrainOptions,
         world: World,
-        behaviour: Behavior | None,
+        behaviour: BehaviorTerm | None,
     ) -> PretrainContext:
         """Compile the model if that is asked for."""
         encode: Encode = model.encode
@@ -58,20 +59,22 @@ class PretrainContext:
         if options.compiled:  # one kernel per shape, so that no step depends on those before it
             encode = cast(Encode, torch.compile(encode, dynamic=False))
             decode = cast(Decode, torch.compile(decode, dynamic=False))
-        return cls(banks, options, world, behaviour, encode, decode)
+        return cls(datasets, options, world, behaviour, encode, decode)
 
 
-def take_step(run: TrainerState, job: PretrainContext) -> dict[str, float]:
+def take_step(run: TrainerState, context: PretrainContext) -> dict[str, float]:
     """Take one step and return the losses before it."""
-    options = job.options
+    options = context.options
     rng = torch.Generator().manual_seed(options.seed * 1_000_003 + run.step)
     for group in run.optimizer.param_groups:
         group["lr"] = options.lr * one_cycle(run.step / options.steps)
     run.optimizer.zero_grad()
-    told = _backward(run.model, job, rng)
+    shares = _backward(run.model, context, rng)
     parameters = [p for p in run.model.parameters() if p.grad is not None]
-    job.world.add_up([*(p.grad for p in parameters if p.grad is not None), *told.values()])
-    losses = {name: loss.item() for name, loss in told.items()}
+    context.world.sum_over_processes(
+        [*(p.grad for p in parameters if p.grad is not None), *shares.values()]
+    )
+    losses = {name: loss.item() for name, loss in shares.items()}
     if not all(map(isfinite, losses.values())):
         raise ZooError(
             f"step {run.step + 1}",
@@ -84,29 +87,31 @@ def take_step(run: TrainerState, job: PretrainContext) -> dict[str, float]:
     return losses
 
 
-def _backward(model: SANE, job: PretrainContext, rng: torch.Generator) -> dict[str, torch.Tensor]:
+def _backward(
+    model: SANE, context: PretrainContext, rng: torch.Generator
+) -> dict[str, torch.Tensor]:
     """Add up the gradients of this process's part of a step, and return its part of the losses."""
-    options, told = job.options, dict[str, torch.Tensor]()
+    options, totals = context.options, dict[str, torch.Tensor]()
     span = model.config.trained_span
     for _ in range(options.accumulate):
-        batch = draw(_choose(job.banks, options, rng), options.batch, span, rng)
-        losses = {k: v / options.accumulate for k, v in _losses(model, job, batch, rng).items()}
+        batch = draw_windows(_choose(context.datasets, options, rng), options.batch, span, rng)
+        losses = {k: v / options.accumulate for k, v in _losses(model, context, batch, rng).items()}
         weights = _weights(options)
         torch.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
-        told = {name: told.get(name, 0) + loss.detach() for name, loss in losses.items()}
-    return told
+        totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
+    return totals
 
 
 def _choose(
-    banks: list[PermutedDataset], options: PretrainOptions, rng: torch.Generator
+    datasets: Sequence[PermutedDataset], options: PretrainOptions, rng: torch.Generator
 ) -> PermutedDataset:
     sizes = {
-        "tokens": [bank.side[..., 0].numel() for bank in banks],
-        "networks": [len(bank.values) for bank in banks],
-        "zoos": [1 for _ in banks],
+        "tokens": [dataset.side[..., 0].numel() for dataset in datasets],
+        "networks": [len(dataset.values) for dataset in datasets],
+        "zoos": [1 for _ in datasets],
     }[options.balance]
     drawn = torch.multinomial(torch.tensor(sizes, dtype=torch.float32), 1, generator=rng)
-    return banks[int(drawn)]
+    return datasets[int(drawn)]
 
 
 def _weights(options: PretrainOptions) -> Mapping[str, float]:
@@ -121,27 +126,27 @@ def _weights(options: PretrainOptions) -> Mapping[str, float]:
 
 
 def _losses(
-    model: SANE, job: PretrainContext, batch: ViewBatch, rng: torch.Generator
+    model: SANE, context: PretrainContext, batch: ViewBatch, rng: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """Return the losses over both views of a batch by name, this process's part of each."""
-    options, device = job.options, torch.device(job.options.device)
+    options, device = context.options, torch.device(context.options.device)
     whole = torch.cat([batch.first, batch.second])
-    rows = job.world.rows(len(batch))
+    rows = context.world.rows(len(batch))
     part, both = batch.rows(rows), torch.cat([rows, rows + len(batch)])
-    clean, seen, side, places, mask = (
+    clean, noised, side, positions, mask = (
         x.to(device)
         for x in (
             whole[both],
-            noisy(whole, options.noise, rng)[both],
-            *(x.repeat(2, 1, 1) for x in (part.side, part.places, part.mask)),
+            add_noise(whole, options.noise, rng)[both],
+            *(x.repeat(2, 1, 1) for x in (part.side, part.positions, part.mask)),
         )
     )
     # The flash kernel's backward pass is slower than plain matrix products on CPUs.
     attention = sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else _ATTENTION)
     with attention, torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-        latents = job.encode(seen, side, places)
-        values, side_out = job.decode(latents, places)
-        first, second = map(job.world.gathered, model.contrasted(latents).chunk(2))
+        latents = context.encode(noised, side, positions)
+        values, side_out = context.decode(latents, positions)
+        first, second = map(context.world.gather, model.contrasted(latents).chunk(2))
     share = len(rows) / len(batch)
     losses = {"values": masked_mse(values, clean, mask, 2 * batch.mask.sum().to(device))}
     if options.loss == "masked":
@@ -149,6 +154,6 @@ def _losses(
     if model.config.side:
         losses["side"] = ((side_out - side) ** 2).mean() * share
     losses["contrast"] = nt_xent(first, second, options.temperature) * share
-    if job.behaviour is not None and options.behaviour:
-        losses["behaviour"] = job.behaviour(part, values, side_out, rng) * share
+    if context.behaviour is not None and options.behaviour:
+        losses["behaviour"] = context.behaviour(part, values, side_out, rng) * share
     return losses

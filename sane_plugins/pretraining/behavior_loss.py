@@ -1,4 +1,4 @@
-"""The behaviour term: a decoded network must answer as the original does.
+"""Behaviour loss: a decoded network must have the outputs of the original.
 
 The method: docs/explanation/sane.md, section 8.1.
 Structure alone gives small weight errors and poor accuracy (Meynent et al., "Structure is not enough", 2025).
@@ -7,8 +7,7 @@ Structure alone gives small weight errors and poor accuracy (Meynent et al., "St
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,15 +16,15 @@ from torch.func import functional_call, vmap
 
 from sane_plugins.architectures import build
 from sane_plugins.autoencoder import TokenLayout
-from sane_plugins.pretraining.permuted_dataset import token_places
-from sane_plugins.pretraining.views import PermutedDataset, ViewBatch
+from sane_plugins.pretraining.permuted_dataset import PermutedDataset, token_indices
+from sane_plugins.pretraining.view_batch import ViewBatch
 from sane_plugins.weights import RUNNING, Scale, WeightGraph, slots
 
-_LEAST = 1e-6  # of the variance that errors are compared with; a network may answer all alike
+_MIN_VARIANCE = 1e-6  # of outputs: a network may have the same ones for all images
 
 
-class Outputs:
-    """The difference between a network's outputs with a decoded window and without, on `count` images.
+class BehaviorLoss:
+    """Difference between a network's outputs with a decoded window and without, on `count` images.
 
     `images` (M, C, H, W) by the name of the zoo; zoos without images and entries that cannot be built add
     nothing.
@@ -33,7 +32,8 @@ class Outputs:
 
     def __init__(self, images: Mapping[str, torch.Tensor], count: int = 32) -> None:
         self._images, self._count = images, count
-        self._whole: dict[int, _Whole] = {}
+        self._decoders: dict[PermutedDataset, _NetworkDecoder] = {}
+        self._modules: dict[str, nn.Module] = {}
 
     def __call__(
         self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor, rng: torch.Generator
@@ -42,47 +42,55 @@ class Outputs:
 
         values (2B, S, D) and side (2B, S, 4) are what was decoded; only the first views are run.
         """
-        images = self._images.get(batch.bank.zoo)
+        images = self._images.get(batch.dataset.zoo)
         if images is None:
             return values.sum() * 0
-        drawn = torch.randint(len(images), (self._count,), generator=rng)
-        seen = images[drawn].to(values.device)
-        whole = self._whole.setdefault(id(batch.bank), _Whole(batch.bank))
-        decoded, original = whole.decoded(batch, values[: len(batch)], side[: len(batch)])
+        chosen = torch.randint(len(images), (self._count,), generator=rng)
+        sampled = images[chosen].to(values.device)
+        if batch.dataset not in self._decoders:
+            self._decoders[batch.dataset] = _NetworkDecoder(batch.dataset)
+        decoder = self._decoders[batch.dataset]
+        decoded, original = decoder.decode(batch, values[: len(batch)], side[: len(batch)])
         losses = []
-        for module, rows in _runnable(batch):
+        for factory, rows in _rows_by_factory(batch).items():
+            module = self._module(factory).to(values.device)
             with torch.no_grad():
-                wanted = _run(module, {key: x[rows] for key, x in original.items()}, seen)
-            found = _run(module, {key: x[rows] for key, x in decoded.items()}, seen)
-            error = ((found - wanted) ** 2).flatten(1).mean(1)
-            losses.append(torch.log1p(error / wanted.flatten(1).var(1).clamp(min=_LEAST)))
+                expected = _outputs(module, {key: x[rows] for key, x in original.items()}, sampled)
+            outputs = _outputs(module, {key: x[rows] for key, x in decoded.items()}, sampled)
+            error = ((outputs - expected) ** 2).flatten(1).mean(1)
+            losses.append(torch.log1p(error / expected.flatten(1).var(1).clamp(min=_MIN_VARIANCE)))
         return torch.cat(losses).sum() / len(batch) if losses else values.sum() * 0
 
+    def _module(self, factory: str) -> nn.Module:
+        if factory not in self._modules:
+            self._modules[factory] = build(json.loads(factory)).eval().requires_grad_(False)
+        return self._modules[factory]
 
-class _Whole:
-    """How the tokens of a bank's networks become their tensors, all networks at once."""
 
-    def __init__(self, bank: PermutedDataset) -> None:
-        self._bank = bank
-        parts = slots(bank.template)
-        layout = TokenLayout.of(parts, bank.mask.shape[1])
+class _NetworkDecoder:
+    """From the tokens of a dataset's networks to their tensors, a batch of networks at once."""
+
+    def __init__(self, dataset: PermutedDataset) -> None:
+        self._dataset = dataset
+        parts = slots(dataset.template)
+        layout = TokenLayout.of(parts, dataset.mask.shape[1])
         self._slot = torch.as_tensor(layout.slots(0, len(layout)))
         self._first = torch.tensor([start for start, _ in layout.spans])
-        self._tensors = _tensors(bank.template, bank.mask)
+        self._tensors = _tensors(dataset.template, dataset.mask)
         # Running statistics are measured anew on images after decoding; a decoded variance may be negative.
-        self._measured = [p.key for p in bank.template.params if p.role in RUNNING]
+        self._measured = [p.key for p in dataset.template.params if p.role in RUNNING]
         self._scales = {}
         for i, slot in enumerate(parts):
             self._scales[slot.weight.key] = (i, 0)
             if slot.bias is not None:
                 self._scales[slot.bias.key] = (i, 1)
 
-    def decoded(
+    def decode(
         self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the networks with the decoded windows in place, and as they were, (B, *shape) by key."""
-        own = self._bank.whole(batch.network, torch.zeros_like(batch.network)).to(values)
-        scale = self._bank.side[batch.network][:, self._first].to(side)
+        own = self._dataset.all_tokens(batch.network, torch.zeros_like(batch.network)).to(values)
+        scale = self._dataset.side[batch.network][:, self._first].to(side)
         at = (batch.start[:, None] + torch.arange(values.shape[1])).to(values.device)
         changed = own.scatter(1, at[..., None].expand_as(values), values)
         original = self._network(own, scale)
@@ -99,46 +107,41 @@ class _Whole:
         return torch.where(count[..., None] > 0, sums / count[..., None].clamp(min=1), own)
 
     def _network(self, tokens: torch.Tensor, side: torch.Tensor) -> dict[str, torch.Tensor]:
-        scale, flat, found = Scale.from_side(side.flatten(0, 1)), tokens.flatten(1), {}
+        scale, flat, tensors = Scale.from_side(side.flatten(0, 1)), tokens.flatten(1), {}
         for key, (at, shape) in self._tensors.items():
             slot, part = self._scales[key]
             mean, deviation = (
                 x.view(len(side), -1, 2)[:, slot, part, None] for x in (scale.mean, scale.deviation)
             )
-            found[key] = (flat[:, at.to(flat.device)] * deviation + mean).view(-1, *shape)
-        return found
+            tensors[key] = (flat[:, at.to(flat.device)] * deviation + mean).view(-1, *shape)
+        return tensors
 
 
 def _tensors(
     template: WeightGraph, mask: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, tuple[int, ...]]]:
-    """Return of each tensor where its values lie among the flat tokens, and its shape."""
+    """Return the indices of each tensor's values among the flat tokens, and its shape."""
     sizes = [param.size for param in template.params]
-    places = token_places(template, mask).long().split(sizes)
-    return {p.key: (at, p.shape) for p, at in zip(template.params, places, strict=True)}
+    indices = token_indices(template, mask).long().split(sizes)
+    return {p.key: (at, p.shape) for p, at in zip(template.params, indices, strict=True)}
 
 
-def _runnable(batch: ViewBatch) -> Iterator[tuple[nn.Module, torch.Tensor]]:
-    """Yield each network that the batch's entries are built as, and the rows that are."""
+def _rows_by_factory(batch: ViewBatch) -> dict[str, torch.Tensor]:
+    """Return the rows of the batch that each factory (JSON) builds; entries without one have no rows."""
     rows: dict[str, list[int]] = {}
     for row, network in enumerate(batch.network.tolist()):
-        if factory := batch.bank.entries[network].factory:
+        if factory := batch.dataset.entries[network].factory:
             rows.setdefault(json.dumps(dict(factory)), []).append(row)
-    for factory, own in rows.items():
-        yield _built(factory), torch.tensor(own)
+    return {factory: torch.tensor(own) for factory, own in rows.items()}
 
 
-@lru_cache(maxsize=64)
-def _built(factory: str) -> nn.Module:
-    return build(json.loads(factory)).eval().requires_grad_(False)
-
-
-def _run(module: nn.Module, tensors: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+def _outputs(
+    module: nn.Module, tensors: dict[str, torch.Tensor], images: torch.Tensor
+) -> torch.Tensor:
     """Return the outputs (B, images, ...) of B networks."""
-    device = images.device
 
-    def one(own: dict[str, torch.Tensor]) -> Any:
-        return functional_call(module.to(device), own, (images,))
+    def run_one(own: dict[str, torch.Tensor]) -> Any:
+        return functional_call(module, own, (images,))
 
-    answers: torch.Tensor = vmap(one)(tensors)
-    return answers
+    outputs: torch.Tensor = vmap(run_one)(tensors)
+    return outputs

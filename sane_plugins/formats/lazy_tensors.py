@@ -1,0 +1,158 @@
+"""The tensors of a safetensors file: its header is checked first, a tensor is read when it is asked for.
+
+`safetensors.safe_open` is not used here. It maps the file: one that is cut short meanwhile ends the process
+(SIGBUS), one that is overwritten changes tensors that were read before. It takes a name that is given twice,
+and refuses a whole file for one type that it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+
+from sane_plugins.errors import SourceError
+from sane_plugins.formats.dequantize import FLOATS
+from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
+
+HEADER_BYTES = 100_000_000  # the format's own limit
+TENSORS = 300_000  # of one network
+
+_BROKEN = "it is no whole safetensors file"
+_TYPES: Mapping[str, str] = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+    "U64": "uint64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "C128": "complex128",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+
+
+@dataclass(frozen=True)
+class HeaderEntry:
+    """A tensor's place in a file; `dtype` is none for a type that torch cannot compute with."""
+
+    dtype_name: str
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """The tensors of a safetensors file, read when they are asked for.
+
+    The file stays open, so that it may be replaced meanwhile. Raises `SourceError` where it is not whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with source_errors(path, _BROKEN, "a complete one"):
+            self._file = open_until_collected(self, path)
+            self.metadata, self.entries = _header(self._file, os.fstat(self._file.fileno()).st_size)
+        self._keys = [key for key, entry in self.entries.items() if entry.dtype is not None]
+        self._lock = Lock()
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        entry = self.entries[key]
+        if entry.dtype is None:
+            raise KeyError(key)
+        with source_errors(self.path, _BROKEN, "a complete one"):
+            data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+            with self._lock:
+                self._file.seek(entry.start)
+                if self._file.readinto(data.numpy().data) != len(data):
+                    raise ValueError("the file became shorter")
+            return data.view(entry.dtype).reshape(entry.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopen_later(LazyTensors, self.path, self._file)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def describe(self, key: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """Return a tensor's shape and type; nothing is read."""
+        entry = self.entries[key]
+        if entry.dtype is None:
+            raise KeyError(key)
+        return entry.shape, entry.dtype
+
+
+def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, HeaderEntry]]:
+    """Return metadata and entries in the order of their offsets, which must fill the file."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(HEADER_BYTES, size - 8):
+        raise ValueError("the header is longer than the file")
+    text = file.read(length)
+    require_tensor_limit(
+        file.name, text.count(b'"data_offsets"')
+    )  # counting is quicker than parsing
+    header = json.loads(text, object_pairs_hook=unique_keys)
+    metadata = header.pop("__metadata__", {})
+    require_tensor_limit(file.name, len(header))
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("metadata are text")
+    found = {key: _entry(record, 8 + length) for key, record in header.items()}
+    entries = dict(sorted(found.items(), key=lambda pair: (pair[1].start, pair[1].end)))
+    free = 8 + length
+    for entry in entries.values():
+        if entry.start != free:
+            raise ValueError("tensors overlap, or leave room")
+        free = entry.end
+    if free != size:
+        raise ValueError("the file has another length than its tensors")
+    return metadata, entries
+
+
+def require_tensor_limit(path: Path, count: int) -> None:
+    """Raise `SourceError` for more tensors than a network has."""
+    if count > TENSORS:
+        raise SourceError(
+            path, f"it tells of {count} tensors", f"at most {TENSORS} are read", "name another file"
+        )
+
+
+def _entry(record: Any, base: int) -> HeaderEntry:
+    dtype_name, shape, (start, end) = str(record["dtype"]), record["shape"], record["data_offsets"]
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) or end < start:
+        raise ValueError("sizes are whole numbers")
+    dtype = getattr(torch, _TYPES.get(dtype_name, ""), None)
+    if dtype is not None and prod(shape) * dtype.itemsize != end - start:
+        raise ValueError("a tensor has another size than its shape")
+    if dtype is not None and dtype.is_floating_point and dtype not in FLOATS:
+        dtype = None
+    return HeaderEntry(dtype_name, dtype, tuple(shape), base + start, base + end)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object; raise `ValueError` where a name is given twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is given twice")
+    return found

@@ -1,0 +1,90 @@
+"""State of an interrupted pretraining on disk, from which a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sane_plugins.autoencoder import SANE
+from sane_plugins.errors import UsageError
+from sane_plugins.formats import PRETRAINING_STATE, load_artifact, save_artifact
+from sane_plugins.pretraining.training_log import TrainingLog
+
+_SHARE = 0.1  # of the time may go into writing
+
+
+@dataclass
+class TrainerState:
+    """Model, optimiser, log and step of a run, and the settings that a resumed run must share."""
+
+    model: SANE
+    optimizer: torch.optim.Optimizer
+    log: TrainingLog
+    settings: Mapping[str, Any]
+    step: int = 0
+
+
+class StateSaver:
+    """Writes a run's state every `every` steps; 0: after every step, or as often as takes a tenth of the time.
+
+    A kill then loses the step under way, or the steps of ten times as long as one writing takes.
+    """  # noqa: E501
+
+    def __init__(self, path: Path, every: int) -> None:
+        self._path, self._every = path, every
+        self._started, self._spent = time.perf_counter(), 0.0
+
+    def save_if_due(self, run: TrainerState) -> None:
+        """Write the state where it is time to."""
+        now = time.perf_counter()
+        is_due = self._spent <= _SHARE * (now - self._started)
+        if run.step % self._every == 0 if self._every else is_due:
+            save_state(run, self._path)
+            self._spent += time.perf_counter() - now
+
+
+def save_state(run: TrainerState, path: Path) -> None:
+    """Write a run's state, whole or not at all; the inverse of `restore_state`."""
+    tensors = {f"model.{key}": value for key, value in run.model.state_dict().items()}
+    for index, moments in run.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+    log = {"sums": run.log.sums, "count": run.log.count, "seconds": run.log.seconds}
+    about = {"step": run.step, "told": run.settings, "log": log}
+    save_artifact(PRETRAINING_STATE, about, tensors, path)
+
+
+def restore_state(run: TrainerState, path: Path) -> None:
+    """Load a saved state into a run. Raises `UsageError` where that run had other options or zoos."""
+
+    def load(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        _require_same(path, json.loads(json.dumps(run.settings)), about["told"])
+        log, step = about["log"], about["step"]
+        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        run.model.load_state_dict(model)
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".")
+                moments.setdefault(int(index), {})[name] = value
+        groups = run.optimizer.state_dict()["param_groups"]
+        run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        run.log.sums, run.log.count, run.log.before = log["sums"], log["count"], log["seconds"]
+        run.step = step
+
+    load_artifact(PRETRAINING_STATE, path, load)
+
+
+def _require_same(path: Path, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    if differing := sorted(k for k in {**own, **saved} if own.get(k) != saved.get(k)):
+        raise UsageError(
+            path,
+            f"the interrupted run had another {', '.join(differing)}",
+            "a run resumes with the same options and zoos",
+            "repeat them, or delete the file to start anew",
+        )

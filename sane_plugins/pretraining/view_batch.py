@@ -1,0 +1,68 @@
+"""Training batches: two views of windows drawn at random from permuted networks.
+
+The method: docs/explanation/sane.md, section 4.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from sane_plugins.display import ShortRepr
+from sane_plugins.pretraining.permuted_dataset import PermutedDataset
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ViewBatch(ShortRepr):
+    """Two views of B windows: clean values (B, S, D), side (B, S, 4), positions (B, S, P), mask (B, S, D).
+
+    Window i is cut from network `network[i]` of `dataset` at token `start[i]`: `first` from its view 0,
+    `second` from its view `view[i]`.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    side: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    dataset: PermutedDataset
+    network: torch.Tensor
+    view: torch.Tensor
+    start: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.network)
+
+    def rows(self, rows: torch.Tensor) -> ViewBatch:
+        """Return some windows of the batch."""
+        parts = {key: value[rows] for key, value in vars(self).items() if key != "dataset"}
+        return replace(self, **parts)
+
+
+def draw_windows(
+    dataset: PermutedDataset, batch: int, span: int, rng: torch.Generator
+) -> ViewBatch:
+    """Draw windows of `span` consecutive tokens from random networks: the aligned one and a view of it."""
+    networks, tokens, _ = dataset.values.shape
+    network = torch.randint(networks, (batch,), generator=rng)
+    view = torch.randint(dataset.views + 1, (batch,), generator=rng)
+    span = min(span, tokens)
+    start = torch.randint(tokens - span + 1, (batch,), generator=rng)
+    at = start[:, None] + torch.arange(span)
+    return ViewBatch(
+        dataset.values[network[:, None], at],
+        dataset.tokens_at(network, view, at),
+        dataset.side[network[:, None], at],
+        dataset.positions[at],
+        dataset.mask[at],
+        dataset,
+        network,
+        view,
+        start,
+    )
+
+
+def add_noise(values: torch.Tensor, strength: float, rng: torch.Generator) -> torch.Tensor:
+    """Return values multiplied with 1 + strength * N(0, 1)."""
+    return values * (1 + strength * torch.randn(values.shape, generator=rng))
