@@ -34,7 +34,7 @@ from sane_plugins.autoencoder import SANE, embedded_sane, windows
 from sane_plugins.autoencoder.bfloat16 import dtype_of
 from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
 from sane_plugins.features import EncodeOptions, SaneEncoder
-from sane_plugins.weights import SIDE, WeightGraph, detokenize, from_module, slots, tokenize
+from sane_plugins.weights import SIDE, WeightGraph, detokenize, from_module, tokenize
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("resnet18", "resnet50")
@@ -153,7 +153,7 @@ def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
 def operations(model: SANE, graph: WeightGraph) -> tuple[int, int]:
     """Return operations of the encoder as counted for the model, and those that are done."""
     config = model.config
-    own = sum(slot.tokens(config.token_width) for slot in slots(graph))
+    own = len(graph.token_layout(config.token_width))
     seen = windows.seen(own, config.window, config.halo)
     width, span, layers = config.model_width, seen.shape[1], config.layers
     first = 2 * width * (config.token_width + SIDE + PLACE_WIDTH)

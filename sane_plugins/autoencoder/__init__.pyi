@@ -2,7 +2,6 @@ from .bfloat16 import Precision
 from .checkpoint import embedded_sane, fingerprint, load_sane, read_metadata, save_sane
 from .codec import Latents, decode, encode, standardized_tokens, walk
 from .model import SANE, SANEConfig
-from .positions import TokenLayout
 from .streaming import WindowBatch
 
 __all__ = [
@@ -10,7 +9,6 @@ __all__ = [
     "Latents",
     "Precision",
     "SANEConfig",
-    "TokenLayout",
     "WindowBatch",
     "decode",
     "embedded_sane",

@@ -11,18 +11,14 @@ from sane_plugins.autoencoder import streaming
 from sane_plugins.autoencoder.bfloat16 import Precision, dtype_of
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import rescaled
-from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.autoencoder.streaming import WindowBatch
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import (
     Tokens,
     WeightGraph,
-    detokenize,
-    slots,
     token_blocks,
-    token_positions,
-    tokenize,
+    token_tensors,
 )
 
 _BATCH = 64
@@ -33,7 +29,7 @@ class Latents:
     """Latents (T, L) of one network, with the half-open range of tokens of each slot."""
 
     values: torch.Tensor
-    spans: list[tuple[int, int]]
+    spans: tuple[tuple[int, int], ...]
 
 
 def encode(
@@ -45,7 +41,7 @@ def encode(
     precision: Precision = "float32",
 ) -> Latents:
     """Encode a network of any length on the model's device. Raises `SourceError` on NaN weights."""
-    layout = TokenLayout.of(slots(graph), model.config.token_width)
+    layout = graph.token_layout(model.config.token_width)
     values = torch.empty(len(layout), model.config.latent_width, device=_device(model))
 
     def keep(run: WindowBatch) -> None:
@@ -84,27 +80,25 @@ def decode(
     mean, is the slot's scale.
     """
     window, halo = _window(model, window, halo)
-    tokens = tokenize(template, model.config.token_width, _device(model))
-    if len(tokens) != len(latents):
+    layout, device = template.token_layout(model.config.token_width), _device(model)
+    if len(layout) != len(latents):
         raise SourceError(
             template.source,
             f"{len(latents)} latents were given",
-            f"it takes {len(tokens)}",
+            f"it takes {len(layout)}",
             "match the latents to the network's tokens first",
         )
-    layout = TokenLayout.of(slots(template), model.config.token_width, _device(model))
-    places = model.config.places(layout, 0, len(tokens))
-    parts = [cut(x, window, halo) for x in (latents.to(_device(model)), places)]
-    narrow = dtype_of(precision, _device(model))
-    with torch.autocast(_device(model).type, narrow, enabled=narrow != torch.float32):
+    places = model.config.places(layout.to(device), 0, len(layout))
+    parts = [cut(x, window, halo) for x in (latents.to(device), places)]
+    narrow = dtype_of(precision, device)
+    with torch.autocast(device.type, narrow, enabled=narrow != torch.float32):
         decoded = [model.decode(*batch) for batch in _batches(*parts)]
     values, side = (
-        join(torch.cat(part).float(), len(tokens), window, halo)
+        join(torch.cat(part).float(), len(layout), window, halo)
         for part in zip(*decoded, strict=True)
     )
-    slot_side = torch.stack([side[start:stop].mean(0) for start, stop in tokens.spans])
-    values = values.to(tokens.values.dtype)
-    network = detokenize(Tokens(values, tokens.mask, tokens.positions), template)
+    slot_side = torch.stack([side[start:stop].mean(0) for start, stop in layout.spans])
+    network = template.replace(token_tensors(values, layout))
     return rescaled(model, network, slot_side.cpu())
 
 
@@ -115,9 +109,8 @@ def standardized_tokens(
     found = list(token_blocks(graph, width, device))
     values = torch.cat([block.values for block in found])
     side = torch.cat([block.side.expand(len(block.values), -1) for block in found])
-    parts = slots(graph)
-    mask = torch.cat([slot.mask(width) for slot in parts])
-    return Tokens(values, mask.to(device), token_positions(parts, width).to(device)), side
+    layout = graph.token_layout(width)
+    return Tokens(values, layout.mask(device), layout.to(device).positions()), side
 
 
 def _batches(*parts: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -16,9 +16,9 @@ from torch.nn.functional import layer_norm, pad
 
 from sane_plugins.autoencoder.learned_positions import LearnedPositions
 from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
-from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.autoencoder.positions import position_features
 from sane_plugins.errors import SourceError, UsageError
-from sane_plugins.weights import SIDE
+from sane_plugins.weights import SIDE, TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class SANEConfig:
         Raises `SourceError` where the network outgrows learned tables.
         """
         if not self.tables:
-            return layout.features(start, stop)
+            return position_features(layout, start, stop)
         found = layout.positions(start, stop)
         if bool((found.amax(0) >= torch.tensor(self.tables, device=found.device)).any()):
             sizes = tuple((found.amax(0) + 1).tolist())

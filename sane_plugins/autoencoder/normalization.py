@@ -27,10 +27,10 @@ def scaled_blocks(
     if model.config.scale == "tensor":
         yield from token_blocks(graph, width, device)
         return
-    tokens = tokenize(graph.require_finite(), width, device)
-    mean, deviation = _of_zoo(model, graph, len(tokens.spans)).to(device).unbind(1)
+    layout, tokens = graph.token_layout(width), tokenize(graph.require_finite(), width, device)
+    mean, deviation = _of_zoo(model, graph, len(layout.slots)).to(device).unbind(1)
     side = fit_scale(graph).side.to(device)
-    for i, (start, stop) in enumerate(tokens.spans):
+    for i, (start, stop) in enumerate(layout.spans):
         values = (tokens.values[start:stop].float() - mean[i]) / deviation[i]
         yield TokenBlock(i, values * tokens.mask[start:stop], side[i])
 

@@ -18,10 +18,9 @@ from sane_plugins.autoencoder import windows
 from sane_plugins.autoencoder.bfloat16 import Precision, can_read, dtype_of, fast_encoder
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import scaled_blocks
-from sane_plugins.autoencoder.positions import TokenLayout
 from sane_plugins.progress import Progress, current
 from sane_plugins.runtime import threads
-from sane_plugins.weights import WeightGraph, slots
+from sane_plugins.weights import TokenLayout, WeightGraph
 
 _WINDOWS = 32  # of a run: their activations stay in a core's cache
 _WINDOWS_GPU = 512
@@ -61,7 +60,7 @@ def walk(
     Raises `SourceError` where a weight is not finite, when it is reached.
     """
     device = model.latents_out.weight.device
-    layout = TokenLayout.of(slots(graph), model.config.token_width, device)
+    layout = graph.token_layout(model.config.token_width).to(device)
     dtype = dtype_of(precision, device) if can_read(model) else torch.float32
     encoder = _Encoder(model, layout, window, halo, dtype)
     report = current()
@@ -117,7 +116,7 @@ class _Encoder:
         return WindowBatch(
             start,
             latents.flatten(0, 1)[:count],
-            self.layout.slots(start, start + count),
+            self.layout.slot_numbers(start, start + count),
             cut.side[start - cut.start :][:count],
         )
 

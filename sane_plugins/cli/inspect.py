@@ -51,7 +51,6 @@ def inspect(
 ) -> None:
     """Show a network's layers, how much of it was read, what was not and why, and what is zero."""
     from sane_plugins.inspection import survey_network
-    from sane_plugins.weights import slots
 
     if plot is not None:
         from sane_plugins.inspection import require_plot, save_plot
@@ -63,7 +62,7 @@ def inspect(
         found = survey_network(graph, host.report)
         if plot is not None:
             save_plot(graph, found, plot, width)
-    tokens = sum(slot.tokens(width) for slot in slots(graph))
+    tokens = len(graph.token_layout(width))
     if as_json:
         print_json(_told(found, tokens, width))
     else:

@@ -6,7 +6,7 @@ property head says which of them it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from sane_plugins.errors import UsageError
 from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
 from sane_plugins.features.sane_features import Pool, is_probed, ordered
-from sane_plugins.weights import WeightGraph, slots
+from sane_plugins.weights import WeightGraph
 
 __all__ = [
     "ENCODERS",
@@ -63,7 +63,7 @@ class Encoding:
     """
 
     latents: torch.Tensor | None
-    spans: list[tuple[int, int]]
+    spans: Sequence[tuple[int, int]]
     embedding: torch.Tensor
     layers: torch.Tensor
     names: tuple[str, ...]
@@ -204,7 +204,7 @@ def embed(
 
 
 def _names(graph: WeightGraph) -> tuple[str, ...]:
-    return tuple(slot.weight.key for slot in slots(graph))
+    return tuple(slot.weight.key for slot in graph.slots)
 
 
 def load_model(options: EncodeOptions) -> SANE:

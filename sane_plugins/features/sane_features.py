@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sane_plugins.autoencoder import SANE, TokenLayout, WindowBatch, decode
+from sane_plugins.autoencoder import SANE, WindowBatch, decode
 from sane_plugins.features.layer_statistics import (
     PLACES,
     Array,
@@ -21,7 +21,7 @@ from sane_plugins.features.layer_statistics import (
 )
 from sane_plugins.features.random_probes import DECISIONS
 from sane_plugins.symmetry import PermutationGroup, permutation_groups, permute
-from sane_plugins.weights import SIDE, WeightGraph, slots
+from sane_plugins.weights import SIDE, WeightGraph
 
 _LARGEST = 2**24
 _FAR = 1e6
@@ -31,7 +31,7 @@ class Pool:
     """Sums of a network's latents as they come, of each slot, and the side information of each."""
 
     def __init__(self, graph: WeightGraph, model: SANE) -> None:
-        layout = TokenLayout.of(slots(graph), model.config.token_width)
+        layout = graph.token_layout(model.config.token_width)
         sizes = torch.tensor([stop - start for start, stop in layout.spans])
         like = model.latents_out.weight
         self.spans, self._sizes = layout.spans, sizes.to(like.device)[:, None]
@@ -82,7 +82,7 @@ def features(
 
     side (M, 4) of its slots; latents (T, L), or None where it `is_probed` not: then its decisions are 0.
     """
-    told = list(zip(slots(graph), side.cpu().numpy(), strict=True))
+    told = list(zip(graph.slots, side.cpu().numpy(), strict=True))
     matrices = [row for slot, row in told if len(slot.weight.shape) > 1]
     vectors = [(slot.weight.role, row[:2]) for slot, row in told if len(slot.weight.shape) < 2]
     does = np.zeros(DECISIONS)

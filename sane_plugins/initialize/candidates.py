@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sane_plugins.autoencoder import SANE, TokenLayout, fingerprint
+from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.generation import (
     ConditionedSampler,
     Sampler,
@@ -34,7 +34,7 @@ from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.initialize.training import arrange
 from sane_plugins.runtime import random_stream, seeded, threads
 from sane_plugins.tasks import Task, accuracy, describe
-from sane_plugins.weights import RUNNING, WeightGraph, from_module, load_into, slots
+from sane_plugins.weights import RUNNING, WeightGraph, from_module, load_into
 
 DEFAULT, MEASURED, FITTED = "default", "measured on the task", "fitted to the task"
 _EPOCH_FLOP = 3e11  # about ten seconds on two cores
@@ -67,7 +67,7 @@ class CandidateBuilder:
         if not isinstance(sampler, ConditionedSampler):
             return sampler
         sane, template = self.transfer.sane, self.transfer.template
-        layout = TokenLayout.of(slots(template), sane.config.token_width)
+        layout = template.token_layout(sane.config.token_width)
         places = sane.config.places(layout, 0, len(layout))
         return sampler.bound(SamplingContext(places, describe(self.task), fingerprint(sane)))
 

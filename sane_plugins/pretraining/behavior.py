@@ -15,10 +15,9 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from sane_plugins.architectures import build
-from sane_plugins.autoencoder import TokenLayout
 from sane_plugins.pretraining.permuted_dataset import token_places
 from sane_plugins.pretraining.views import PermutedDataset, ViewBatch
-from sane_plugins.weights import RUNNING, Scale, WeightGraph, slots
+from sane_plugins.weights import RUNNING, Scale
 
 _LEAST = 1e-6  # of the variance that errors are compared with; a network may answer all alike
 
@@ -63,18 +62,16 @@ class _Whole:
 
     def __init__(self, bank: PermutedDataset) -> None:
         self._bank = bank
-        parts = slots(bank.template)
-        layout = TokenLayout.of(parts, bank.mask.shape[1])
-        self._slot = torch.as_tensor(layout.slots(0, len(layout)))
-        self._first = torch.tensor([start for start, _ in layout.spans])
-        self._tensors = _tensors(bank.template, bank.mask)
+        layout = bank.template.token_layout(bank.mask.shape[1])
+        self._slot = layout.slot_numbers()
+        self._first = layout.first
+        places = token_places(layout)
+        self._tensors = {key: (x.long().flatten(), x.shape) for key, x in places.items()}
         # Running statistics are measured anew on images after decoding; a decoded variance may be negative.
         self._measured = [p.key for p in bank.template.params if p.role in RUNNING]
-        self._scales = {}
-        for i, slot in enumerate(parts):
-            self._scales[slot.weight.key] = (i, 0)
-            if slot.bias is not None:
-                self._scales[slot.bias.key] = (i, 1)
+        self._scales: dict[str, tuple[int, int]] = {}
+        for i, slot in enumerate(layout.slots):
+            self._scales |= {param.key: (i, j) for j, param in enumerate(slot.params)}
 
     def decoded(
         self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor
@@ -106,15 +103,6 @@ class _Whole:
             )
             found[key] = (flat[:, at.to(flat.device)] * deviation + mean).view(-1, *shape)
         return found
-
-
-def _tensors(
-    template: WeightGraph, mask: torch.Tensor
-) -> dict[str, tuple[torch.Tensor, tuple[int, ...]]]:
-    """Return of each tensor where its values lie among the flat tokens, and its shape."""
-    sizes = [param.size for param in template.params]
-    places = token_places(template, mask).long().split(sizes)
-    return {p.key: (at, p.shape) for p, at in zip(template.params, places, strict=True)}
 
 
 def _runnable(batch: ViewBatch) -> Iterator[tuple[nn.Module, torch.Tensor]]:

@@ -8,8 +8,8 @@ from itertools import groupby
 
 import torch
 
-from sane_plugins.autoencoder import SANEConfig, TokenLayout, standardized_tokens
-from sane_plugins.errors import UsageError, ZooError
+from sane_plugins.autoencoder import SANEConfig, standardized_tokens
+from sane_plugins.errors import UsageError
 from sane_plugins.pretraining.views import PermutedDataset
 from sane_plugins.progress import Progress, Report
 from sane_plugins.symmetry import (
@@ -19,12 +19,11 @@ from sane_plugins.symmetry import (
     permute,
     random_permutations,
 )
-from sane_plugins.weights import WeightGraph, fit_scale, slots, tokenize
+from sane_plugins.weights import TokenLayout, WeightGraph, fit_scale, token_tensors, token_values
 from sane_plugins.zoo import Entry, Zoo
 
 _MOVES = 512  # permutations of one architecture
 _MOST = 2**26  # numbers in all of them: 256 MiB
-_EXACT = 2**24  # single precision tells whole numbers apart up to this
 
 
 def build_banks(
@@ -87,18 +86,18 @@ def _banks(
     samples: list[_Sample], config: SANEConfig, views: int, rng: torch.Generator, aligned: bool
 ) -> Iterator[PermutedDataset]:
     """Yield a bank per zoo of one architecture; they share reference, permutations and places."""
-    template, width = samples[0].graph, config.token_width
+    template = samples[0].graph
     spaces = permutation_groups(template)
     graphs = _aligned(samples, spaces, rng) if aligned else (s.graph for s in samples)
     parts = [_tokens(graph, config) for graph in graphs]
     values, side = (torch.stack(part) for part in zip(*parts, strict=True))
-    mask = torch.cat([slot.mask(width) for slot in slots(template)])
-    layout = TokenLayout.of(slots(template), width)
+    layout = template.token_layout(config.token_width)
+    mask = layout.mask()
     zoo_scale = torch.zeros(0, 2)
     if config.scale == "zoo":
         values, zoo_scale = _standardized(values, mask, layout)
     count = min(len(samples) * views, _MOVES, max(views, _MOST // mask.numel()))
-    moves = _moves(template, spaces, mask, count, rng)
+    moves = _moves(template, spaces, layout, count, rng)
     places = config.places(layout, 0, len(layout))
     start = 0
     for _, own in groupby(samples, key=lambda sample: id(sample.zoo)):
@@ -135,8 +134,8 @@ def _tokens(graph: WeightGraph, config: SANEConfig) -> tuple[torch.Tensor, torch
     if config.scale == "tensor":
         tokens, side = standardized_tokens(graph, config.token_width)
         return tokens.values, side
-    tokens = tokenize(graph, config.token_width)
-    return tokens.values.float(), fit_scale(graph).side[tokens.positions[:, 1]]
+    slot = graph.token_layout(config.token_width).positions()[:, 1]
+    return token_values(graph, config.token_width, torch.float32), fit_scale(graph).side[slot]
 
 
 def _standardized(
@@ -148,55 +147,30 @@ def _standardized(
         real = values[:, start:stop][:, mask[start:stop]].double()
         found.append(torch.stack([real.mean(), real.std(correction=0).clamp(min=1e-12)]))
     zoo_scale = torch.stack(found).float()
-    mean, deviation = zoo_scale[layout.slots(0, len(mask))].unbind(1)
+    mean, deviation = zoo_scale[layout.slot_numbers()].unbind(1)
     return (values - mean[:, None]) / deviation[:, None] * mask, zoo_scale
 
 
 def _moves(
     template: WeightGraph,
     spaces: Sequence[PermutationGroup],
-    mask: torch.Tensor,
+    layout: TokenLayout,
     count: int,
     rng: torch.Generator,
 ) -> torch.Tensor:
     """Return where each value of a permuted network comes from (1 + count, T * D); row 0 moves nothing.
 
-    Found by permuting a network whose values are numbered.
+    Found by permuting a network whose values are their own places among the flat tokens.
     """
-    numbered, width, real = _numbered(template), mask.shape[1], mask.flatten()
-    place = token_places(template, mask)
-    moves = torch.arange(mask.numel(), dtype=torch.int32).repeat(1 + count, 1)
+    numbered, real = template.replace(token_places(layout)), layout.mask().flatten()
+    moves = torch.arange(real.numel(), dtype=torch.int32).repeat(1 + count, 1)
     for row in moves[1:]:
         drawn = permute(numbered, random_permutations(spaces, rng), spaces)
-        row[real] = place[_numbers(drawn, width, real)]
+        row[real] = token_values(drawn, layout.width, torch.int32).flatten()[real]
     return moves
 
 
-def token_places(template: WeightGraph, mask: torch.Tensor) -> torch.Tensor:
-    """Return where each value of a network, tensor by tensor, lies among its flat tokens, int32."""
-    real = mask.flatten()
-    place = torch.empty(template.size, dtype=torch.int32)
-    place[_numbers(_numbered(template), mask.shape[1], real)] = real.nonzero()[:, 0].int()
-    return place
-
-
-def _numbered(template: WeightGraph) -> WeightGraph:
-    """Return a network of these shapes whose values are numbered."""
-    if template.size > _EXACT:
-        raise ZooError(
-            template.source,
-            f"it has {template.size:,} values",
-            f"views hold up to {_EXACT:,}",
-            "pretrain on smaller networks",
-        )
-    ends = torch.tensor([0, *(p.size for p in template.params)]).cumsum(0).tolist()
-    numbers = {
-        p.key: torch.arange(end - p.size, end, dtype=torch.float32).view(p.shape)
-        for p, end in zip(template.params, ends[1:], strict=True)
-    }
-    return template.replace(numbers)
-
-
-def _numbers(graph: WeightGraph, width: int, real: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of a numbered network in the order of its tokens."""
-    return tokenize(graph, width).values.flatten()[real].long()
+def token_places(layout: TokenLayout) -> dict[str, torch.Tensor]:
+    """Return for each tensor, by key, where its values lie among the flat tokens, int32 of its shape."""
+    places = torch.arange(len(layout) * layout.width, dtype=torch.int32)
+    return token_tensors(places.view(-1, layout.width), layout, torch.int32)

@@ -1,11 +1,13 @@
 from .digest import tensor_digest
 from .function_rules import JOIN, OPAQUE, POINTWISE, SPATIAL, Step, Steps
-from .graph import RUNNING, Kind, Layer, Param, Role, WeightGraph
+from .graph import WeightGraph
 from .layer_rules import NORM_ROLES, in_layer_order, memory, owner_of
+from .layers import RUNNING, Kind, Layer, Param, Role
 from .modules import from_module, load_into
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
+from .token_layout import Slot, TokenLayout
 from .token_stream import TokenBlock, token_blocks
-from .tokens import Slot, Tokens, detokenize, slots, token_positions, tokenize
+from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, tokenize
 
 __all__ = [
     "JOIN",
@@ -24,9 +26,11 @@ __all__ = [
     "Step",
     "Steps",
     "TokenBlock",
+    "TokenLayout",
     "Tokens",
     "WeightGraph",
     "apply_scale",
+    "cut_rows",
     "detokenize",
     "fit_scale",
     "from_module",
@@ -34,10 +38,10 @@ __all__ = [
     "load_into",
     "memory",
     "owner_of",
-    "slots",
     "tensor_digest",
     "token_blocks",
-    "token_positions",
+    "token_tensors",
+    "token_values",
     "tokenize",
     "undo_scale",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from sane_plugins.weights.graph import Kind
+from sane_plugins.weights.layers import Kind
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from sane_plugins.weights.graph import Param, Role
+from sane_plugins.weights.layers import Param, Role
 
 NORM_ROLES: Mapping[str, Role] = {
     "weight": "scale",

@@ -14,8 +14,9 @@ from torch import nn
 
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import module_tensors as at
-from sane_plugins.weights.graph import Kind, Layer, Param, Role, WeightGraph
+from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.layer_rules import NORM_ROLES, in_layer_order, owner_of
+from sane_plugins.weights.layers import Kind, Layer, Param, Role
 from sane_plugins.weights.module_rules import describe_module
 from sane_plugins.weights.module_tensors import ModuleTensor
 from sane_plugins.weights.trace import trace

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sane_plugins.weights.graph import Param, WeightGraph
-from sane_plugins.weights.tokens import slots
+from sane_plugins.weights.graph import WeightGraph
 
 SIDE = 4
 _TINY = 1e-12
@@ -43,15 +42,11 @@ class Scale:
 
 def fit_scale(graph: WeightGraph) -> Scale:
     """Measure mean and deviation of each slot's weight and bias; a constant tensor has deviation 1."""
-
-    def tensor(param: Param | None) -> torch.Tensor | None:
-        return None if param is None else graph.tensors[param.key]
-
-    rows = [of_slot(tensor(slot.weight), tensor(slot.bias)) for slot in slots(graph)]
+    rows = [slot_scale(*(graph.tensors[p.key] for p in slot.params)) for slot in graph.slots]
     return Scale(torch.cat([row.mean for row in rows]), torch.cat([row.deviation for row in rows]))
 
 
-def of_slot(weight: torch.Tensor | None, bias: torch.Tensor | None) -> Scale:
+def slot_scale(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Scale:
     """Measure one slot: means and deviations (1, 2)."""
     both = torch.tensor([[_moments(weight), _moments(bias)]], dtype=torch.float64).float()
     return Scale(both[..., 0], both[..., 1])
@@ -85,11 +80,8 @@ def _moments(tensor: torch.Tensor | None) -> tuple[float, float]:
 
 def _mapped(graph: WeightGraph, scale: Scale, change: _Change) -> WeightGraph:
     tensors: dict[str, torch.Tensor] = {}
-    for i, slot in enumerate(slots(graph)):
-        for j, param in enumerate((slot.weight, slot.bias)):
-            if param is not None:
-                tensor, at = graph.tensors[param.key], (scale.mean[i, j], scale.deviation[i, j])
-                tensors[param.key] = change(
-                    tensor, *(x.to(tensor.device, tensor.dtype) for x in at)
-                )
+    for i, slot in enumerate(graph.slots):
+        for j, param in enumerate(slot.params):
+            tensor, at = graph.tensors[param.key], (scale.mean[i, j], scale.deviation[i, j])
+            tensors[param.key] = change(tensor, *(x.to(tensor.device, tensor.dtype) for x in at))
     return graph.replace(tensors)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from sane_plugins.weights.function_rules import Steps, describe_function, is_scalar
-from sane_plugins.weights.graph import Layer
+from sane_plugins.weights.layers import Layer
 from sane_plugins.weights.module_rules import describe_module
 
 

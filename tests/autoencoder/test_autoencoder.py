@@ -6,14 +6,14 @@ import torch
 from sane_plugins.autoencoder import (
     SANE,
     SANEConfig,
-    TokenLayout,
     load_sane,
     read_metadata,
     save_sane,
 )
-from sane_plugins.autoencoder.positions import WIDTH
+from sane_plugins.autoencoder.positions import WIDTH, position_features
 from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import ZooError
+from sane_plugins.weights import Layer, Param, WeightGraph
 
 SMALL = SANEConfig(
     token_width=16, latent_width=8, model_width=24, heads=2, layers=1, window=8, halo=4
@@ -37,10 +37,11 @@ def test_a_token_sees_its_halo() -> None:
 
 
 def test_places_differ_between_all_tokens_and_stay_finite_for_long_networks() -> None:
-    channels, pieces = torch.tensor([300, 2000, 1]), torch.tensor([9, 20, 1])
-    sizes = channels * pieces
-    layout = TokenLayout(sizes.cumsum(0) - sizes, channels, pieces, torch.ones(3))
-    places = layout.features(0, len(layout))
+    shapes = [(300, 9 * 128), (2000, 20 * 128), (128,)]
+    params = [Param(key=str(s), role="weight", shape=s, dtype=torch.float32) for s in shapes]
+    layers = (Layer(name="all", kind="unknown", params=tuple(params)),)
+    layout = WeightGraph(source="made", layers=layers, tensors={}).token_layout(128)
+    places = position_features(layout, 0, len(layout))
     assert places.shape == (len(layout), WIDTH)
     assert places.isfinite().all()
     assert len(torch.unique(places, dim=0)) == len(layout)
