@@ -23,7 +23,7 @@ from sane_onnx.tensors import StoredTensor
 from sane_onnx.topological_order import ordered
 from sane_onnx.views import views
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import OPAQUE, Kind, Layer, Param, Steps, in_layer_order
+from sane_plugins.weights import OPAQUE, ChannelOps, Kind, Layer, Param, vectors_last
 
 # Lists of axes and shapes are short.
 _FEW = 64
@@ -90,16 +90,16 @@ class LayerReader:
         if gives_shape(node):
             self._values[node.output[0]] = self._add(name, "input")
             return
-        steps = self._steps(node) if is_single and not attached else OPAQUE
-        follows_first = steps is not OPAQUE and not is_join(node)
+        ops = self._channel_ops(node) if is_single and not attached else OPAQUE
+        follows_first = ops is not OPAQUE and not is_join(node)
         inputs = self._inputs(node.input[:1] if follows_first else node.input)
-        params = in_layer_order(self._params[x] for x in attached.values() if x in self._params)
+        params = vectors_last(self._params[x] for x in attached.values() if x in self._params)
         if params:
             kind: Kind = "linear" if len(params[0].shape) > 1 else "unknown"
             inputs = (self._add(params[0].key.rpartition("/")[0], kind, params, inputs),)
-        for i, step in enumerate(steps):
-            label = name if i == len(steps) - 1 else f"{name}:{i}"
-            inputs = (self._add(label, step.kind, (), inputs, step.groups, step.dims),)
+        for i, op in enumerate(ops):
+            label = name if i == len(ops) - 1 else f"{name}:{i}"
+            inputs = (self._add(label, op.kind, (), inputs, op.groups, op.dims),)
         given = [name for name in node.output if name and name not in self._free]
         self._values.update(dict.fromkeys(given, *inputs))
 
@@ -159,9 +159,9 @@ class LayerReader:
             return None
         return replace(bias.param, role="bias"), node.output[0]
 
-    def _steps(self, node: NodeProto) -> Steps:
+    def _channel_ops(self, node: NodeProto) -> ChannelOps:
         """Return what a node does; opaque where another input than those followed matters."""
-        steps = describe(OperatorCall(node, self._shapes, self._numbers))
+        ops = describe(OperatorCall(node, self._shapes, self._numbers))
         others = node.input if is_join(node) else node.input[1:]
         if is_join(node):
             is_safe = all(self._is_weight_or_number(name) for name in others)
@@ -170,7 +170,7 @@ class LayerReader:
             is_safe = node.op_type == "Reshape" or all(
                 not name or name in self._constants or name in self._reads for name in others
             )
-        return steps if is_safe else OPAQUE
+        return ops if is_safe else OPAQUE
 
     def _is_weight_or_number(self, name: str) -> bool:
         """Tell whether a constant can be followed: a weight has channels, a single number none."""

@@ -1,4 +1,4 @@
-"""What ONNX's operators do to channels, as steps of a topology.
+"""What ONNX's operators do to channels.
 
 Whatever is not known, or cannot be proved from shapes, is opaque: then nothing is permuted across it.
 """
@@ -13,7 +13,7 @@ from onnx import NodeProto
 from sane_onnx.attributes import has, integer, integers
 from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.shapes import Shape
-from sane_plugins.weights import JOIN, OPAQUE, POINTWISE, SPATIAL, Kind, Step, Steps
+from sane_plugins.weights import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps, Kind
 
 # Integer constants by name, where they are few.
 Numbers = Mapping[str, Sequence[int]]
@@ -142,8 +142,8 @@ class OperatorCall:
         return tuple(a if a < 0 else a - len(shape or ()) for a in axes)
 
 
-def describe(call: OperatorCall) -> Steps:
-    """Return the steps of a node; the last one gives the node's first output."""
+def describe(call: OperatorCall) -> ChannelOps:
+    """Return the ops of a node; the last one gives the node's first output."""
     if call.node.domain == MICROSOFT and call.node.op_type in _MICROSOFT:
         return JOIN if is_join(call.node) else POINTWISE
     rule = _RULES.get(call.node.op_type) if call.node.domain in STANDARD else None
@@ -162,27 +162,27 @@ def gives_shape(node: NodeProto) -> bool:
     return node.domain in STANDARD and node.op_type in ("Shape", "Size")
 
 
-def _along(kind: Kind, axes: tuple[int, ...]) -> Steps:
-    return (Step(kind, dims=axes),) if axes else OPAQUE
+def _along(kind: Kind, axes: tuple[int, ...]) -> ChannelOps:
+    return (ChannelOp(kind, dims=axes),) if axes else OPAQUE
 
 
-def _join(call: OperatorCall) -> Steps:
+def _join(call: OperatorCall) -> ChannelOps:
     # Before operator set 7 an axis said where the second input belongs.
     return OPAQUE if has(call.node, "axis") else JOIN
 
 
-def _concat(call: OperatorCall) -> Steps:
+def _concat(call: OperatorCall) -> ChannelOps:
     axis = integer(call.node, "axis", 1)
     return _along("concat", call.from_end([axis], call.given))
 
 
-def _flatten(call: OperatorCall) -> Steps:
+def _flatten(call: OperatorCall) -> ChannelOps:
     if call.read is None or integer(call.node, "axis", 1) % max(len(call.read), 1) != 1:
         return OPAQUE
-    return POINTWISE if len(call.read) == 2 else (Step("flatten", dims=(1,)),)
+    return POINTWISE if len(call.read) == 2 else (ChannelOp("flatten", dims=(1,)),)
 
 
-def _reshape(call: OperatorCall) -> Steps:
+def _reshape(call: OperatorCall) -> ChannelOps:
     """Recognise what changes nothing, and (N, ...) -> (N, all the rest) where sizes prove it."""
     read, given = call.read, call.given
     if read is None or given is None or len(read) < 2:
@@ -193,7 +193,7 @@ def _reshape(call: OperatorCall) -> Steps:
     is_rest = len(sizes) == len(read) - 1 and given[1:] == (_product(sizes),)
     shape = call.numbers.get(call.node.input[1]) if len(call.node.input) > 1 else None
     keeps_batch = shape == [0, -1] and not integer(call.node, "allowzero", 0)
-    return (Step("flatten", dims=(1,)),) if is_rest or keeps_batch else OPAQUE
+    return (ChannelOp("flatten", dims=(1,)),) if is_rest or keeps_batch else OPAQUE
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -203,7 +203,7 @@ def _product(sizes: Sequence[int]) -> int:
     return total
 
 
-def _transpose(call: OperatorCall) -> Steps:
+def _transpose(call: OperatorCall) -> ChannelOps:
     order: Sequence[int] | None = integers(call.node, "perm")
     if order is None and call.read is not None:
         order = range(len(call.read))[::-1]
@@ -211,35 +211,35 @@ def _transpose(call: OperatorCall) -> Steps:
     return _along("permute", order if sorted(order) == list(range(len(order))) else ())
 
 
-def _squeeze(call: OperatorCall) -> Steps:
+def _squeeze(call: OperatorCall) -> ChannelOps:
     return _along("squeeze", call.from_end(call.axes(), call.read))
 
 
-def _unsqueeze(call: OperatorCall) -> Steps:
+def _unsqueeze(call: OperatorCall) -> ChannelOps:
     return _along("unsqueeze", call.from_end(call.axes(), call.given))
 
 
-def _reduce(call: OperatorCall) -> Steps:
+def _reduce(call: OperatorCall) -> ChannelOps:
     axes = call.from_end(call.axes(), call.read)
     kept = _along("reduce", axes)
     return (
         kept
         if integer(call.node, "keepdims", 1) or not axes
-        else (*kept, Step("squeeze", dims=axes))
+        else (*kept, ChannelOp("squeeze", dims=axes))
     )
 
 
-def _rescale(call: OperatorCall) -> Steps:
+def _rescale(call: OperatorCall) -> ChannelOps:
     """One scale for all channels does not depend on their order."""
     scale = call.shapes.get(call.node.input[1]) if len(call.node.input) > 1 else None
     return POINTWISE if scale is not None and all(size == 1 for size in scale) else OPAQUE
 
 
-_Rule = Callable[[OperatorCall], Steps]
+_Rule = Callable[[OperatorCall], ChannelOps]
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_POINTWISE, lambda _: POINTWISE),
     **dict.fromkeys(_JOINS, _join),
-    **dict.fromkeys(_POOLS, lambda _: (Step("pointwise", dims=SPATIAL),)),
+    **dict.fromkeys(_POOLS, lambda _: (ChannelOp("pointwise", dims=SPATIAL),)),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     "Concat": _concat,
     "Flatten": _flatten,

@@ -1,10 +1,9 @@
-from .digest import tensor_digest
-from .function_rules import JOIN, OPAQUE, POINTWISE, SPATIAL, Step, Steps
+from .channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
 from .graph import WeightGraph
-from .layer_rules import NORM_ROLES, in_layer_order, memory, owner_of
-from .layers import RUNNING, Kind, Layer, Param, Role
+from .layers import NORM_ROLES, RUNNING, Kind, Layer, Param, Role, layer_name, vectors_last
 from .modules import from_module, load_into
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
+from .tensor_identity import memory_key, tensor_digest
 from .token_layout import Slot, TokenLayout
 from .token_stream import TokenBlock, token_blocks
 from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, tokenize
@@ -17,14 +16,14 @@ __all__ = [
     "RUNNING",
     "SIDE",
     "SPATIAL",
+    "ChannelOp",
+    "ChannelOps",
     "Kind",
     "Layer",
     "Param",
     "Role",
     "Scale",
     "Slot",
-    "Step",
-    "Steps",
     "TokenBlock",
     "TokenLayout",
     "Tokens",
@@ -34,14 +33,14 @@ __all__ = [
     "detokenize",
     "fit_scale",
     "from_module",
-    "in_layer_order",
+    "layer_name",
     "load_into",
-    "memory",
-    "owner_of",
+    "memory_key",
     "tensor_digest",
     "token_blocks",
     "token_tensors",
     "token_values",
     "tokenize",
     "undo_scale",
+    "vectors_last",
 ]

@@ -16,7 +16,7 @@ from sane_plugins.weights.token_layout import Slot, TokenLayout, find_slots
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGraph:
-    """A network as ordered layers and a mapping from keys to tensors, which may read lazily.
+    """A network as ordered layers and a mapping from keys to tensors, which may be lazy.
 
     `tensors` holds every tensor of the source. Those that no layer owns are named in `untouched`
     with the reason, or in `ties` (alias -> the key that owns the shared tensor). `missed` counts the
@@ -81,7 +81,7 @@ class WeightGraph:
         return self.size / (self.size + sum(self.missed.values()))
 
     def items(self) -> Iterator[tuple[Param, torch.Tensor]]:
-        """Yield each owned tensor with its place, reading one at a time."""
+        """Yield each parameter with its tensor, reading one at a time."""
         for param in self.params:
             yield param, self.tensors[param.key]
 
@@ -90,20 +90,20 @@ class WeightGraph:
 
         Raises `SourceError` for a key that no layer owns and for a shape that differs.
         """
-        places = {p.key: p for p in self.params}
+        shapes = {p.key: p.shape for p in self.params}
         for key, tensor in tensors.items():
-            if key not in places:
+            if key not in shapes:
                 raise SourceError(
                     self.source,
                     f"a tensor was given for '{key}'",
                     "only tensors that a layer owns can be exchanged",
                     "check the name",
                 )
-            if tuple(tensor.shape) != places[key].shape:
+            if tuple(tensor.shape) != shapes[key]:
                 raise SourceError(
                     f"{self.source}, '{key}'",
                     f"a tensor of shape {tuple(tensor.shape)} was given",
-                    f"the network has {places[key].shape}",
+                    f"the network has {shapes[key]}",
                     "check which network it is from",
                 )
         same = replace(self, tensors=ChainMap(dict(tensors), self.tensors))  # type: ignore[arg-type]

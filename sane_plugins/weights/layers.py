@@ -1,7 +1,8 @@
-"""Layers of a network and their parameters, as every source describes them."""
+"""Layers of a network and their parameters; modules and files form layers from tensors by the same rule."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,14 @@ import torch
 
 Role = Literal["weight", "bias", "scale", "shift", "running_mean", "running_var", "table", "other"]
 RUNNING: tuple[Role, ...] = ("running_mean", "running_var")
-"""What a norm measures on data, and does not learn."""
+"""Running statistics of a norm: measured on data, not learned."""
+NORM_ROLES: Mapping[str, Role] = {
+    "weight": "scale",
+    "bias": "shift",
+    "running_mean": "running_mean",
+    "running_var": "running_var",
+}
+"""The role of each parameter and buffer of a norm, by its torch name."""
 Kind = Literal[
     # layers with weights
     "conv",
@@ -40,7 +48,7 @@ Kind = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Param:
-    """One tensor's place: where it is kept, what it does, which axis holds the output channels."""
+    """One tensor of a layer: its key, role, shape and type, and the axis of its output channels."""
 
     key: str
     role: Role
@@ -56,7 +64,7 @@ class Param:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One step of a network. `inputs` names the layers it reads; empty without topology.
+    """One operation of a network. `inputs` names the layers it reads; empty without topology.
 
     `groups` is that of a grouped convolution or of a group norm. `dims` names axes: the concatenated
     axis of a concat, the new order of a permute, the two exchanged axes of a transpose, the first
@@ -72,3 +80,13 @@ class Layer:
     inputs: tuple[str, ...] = ()
     groups: int = 1
     dims: tuple[int, ...] = ()
+
+
+def layer_name(key: str) -> str:
+    """Return the layer that a tensor belongs to: its key without the last part, or a lone key itself."""
+    return key.rpartition(".")[0] or key
+
+
+def vectors_last(params: Iterable[Param]) -> tuple[Param, ...]:
+    """Return a layer's params with vectors last, so that a bias follows its matrix."""
+    return tuple(sorted(params, key=lambda param: len(param.shape) < 2))

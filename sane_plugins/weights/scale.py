@@ -1,4 +1,4 @@
-"""The scale of every slot, divided out before the autoencoder and put back after it.
+"""Standardise weights: the mean and deviation of every slot are divided out, and put back after decoding.
 
 Each slot's weight and bias are standardised on their own. What was divided out is information: it
 rides with every token of the slot as four numbers, `side` (asinh(mean / s), log s) of weight and bias,
@@ -58,7 +58,7 @@ def apply_scale(graph: WeightGraph, scale: Scale) -> WeightGraph:
 
 
 def undo_scale(graph: WeightGraph, scale: Scale) -> WeightGraph:
-    """Return the network with its scale put back; the inverse of `apply` up to rounding."""
+    """Return the network with its scale put back; the inverse of `apply_scale` up to rounding."""
     return _mapped(graph, scale, lambda x, mean, deviation: x * deviation + mean)
 
 

@@ -1,7 +1,7 @@
 """Standardised tokens of a network of any size, a few rows at a time (spec sections 1 and 2).
 
 Each tensor is read once; beside it only a block of tokens is in memory. Joined, the blocks are the tokens
-of `tokenize(apply(graph, fit(graph)))`, except that half precision is standardised in single.
+of `tokenize(apply_scale(graph, fit_scale(graph)))`, except that half precision is standardised in single.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from sane_plugins.weights.token_layout import Slot, TokenLayout
 class Tokens:
     """Weight tokens of one network.
 
-    values (T, D) float, mask (T, D) bool (true where a value is real), positions (T, 3) int64: place
-    in the sequence, slot number, channel number.
+    values (T, D) float, mask (T, D) bool (true where a value is real), positions (T, 3) int64: the
+    token's index in the sequence, slot number, channel number.
     """
 
     values: torch.Tensor

@@ -1,0 +1,21 @@
+"""Whether two tensors are the same: in content (a hash), or in memory (the same storage)."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import torch
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Content hash of a tensor: SHA-256 of its type, shape and values, bit for bit."""
+    digest = sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def memory_key(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Return a key that two tensors share exactly if they are the same view of the same memory."""
+    if not tensor.numel() or tensor.is_meta or tensor.layout != torch.strided:
+        return (id(tensor),)
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
