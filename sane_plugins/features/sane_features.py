@@ -95,9 +95,9 @@ def features(
 def _by_size(graph: WeightGraph, group: PermutationGroup) -> torch.Tensor:
     """Return the channels of a group, within its blocks, by the sum of squares of all values they own."""
     size = torch.zeros(group.size, dtype=torch.float64)
-    for place in group.places:
-        tensor = graph.tensors[place.key].detach().cpu().double().movedim(place.axis, 0)
-        own = tensor[place.offset : place.offset + place.length]
+    for part in group.slices:
+        tensor = graph.tensors[part.key].detach().cpu().double().movedim(part.axis, 0)
+        own = tensor[part.offset : part.offset + part.length]
         size += own.reshape(group.size, -1).square().sum(1)
     blocks = size.view(group.blocks, -1)
     first = torch.arange(group.blocks)[:, None] * blocks.shape[1]
