@@ -31,8 +31,8 @@ from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.autoencoder import SANE, embedded_sane, windows
-from sane_plugins.autoencoder.bfloat16 import dtype_of
-from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
+from sane_plugins.autoencoder.bfloat16 import precision_dtype
+from sane_plugins.autoencoder.positions import POSITION_WIDTH
 from sane_plugins.features import EncodeOptions, SaneEncoder
 from sane_plugins.weights import SIDE, WeightGraph, detokenize, from_module, tokenize
 
@@ -109,7 +109,7 @@ def tokens(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
 def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
     """Compare encoding with matrix products of the same precision."""
     model = embedded_sane()
-    dtype = dtype_of("auto", torch.device("cpu"))
+    dtype = precision_dtype("auto", torch.device("cpu"))
     options = EncodeOptions(latents=False)
     counted, done = operations(model, graph)
     square = torch.randn(_SQUARE, _SQUARE).to(dtype)
@@ -156,7 +156,7 @@ def operations(model: SANE, graph: WeightGraph) -> tuple[int, int]:
     own = len(graph.token_layout(config.token_width))
     seen = windows.seen(own, config.window, config.halo)
     width, span, layers = config.model_width, seen.shape[1], config.layers
-    first = 2 * width * (config.token_width + SIDE + PLACE_WIDTH)
+    first = 2 * width * (config.token_width + SIDE + POSITION_WIDTH)
     last = 2 * width * config.latent_width
     query, rest, attention = 2 * width**2, 2 * width**2 * 9, 4 * span * width
     block = 3 * query + rest + attention

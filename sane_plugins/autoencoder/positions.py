@@ -1,4 +1,4 @@
-"""Where a token sits, as numbers for any length: no table caps a network's size.
+"""Position encodings of tokens: Fourier features for any length, or the published learned tables.
 
 All that is needed follows from the shapes, so any range of tokens is described without reading a value.
 """
@@ -6,18 +6,20 @@ All that is needed follows from the shapes, so any range of tokens is described 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from sane_plugins.weights import TokenLayout
 
 _PERIODS = 16
 _OCTAVES = 7
-WIDTH = 4 * 2 * _PERIODS + 4 * 2 * _OCTAVES + 5
+POSITION_WIDTH = 4 * 2 * _PERIODS + 4 * 2 * _OCTAVES + 5
 
 
 def position_features(layout: TokenLayout, start: int, stop: int) -> torch.Tensor:
-    """Return Fourier features of the positions of a range of tokens, (stop - start, WIDTH).
+    """Return Fourier features of the positions of a range of tokens, (stop - start, POSITION_WIDTH).
 
     Four coordinates (sequence, slot, channel, piece of the channel) enter absolute, as sines with periods
     from 2 to 100,000 tokens, and relative to the network, slot or channel, as sines of 1 to 64
@@ -37,17 +39,33 @@ def position_features(layout: TokenLayout, start: int, stop: int) -> torch.Tenso
     return _features(torch.stack([n, slot, channel, piece], 1), torch.stack(sizes, 1), filled)
 
 
+class LearnedPositions(nn.Module):
+    """The published position embedding: learned tables, which cap a network's size (spec section 3).
+
+    [e1(n) + e2(l)] || e3(k) of half the width each, for positions (..., 3) int64 below `sizes`.
+    """
+
+    def __init__(self, sizes: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.token, self.slot, self.channel = (nn.Embedding(n, width // 2) for n in sizes)
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return (..., width)."""
+        token, slot, channel = positions.unbind(-1)
+        return torch.cat([self.token(token) + self.slot(slot), self.channel(channel)], -1)
+
+
 def _features(at: torch.Tensor, sizes: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
-    """Return (T, WIDTH) of coordinates (T, 4), the sizes (T, 4) they are relative to, and shares (T,)."""
+    """Return features of coordinates (T, 4), the sizes (T, 4) they are relative to, and shares (T,)."""
     period = torch.logspace(math.log10(2), 5, _PERIODS, dtype=torch.float64, device=at.device)
     halves = 0.5 * 2.0 ** torch.arange(_OCTAVES, dtype=torch.float64, device=at.device)
-    place, size = at.double(), sizes.double()
-    parts = [_waves(place, 1 / period), _waves(place / size, halves)]
+    at, size = at.double(), sizes.double()
+    parts = [_waves(at, 1 / period), _waves(at / size, halves)]
     return torch.cat([*parts, (size.log() / 4).float(), filled.float()[:, None]], 1)
 
 
 def _waves(x: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
-    """Return sines and cosines (T, 4 * 2n) of places (T, 4) at frequencies (n,).
+    """Return sines and cosines (T, 4 * 2n) of coordinates (T, 4) at frequencies (n,).
 
     What is left of a turn is small, so that its sine is exact to single precision in single precision,
     which is many times faster.

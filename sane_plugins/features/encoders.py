@@ -16,7 +16,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sane_plugins.autoencoder import SANE, Precision, WindowBatch, embedded_sane, load_sane, walk
+from sane_plugins.autoencoder import (
+    SANE,
+    Precision,
+    WindowBatch,
+    embedded_sane,
+    encode_stream,
+    load_sane,
+)
 from sane_plugins.errors import UsageError
 from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
@@ -102,7 +109,7 @@ class SaneEncoder:
         model = self.model or load_model(options)
         pool = Pool(graph, model)
         with _kept(options.latents, pool, model) as (take, latents):
-            _walk(model, graph, take, options)
+            _encode_stream(model, graph, take, options)
         return Encoding(
             latents=latents,
             spans=pool.spans,
@@ -120,7 +127,7 @@ class SaneEncoder:
         graph = ordered(graph) if probed else graph
         pool = Pool(graph, model)
         with _kept(probed, pool, model) as (take, latents):
-            _walk(model, graph, take, options)
+            _encode_stream(model, graph, take, options)
         return sane_features.features(
             model, graph, pool.side, latents, window=options.window, halo=options.halo
         )
@@ -130,31 +137,38 @@ class SaneEncoder:
 def _kept(
     where: bool | Path, pool: Pool, model: SANE
 ) -> Iterator[tuple[Callable[[WindowBatch], None], torch.Tensor | None]]:
-    """Pool each run, and keep its latents in memory, in a file, or not at all."""
+    """Pool each batch, and keep its latents in memory, in a file, or not at all."""
     if where is False:
         yield pool.take, None
     elif where is True:
         latents = model.latents_out.weight.new_empty(pool.spans[-1][1], model.config.latent_width)
 
-        def keep(run: WindowBatch) -> None:
-            pool.take(run)
-            latents[run.start : run.start + len(run.latents)] = run.latents
+        def keep(batch: WindowBatch) -> None:
+            pool.take(batch)
+            latents[batch.start : batch.start + len(batch.latents)] = batch.latents
 
         yield keep, latents
     else:
         with where.open("wb") as file:
 
-            def write(run: WindowBatch) -> None:
-                pool.take(run)
-                run.latents.cpu().numpy().tofile(file)
+            def write(batch: WindowBatch) -> None:
+                pool.take(batch)
+                batch.latents.cpu().numpy().tofile(file)
 
             yield write, None
 
 
-def _walk(
+def _encode_stream(
     model: SANE, graph: WeightGraph, take: Callable[[WindowBatch], None], options: EncodeOptions
 ) -> None:
-    walk(model, graph, take, window=options.window, halo=options.halo, precision=options.precision)
+    encode_stream(
+        model,
+        graph,
+        take,
+        window=options.window,
+        halo=options.halo,
+        precision=options.precision,
+    )
 
 
 @dataclass(frozen=True)

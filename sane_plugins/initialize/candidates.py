@@ -68,7 +68,7 @@ class CandidateBuilder:
             return sampler
         sane, template = self.transfer.sane, self.transfer.template
         layout = template.token_layout(sane.config.token_width)
-        places = sane.config.places(layout, 0, len(layout))
+        places = sane.config.positions(layout, 0, len(layout))
         return sampler.bound(SamplingContext(places, describe(self.task), fingerprint(sane)))
 
     def near(self, prompts: Sequence[WeightGraph], sane: SANE) -> CandidateBuilder:

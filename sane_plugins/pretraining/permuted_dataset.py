@@ -98,7 +98,7 @@ def _banks(
         values, zoo_scale = _standardized(values, mask, layout)
     count = min(len(samples) * views, _MOVES, max(views, _MOST // mask.numel()))
     moves = _moves(template, spaces, layout, count, rng)
-    places = config.places(layout, 0, len(layout))
+    places = config.positions(layout, 0, len(layout))
     start = 0
     for _, own in groupby(samples, key=lambda sample: id(sample.zoo)):
         kept = list(own)

@@ -138,7 +138,7 @@ def _losses(
     with attention, torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
         latents = job.encode(seen, side, places)
         values, side_out = job.decode(latents, places)
-        first, second = map(job.world.gathered, model.contrasted(latents).chunk(2))
+        first, second = map(job.world.gathered, model.project_latents(latents).chunk(2))
     share = len(rows) / len(batch)
     losses = {"values": masked_mse(values, clean, mask, 2 * batch.mask.sum().to(device))}
     if options.loss == "masked":

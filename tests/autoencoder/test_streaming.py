@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sane_plugins.autoencoder import SANE, SANEConfig, encode, streaming
-from sane_plugins.autoencoder.bfloat16 import dtype_of
+from sane_plugins.autoencoder.bfloat16 import precision_dtype
+from sane_plugins.autoencoder.halo_windows import cut_windows, join_windows
 from sane_plugins.autoencoder.positions import position_features
-from sane_plugins.autoencoder.windows import cut, join
 from sane_plugins.errors import SourceError
 from sane_plugins.features import EncodeOptions, SaneEncoder, embed, statistics, write_encodings
 from sane_plugins.progress import reporting
@@ -43,7 +43,7 @@ def model() -> SANE:
 @pytest.fixture
 def short_runs(monkeypatch):
     """Cut networks into many runs, encoded on two threads."""
-    monkeypatch.setattr(streaming, "_WINDOWS", 3)
+    monkeypatch.setattr(streaming, "_BATCH", 3)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -64,9 +64,11 @@ def in_one_piece(model: SANE, graph: WeightGraph) -> torch.Tensor:
     tokens = tokenize(apply_scale(graph, sizes), SMALL.token_width)
     side = sizes.side[tokens.positions[:, 1]]
     places = position_features(graph.token_layout(SMALL.token_width), 0, len(tokens))
-    parts = [cut(x, SMALL.window, SMALL.halo) for x in (tokens.values.float(), side, places)]
+    parts = [
+        cut_windows(x, SMALL.window, SMALL.halo) for x in (tokens.values.float(), side, places)
+    ]
     with torch.no_grad():
-        return join(model.encode(*parts), len(tokens), SMALL.window, SMALL.halo)
+        return join_windows(model.encode(*parts), len(tokens), SMALL.window, SMALL.halo)
 
 
 @pytest.mark.parametrize("most", [1, 3, 50, 4096])
@@ -148,9 +150,9 @@ def test_inference_mode_changes_nothing(model: SANE) -> None:
 
 
 def test_precision_by_name() -> None:
-    assert dtype_of("float32", torch.device("cpu")) == torch.float32
-    assert dtype_of("bfloat16", torch.device("cpu")) == torch.bfloat16
-    assert dtype_of("auto", torch.device("cuda")) == torch.float32
+    assert precision_dtype("float32", torch.device("cpu")) == torch.float32
+    assert precision_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert precision_dtype("auto", torch.device("cuda")) == torch.float32
 
 
 @pytest.mark.usefixtures("short_runs")

@@ -40,7 +40,7 @@ def prompts() -> tuple[torch.Tensor, SamplingContext]:
     sane = embedded_sane()
     graphs = choose_prompts(small_cnn(), embedded_prompts(), 3).graphs
     layout = graphs[0].token_layout(sane.config.token_width)
-    places = sane.config.places(layout, 0, len(layout))
+    places = sane.config.positions(layout, 0, len(layout))
     around = SamplingContext(places, describe(load_task("digits", 28)), fingerprint(sane))
     return torch.stack([encode(sane, graph).values for graph in graphs]), around
 

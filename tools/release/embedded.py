@@ -141,7 +141,7 @@ def _examples(zoo: Zoo, task: torch.Tensor, model: SANE) -> list[DenoiserExample
     for entry in last.values():
         graph = zoo.graph(entry)
         layout = graph.token_layout(model.config.token_width)
-        places = model.config.places(layout, 0, len(layout))
+        places = model.config.positions(layout, 0, len(layout))
         found.append(DenoiserExample(encode(model, graph).values, places, task))
     return found
 
