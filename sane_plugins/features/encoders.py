@@ -27,7 +27,7 @@ from sane_plugins.autoencoder import (
 from sane_plugins.errors import UsageError
 from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
-from sane_plugins.features.sane_features import Pool, is_probed, ordered
+from sane_plugins.features.sane_features import LatentPool, is_probed, sort_channels
 from sane_plugins.weights import WeightGraph
 
 __all__ = [
@@ -107,7 +107,7 @@ class SaneEncoder:
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
         """Return the latents that are to be kept; the embedding is the mean of all (paper section 3.4)."""
         model = self.model or load_model(options)
-        pool = Pool(graph, model)
+        pool = LatentPool(graph, model)
         with _kept(options.latents, pool, model) as (take, latents):
             _encode_stream(model, graph, take, options)
         return Encoding(
@@ -124,8 +124,8 @@ class SaneEncoder:
         """Return the scales of slots along the depth, and what the decoded network does to random inputs."""
         model = self.model or load_model(options)
         probed = is_probed(graph)
-        graph = ordered(graph) if probed else graph
-        pool = Pool(graph, model)
+        graph = sort_channels(graph) if probed else graph
+        pool = LatentPool(graph, model)
         with _kept(probed, pool, model) as (take, latents):
             _encode_stream(model, graph, take, options)
         return sane_features.features(
@@ -135,7 +135,7 @@ class SaneEncoder:
 
 @contextmanager
 def _kept(
-    where: bool | Path, pool: Pool, model: SANE
+    where: bool | Path, pool: LatentPool, model: SANE
 ) -> Iterator[tuple[Callable[[WindowBatch], None], torch.Tensor | None]]:
     """Pool each batch, and keep its latents in memory, in a file, or not at all."""
     if where is False:

@@ -42,7 +42,7 @@ class Slot:
 
     def row_view(self, param: Param, tensor: torch.Tensor) -> torch.Tensor:
         """Return a view (rows, ...) of the slot's weight or bias, whose first axis is that of its rows."""
-        rows = tensor.movedim(param.axis, 0) if tensor.ndim > 1 else tensor
+        rows = tensor.movedim(param.axis, 0) if param.axis and tensor.ndim > 1 else tensor
         return rows if rows.ndim and len(rows) == self.rows else rows.view(1, -1)
 
 

@@ -52,12 +52,12 @@ def _read(
 ) -> tuple[list[torch.Tensor], list[tuple[float, float]], torch.Tensor]:
     """Return the rows of a slot's tensors, mean and deviation of each, and the slot's side (4,)."""
     tensors = [graph.tensors[param.key].detach() for param in slot.params]
-    found = slot_scale(*tensors)
-    pairs = list(zip(found.mean[0].tolist(), found.deviation[0].tolist(), strict=True))
+    own = slot_scale(*tensors)
+    pairs = list(zip(own.mean[0].tolist(), own.deviation[0].tolist(), strict=True))
     if not all(map(isfinite, chain(*pairs))):
         graph.require_finite()
     rows = [slot.row_view(p, t.to(device)) for p, t in zip(slot.params, tensors, strict=True)]
-    return rows, pairs, found.side[0].to(device)
+    return rows, pairs, own.side[0].to(device)
 
 
 def _shares(slot: Slot, width: int, most: int) -> Iterator[tuple[slice, slice]]:
