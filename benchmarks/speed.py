@@ -30,11 +30,12 @@ from precision import noise
 from torch import nn
 
 from sane_plugins import Host
-from sane_plugins.autoencoder import SANE, embedded_sane, windows
-from sane_plugins.autoencoder.bfloat16 import dtype_of
-from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
+from sane_plugins.autoencoder import SANE, embedded_sane
+from sane_plugins.autoencoder.bfloat16 import precision_dtype
+from sane_plugins.autoencoder.halo_windows import visible_tokens
+from sane_plugins.autoencoder.positions import POSITION_WIDTH
 from sane_plugins.features import EncodeOptions, SaneEncoder
-from sane_plugins.weights import SIDE, WeightGraph, detokenize, from_module, slots, tokenize
+from sane_plugins.weights import SIDE, WeightGraph, detokenize, from_module, tokenize
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("resnet18", "resnet50")
@@ -109,7 +110,7 @@ def tokens(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
 def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
     """Compare encoding with matrix products of the same precision."""
     model = embedded_sane()
-    dtype = dtype_of("auto", torch.device("cpu"))
+    dtype = precision_dtype("auto", torch.device("cpu"))
     options = EncodeOptions(latents=False)
     counted, done = operations(model, graph)
     square = torch.randn(_SQUARE, _SQUARE).to(dtype)
@@ -153,10 +154,10 @@ def encoding(name: str, graph: WeightGraph, count: int) -> dict[str, Any]:
 def operations(model: SANE, graph: WeightGraph) -> tuple[int, int]:
     """Return operations of the encoder as counted for the model, and those that are done."""
     config = model.config
-    own = sum(slot.tokens(config.token_width) for slot in slots(graph))
-    seen = windows.seen(own, config.window, config.halo)
+    own = len(graph.token_layout(config.token_width))
+    seen = visible_tokens(own, config.window, config.halo)
     width, span, layers = config.model_width, seen.shape[1], config.layers
-    first = 2 * width * (config.token_width + SIDE + PLACE_WIDTH)
+    first = 2 * width * (config.token_width + SIDE + POSITION_WIDTH)
     last = 2 * width * config.latent_width
     query, rest, attention = 2 * width**2, 2 * width**2 * 9, 4 * span * width
     block = 3 * query + rest + attention

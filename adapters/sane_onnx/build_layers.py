@@ -15,7 +15,7 @@ from sane_onnx.attributes import has
 from sane_onnx.classify_constants import ClassifiedConstants, Uses
 from sane_onnx.constants import Constant
 from sane_onnx.inline import InlinedModel
-from sane_onnx.operator_channels import OperatorCall, channel_steps, is_join, is_shape_operator
+from sane_onnx.operator_channels import OperatorCall, channel_ops, is_join, is_shape_operator
 from sane_onnx.operator_weights import NodeWeights, output_count, weights_of
 from sane_onnx.proto import STANDARD
 from sane_onnx.shapes import infer_shapes
@@ -23,7 +23,7 @@ from sane_onnx.tensors import StoredTensor
 from sane_onnx.topological_order import sort_topologically
 from sane_onnx.weight_views import trace_views
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import OPAQUE, Kind, Layer, Param, Steps, in_layer_order
+from sane_plugins.weights import OPAQUE, ChannelOps, Kind, Layer, Param, vectors_last
 
 # Lists of axes and shapes are short.
 _MAX_LIST = 64
@@ -99,18 +99,18 @@ class LayerBuilder:
         if is_shape_operator(node):
             self._values[node.output[0]] = self._add(name, "input")
             return
-        steps = self._steps(node) if is_single and not attribute_constants else OPAQUE
-        follows_first = steps is not OPAQUE and not is_join(node)
+        ops = self._channel_ops(node) if is_single and not attribute_constants else OPAQUE
+        follows_first = ops is not OPAQUE and not is_join(node)
         inputs = self._inputs(node.input[:1] if follows_first else node.input)
-        params = in_layer_order(
+        params = vectors_last(
             self._params[x] for x in attribute_constants.values() if x in self._params
         )
         if params:
             kind: Kind = "linear" if len(params[0].shape) > 1 else "unknown"
             inputs = (self._add(params[0].key.rpartition("/")[0], kind, params, inputs),)
-        for i, step in enumerate(steps):
-            label = name if i == len(steps) - 1 else f"{name}:{i}"
-            inputs = (self._add(label, step.kind, (), inputs, step.groups, step.dims),)
+        for i, op in enumerate(ops):
+            label = name if i == len(ops) - 1 else f"{name}:{i}"
+            inputs = (self._add(label, op.kind, (), inputs, op.groups, op.dims),)
         outputs = [name for name in node.output if name and name not in self._channel_free]
         self._values.update(dict.fromkeys(outputs, *inputs))
 
@@ -170,9 +170,9 @@ class LayerBuilder:
             return None
         return replace(bias.param, role="bias"), node.output[0]
 
-    def _steps(self, node: NodeProto) -> Steps:
-        """Return a node's steps; opaque where it depends on an input whose channels are not followed."""
-        steps = channel_steps(OperatorCall(node, self._shapes, self._integers))
+    def _channel_ops(self, node: NodeProto) -> ChannelOps:
+        """Return what a node does to channels; opaque where channels of another input matter."""
+        ops = channel_ops(OperatorCall(node, self._shapes, self._integers))
         others = node.input if is_join(node) else node.input[1:]
         if is_join(node):
             is_safe = all(self._is_weight_or_scalar(name) for name in others)
@@ -181,7 +181,7 @@ class LayerBuilder:
             is_safe = node.op_type == "Reshape" or all(
                 not name or name in self._constants or name in self._views for name in others
             )
-        return steps if is_safe else OPAQUE
+        return ops if is_safe else OPAQUE
 
     def _is_weight_or_scalar(self, name: str) -> bool:
         """Tell whether an operand is no other constant: a weight has channels, a scalar none."""

@@ -1,4 +1,4 @@
-"""What ONNX operators do to channels, as steps of the topology.
+"""What ONNX operators do to channels.
 
 An unknown operator, or one whose effect shapes do not prove, is opaque: nothing is permuted across it.
 """
@@ -13,7 +13,7 @@ from onnx import NodeProto
 from sane_onnx import attributes
 from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.shapes import Shape
-from sane_plugins.weights import JOIN, OPAQUE, POINTWISE, SPATIAL, Kind, Step, Steps
+from sane_plugins.weights import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps, Kind
 
 # Values of short integer constants, by name.
 IntegerLists = Mapping[str, Sequence[int]]
@@ -142,8 +142,8 @@ class OperatorCall:
         return tuple(a if a < 0 else a - len(shape or ()) for a in axes)
 
 
-def channel_steps(call: OperatorCall) -> Steps:
-    """Return what a node does to channels; the last step yields the node's first output."""
+def channel_ops(call: OperatorCall) -> ChannelOps:
+    """Return what a node does to channels; the last op yields the node's first output."""
     if call.node.domain == MICROSOFT and call.node.op_type in _MICROSOFT_POINTWISE:
         return JOIN if is_join(call.node) else POINTWISE
     rule = _RULES.get(call.node.op_type) if call.node.domain in STANDARD else None
@@ -164,30 +164,30 @@ def is_shape_operator(node: NodeProto) -> bool:
     return node.domain in STANDARD and node.op_type in ("Shape", "Size")
 
 
-def _step_along(kind: Kind, axes: tuple[int, ...]) -> Steps:
-    return (Step(kind, dims=axes),) if axes else OPAQUE
+def _op_along(kind: Kind, axes: tuple[int, ...]) -> ChannelOps:
+    return (ChannelOp(kind, dims=axes),) if axes else OPAQUE
 
 
-def _join(call: OperatorCall) -> Steps:
+def _join(call: OperatorCall) -> ChannelOps:
     # Before operator set 7 an axis said where the second input belongs.
     return OPAQUE if attributes.has(call.node, "axis") else JOIN
 
 
-def _concat(call: OperatorCall) -> Steps:
+def _concat(call: OperatorCall) -> ChannelOps:
     axis = attributes.integer(call.node, "axis", 1)
-    return _step_along("concat", call.from_end([axis], call.output_shape))
+    return _op_along("concat", call.from_end([axis], call.output_shape))
 
 
-def _flatten(call: OperatorCall) -> Steps:
+def _flatten(call: OperatorCall) -> ChannelOps:
     if (
         call.input_shape is None
         or attributes.integer(call.node, "axis", 1) % max(len(call.input_shape), 1) != 1
     ):
         return OPAQUE
-    return POINTWISE if len(call.input_shape) == 2 else (Step("flatten", dims=(1,)),)
+    return POINTWISE if len(call.input_shape) == 2 else (ChannelOp("flatten", dims=(1,)),)
 
 
-def _reshape(call: OperatorCall) -> Steps:
+def _reshape(call: OperatorCall) -> ChannelOps:
     """Recognise the identity, and flattening (N, ...) -> (N, product of the rest) where sizes prove it."""
     input_shape, output_shape = call.input_shape, call.output_shape
     if input_shape is None or output_shape is None or len(input_shape) < 2:
@@ -198,7 +198,7 @@ def _reshape(call: OperatorCall) -> Steps:
     is_rest = len(sizes) == len(input_shape) - 1 and output_shape[1:] == (_product(sizes),)
     shape = call.integers.get(call.node.input[1]) if len(call.node.input) > 1 else None
     keeps_batch = shape == [0, -1] and not attributes.integer(call.node, "allowzero", 0)
-    return (Step("flatten", dims=(1,)),) if is_rest or keeps_batch else OPAQUE
+    return (ChannelOp("flatten", dims=(1,)),) if is_rest or keeps_batch else OPAQUE
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -208,43 +208,43 @@ def _product(sizes: Sequence[int]) -> int:
     return total
 
 
-def _transpose(call: OperatorCall) -> Steps:
+def _transpose(call: OperatorCall) -> ChannelOps:
     order: Sequence[int] | None = attributes.integers(call.node, "perm")
     if order is None and call.input_shape is not None:
         order = range(len(call.input_shape))[::-1]
     order = tuple(order or ())
-    return _step_along("permute", order if sorted(order) == list(range(len(order))) else ())
+    return _op_along("permute", order if sorted(order) == list(range(len(order))) else ())
 
 
-def _squeeze(call: OperatorCall) -> Steps:
-    return _step_along("squeeze", call.from_end(call.axes(), call.input_shape))
+def _squeeze(call: OperatorCall) -> ChannelOps:
+    return _op_along("squeeze", call.from_end(call.axes(), call.input_shape))
 
 
-def _unsqueeze(call: OperatorCall) -> Steps:
-    return _step_along("unsqueeze", call.from_end(call.axes(), call.output_shape))
+def _unsqueeze(call: OperatorCall) -> ChannelOps:
+    return _op_along("unsqueeze", call.from_end(call.axes(), call.output_shape))
 
 
-def _reduce(call: OperatorCall) -> Steps:
+def _reduce(call: OperatorCall) -> ChannelOps:
     axes = call.from_end(call.axes(), call.input_shape)
-    reduced = _step_along("reduce", axes)
+    reduced = _op_along("reduce", axes)
     return (
         reduced
         if attributes.integer(call.node, "keepdims", 1) or not axes
-        else (*reduced, Step("squeeze", dims=axes))
+        else (*reduced, ChannelOp("squeeze", dims=axes))
     )
 
 
-def _quantize(call: OperatorCall) -> Steps:
+def _quantize(call: OperatorCall) -> ChannelOps:
     """Per-tensor scales do not depend on the order of channels."""
     scale = call.shapes.get(call.node.input[1]) if len(call.node.input) > 1 else None
     return POINTWISE if scale is not None and all(size == 1 for size in scale) else OPAQUE
 
 
-_Rule = Callable[[OperatorCall], Steps]
+_Rule = Callable[[OperatorCall], ChannelOps]
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_POINTWISE, lambda _: POINTWISE),
     **dict.fromkeys(_JOINS, _join),
-    **dict.fromkeys(_POOLS, lambda _: (Step("pointwise", dims=SPATIAL),)),
+    **dict.fromkeys(_POOLS, lambda _: (ChannelOp("pointwise", dims=SPATIAL),)),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     "Concat": _concat,
     "Flatten": _flatten,

@@ -1,24 +1,23 @@
 from .bfloat16 import Precision
 from .checkpoint import embedded_sane, fingerprint, load_sane, read_metadata, save_sane
-from .codec import Latents, decode, encode, standardized_tokens, walk
+from .codec import Latents, decode, encode
 from .model import SANE, SANEConfig
-from .positions import TokenLayout
-from .streaming import WindowBatch
+from .normalization import standardized_tokens
+from .streaming import WindowBatch, encode_stream
 
 __all__ = [
     "SANE",
     "Latents",
     "Precision",
     "SANEConfig",
-    "TokenLayout",
     "WindowBatch",
     "decode",
     "embedded_sane",
     "encode",
+    "encode_stream",
     "fingerprint",
     "load_sane",
     "read_metadata",
     "save_sane",
     "standardized_tokens",
-    "walk",
 ]

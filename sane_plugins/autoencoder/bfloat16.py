@@ -1,4 +1,4 @@
-"""The encoder of a SANE in bfloat16, for processors that multiply bfloat16 matrices natively.
+"""Encoder of a SANE in bfloat16, for processors that multiply bfloat16 matrices natively.
 
 It computes what `SANE.encode` computes, with three exact rewritings that keep matrices the only large work.
 A layer norm of x is x_c / hypot(|x_c|, sqrt(d eps)) * sqrt(d) * w, where x_c is x without its mean: the mean
@@ -25,15 +25,15 @@ Precision = Literal["auto", "float32", "bfloat16"]
 _NARROW = torch.bfloat16
 
 
-def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+def precision_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the type to encode in; `auto` is bfloat16 on processors that have it, else float32."""
     if precision == "auto":
         return _NARROW if device.type == "cpu" and _is_native() else torch.float32
     return {"float32": torch.float32, "bfloat16": _NARROW}[precision]
 
 
-def can_read(model: SANE) -> bool:
-    """Tell whether `FastEncoder` computes this model: it does not know the parts of the published form."""
+def supports_bfloat16(model: SANE) -> bool:
+    """Tell whether `BFloat16Encoder` computes this model: it knows no part of the published form."""
     config = model.config
     return config.scale == "tensor" and not config.tables and config.is_normed
 
@@ -54,8 +54,8 @@ class _Block:
     down: torch.Tensor
 
 
-class FastEncoder:
-    """Encodes runs of windows in bfloat16; safe to call from several threads."""
+class BFloat16Encoder:
+    """Encodes batches of halo windows in bfloat16; safe to call from several threads."""
 
     def __init__(self, model: SANE) -> None:
         config, last = model.config, model.encoder.norm
@@ -63,98 +63,99 @@ class FastEncoder:
         self._heads, self._width = config.heads, config.model_width
         device = model.latents_out.weight.device
         centre = torch.eye(self._width, device=device) - 1 / self._width
-        self._tokens_in = _packed(centre @ _plain(model.tokens_in.weight))
-        self._places_in = _packed(centre @ _plain(model.places_in.get_parameter("weight")))
+        self._tokens_in = _packed(centre @ _float(model.tokens_in.weight))
+        self._positions_in = _packed(centre @ _float(model.places_in.get_parameter("weight")))
         self._blocks = [_block(layer, centre) for layer in model.encoder.layers]
-        self._latents_out = _packed(_plain(model.latents_out.weight) * _gain(last))
+        self._latents_out = _packed(_float(model.latents_out.weight) * _gain(last))
         self._floor = torch.tensor((self._width * last.eps) ** 0.5, dtype=_NARROW, device=device)
-        self._kept = threading.local()
+        self._buffers = threading.local()
 
     def __call__(
         self,
         values: torch.Tensor,
         side: torch.Tensor,
-        places: torch.Tensor,
-        seen: torch.Tensor,
+        positions: torch.Tensor,
+        visible: torch.Tensor,
         owned: torch.Tensor,
     ) -> torch.Tensor:
         """Encode what K windows own.
 
-        values (U, D), side (U, 4) and places (U, P) of consecutive tokens; `seen` (K, S) and `owned` (K, W)
-        say which of them a window sees, and which places of its own span it owns. Returns (K, W, L).
+        values (U, D), side (U, 4) and positions (U, P) of consecutive tokens; `visible` (K, S) says which of
+        them a window sees, `owned` (K, W) which tokens of its own span it owns. Returns (K, W, L).
         """
         x: torch.Tensor = torch.cat([values, side], -1).to(_NARROW) @ self._tokens_in
-        x = x.addmm_(places.to(_NARROW), self._places_in).index_select(0, seen.flatten())
-        rows = (owned + torch.arange(len(seen), device=x.device)[:, None] * seen.shape[1]).flatten()
+        x = x.addmm_(positions.to(_NARROW), self._positions_in).index_select(0, visible.flatten())
+        windows, span = visible.shape
+        rows = (owned + torch.arange(windows, device=x.device)[:, None] * span).flatten()
         for block in self._blocks[:-1]:
-            qkv = torch.mm(self._norm(x), block.qkv, out=self._room(x, 3))
-            q, k, v = self._split(qkv, len(seen))
+            qkv = torch.mm(self._norm(x), block.qkv, out=self._buffer(x, 3))
+            q, k, v = self._split(qkv, windows)
             self._mix(x, functional.scaled_dot_product_attention(q, k, v), block)
         y, last = self._norm(x), self._blocks[-1]
-        (q,) = self._split(y.index_select(0, rows) @ last.qkv[:, : self._width], len(seen))
-        k, v = self._split(y @ last.qkv[:, self._width :], len(seen))
+        (q,) = self._split(y.index_select(0, rows) @ last.qkv[:, : self._width], windows)
+        k, v = self._split(y @ last.qkv[:, self._width :], windows)
         x = x.index_select(0, rows)
         self._mix(x, functional.scaled_dot_product_attention(q, k, v), last)
         latents: torch.Tensor = (self._norm(x) @ self._latents_out).float().view(*owned.shape, -1)
         return functional.layer_norm(latents, latents.shape[-1:])
 
     def _mix(self, x: torch.Tensor, attended: torch.Tensor, block: _Block) -> None:
-        """Add to x (M, d) what attention (K, heads, S, d / heads) and then the two-layer part say."""
+        """Add to x (M, d) attention (K, heads, S, d / heads), and then the feed-forward part."""
         x.addmm_(attended.transpose(1, 2).reshape(x.shape), block.out)
-        inner = torch.mm(self._norm(x), block.up, out=self._room(x, 4))
+        inner = torch.mm(self._norm(x), block.up, out=self._buffer(x, 4))
         torch.ops.aten.gelu_(inner)
         x.addmm_(inner, block.down)
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
         """Return x over its length, which stays above that of the layer norm's epsilon."""
         length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._floor)
-        return torch.div(x, length, out=self._room(x, 1))
+        return torch.div(x, length, out=self._buffer(x, 1))
 
     def _split(self, x: torch.Tensor, windows: int) -> tuple[torch.Tensor, ...]:
         """Split (K * S, n * d) into n of (K, heads, S, d / heads)."""
         shape = (windows, -1, x.shape[1] // self._width, self._heads, self._width // self._heads)
         return x.reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _room(self, x: torch.Tensor, times: int) -> torch.Tensor:
-        """Return memory for (M, times * d), kept per thread: fresh memory costs more than many a step."""
-        kept: dict[int, torch.Tensor] = self._kept.__dict__.setdefault("rooms", {})
+    def _buffer(self, x: torch.Tensor, times: int) -> torch.Tensor:
+        """Return a buffer (M, times * d), kept per thread: fresh memory costs more than many a step."""
+        buffers: dict[int, torch.Tensor] = self._buffers.__dict__.setdefault("by_width", {})
         size = len(x) * times * self._width
-        if times not in kept or kept[times].numel() < size:
+        if times not in buffers or buffers[times].numel() < size:
             with torch.inference_mode(False):  # memory made in that mode may be written in no other
-                kept[times] = torch.empty(size, dtype=_NARROW, device=x.device)
-        room: torch.Tensor = kept[times][:size]
-        return room.view(len(x), -1)
+                buffers[times] = torch.empty(size, dtype=_NARROW, device=x.device)
+        buffer: torch.Tensor = buffers[times][:size]
+        return buffer.view(len(x), -1)
 
 
-_known: WeakKeyDictionary[SANE, tuple[object, FastEncoder]] = WeakKeyDictionary()
+_encoders: WeakKeyDictionary[SANE, tuple[object, BFloat16Encoder]] = WeakKeyDictionary()
 
 
-def fast_encoder(model: SANE) -> FastEncoder:
+def bfloat16_encoder(model: SANE) -> BFloat16Encoder:
     """Return the model's encoder in bfloat16; made again where its weights changed."""
     state = tuple((p.data_ptr(), p.is_inference() or p._version) for p in model.parameters())
-    found = _known.get(model)
-    if found is None or found[0] != state:
-        found = _known[model] = (state, FastEncoder(model))
-    return found[1]
+    cached = _encoders.get(model)
+    if cached is None or cached[0] != state:
+        cached = _encoders[model] = (state, BFloat16Encoder(model))
+    return cached[1]
 
 
 def _block(layer: nn.Module, centre: torch.Tensor) -> _Block:
     assert isinstance(layer, nn.TransformerEncoderLayer)
     attention = layer.self_attn
     return _Block(
-        qkv=_packed(_plain(attention.in_proj_weight) * _gain(layer.norm1)),
-        out=_packed(centre @ _plain(attention.out_proj.weight)),
-        up=_packed(_plain(layer.linear1.weight) * _gain(layer.norm2)),
-        down=_packed(centre @ _plain(layer.linear2.weight)),
+        qkv=_packed(_float(attention.in_proj_weight) * _gain(layer.norm1)),
+        out=_packed(centre @ _float(attention.out_proj.weight)),
+        up=_packed(_float(layer.linear1.weight) * _gain(layer.norm2)),
+        down=_packed(centre @ _float(layer.linear2.weight)),
     )
 
 
 def _gain(norm: nn.LayerNorm) -> torch.Tensor:
     root: float = len(norm.weight) ** 0.5
-    return _plain(norm.weight) * root
+    return _float(norm.weight) * root
 
 
-def _plain(weight: torch.Tensor) -> torch.Tensor:
+def _float(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().float()
 
 

@@ -1,6 +1,6 @@
 """The SANE autoencoder (docs/explanation/sane.md, section 3; paper section 3.2).
 
-z = W_c Enc(W_t x + P), x' = W_d Dec(W_e z + P). By default places P are computed, and the scale of each slot
+z = W_c Enc(W_t x + P), x' = W_d Dec(W_e z + P). Positions P are Fourier features, and the scale of each slot
 is four more numbers of every token, encoded and decoded with it; the published forms can be configured.
 """
 
@@ -14,21 +14,23 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm, pad
 
-from sane_plugins.autoencoder.learned_positions import LearnedPositions
-from sane_plugins.autoencoder.positions import WIDTH as PLACE_WIDTH
-from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.autoencoder.positions import (
+    POSITION_WIDTH,
+    LearnedPositions,
+    position_features,
+)
 from sane_plugins.errors import SourceError, UsageError
-from sane_plugins.weights import SIDE
+from sane_plugins.weights import SIDE, TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
 class SANEConfig:
     """The shape of a SANE and the window it works in; `heads` divides `model_width`.
 
-    What follows `halo` is there for the published method, see `pretraining.presets.paper`:
+    What follows `halo` is there for the published method, see `pretraining.presets`:
     `scale`, what is divided out of the values: each "tensor"'s own, which is then side information, that of
     the whole "zoo" per slot, or "none"; `slots`, how many slots the zoo's scale is for, set by pretraining;
-    `tables`, how many tokens, slots and channels learned place tables hold, none where places are computed;
+    `tables`, the tokens, slots and channels that learned position tables hold, none where they are computed;
     `projection`, whether the contrastive head reads the mean latent or the whole window;
     `is_normed`, whether layer norms follow both stacks and the latents;
     `span`, the tokens of a training window, 0 for a window with its halo.
@@ -59,6 +61,10 @@ class SANEConfig:
                 "choose a width that the heads divide",
             )
 
+    def window_and_halo(self, window: int | None, halo: int | None) -> tuple[int, int]:
+        """Return the window and halo to work in: those that are asked for, else the model's own."""
+        return window or self.window, self.halo if halo is None else halo
+
     @property
     def side(self) -> int:
         """Return how many numbers of side information a token has."""
@@ -69,23 +75,23 @@ class SANEConfig:
         """Return how many tokens a training window has."""
         return self.span or self.window + 2 * self.halo
 
-    def places(self, layout: TokenLayout, start: int, stop: int) -> torch.Tensor:
-        """Describe the places of a range of tokens as the model reads them, (stop - start, P).
+    def positions(self, layout: TokenLayout, start: int, stop: int) -> torch.Tensor:
+        """Return the positions of a range of tokens as the model reads them, (stop - start, P).
 
         Raises `SourceError` where the network outgrows learned tables.
         """
         if not self.tables:
-            return layout.features(start, stop)
-        found = layout.positions(start, stop)
-        if bool((found.amax(0) >= torch.tensor(self.tables, device=found.device)).any()):
-            sizes = tuple((found.amax(0) + 1).tolist())
+            return position_features(layout, start, stop)
+        positions = layout.positions(start, stop)
+        needed = positions.amax(0) + 1
+        if bool((needed > torch.tensor(self.tables, device=needed.device)).any()):
             raise SourceError(
                 "the network",
-                f"its tokens, slots and channels go up to {sizes}",
+                f"its tokens, slots and channels go up to {tuple(needed.tolist())}",
                 f"the learned places of this SANE end at {self.tables}",
                 "use a SANE with computed places, which have no end",
             )
-        return found
+        return positions
 
 
 class SANE(nn.Module):
@@ -96,57 +102,58 @@ class SANE(nn.Module):
         self.config = config
         width, latent = config.model_width, config.latent_width
         self.tokens_in = nn.Linear(config.token_width + config.side, width, bias=False)
-        self.places_in = _places(config)
-        self.encoder = _blocks(config)
+        # Saved models have the keys `places_in` and `places_back`.
+        self.places_in = _position_embedding(config)
+        self.encoder = _transformer(config)
         self.latents_out = nn.Linear(width, latent, bias=False)
         self.latents_in = nn.Linear(latent, width, bias=False)
         # Learned tables are the same ones before both stacks.
-        self.places_back = None if config.tables else _places(config)
-        self.decoder = _blocks(config)
+        self.places_back = None if config.tables else _position_embedding(config)
+        self.decoder = _transformer(config)
         self.tokens_out = nn.Linear(width, config.token_width + config.side, bias=False)
         span = config.trained_span if config.projection == "window" else 1
-        self.project = _projection(latent * span, config.projection_width)
+        self.project = _projection_head(latent * span, config.projection_width)
         if config.scale == "zoo":
             self.register_buffer("zoo_scale", torch.tensor([[0.0, 1.0]]).repeat(config.slots, 1))
         _initialize(self, config.layers)
 
     def encode(
-        self, values: torch.Tensor, side: torch.Tensor, places: torch.Tensor
+        self, values: torch.Tensor, side: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Encode values (K, S, D) with side information (K, S, 4) at places (K, S, P) to (K, S, L).
+        """Encode values (K, S, D) with side information (K, S, 4) at positions (K, S, P) to (K, S, L).
 
         A latent has mean 0 and deviation 1 over its L numbers, so that a sampler's bandwidth means the
         same everywhere.
         """
         read = torch.cat([values, side[..., : self.config.side]], -1)
-        x = self.tokens_in(read) + self.places_in(places)
+        x = self.tokens_in(read) + self.places_in(positions)
         latents = self.latents_out(self.encoder(x)).float()
         return layer_norm(latents, latents.shape[-1:]) if self.config.is_normed else latents
 
     def decode(
-        self, latents: torch.Tensor, places: torch.Tensor
+        self, latents: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode latents (K, S, L) at places (K, S, P) to values (K, S, D) and side (K, S, 4)."""
-        back = self.places_in if self.places_back is None else self.places_back
-        x = self.latents_in(latents) + back(places)
+        """Decode latents (K, S, L) at positions (K, S, P) to values (K, S, D) and side (K, S, 4)."""
+        embedding = self.places_in if self.places_back is None else self.places_back
+        x = self.latents_in(latents) + embedding(positions)
         out = self.tokens_out(self.decoder(x)).float()
         return out[..., : self.config.token_width], out[..., self.config.token_width :]
 
-    def contrasted(self, latents: torch.Tensor) -> torch.Tensor:
-        """Project the latents (K, S, L) of each window to what is contrasted, (K, Z)."""
+    def project_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Project the latents (K, S, L) of each window to what the contrastive loss compares, (K, Z)."""
         if self.config.projection == "mean":
             return self.project(latents.mean(1))  # type: ignore[no-any-return]
         missing = self.config.trained_span - latents.shape[1]  # a short network fills a part
         return self.project(pad(latents, (0, 0, 0, missing)).flatten(1))  # type: ignore[no-any-return]
 
 
-def _places(config: SANEConfig) -> nn.Module:
+def _position_embedding(config: SANEConfig) -> nn.Module:
     if config.tables:
         return LearnedPositions(config.tables, config.model_width)
-    return nn.Linear(PLACE_WIDTH, config.model_width, bias=False)
+    return nn.Linear(POSITION_WIDTH, config.model_width, bias=False)
 
 
-def _blocks(config: SANEConfig) -> nn.TransformerEncoder:
+def _transformer(config: SANEConfig) -> nn.TransformerEncoder:
     block = nn.TransformerEncoderLayer(
         config.model_width,
         config.heads,
@@ -161,7 +168,7 @@ def _blocks(config: SANEConfig) -> nn.TransformerEncoder:
     return nn.TransformerEncoder(block, config.layers, norm, enable_nested_tensor=False)
 
 
-def _projection(inputs: int, width: int) -> nn.Sequential:
+def _projection_head(inputs: int, width: int) -> nn.Sequential:
     """Build the contrastive head; of the mean latent, so that any window length fits, or of one length."""
     steps = []
     for size in (inputs, width):

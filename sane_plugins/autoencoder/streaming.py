@@ -1,8 +1,8 @@
-"""Encoding run by run: tokens come from the network and latents leave, and memory does not grow with it.
+"""Encode a network's halo windows in batches: tokens stream in, latents out, in memory that does not grow.
 
-A run is some consecutive windows. Runs are encoded beside each other, each on one thread: that needs no
+A batch is some consecutive windows. Batches are encoded in parallel, each on one thread: that needs no
 barriers, on which small matrices wait longer than they take on a busy machine, and gives the same bits
-whatever the number of threads. Legend: U tokens that a run sees.
+whatever the number of threads. Legend: U tokens that the windows of a batch see.
 The method: docs/explanation/sane.md, section 5.2.
 """
 
@@ -15,18 +15,22 @@ from dataclasses import dataclass
 
 import torch
 
-from sane_plugins.autoencoder import windows
-from sane_plugins.autoencoder.bfloat16 import Precision, can_read, dtype_of, fast_encoder
+from sane_plugins.autoencoder import halo_windows
+from sane_plugins.autoencoder.bfloat16 import (
+    Precision,
+    bfloat16_encoder,
+    precision_dtype,
+    supports_bfloat16,
+)
 from sane_plugins.autoencoder.model import SANE
-from sane_plugins.autoencoder.normalization import scaled_blocks
-from sane_plugins.autoencoder.positions import TokenLayout
+from sane_plugins.autoencoder.normalization import standardized_blocks
 from sane_plugins.display import ShortRepr
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.runtime import threads
-from sane_plugins.weights import WeightGraph, slots
+from sane_plugins.weights import TokenLayout, WeightGraph
 
-_WINDOWS = 32  # of a run: their activations stay in a core's cache
-_WINDOWS_GPU = 512
+_BATCH = 32  # windows: their activations stay in a core's cache
+_BATCH_GPU = 512
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,8 +44,8 @@ class WindowBatch(ShortRepr):
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """What a run sees: values (U, D) and side (U, 4) of the tokens from `start` on."""
+class _Input:
+    """What windows `first` to `last` see: values (U, D) and side (U, 4) of the tokens from `start` on."""
 
     first: int
     last: int
@@ -50,43 +54,48 @@ class _Cut:
     side: torch.Tensor
 
 
-def walk(
+def encode_stream(
     model: SANE,
     graph: WeightGraph,
     take: Callable[[WindowBatch], None],
-    window: int,
-    halo: int,
-    precision: Precision,
+    *,
+    window: int | None = None,
+    halo: int | None = None,
+    precision: Precision = "float32",
     report: Report = silent,
 ) -> None:
-    """Encode a network and hand over its latents run by run, in order; each tensor is read once.
+    """Encode a network and hand its latents to `take` batch by batch, in order; each tensor is read once.
 
     Raises `SourceError` where a weight is not finite, when it is reached.
     """
+    window, halo = model.config.window_and_halo(window, halo)
     device = model.latents_out.weight.device
-    layout = TokenLayout.of(slots(graph), model.config.token_width, device)
-    dtype = dtype_of(precision, device) if can_read(model) else torch.float32
+    layout = graph.token_layout(model.config.token_width).to(device)
+    dtype = precision_dtype(precision, device) if supports_bfloat16(model) else torch.float32
     encoder = _Encoder(model, layout, window, halo, dtype)
-    cuts = _cuts(graph, model, len(layout), window, halo)
-    is_long = len(layout) > window * _WINDOWS
-    for run in _mapped(encoder, cuts, device, is_long):
-        take(run)
-        done = run.start + len(run.latents)
+    inputs = _inputs(graph, model, len(layout), window, halo)
+    is_long = len(layout) > window * _BATCH
+    for batch in _encode_all(encoder, inputs, device, is_long):
+        take(batch)
+        done = batch.start + len(batch.latents)
         if is_long:
             report(Progress(job="encode", done=done, total=len(layout), note=graph.source))
 
 
-def _cuts(graph: WeightGraph, model: SANE, tokens: int, window: int, halo: int) -> Iterator[_Cut]:
-    """Yield what each run sees; neighbours share their halo."""
+def _inputs(
+    graph: WeightGraph, model: SANE, tokens: int, window: int, halo: int
+) -> Iterator[_Input]:
+    """Yield what the windows of each batch see; neighbours share their halo."""
     device = model.latents_out.weight.device
-    source = scaled_blocks(model, graph, device)
+    source = standardized_blocks(model, graph, device)
     values, side = (torch.empty(0, n, device=device) for n in (model.config.token_width, 4))
-    total, step = windows.count(tokens, window), _WINDOWS if device.type == "cpu" else _WINDOWS_GPU
+    total = halo_windows.count_windows(tokens, window)
+    step = _BATCH if device.type == "cpu" else _BATCH_GPU
     start = 0
     for first in range(0, total, step):
         last = min(first + step, total)
-        seen = windows.seen(tokens, window, halo, first, last)
-        begin, end = int(seen[0, 0]), int(seen[-1, -1]) + 1
+        visible = halo_windows.visible_tokens(tokens, window, halo, first, last)
+        begin, end = int(visible[0, 0]), int(visible[-1, -1]) + 1
         new, have = [(values[begin - start :], side[begin - start :])], start + len(values)
         while have < end:
             block = next(source)
@@ -94,12 +103,12 @@ def _cuts(graph: WeightGraph, model: SANE, tokens: int, window: int, halo: int) 
             have += len(block.values)
         values, side = (torch.cat(parts) for parts in zip(*new, strict=True))
         start = begin
-        yield _Cut(first, last, start, values[: end - start], side[: end - start])
+        yield _Input(first, last, start, values[: end - start], side[: end - start])
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Encodes what a run sees into what it owns."""
+    """Encodes what the windows of a batch see into the latents of the tokens that they own."""
 
     model: SANE
     layout: TokenLayout
@@ -108,50 +117,60 @@ class _Encoder:
     dtype: torch.dtype
 
     @torch.no_grad()
-    def __call__(self, cut: _Cut) -> WindowBatch:
-        tokens, device = len(self.layout), cut.values.device
-        seen = windows.seen(tokens, self.window, self.halo, cut.first, cut.last)
-        owned = windows.owned(tokens, self.window, cut.first, cut.last)
+    def __call__(self, inputs: _Input) -> WindowBatch:
+        tokens, device = len(self.layout), inputs.values.device
+        visible = halo_windows.visible_tokens(
+            tokens, self.window, self.halo, inputs.first, inputs.last
+        )
+        owned = halo_windows.owned_tokens(tokens, self.window, inputs.first, inputs.last)
         start, count = int(owned[0, 0]), int(owned[-1, -1]) + 1 - int(owned[0, 0])
-        owned = (owned - seen[:, :1]).to(device)
-        places = self.model.config.places(self.layout, cut.start, cut.start + len(cut.values))
-        latents = self._latents(cut, places, (seen - cut.start).to(device), owned)
+        owned = (owned - visible[:, :1]).to(device)
+        positions = self.model.config.positions(
+            self.layout, inputs.start, inputs.start + len(inputs.values)
+        )
+        latents = self._latents(inputs, positions, (visible - inputs.start).to(device), owned)
         return WindowBatch(
             start,
             latents.flatten(0, 1)[:count],
-            self.layout.slots(start, start + count),
-            cut.side[start - cut.start :][:count],
+            self.layout.slot_numbers(start, start + count),
+            inputs.side[start - inputs.start :][:count],
         )
 
     def _latents(
-        self, cut: _Cut, places: torch.Tensor, seen: torch.Tensor, owned: torch.Tensor
+        self, inputs: _Input, positions: torch.Tensor, visible: torch.Tensor, owned: torch.Tensor
     ) -> torch.Tensor:
         if self.dtype == torch.bfloat16:
-            return fast_encoder(self.model)(cut.values, cut.side, places, seen, owned)
-        latents = self.model.encode(cut.values[seen], cut.side[seen], places[seen])
+            return bfloat16_encoder(self.model)(
+                inputs.values, inputs.side, positions, visible, owned
+            )
+        latents = self.model.encode(
+            inputs.values[visible], inputs.side[visible], positions[visible]
+        )
         return latents.gather(1, owned[..., None].expand(-1, -1, latents.shape[-1]))
 
 
-def _mapped(
-    encoder: _Encoder, cuts: Iterator[_Cut], device: torch.device, is_long: bool
+def _encode_all(
+    encoder: _Encoder, inputs: Iterator[_Input], device: torch.device, is_long: bool
 ) -> Iterator[WindowBatch]:
-    """Yield the runs in order, from as many threads as torch has here where the network is long."""
+    """Yield the batches in order, from as many threads as torch has here where the network is long."""
     if device.type != "cpu":
-        yield from map(encoder, cuts)
+        yield from map(encoder, inputs)
         return
-    beside = torch.get_num_threads()
+    workers = torch.get_num_threads()
     with threads(1):  # each operation runs on its caller's thread
-        if is_long and beside > 1:
-            yield from _beside(encoder, cuts, beside)
+        if is_long and workers > 1:
+            yield from _encode_parallel(encoder, inputs, workers)
         else:
-            yield from map(encoder, cuts)
+            yield from map(encoder, inputs)
 
 
-def _beside(encoder: _Encoder, cuts: Iterator[_Cut], beside: int) -> Iterator[WindowBatch]:
+def _encode_parallel(
+    encoder: _Encoder, inputs: Iterator[_Input], workers: int
+) -> Iterator[WindowBatch]:
     pending: deque[Future[WindowBatch]] = deque()
-    with ThreadPoolExecutor(beside, "encode", torch.set_num_threads, (1,)) as pool:
-        for cut in cuts:
-            pending.append(pool.submit(encoder, cut))
-            if len(pending) > 2 * beside:
+    with ThreadPoolExecutor(workers, "encode", torch.set_num_threads, (1,)) as pool:
+        for each in inputs:
+            pending.append(pool.submit(encoder, each))
+            if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         yield from (future.result() for future in pending)

@@ -7,7 +7,7 @@ property head says which of them it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -18,14 +18,21 @@ import numpy as np
 import torch
 
 from sane_plugins.arguments import require_field_types
-from sane_plugins.autoencoder import SANE, Precision, WindowBatch, embedded_sane, load_sane, walk
+from sane_plugins.autoencoder import (
+    SANE,
+    Precision,
+    WindowBatch,
+    embedded_sane,
+    encode_stream,
+    load_sane,
+)
 from sane_plugins.display import html_table
 from sane_plugins.errors import UsageError
 from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
-from sane_plugins.features.sane_features import Pool, is_probed, ordered
+from sane_plugins.features.sane_features import LatentPool, is_probed, sort_channels
 from sane_plugins.progress import Report, silent
-from sane_plugins.weights import WeightGraph, slots
+from sane_plugins.weights import WeightGraph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class Encoding:
     """
 
     latents: torch.Tensor | None
-    spans: list[tuple[int, int]]
+    spans: Sequence[tuple[int, int]]
     embedding: torch.Tensor
     layers: torch.Tensor
     names: tuple[str, ...]
@@ -114,9 +121,9 @@ class SaneEncoder:
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
         """Return the latents that are to be kept; the embedding is the mean of all (paper section 3.4)."""
         model = self.model or load_model(options)
-        pool = Pool(graph, model)
+        pool = LatentPool(graph, model)
         with _latent_store(options.latents, pool, model) as (take, latents):
-            _walk(model, graph, take, options)
+            _encode_stream(model, graph, take, options)
         return Encoding(
             latents=latents,
             spans=pool.spans,
@@ -131,10 +138,10 @@ class SaneEncoder:
         """Return the scales of slots along the depth, and what the decoded network does to random inputs."""
         model = self.model or load_model(options)
         probed = is_probed(graph)
-        graph = ordered(graph) if probed else graph
-        pool = Pool(graph, model)
+        graph = sort_channels(graph) if probed else graph
+        pool = LatentPool(graph, model)
         with _latent_store(probed, pool, model) as (take, latents):
-            _walk(model, graph, take, options)
+            _encode_stream(model, graph, take, options)
         return sane_features.features(
             model, graph, pool.side, latents, window=options.window, halo=options.halo
         )
@@ -142,7 +149,7 @@ class SaneEncoder:
 
 @contextmanager
 def _latent_store(
-    where: bool | Path, pool: Pool, model: SANE
+    where: bool | Path, pool: LatentPool, model: SANE
 ) -> Iterator[tuple[Callable[[WindowBatch], None], torch.Tensor | None]]:
     """Yield what pools each window batch and keeps its latents in memory, in a file, or not at all."""
     if where is False:
@@ -165,10 +172,10 @@ def _latent_store(
             yield write, None
 
 
-def _walk(
+def _encode_stream(
     model: SANE, graph: WeightGraph, take: Callable[[WindowBatch], None], options: EncodeOptions
 ) -> None:
-    walk(
+    encode_stream(
         model,
         graph,
         take,
@@ -226,7 +233,7 @@ def embed(
 
 
 def _slot_names(graph: WeightGraph) -> tuple[str, ...]:
-    return tuple(slot.weight.key for slot in slots(graph))
+    return tuple(slot.weight.key for slot in graph.slots)
 
 
 def load_model(options: EncodeOptions) -> SANE:

@@ -23,7 +23,7 @@ import torch
 
 from sane_plugins.features import matrix_statistics
 from sane_plugins.features.random_probes import ACTIVITY, probe
-from sane_plugins.weights import Param, WeightGraph, slots
+from sane_plugins.weights import Param, WeightGraph
 
 Array = npt.NDArray[np.float64]
 PLACES = 5
@@ -93,7 +93,7 @@ def slot_moments(graph: WeightGraph) -> list[Array]:
                 np.zeros(7) if slot.bias is None else _quartiles(graph, slot.bias),
             ]
         )
-        for slot in slots(graph)
+        for slot in graph.slots
     ]
 
 
@@ -132,7 +132,7 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
 
     def __init__(self, graph: WeightGraph) -> None:
         self._graph = graph
-        self._slots = [slot for slot in slots(graph) if len(slot.weight.shape) > 1]
+        self._slots = [slot for slot in graph.slots if len(slot.weight.shape) > 1]
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -171,7 +171,7 @@ class _FoldedChain(_Chain):
     def __init__(self, graph: WeightGraph) -> None:
         super().__init__(graph)
         self._norms: list[dict[str, Param]] = []
-        for slot in slots(graph):
+        for slot in graph.slots:
             if len(slot.weight.shape) > 1:
                 self._norms.append({})
             elif self._norms:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sane_plugins.autoencoder import SANE, TokenLayout, WindowBatch, decode
+from sane_plugins.autoencoder import SANE, WindowBatch, decode
 from sane_plugins.features.layer_statistics import (
     PLACES,
     Array,
@@ -22,27 +22,27 @@ from sane_plugins.features.layer_statistics import (
 )
 from sane_plugins.features.random_probes import DECISIONS
 from sane_plugins.symmetry import PermutationGroup, permutation_groups, permute
-from sane_plugins.weights import SIDE, WeightGraph, slots
+from sane_plugins.weights import SIDE, WeightGraph
 
 _LARGEST = 2**24
 _FAR = 1e6
 
 
-class Pool:
-    """Sums of a network's latents as they come, of each slot, and the side information of each."""
+class LatentPool:
+    """Mean latents and side information of each slot, pooled from batches of windows as they come."""
 
     def __init__(self, graph: WeightGraph, model: SANE) -> None:
-        layout = TokenLayout.of(slots(graph), model.config.token_width)
+        layout = graph.token_layout(model.config.token_width)
         sizes = torch.tensor([stop - start for start, stop in layout.spans])
         like = model.latents_out.weight
         self.spans, self._sizes = layout.spans, sizes.to(like.device)[:, None]
         self._sums = like.new_zeros(len(sizes), model.config.latent_width, dtype=torch.float64)
         self.side = like.new_zeros(len(sizes), SIDE, dtype=torch.float64)
 
-    def take(self, run: WindowBatch) -> None:
-        """Add the latents of a run."""
-        self._sums.index_add_(0, run.slot, run.latents.double())
-        self.side[run.slot] = run.side.double()
+    def take(self, batch: WindowBatch) -> None:
+        """Add the latents of a batch."""
+        self._sums.index_add_(0, batch.slot, batch.latents.double())
+        self.side[batch.slot] = batch.side.double()
 
     @property
     def mean(self) -> torch.Tensor:
@@ -60,14 +60,14 @@ def is_probed(graph: WeightGraph) -> bool:
     return graph.size <= _LARGEST and is_chain(graph)
 
 
-def ordered(graph: WeightGraph) -> WeightGraph:
-    """Return the same function with the channels of each permutation group from small to large.
+def sort_channels(graph: WeightGraph) -> WeightGraph:
+    """Return the same function with the channels of each permutation group sorted by norm.
 
     The autoencoder reads channels in their order, so this makes what it decodes independent of the order that
     they came in. A source without topology stays as it is.
     """
-    known = permutation_groups(graph)
-    return permute(graph, {group.name: _by_size(graph, group) for group in known}, known)
+    groups = permutation_groups(graph)
+    return permute(graph, {group.name: _by_norm(graph, group) for group in groups}, groups)
 
 
 def features(
@@ -83,29 +83,29 @@ def features(
 
     side (M, 4) of its slots; latents (T, L), or None where it `is_probed` not: then its decisions are 0.
     """
-    told = list(zip(slots(graph), side.cpu().numpy(), strict=True))
-    matrices = [row for slot, row in told if len(slot.weight.shape) > 1]
-    vectors = [(slot.weight.role, row[:2]) for slot, row in told if len(slot.weight.shape) < 2]
-    does = np.zeros(DECISIONS)
+    slots = list(zip(graph.slots, side.cpu().numpy(), strict=True))
+    matrices = [row for slot, row in slots if len(slot.weight.shape) > 1]
+    vectors = [(slot.weight.role, row[:2]) for slot, row in slots if len(slot.weight.shape) < 2]
+    decided = np.zeros(DECISIONS)
     if latents is not None:
-        does = _decided(decode(model, latents, graph, window=window, halo=halo))
+        decided = _decisions(decode(model, latents, graph, window=window, halo=halo))
     along = resample(matrices, PLACES, SIDE).ravel()
-    return torch.from_numpy(np.concatenate([along, by_role(vectors, 2), does]))
+    return torch.from_numpy(np.concatenate([along, by_role(vectors, 2), decided]))
 
 
-def _by_size(graph: WeightGraph, group: PermutationGroup) -> torch.Tensor:
+def _by_norm(graph: WeightGraph, group: PermutationGroup) -> torch.Tensor:
     """Return the channels of a group, within its blocks, by the sum of squares of all values they own."""
-    size = torch.zeros(group.size, dtype=torch.float64)
-    for place in group.places:
-        tensor = graph.tensors[place.key].detach().cpu().double().movedim(place.axis, 0)
-        own = tensor[place.offset : place.offset + place.length]
-        size += own.reshape(group.size, -1).square().sum(1)
-    blocks = size.view(group.blocks, -1)
+    norms = torch.zeros(group.size, dtype=torch.float64)
+    for part in group.slices:
+        tensor = graph.tensors[part.key].detach().cpu().double().movedim(part.axis, 0)
+        own = tensor[part.offset : part.offset + part.length]
+        norms += own.reshape(group.size, -1).square().sum(1)
+    blocks = norms.view(group.blocks, -1)
     first = torch.arange(group.blocks)[:, None] * blocks.shape[1]
     return (blocks.argsort(dim=1, stable=True) + first).flatten()
 
 
-def _decided(decoded: WeightGraph) -> Array:
+def _decisions(decoded: WeightGraph) -> Array:
     """Return what a decoded network decides; a decoded scale may be too large for its numbers."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.nan_to_num(np.clip(decisions(decoded), -_FAR, _FAR))

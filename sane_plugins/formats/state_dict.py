@@ -14,9 +14,9 @@ from sane_plugins.weights import (
     Param,
     Role,
     WeightGraph,
-    in_layer_order,
-    memory,
-    owner_of,
+    layer_name,
+    memory_key,
+    vectors_last,
 )
 
 NO_TOPOLOGY = "no topology: a file of tensors does not say how they are connected"
@@ -59,7 +59,7 @@ def from_state_dict(
     missed = {key: count for key, (count, _) in content.unread.items() if count}
     grouped: dict[str, list[Param]] = {}
     for key, (shape, dtype) in described.items():
-        owner, attribute = owner_of(key), key.rpartition(".")[2]
+        owner, attribute = layer_name(key), key.rpartition(".")[2]
         if not dtype.is_floating_point:
             untouched[key], may_be_weights = _reason_untouched(attribute, shape, dtype)
             if may_be_weights and 0 not in shape:
@@ -70,7 +70,7 @@ def from_state_dict(
             param = Param(key=key, role=role, shape=shape, dtype=dtype, axis=axis)
             grouped.setdefault(owner, []).append(param)
     layers = tuple(
-        Layer(name=name, kind="unknown", params=in_layer_order(params))
+        Layer(name=name, kind="unknown", params=vectors_last(params))
         for name, params in grouped.items()
     )
     return WeightGraph(
@@ -151,9 +151,9 @@ def _find_ties(
     ties = {}
     for key, (_, dtype) in described.items():
         if dtype.is_floating_point and key not in masks and key not in converted:
-            place, name = memory(tensors[key]), plain.get(key, key)
+            place, name = memory_key(tensors[key]), plain.get(key, key)
             if key in plain:
-                place += memory(tensors[f"{name}_mask"])
+                place += memory_key(tensors[f"{name}_mask"])
             if first.setdefault(place, name) != name:
                 ties[name] = first[place]
     return ties

@@ -16,7 +16,7 @@ from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.generation.cross_architecture import Expansion, expansion
 from sane_plugins.progress import Report, silent
 from sane_plugins.symmetry import align, permutation_groups
-from sane_plugins.weights import Slot, WeightGraph, apply_scale, fit_scale, slots, undo_scale
+from sane_plugins.weights import Slot, WeightGraph, apply_scale, fit_scale, undo_scale
 
 _CONSTANT = 1e-12
 _LARGE = 3_000_000
@@ -166,7 +166,7 @@ def matching_tokens(prompt: WeightGraph, target: WeightGraph, width: int) -> tor
     around, at the same part of the channel. Slots of a kind that the prompt lacks take the nearest of all.
     """
     kinds, wanted = _kinds(prompt, target)
-    parts, own = slots(prompt), slots(target)
+    parts, own = prompt.slots, target.slots
     starts = torch.tensor([0] + [s.tokens(width) for s in parts]).cumsum(0)
     sources = []
     for i, (slot, kind) in enumerate(zip(own, wanted, strict=True)):
@@ -190,7 +190,7 @@ def _by_kind_and_depth(
     known = set(theirs)
     taken = {
         param.key: param.key
-        for slot, kind in zip(slots(target), wanted, strict=True)
+        for slot, kind in zip(target.slots, wanted, strict=True)
         for param in (slot.weight, slot.bias)
         if param is not None
         and kind in known
@@ -266,9 +266,7 @@ def _kinds(*graphs: WeightGraph) -> list[list[tuple[str, int]]]:
     result: list[list[tuple[str, int]]] = []
     for graph in graphs:
         kinds = {layer.name: layer.kind for layer in graph.layers}
-        result.append(
-            [(kinds[s.layer] if known else "", len(s.weight.shape)) for s in slots(graph)]
-        )
+        result.append([(kinds[s.layer] if known else "", len(s.weight.shape)) for s in graph.slots])
     return result
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from sane_plugins.autoencoder import SANE, TokenLayout, fingerprint
+from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import UsageError
 from sane_plugins.generation import (
     ConditionedSampler,
@@ -24,7 +24,7 @@ from sane_plugins.initialize.pruned import PrunedNetwork, fresh_copies
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import random_stream, seeded
 from sane_plugins.tasks import Task, describe, forward_flops, require_fit
-from sane_plugins.weights import WeightGraph, from_module, slots
+from sane_plugins.weights import WeightGraph, from_module
 
 _EPOCH_FLOPS = 3e11  # about ten seconds on two cores
 _TRAINING = 3  # a training step costs as much as three forward passes
@@ -161,6 +161,6 @@ def _bound(sampler: Sampler, transfer: Transfer, task: Task) -> Sampler:
     if not isinstance(sampler, ConditionedSampler):
         return sampler
     config = transfer.sane.config
-    layout = TokenLayout.of(slots(transfer.template), config.token_width)
-    places = config.places(layout, 0, len(layout))
+    layout = transfer.template.token_layout(config.token_width)
+    places = config.positions(layout, 0, len(layout))
     return sampler.bound(SamplingContext(places, describe(task), fingerprint(transfer.sane)))

@@ -11,7 +11,7 @@ from sane_plugins.display import ShortRepr
 from sane_plugins.inspection.tensor_stats import ChannelStats, TensorStats, measure_tensor
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.symmetry import permutation_groups
-from sane_plugins.weights import RUNNING, Layer, WeightGraph, slots
+from sane_plugins.weights import RUNNING, Layer, WeightGraph
 
 _BIASES = ("bias", "shift")
 
@@ -145,7 +145,7 @@ def survey_network(graph: WeightGraph, report: Report = silent, width: int = 128
         unconnected=unconnected if graph.has_topology else (),
         groups=len(groups),
         channels=sum(group.size for group in groups),
-        tokens=sum(slot.tokens(width) for slot in slots(graph)),
+        tokens=len(graph.token_layout(width)),
         token_width=width,
         ties=dict(graph.ties),
         notes=graph.notes,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 
-from sane_plugins.weights import Param, Slot, WeightGraph, slots
+from sane_plugins.weights import Slot, WeightGraph, cut_rows
 
 
 @dataclass(frozen=True)
@@ -32,19 +31,18 @@ def token_map(
     """Choose at most `most` tokens evenly and standardise each tensor by `scale` (mean, deviation).
 
     Reads one tensor at a time. With `most` at least the number of tokens, these are the values of
-    `tokenize(apply(graph, fit(graph)))`.
+    `tokenize(apply_scale(graph, fit_scale(graph)))`.
     """
-    parts = slots(graph)
-    total = sum(slot.tokens(width) for slot in parts)
+    layout = graph.token_layout(width)
+    total = len(layout)
     rows = min(most, total)
     place = torch.arange(rows) * total // rows
     values = torch.zeros(rows, width)
     mask = torch.zeros(rows, width, dtype=torch.bool)
     spans: list[tuple[str, int, int]] = []
-    start = first = 0
-    for slot in parts:
-        own = place[(place >= start) & (place < start + slot.tokens(width))] - start
-        start += slot.tokens(width)
+    first = 0
+    for slot, (start, stop) in zip(layout.slots, layout.spans, strict=True):
+        own = place[(place >= start) & (place < stop)] - start
         last = first + len(own)
         if len(own):
             values[first:last], mask[first:last] = _tokens(graph, slot, own, scale, width)
@@ -63,26 +61,15 @@ def _tokens(
     width: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return values and mask (R, D) of a slot's own tokens, making only the rows they lie in."""
-    pieces = ceil(slot.columns / width)
+    filled = slot.row_mask(width)
+    pieces = len(filled)
     rows, back = (own // pieces).unique(return_inverse=True)
-    parts = [_rows(graph, slot.weight, slot, rows, scale)]
-    if slot.bias is not None:
-        parts.append(_rows(graph, slot.bias, slot, rows, scale))
-    block = torch.zeros(len(rows), pieces * width)
-    block[:, : slot.columns] = torch.cat(parts, dim=1)
-    filled = (torch.arange(pieces * width) < slot.columns).view(pieces, width)
+    tensors = (slot.row_view(p, graph.tensors[p.key].detach()) for p in slot.params)
+    block = torch.empty(len(rows), pieces * width)
+    cut_rows(
+        block,
+        slot,
+        (tensor[rows.to(tensor.device)].cpu().double() for tensor in tensors),
+        scale=[scale[p.key] for p in slot.params],
+    )
     return block.view(-1, pieces, width)[back, own % pieces], filled[own % pieces]
-
-
-def _rows(
-    graph: WeightGraph,
-    param: Param,
-    slot: Slot,
-    rows: torch.Tensor,
-    scale: Mapping[str, tuple[float, float]],
-) -> torch.Tensor:
-    tensor = graph.tensors[param.key].detach()
-    moved = tensor.movedim(param.axis, 0) if tensor.ndim > 1 else tensor
-    chosen = moved[rows.to(moved.device)] if slot.rows > 1 else moved
-    mean, deviation = scale[param.key]
-    return (chosen.reshape(len(rows), -1).cpu().double() - mean).div(deviation).float()

@@ -15,10 +15,9 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from sane_plugins.architectures import build
-from sane_plugins.autoencoder import TokenLayout
 from sane_plugins.pretraining.permuted_dataset import PermutedDataset, token_indices
 from sane_plugins.pretraining.view_batch import ViewBatch
-from sane_plugins.weights import RUNNING, Scale, WeightGraph, slots
+from sane_plugins.weights import RUNNING, Scale
 
 _MIN_VARIANCE = 1e-6  # of outputs: a network may have the same ones for all images
 
@@ -72,18 +71,16 @@ class _NetworkDecoder:
 
     def __init__(self, dataset: PermutedDataset) -> None:
         self._dataset = dataset
-        parts = slots(dataset.template)
-        layout = TokenLayout.of(parts, dataset.mask.shape[1])
-        self._slot = torch.as_tensor(layout.slots(0, len(layout)))
-        self._first = torch.tensor([start for start, _ in layout.spans])
-        self._tensors = _tensors(dataset.template, dataset.mask)
+        layout = dataset.template.token_layout(dataset.mask.shape[1])
+        self._slot = layout.slot_numbers()
+        self._first = layout.first
+        indices = token_indices(layout)
+        self._tensors = {key: (x.long().flatten(), x.shape) for key, x in indices.items()}
         # Running statistics are measured anew on images after decoding; a decoded variance may be negative.
         self._measured = [p.key for p in dataset.template.params if p.role in RUNNING]
-        self._scales = {}
-        for i, slot in enumerate(parts):
-            self._scales[slot.weight.key] = (i, 0)
-            if slot.bias is not None:
-                self._scales[slot.bias.key] = (i, 1)
+        self._scales: dict[str, tuple[int, int]] = {}
+        for i, slot in enumerate(layout.slots):
+            self._scales |= {param.key: (i, j) for j, param in enumerate(slot.params)}
 
     def decode(
         self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor
@@ -115,15 +112,6 @@ class _NetworkDecoder:
             )
             tensors[key] = (flat[:, at.to(flat.device)] * deviation + mean).view(-1, *shape)
         return tensors
-
-
-def _tensors(
-    template: WeightGraph, mask: torch.Tensor
-) -> dict[str, tuple[torch.Tensor, tuple[int, ...]]]:
-    """Return the indices of each tensor's values among the flat tokens, and its shape."""
-    sizes = [param.size for param in template.params]
-    indices = token_indices(template, mask).long().split(sizes)
-    return {p.key: (at, p.shape) for p, at in zip(template.params, indices, strict=True)}
 
 
 def _rows_by_factory(batch: ViewBatch) -> dict[str, torch.Tensor]:

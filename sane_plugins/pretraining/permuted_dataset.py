@@ -11,9 +11,9 @@ from itertools import groupby
 
 import torch
 
-from sane_plugins.autoencoder import SANEConfig, TokenLayout, standardized_tokens
+from sane_plugins.autoencoder import SANEConfig, standardized_tokens
 from sane_plugins.display import ShortRepr
-from sane_plugins.errors import UsageError, ZooError
+from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report
 from sane_plugins.symmetry import (
     PermutationGroup,
@@ -22,7 +22,7 @@ from sane_plugins.symmetry import (
     permute,
     random_permutations,
 )
-from sane_plugins.weights import WeightGraph, fit_scale, slots, tokenize
+from sane_plugins.weights import TokenLayout, WeightGraph, fit_scale, token_tensors, token_values
 from sane_plugins.zoo import Entry, Zoo
 
 _MAX_PERMUTATIONS = 512  # permutations of one architecture
@@ -130,19 +130,19 @@ def _datasets(
     samples: list[_Sample], config: SANEConfig, views: int, rng: torch.Generator, aligned: bool
 ) -> Iterator[PermutedDataset]:
     """Yield a dataset per zoo of one architecture; they share reference, permutations and positions."""
-    template, width = samples[0].graph, config.token_width
+    template = samples[0].graph
     groups = permutation_groups(template)
     graphs = _aligned(samples, groups, rng) if aligned else (s.graph for s in samples)
     parts = [_tokens(graph, config) for graph in graphs]
     values, side = (torch.stack(part) for part in zip(*parts, strict=True))
-    mask = torch.cat([slot.mask(width) for slot in slots(template)])
-    layout = TokenLayout.of(slots(template), width)
+    layout = template.token_layout(config.token_width)
+    mask = layout.mask()
     zoo_scale = torch.zeros(0, 2)
     if config.scale == "zoo":
         values, zoo_scale = _standardized(values, mask, layout)
     count = min(len(samples) * views, _MAX_PERMUTATIONS, max(views, _MAX_INDICES // mask.numel()))
-    permutations = _permutation_indices(template, groups, mask, count, rng)
-    positions = config.places(layout, 0, len(layout))
+    permutations = _permutation_indices(template, groups, layout, count, rng)
+    positions = config.positions(layout, 0, len(layout))
     start = 0
     for _, own in groupby(samples, key=lambda sample: id(sample.zoo)):
         members = list(own)
@@ -178,8 +178,8 @@ def _tokens(graph: WeightGraph, config: SANEConfig) -> tuple[torch.Tensor, torch
     if config.scale == "tensor":
         tokens, side = standardized_tokens(graph, config.token_width)
         return tokens.values, side
-    tokens = tokenize(graph, config.token_width)
-    return tokens.values.float(), fit_scale(graph).side[tokens.positions[:, 1]]
+    slot = graph.token_layout(config.token_width).positions()[:, 1]
+    return token_values(graph, config.token_width, torch.float32), fit_scale(graph).side[slot]
 
 
 def _standardized(
@@ -191,14 +191,14 @@ def _standardized(
         real = values[:, start:stop][:, mask[start:stop]].double()
         moments.append(torch.stack([real.mean(), real.std(correction=0).clamp(min=1e-12)]))
     zoo_scale = torch.stack(moments).float()
-    mean, deviation = zoo_scale[layout.slots(0, len(mask))].unbind(1)
+    mean, deviation = zoo_scale[layout.slot_numbers()].unbind(1)
     return (values - mean[:, None]) / deviation[:, None] * mask, zoo_scale
 
 
 def _permutation_indices(
     template: WeightGraph,
     groups: Sequence[PermutationGroup],
-    mask: torch.Tensor,
+    layout: TokenLayout,
     count: int,
     rng: torch.Generator,
 ) -> torch.Tensor:
@@ -206,40 +206,15 @@ def _permutation_indices(
 
     Row 0 is the identity; the others come from permuting a network whose values are their indices.
     """
-    enumerated, width, real = _enumerated(template), mask.shape[1], mask.flatten()
-    index = token_indices(template, mask)
-    permutations = torch.arange(mask.numel(), dtype=torch.int32).repeat(1 + count, 1)
+    enumerated, real = template.replace(token_indices(layout)), layout.mask().flatten()
+    permutations = torch.arange(real.numel(), dtype=torch.int32).repeat(1 + count, 1)
     for row in permutations[1:]:
         drawn = permute(enumerated, random_permutations(groups, rng), groups)
-        row[real] = index[_read_indices(drawn, width, real)]
+        row[real] = token_values(drawn, layout.width, torch.int32).flatten()[real]
     return permutations
 
 
-def token_indices(template: WeightGraph, mask: torch.Tensor) -> torch.Tensor:
-    """Return the index of each value of a network, tensor by tensor, among its flat tokens, int32."""
-    real = mask.flatten()
-    index = torch.empty(template.size, dtype=torch.int32)
-    index[_read_indices(_enumerated(template), mask.shape[1], real)] = real.nonzero()[:, 0].int()
-    return index
-
-
-def _enumerated(template: WeightGraph) -> WeightGraph:
-    """Return a network of these shapes whose values are their indices."""
-    if template.size > _MAX_EXACT:
-        raise ZooError(
-            template.source,
-            f"it has {template.size:,} values",
-            f"views hold up to {_MAX_EXACT:,}",
-            "pretrain on smaller networks",
-        )
-    ends = torch.tensor([0, *(p.size for p in template.params)]).cumsum(0).tolist()
-    indices = {
-        p.key: torch.arange(end - p.size, end, dtype=torch.float32).view(p.shape)
-        for p, end in zip(template.params, ends[1:], strict=True)
-    }
-    return template.replace(indices)
-
-
-def _read_indices(graph: WeightGraph, width: int, real: torch.Tensor) -> torch.Tensor:
-    """Return the values of an enumerated network in the order of its tokens."""
-    return tokenize(graph, width).values.flatten()[real].long()
+def token_indices(layout: TokenLayout) -> dict[str, torch.Tensor]:
+    """Return for each tensor, by key, the indices of its values among the flat tokens, int32 of its shape."""
+    indices = torch.arange(len(layout) * layout.width, dtype=torch.int32)
+    return token_tensors(indices.view(-1, layout.width), layout, torch.int32)

@@ -146,7 +146,7 @@ def _losses(
     with attention, torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
         latents = context.encode(noised, side, positions)
         values, side_out = context.decode(latents, positions)
-        first, second = map(context.world.gather, model.contrasted(latents).chunk(2))
+        first, second = map(context.world.gather, model.project_latents(latents).chunk(2))
     share = len(rows) / len(batch)
     losses = {"values": masked_mse(values, clean, mask, 2 * batch.mask.sum().to(device))}
     if options.loss == "masked":

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sane_plugins.symmetry.groups import ChannelLayout
+from sane_plugins.symmetry.channel_groups import ChannelLayout
 from sane_plugins.weights import Layer
 
 
 @dataclass(frozen=True)
-class Value:
-    """A tensor whose `axis` (counted from the end) has this layout.
+class ChannelValue:
+    """What flows between layers: a tensor whose `axis` (counted from the end) has this layout of channels.
 
     `rank` is None where it is not known. A value flattened by an unknown factor k has each channel
     k times in a row ("repeat") or the whole axis k times ("tile").
@@ -29,28 +29,28 @@ def from_end(dims: Sequence[int], rank: int | None) -> tuple[int, ...]:
     return tuple(d - rank if d >= 0 and rank else d for d in dims)
 
 
-def _flatten(layer: Layer, value: Value) -> Value | None:
+def _flatten(layer: Layer, value: ChannelValue) -> ChannelValue | None:
     start = layer.dims[0]
     if value.rank is None or start < 1:
         return _flatten_last(value, start)
-    place = value.rank + value.axis
-    if place < start or start == value.rank - 1:
-        return replace(value, axis=min(place - start - 1, -1), rank=start + 1)
-    if place == start:
+    axis = value.rank + value.axis
+    if axis < start or start == value.rank - 1:
+        return replace(value, axis=min(axis - start - 1, -1), rank=start + 1)
+    if axis == start:
         return replace(value, axis=-1, rank=start + 1, stretch="repeat")
     # An axis between the flattened ones would be both tiled and repeated.
     is_last = value.axis == -1 and not value.stretch
     return replace(value, rank=start + 1, stretch="tile") if is_last else None
 
 
-def _flatten_last(value: Value, start: int) -> Value | None:
+def _flatten_last(value: ChannelValue, start: int) -> ChannelValue | None:
     """Flatten a value of unknown rank: nothing may change, or the last axis is tiled."""
     if value.axis != -1 or start < 1:
         return None
     return replace(value, rank=start + 1, stretch=value.stretch or "tile")
 
 
-def _permute(layer: Layer, value: Value) -> Value | None:
+def _permute(layer: Layer, value: ChannelValue) -> ChannelValue | None:
     rank = len(layer.dims)
     order = [d % rank for d in layer.dims]
     if value.rank not in (None, rank) or rank < -value.axis:
@@ -58,7 +58,7 @@ def _permute(layer: Layer, value: Value) -> Value | None:
     return replace(value, axis=order.index(rank + value.axis) - rank, rank=rank)
 
 
-def _transpose(layer: Layer, value: Value) -> Value | None:
+def _transpose(layer: Layer, value: ChannelValue) -> ChannelValue | None:
     along = from_end(layer.dims, value.rank)
     if len(along) != 2 or any(a >= 0 for a in along):
         return None
@@ -66,7 +66,7 @@ def _transpose(layer: Layer, value: Value) -> Value | None:
     return replace(value, axis={one: other, other: one}.get(value.axis, value.axis))
 
 
-def _squeeze(layer: Layer, value: Value) -> Value | None:
+def _squeeze(layer: Layer, value: ChannelValue) -> ChannelValue | None:
     along = from_end(layer.dims, value.rank)
     if not value.rank or any(a >= 0 for a in along) or value.axis in along:
         return None
@@ -74,19 +74,19 @@ def _squeeze(layer: Layer, value: Value) -> Value | None:
     return replace(value, axis=value.axis + after, rank=value.rank - len(along))
 
 
-def _unsqueeze(layer: Layer, value: Value) -> Value | None:
+def _unsqueeze(layer: Layer, value: ChannelValue) -> ChannelValue | None:
     rank = value.rank + len(layer.dims) if value.rank else None
     along = from_end(layer.dims, rank)
     if any(a >= 0 for a in along):
         return None
     axis = value.axis
-    for place in sorted(along, reverse=True):
-        axis -= place >= axis
+    for new in sorted(along, reverse=True):
+        axis -= new >= axis
     return replace(value, axis=axis, rank=rank)
 
 
 # Each rule returns None where it cannot tell.
-MOVES: Mapping[str, Callable[[Layer, Value], Value | None]] = {
+AXIS_RULES: Mapping[str, Callable[[Layer, ChannelValue], ChannelValue | None]] = {
     "flatten": _flatten,
     "permute": _permute,
     "transpose": _transpose,

@@ -1,11 +1,12 @@
-from .digest import tensor_digest, tensors_digest
-from .function_rules import JOIN, OPAQUE, POINTWISE, SPATIAL, Step, Steps
-from .graph import RUNNING, Kind, Layer, Param, Role, WeightGraph
-from .layer_rules import NORM_ROLES, in_layer_order, memory, owner_of
+from .channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
+from .graph import WeightGraph
+from .layers import NORM_ROLES, RUNNING, Kind, Layer, Param, Role, layer_name, vectors_last
 from .modules import from_module, load_into
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
+from .tensor_identity import memory_key, tensor_digest, tensors_digest
+from .token_layout import Slot, TokenLayout
 from .token_stream import TokenBlock, token_blocks
-from .tokens import Slot, Tokens, detokenize, slots, token_positions, tokenize
+from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, tokenize
 
 __all__ = [
     "JOIN",
@@ -15,30 +16,32 @@ __all__ = [
     "RUNNING",
     "SIDE",
     "SPATIAL",
+    "ChannelOp",
+    "ChannelOps",
     "Kind",
     "Layer",
     "Param",
     "Role",
     "Scale",
     "Slot",
-    "Step",
-    "Steps",
     "TokenBlock",
+    "TokenLayout",
     "Tokens",
     "WeightGraph",
     "apply_scale",
+    "cut_rows",
     "detokenize",
     "fit_scale",
     "from_module",
-    "in_layer_order",
+    "layer_name",
     "load_into",
-    "memory",
-    "owner_of",
-    "slots",
+    "memory_key",
     "tensor_digest",
     "tensors_digest",
     "token_blocks",
-    "token_positions",
+    "token_tensors",
+    "token_values",
     "tokenize",
     "undo_scale",
+    "vectors_last",
 ]

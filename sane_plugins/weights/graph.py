@@ -1,86 +1,22 @@
-"""What a network is to this package: ordered layers, their places, and tensors read on demand."""
+"""A network's weights: ordered layers, the layout of their tokens, and tensors read on demand."""
 
 from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import cached_property
 
 import torch
 
 from sane_plugins.errors import SourceError
-
-Role = Literal["weight", "bias", "scale", "shift", "running_mean", "running_var", "table", "other"]
-RUNNING: tuple[Role, ...] = ("running_mean", "running_var")
-"""What a norm measures on data, and does not learn."""
-Kind = Literal[
-    # layers with weights
-    "conv",
-    "transposed_conv",
-    "linear",
-    "norm",
-    "embedding",
-    "recurrent",
-    "attention",
-    "parameter",
-    # what connects them
-    "input",
-    "output",
-    "pointwise",
-    "join",
-    "concat",
-    "flatten",
-    "permute",
-    "opaque",
-    "reduce",
-    "squeeze",
-    "unsqueeze",
-    "transpose",
-    # a source without topology
-    "unknown",
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Param:
-    """One tensor's place: where it is kept, what it does, which axis holds the output channels."""
-
-    key: str
-    role: Role
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    axis: int = 0
-
-    @property
-    def size(self) -> int:
-        """Return the number of values."""
-        return torch.Size(self.shape).numel()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One step of a network. `inputs` names the layers it reads; empty without topology.
-
-    `groups` is that of a grouped convolution or of a group norm. `dims` names axes: the concatenated
-    axis of a concat, the new order of a permute, the two exchanged axes of a transpose, the first
-    axis of a flatten (which runs to the last one), the axes a squeeze drops or an unsqueeze adds, the
-    axes a reduce brings to size 1 (a squeeze follows where they are dropped), the axes along which a
-    pointwise layer moves or mixes values (pooling, padding), and those of a norm's parameters (none
-    stands for axis 1).
-    """
-
-    name: str
-    kind: Kind
-    params: tuple[Param, ...] = ()
-    inputs: tuple[str, ...] = ()
-    groups: int = 1
-    dims: tuple[int, ...] = ()
+from sane_plugins.weights.layers import Layer, Param
+from sane_plugins.weights.token_layout import Slot, TokenLayout, find_slots
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WeightGraph:
-    """A network as ordered layers and a mapping from keys to tensors, which may read lazily.
+    """A network as ordered layers and a mapping from keys to tensors, which may be lazy.
 
     `tensors` holds every tensor of the source. Those that no layer owns are named in `untouched`
     with the reason, or in `ties` (alias -> the key that owns the shared tensor). `missed` counts the
@@ -120,6 +56,21 @@ class WeightGraph:
         """Return every owned tensor once, in network order (a tied tensor belongs to its first use)."""
         return tuple({p.key: p for layer in self.layers for p in layer.params}.values())
 
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """Return each matrix with its bias, and each lone vector, in network order."""
+        return find_slots(self.layers)
+
+    def token_layout(self, width: int) -> TokenLayout:
+        """Return where the slots lie among tokens of `width` values; computed once per width."""
+        if width not in self._token_layouts:
+            self._token_layouts[width] = TokenLayout.of(self.slots, width)
+        return self._token_layouts[width]
+
+    @cached_property
+    def _token_layouts(self) -> dict[int, TokenLayout]:
+        return {}
+
     @property
     def has_topology(self) -> bool:
         """Tell whether the layers say what they read."""
@@ -136,7 +87,7 @@ class WeightGraph:
         return self.size / (self.size + sum(self.missed.values()))
 
     def items(self) -> Iterator[tuple[Param, torch.Tensor]]:
-        """Yield each owned tensor with its place, reading one at a time."""
+        """Yield each parameter with its tensor, reading one at a time."""
         for param in self.params:
             yield param, self.tensors[param.key]
 
@@ -145,23 +96,26 @@ class WeightGraph:
 
         Raises `SourceError` for a key that no layer owns and for a shape that differs.
         """
-        places = {p.key: p for p in self.params}
+        shapes = {p.key: p.shape for p in self.params}
         for key, tensor in tensors.items():
-            if key not in places:
+            if key not in shapes:
                 raise SourceError(
                     self.source,
                     f"a tensor was given for '{key}'",
                     "only tensors that a layer owns can be exchanged",
                     "check the name",
                 )
-            if tuple(tensor.shape) != places[key].shape:
+            if tuple(tensor.shape) != shapes[key]:
                 raise SourceError(
                     f"{self.source}, '{key}'",
                     f"a tensor of shape {tuple(tensor.shape)} was given",
-                    f"the network has {places[key].shape}",
+                    f"the network has {shapes[key]}",
                     "check which network it is from",
                 )
-        return replace(self, tensors=ChainMap(dict(tensors), self.tensors))  # type: ignore[arg-type]
+        same = replace(self, tensors=ChainMap(dict(tensors), self.tensors))  # type: ignore[arg-type]
+        # The layers stay, and with them the layout.
+        vars(same).update(slots=self.slots, _token_layouts=self._token_layouts)
+        return same
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Read every tensor of the source, tied and untouched ones included."""

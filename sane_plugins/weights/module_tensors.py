@@ -1,6 +1,6 @@
-"""The tensors of a torch module where they lie: found in the order of the state dict, and written.
+"""Read a torch module's tensors in state-dict order, and write them back.
 
-Pruning and parametrisations are folded: a place's value is what a forward pass in evaluation uses.
+Pruning masks and parametrisations are folded: the value is what a forward pass in evaluation uses.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.layer_rules import memory
+from sane_plugins.weights.tensor_identity import memory_key
 
 
 @dataclass(frozen=True)
 class ModuleTensor:
-    """One tensor of a module: whose it is, under which attribute, and its value in use.
+    """One parameter or buffer: the module that owns it, its attribute there, and its value in use.
 
-    Places of equal `identity` are one tensor under several names.
+    Entries of equal `identity` are one tensor under several names (tied).
     """
 
     owner: str
@@ -37,8 +37,8 @@ class ModuleTensor:
         return f"{self.owner}.{self.attribute}" if self.owner else self.attribute
 
 
-def find(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str]]:
-    """Return a module's places, and each entry of its state dict that is none with the reason.
+def read_module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str]]:
+    """Read the parameters and buffers, and name each other entry of the state dict with the reason.
 
     Raises `SourceError` where a lazy layer has no values yet.
     """
@@ -51,37 +51,37 @@ def find(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str]]:
                 "the weights of a lazy layer are made by its first call",
                 "call the module once on an input",
             )
-    places = list(_places(module, reasons))
-    known = {place.key for place in places} | reasons.keys()
+    entries = list(_read(module, reasons))
+    named = {entry.key for entry in entries} | reasons.keys()
     for key, value in module.state_dict().items():
-        if key not in known:
-            made = "a tensor made on saving" if torch.is_tensor(value) else type(value).__name__
-            reasons[key] = f"{made}, no parameter or buffer"
-    return places, reasons
+        if key not in named:
+            kind = "a tensor made on saving" if torch.is_tensor(value) else type(value).__name__
+            reasons[key] = f"{kind}, no parameter or buffer"
+    return entries, reasons
 
 
-def write(place: ModuleTensor, tensor: torch.Tensor) -> None:
+def write_module_tensor(entry: ModuleTensor, tensor: torch.Tensor) -> None:
     """Write a tensor so that a forward pass uses it, as far as pruning or a parametrisation lets it.
 
     Raises `SourceError` where a parametrisation cannot be inverted.
     """
-    module, attribute = place.module, place.attribute
+    module, attribute = entry.module, entry.attribute
     if hook := _pruning(module).get(attribute):
         getattr(module, f"{attribute}_orig").copy_(tensor)
         with torch.enable_grad():
             hook(module, None)  # renews the masked attribute, which is stale until the next forward
     elif parametrize.is_parametrized(module, attribute):
-        _assign(place, tensor)
+        _write_parametrized(entry, tensor)
     else:
         getattr(module, attribute).copy_(tensor)
 
 
-def is_parametrized(place: ModuleTensor) -> bool:
-    """Tell whether a place is written through a parametrisation's inverse, which may fail."""
-    return parametrize.is_parametrized(place.module, place.attribute)
+def is_parametrized(entry: ModuleTensor) -> bool:
+    """Tell whether a tensor is written through a parametrisation's inverse, which may fail."""
+    return parametrize.is_parametrized(entry.module, entry.attribute)
 
 
-def _places(module: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
+def _read(module: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
     folded: set[int] = set()
     for name, part in module.named_modules(remove_duplicate=False):
         if id(part) in folded:
@@ -93,13 +93,13 @@ def _places(module: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor
             folded.add(id(part.parametrizations))
             for attribute in map(str, part.parametrizations):
                 yield ModuleTensor(
-                    name, attribute, part, _in_use(part, attribute), (id(part), attribute)
+                    name, attribute, part, _evaluated(part, attribute), (id(part), attribute)
                 )
-        yield from _own(name, part, reasons)
+        yield from _read_own(name, part, reasons)
 
 
-def _own(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
-    """Yield the tensors of one module; a pruned one takes the place of its original."""
+def _read_own(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
+    """Yield the tensors of one module; a pruned one stands for its original."""
     dot = f"{name}." if name else ""
     pruned = _pruning(part)
     originals = {f"{attribute}_orig": attribute for attribute in pruned}
@@ -113,10 +113,10 @@ def _own(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[Module
         if plain := originals.get(attribute):
             mask = getattr(part, f"{plain}_mask")
             yield ModuleTensor(
-                name, plain, part, (value * mask).detach(), memory(value) + memory(mask)
+                name, plain, part, (value * mask).detach(), memory_key(value) + memory_key(mask)
             )
         elif attribute not in masks:
-            yield ModuleTensor(name, attribute, part, value.detach(), memory(value))
+            yield ModuleTensor(name, attribute, part, value.detach(), memory_key(value))
 
 
 def _pruning(part: nn.Module) -> dict[str, BasePruningMethod]:
@@ -125,7 +125,7 @@ def _pruning(part: nn.Module) -> dict[str, BasePruningMethod]:
     return {str(h._tensor_name): h for h in hooks if isinstance(h, BasePruningMethod)}
 
 
-def _in_use(part: nn.Module, attribute: str) -> torch.Tensor:
+def _evaluated(part: nn.Module, attribute: str) -> torch.Tensor:
     """Return the value that an evaluation uses; in training, spectral norm changes when it is read."""
     steps = list(part.parametrizations[attribute].modules())  # type: ignore[index, union-attr]
     modes = [step.training for step in steps]
@@ -140,12 +140,12 @@ def _in_use(part: nn.Module, attribute: str) -> torch.Tensor:
             step.training = mode
 
 
-def _assign(place: ModuleTensor, tensor: torch.Tensor) -> None:
+def _write_parametrized(entry: ModuleTensor, tensor: torch.Tensor) -> None:
     try:
-        setattr(place.module, place.attribute, tensor)
+        setattr(entry.module, entry.attribute, tensor)
     except Exception as error:  # right_inverse is anyone's code, so anything may be raised there
         raise SourceError(
-            place.key,
+            entry.key,
             "its parametrisation has no inverse",
             "a written value must survive it",
             "remove it with torch.nn.utils.parametrize.remove_parametrizations first",

@@ -1,4 +1,4 @@
-"""Networks from torch modules, and back into them.
+"""Read a network from a torch module, and load weights into one.
 
 Every floating-point parameter and buffer is owned by a layer. Pruning masks and parametrisations are
 folded: what the forward pass uses is what is read.
@@ -13,11 +13,23 @@ import torch
 from torch import nn
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import module_tensors as at
-from sane_plugins.weights.graph import Kind, Layer, Param, Role, WeightGraph
-from sane_plugins.weights.layer_rules import NORM_ROLES, in_layer_order, owner_of
-from sane_plugins.weights.module_rules import describe_module
-from sane_plugins.weights.module_tensors import ModuleTensor
+from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.layers import (
+    NORM_ROLES,
+    Kind,
+    Layer,
+    Param,
+    Role,
+    layer_name,
+    vectors_last,
+)
+from sane_plugins.weights.module_channels import module_channel_op
+from sane_plugins.weights.module_tensors import (
+    ModuleTensor,
+    is_parametrized,
+    read_module_tensors,
+    write_module_tensor,
+)
 from sane_plugins.weights.trace import trace
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -30,24 +42,24 @@ def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
     the same tokens. A layer that the trace did not reach has no inputs, and a note says so. The
     module is left as it was. Raises `SourceError` where it has no weights, or a lazy layer none yet.
     """
-    places, untouched = at.find(module)
+    entries, untouched = read_module_tensors(module)
     ties: dict[str, str] = {}
     params: dict[str, Param] = {}
-    first: dict[tuple[object, ...], str] = {}
-    for place in places:
-        if not place.value.is_floating_point():
-            untouched[place.key] = f"{place.value.dtype} values are no weights"
-        elif (key := first.setdefault(place.identity, place.key)) == place.key:
-            params[key] = _param(place)
+    first_keys: dict[tuple[object, ...], str] = {}
+    for entry in entries:
+        if not entry.value.is_floating_point():
+            untouched[entry.key] = f"{entry.value.dtype} values are no weights"
+        elif (key := first_keys.setdefault(entry.identity, entry.key)) == entry.key:
+            params[key] = _param(entry)
         else:
-            ties[place.key] = key
+            ties[entry.key] = key
     traced = trace(module)
-    owners = {p.key: p.module for p in places if p.key in params or p.key in ties}
+    owners = {p.key: p.module for p in entries if p.key in params or p.key in ties}
     layers, missed = _layers(traced or (), {k: params[ties.get(k, k)] for k in owners}, owners)
     return WeightGraph(
         source=source or type(module).__name__,
         layers=layers,
-        tensors={place.key: place.value for place in places},
+        tensors={entry.key: entry.value for entry in entries},
         untouched=untouched,
         ties=ties,
         notes=tuple(_notes(traced, missed)),
@@ -64,69 +76,69 @@ def load_into(module: nn.Module, graph: WeightGraph) -> None:
     missing, left over or of another shape, where tied names get different values, and where a
     parametrisation has no inverse.
     """
-    places, _ = at.find(module)
-    _require_fit(places, graph)
-    _require_equal_ties(places, graph)
+    entries, _ = read_module_tensors(module)
+    _require_fit(entries, graph)
+    _require_equal_ties(entries, graph)
     tensors = (
-        [*module.parameters(), *module.buffers()] if any(map(at.is_parametrized, places)) else []
+        [*module.parameters(), *module.buffers()] if any(map(is_parametrized, entries)) else []
     )
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     with torch.no_grad():
         try:
-            for place in places:
-                if (key := graph.ties.get(place.key, place.key)) in graph.tensors:
+            for entry in entries:
+                if (key := graph.ties.get(entry.key, entry.key)) in graph.tensors:
                     tensor = graph.tensors[key]
-                    at.write(place, tensor.to(place.value.device, place.value.dtype))
+                    write_module_tensor(entry, tensor.to(entry.value.device, entry.value.dtype))
         except SourceError:
             for tensor, old in before:
                 tensor.copy_(old)
             raise
 
 
-def _require_fit(places: Sequence[ModuleTensor], graph: WeightGraph) -> None:
+def _require_fit(entries: Sequence[ModuleTensor], graph: WeightGraph) -> None:
     """Raise `SourceError` unless the graph's weights are the module's, in names and shapes."""
     shapes = {param.key: param.shape for param in graph.params}
-    left = dict(shapes)
-    for place in places:
-        key = graph.ties.get(place.key, place.key)
+    unused = dict(shapes)
+    for entry in entries:
+        key = graph.ties.get(entry.key, entry.key)
         shape = shapes.get(key)
         if shape is None and key in graph.tensors:
             shape = tuple(graph.tensors[key].shape)
-        left.pop(key, None)
-        needed = tuple(place.value.shape)
-        if place.value.is_meta:
-            raise _unfit(
+        unused.pop(key, None)
+        needed = tuple(entry.value.shape)
+        if entry.value.is_meta:
+            raise _mismatch(
                 graph,
-                place.key,
+                entry.key,
                 "the module is on the meta device",
                 "it needs memory to be written",
                 "call module.to_empty(device='cpu') first",
             )
-        if shape != needed and (shape is not None or place.value.is_floating_point()):
+        if shape != needed and (shape is not None or entry.value.is_floating_point()):
             found = "the tensor is missing" if shape is None else f"its shape is {shape}"
-            raise _unfit(graph, place.key, found, f"the module needs one of shape {needed}")
-    for key in left:
-        raise _unfit(graph, key, "the module has no such tensor", "no weight may be left over")
+            raise _mismatch(graph, entry.key, found, f"the module needs one of shape {needed}")
+    for key in unused:
+        raise _mismatch(graph, key, "the module has no such tensor", "no weight may be left over")
 
 
-def _require_equal_ties(places: Sequence[ModuleTensor], graph: WeightGraph) -> None:
+def _require_equal_ties(entries: Sequence[ModuleTensor], graph: WeightGraph) -> None:
     """Raise `SourceError` where names that the module ties would get different values."""
-    first: dict[tuple[object, ...], str] = {}
-    for place in places:
-        key = graph.ties.get(place.key, place.key)
-        other = first.setdefault(place.identity, key)
-        if other == key or not place.value.is_floating_point():
+    first_keys: dict[tuple[object, ...], str] = {}
+    for entry in entries:
+        key = graph.ties.get(entry.key, entry.key)
+        other = first_keys.setdefault(entry.identity, key)
+        if other == key or not entry.value.is_floating_point():
             continue
         if not torch.equal(graph.tensors[key], graph.tensors[other]):
-            raise _unfit(
+            raise _mismatch(
                 graph,
-                place.key,
+                entry.key,
                 f"its values are not those of '{other}'",
                 "the module keeps both in one tensor",
             )
 
 
-def _unfit(
+def _mismatch(
     graph: WeightGraph,
     key: str,
     found: str,
@@ -136,30 +148,30 @@ def _unfit(
     return SourceError(f"{graph.source}, '{key}'", found, needed, way_out)
 
 
-def _param(place: ModuleTensor) -> Param:
-    shape = tuple(place.value.shape)
-    transposed = isinstance(place.module, nn.modules.conv._ConvTransposeNd) and len(shape) > 1
+def _param(entry: ModuleTensor) -> Param:
+    shape = tuple(entry.value.shape)
+    transposed = isinstance(entry.module, nn.modules.conv._ConvTransposeNd) and len(shape) > 1
     return Param(
-        key=place.key, role=_role(place), shape=shape, dtype=place.value.dtype, axis=int(transposed)
+        key=entry.key, role=_role(entry), shape=shape, dtype=entry.value.dtype, axis=int(transposed)
     )
 
 
-def _role(place: ModuleTensor) -> Role:
-    if isinstance(place.module, _NORMS):
-        return NORM_ROLES.get(place.attribute, "other")
-    if place.value.ndim > 1:
-        return "weight" if type(place.module).__module__.startswith("torch.nn") else "other"
-    return "bias" if place.attribute.startswith("bias") else "other"
+def _role(entry: ModuleTensor) -> Role:
+    if isinstance(entry.module, _NORMS):
+        return NORM_ROLES.get(entry.attribute, "other")
+    if entry.value.ndim > 1:
+        return "weight" if type(entry.module).__module__.startswith("torch.nn") else "other"
+    return "bias" if entry.attribute.startswith("bias") else "other"
 
 
 def _layers(
     traced: Sequence[Layer], params: Mapping[str, Param], owners: Mapping[str, nn.Module]
 ) -> tuple[tuple[Layer, ...], list[str]]:
-    """Give the traced layers their params; return all layers, and the names of those not traced.
+    """Give the traced layers their params; return all layers, and the names of those that the trace missed.
 
     Params are grouped by the module that owns them, as a file's are. What a module hands to the trace
     one tensor at a time goes to the first of these; what lies inside a layer that the trace takes as
-    one step becomes a layer of its own beside it.
+    one step becomes a layer of its own.
     """
     names = {_base(layer.name) for layer in traced}
     owned: dict[str, list[Param]] = {}
@@ -172,10 +184,10 @@ def _layers(
         if name not in names and not _is_covered(name, names):
             missed.append(name)
     layers = [
-        replace(layer, params=in_layer_order(owned.get(_base(layer.name), ()))) for layer in traced
+        replace(layer, params=vectors_last(owned.get(_base(layer.name), ()))) for layer in traced
     ]
     layers += [
-        Layer(name=name, kind=_kind(kinds[name]), params=in_layer_order(owned[name]))
+        Layer(name=name, kind=_kind(kinds[name]), params=vectors_last(owned[name]))
         for name in owned
         if name not in names
     ]
@@ -185,14 +197,14 @@ def _layers(
 
 
 def _by_owner(keys: Mapping[str, Param]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    owned: dict[str, list[str]] = {}
     for key in keys:
-        found.setdefault(owner_of(key), []).append(key)
-    return found
+        owned.setdefault(layer_name(key), []).append(key)
+    return owned
 
 
 def _is_covered(name: str, names: set[str]) -> bool:
-    """Tell whether the trace took a module above this one as a single step."""
+    """Tell whether the trace took a module that contains this one as a single step."""
     while name and name not in names:
         name = name.rpartition(".")[0]
     return bool(name)
@@ -204,7 +216,7 @@ def _base(name: str) -> str:
 
 
 def _kind(module: nn.Module) -> Kind:
-    return "unknown" if type(module) is nn.Module else describe_module(module, 1).kind
+    return "unknown" if type(module) is nn.Module else module_channel_op(module, 1).kind
 
 
 def _notes(traced: tuple[Layer, ...] | None, missed: list[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The scale of every slot, divided out before the autoencoder and put back after it.
+"""Standardise weights: the mean and deviation of every slot are divided out, and put back after decoding.
 
 Each slot's weight and bias are standardised on their own. What was divided out is information: it
 rides with every token of the slot as four numbers, `side` (asinh(mean / s), log s) of weight and bias,
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from sane_plugins.display import ShortRepr
-from sane_plugins.weights.graph import Param, WeightGraph
-from sane_plugins.weights.tokens import slots
+from sane_plugins.weights.graph import WeightGraph
 
 SIDE = 4
 _TINY = 1e-12
@@ -44,15 +43,11 @@ class Scale(ShortRepr):
 
 def fit_scale(graph: WeightGraph) -> Scale:
     """Measure mean and deviation of each slot's weight and bias; a constant tensor has deviation 1."""
-
-    def tensor(param: Param | None) -> torch.Tensor | None:
-        return None if param is None else graph.tensors[param.key]
-
-    rows = [of_slot(tensor(slot.weight), tensor(slot.bias)) for slot in slots(graph)]
+    rows = [slot_scale(*(graph.tensors[p.key] for p in slot.params)) for slot in graph.slots]
     return Scale(torch.cat([row.mean for row in rows]), torch.cat([row.deviation for row in rows]))
 
 
-def of_slot(weight: torch.Tensor | None, bias: torch.Tensor | None) -> Scale:
+def slot_scale(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Scale:
     """Measure one slot: means and deviations (1, 2)."""
     both = torch.tensor([[_moments(weight), _moments(bias)]], dtype=torch.float64).float()
     return Scale(both[..., 0], both[..., 1])
@@ -64,7 +59,7 @@ def apply_scale(graph: WeightGraph, scale: Scale) -> WeightGraph:
 
 
 def undo_scale(graph: WeightGraph, scale: Scale) -> WeightGraph:
-    """Return the network with its scale put back; the inverse of `apply` up to rounding."""
+    """Return the network with its scale put back; the inverse of `apply_scale` up to rounding."""
     return _mapped(graph, scale, lambda x, mean, deviation: x * deviation + mean)
 
 
@@ -86,11 +81,8 @@ def _moments(tensor: torch.Tensor | None) -> tuple[float, float]:
 
 def _mapped(graph: WeightGraph, scale: Scale, change: _Change) -> WeightGraph:
     tensors: dict[str, torch.Tensor] = {}
-    for i, slot in enumerate(slots(graph)):
-        for j, param in enumerate((slot.weight, slot.bias)):
-            if param is not None:
-                tensor, at = graph.tensors[param.key], (scale.mean[i, j], scale.deviation[i, j])
-                tensors[param.key] = change(
-                    tensor, *(x.to(tensor.device, tensor.dtype) for x in at)
-                )
+    for i, slot in enumerate(graph.slots):
+        for j, param in enumerate(slot.params):
+            tensor, at = graph.tensors[param.key], (scale.mean[i, j], scale.deviation[i, j])
+            tensors[param.key] = change(tensor, *(x.to(tensor.device, tensor.dtype) for x in at))
     return graph.replace(tensors)

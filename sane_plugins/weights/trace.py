@@ -1,4 +1,4 @@
-"""Find a torch module's layers and how they are connected, by symbolic trace.
+"""Symbolic trace of a torch module (torch.fx): its layers and how they are connected.
 
 Layers are recognised by module type, function object and method; never by a layer's name.
 """
@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from sane_plugins.weights.function_rules import Steps, describe_function, is_scalar
-from sane_plugins.weights.graph import Layer
-from sane_plugins.weights.module_rules import describe_module
+from sane_plugins.weights.channel_ops import ChannelOps
+from sane_plugins.weights.function_channels import function_channel_ops, is_scalar
+from sane_plugins.weights.layers import Layer
+from sane_plugins.weights.module_channels import module_channel_op
 
 
 def trace(module: nn.Module) -> tuple[Layer, ...] | None:
@@ -92,18 +93,18 @@ class _Reader:
         if node.op == "output":
             return [Layer(name=name, kind="output", inputs=inputs)]
         if node.op == "call_module":
-            steps: Steps = (describe_module(self._modules[str(node.target)], len(inputs)),)
+            ops: ChannelOps = (module_channel_op(self._modules[str(node.target)], len(inputs)),)
         else:
-            steps = describe_function(node, len(inputs))
+            ops = function_channel_ops(node, len(inputs))
         layers: list[Layer] = []
-        for i, step in enumerate(steps):
+        for i, op in enumerate(ops):
             layers.append(
                 Layer(
-                    name=name if i == len(steps) - 1 else f"{name}:{i}",
-                    kind=step.kind,
+                    name=name if i == len(ops) - 1 else f"{name}:{i}",
+                    kind=op.kind,
                     inputs=(layers[-1].name,) if layers else inputs,
-                    groups=step.groups,
-                    dims=step.dims,
+                    groups=op.groups,
+                    dims=op.dims,
                 )
             )
         return layers

@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import ZooError
-from sane_plugins.weights import memory, tensor_digest
+from sane_plugins.weights import memory_key, tensor_digest
 from sane_plugins.zoo.index import NAME, OLD_NAME, OLD_WEIGHTS, Entry, Form, ZooIndex, write_index
 
 LIMIT = 64 * 2**20  # bytes of tensors in a file, and in memory while it is made
@@ -154,7 +154,7 @@ def _shared(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     first: dict[tuple[object, ...], str] = {}
     ties = {}
     for key, value in state.items():
-        if value.numel() and (owner := first.setdefault(memory(value), key)) != key:
+        if value.numel() and (owner := first.setdefault(memory_key(value), key)) != key:
             ties[key] = owner
     return ties
 

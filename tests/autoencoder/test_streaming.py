@@ -12,9 +12,10 @@ from networks import HAND_MADE
 from safetensors.torch import load_file
 from torch import nn
 
-from sane_plugins.autoencoder import SANE, SANEConfig, TokenLayout, encode, streaming
-from sane_plugins.autoencoder.bfloat16 import dtype_of
-from sane_plugins.autoencoder.windows import cut, join
+from sane_plugins.autoencoder import SANE, SANEConfig, encode, streaming
+from sane_plugins.autoencoder.bfloat16 import precision_dtype
+from sane_plugins.autoencoder.halo_windows import cut_windows, join_windows
+from sane_plugins.autoencoder.positions import position_features
 from sane_plugins.errors import SourceError
 from sane_plugins.features import EncodeOptions, SaneEncoder, embed, statistics, write_encodings
 from sane_plugins.weights import (
@@ -22,7 +23,6 @@ from sane_plugins.weights import (
     apply_scale,
     fit_scale,
     from_module,
-    slots,
     token_blocks,
     tokenize,
 )
@@ -42,7 +42,7 @@ def model() -> SANE:
 @pytest.fixture
 def short_runs(monkeypatch):
     """Cut networks into many runs, encoded on two threads."""
-    monkeypatch.setattr(streaming, "_WINDOWS", 3)
+    monkeypatch.setattr(streaming, "_BATCH", 3)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -62,10 +62,12 @@ def in_one_piece(model: SANE, graph: WeightGraph) -> torch.Tensor:
     sizes = fit_scale(graph)
     tokens = tokenize(apply_scale(graph, sizes), SMALL.token_width)
     side = sizes.side[tokens.positions[:, 1]]
-    places = TokenLayout.of(slots(graph), SMALL.token_width).features(0, len(tokens))
-    parts = [cut(x, SMALL.window, SMALL.halo) for x in (tokens.values.float(), side, places)]
+    places = position_features(graph.token_layout(SMALL.token_width), 0, len(tokens))
+    parts = [
+        cut_windows(x, SMALL.window, SMALL.halo) for x in (tokens.values.float(), side, places)
+    ]
     with torch.no_grad():
-        return join(model.encode(*parts), len(tokens), SMALL.window, SMALL.halo)
+        return join_windows(model.encode(*parts), len(tokens), SMALL.window, SMALL.halo)
 
 
 @pytest.mark.parametrize("most", [1, 3, 50, 4096])
@@ -90,15 +92,15 @@ def test_narrow_types_are_standardised_in_single(dtype: torch.dtype) -> None:
 def test_any_range_of_places_is_that_of_the_whole() -> None:
     graph = network()
     tokens = tokenize(graph, 16)
-    layout = TokenLayout.of(slots(graph), 16)
-    whole = layout.features(0, len(tokens))
-    assert layout.spans == tokens.spans
-    assert torch.equal(layout.positions(0, len(tokens)), tokens.positions)
+    layout = graph.token_layout(16)
+    whole = position_features(layout, 0, len(tokens))
+    assert torch.equal(layout.positions(), tokens.positions)
+    assert torch.equal(layout.positions(5, 70), tokens.positions[5:70])
     assert torch.equal(whole[:, -1], tokens.mask.double().mean(1).float())
     for start in range(0, len(tokens), 37):
         stop = min(start + 50, len(tokens))
-        assert torch.equal(layout.features(start, stop), whole[start:stop])
-        assert torch.equal(layout.slots(start, stop), tokens.positions[start:stop, 1])
+        assert torch.equal(position_features(layout, start, stop), whole[start:stop])
+        assert torch.equal(layout.slot_numbers(start, stop), tokens.positions[start:stop, 1])
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -147,9 +149,9 @@ def test_inference_mode_changes_nothing(model: SANE) -> None:
 
 
 def test_precision_by_name() -> None:
-    assert dtype_of("float32", torch.device("cpu")) == torch.float32
-    assert dtype_of("bfloat16", torch.device("cpu")) == torch.bfloat16
-    assert dtype_of("auto", torch.device("cuda")) == torch.float32
+    assert precision_dtype("float32", torch.device("cpu")) == torch.float32
+    assert precision_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert precision_dtype("auto", torch.device("cuda")) == torch.float32
 
 
 @pytest.mark.usefixtures("short_runs")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from sane_plugins.architectures import small_cnn
-from sane_plugins.autoencoder import TokenLayout, embedded_sane, encode, fingerprint
+from sane_plugins.autoencoder import embedded_sane, encode, fingerprint
 from sane_plugins.cli.initialize import main
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.generation import (
@@ -28,7 +28,6 @@ from sane_plugins.generation.denoiser import denoised
 from sane_plugins.host import Host
 from sane_plugins.tasks import SIZE, describe, load_task
 from sane_plugins.tasks.task_embedding import nearness
-from sane_plugins.weights import slots
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -40,8 +39,8 @@ def prompts() -> tuple[torch.Tensor, SamplingContext]:
     """Return latents (3, T, L) of shipped prompts, and what surrounds them on digits."""
     sane = embedded_sane()
     graphs = choose_prompts(small_cnn(), embedded_prompts(), 3).graphs
-    layout = TokenLayout.of(slots(graphs[0]), sane.config.token_width)
-    places = sane.config.places(layout, 0, len(layout))
+    layout = graphs[0].token_layout(sane.config.token_width)
+    places = sane.config.positions(layout, 0, len(layout))
     around = SamplingContext(places, describe(load_task("digits", 28)), fingerprint(sane))
     return torch.stack([encode(sane, graph).values for graph in graphs]), around
 

@@ -96,9 +96,9 @@ def test_zoos_without_images_and_entries_without_a_factory_add_nothing(tmp_path:
 def test_what_is_needed_of_a_dataset_is_built_once(tmp_path: Path, monkeypatch) -> None:
     built: list[object] = []
 
-    def counted(template, mask):
-        built.append(template)
-        return token_indices(template, mask)
+    def counted(layout):
+        built.append(layout)
+        return token_indices(layout)
 
     rng, term = torch.Generator().manual_seed(0), BehaviorLoss({"zoo": IMAGES})
     zoos = [_zoo(tmp_path / name, factory, ("relu", "tanh")) for name, factory in FACTORIES.items()]

@@ -13,7 +13,6 @@ from torch import nn
 from sane_plugins.architectures import build, small_cnn
 from sane_plugins.autoencoder import (
     SANEConfig,
-    TokenLayout,
     decode,
     encode,
     load_sane,
@@ -35,7 +34,7 @@ from sane_plugins.pretraining.losses import masked_mse, masked_variance, nt_xent
 from sane_plugins.pretraining.permuted_dataset import build_datasets
 from sane_plugins.pretraining.view_batch import draw_windows
 from sane_plugins.progress import silent
-from sane_plugins.weights import Scale, Tokens, detokenize, slots, undo_scale
+from sane_plugins.weights import Scale, Tokens, detokenize, undo_scale
 from sane_plugins.zoo import Entry, Zoo, write_zoo
 
 TINY = SANEConfig(
@@ -140,7 +139,7 @@ def test_every_view_of_every_architecture_is_the_same_function(mixed) -> None:
     assert [dataset.zoo for dataset in datasets] == [zoo.name for zoo in mixed]
     images = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     for dataset, zoo in zip(datasets, mixed, strict=True):
-        spans = TokenLayout.of(slots(dataset.template), TINY.token_width).spans
+        spans = dataset.template.token_layout(TINY.token_width).spans
         scale = Scale.from_side(torch.stack([dataset.side[3, start] for start, _ in spans]))
         expected = zoo.module(dataset.entries[3])(images)
         views = [dataset.all_tokens(torch.tensor([3]), torch.tensor([v]))[0] for v in range(4)]

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sane_plugins import symmetry
 from sane_plugins.errors import SourceError
-from sane_plugins.symmetry import permutations
 from sane_plugins.weights import Layer, Param, WeightGraph, from_module
 from sane_plugins.weights.trace import trace
 
@@ -50,12 +50,12 @@ def _write(module: nn.Module, graph: WeightGraph) -> None:
 
 def _random(graph: WeightGraph, seed: int = 1) -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    return permutations.random_permutations(permutations.permutation_groups(graph), rng)
+    return symmetry.random_permutations(symmetry.permutation_groups(graph), rng)
 
 
 def _moved(graph: WeightGraph, groups) -> float:
     """Return the share of weights that some group permutes."""
-    keys = {place.key for group in groups for place in group.places}
+    keys = {place.key for group in groups for place in group.slices}
     return sum(p.size for p in graph.params if p.key in keys) / graph.size
 
 
@@ -64,7 +64,7 @@ def _check(module: nn.Module, inputs: torch.Tensor, tolerance: float = 1e-4) -> 
     """Permute all groups at random; assert that something moved and that the function stayed."""
     graph = from_module(copy.deepcopy(module))
     perms = _random(graph)
-    permuted = permutations.permute(graph, perms)
+    permuted = symmetry.permute(graph, perms)
     assert any(not torch.equal(graph.tensors[k], permuted.tensors[k]) for k in graph.tensors)
     before = module(inputs)
     _write(module, permuted)
@@ -88,7 +88,7 @@ def test_permuted_torchvision_network_computes_the_same(name: str) -> None:
     size = 224 if name == "vit_b_16" else 64
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     graph = _check(_torchvision(name), images)
-    assert _moved(graph, permutations.permutation_groups(graph)) >= TORCHVISION[name] - 0.01
+    assert _moved(graph, symmetry.permutation_groups(graph)) >= TORCHVISION[name] - 0.01
 
 
 class Tied(nn.Module):
@@ -199,9 +199,9 @@ def test_permuted_small_network_computes_the_same(name: str) -> None:
 
 
 def test_what_cannot_be_followed_is_pinned_and_the_rest_is_not() -> None:
-    (group,) = permutations.permutation_groups(from_module(_small("split")))
+    (group,) = symmetry.permutation_groups(from_module(_small("split")))
     assert (group.name, group.size) == ("free.weight", 16)
-    assert {(p.key, p.axis) for p in group.places} == {
+    assert {(p.key, p.axis) for p in group.slices} == {
         ("free.weight", 0),
         ("free.bias", 0),
         ("inside.weight", 1),
@@ -210,8 +210,8 @@ def test_what_cannot_be_followed_is_pinned_and_the_rest_is_not() -> None:
 
 def test_tied_matrix_gets_the_demands_of_both_uses() -> None:
     """The vocabulary is pinned by the output, so only the width may be permuted."""
-    groups = permutations.permutation_groups(from_module(_small("tied")))
-    places = {(p.key, p.axis) for group in groups for p in group.places}
+    groups = symmetry.permutation_groups(from_module(_small("tied")))
+    places = {(p.key, p.axis) for group in groups for p in group.slices}
     assert ("table.weight", 1) in places
     assert ("table.weight", 0) not in places
     assert ("head.bias", 0) not in places
@@ -222,36 +222,36 @@ def test_blocks_are_those_of_the_group_norm_and_repeats_those_of_flatten() -> No
     module = nn.Sequential(
         nn.Conv2d(1, 12, 3), nn.GroupNorm(3, 12), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 4, 2)
     )
-    (group,) = permutations.permutation_groups(from_module(module))
+    (group,) = symmetry.permutation_groups(from_module(module))
     assert (group.size, group.blocks) == (12, 3)
-    assert permutations.AxisSlice("4.weight", 1, 0, 48, 4) in group.places
+    assert symmetry.AxisSlice("4.weight", 1, 0, 48, 4) in group.slices
     perm = _random(from_module(module))[group.name]
     assert torch.equal(perm // 4, torch.arange(12) // 4)
 
 
 def test_concat_cuts_what_it_is_added_to() -> None:
-    groups = permutations.permutation_groups(from_module(_small("cut")))
+    groups = symmetry.permutation_groups(from_module(_small("cut")))
     sizes = {group.name: (group.size, group.blocks) for group in groups}
     assert sizes == {"a.weight": (6, 1), "b.weight": (10, 1), "grouped.weight": (24, 2)}
-    assert permutations.AxisSlice("c.weight", 0, 6, 10, 1) in groups[1].places
+    assert symmetry.AxisSlice("c.weight", 0, 6, 10, 1) in groups[1].slices
 
 
 def test_groups_of_a_convolution_are_permuted_as_wholes() -> None:
     """Four groups of four channels, two from each branch, become six channels each."""
-    groups = permutations.permutation_groups(from_module(_small("concat")))
+    groups = symmetry.permutation_groups(from_module(_small("concat")))
     assert [(group.name, group.size) for group in groups] == [("a.weight", 2), ("b.weight", 2)]
-    assert permutations.AxisSlice("grouped.weight", 0, 12, 12, 6) in groups[1].places
+    assert symmetry.AxisSlice("grouped.weight", 0, 12, 12, 6) in groups[1].slices
 
 
 def test_border_across_the_groups_of_a_convolution_pins_them() -> None:
-    assert permutations.permutation_groups(from_module(Concat(6, 4))) == ()
+    assert symmetry.permutation_groups(from_module(Concat(6, 4))) == ()
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_permutation_returns_bit_for_bit(name: str) -> None:
     graph = from_module(_small(name))
     perms = _random(graph)
-    back = permutations.permute(permutations.permute(graph, perms), permutations.inverse(perms))
+    back = symmetry.permute(symmetry.permute(graph, perms), symmetry.inverse(perms))
     assert all(torch.equal(t, back.tensors[k]) for k, t in graph.tensors.items())
 
 
@@ -294,15 +294,15 @@ class Residual(nn.Module):
 def test_align_finds_a_permuted_network_exactly(make, seed: int) -> None:
     torch.manual_seed(seed)
     graph = from_module(make(seed))
-    permuted = permutations.permute(graph, _random(graph, seed))
+    permuted = symmetry.permute(graph, _random(graph, seed))
     rng = torch.Generator().manual_seed(seed)
-    found = permutations.align(permuted, graph, rng)
+    found = symmetry.align(permuted, graph, rng)
     assert all(torch.equal(t, found.tensors[k]) for k, t in graph.tensors.items())
 
 
 def test_align_brings_strangers_closer_and_keeps_their_function() -> None:
     one, other, rng = from_module(_cnn(1)), from_module(_cnn(2)), torch.Generator().manual_seed(0)
-    aligned = permutations.align(other, one, rng)
+    aligned = symmetry.align(other, one, rng)
     assert _distance(aligned, one) < _distance(other, one)
     module, images = _cnn(2), torch.randn(4, 3, 32, 32)
     before = module(images)
@@ -316,17 +316,17 @@ def _distance(one: WeightGraph, other: WeightGraph) -> float:
 
 def test_same_seed_aligns_to_the_same_bytes() -> None:
     one, other = from_module(_cnn(1)), from_module(_cnn(2))
-    twice = [permutations.align(other, one, torch.Generator().manual_seed(3)) for _ in range(2)]
+    twice = [symmetry.align(other, one, torch.Generator().manual_seed(3)) for _ in range(2)]
     assert all(torch.equal(t, twice[1].tensors[k]) for k, t in twice[0].tensors.items())
 
 
 def test_aligning_a_small_network_is_fast() -> None:
     one, other = from_module(_cnn(1)), from_module(_cnn(2))
-    groups, rng = permutations.permutation_groups(one), torch.Generator().manual_seed(0)
+    groups, rng = symmetry.permutation_groups(one), torch.Generator().manual_seed(0)
     times = []
     for _ in range(7):
         start = time.perf_counter()
-        permutations.align(other, one, rng, groups)
+        symmetry.align(other, one, rng, groups)
         times.append(time.perf_counter() - start)
     # Needs some 4 ms; the bound leaves room for a busy machine.
     assert min(times) < 0.05
@@ -334,16 +334,16 @@ def test_aligning_a_small_network_is_fast() -> None:
 
 def test_wrong_permutations_are_refused() -> None:
     graph = from_module(_cnn(0))
-    group = permutations.permutation_groups(graph)[0]
+    group = symmetry.permutation_groups(graph)[0]
     for perms, message in [
         ({"nobody": torch.arange(3)}, "no such permutation group"),
         ({group.name: torch.zeros(group.size, dtype=torch.int64)}, "permutation of 8 channels"),
         ({group.name: torch.arange(3)}, "3 indices"),
     ]:
         with pytest.raises(SourceError, match=message):
-            permutations.permute(graph, perms)
+            symmetry.permute(graph, perms)
     with pytest.raises(SourceError, match="networks of one architecture"):
-        permutations.align(graph, from_module(_cnn(0, width=12)), torch.Generator())
+        symmetry.align(graph, from_module(_cnn(0, width=12)), torch.Generator())
 
 
 def _layer(name: str, kind: str, shape: tuple[int, ...] = (), axis: int = 0, **options) -> Layer:
@@ -361,29 +361,27 @@ def test_layers_may_come_in_any_order_and_matrices_either_way_round() -> None:
         _layer("y", "output", inputs=("last",)),
     )
     graph = WeightGraph(source="test", layers=layers, tensors={})
-    (group,) = permutations.permutation_groups(graph)
-    assert group.places == (
-        permutations.AxisSlice("first.w", 1, 0, 6, 1),
-        permutations.AxisSlice("last.w", 0, 0, 6, 1),
+    (group,) = symmetry.permutation_groups(graph)
+    assert group.slices == (
+        symmetry.AxisSlice("first.w", 1, 0, 6, 1),
+        symmetry.AxisSlice("last.w", 0, 0, 6, 1),
     )
 
 
 def test_upsampling_along_an_unknown_axis_pins() -> None:
     module = nn.Sequential(nn.Linear(4, 6), nn.Upsample(scale_factor=2), nn.Linear(12, 2))
-    assert permutations.permutation_groups(from_module(module)) == ()
+    assert symmetry.permutation_groups(from_module(module)) == ()
 
 
 def test_norm_of_another_axis_pins_even_where_sizes_agree() -> None:
     """A linear layer permutes the last axis, the norm scales the third from the end."""
     module = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm2d(8), nn.Linear(8, 2))
-    assert permutations.permutation_groups(from_module(module)) == ()
+    assert symmetry.permutation_groups(from_module(module)) == ()
 
 
 def test_network_without_topology_has_no_groups() -> None:
     layers = (_layer("a", "unknown", (4, 3)), _layer("b", "unknown", (2, 4)))
-    assert (
-        permutations.permutation_groups(WeightGraph(source="test", layers=layers, tensors={})) == ()
-    )
+    assert symmetry.permutation_groups(WeightGraph(source="test", layers=layers, tensors={})) == ()
 
 
 class Branching(nn.Module):

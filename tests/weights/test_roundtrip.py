@@ -10,7 +10,7 @@ from safetensors import safe_open
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import from_state_dict, open_file
 from sane_plugins.symmetry import permutation_groups
-from sane_plugins.weights import WeightGraph, detokenize, from_module, slots, tokenize
+from sane_plugins.weights import WeightGraph, detokenize, from_module, tokenize
 from sane_plugins.zoo import import_published
 
 WIDTHS = (16, 128, 289)
@@ -59,8 +59,8 @@ def test_torchvision_networks(name: str) -> None:
     assert_exact(graph, (128,))
     assert_covered(graph, network.state_dict())
     there = from_state_dict(network.state_dict(), name)
-    here = [(slot.weight.key, slot.bias and slot.bias.key) for slot in slots(graph)]
-    assert here == [(slot.weight.key, slot.bias and slot.bias.key) for slot in slots(there)]
+    here = [(slot.weight.key, slot.bias and slot.bias.key) for slot in graph.slots]
+    assert here == [(slot.weight.key, slot.bias and slot.bias.key) for slot in there.slots]
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -160,5 +160,5 @@ def test_positions_tell_slot_and_channel() -> None:
         [6, 1, 0],
         [7, 1, 1],
     ]
-    assert tokens.spans == [(0, 6), (6, 8)]
+    assert graph.token_layout(16).spans == ((0, 6), (6, 8))
     assert tokens.mask.sum(1).tolist() == [16, 5] * 3 + [4, 4]

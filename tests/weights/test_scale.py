@@ -11,7 +11,6 @@ from sane_plugins.weights import (
     detokenize,
     fit_scale,
     from_module,
-    slots,
     tokenize,
     undo_scale,
 )
@@ -35,7 +34,7 @@ def test_scale_is_undone_exactly_up_to_rounding() -> None:
 def test_every_slot_is_standardised() -> None:
     graph = from_module(_network())
     changed = apply_scale(graph, fit_scale(graph))
-    for slot in slots(graph):
+    for slot in graph.slots:
         tensor = changed.tensors[slot.weight.key]
         assert tensor.mean().abs() < 1e-5
         constant = graph.tensors[slot.weight.key].std() == 0

@@ -26,7 +26,6 @@ from zoos import RECIPES
 from sane_plugins.autoencoder import (
     SANE,
     SANEConfig,
-    TokenLayout,
     encode,
     fingerprint,
     load_sane,
@@ -38,7 +37,6 @@ from sane_plugins.pretraining import BehaviorLoss, PretrainOptions, World, pretr
 from sane_plugins.progress import Progress
 from sane_plugins.properties import FitOptions, fit_heads, save_heads
 from sane_plugins.tasks import SIZE, Task, describe, load_task
-from sane_plugins.weights import slots
 from sane_plugins.zoo import Entry, Zoo, evaluation_pool, write_zoo
 
 OUT = Path(__file__).parents[2] / "sane_plugins" / "data"
@@ -142,8 +140,8 @@ def _examples(zoo: Zoo, task: torch.Tensor, model: SANE) -> list[DenoiserExample
     found = []
     for entry in last.values():
         graph = zoo.graph(entry)
-        layout = TokenLayout.of(slots(graph), model.config.token_width)
-        places = model.config.places(layout, 0, len(layout))
+        layout = graph.token_layout(model.config.token_width)
+        places = model.config.positions(layout, 0, len(layout))
         found.append(DenoiserExample(encode(model, graph).values, places, task))
     return found
 

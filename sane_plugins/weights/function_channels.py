@@ -1,32 +1,25 @@
-"""What torch's functions and methods do to channels, as steps of a topology."""
+"""What torch's functions and methods do to channels: add a new one to `_BY_NAME`."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 from torch.nn import functional
 
-from sane_plugins.weights.graph import Kind
+from sane_plugins.weights.channel_ops import (
+    JOIN,
+    OPAQUE,
+    POINTWISE,
+    SPATIAL,
+    ChannelOp,
+    ChannelOps,
+)
+from sane_plugins.weights.layers import Kind
 
-
-@dataclass(frozen=True)
-class Step:
-    """A layer's kind with its `groups` and `dims`, as in `Layer`."""
-
-    kind: Kind
-    groups: int = 1
-    dims: tuple[int, ...] = ()
-
-
-OPAQUE, POINTWISE, JOIN = (Step("opaque"),), (Step("pointwise"),), (Step("join"),)
-Steps = tuple[Step, ...]
-
-SPATIAL = (2, 3, 4)
 _POOL_CALLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
 ELEMENTWISE = (
     "abs",
@@ -111,9 +104,8 @@ _REDUCING = ("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp")
 
 def is_scalar(node: fx.Node) -> bool:
     """Tell whether a node is a shape, a number or a check, and no tensor. Ask in graph order."""
-    found = _asks_shape(node) or _computes_scalar(node)
-    node.meta["is_scalar"] = found
-    return found
+    node.meta["is_scalar"] = _asks_shape(node) or _computes_scalar(node)
+    return bool(node.meta["is_scalar"])
 
 
 def _asks_shape(node: fx.Node) -> bool:
@@ -150,15 +142,15 @@ class FunctionCall:
         return axes if all(type(axis) is int for axis in axes) else ()
 
 
-def describe_function(node: fx.Node, inputs: int) -> Steps:
-    """Return the steps of a function or method call that reads `inputs` tensors."""
+def function_channel_ops(node: fx.Node, inputs: int) -> ChannelOps:
+    """Return the operations of a function or method call that reads `inputs` tensors."""
     rule = (_METHODS if node.op == "call_method" else _FUNCTIONS).get(node.target)
     if rule is not None and inputs:
         return rule(FunctionCall(node, inputs))
-    return POINTWISE if inputs == 1 and _hands_back(node) else OPAQUE
+    return POINTWISE if inputs == 1 and _is_identity(node) else OPAQUE
 
 
-def _hands_back(node: fx.Node) -> bool:
+def _is_identity(node: fx.Node) -> bool:
     """Tell whether an unknown function returns its input untouched (as drop path does in evaluation)."""
     if node.op != "call_function" or not callable(node.target):
         return False
@@ -172,40 +164,40 @@ def _hands_back(node: fx.Node) -> bool:
         return False
 
 
-def _elementwise(call: FunctionCall) -> Steps:
+def _elementwise(call: FunctionCall) -> ChannelOps:
     return POINTWISE if call.inputs == 1 else JOIN
 
 
-def _prelu(_: FunctionCall) -> Steps:
+def _prelu(_: FunctionCall) -> ChannelOps:
     return POINTWISE
 
 
-def _single(call: FunctionCall) -> Steps:
+def _single(call: FunctionCall) -> ChannelOps:
     return POINTWISE if call.inputs == 1 else OPAQUE
 
 
-def _along(*dims: int) -> Callable[[FunctionCall], Steps]:
-    return lambda call: (Step("pointwise", dims=dims),) if call.inputs == 1 else OPAQUE
+def _along(*dims: int) -> Callable[[FunctionCall], ChannelOps]:
+    return lambda call: (ChannelOp("pointwise", dims=dims),) if call.inputs == 1 else OPAQUE
 
 
-def _pad(call: FunctionCall) -> Steps:
+def _pad(call: FunctionCall) -> ChannelOps:
     widths = call.get(1, "pad")
     if call.inputs > 1 or not isinstance(widths, list | tuple):
         return OPAQUE
-    return (Step("pointwise", dims=tuple(range(-(len(widths) // 2), 0))),)
+    return (ChannelOp("pointwise", dims=tuple(range(-(len(widths) // 2), 0))),)
 
 
-def _concat(call: FunctionCall) -> Steps:
+def _concat(call: FunctionCall) -> ChannelOps:
     axis = call.get(1, "dim", 0)
-    return (Step("concat", dims=(axis,)),) if type(axis) is int else OPAQUE
+    return (ChannelOp("concat", dims=(axis,)),) if type(axis) is int else OPAQUE
 
 
-def _flatten(call: FunctionCall) -> Steps:
+def _flatten(call: FunctionCall) -> ChannelOps:
     start, end = call.get(1, "start_dim", 0), call.get(2, "end_dim", -1)
-    return (Step("flatten", dims=(start,)),) if type(start) is int and end == -1 else OPAQUE
+    return (ChannelOp("flatten", dims=(start,)),) if type(start) is int and end == -1 else OPAQUE
 
 
-def _reshape(call: FunctionCall) -> Steps:
+def _reshape(call: FunctionCall) -> ChannelOps:
     """Recognise the two usual ways to write flatten: (batch size, -1) and (-1, features)."""
     given = call.node.args[1:]
     shape = tuple(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else given
@@ -213,7 +205,7 @@ def _reshape(call: FunctionCall) -> Steps:
         return OPAQUE
     keeps_batch = shape[1] == -1 and _is_batch_size(shape[0])
     keeps_features = shape[0] == -1 and type(shape[1]) is int
-    return (Step("flatten", dims=(1,)),) if keeps_batch or keeps_features else OPAQUE
+    return (ChannelOp("flatten", dims=(1,)),) if keeps_batch or keeps_features else OPAQUE
 
 
 def _is_batch_size(size: Any) -> bool:
@@ -226,53 +218,53 @@ def _is_batch_size(size: Any) -> bool:
     return is_item and isinstance(size.args[0], fx.Node) and _asks_shape(size.args[0])
 
 
-def _reduce(call: FunctionCall) -> Steps:
+def _reduce(call: FunctionCall) -> ChannelOps:
     axes, keep = call.axes(1, "dim"), call.node.kwargs.get("keepdim", call.get(2, "keepdim", False))
     if not axes or call.inputs > 1 or len(call.node.args) > 3 or type(keep) is not bool:
         return OPAQUE
-    reduced = Step("reduce", dims=axes)
-    return (reduced,) if keep else (reduced, Step("squeeze", dims=axes))
+    reduced = ChannelOp("reduce", dims=axes)
+    return (reduced,) if keep else (reduced, ChannelOp("squeeze", dims=axes))
 
 
-def _axes(kind: Kind, index: int, name: str) -> Callable[[FunctionCall], Steps]:
-    def rule(call: FunctionCall) -> Steps:
+def _axes(kind: Kind, index: int, name: str) -> Callable[[FunctionCall], ChannelOps]:
+    def rule(call: FunctionCall) -> ChannelOps:
         axes = call.axes(index, name)
-        return (Step(kind, dims=axes),) if axes and call.inputs == 1 else OPAQUE
+        return (ChannelOp(kind, dims=axes),) if axes and call.inputs == 1 else OPAQUE
 
     return rule
 
 
-def _transpose(call: FunctionCall) -> Steps:
+def _transpose(call: FunctionCall) -> ChannelOps:
     axes = call.get(1, "dim0"), call.get(2, "dim1")
-    return (Step("transpose", dims=axes),) if all(type(a) is int for a in axes) else OPAQUE
+    return (ChannelOp("transpose", dims=axes),) if all(type(a) is int for a in axes) else OPAQUE
 
 
-def _matrix(kind: Kind, position: int) -> Callable[[FunctionCall], Steps]:
-    def rule(call: FunctionCall) -> Steps:
+def _matrix(kind: Kind, position: int) -> Callable[[FunctionCall], ChannelOps]:
+    def rule(call: FunctionCall) -> ChannelOps:
         groups = call.get(position, "groups", 1)
-        return (Step(kind, groups=groups),) if type(groups) is int else OPAQUE
+        return (ChannelOp(kind, groups=groups),) if type(groups) is int else OPAQUE
 
     return rule
 
 
-def _plain(kind: Kind, *dims: int) -> Callable[[FunctionCall], Steps]:
-    return lambda _: (Step(kind, dims=dims),)
+def _plain(kind: Kind, *dims: int) -> Callable[[FunctionCall], ChannelOps]:
+    return lambda _: (ChannelOp(kind, dims=dims),)
 
 
-def _layer_norm(call: FunctionCall) -> Steps:
+def _layer_norm(call: FunctionCall) -> ChannelOps:
     shape = call.get(1, "normalized_shape")
     if not isinstance(shape, list | tuple):
         return OPAQUE
-    return (Step("norm", dims=tuple(range(-len(shape), 0))),)
+    return (ChannelOp("norm", dims=tuple(range(-len(shape), 0))),)
 
 
-def _group_norm(call: FunctionCall) -> Steps:
+def _group_norm(call: FunctionCall) -> ChannelOps:
     count = call.get(1, "num_groups")
-    return (Step("norm", groups=count, dims=(1,)),) if type(count) is int else OPAQUE
+    return (ChannelOp("norm", groups=count, dims=(1,)),) if type(count) is int else OPAQUE
 
 
-_Rule = Callable[[FunctionCall], Steps]
-_NAMED: dict[str, _Rule] = {
+_Rule = Callable[[FunctionCall], ChannelOps]
+_BY_NAME: dict[str, _Rule] = {
     **dict.fromkeys((n + end for n in ELEMENTWISE for end in ("", "_")), _elementwise),
     **dict.fromkeys(_NORMALIZING, _single),
     **dict.fromkeys(_REDUCING, _reduce),
@@ -292,7 +284,7 @@ _NAMED: dict[str, _Rule] = {
     "transpose": _transpose,
     "swapaxes": _transpose,
     "linear": _plain("linear"),
-    "embedding": lambda _: (Step("embedding"),),
+    "embedding": lambda _: (ChannelOp("embedding"),),
     "batch_norm": _plain("norm", 1),
     "instance_norm": _plain("norm", 1),
     "layer_norm": _layer_norm,
@@ -306,10 +298,10 @@ def _objects(homes: Iterable[Any]) -> dict[Any, _Rule]:
     return {
         getattr(home, name): rule
         for home in homes
-        for name, rule in _NAMED.items()
+        for name, rule in _BY_NAME.items()
         if hasattr(home, name)
     }
 
 
-_METHODS: dict[Any, _Rule] = {n: rule for n, rule in _NAMED.items() if hasattr(torch.Tensor, n)}
+_METHODS: dict[Any, _Rule] = {n: rule for n, rule in _BY_NAME.items() if hasattr(torch.Tensor, n)}
 _FUNCTIONS = _objects((torch, functional, torch.special, operator))

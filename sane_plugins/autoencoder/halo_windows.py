@@ -10,34 +10,35 @@ from math import ceil
 import torch
 
 
-def cut(sequence: torch.Tensor, window: int, halo: int) -> torch.Tensor:
+def cut_windows(sequence: torch.Tensor, window: int, halo: int) -> torch.Tensor:
     """Cut (T, ...) into windows (K, S, ...) that together own every token once."""
-    return sequence[seen(len(sequence), window, halo).to(sequence.device)]
+    return sequence[visible_tokens(len(sequence), window, halo).to(sequence.device)]
 
 
-def join(windows: torch.Tensor, tokens: int, window: int, halo: int) -> torch.Tensor:
-    """Take back from (K, S, ...) what each window owns: (T, ...); the inverse of `cut`."""
+def join_windows(windows: torch.Tensor, tokens: int, window: int, halo: int) -> torch.Tensor:
+    """Take back from (K, S, ...) what each window owns: (T, ...); the inverse of `cut_windows`."""
     owner = torch.arange(tokens) // window
-    start = seen(tokens, window, halo)[:, 0]
+    start = visible_tokens(tokens, window, halo)[:, 0]
     return windows[owner, torch.arange(tokens) - start[owner]]
 
 
-def count(tokens: int, window: int) -> int:
+def count_windows(tokens: int, window: int) -> int:
     """Return how many windows (K) own T tokens."""
     return ceil(tokens / window)
 
 
-def seen(
+def visible_tokens(
     tokens: int, window: int, halo: int, first: int = 0, last: int | None = None
 ) -> torch.Tensor:
     """Return the tokens that the windows `first` to `last` (all of them) see, (K, S)."""
     span = min(window + 2 * halo, tokens)
-    start = torch.arange(first, count(tokens, window) if last is None else last) * window - halo
+    last = count_windows(tokens, window) if last is None else last
+    start = torch.arange(first, last) * window - halo
     start = start.clamp(0, tokens - span)  # first, last and short sequences need no special case
     return start[:, None] + torch.arange(span)
 
 
-def owned(tokens: int, window: int, first: int, last: int) -> torch.Tensor:
+def owned_tokens(tokens: int, window: int, first: int, last: int) -> torch.Tensor:
     """Return the tokens that the windows `first` to `last` own, (K, W).
 
     The last window of a sequence may own fewer: its last token fills the row.

@@ -1,0 +1,112 @@
+"""Groups of interchangeable channels, as a union-find: unified, split and restricted as layers demand.
+
+A *layout* describes one axis as segments (group, repeat): the channels of a group, each repeated that many
+consecutive times. A group may become part of another one, so a layout is resolved when it is read.
+The method: docs/explanation/sane.md, section 10.1.
+"""
+
+from __future__ import annotations
+
+from math import lcm
+
+Segment = tuple[int, int]
+ChannelLayout = tuple[Segment, ...]
+
+
+class ChannelGroups:
+    """All groups of one network, numbered. One of `blocks` b may only be permuted within b equal blocks."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.blocks: list[int] = []
+        self._parts: dict[int, ChannelLayout] = {}
+
+    def new(self, size: int, blocks: int = 1) -> ChannelLayout:
+        """Return the layout of a new group."""
+        self.sizes.append(size)
+        self.blocks.append(blocks)
+        return ((len(self.sizes) - 1, 1),)
+
+    def resolve(self, layout: ChannelLayout) -> ChannelLayout:
+        """Return the layout in terms of groups that are not part of others."""
+        resolved: list[Segment] = []
+        for group, repeat in layout:
+            if group in self._parts:
+                inner = self._parts[group] = self.resolve(self._parts[group])
+                resolved.extend((part, times * repeat) for part, times in inner)
+            else:
+                resolved.append((group, repeat))
+        return tuple(resolved)
+
+    def entries(self, layout: ChannelLayout) -> int:
+        """Return the length of the axis that the layout describes."""
+        return sum(self.sizes[group] * repeat for group, repeat in layout)
+
+    def pin(self, layout: ChannelLayout) -> None:
+        """Forbid any permutation of these channels."""
+        for group, _ in self.resolve(layout):
+            self.blocks[group] = self.sizes[group]
+
+    def is_free(self, group: int) -> bool:
+        """Tell whether a permutation other than the identity is left."""
+        return self.blocks[group] < self.sizes[group]
+
+    def restrict_to_blocks(self, layout: ChannelLayout, groups: int) -> None:
+        """Forbid that channels cross the borders of `groups` equal parts of the axis."""
+        total, start = self.entries(layout), 0
+        part = total // groups if total % groups == 0 else 1
+        for group, repeat in self.resolve(layout):
+            stop = start + self.sizes[group] * repeat
+            if start % part == 0 and stop % part == 0:
+                self._restrict(group, (stop - start) // part)
+            elif start // part != (stop - 1) // part:
+                self.pin(((group, repeat),))
+            start = stop
+
+    def unify(self, one: ChannelLayout, other: ChannelLayout) -> None:
+        """Demand that two axes are permuted alike; what cannot be is pinned."""
+        left, right = self.resolve(one), self.resolve(other)
+        if self.entries(left) != self.entries(right):
+            self.pin(left + right)
+            return
+        while left:
+            a, b = self.entries(left[:1]), self.entries(right[:1])
+            if a == b:
+                self._merge(left[0], right[0])
+                left, right = left[1:], right[1:]
+            elif not self._split(*((right[0], a) if a < b else (left[0], b))):
+                self.pin(left + right)
+                return
+            left, right = self.resolve(left), self.resolve(right)
+
+    def _merge(self, one: Segment, other: Segment) -> None:
+        """Make two segments of the same length one; the larger repeat keeps its group."""
+        (gone, inner), (keep, outer) = sorted((other, one), key=lambda segment: segment[1])
+        if keep == gone:
+            return
+        if outer % inner:
+            self.pin((one, other))
+            return
+        self._parts[gone] = ((keep, outer // inner),)
+        self._restrict(keep, self.blocks[gone])
+
+    def _split(self, segment: Segment, entries: int) -> bool:
+        """Split a segment's group so that its first part fills `entries`; tell whether that works."""
+        group, repeat = segment
+        first, rest = divmod(entries, repeat)
+        if rest:
+            return False
+        second = self.sizes[group] - first
+        block = self.sizes[group] // self.blocks[group]
+        if self.blocks[group] == 1:
+            counts = 1, 1
+        elif first % block == 0:
+            counts = first // block, second // block
+        else:
+            counts = first, second
+        self._parts[group] = self.new(first, counts[0]) + self.new(second, counts[1])
+        return True
+
+    def _restrict(self, group: int, blocks: int) -> None:
+        both = lcm(self.blocks[group], blocks)
+        self.blocks[group] = self.sizes[group] if self.sizes[group] % both else both
