@@ -84,7 +84,7 @@ def exact(monkeypatch) -> None:
 
     def encode(_: SANE, graph, **__: object) -> Latents:
         tokens = tokenize(graph, WIDTH)
-        return Latents(tokens.values, tokens.spans)
+        return Latents(tokens.values, graph.token_layout(WIDTH).spans)
 
     def decode(_: SANE, latents: torch.Tensor, template, **__: object):
         tokens = tokenize(template, WIDTH)
