@@ -8,7 +8,7 @@ Every figure is a ratio of times taken next to each other in the same round; the
 - Encoding (the shipped SANE, precision `auto`) against the rate of matrix products in the same precision: of
   large square matrices, and of the encoder's own layers on the tokens of one run. Its operations are counted
   as 2 x parameters of linear layers x tokens that windows see, halo included, and attention; and again
-  without those that the fast encoder need not do.
+  without those that the bfloat16 encoder need not do.
 - With --data: heads fitted on float32 features of published networks, asked with bfloat16 features of others.
 All of it twice: on all threads by the clock, and on one thread by the processor's time of that thread, which
 other jobs on the machine disturb less. Writes results/speed.json and speed.md.
@@ -30,9 +30,8 @@ from precision import noise
 from torch import nn
 
 from sane_plugins import Host
-from sane_plugins.autoencoder import SANE, embedded_sane
+from sane_plugins.autoencoder import SANE, embedded_sane, halo_windows
 from sane_plugins.autoencoder.bfloat16 import precision_dtype
-from sane_plugins.autoencoder.halo_windows import visible_tokens
 from sane_plugins.autoencoder.positions import POSITION_WIDTH
 from sane_plugins.features import EncodeOptions, SaneEncoder
 from sane_plugins.weights import SIDE, WeightGraph, detokenize, from_module, tokenize
@@ -40,7 +39,7 @@ from sane_plugins.weights import SIDE, WeightGraph, detokenize, from_module, tok
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("resnet18", "resnet50")
 ROUNDS = 15
-_RUN = 32 * 80  # tokens that the windows of a run see
+_RUN = 32 * 80  # tokens that the windows of a batch see
 _SQUARE = 2048
 
 
@@ -155,7 +154,7 @@ def operations(model: SANE, graph: WeightGraph) -> tuple[int, int]:
     """Return operations of the encoder as counted for the model, and those that are done."""
     config = model.config
     own = len(graph.token_layout(config.token_width))
-    seen = visible_tokens(own, config.window, config.halo)
+    seen = halo_windows.visible_tokens(own, config.window, config.halo)
     width, span, layers = config.model_width, seen.shape[1], config.layers
     first = 2 * width * (config.token_width + SIDE + POSITION_WIDTH)
     last = 2 * width * config.latent_width
