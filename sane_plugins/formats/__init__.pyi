@@ -14,11 +14,12 @@ from .artifact import (
     save_artifact,
     stream_artifact,
 )
-from .files import CHECKPOINTS, SCRIPTS, open_file
+from .files import open_file
 from .guards import require_file, source_errors
 from .lazy_tensors import LazyTensors
-from .sharded import INDEX, index_in
+from .sharded import index_in
 from .state_dict import from_state_dict
+from .suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
 from .writing import (
     check_save,
     save_arrays,
@@ -31,6 +32,7 @@ from .writing import (
 )
 
 __all__ = [
+    "ARRAYS",
     "CHECKPOINTS",
     "DENOISER",
     "EMBEDDINGS",

@@ -8,13 +8,10 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.numpy_files import open_arrays
 from sane_plugins.formats.safetensors_files import open_safetensors
-from sane_plugins.formats.sharded import INDEX, index_in, open_index
+from sane_plugins.formats.sharded import index_in, open_index
+from sane_plugins.formats.suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
 from sane_plugins.formats.torch_checkpoints import open_checkpoint
 from sane_plugins.weights import WeightGraph
-
-CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
-SCRIPTS = (".jit", ".torchscript")
-ARRAYS = (".npz", ".npy")
 
 
 def open_file(path: str | Path) -> WeightGraph | None:

@@ -21,9 +21,9 @@ from sane_plugins.formats.lazy_tensors import (
     unique_keys,
 )
 from sane_plugins.formats.safetensors_files import parse_network_entry, to_graph
+from sane_plugins.formats.suffixes import INDEX
 from sane_plugins.weights import WeightGraph
 
-INDEX = ".safetensors.index.json"
 SHARDS = 2_000  # files of one network, which stay open
 
 

@@ -17,8 +17,7 @@ from safetensors.torch import save, save_file
 from sane_plugins.atomic_files import write_all
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.artifact import HEADER
-from sane_plugins.formats.files import CHECKPOINTS, SCRIPTS
-from sane_plugins.formats.sharded import INDEX
+from sane_plugins.formats.suffixes import CHECKPOINTS, INDEX, SCRIPTS
 from sane_plugins.weights import WeightGraph
 
 SHARD = 5 * 10**9  # bytes of tensors in one file of several

@@ -6,6 +6,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 
 import torch
 
@@ -37,7 +38,7 @@ class WeightGraph:
     container: str = "state_dict"
 
     def __post_init__(self) -> None:
-        if not self.size:
+        if not any(prod(param.shape) for layer in self.layers for param in layer.params):
             raise SourceError(
                 self.source,
                 "no floating-point tensor was found",
@@ -51,7 +52,7 @@ class WeightGraph:
             f" tensors={len(self.params)}, values={self.size:,})"
         )
 
-    @property
+    @cached_property
     def params(self) -> tuple[Param, ...]:
         """Return every owned tensor once, in network order (a tied tensor belongs to its first use)."""
         return tuple({p.key: p for layer in self.layers for p in layer.params}.values())
@@ -76,10 +77,10 @@ class WeightGraph:
         """Tell whether the layers say what they read."""
         return any(layer.inputs for layer in self.layers)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Return the number of values in all owned tensors."""
-        return sum(p.size for p in self.params)
+        return sum(prod(p.shape) for p in self.params)
 
     @property
     def coverage(self) -> float:
@@ -113,8 +114,13 @@ class WeightGraph:
                     "check which network it is from",
                 )
         same = replace(self, tensors=ChainMap(dict(tensors), self.tensors))  # type: ignore[arg-type]
-        # The layers stay, and with them the layout.
-        vars(same).update(slots=self.slots, _token_layouts=self._token_layouts)
+        # The layers stay, and with them all that follows from them.
+        vars(same).update(
+            params=self.params,
+            size=self.size,
+            slots=self.slots,
+            _token_layouts=self._token_layouts,
+        )
         return same
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -30,8 +30,7 @@ from sane_plugins.builtin import portfolio
 from sane_plugins.cli.initialize import main as sane_init
 from sane_plugins.cli.main import main as sane_plugins
 from sane_plugins.cli.verify import verify
-from sane_plugins.formats import files
-from sane_plugins.formats.sharded import INDEX
+from sane_plugins.formats import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
 from sane_plugins.pretraining.presets import PRESETS
 from sane_plugins.zoo_training.hyperparameters import HyperparameterRanges
 
@@ -220,12 +219,12 @@ def suffixes() -> str:
     told = {
         ".safetensors": "safetensors",
         INDEX: "safetensors in several files",
-        **dict.fromkeys(files.CHECKPOINTS, "torch checkpoint"),
-        **dict.fromkeys(files.SCRIPTS, "TorchScript"),
-        **dict.fromkeys(files.ARRAYS, "NumPy"),
+        **dict.fromkeys(CHECKPOINTS, "torch checkpoint"),
+        **dict.fromkeys(SCRIPTS, "TorchScript"),
+        **dict.fromkeys(ARRAYS, "NumPy"),
         ".onnx": "ONNX (extra `onnx`)",
     }
-    unwritten = {*files.SCRIPTS, *(x for x in files.ARRAYS if x != ".npz")}
+    unwritten = {*SCRIPTS, *(x for x in ARRAYS if x != ".npz")}
     own = {".onnx": "where it was read from ONNX"}
     rows = [
         (f"`{x}`", form, "yes", own.get(x, "no" if x in unwritten else "yes"))
