@@ -65,7 +65,7 @@ def find_slots(layers: Iterable[Layer]) -> tuple[Slot, ...]:
             rows = weight.shape[weight.axis] if len(weight.shape) > 1 else 1
             has_bias = bool(fresh) and len(weight.shape) > 1 and fresh[0].shape == (rows,)
             bias = fresh.pop(0) if has_bias else None
-            columns = prod(weight.shape) // rows + has_bias
+            columns = prod(weight.shape) // rows + int(has_bias)
             if columns == 1:
                 rows, columns = 1, rows
             slots.append(
