@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 import typing
 from collections.abc import Iterable
@@ -38,16 +39,23 @@ def require_field_types(options: Any) -> None:
 
     Annotations that say more than a type (protocols, nested generics) are left to who uses the field.
     """
-    hints = typing.get_type_hints(type(options))
     for field in fields(options):
-        value = getattr(options, field.name)
-        if not _allows(hints[field.name], value):
+        value, hint = getattr(options, field.name), _resolved(type(options), field.type)
+        if not _allows(hint, value):
             raise ArgumentTypeError(
                 f"{type(options).__name__}, {field.name}",
                 f"{_given(value)} was given",
-                f"{_spelt(hints[field.name])} is needed",
+                f"{_spelt(hint)} is needed",
                 f"see help({type(options).__name__})",
             )
+
+
+def _resolved(owner: type, annotation: Any) -> Any:
+    """Return what an annotation of our own means; `object` where its name is for type checkers only."""
+    try:
+        return eval(annotation, vars(sys.modules[owner.__module__]))
+    except NameError:
+        return object
 
 
 def _allows(hint: Any, value: object) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import PluginManager
 
 from sane_plugins import hooks
+from sane_plugins.arguments import require_type
 from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
 from sane_plugins.plugins import (
     Problem,
@@ -153,6 +154,10 @@ class Host:
         `metadata`, plain data of JSON, go into the file where its form has room, else into
         `<target>.provenance.json`. `like` is a source whose form is kept, such as an ONNX file's nodes.
         """
+        from sane_plugins.weights import WeightGraph
+
+        require_type("save, graph", graph, WeightGraph, way_out="read one with host.open()")
+        require_type("save, target", target, str, Path)
         from sane_plugins.atomic_files import require_free, write_all
 
         target = require_free(Path(target), force)

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,21 @@ import torch
 from torch import nn
 
 import sane_plugins
-from sane_plugins import EncodeOptions, Host, PredictOptions, SourceError, TrainOptions, UsageError
+from sane_plugins import (
+    EncodeOptions,
+    Host,
+    Initialization,
+    InitializeOptions,
+    PredictOptions,
+    SourceError,
+    TrainOptions,
+    UsageError,
+)
+from sane_plugins.architectures import small_cnn
 from sane_plugins.pretraining import PretrainOptions
 from sane_plugins.zoo import Entry, write_zoo
 
+TASK = sane_plugins.load_task("digits")
 FORMS = ("net.safetensors", "net.safetensors.index.json", "net.npz", "net.pt")
 
 
@@ -111,6 +123,55 @@ def test_a_host_says_why_it_is_not_pickled(host) -> None:
         pickle.dumps(host)
 
 
+@pytest.fixture(scope="module")
+def initialized(host) -> Initialization:
+    task, options = (
+        sane_plugins.load_task("digits"),
+        InitializeOptions(candidates=1, keep=1, images=64),
+    )
+    return host.initialize(partial(small_cnn, 1, 10), task.resized(28), (), options)
+
+
+def test_an_initialization_is_told_in_short_and_as_a_table(initialized) -> None:
+    assert len(repr(initialized)) < 500
+    page = initialized._repr_html_()
+    assert page.count("<tr>") == 1 + min(len(initialized.rows), 40)
+    assert page.count("<td>chosen</td>") == 1
+    assert initialized == initialized
+    assert isinstance(hash(initialized), int)
+    assert pickle.loads(pickle.dumps(initialized)).chosen == initialized.chosen
+
+
+@pytest.mark.parametrize(
+    ("call", "argument", "needed"),
+    [
+        (lambda h, n: h.encode(n, {"encoder": "sane"}), "encode, options", "EncodeOptions"),
+        (lambda h, n: h.encode(n, PredictOptions()), "encode, options", "EncodeOptions"),
+        (lambda h, n: h.predict(n, EncodeOptions()), "predict, options", "PredictOptions"),
+        (lambda h, n: h.initialize(n, "digits"), "initialize, task", r"load_task\(\)"),
+        (lambda h, n: h.initialize(n, TASK, "a.pt"), "initialize, prompts", "list"),
+        (lambda h, _: h.initialize("small-cnn", TASK), "initialize, target", "Module"),
+        (
+            lambda h, n: h.initialize(n, TASK, (), EncodeOptions()),
+            "initialize, options",
+            "InitializeOptions",
+        ),
+        (lambda h, n: h.save(n, "x.pt"), "save, graph", "WeightGraph"),
+        (lambda h, n: h.save(h.open(n), 3), "save, target", "Path"),
+        (lambda *_: sane_plugins.load_task(3), "load_task, source", "str"),
+        (lambda *_: sane_plugins.Zoo.open(3), "Zoo.open, folder", "Path"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_named(
+    host, network, call, argument: str, needed: str
+) -> None:
+    before = len(host.problems)
+    with pytest.raises(TypeError, match=f"^{argument}: .*{needed}") as caught:
+        call(host, network)
+    assert isinstance(caught.value, UsageError)
+    assert len(host.problems) == before  # nobody's plugin is to blame
+
+
 @pytest.mark.parametrize("name", ["encoding", "zoo"])
 def test_notebooks_get_a_table(results, name) -> None:
     page = results[name]._repr_html_()
@@ -129,6 +190,9 @@ def test_notebooks_get_a_table(results, name) -> None:
         (lambda: TrainOptions(lr="0.1"), "TrainOptions, lr"),
         (lambda: TrainOptions(batch=True), "TrainOptions, batch"),
         (lambda: PretrainOptions(steps=1.5), "PretrainOptions, steps"),
+        (lambda: InitializeOptions(candidates="4"), "InitializeOptions, candidates"),
+        (lambda: InitializeOptions(search="random"), "InitializeOptions, search"),
+        (lambda: InitializeOptions(include="conv*"), "InitializeOptions, include"),
     ],
 )
 def test_an_option_of_a_wrong_type_is_named(make, argument: str) -> None:

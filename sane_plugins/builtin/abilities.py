@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import FunctionType, NoneType
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
+from sane_plugins.arguments import require_type
 from sane_plugins.progress import silent
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Abilities:
         """Encode with the autoencoder, or whichever encoder the options name."""
         from sane_plugins.features import EncodeOptions, embed
 
+        require_type("encode, options", options, EncodeOptions, NoneType)
         options = options or EncodeOptions()
         if options.report is silent:
             options = replace(options, report=self.host.report)
@@ -37,8 +40,9 @@ class Abilities:
         self, source: Any, options: PredictOptions | None
     ) -> Mapping[str, AnyEstimate]:
         """Predict with every property head that plugins offer."""
-        from sane_plugins.properties import predict
+        from sane_plugins.properties import PredictOptions, predict
 
+        require_type("predict, options", options, PredictOptions, NoneType)
         graph, heads = self.host.open(source), self.host.property_heads()
         return predict(graph, heads, options=options, report=self.host.report)
 
@@ -57,8 +61,14 @@ class Abilities:
 
         from sane_plugins.autoencoder import embedded_sane, load_sane
         from sane_plugins.generation import choose_prompts, embedded_prompts
-        from sane_plugins.initialize import generate, initialize
+        from sane_plugins.initialize import InitializeOptions, generate, initialize
+        from sane_plugins.tasks import Task
 
+        require_type("initialize, task", task, Task, way_out="read one with load_task()")
+        require_type("initialize, prompts", prompts, list, tuple, way_out="give a list of prompts")
+        require_type("initialize, options", options, InitializeOptions, NoneType)
+        if not callable(target):
+            require_type("initialize, target", target, nn.Module, FunctionType)
         notes: tuple[str, ...] = ()
         graphs = tuple(self.host.open(prompt) for prompt in prompts)
         if not graphs:

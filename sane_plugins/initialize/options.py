@@ -86,6 +86,9 @@ class InitializeOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        require_field_types(self)
+
     def selects(self, key: str) -> bool:
         """Tell whether the tensor of that name is to be initialised."""
         wanted = not self.include or any(fnmatchcase(key, glob) for glob in self.include)

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from sane_plugins.autoencoder import SANE
+from sane_plugins.display import ShortRepr, html_table
 from sane_plugins.initialize.benefit import BenefitForecast, forecast_after_race
 from sane_plugins.initialize.budget import Budget, Completion
 from sane_plugins.initialize.candidates import (
@@ -53,8 +54,8 @@ from sane_plugins.tasks import Task
 from sane_plugins.weights import WeightGraph
 
 
-@dataclass(frozen=True, kw_only=True)
-class Initialization:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Initialization(ShortRepr):
     """The chosen initial weights, as a graph and in a module, and how they were chosen.
 
     `rows` come best first; those with `after` None were not trained to the end. `origins` says of each
@@ -73,6 +74,15 @@ class Initialization:
     interrupted: bool = False
     first_task: Mapping[str, torch.Tensor] | None = None
     forecast: BenefitForecast | None = None
+
+    def _repr_html_(self) -> str:
+        """Return the scores as a table for notebooks: a row per initialisation."""
+        columns = ("initialisation", "before", "epochs", "after these", "")
+        rows = (
+            (x.name, f"{x.before:.3f}", f"{x.epochs:.2f}", f"{x.last:.3f}", "chosen" * x.chosen)
+            for x in self.rows
+        )
+        return html_table(repr(self), columns, rows)
 
 
 def initialize(

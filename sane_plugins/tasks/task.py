@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from sane_plugins.arguments import require_type
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import TaskError, UsageError
 from sane_plugins.tasks.image_files import Array, read_folder, read_npz
@@ -101,6 +103,8 @@ def load_task(source: str | Path, size: int | None = None) -> Task:
     sub-folder of images per class. `size` resizes all images to a square of that many pixels, which
     allows a folder of mixed sizes. Raises `TaskError` that says what is wrong.
     """
+    require_type("load_task, source", source, str, Path)
+    require_type("load_task, size", size, int, NoneType)
     if size is not None and size < 1:
         raise UsageError("--size", f"it is {size}", "a size is at least 1 pixel", "give another")
     path = Path(source)

@@ -58,14 +58,14 @@ def find_slots(layers: Iterable[Layer]) -> tuple[Slot, ...]:
     seen: set[str] = set()
     slots: list[Slot] = []
     for layer in layers:
-        fresh = [p for p in layer.params if p.key not in seen and prod(p.shape)]
+        fresh = [p for p in layer.params if p.key not in seen and 0 not in p.shape]
         seen.update(p.key for p in fresh)
         while fresh:
             weight = fresh.pop(0)
             rows = weight.shape[weight.axis] if len(weight.shape) > 1 else 1
             has_bias = bool(fresh) and len(weight.shape) > 1 and fresh[0].shape == (rows,)
             bias = fresh.pop(0) if has_bias else None
-            columns = prod(weight.shape) // rows + int(has_bias)
+            columns = prod(weight.shape) // rows + has_bias
             if columns == 1:
                 rows, columns = 1, rows
             slots.append(

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sane_plugins.architectures import build
+from sane_plugins.arguments import require_type
 from sane_plugins.display import html_table
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.formats import from_state_dict
@@ -60,6 +61,7 @@ class Zoo:
     @classmethod
     def open(cls, folder: str | Path) -> Zoo:
         """Open a zoo folder. Raises `ZooError` where there is none or its version is newer."""
+        require_type("Zoo.open, folder", folder, str, Path)
         index = read_index(Path(folder))
         return cls(index.name, index.entries, Path(folder), index.forms)
 
