@@ -71,7 +71,7 @@ def _ridge(
     mean, middle = features.mean(0), targets.mean(0)
     x = features - mean
     gram = x.T @ x / len(x)
-    gram += (penalty * gram.diagonal().mean() + 1e-9) * torch.eye(len(gram), dtype=x.dtype)
+    gram += (penalty * gram.diagonal().mean() + 1e-9) * torch.eye(len(gram), dtype=x.dtype, device=x.device)
     weight = torch.linalg.solve_ex(gram, x.T @ (targets - middle) / len(x)).result.T
     return weight, middle - weight @ mean
 
