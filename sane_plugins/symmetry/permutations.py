@@ -39,7 +39,7 @@ def permutation_groups(graph: WeightGraph) -> tuple[PermutationGroup, ...]:
 def permute(
     graph: WeightGraph, perms: Permutations, groups: Sequence[PermutationGroup] | None = None
 ) -> WeightGraph:
-    """Return the same function with channel i of each named group taken from channel perms[name][i].
+    """Return the same function with channel i of each named group taken from channel `perms[name][i]`.
 
     Raises `SourceError` for an unknown group, and for what is no permutation within its blocks.
     """
