@@ -1,4 +1,4 @@
-"""ONNX files as networks: read without running anything, written back with the same node graph."""
+"""ONNX files as networks: read without running anything, written back with the same nodes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def sane_save(
 
 @hookimpl
 def sane_check_save(graph: WeightGraph, target: Path, like: Any) -> bool | None:
-    """Raise what `sane_save` would raise; nothing is written."""
+    """Raise what `sane_save` would raise, without writing anything."""
     if not _is_ours(target):
         return None
     _require_onnx(target)

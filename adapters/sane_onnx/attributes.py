@@ -18,7 +18,7 @@ def integers(node: NodeProto, name: str) -> list[int] | None:
 
 
 def has(node: NodeProto, name: str) -> bool:
-    """Tell whether a node has this attribute."""
+    """Return whether a node has this attribute."""
     return any(a.name == name for a in node.attribute)
 
 

@@ -25,8 +25,8 @@ from sane_onnx.weight_views import trace_views
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import OPAQUE, ChannelOps, Kind, Layer, Param, vectors_last
 
-# Lists of axes and shapes are short.
-_MAX_LIST = 64
+# Lists of axes and shapes are shorter.
+_MAX_LIST_LENGTH = 64
 
 
 class LayerBuilder:
@@ -184,12 +184,12 @@ class LayerBuilder:
         return ops if is_safe else OPAQUE
 
     def _is_weight_or_scalar(self, name: str) -> bool:
-        """Tell whether an operand is no other constant: a weight has channels, a scalar none."""
+        """Return whether an operand is a weight, a scalar or not a constant."""
         tensor = self._constants.get(name)
         return tensor is None or name in self._params or prod(tensor.shape) == 1
 
     def _inputs(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return the layers that produce these values; constants that are no weights have none."""
+        """Return the layers that produce these values; constants that are not weights have none."""
         layers = (self._producer(name) for name in names if name)
         return tuple(dict.fromkeys(name for name in layers if name is not None))
 
@@ -241,6 +241,6 @@ def _is_integer_list(constant: Constant) -> bool:
     is_short = (
         isinstance(constant, StoredTensor)
         and len(constant.shape) == 1
-        and constant.size < _MAX_LIST
+        and constant.size < _MAX_LIST_LENGTH
     )
     return is_short and constant.dtype == torch.int64

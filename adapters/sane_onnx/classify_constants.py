@@ -1,4 +1,4 @@
-"""Classify a model's constants: weights, and others with the reason why they are none."""
+"""Classify a model's constants into weights and others, with the reason for each other."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.tensors import FLOATS, StoredTensor, is_external, type_name
 from sane_plugins.weights import Param
 
-# Indices of inputs that parametrise an operator: no weights.
-_OPERATOR_SETTINGS: Mapping[str, tuple[int, ...]] = {
+# Indices of inputs that parametrise an operator and are not weights.
+_SETTING_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Clip": (1, 2),
     "Dropout": (1,),
     "NonMaxSuppression": (2, 3, 4),
@@ -92,7 +92,7 @@ def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
         if reason:
             classified.untouched[key] = reason
             if isinstance(constant, StoredTensor) and is_external(constant.tensor):
-                constant.require()  # a file that names others than it may is refused as a whole
+                constant.require()  # a model that names a forbidden file is refused as a whole
             if _is_quantized_weight_input(constant, readers) and key not in parameters:
                 classified.missed[key] = prod(constant.shape)
         else:
@@ -117,7 +117,7 @@ def _add_weight(classified: ClassifiedConstants, key: str, constant: Constant) -
 def _reason_untouched(
     constant: Constant, readers: Sequence[tuple[NodeProto, int]], is_constant_node: bool
 ) -> str:
-    """Return why a constant is no weight, or cannot be read as one; empty where it is one."""
+    """Return why a constant is not a weight or cannot be read as one; empty for a weight."""
     operators = [node.op_type for node, _ in readers if node.domain in STANDARD]
     if constant.dtype not in FLOATS.values():
         kind = (
@@ -128,9 +128,7 @@ def _reason_untouched(
         if _is_quantized_weight_input(constant, readers):
             return f"{kind} values whose scales are not known constants"
         return f"{kind} values are no weights"
-    if readers and all(
-        index in _OPERATOR_SETTINGS.get(node.op_type, ()) for node, index in readers
-    ):
+    if readers and all(index in _SETTING_INPUTS.get(node.op_type, ()) for node, index in readers):
         return f"a setting of {operators[0] if operators else readers[0][0].op_type}"
     # Exporters keep parameters as initializers, and numbers in the code as Constant nodes.
     return "a number in the computation" if not constant.shape and is_constant_node else ""

@@ -1,4 +1,4 @@
-"""Constants that are stored as no plain tensor: ConstantOfShape, sparse, and floats attributes."""
+"""Constants not stored as plain tensors: ConstantOfShape, sparse tensors, and floats attributes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import AttributeProto, NodeProto, SparseTensorProto, helper
 from sane_onnx.tensors import StoredTensor, set_bytes, to_bytes
 from sane_plugins.errors import SourceError
 
-# A file of a hundred bytes may ask for a terabyte.
+# Limit for expanded constants: a file of a hundred bytes may ask for a terabyte.
 MAX_BYTES = 2**31
 
 
@@ -25,7 +25,7 @@ class Constant(Protocol):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Return their type; None for one that torch lacks."""
+        """Return their dtype; None for a type that torch lacks."""
 
     def require(self) -> None:
         """Raise `SourceError` where the values cannot be read."""
@@ -38,7 +38,7 @@ class Constant(Protocol):
 
 
 class ConstantOfShape:
-    """Output of a ConstantOfShape node; values that differ turn the node into a Constant node."""
+    """Output of a ConstantOfShape node, which becomes a Constant node when its values differ."""
 
     def __init__(
         self, node: NodeProto, shape: tuple[int, ...], value: StoredTensor, place: str
@@ -52,7 +52,7 @@ class ConstantOfShape:
         self._value.require()
 
     def read(self) -> torch.Tensor:
-        """Return the one value, expanded: it takes no memory."""
+        """Return the value, expanded to the shape without allocating memory."""
         self.require()
         return self._value.read().reshape(()).expand(self.shape)
 
@@ -103,15 +103,15 @@ class SparseConstant:
         return dense.reshape(self.shape)
 
     def write(self, value: torch.Tensor) -> None:
-        """Write the values at the old indices if all others are zero, else with new indices."""
+        """Write the values at the old indices if all others are zero, otherwise with new indices."""
         flat, indices = value.reshape(-1), self._flat_indices()
         rest = flat.clone()
         rest[indices] = 0
         if rest.any():
             indices = flat.nonzero().reshape(-1)
-            at = [x.tolist() for x in torch.unravel_index(indices, self.shape)]
+            coordinates = [x.tolist() for x in torch.unravel_index(indices, self.shape)]
             is_flat = len(self._indices.shape) == 1
-            grid = indices if is_flat else torch.tensor(at, dtype=torch.int64).T
+            grid = indices if is_flat else torch.tensor(coordinates, dtype=torch.int64).T
             _resize(self._indices, grid)
         _resize(self._values, flat[indices])
 

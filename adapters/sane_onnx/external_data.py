@@ -1,7 +1,7 @@
 """External data of an ONNX model: located, validated and read without trusting the model.
 
-A model may name any path, offset and length. Real paths decide what lies beside it, so links are
-followed and then judged by where they end. The values are copied rather than mapped: a mapped file
+A model may name any path, offset and length. Real paths decide what lies beside it: links are
+followed, and their targets are checked. The values are copied rather than mapped: a mapped file
 that another program shortens would end the process. A hard link is read like any file: it cannot be
 told from the file itself, package managers install by hard links, and making one takes the right to
 read the file.
@@ -23,11 +23,11 @@ from sane_plugins.errors import SourceError
 
 _KEYS = {"location", "offset", "length", "checksum"}
 _BYTE_COUNT = re.compile(r"[0-9]{1,19}")
-_DRIVE = re.compile(r"[A-Za-z]:")
+_DRIVE_LETTER = re.compile(r"[A-Za-z]:")
 _ORT_MEMORY = "*/_ORT_MEM_ADDR_/*"
-# Tied tensors share bytes; a thousand that each claim the whole file are no model.
-_MAX_SHARING, _SLACK = 4, 2**20
-_FLAGS = (
+# Tied tensors share bytes, but a real model has no thousand tensors that each claim the whole file.
+_MAX_SHARING_RATIO, _SHARING_SLACK_BYTES = 4, 2**20
+_OPEN_FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)  # what became a pipe since the check must not block
@@ -37,7 +37,7 @@ _FLAGS = (
 
 
 class _RejectedError(Exception):
-    """What was found, what is needed and the way out; the tensor is added where it is caught."""
+    """What was found, what is needed and the way out; the tensor's name is added by the handler."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ExternalFiles:
         self._folders = tuple(dict.fromkeys((folder, real.parent)))
         self._roots = (*self._folders, *_hugging_face_blobs(folder))
         self._statuses: dict[Path, os.stat_result] = {}
-        self._tensors: dict[int, TensorProto] = {}  # holding a tensor keeps its id its own
+        self._tensors: dict[int, TensorProto] = {}  # holding a tensor keeps its id unique
         self._total = 0
 
     def require(self, tensor: TensorProto, needed: int) -> None:
@@ -73,7 +73,7 @@ class ExternalFiles:
             self._span(tensor, needed)
 
     def read(self, tensor: TensorProto, needed: int) -> bytearray:
-        """Return a tensor's bytes, only them.
+        """Return a tensor's bytes, reading nothing else.
 
         Raises `SourceError` as `require` does, and where the file changed since it was first seen.
         """
@@ -81,7 +81,7 @@ class ExternalFiles:
             span = self._span(tensor, needed)
             with _open(span.path) as file:
                 _require_same(os.fstat(file), span.status)
-                # What was checked by name is now held open: it still has to lie there.
+                # The checked path is now open: check again that it still is where it was.
                 self._require_inside(span.path)
                 values = _read_exactly(file, span.offset, needed)
                 _require_same(os.fstat(file), span.status)
@@ -127,10 +127,10 @@ class ExternalFiles:
         return _Span(path, self._statuses[path], offset)
 
     def _resolve(self, relative: str) -> Path:
-        """Return the real path of a file; beside a model that is a link, either folder will do."""
+        """Return the real path of a file; where the model is a link, either folder is allowed."""
         candidates = [folder / relative for folder in self._folders]
-        found = next((p for p in candidates if os.path.lexists(p)), candidates[0])
-        path = found.resolve(strict=True)
+        existing = next((p for p in candidates if os.path.lexists(p)), candidates[0])
+        path = existing.resolve(strict=True)
         self._require_inside(path)
         return path
 
@@ -148,19 +148,19 @@ class ExternalFiles:
             self._tensors[id(tensor)] = tensor
             self._total += needed
         held = sum({(s.st_dev, s.st_ino): s.st_size for s in self._statuses.values()}.values())
-        if self._total > _MAX_SHARING * held + _SLACK:
+        if self._total > _MAX_SHARING_RATIO * held + _SHARING_SLACK_BYTES:
             raise _RejectedError(
                 f"is one of the model's files of {held} bytes, which its tensors so far would have "
                 f"to fill {self._total} bytes from",
-                f"at most {_MAX_SHARING} times what is there may be shared",
+                f"at most {_MAX_SHARING_RATIO} times what is there may be shared",
                 "export the model again",
             )
 
 
 def _hugging_face_blobs(folder: Path) -> Iterator[Path]:
-    """Yield the store of the Hugging Face cache that holds this folder as `snapshots/<revision>`.
+    """Yield the blob folder of the Hugging Face cache that holds this folder as `snapshots/<revision>`.
 
-    A store that is itself a link could lead anywhere.
+    A blob folder that is itself a link is refused, as it could lead anywhere.
     """
     for inner in (folder, *folder.parents):
         blobs = inner.parent.with_name("blobs") if inner.parent.name == "snapshots" else None
@@ -198,7 +198,7 @@ def _relative(location: str) -> str:
             "the values themselves are needed",
             "save the model again with its values",
         )
-    is_absolute = location.startswith("/") or _DRIVE.match(location) is not None
+    is_absolute = location.startswith("/") or _DRIVE_LETTER.match(location) is not None
     parts = location.split("/")
     if not location or is_absolute or ".." in parts or any(c in location for c in "\\\0"):
         raise _RejectedError(
@@ -240,7 +240,7 @@ def _byte_count(entries: dict[str, str], key: str, default: int) -> int:
 
 @contextmanager
 def _open(path: Path) -> Iterator[int]:
-    file = os.open(path, _FLAGS)
+    file = os.open(path, _OPEN_FLAGS)
     try:
         yield file
     finally:

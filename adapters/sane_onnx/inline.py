@@ -26,9 +26,9 @@ from sane_onnx.external_data import ExternalFiles
 from sane_onnx.proto import STANDARD, constant_value, invalid_model, require_unique, subgraphs
 from sane_onnx.tensors import StoredTensor
 
-# Functions may call functions, so that a short file can stand for any number of nodes.
+# Functions may call functions, so that a short file can expand to any number of nodes.
 _MAX_NODES, _MAX_DEPTH = 50_000, 60
-_NESTED = (
+_NESTED_ATTRIBUTES = (
     AttributeProto.GRAPH,
     AttributeProto.GRAPHS,
     AttributeProto.TENSOR,
@@ -41,9 +41,9 @@ Names = MutableMapping[str, str]
 
 @dataclass
 class InlinedModel:
-    """A model's nodes in one list, as copies without the subgraphs and tensors in them.
+    """A model's nodes in one list, as copies without their subgraphs and tensors.
 
-    `constants` by key are all that the file holds. `attribute_constants` are the keys of constants in a
+    `constants` holds all constants of the file by key. `attribute_constants` are the keys of constants in a
     node's attributes, by attribute, for the node's first output. `with_subgraphs` are the first outputs of
     nodes that had subgraphs, `constant_nodes` the keys of constants from Constant nodes.
     """
@@ -67,7 +67,7 @@ class _Inliner:
         self._files, self._path, self.model = files, path, InlinedModel()
         self._functions = {(f.domain, f.name, f.overload): f for f in model.functions}
         self._keys: dict[int, str] = {}
-        self._alive: list[object] = []
+        self._held_parts: list[object] = []
         self._used_names: set[str] = set()
         self._suffixes: Counter[str] = Counter()
         self._node_count = 0
@@ -81,7 +81,7 @@ class _Inliner:
         return self.model
 
     def _add_graph(self, graph: GraphProto, names: Names, prefix: str, depth: int) -> None:
-        """Add a graph; `names` gains the unique name of each of its values."""
+        """Add a graph, and record the unique name of each of its values in `names`."""
         require_unique(self._path, graph)
         initializers = {x.name for x in graph.initializer} | {
             x.values.name for x in graph.sparse_initializer
@@ -124,7 +124,7 @@ class _Inliner:
         copied = NodeProto(op_type=node.op_type, domain=node.domain, name=node.name)
         copied.input.extend(names.get(name, name) if name else "" for name in node.input)
         copied.output.extend(names[name] if name else "" for name in node.output)
-        copied.attribute.extend(a for a in node.attribute if a.type not in _NESTED)
+        copied.attribute.extend(a for a in node.attribute if a.type not in _NESTED_ATTRIBUTES)
         for name, graph in subgraphs(node):
             inner: Names = ChainMap({}, names)
             self._add_graph(graph, inner, f"{label}{name}/", depth + 1)
@@ -205,15 +205,15 @@ class _Inliner:
         return str(self._path)
 
     def _add_constant(self, part: object, key: str, source: Constant) -> str:
-        """Add a constant and return its key; in a second call of a function it has the first one's."""
+        """Add a constant and return its key; repeated calls of a function share the key of the first."""
         if id(part) not in self._keys:
             self._keys[id(part)] = key
-            self._alive.append(part)  # an id is only good while its object lives
+            self._held_parts.append(part)  # an id is unique only while its object lives
             self.model.constants[key] = source
         return self._keys[id(part)]
 
     def _unique_name(self, prefix: str, name: str) -> str:
-        """Return the unique name of a value; those of the main graph stay."""
+        """Return the unique name of a value; names of the main graph are unchanged."""
         return self._unused_name(prefix + name) if prefix else name
 
     def _unused_name(self, name: str) -> str:

@@ -1,6 +1,6 @@
-"""What ONNX operators do to channels.
+"""Channel effects of ONNX operators.
 
-An unknown operator, or one whose effect shapes do not prove, is opaque: nothing is permuted across it.
+An unknown operator, or one whose effect the shapes do not prove, is opaque: nothing is permuted across it.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def channel_ops(call: OperatorCall) -> ChannelOps:
 
 
 def is_join(node: NodeProto) -> bool:
-    """Tell whether a known node combines all its inputs; the others follow their first one."""
+    """Return whether a known node combines all its inputs; the others follow their first input."""
     if node.domain == MICROSOFT:
         return (
             node.op_type in _MICROSOFT_POINTWISE and len([name for name in node.input if name]) > 1
@@ -160,7 +160,7 @@ def is_join(node: NodeProto) -> bool:
 
 
 def is_shape_operator(node: NodeProto) -> bool:
-    """Tell whether a node's output depends on its input's shape only."""
+    """Return whether a node's output depends on its input's shape only."""
     return node.domain in STANDARD and node.op_type in ("Shape", "Size")
 
 
@@ -169,7 +169,7 @@ def _op_along(kind: Kind, axes: tuple[int, ...]) -> ChannelOps:
 
 
 def _join(call: OperatorCall) -> ChannelOps:
-    # Before operator set 7 an axis said where the second input belongs.
+    # Before operator set 7, an attribute gave the axis to align the second input with.
     return OPAQUE if attributes.has(call.node, "axis") else JOIN
 
 

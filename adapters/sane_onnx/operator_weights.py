@@ -1,4 +1,4 @@
-"""Weights of ONNX operators: which inputs they are, in which role, and the axis of output channels."""
+"""Weights of ONNX operators: their input indices, roles, and axes of output channels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sane_onnx.weight_views import View
 from sane_plugins.weights import Kind, Param, Role
 
 _MAX_RANK = 8
-_NORM: tuple[Role, ...] = ("scale", "shift", "running_mean", "running_var")
+_NORM_ROLES: tuple[Role, ...] = ("scale", "shift", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
 class NodeWeights:
     """Weights of a node, and `data`, the input that they are applied to.
 
-    `is_opaque`: channels cannot be followed through the stored tensors, so that none is permuted.
+    `is_opaque`: channels cannot be followed through the stored tensors, so none is permuted.
     """
 
     kind: Kind
@@ -39,7 +39,7 @@ _Rule = Callable[[NodeProto, Views, int | None], NodeWeights | None]
 def weights_of(
     node: NodeProto, constants: Mapping[str, View], shapes: Mapping[str, Shape]
 ) -> NodeWeights | None:
-    """Return a node's weights; None where it takes none, or not all of them are constants.
+    """Return a node's weights; None where it has none, or not all of them are constants.
 
     Input 0 is the data and the others are weights, unless `_INPUTS` says otherwise.
     """
@@ -123,7 +123,7 @@ def _layer_norm(node: NodeProto, views: Views, rank: int | None) -> NodeWeights 
 
 
 def _norm_params(views: Views) -> tuple[Param, ...]:
-    return tuple(replace(x.param, role=role) for x, role in zip(views, _NORM, strict=False))
+    return tuple(replace(x.param, role=role) for x, role in zip(views, _NORM_ROLES, strict=False))
 
 
 def _embedding(node: NodeProto, views: Views, _: int | None) -> NodeWeights | None:

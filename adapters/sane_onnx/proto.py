@@ -1,4 +1,4 @@
-"""Load and validate an ONNX file as a `ModelProto`; queries of nodes that ONNX itself lacks."""
+"""Load and validate an ONNX file as a `ModelProto`; node queries that onnx lacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sane_plugins.formats import require_file
 
 STANDARD = ("", "ai.onnx")
 MICROSOFT = "com.microsoft"
-# Its weights are padded and reordered for one kind of processor.
+# Domain of operators whose weights are padded and reordered for one kind of processor.
 _BLOCKED_LAYOUT = "com.microsoft.nchwc"
 _NUMBER_ATTRIBUTES = {
     "value_float": TensorProto.FLOAT,
@@ -63,7 +63,7 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 
 
 def invalid_model(path: Path, reason: str) -> SourceError:
-    """Return the error for a file that is no ONNX model or a damaged one."""
+    """Return the error for a file that is not an ONNX model, or a damaged one."""
     return SourceError(
         path,
         f"it is no usable ONNX model ({' '.join(reason.split())})",
@@ -104,7 +104,7 @@ def _to_tensor(attribute: AttributeProto) -> None:
 
 
 def _has_text_names(graph: GraphProto | FunctionProto) -> bool:
-    """Tell whether all names are valid UTF-8; the parser leaves others as bytes."""
+    """Return whether all names are valid UTF-8; the parser leaves invalid ones as bytes."""
     names: list[object] = [value for node in graph.node for value in (*node.input, *node.output)]
     for node in graph.node:
         names += [node.name, node.op_type, node.domain, *(a.name for a in node.attribute)]

@@ -1,4 +1,4 @@
-"""Quantised weights: dequantised when read, quantised again when written.
+"""Quantised weights: dequantised on reading, quantised again on writing.
 
 value = (stored - zero point) * scale, with one scale for all, one per channel, or one per block of
 values (ONNX, operator DequantizeLinear).
@@ -20,7 +20,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(kw_only=True)
 class QuantizedWeight:
-    """Integers with scales along `axis`, one per `block` values or, with 0, per channel or for all."""
+    """Integers with scales along `axis`: one per `block` values; with block 0 one per channel or in total."""
 
     stored: StoredTensor
     scales: tuple[Constant, ...]
@@ -71,7 +71,7 @@ class QuantizedWeight:
         return (values * self._broadcast(self._scale())).to(self.dtype)
 
     def write(self, value: torch.Tensor) -> None:
-        """Quantise; a channel keeps its scale, gets that of another channel, or a new one where needed.
+        """Quantise; a channel keeps its scale, takes that of another channel, or gets a new one if necessary.
 
         Raises `SourceError` where the scales must change and other values depend on them.
         """
@@ -96,12 +96,12 @@ class QuantizedWeight:
         self._write_integers(integers)
 
     def holds(self, value: torch.Tensor) -> bool:
-        """Tell whether the stored values equal these up to the rounding of their type."""
+        """Return whether the stored values equal these up to the rounding of their type."""
         step = self._broadcast(self._scale()).abs()
         # Integers round by half a step; 8-bit floats have at least two binary places.
-        coarse = 0.0 if _is_integer(self.stored) else 0.13 * value.float().abs()
+        float_error = 0.0 if _is_integer(self.stored) else 0.13 * value.float().abs()
         error = (self.read().float() - value.float()).abs()
-        return bool((error <= 0.51 * step + coarse + 1e-6 * value.float().abs()).all())
+        return bool((error <= 0.51 * step + float_error + 1e-6 * value.float().abs()).all())
 
     def _rescale_channels(self, value: torch.Tensor, low: int, high: int) -> bool:
         """Write permuted or changed channels, each with the scale and zero point that fit it best.
@@ -139,12 +139,13 @@ class QuantizedWeight:
             self.stored.write(integers)
             return
         rows, columns, bits = self.packed
-        each, count = 8 // bits, prod(self.stored.shape) // rows * 8 // bits
-        whole = torch.zeros(rows, count, dtype=torch.uint8)
-        whole[:, :columns] = integers.to(torch.uint8)
-        parts = whole.reshape(rows, -1, each)
+        values_per_byte, count = 8 // bits, prod(self.stored.shape) // rows * 8 // bits
+        padded = torch.zeros(rows, count, dtype=torch.uint8)
+        padded[:, :columns] = integers.to(torch.uint8)
+        parts = padded.reshape(rows, -1, values_per_byte)
         packed = sum(
-            (parts[..., i] << bits * i for i in range(each)), torch.zeros_like(parts[..., 0])
+            (parts[..., i] << bits * i for i in range(values_per_byte)),
+            torch.zeros_like(parts[..., 0]),
         )
         self.stored.write(packed.reshape(self.stored.shape))
 
@@ -200,9 +201,9 @@ def _is_integer(stored: StoredTensor) -> bool:
 def _rounding_errors(
     row: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor, low: int, high: int
 ) -> torch.Tensor:
-    """Return for each scale how far a row is from integers times it; below 1 it is that but for rounding.
+    """Return for each scale how far a row is from multiples of it; below 1 is rounding error only.
 
-    The best one counts: a bias is a single number, which many scales fit nearly.
+    The smallest error decides: a bias is a single number, which many scales fit approximately.
     """
     worst = torch.zeros(len(scale))
     for part in row.split(64):

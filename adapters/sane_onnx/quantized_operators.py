@@ -1,4 +1,4 @@
-"""Quantised operators: which of their inputs are weights, scales and zero points, and of which axis."""
+"""Quantised operators: input indices of weights, scales and zero points, and the axis of the scales."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OTHER_WEIGHT_INPUTS = {"DequantizeLinear": 0, "MatMulNBits": 1, "GatherBlockQua
 
 
 def is_weight_input(node: NodeProto, index: int) -> bool:
-    """Tell whether a node takes quantised weights as the input of this index."""
+    """Return whether a node takes quantised weights as the input of this index."""
     values = {rule[0] for rule in _RULES.get(node.op_type, ())}
     values |= {_INTEGER_PRODUCTS[node.op_type][0]} if node.op_type in _INTEGER_PRODUCTS else set()
     return index in values or _OTHER_WEIGHT_INPUTS.get(node.op_type) == index

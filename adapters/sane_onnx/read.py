@@ -42,7 +42,7 @@ class OnnxTensors(Mapping[str, torch.Tensor]):
 def read(path: Path) -> WeightGraph:
     """Read an ONNX file and its external data. Nothing in it is run.
 
-    Every floating-point or quantised tensor is a param of a layer, except those that parametrise
+    Every floating-point or quantised tensor is a param of a layer, except tensors that parametrise
     operators, such as the limits of Clip; all others are named in `untouched`. Raises `SourceError`
     for a file that is no ONNX model, is broken, holds no weights, or names other files than it may.
     """
@@ -73,7 +73,7 @@ def read(path: Path) -> WeightGraph:
 
 
 def _has_torch_dtype(constant: Constant) -> bool:
-    """Tell whether torch has the constant's type; it has no strings."""
+    """Return whether torch has the constant's type; it lacks strings, for example."""
     return constant.dtype is not None
 
 

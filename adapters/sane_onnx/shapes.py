@@ -20,9 +20,9 @@ from sane_onnx.inline import InlinedModel
 from sane_onnx.tensors import FLOATS, StoredTensor
 
 Shape = tuple[int | None, ...]
-# Integer tensors of so many values may hold shapes, whose values inference propagates.
+# Integer tensors up to this size may hold shapes, whose values inference propagates.
 _MAX_SHAPE_VALUES = 1024
-_TYPES = {dtype: kind for kind, dtype in FLOATS.items()}
+_ONNX_TYPES = {dtype: kind for kind, dtype in FLOATS.items()}
 
 
 def infer_shapes(
@@ -30,7 +30,7 @@ def infer_shapes(
 ) -> dict[str, Shape]:
     """Return the shape of every value whose rank is known; None stands for an unknown size.
 
-    Shapes that the file itself claims are not believed, except those of its inputs.
+    Shapes stated in the file are not trusted, except those of its inputs.
     """
     skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = skeleton.graph
@@ -51,7 +51,7 @@ def _declare(graph: GraphProto, name: str, constant: Constant) -> None:
     """Add a constant to the skeleton: a weight by its shape, a short list with its values."""
     if (
         isinstance(constant, StoredTensor)
-        and constant.dtype not in _TYPES
+        and constant.dtype not in _ONNX_TYPES
         and constant.size <= _MAX_SHAPE_VALUES
     ):
         tensor = constant.tensor
@@ -64,7 +64,7 @@ def _declare(graph: GraphProto, name: str, constant: Constant) -> None:
     kind = (
         constant.tensor.data_type
         if isinstance(constant, StoredTensor)
-        else _TYPES.get(constant.dtype)  # type: ignore[arg-type]
+        else _ONNX_TYPES.get(constant.dtype)  # type: ignore[arg-type]
     )
     if kind is not None:
         graph.input.append(helper.make_tensor_value_info(name, kind, constant.shape))
@@ -72,14 +72,14 @@ def _declare(graph: GraphProto, name: str, constant: Constant) -> None:
 
 def _infer_skeleton(skeleton: ModelProto) -> dict[str, Shape]:
     graph = _infer(skeleton, data_propagation=False)
-    # Values are propagated one by one: lists that no real shape needs would fill the memory.
+    # Values are propagated one by one: lists longer than any real shape would exhaust memory.
     if not any(map(_is_long_list, [*graph.input, *graph.value_info])):
         graph = _infer(skeleton, data_propagation=True)
     return _shapes(graph)
 
 
 def _infer(skeleton: ModelProto, data_propagation: bool) -> GraphProto:
-    """Run onnx's shape inference; return the graph as it is where that fails."""
+    """Run onnx's shape inference; return the graph unchanged where that fails."""
     try:
         return shape_inference.infer_shapes(skeleton, data_prop=data_propagation).graph
     except (
@@ -90,7 +90,7 @@ def _infer(skeleton: ModelProto, data_propagation: bool) -> GraphProto:
         TypeError,
         MemoryError,
     ):
-        return skeleton.graph  # then only what needs no shape is understood
+        return skeleton.graph  # only operators that need no shapes are then understood
 
 
 def _is_long_list(value: ValueInfoProto) -> bool:

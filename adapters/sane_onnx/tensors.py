@@ -64,7 +64,7 @@ def dtype_of(tensor: TensorProto) -> torch.dtype | None:
 
 
 def integer_range(tensor: TensorProto) -> tuple[int, int]:
-    """Return the least and the greatest value of an integer type."""
+    """Return the smallest and the largest value of an integer type."""
     if tensor.data_type in _FOUR_BIT:
         return (-8, 7) if tensor.data_type == TensorProto.INT4 else (0, 15)
     info = torch.iinfo(_DTYPES[tensor.data_type])
@@ -72,7 +72,7 @@ def integer_range(tensor: TensorProto) -> tuple[int, int]:
 
 
 def is_external(tensor: TensorProto) -> bool:
-    """Tell whether a tensor's values lie in another file."""
+    """Return whether a tensor's values lie in another file."""
     return bool(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data)
 
 
@@ -90,7 +90,7 @@ class StoredTensor:
 
     @property
     def size(self) -> int:
-        """Return the number of values that the shape promises."""
+        """Return the number of values according to the shape."""
         return prod(self.shape) if min(self.shape, default=0) >= 0 else 0
 
     @property
@@ -100,7 +100,7 @@ class StoredTensor:
         return self.size * (self.dtype.itemsize if self.dtype else 0)
 
     def require(self) -> None:
-        """Raise `SourceError` where there are not as many values as the shape says."""
+        """Raise `SourceError` where the number of values does not match the shape."""
         if is_external(self.tensor):
             self._require_shape()
             self.files.require(self.tensor, self._byte_count)
@@ -108,7 +108,7 @@ class StoredTensor:
             self.data()
 
     def data(self) -> bytes | bytearray:
-        """Return the bytes as ONNX keeps them. Raises `SourceError` where they do not fit the shape."""
+        """Return the bytes as stored by ONNX. Raises `SourceError` where they do not match the shape."""
         self._require_shape()
         if self.pending is not None:
             return to_bytes(self.tensor, self.pending)
@@ -136,11 +136,11 @@ class StoredTensor:
         assert self.dtype is not None, "strings are never read"
         if not data:
             return torch.empty(self.shape, dtype=self.dtype)
-        whole = data if isinstance(data, bytearray) else bytearray(data)
-        return torch.frombuffer(whole, dtype=self.dtype).reshape(self.shape)
+        buffer = data if isinstance(data, bytearray) else bytearray(data)
+        return torch.frombuffer(buffer, dtype=self.dtype).reshape(self.shape)
 
     def write(self, value: torch.Tensor) -> None:
-        """Replace the values by those of a tensor of the same shape; the type stays."""
+        """Replace the values by those of a tensor of the same shape; the type is kept."""
         if is_external(self.tensor):
             self.pending = value
         else:
@@ -171,7 +171,7 @@ def set_bytes(tensor: TensorProto, data: bytes) -> None:
 def to_bytes(tensor: TensorProto, value: torch.Tensor) -> bytes:
     """Return a value's bytes in the tensor's type."""
     flat = value.detach().to("cpu", _DTYPES[tensor.data_type]).reshape(-1)
-    # A view as bytes needs steps of 1, which `contiguous` does not give a single value.
+    # A view as bytes needs a stride of 1, which `contiguous` does not guarantee for a single value.
     flat = flat.clone(memory_format=torch.contiguous_format)
     array = flat.view(torch.uint8).numpy()
     if tensor.data_type in _FOUR_BIT:
@@ -189,7 +189,7 @@ def _unpack_four_bit(data: bytes | bytearray, tensor: TensorProto) -> torch.Tens
 
 
 def _data_field_bytes(tensor: TensorProto, byte_count: int) -> bytes:
-    """Return the bytes of values in the typed fields; refuse none at all before a shape allocates memory."""
+    """Return the bytes of the typed fields; refuse empty fields before a shape allocates memory."""
     count = sum(len(getattr(tensor, field)) for field in _DATA_FIELDS)
     if not count and byte_count:
         raise ValueError("it holds no values")

@@ -8,7 +8,7 @@ from onnx import NodeProto
 
 
 def sort_topologically(nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Return the nodes, each after those whose outputs it reads, otherwise in the file's order.
+    """Return the nodes sorted so that each follows the producers of its inputs; ties keep the file's order.
 
     In a cycle some node comes before its inputs, and is refused when it is read as a layer.
     """

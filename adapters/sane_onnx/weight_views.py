@@ -16,7 +16,7 @@ _SHAPE_PRESERVING = ("Identity", "Cast", "CastLike", "DequantizeLinear")
 
 @dataclass(frozen=True)
 class View:
-    """A weight as an operator reads it: its shape there, and for each axis the stored axis it is.
+    """A weight as an operator reads it: its shape there, and the stored axis of each axis.
 
     None stands for an axis that was split or merged, or has size 1.
     """
@@ -32,12 +32,12 @@ class View:
 
     @property
     def is_identity(self) -> bool:
-        """Tell whether the weight is read as it is stored."""
+        """Return whether the weight is read as stored."""
         return self.shape == self.param.shape and self.axes == tuple(range(len(self.axes)))
 
     @property
     def is_transposed(self) -> bool:
-        """Tell whether a matrix is read transposed, and nothing else."""
+        """Return whether a matrix is read transposed and otherwise unchanged."""
         return self.axes == (1, 0) and len(self.param.shape) == 2
 
 
@@ -72,7 +72,7 @@ def _view_after(node: NodeProto, view: View, integers: Mapping[str, Sequence[int
 def _shape_after(
     node: NodeProto, shape: tuple[int, ...], integers: Mapping[str, Sequence[int]]
 ) -> tuple[int, ...] | None:
-    """Return the shape of a node's output; None where the node is no reshape, or its target is computed."""
+    """Return the shape of a node's output; None where it is not a reshape, or its target is computed."""
     second = integers.get(node.input[1]) if len(node.input) > 1 else None
     axes = attributes.integers(node, "axes") or second
     if node.op_type == "Unsqueeze" and axes:

@@ -1,4 +1,4 @@
-"""A network back into the ONNX model that it came from."""
+"""Write a network's weights back into the ONNX model that it came from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats import require_file, sidecar_writes
 from sane_plugins.weights import WeightGraph
 
-# Readers map these files into memory, which begins at multiples of this.
+# Bytes; readers map these files into memory, at multiples of the page size.
 _ALIGNMENT = 4096
 
 
@@ -32,30 +32,34 @@ def write(
     """Write the model with the graph's tensors: same nodes, same names, same types.
 
     The model is `like`, an ONNX file, or else the one that the graph came from. Only tensors whose values
-    changed are written anew; quantised ones are quantised again. Values that lay in other files go to one
+    changed are written anew; quantised ones are quantised again. External values go to a single
     new file beside the target, metadata to another. Raises `SourceError` where there is no such model, where
     it cannot hold the values, and where a file cannot be written.
     """
-    model, stored = _filled(graph, target, like)
-    data = _data(target)
-    # The model says where its values lie, so that file is written first.
-    beside = {data: lambda partial: _write_data(stored, partial, data.name)} if stored else {}
-    whole = {target: lambda partial: partial.write_bytes(_serialized(model, target))}
-    write_all({**beside, **whole, **sidecar_writes(target, metadata)})
+    model, stored = _updated_model(graph, target, like)
+    data_path = _data_path(target)
+    # Writing the data file sets the offsets in the model, so it comes first.
+    data_write = (
+        {data_path: lambda partial: _write_data(stored, partial, data_path.name)} if stored else {}
+    )
+    model_write = {target: lambda partial: partial.write_bytes(_serialize(model, target))}
+    write_all({**data_write, **model_write, **sidecar_writes(target, metadata)})
     return target
 
 
 def check(graph: WeightGraph, target: Path, like: Any = None) -> None:
-    """Raise what `write` would raise, and write nothing."""
-    model, stored = _filled(graph, target, like)
+    """Raise what `write` would raise, without writing anything."""
+    model, stored = _updated_model(graph, target, like)
     if not stored:
-        _serialized(model, target)
+        _serialize(model, target)
 
 
-def _filled(graph: WeightGraph, target: Path, like: Any) -> tuple[ModelProto, list[StoredTensor]]:
-    """Return the model with the graph's values, and those tensors whose values go to a file of their own."""
-    graph = _within(like, graph, target)
-    origin = next((m for m in _parts(graph.tensors) if isinstance(m, OnnxTensors)), None)
+def _updated_model(
+    graph: WeightGraph, target: Path, like: Any
+) -> tuple[ModelProto, list[StoredTensor]]:
+    """Return the model with the graph's values, and the tensors whose values go to the external data file."""
+    graph = _apply_template(like, graph, target)
+    origin = next((m for m in _base_mappings(graph.tensors) if isinstance(m, OnnxTensors)), None)
     if graph.container != "onnx" or origin is None:
         raise SourceError(
             target,
@@ -65,27 +69,31 @@ def _filled(graph: WeightGraph, target: Path, like: Any) -> tuple[ModelProto, li
         )
     model = ModelProto()
     model.CopyFrom(origin.model)
-    flat = inline_model(model, origin.files, Path(graph.source))
-    sources = classify(flat, Uses.of(flat)).constants
+    inlined = inline_model(model, origin.files, Path(graph.source))
+    sources = classify(inlined, Uses.of(inlined)).constants
     changed = [p.key for p in graph.params if _differs(graph.tensors, origin, p.key)]
-    # The scale of a quantised bias follows from that of its weight, which goes first.
+    # The scale of a quantised bias depends on that of its weight, which is written first.
     for key in [*changed, *_dependent(sources, changed)]:
         sources[key].write(graph.tensors[key])
     _require_written(graph, model, origin, changed, sources, target)
     external = [x for x in _tensors(model) if is_external(x)]
-    if external and _data(target).exists():
+    if external and _data_path(target).exists():
         raise SourceError(
-            _data(target),
+            _data_path(target),
             "it exists",
             "the weights go to a file of this name",
             "remove it or name another target",
         )
-    kept = {id(x.tensor): x for x in flat.constants.values() if isinstance(x, StoredTensor)}
-    return model, [kept.get(id(x)) or StoredTensor(x, graph.source, origin.files) for x in external]
+    stored_by_id = {
+        id(x.tensor): x for x in inlined.constants.values() if isinstance(x, StoredTensor)
+    }
+    return model, [
+        stored_by_id.get(id(x)) or StoredTensor(x, graph.source, origin.files) for x in external
+    ]
 
 
-def _within(like: Any, graph: WeightGraph, target: Path) -> WeightGraph:
-    """Return the weights in the ONNX model whose nodes are kept; as they are where none is named."""
+def _apply_template(like: Any, graph: WeightGraph, target: Path) -> WeightGraph:
+    """Return the weights in the ONNX model `like`, whose nodes are reused; unchanged without `like`."""
     if like is None:
         return graph
     if (
@@ -103,34 +111,34 @@ def _within(like: Any, graph: WeightGraph, target: Path) -> WeightGraph:
             "give an ONNX file and --factory, or write a .safetensors file",
         )
     shapes = {p.key: p.shape for p in like.params}
-    other = [p.key for p in graph.params if shapes.get(p.key) != p.shape]
-    if other:
+    mismatched = [p.key for p in graph.params if shapes.get(p.key) != p.shape]
+    if mismatched:
         raise SourceError(
             target,
-            f"'{other[0]}' has another shape than in {like.source}, or is not there",
+            f"'{mismatched[0]}' has another shape than in {like.source}, or is not there",
             "the file keeps its nodes, so classes and channels must be those it has",
             "write a .safetensors file, and export the module anew",
         )
     return like.replace({param.key: tensor for param, tensor in graph.items()})
 
 
-def _data(target: Path) -> Path:
-    """Return the file beside the model that values go to which lay outside it."""
+def _data_path(target: Path) -> Path:
+    """Return the path of the external data file beside the model."""
     return target.with_name(f"{target.name}.data")
 
 
-def _parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Yield the plain mappings that replacing has laid over each other, the uppermost first."""
+def _base_mappings(tensors: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Yield the mappings that replaced tensors are layered on, topmost first."""
     if isinstance(tensors, ChainMap):
         for part in tensors.maps:
-            yield from _parts(part)
+            yield from _base_mappings(part)
     else:
         yield tensors
 
 
 def _differs(tensors: Mapping[str, torch.Tensor], origin: OnnxTensors, key: str) -> bool:
-    """Tell whether a tensor was exchanged for one of other bits."""
-    if not any(key in part for part in _parts(tensors) if part is not origin):
+    """Return whether a tensor was exchanged for one of other bits."""
+    if not any(key in part for part in _base_mappings(tensors) if part is not origin):
         return False
     old, new = origin[key], tensors[key]
     if old.dtype != new.dtype:
@@ -139,13 +147,13 @@ def _differs(tensors: Mapping[str, torch.Tensor], origin: OnnxTensors, key: str)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    # A view as bytes needs steps of 1, which `contiguous` does not give a single value.
+    # A view as bytes needs a stride of 1, which `contiguous` does not guarantee for a single value.
     flat = tensor.detach().cpu().reshape(-1)
     return flat.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def _dependent(sources: Mapping[str, Constant], changed: list[str]) -> list[str]:
-    """Return the unchanged weights whose integers depend on scales that a changed one may exchange."""
+    """Return the unchanged weights that share scales with a changed one, which may replace them."""
     names = {
         name
         for key in changed
@@ -168,18 +176,18 @@ def _require_written(
     sources: Mapping[str, Constant],
     target: Path,
 ) -> None:
-    """Raise `SourceError` where a value did not arrive, such as one that several calls share."""
-    flat = inline_model(model, origin.files, Path(graph.source))
+    """Raise `SourceError` where a value was not stored, for example one that several calls share."""
+    inlined = inline_model(model, origin.files, Path(graph.source))
     for key in changed:
-        stored, weight, value = flat.constants.get(key), sources[key], graph.tensors[key].cpu()
+        stored, weight, value = inlined.constants.get(key), sources[key], graph.tensors[key].cpu()
         if isinstance(weight, QuantizedWeight):
-            is_there = weight.holds(value)
+            is_written = weight.holds(value)
         elif not isinstance(stored, StoredTensor) or is_external(stored.tensor):
-            continue  # they are written from the new values themselves
+            continue  # written directly from the new values
         else:
-            found = stored.read()
-            is_there = torch.equal(found.nan_to_num(), value.to(found.dtype).nan_to_num())
-        if not is_there:
+            written = stored.read()
+            is_written = torch.equal(written.nan_to_num(), value.to(written.dtype).nan_to_num())
+        if not is_written:
             raise SourceError(
                 f"{target}, {key!r}",
                 "its new values have no place in the model",
@@ -200,11 +208,11 @@ def _tensors(message: Message) -> Iterator[TensorProto]:
 
 
 def _write_data(stored: list[StoredTensor], partial: Path, name: str) -> None:
-    """Write values one after the other, reading one at a time, and say in the model where they are."""
+    """Write values one after the other, reading one at a time, and record their location in the model."""
     with partial.open("wb") as file:
         for part in stored:
             data = part.data()
-            offset = _aligned(file)
+            offset = _pad_to_alignment(file)
             file.write(data)
             part.tensor.ClearField("external_data")
             part.tensor.ClearField("raw_data")
@@ -213,12 +221,12 @@ def _write_data(stored: list[StoredTensor], partial: Path, name: str) -> None:
                 part.tensor.external_data.add(key=key, value=str(value))
 
 
-def _aligned(file: BinaryIO) -> int:
+def _pad_to_alignment(file: BinaryIO) -> int:
     file.write(bytes(-file.tell() % _ALIGNMENT))
     return file.tell()
 
 
-def _serialized(model: ModelProto, target: Path) -> bytes:
+def _serialize(model: ModelProto, target: Path) -> bytes:
     try:
         data: bytes = model.SerializeToString()
     except (EncodeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Networks by timm's names: `timm:resnet10t`, `timm:resnet10t,classes=7,channels=1@weights.pth`."""
+"""Networks by timm name: `timm:resnet10t`, `timm:resnet10t,classes=7,channels=1@weights.pth`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
     from sane_plugins.weights import WeightGraph
 
-_OURS = ("timm:", "sane_timm.build")
+_PREFIX_AND_BUILDER = ("timm:", "sane_timm.build")
 
 
 @hookimpl
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a timm network. Raises `SourceError` for an unknown name or unfit weights."""
-    return open_named(source, *_OURS)
+    return open_named(source, *_PREFIX_AND_BUILDER)
 
 
 @hookimpl
 def sane_build(source: Any, classes: int | None) -> nn.Module | None:
     """Build a timm network with `classes` outputs. Raises `SourceError` where it takes none."""
-    return build_named(source, *_OURS, classes)
+    return build_named(source, *_PREFIX_AND_BUILDER, classes)

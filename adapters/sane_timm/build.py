@@ -22,7 +22,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats import open_file
 
 _PREFIX = "timm:"
-_NAMES = "one of timm.list_models() is needed"
+_NAME_NEEDED = "one of timm.list_models() is needed"
 
 
 def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
@@ -35,7 +35,7 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
 
 
 def _load(spec: ModelSpec, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
-    """Build with the weights of the file after the `@`."""
+    """Build a model with the weights in the file after the `@`."""
     graph = open_file(Path(weights))
     if graph is None:
         raise SourceError(
@@ -48,7 +48,7 @@ def _load(spec: ModelSpec, weights: str, classes: int | None) -> tuple[nn.Module
 
 
 def import_timm() -> ModuleType:
-    """Return timm, also beside a torchvision whose operators do not load. Raises `SourceError`."""
+    """Import timm, even with a torchvision whose operators do not load. Raises `SourceError`."""
     if find_spec("timm") is None:
         raise SourceError(
             "timm",
@@ -73,7 +73,7 @@ def import_timm() -> ModuleType:
 def _find(name: str) -> ModelSpec:
     timm = import_timm()
     if not timm.is_model(name):
-        raise unknown_model("timm", name, timm.list_models(), _NAMES)
+        raise unknown_model("timm", name, timm.list_models(), _NAME_NEEDED)
 
     def builder(*, weights: None = None, num_classes: int | None = None) -> nn.Module:  # noqa: ARG001
         options = {} if num_classes is None else {"num_classes": num_classes}
@@ -91,7 +91,7 @@ def _image_size(timm: ModuleType, name: str) -> int | None:
         raise SourceError(
             f"timm:{name}",
             f"timm refuses this name ({str(error).rstrip('.')})",
-            _NAMES,
+            _NAME_NEEDED,
             "leave out what follows the dot",
         ) from error
     return config.input_size[-1] if config else None

@@ -1,8 +1,8 @@
-"""Networks by torchvision's names: `torchvision:resnet18`, `torchvision:resnet18@weights.pth`.
+"""Networks by torchvision name: `torchvision:resnet18`, `torchvision:resnet18@weights.pth`.
 
-After the `@` stands a file of weights or the name of published ones, such as DEFAULT; without it the
-network is freshly initialised, as a source always from seed 0. `torchvision:resnet18,classes=7,channels=1`
-has another class count and other images. A network is also built by its name alone, `resnet18`.
+A weight file follows the `@`, or the name of published weights, such as DEFAULT; without it the network is
+freshly initialised, always with seed 0 when it is a source. `torchvision:resnet18,classes=7,channels=1` has
+another class count and input channels. A network is also built by its name alone, `resnet18`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from sane_plugins.weights import WeightGraph
 
-_OURS = ("torchvision:", "sane_torchvision.build")
+_PREFIX_AND_BUILDER = ("torchvision:", "sane_torchvision.build")
 
 
 @hookimpl
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a torchvision network. Raises `SourceError` for an unknown name or unfit weights."""
-    return open_named(source, *_OURS)
+    return open_named(source, *_PREFIX_AND_BUILDER)
 
 
 @hookimpl
 def sane_build(source: Any, classes: int | None) -> nn.Module | None:
     """Build a torchvision network with `classes` outputs. Raises `SourceError` where it takes none."""
     if is_bare_name(source):
-        source = f"{_OURS[0]}{source}"
-    return build_named(source, *_OURS, classes)
+        source = f"{_PREFIX_AND_BUILDER[0]}{source}"
+    return build_named(source, *_PREFIX_AND_BUILDER, classes)
 
 
 def import_torchvision() -> ModuleType:

@@ -41,7 +41,7 @@ def _find(name: str) -> ModelSpec:
 
 
 def _load(spec: ModelSpec, weights: str, classes: int | None) -> tuple[nn.Module, Notes]:
-    """Build with the weights after the `@`: published ones by name, or those of a file."""
+    """Build a model with the weights after the `@`: published ones by name, or a file."""
     published = published_weights(spec.label.removeprefix(_PREFIX))
     if weights in published:
         return _load_published(spec, published[weights], classes)
@@ -61,5 +61,5 @@ def _load_published(spec: ModelSpec, weights: Any, classes: int | None) -> tuple
     if classes is None:
         return module, notes
     spec = ModelSpec(builder=spec.builder, label=spec.label, arguments=arguments)
-    module, more = build_with_weights(spec, module.state_dict(), classes)
-    return module, (*notes, *more)
+    module, more_notes = build_with_weights(spec, module.state_dict(), classes)
+    return module, (*notes, *more_notes)

@@ -16,8 +16,8 @@ from sane_plugins.architectures import ModelSpec, Notes, import_torchvision
 from sane_plugins.errors import SourceError
 
 TIMEOUT = 10.0  # seconds without a byte
-# Arguments that the builder derives from published weights, and a model of other classes needs as well.
-_DERIVED = ("image_size", "transform_input")
+# Builder arguments derived from published weights, which a model with other classes needs as well.
+_DERIVED_ARGUMENTS = ("image_size", "transform_input")
 
 
 def published_weights(name: str) -> Mapping[str, Any]:
@@ -28,8 +28,8 @@ def published_weights(name: str) -> Mapping[str, Any]:
 def fetch(spec: ModelSpec, weights: Any) -> tuple[nn.Module, Mapping[str, Any], Notes]:
     """Return the model with these weights, the arguments that the builder derived from them, and notes.
 
-    The builder reads the weights itself, since some files have keys of old versions. Raises
-    `SourceError` where they cannot be fetch.
+    The builder loads the weights itself, since some files have keys of old versions. Raises
+    `SourceError` where they cannot be fetched.
     """
     unquantized = weights.meta.get("unquantized", weights)
     notes = (
@@ -51,13 +51,13 @@ def fetch(spec: ModelSpec, weights: Any) -> tuple[nn.Module, Mapping[str, Any], 
             "its published weights come from there",
             f"fetch the file elsewhere and name it as {spec.label}@FILE",
         ) from error
-    derived = [key for key in _DERIVED if key in spec.parameters and hasattr(module, key)]
+    derived = [key for key in _DERIVED_ARGUMENTS if key in spec.parameters and hasattr(module, key)]
     return module, {key: getattr(module, key) for key in derived}, notes
 
 
 @contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Limit the wait for a server, which torch does not; keep stdout for data."""
+    """Set a network timeout, which torch lacks; redirect stdout, which is reserved for data."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:

@@ -1,4 +1,4 @@
-"""How a network is built: by our families, a function, a collection's name; for other classes, channels."""
+"""Build networks: our families, factory functions and model libraries, with any classes and channels."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""Blocks of our residual networks and transformers.
+"""Building blocks of our residual networks and transformers.
 
-Every forward counts axes from the end, so that it also runs with an axis of networks behind the batch.
+Every forward counts axes from the end, so that it also runs with an axis of networks after the batch axis.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Residual(nn.Module):
         return logits
 
 
-class _Basic(nn.Module):
+class _BasicBlock(nn.Module):
     def __init__(self, planes_in: int, planes: int, stride: int, act: str, shortcut: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(planes_in, planes, 3, stride=stride, padding=1, bias=False)
@@ -68,8 +68,8 @@ class _Basic(nn.Module):
         return result
 
 
-class _Pad(nn.Module):
-    """Adds channels of zeros on both sides (option A)."""
+class _ZeroPadChannels(nn.Module):
+    """Pads zero channels on both sides (option A)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,24 +82,24 @@ class _Pad(nn.Module):
 def _stage(
     planes_in: int, planes: int, blocks: int, stride: int, act: str, shortcut: str
 ) -> nn.Sequential:
-    first = _Basic(planes_in, planes, stride, act, shortcut)
+    first = _BasicBlock(planes_in, planes, stride, act, shortcut)
     return nn.Sequential(
-        first, *(_Basic(planes, planes, 1, act, shortcut) for _ in range(blocks - 1))
+        first, *(_BasicBlock(planes, planes, 1, act, shortcut) for _ in range(blocks - 1))
     )
 
 
 def _shortcut(planes_in: int, planes: int, stride: int, kind: str) -> nn.Module:
     if planes_in == planes and stride == 1:
         return nn.Identity()
-    if kind == "pad":  # a pool of one pixel takes every other one
-        return nn.Sequential(nn.AvgPool2d(1, stride), _Pad(planes - planes_in))
+    if kind == "pad":  # pooling one pixel subsamples the image
+        return nn.Sequential(nn.AvgPool2d(1, stride), _ZeroPadChannels(planes - planes_in))
     return nn.Sequential(
         nn.Conv2d(planes_in, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
     )
 
 
 class PatchTokens(nn.Module):
-    """Turns a map of patches into tokens, adds the class token behind them, and the positions."""
+    """Flattens a patch map into tokens, appends the class token, and adds the position embeddings."""
 
     def __init__(self, patches: int, width: int) -> None:
         super().__init__()
@@ -107,17 +107,17 @@ class PatchTokens(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(patches + 1, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (..., T, D) of patches (..., D, height, width)."""
+        """Map patches (..., D, height, width) to tokens (..., T, D)."""
         return F.pad(x.flatten(-2), (0, 1)).transpose(-1, -2) + self.added()
 
     def added(self) -> torch.Tensor:
-        """Return what is added to the patches (T - 1, D) and to a row of zeros."""
+        """Return the embeddings (T, D): positions, with the class token added in the last row."""
         padding = (0, 0, self.positions.shape[-2] - 1, 0)
         return self.positions + F.pad(self.class_token, padding)
 
 
 class AttentionBlock(nn.Module):
-    """A transformer block that normalises first: attention, then two linear layers."""
+    """A pre-norm transformer block: attention, then an MLP of two linear layers."""
 
     def __init__(self, width: int, heads: int, act: str, dropout: float, factor: int = 2) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class AttentionBlock(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return tokens (..., T, D) of tokens (..., T, D)."""
+        """Map tokens (..., T, D) to tokens (..., T, D)."""
         x = x + self.proj(self._attend(self.qkv(self.norm1(x))))
         result: torch.Tensor = x + self.mlp(self.norm2(x))
         return result

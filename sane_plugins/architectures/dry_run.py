@@ -1,6 +1,6 @@
 """Run a network on the meta device: which weights read the images, how far it gets, the output shape.
 
-A symbolic trace would not do: detection networks and optical flow decide by their inputs.
+A symbolic trace does not suffice: detection and optical flow networks branch on their inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 _IMAGE_SIZES = (224, 128, 256, 384, 160, 512)  # pixels; some networks take one size only
-_FRAMES = 16
+_VIDEO_FRAMES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class DryRun:
 
 
 def run_on_meta(module: nn.Module, channels: int, image_size: int | None = None) -> DryRun:
-    """Run a network without values, on images of several sizes if none is given; return the furthest run."""
+    """Run a network on meta tensors, by default at several image sizes; return the run that got furthest."""
     sizes = _IMAGE_SIZES if image_size is None else (image_size,)
     best = None
     for pixels in sizes:
@@ -55,7 +55,7 @@ def _run(module: nn.Module, channels: int, image_size: int) -> DryRun:
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]
     }
     is_video = any(isinstance(part, nn.Conv3d) for part in module.modules())
-    shape = (1, channels, *((_FRAMES,) if is_video else ()), image_size, image_size)
+    shape = (1, channels, *((_VIDEO_FRAMES,) if is_video else ()), image_size, image_size)
     images = [torch.empty(shape, device="meta") for _ in range(_image_count(module))]
     tracker = _ImageTracker(state, images)
     output: tuple[int, ...] = ()
@@ -81,7 +81,7 @@ class _ImageTracker(TorchFunctionMode):
         self.readers: dict[str, None] = {}
         self.steps = 0
         self._keys = {id(tensor): key for key, tensor in weights.items()}
-        # Kept, so that no later tensor gets the id of one that is gone.
+        # Held, so that no later tensor gets the id of a freed one.
         self._images = {id(image): image for image in images}
 
     def __torch_function__(
@@ -91,7 +91,7 @@ class _ImageTracker(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call the function, and note whether weights or images went in."""
+        """Call the function, and record whether weights or images are among its inputs."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func is torch.Tensor.__iter__:

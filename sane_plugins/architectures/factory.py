@@ -1,4 +1,4 @@
-"""The builder of networks from a name: one of our families, or `package.module:function`."""
+"""Build networks by name: one of our families, or `package.module:function`."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from sane_plugins.architectures.families import ARCHITECTURES
 from sane_plugins.architectures.names import FAMILIES, family_name
 from sane_plugins.errors import SaneError, SourceError
 
-_CLASSES = ("classes", "num_classes", "n_classes")
+_CLASS_COUNT_ARGUMENTS = ("classes", "num_classes", "n_classes")
 
 
 def build(factory: Mapping[str, Any]) -> nn.Module:
-    """Build a network from a zoo's description: `name`, and arguments of the function that it names.
+    """Build a network from a zoo's description: `name`, and arguments of the function it names.
 
-    Raises `SourceError` where that cannot be imported, does not take them, or builds something else.
+    Raises `SourceError` where it cannot be imported, does not take them, or returns something else.
     """
     name = str(factory["name"])
     arguments = {key: value for key, value in factory.items() if key != "name"}
-    return _called(name, _found(name), arguments)
+    return _call_builder(name, _find_builder(name), arguments)
 
 
 def build_by_name(name: str, classes: int | None) -> nn.Module:
-    """Build a network with so many classes, where its function takes their number. Raises as `build`."""
-    function = _found(name)
-    taken = [key for key in _CLASSES if key in _parameters(name, function)]
-    return _called(name, function, {taken[0]: classes} if taken and classes is not None else {})
+    """Build a network, with `classes` where its function takes a class count. Raises as `build`."""
+    function = _find_builder(name)
+    accepted = [key for key in _CLASS_COUNT_ARGUMENTS if key in _parameters(name, function)]
+    return _call_builder(
+        name, function, {accepted[0]: classes} if accepted and classes is not None else {}
+    )
 
 
 def is_function_name(source: Any) -> bool:
-    """Tell whether a source looks like `package.module:function`."""
+    """Return whether a source looks like `package.module:function`."""
     module, colon, function = source.partition(":") if isinstance(source, str) else ("", "", "")
     return bool(colon) and all(x.isidentifier() for x in (*module.split("."), function))
 
 
-def _found(name: str) -> Callable[..., Any]:
+def _find_builder(name: str) -> Callable[..., Any]:
     if family := family_name(name):
         return ARCHITECTURES[family]
     if not is_function_name(name):
@@ -51,7 +53,7 @@ def _found(name: str) -> Callable[..., Any]:
         )
     module, _, function = name.partition(":")
     try:
-        found: Callable[..., Any] = getattr(import_module(module), function)
+        builder: Callable[..., Any] = getattr(import_module(module), function)
     except Exception as error:  # the user's own code, which may raise anything
         raise SourceError(
             name,
@@ -59,7 +61,7 @@ def _found(name: str) -> Callable[..., Any]:
             "package.module:function must exist",
             "check the name, and that its folder is on PYTHONPATH or the current one",
         ) from error
-    return found
+    return builder
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> Mapping[str, Any]:
@@ -74,7 +76,9 @@ def _parameters(name: str, function: Callable[..., Any]) -> Mapping[str, Any]:
         ) from error
 
 
-def _called(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
+def _call_builder(
+    name: str, function: Callable[..., Any], arguments: Mapping[str, Any]
+) -> nn.Module:
     parameters = _parameters(name, function)
     try:
         signature(function).bind(**arguments)

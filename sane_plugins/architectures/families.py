@@ -1,4 +1,4 @@
-"""The networks that our zoos are made of, built from a plain description."""
+"""Architectures of our zoos, built from plain arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def small_cnn(
 ) -> nn.Sequential:
     """Build the small CNN of the published zoos, for (N, 1, 28, 28) or (N, 3, 32, 32) images.
 
-    Any other number of channels takes the three-channel form. Parameters: 2,464 and 14,022 at ten
+    Any other number of channels uses the three-channel variant. Parameters: 2,464 and 14,022 at ten
     classes (Schürholt et al., "Model Zoos", NeurIPS 2022, table 1).
     """
     return _cnn(channels_in, classes, act, dropout, _WIDTHS.get(channels_in, _WIDTHS[3]))
@@ -67,8 +67,8 @@ def resnet(
 ) -> nn.Module:
     """Build a ResNet of the CIFAR family (He et al. 2016, section 4.2) for images of any size.
 
-    `depth` is 6n + 2: 8, 14, 20, 32, 56. `shortcut` is "pad" (option A) or "conv" (option B). Names of
-    parameters are those of github.com/akamaster/pytorch_resnet_cifar10.
+    `depth` is 6n + 2: 8, 14, 20, 32, 56. `shortcut` is "pad" (option A) or "conv" (option B). Parameter
+    names are those of github.com/akamaster/pytorch_resnet_cifar10.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ZooError("resnet", f"its depth is {depth}", "6n + 2 is needed", "try 8, 14 or 20")
@@ -98,17 +98,17 @@ def vit(
         nn.Conv2d(channels_in, width, patch, stride=patch),
         PatchTokens((size // patch) ** 2, width),
         *(AttentionBlock(width, heads, act, dropout) for _ in range(depth)),
-        _Last(),
+        _ClassToken(),
         nn.LayerNorm(width),
         nn.Linear(width, classes),
     )
 
 
-class _Last(nn.Module):
-    """Takes the class token, which is the last."""
+class _ClassToken(nn.Module):
+    """Selects the class token, which comes last."""
 
     def forward(self, tokens: Any) -> Any:
-        """Return (..., D) of tokens (..., T, D)."""
+        """Map tokens (..., T, D) to (..., D)."""
         return tokens[..., -1, :]
 
 

@@ -1,4 +1,4 @@
-"""Models of a library by name, `PREFIX:NAME[,classes=N][,channels=N][@WEIGHTS]`: what plugins share."""
+"""Models of a library by name, `PREFIX:NAME[,classes=N][,channels=N][@WEIGHTS]`: shared by the plugins."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
-    """Read the model that `builder.build` makes of a name behind `prefix`; None for any other source.
+    """Read the model that `builder.build` makes of a name after `prefix`; None for any other source.
 
-    The module `builder` is imported late: it needs the library. Initial weights are drawn from seed 0:
-    the same name is the same network.
+    The module `builder` is imported lazily, as it needs the library. Initial weights are drawn with seed 0,
+    so that a name always gives the same network.
     """
     if not _is_named(source, prefix):
         return None
@@ -40,7 +40,7 @@ def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
 
 
 def build_named(source: Any, prefix: str, builder: str, classes: int | None) -> nn.Module | None:
-    """Build the model of a name behind `prefix`; None for any other source."""
+    """Build the model of a name after `prefix`; None for any other source."""
     if not _is_named(source, prefix):
         return None
     module: nn.Module = import_module(builder).build(source.removeprefix(prefix), classes)[0]

@@ -1,4 +1,4 @@
-"""Build a model of a library to match a state dict, also with another class count."""
+"""Build a library's model to match a state dict, optionally with another class count."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ModelSpec:
 def build_with_weights(
     spec: ModelSpec, state: State, classes: int | None
 ) -> tuple[nn.Module, Notes]:
-    """Build the model that a state dict is from, or that model with another class count.
+    """Build the model that a state dict belongs to, or that model with another class count.
 
     Raises `SourceError` where the weights are of another architecture.
     """
@@ -83,11 +83,11 @@ def build_with_weights(
         module = spec.build(classes)
         if channels is not None:
             notes = set_input_channels(module, channels, spec.label, spec.image_size)
-    here = module.state_dict()
-    mismatched = _mismatched(here, state)
-    matching = here.keys() & state.keys() - mismatched
+    module_state = module.state_dict()
+    mismatched = _mismatched(module_state, state)
+    matching = module_state.keys() & state.keys() - mismatched
     module.load_state_dict({key: state[key] for key in matching}, strict=False)
-    return module, (*notes, *_notes(here, state, mismatched))
+    return module, (*notes, *_notes(module_state, state, mismatched))
 
 
 def _init_parameters(module_type: type) -> Mapping[str, Parameter]:
@@ -97,12 +97,16 @@ def _init_parameters(module_type: type) -> Mapping[str, Parameter]:
 def _build_for(spec: ModelSpec, state: State) -> tuple[nn.Module, int | None]:
     """Build the model with the auxiliary heads, the classes and the input channels of a state dict.
 
-    The channels are returned where they are not the model's usual ones.
+    The channels are returned only where they differ from the model's default.
     """
     module = spec.build(None)
-    here = module.state_dict()
-    with_aux = "aux_logits" in spec.parameters and bool(state.keys() - here)
-    heads = {key for key in _mismatched(here, state) if _differs_in_length(here, state, key)}
+    module_state = module.state_dict()
+    with_aux = "aux_logits" in spec.parameters and bool(state.keys() - module_state)
+    heads = {
+        key
+        for key in _mismatched(module_state, state)
+        if _differs_in_length(module_state, state, key)
+    }
     if with_aux or heads:
         module = spec.build(_class_count(spec, state, with_aux, heads), with_aux)
     kernels = [state[key] for key in _mismatched(module.state_dict(), state) if state[key].ndim > 3]
@@ -113,13 +117,13 @@ def _build_for(spec: ModelSpec, state: State) -> tuple[nn.Module, int | None]:
     return module, channels
 
 
-def _differs_in_length(here: State, state: State, key: str) -> bool:
-    """Tell whether two tensors differ in their first axis only, as those of two class counts do."""
-    return state[key].ndim > 0 and state[key].shape[1:] == here[key].shape[1:]
+def _differs_in_length(module_state: State, state: State, key: str) -> bool:
+    """Return whether two tensors differ in their first axis at most, as heads of two class counts do."""
+    return state[key].ndim > 0 and state[key].shape[1:] == module_state[key].shape[1:]
 
 
 def _class_count(spec: ModelSpec, state: State, with_aux: bool, heads: set[str]) -> int | None:
-    """Return the class count with which the heads have the shapes of the state dict.
+    """Return the class count for which the heads have the shapes in the state dict.
 
     Detection networks have several outputs per class, so their length is measured for two counts.
     """
@@ -133,24 +137,28 @@ def _class_count(spec: ModelSpec, state: State, with_aux: bool, heads: set[str])
     return None
 
 
-def _mismatched(here: State, state: State) -> set[str]:
+def _mismatched(module_state: State, state: State) -> set[str]:
     """Return the common keys whose shapes differ."""
-    return {key for key in here.keys() & state.keys() if here[key].shape != state[key].shape}
+    return {
+        key
+        for key in module_state.keys() & state.keys()
+        if module_state[key].shape != state[key].shape
+    }
 
 
 def _require_match(label: str, module: nn.Module, state: State) -> None:
-    here = module.state_dict()
+    module_state = module.state_dict()
     # Files from before torch 0.4.1 lack the integer counter, which nothing reads in evaluation.
-    missing = {k for k in here.keys() - state.keys() if here[k].is_floating_point()}
+    missing = {k for k in module_state.keys() - state.keys() if module_state[k].is_floating_point()}
     differing = [
-        *sorted(_mismatched(here, state)),
+        *sorted(_mismatched(module_state, state)),
         *sorted(missing),
-        *sorted(state.keys() - here.keys()),
+        *sorted(state.keys() - module_state.keys()),
     ]
     if differing:
         key = differing[0]
         given, needed = (
-            f"has {tuple(x[key].shape)}" if key in x else "lacks it" for x in (state, here)
+            f"has {tuple(x[key].shape)}" if key in x else "lacks it" for x in (state, module_state)
         )
         raise SourceError(
             f"{label}, '{key}'",
@@ -160,10 +168,12 @@ def _require_match(label: str, module: nn.Module, state: State) -> None:
         )
 
 
-def _notes(here: State, state: State, other: set[str]) -> list[str]:
+def _notes(module_state: State, state: State, mismatched: set[str]) -> list[str]:
     notes = []
-    if other:
-        notes.append(f"freshly initialised for another class count: {', '.join(sorted(other))}")
-    if extra := sorted(state.keys() - here.keys()):
-        notes.append(f"in the weights but not in the network: {', '.join(extra)}")
+    if mismatched:
+        notes.append(
+            f"freshly initialised for another class count: {', '.join(sorted(mismatched))}"
+        )
+    if unused := sorted(state.keys() - module_state.keys()):
+        notes.append(f"in the weights but not in the network: {', '.join(unused)}")
     return notes

@@ -1,4 +1,4 @@
-"""Import torchvision, also where its compiled operators cannot be loaded."""
+"""Import torchvision, even where its compiled operators cannot be loaded."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 def import_torchvision() -> ModuleType:
     """Return the torchvision module.
 
-    Where its operators do not fit this torch (a CUDA build beside a CPU torch), their schemas are
-    declared, and the log says once that detection models can be read but not run. Raises
+    Where its operators do not fit this torch (a CUDA build with a CPU torch), their schemas are
+    declared, and a warning is logged once that detection models can be read but not run. Raises
     `SourceError` where torchvision is not installed or does not import.
     """
     try:

@@ -1,4 +1,4 @@
-"""Networks on disk: read on demand and safely, whatever the form; written whole."""
+"""Networks on disk: validated before reading, tensors read lazily, files written atomically."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""Zip files within stated limits: what torch and NumPy write is read, what is built to hurt is refused.
+"""Zip archives read within limits, so that a malicious file (a zip bomb, overlapping members) is refused.
 
-The directory at the end of the file is checked before anything is unpacked: its own size, the number of
-members, their names, their places in the file, and how much larger they get.
+The central directory is checked before anything is unpacked: its size, the number of members, their names,
+their offsets, and their compression ratios.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
 
 MEMBERS = 100_000
-ENTRY = 1024  # mean bytes per member in the directory
-RATIO, ROOM = (
-    100,
-    64 * 2**20,
-)  # unpacked, a member or a file may be ROOM large, or RATIO times as large
+MAX_DIRECTORY_BYTES_PER_MEMBER = 1024  # on average
+MAX_COMPRESSION_RATIO = 100
+ROOM = 64 * 2**20  # bytes that a member or an archive may unpack to at any compression ratio
 
-_END, _FAR_END, _FAR = Struct("<4s4H2LH"), Struct("<4sLQL"), Struct("<4sQ2H2L4Q")
-_LOCAL = Struct("<4s5H3L2H")
+_EOCD, _ZIP64_LOCATOR, _ZIP64_EOCD = Struct("<4s4H2LH"), Struct("<4sLQL"), Struct("<4sQ2H2L4Q")
+_LOCAL_HEADER = Struct("<4s5H3L2H")
 
 
 class Archive:
-    """A zip file whose directory was checked; it stays open, so that it may be replaced meanwhile.
+    """A zip file with a checked directory; it stays open, so that the path may be replaced meanwhile.
 
-    Raises `SourceError` for what is no whole zip file, and for one outside the limits.
+    Raises `SourceError` for a file that is not a complete zip archive, or that exceeds the limits.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,11 +46,11 @@ class Archive:
 
     @property
     def stored(self) -> bool:
-        """Tell whether every member lies in the file as it is."""
+        """Return whether every member is stored uncompressed."""
         return all(info.compress_type == ZIP_STORED for info in self.members.values())
 
     def size(self, name: str) -> int:
-        """Return the number of bytes of a member, unpacked."""
+        """Return the uncompressed size of a member in bytes."""
         return self.members[name].file_size
 
     def read(self, name: str, start: int = 0) -> bytes:
@@ -62,7 +60,7 @@ class Archive:
             return member.read()
 
     def read_range(self, name: str, start: int, count: int) -> bytes:
-        """Return some of a member's bytes; of one that is stored, only these are read."""
+        """Return a range of a member's bytes; of an uncompressed member, only that range is read."""
         if self.members[name].compress_type != ZIP_STORED:
             return self.read(name, start)[:count]
         with source_errors(self.path), self._lock:
@@ -76,33 +74,35 @@ class Archive:
 
 
 def _check_directory(path: Path, file: BinaryIO) -> None:
-    """Refuse a directory that is too large to be looked at, or that is not where it says it is."""
-    count, length, start, end = _directory(file, path.stat().st_size)
-    if count > MEMBERS or length > ENTRY * (count + 1):
+    """Refuse a directory that is too large to parse, or that is not where the end record says."""
+    count, length, start, end = _read_directory_end(file, path.stat().st_size)
+    if count > MEMBERS or length > MAX_DIRECTORY_BYTES_PER_MEMBER * (count + 1):
         raise limit_error(
             path,
             f"it says that it has {count} members in {length} bytes of directory",
-            f"at most {MEMBERS} members of {ENTRY} bytes each are read",
+            f"at most {MEMBERS} members of {MAX_DIRECTORY_BYTES_PER_MEMBER} bytes each are read",
         )
     if start + length != end:
         raise ValueError("the directory is not where it is said to be")
 
 
-def _directory(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
+def _read_directory_end(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
     """Return the number of members, the directory's length and start, and where it should end."""
-    end = size - _END.size
-    magic, _, _, _, count, length, start, comment = _END.unpack(_bytes(file, end, _END.size))
+    end = size - _EOCD.size
+    magic, _, _, _, count, length, start, comment = _EOCD.unpack(_read_at(file, end, _EOCD.size))
     if magic != b"PK\5\6" or comment:
         raise ValueError("no end of a zip archive")
-    if end >= _FAR_END.size:
-        magic, _, place, _ = _FAR_END.unpack(_bytes(file, end - _FAR_END.size, _FAR_END.size))
+    if end >= _ZIP64_LOCATOR.size:
+        magic, _, zip64_offset, _ = _ZIP64_LOCATOR.unpack(
+            _read_at(file, end - _ZIP64_LOCATOR.size, _ZIP64_LOCATOR.size)
+        )
         if magic == b"PK\6\7":
-            far = _FAR.unpack(_bytes(file, place, _FAR.size))
-            count, length, start, end = far[7], far[8], far[9], place
+            zip64 = _ZIP64_EOCD.unpack(_read_at(file, zip64_offset, _ZIP64_EOCD.size))
+            count, length, start, end = zip64[7], zip64[8], zip64[9], zip64_offset
     return count, length, start, end
 
 
-def _bytes(file: BinaryIO, start: int, count: int) -> bytes:
+def _read_at(file: BinaryIO, start: int, count: int) -> bytes:
     file.seek(start)
     return file.read(count)
 
@@ -116,9 +116,11 @@ def _check_members(path: Path, infos: list[ZipInfo]) -> None:
     for info in infos:
         _check_member(path, info)
     total = sum(info.file_size for info in infos)
-    if total > RATIO * path.stat().st_size + ROOM:
+    if total > MAX_COMPRESSION_RATIO * path.stat().st_size + ROOM:
         raise limit_error(
-            path, f"unpacked it has {total} bytes", f"at most {RATIO} times its size is read"
+            path,
+            f"unpacked it has {total} bytes",
+            f"at most {MAX_COMPRESSION_RATIO} times its size is read",
         )
 
 
@@ -134,40 +136,40 @@ def _check_member(path: Path, info: ZipInfo) -> None:
         )
     if info.compress_type == ZIP_STORED and info.compress_size != info.file_size:
         raise limit_error(path, f"'{name}' has two sizes", "a whole archive is needed")
-    if info.file_size > max(ROOM, RATIO * info.compress_size):
+    if info.file_size > max(ROOM, MAX_COMPRESSION_RATIO * info.compress_size):
         raise limit_error(
             path,
             f"'{name}' gets {info.file_size} bytes out of {info.compress_size}",
-            f"at most {RATIO} times as many are unpacked",
+            f"at most {MAX_COMPRESSION_RATIO} times as many are unpacked",
         )
 
 
 def _member_starts(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -> dict[str, int]:
-    """Return where each member's bytes start; refuse members that overlap or are called otherwise there."""
-    starts, free = {}, 0
+    """Return the offset of each member's data; refuse overlapping members and mismatched local headers."""
+    starts, previous_end = {}, 0
     for info in sorted(infos, key=lambda info: info.header_offset):
-        local = _LOCAL.unpack(_bytes(file, info.header_offset, _LOCAL.size))
-        name = _bytes(file, info.header_offset + _LOCAL.size, local[9])
+        header = _LOCAL_HEADER.unpack(_read_at(file, info.header_offset, _LOCAL_HEADER.size))
+        name = _read_at(file, info.header_offset + _LOCAL_HEADER.size, header[9])
         coding = "utf-8" if info.flag_bits & 0x800 else "cp437"
-        if local[0] != b"PK\3\4" or name != info.orig_filename.encode(coding):
+        if header[0] != b"PK\3\4" or name != info.orig_filename.encode(coding):
             raise limit_error(
                 path,
                 f"'{info.filename}' is not where it is said to be",
                 "a whole archive is needed",
             )
-        start = info.header_offset + _LOCAL.size + local[9] + local[10]
-        if info.header_offset < free or start + info.compress_size > end:
+        start = info.header_offset + _LOCAL_HEADER.size + header[9] + header[10]
+        if info.header_offset < previous_end or start + info.compress_size > end:
             raise limit_error(
                 path,
                 f"'{info.filename}' overlaps another part of the file",
                 "each member needs a place of its own",
             )
-        starts[info.filename], free = start, start + info.compress_size
+        starts[info.filename], previous_end = start, start + info.compress_size
     return starts
 
 
 def limit_error(path: Path, found: str, needed: str) -> SourceError:
-    """Return the error for an archive outside the limits."""
+    """Return the error for an archive that exceeds the limits."""
     return SourceError(
         path, found, needed, "where you trust it, write it anew with its own library"
     )

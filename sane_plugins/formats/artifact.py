@@ -1,7 +1,7 @@
-"""Artefacts: what this package learns or measures, as a safetensors file with one JSON metadata entry.
+"""Artefacts (models, heads, embeddings, training states): safetensors files with one JSON metadata entry.
 
-The entry's key says which kind of artefact it is; the JSON object in it describes the tensors. One entry,
-because the format writes several in any order: same artefact, same bytes.
+The key of the entry is the kind of artefact; its JSON object describes the tensors. There is only one entry,
+because safetensors writes several in arbitrary order, and equal artefacts must give equal bytes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _ALIGNMENT = 8  # bytes that the header of a safetensors file is padded to
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactKind:
-    """One kind of artefact: the key of its metadata entry, and the words and way out of its errors.
+    """A kind of artefact: the key of its metadata entry, and the wording of its errors.
 
-    `version` is the one that is read; None for kinds whose files do not tell one.
+    `version` is the supported version; None for kinds whose files have none.
     """
 
     key: str
@@ -46,12 +46,12 @@ class ArtifactKind:
 
     @property
     def needed(self) -> str:
-        """Return what an error says is needed."""
+        """Return the `needed` part of an error."""
         version = "" if self.version is None else f" of version {self.version}"
         return f"{self.name}{version} {'is' if self.article else 'are'} needed"
 
     def error(self, path: Path, found: str) -> ZooError:
-        """Return the error for a file in which something else was found."""
+        """Return the error for a file that holds something else."""
         return ZooError(path, found, self.needed, self.way_out)
 
 
@@ -94,19 +94,23 @@ ZOO_TRAINING_STATE = ArtifactKind(
     way_out="add --force to start anew",
 )
 _KINDS = (SANE_MODEL, PROPERTY_HEADS, DENOISER, EMBEDDINGS, PRETRAINING_STATE, ZOO_TRAINING_STATE)
-HEADER = "sane"  # the metadata entry of a network's file: order, ties and axes of its tensors
+HEADER = "sane"  # metadata key of a network's file: order, ties and axes of its tensors
 
 
 def save_artifact(
-    kind: ArtifactKind, about: Description, tensors: Mapping[str, torch.Tensor], path: str | Path
+    kind: ArtifactKind,
+    description: Description,
+    tensors: Mapping[str, torch.Tensor],
+    path: str | Path,
 ) -> Path:
-    """Write tensors and their description to a file, whole or not at all.
+    """Write tensors and their description to a file atomically.
 
-    `about` holds `version` where the kind has one. Raises `SourceError` where the file cannot be written.
+    `description` holds `version` where the kind has one. Raises
+    `SourceError` where the file cannot be written.
     """
-    assert about.get("version") == kind.version
+    assert description.get("version") == kind.version
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    metadata = {kind.key: json.dumps(about)}
+    metadata = {kind.key: json.dumps(description)}
     return write_whole(Path(path), lambda partial: save_file(stored, partial, metadata=metadata))
 
 
@@ -115,15 +119,15 @@ def load_artifact(
     path: str | Path,
     decode: Callable[[Description, Mapping[str, torch.Tensor]], T],
 ) -> T:
-    """Return what `decode` makes of a file's description and tensors, which have memory of their own.
+    """Load an artefact: read its description and tensors into memory, and decode them.
 
-    Raises `ZooError` for a file that is missing, broken, of another kind or version, and for one whose parts
-    `decode` finds missing or wrong.
+    Raises `ZooError` for a file that is missing, broken, of another kind or version, and where `decode`
+    finds a part missing or wrong.
     """
     path = Path(path)
-    stored, about = _open(kind, path)
+    stored, description = _open(kind, path)
     try:
-        return decode(about, {key: stored[key] for key in stored})
+        return decode(description, {key: stored[key] for key in stored})
     except SaneError:
         raise
     except KeyError as error:
@@ -133,12 +137,12 @@ def load_artifact(
 
 
 def read_description(kind: ArtifactKind, path: str | Path) -> dict[str, Any]:
-    """Return what a file says of its tensors. Raises `ZooError` as `load_artifact` does."""
+    """Return the description of a file's tensors. Raises `ZooError` as `load_artifact` does."""
     return _open(kind, Path(path))[1]
 
 
 def require_network(path: Path, metadata: Mapping[str, str]) -> None:
-    """Raise `SourceError` for the metadata of an artefact, whose tensors are no network's."""
+    """Raise `SourceError` where the metadata are those of an artefact, not of a network."""
     for kind in _KINDS:
         if kind.key in metadata:
             raise SourceError(
@@ -157,25 +161,25 @@ def _open(kind: ArtifactKind, path: Path) -> tuple[LazyTensors, dict[str, Any]]:
     if kind.key not in stored.metadata:
         raise kind.error(path, f"it holds {_content(stored.metadata) or f'no {kind.noun}'}")
     try:
-        about = json.loads(stored.metadata[kind.key])
+        description = json.loads(stored.metadata[kind.key])
     except (ValueError, RecursionError) as error:
         raise kind.error(path, "its description is no JSON") from error
-    if not isinstance(about, dict):
+    if not isinstance(description, dict):
         raise kind.error(path, "its description is no JSON object")
-    if (version := about.get("version")) != kind.version:
+    if (version := description.get("version")) != kind.version:
         raise kind.error(path, f"its version is {'not given' if version is None else version}")
-    return stored, about
+    return stored, description
 
 
 def _content(metadata: Mapping[str, str]) -> str:
-    """Return what a file holds by its metadata; nothing where they do not tell."""
+    """Describe what a file holds according to its metadata, or return an empty string."""
     names = [kind.name for kind in _KINDS if kind.key in metadata]
     return names[0] if names else "a network" if HEADER in metadata else ""
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """A matrix (rows, columns) of float32 whose values lie in a file, row by row."""
+    """A float32 matrix (rows, columns) stored in a file in row-major order."""
 
     path: Path
     rows: int
@@ -189,7 +193,7 @@ class StoredRows:
 def stream_artifact(
     kind: ArtifactKind, tensors: Mapping[str, torch.Tensor | StoredRows], path: Path
 ) -> Path:
-    """Write tensors of float32 and float64 one by one, so that those in files may exceed memory."""
+    """Write float32 and float64 tensors one by one, so that tensors kept in files may exceed memory."""
     header: dict[str, object] = {"__metadata__": {kind.key: str(kind.version)}}
     end = 0
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Limits of a checkpoint, checked before torch reads it: sizes from its pickle, nothing allocated."""
+"""Check a checkpoint's pickle against the file's size before torch loads it; nothing is allocated."""
 
 from __future__ import annotations
 
@@ -12,74 +12,76 @@ from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.pickle_scan import PickledTensor, PickleLimitError, Scan, pickle_end
 
-VIEWS = 2**31  # bytes that expanded, shared and sparse tensors may have beyond what the file holds
-PICKLE = 256 * 2**20  # bytes of one pickle
+MAX_VIEW_BYTES = 2**31  # by which expanded, shared and sparse tensors may exceed the file
+MAX_PICKLE_BYTES = 256 * 2**20
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of torch's form before zip files
-_MAKES_ROOM = ("Storage", "Tensor", "bytearray")  # called with a number they allocate that much
+_MAGIC = 0x1950A86A20F9469CFC6C  # of torch's legacy format, before zip files
+# Called with a number, they allocate that many values.
+_ALLOCATING_TYPES = ("Storage", "Tensor", "bytearray")
 
 
 def vet_zip(path: Path, archive: Archive, name: str) -> None:
-    """Raise `SourceError` where the zip form's pickle asks for more than the archive holds."""
+    """Raise `SourceError` where the pickle of a zip checkpoint asks for more data than the archive holds."""
     folder = name.removesuffix("data.pkl")
-    with _limits(path):
+    with _pickle_errors(path):
         scan = scan_member(archive, name)
         held = {s.key: archive.size(f"{folder}data/{s.key}") for s in scan.storages}
         _vet(path, scan, held)
 
 
 def scan_member(archive: Archive, name: str) -> Scan:
-    """Return a pickled member's content with inert records."""
-    if archive.size(name) > PICKLE:
+    """Scan a pickled member; its objects become inert records."""
+    if archive.size(name) > MAX_PICKLE_BYTES:
         raise PickleLimitError("too large")
     return Scan(archive.read(name))
 
 
 def vet_legacy(path: Path) -> None:
-    """Raise `SourceError` where a checkpoint of the form before zip files asks for more than it holds."""
+    """Raise `SourceError` where a legacy (pre-zip) checkpoint asks for more data than it holds."""
     with (
-        _limits(path),
+        _pickle_errors(path),
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
-        if _next(path, data).content != _MAGIC:
-            return  # torch says what it is
+        if _scan_next(path, data).content != _MAGIC:
+            return  # torch reports what it is
         for _ in range(2):
-            _next(path, data)
-        scan = _next(path, data)
-        _next(path, data)
+            _scan_next(path, data)
+        scan = _scan_next(path, data)
+        _scan_next(path, data)
         sizes: dict[str, int] = {}
         for storage in scan.storages:
             sizes[storage.key] = max(storage.nbytes, sizes.get(storage.key, 0))
-        left = len(data) - data.tell() - 8 * len(sizes)  # each begins with its number of values
-        if sum(sizes.values()) > left:
-            raise _too_much(path, sum(sizes.values()), left)
+        # Each storage begins with its number of values.
+        available = len(data) - data.tell() - 8 * len(sizes)
+        if sum(sizes.values()) > available:
+            raise _size_error(path, sum(sizes.values()), available)
         _vet(path, scan, sizes)
 
 
-def _next(path: Path, data: mmap.mmap) -> Scan:
-    """Return the next of the pickles that lie one after the other."""
+def _scan_next(path: Path, data: mmap.mmap) -> Scan:
+    """Scan the next of several concatenated pickles."""
     start = data.tell()
-    if pickle_end(data) - start > PICKLE:
+    if pickle_end(data) - start > MAX_PICKLE_BYTES:
         raise PickleLimitError("too large")
     scan = Scan(data[start : data.tell()])
     _vet(path, scan, {s.key: s.nbytes for s in scan.storages})
     return scan
 
 
-def _limits(path: Path) -> Any:
+def _pickle_errors(path: Path) -> Any:
     return source_errors(
         path, "it is broken, or too nested or too large a pickle", "a whole checkpoint"
     )
 
 
 def _vet(path: Path, scan: Scan, held: Mapping[str, int]) -> None:
-    """Raise where a storage is larger than its data, or tensors are together larger than the file."""
+    """Raise where a storage is larger than its data, or all tensors together are larger than the file."""
     for storage in scan.storages:
         if storage.nbytes > held[storage.key]:
-            raise _too_much(path, storage.nbytes, held[storage.key])
+            raise _size_error(path, storage.nbytes, held[storage.key])
     for record in scan.made:
-        if record.args and record.name.endswith(_MAKES_ROOM) and _asks_for_room(record.args):
+        if record.args and record.name.endswith(_ALLOCATING_TYPES) and _has_integer(record.args):
             raise SourceError(
                 path,
                 f"it makes objects while it is read ({record.name})",
@@ -89,25 +91,25 @@ def _vet(path: Path, scan: Scan, held: Mapping[str, int]) -> None:
     require_backed(path, [tensor for _, tensor in scan.tensors()])
 
 
-def _asks_for_room(args: tuple[Any, ...]) -> bool:
+def _has_integer(args: tuple[Any, ...]) -> bool:
     return any(isinstance(arg, int) for arg in args)
 
 
 def require_backed(path: Path, tensors: list[PickledTensor]) -> None:
-    """Raise where tensors reach past their data, or expanded and shared ones are too large together."""
+    """Raise where tensors reach past their data, or expanded and shared ones are too large in total."""
     distinct = {(t.storage.key, t.dtype, t.offset, t.shape, t.stride): t for t in tensors}.values()
-    wanted = sum(t.count * t.dtype.itemsize for t in distinct)
+    requested = sum(t.count * t.dtype.itemsize for t in distinct)
     held = sum({t.storage.key: t.storage.nbytes for t in distinct}.values())
-    if wanted > held + VIEWS:
-        raise _too_much(path, wanted, held)
+    if requested > held + MAX_VIEW_BYTES:
+        raise _size_error(path, requested, held)
     if any(t.end > t.storage.room for t in distinct):
-        raise _too_much(path, max(t.end for t in distinct), held)
+        raise _size_error(path, max(t.end for t in distinct), held)
 
 
-def _too_much(path: Path, wanted: int, held: int) -> SourceError:
+def _size_error(path: Path, requested: int, held: int) -> SourceError:
     return SourceError(
         path,
-        f"its tensors ask for {wanted} bytes where it holds {held}",
+        f"its tensors ask for {requested} bytes where it holds {held}",
         "a whole checkpoint is needed",
         "copy or download it again",
     )

@@ -1,4 +1,4 @@
-"""Quantised and sparse tensors as dense floating-point ones, converted when they are read."""
+"""Quantised and sparse tensors, converted to dense floating point when they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from sane_plugins.formats.guards import source_errors
 
-DENSE = 2**31  # bytes that the sparse tensors of one source may have together, made dense
+DENSE = 2**31  # bytes that all sparse tensors of a source may take once dense
 FLOATS = {
     torch.float16,
     torch.bfloat16,
@@ -26,9 +26,9 @@ Described = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """The tensors of a source: their shapes and types, what was converted, and what cannot be read.
+    """Tensors of a source: shapes and types, what was converted, and what cannot be read.
 
-    `converted` says how; `unread` gives number of values and the reason.
+    `converted` says how; `unread` gives the number of values and the reason.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -38,7 +38,7 @@ class Content:
 
 
 class _DenseTensors(Mapping[str, torch.Tensor]):
-    """Tensors, of which some are dequantised or made dense when they are asked for."""
+    """Tensors that are dequantised or made dense on access."""
 
     def __init__(
         self, source: str, tensors: Mapping[str, torch.Tensor], converted: Mapping[str, str]
@@ -62,58 +62,58 @@ class _DenseTensors(Mapping[str, torch.Tensor]):
 def describe_content(
     tensors: Mapping[str, torch.Tensor], source: str, *, valued: bool = False
 ) -> Content:
-    """Describe tensors in memory, quantised and sparse ones as dense; those in unknown forms are unread.
+    """Describe tensors in memory: quantised and sparse ones as dense, unknown forms as unread.
 
-    So are those without values (meta device) where `valued` asks for values.
+    With `valued`, tensors without values (meta device) are unread too.
     """
-    described, converted, unread, room = {}, {}, {}, DENSE
+    described, converted, unread, budget = {}, {}, {}, DENSE
     for key, tensor in tensors.items():
-        if reason := _unreadable(tensor, valued):
+        if reason := _unreadable_reason(tensor, valued):
             unread[key] = (tensor.numel(), reason)
             continue
         dtype = tensor.dtype
         if tensor.is_quantized:
             converted[key], dtype = (
-                f"dequantised from {_name(dtype)}, {_scales(tensor)}",
+                f"dequantised from {_dtype_name(dtype)}, {_scale_granularity(tensor)}",
                 torch.float32,
             )
         elif tensor.layout != torch.strided:
-            if (size := tensor.numel() * tensor.element_size()) > room:
+            if (size := tensor.numel() * tensor.element_size()) > budget:
                 unread[key] = (tensor.numel(), f"as a dense tensor it has {size} bytes, too many")
                 continue
-            converted[key], room = "stored sparse, read dense", room - size
+            converted[key], budget = "stored sparse, read dense", budget - size
         described[key] = (tuple(tensor.shape), dtype)
-    kept = {key: tensors[key] for key in described} if unread or converted else tensors
+    readable = {key: tensors[key] for key in described} if unread or converted else tensors
     return Content(
-        tensors=_DenseTensors(source, kept, converted) if converted else kept,
+        tensors=_DenseTensors(source, readable, converted) if converted else readable,
         described=described,
         converted=converted,
         unread=unread,
     )
 
 
-def _unreadable(tensor: torch.Tensor, valued: bool) -> str:
+def _unreadable_reason(tensor: torch.Tensor, valued: bool) -> str:
     if tensor.is_nested:
         return "nested tensors are not read"
     if valued and tensor.is_meta:
         return "it has no values (meta device)"
-    if tensor.is_quantized and not _has_scales(tensor):
+    if tensor.is_quantized and not _has_valid_scales(tensor):
         return "its scales do not fit its channels"
     if tensor.dtype.is_floating_point and tensor.dtype not in FLOATS:
         return f"{tensor.dtype} values cannot be read"
     return ""
 
 
-def _has_scales(tensor: torch.Tensor) -> bool:
+def _has_valid_scales(tensor: torch.Tensor) -> bool:
     if "tensor" in str(tensor.qscheme()):
         return True
     axis, scales = tensor.q_per_channel_axis(), tensor.q_per_channel_scales()
     return axis < tensor.dim() and len(scales) == tensor.shape[axis]
 
 
-def _scales(tensor: torch.Tensor) -> str:
+def _scale_granularity(tensor: torch.Tensor) -> str:
     return "one scale" if "tensor" in str(tensor.qscheme()) else "one scale per channel"
 
 
-def _name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

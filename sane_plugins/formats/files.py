@@ -1,4 +1,4 @@
-"""Networks from files of tensors, safely: read on demand where the form allows, never running code."""
+"""Open networks from tensor files without running code; tensors are read lazily where the format allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sane_plugins.weights import WeightGraph
 
 
 def open_file(path: str | Path) -> WeightGraph | None:
-    """Read safetensors (one file, an index, a folder with one), a torch file or NumPy's; None for others.
+    """Open a safetensors file, index or indexed folder, a torch file or a NumPy file; None for other files.
 
     Raises `SourceError` for a file that is missing, broken, empty of weights, or that holds code.
     """

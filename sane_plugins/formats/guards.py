@@ -1,4 +1,4 @@
-"""Checks before a file is read, and errors of its reading as one sentence."""
+"""Checks before a file is read, and conversion of read errors to `SourceError`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 def require_file(path: Path) -> Path:
-    """Return the path of a file that exists and holds something; raise `SourceError` otherwise."""
+    """Return the path of an existing, non-empty file; raise `SourceError` otherwise."""
     try:
         problem = _problem(path)
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be searched
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
     if problem:
         raise SourceError(path, problem, "a file with weights is needed", "check the path")
     return path
@@ -31,7 +31,7 @@ def require_file(path: Path) -> Path:
 def source_errors(
     path: Path | str, found: str = "it is broken", needed: str = "a whole file"
 ) -> Iterator[None]:
-    """Turn any exception into `SourceError`, drop warnings: of damaged bytes libraries raise anything."""
+    """Turn any exception into `SourceError`, silence warnings: libraries raise anything on damaged data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -39,7 +39,7 @@ def source_errors(
         except SaneError:
             raise
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise _read_error(path, error) from error
         except Exception as error:
             raise SourceError(
                 path, found, f"{needed} is needed", "copy or download it again"
@@ -47,7 +47,7 @@ def source_errors(
 
 
 def open_until_collected(owner: object, path: Path) -> BufferedReader:
-    """Return the opened file, which is closed with its owner; it may be replaced meanwhile."""
+    """Open a file that is closed when its owner is collected; the path may be replaced meanwhile."""
     file = path.open("rb")
     weakref.finalize(owner, file.close)
     return file
@@ -56,20 +56,20 @@ def open_until_collected(owner: object, path: Path) -> BufferedReader:
 def reopen_later(
     kind: Callable[[Path], T], path: Path, file: BufferedReader
 ) -> tuple[Callable[..., T], tuple[Any, ...]]:
-    """Return what pickle needs to open a file again in another process, if it is the same file then."""
-    return _reopen, (kind, path.absolute(), _stamp(os.fstat(file.fileno())))
+    """Return a pickle reduction that reopens a file in another process if it is still the same file."""
+    return _reopen, (kind, path.absolute(), _size_and_mtime(os.fstat(file.fileno())))
 
 
 def _reopen(kind: Callable[[Path], T], path: Path, stamp: tuple[int, int]) -> T:
     with source_errors(path):
-        if _stamp(path.stat()) != stamp:
+        if _size_and_mtime(path.stat()) != stamp:
             raise SourceError(
                 path, "it is not the file that was opened", "the same file", "open it anew"
             )
     return kind(path)
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int]:
+def _size_and_mtime(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
@@ -83,7 +83,7 @@ def _problem(path: Path) -> str:
     return "" if path.stat().st_size else "it is empty"
 
 
-def _unreadable(path: Path | str, error: OSError | ValueError) -> SourceError:
+def _read_error(path: Path | str, error: OSError | ValueError) -> SourceError:
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     return SourceError(
         path,

@@ -1,8 +1,8 @@
-"""The tensors of a safetensors file: its header is checked first, a tensor is read when it is asked for.
+"""Lazy tensors of a safetensors file: the header is checked on opening, a tensor is read on access.
 
-`safetensors.safe_open` is not used here. It maps the file: one that is cut short meanwhile ends the process
-(SIGBUS), one that is overwritten changes tensors that were read before. It takes a name that is given twice,
-and refuses a whole file for one type that it does not know.
+`safetensors.safe_open` is not used here. It maps the file: truncating the file then kills the process
+(SIGBUS), and overwriting it changes tensors that were read before. It also accepts duplicate names, and
+refuses a whole file for one unknown type.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sane_plugins.formats.guards import open_until_collected, reopen_later, sour
 HEADER_BYTES = 100_000_000  # the format's own limit
 TENSORS = 300_000  # of one network
 
-_BROKEN = "it is no whole safetensors file"
+_INCOMPLETE = "it is no whole safetensors file"
 _TYPES: Mapping[str, str] = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -52,7 +52,7 @@ _TYPES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class HeaderEntry:
-    """A tensor's place in a file; `dtype` is none for a type that torch cannot compute with."""
+    """A tensor's byte range in a file; `dtype` is None for a type that torch cannot compute with."""
 
     dtype_name: str
     dtype: torch.dtype | None
@@ -62,16 +62,19 @@ class HeaderEntry:
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):
-    """The tensors of a safetensors file, read when they are asked for.
+    """Tensors of a safetensors file, read on access.
 
-    The file stays open, so that it may be replaced meanwhile. Raises `SourceError` where it is not whole.
+    The file stays open, so that the path may be replaced meanwhile. Raises `SourceError` for an
+    incomplete file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with source_errors(path, _BROKEN, "a complete one"):
+        with source_errors(path, _INCOMPLETE, "a complete one"):
             self._file = open_until_collected(self, path)
-            self.metadata, self.entries = _header(self._file, os.fstat(self._file.fileno()).st_size)
+            self.metadata, self.entries = _read_header(
+                self._file, os.fstat(self._file.fileno()).st_size
+            )
         self._keys = [key for key, entry in self.entries.items() if entry.dtype is not None]
         self._lock = Lock()
 
@@ -79,7 +82,7 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         entry = self.entries[key]
         if entry.dtype is None:
             raise KeyError(key)
-        with source_errors(self.path, _BROKEN, "a complete one"):
+        with source_errors(self.path, _INCOMPLETE, "a complete one"):
             data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
             with self._lock:
                 self._file.seek(entry.start)
@@ -97,15 +100,15 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         return len(self._keys)
 
     def describe(self, key: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """Return a tensor's shape and type; nothing is read."""
+        """Return a tensor's shape and type without reading it."""
         entry = self.entries[key]
         if entry.dtype is None:
             raise KeyError(key)
         return entry.shape, entry.dtype
 
 
-def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, HeaderEntry]]:
-    """Return metadata and entries in the order of their offsets, which must fill the file."""
+def _read_header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, HeaderEntry]]:
+    """Return metadata and entries in the order of their offsets, which must cover the file without gaps."""
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(HEADER_BYTES, size - 8):
         raise ValueError("the header is longer than the file")
@@ -118,27 +121,27 @@ def _header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, HeaderEn
     require_tensor_limit(file.name, len(header))
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata are text")
-    found = {key: _entry(record, 8 + length) for key, record in header.items()}
-    entries = dict(sorted(found.items(), key=lambda pair: (pair[1].start, pair[1].end)))
-    free = 8 + length
+    unsorted_entries = {key: _parse_entry(record, 8 + length) for key, record in header.items()}
+    entries = dict(sorted(unsorted_entries.items(), key=lambda pair: (pair[1].start, pair[1].end)))
+    next_start = 8 + length
     for entry in entries.values():
-        if entry.start != free:
+        if entry.start != next_start:
             raise ValueError("tensors overlap, or leave room")
-        free = entry.end
-    if free != size:
+        next_start = entry.end
+    if next_start != size:
         raise ValueError("the file has another length than its tensors")
     return metadata, entries
 
 
 def require_tensor_limit(path: Path, count: int) -> None:
-    """Raise `SourceError` for more tensors than a network has."""
+    """Raise `SourceError` where a file has more tensors than a network can have."""
     if count > TENSORS:
         raise SourceError(
             path, f"it tells of {count} tensors", f"at most {TENSORS} are read", "name another file"
         )
 
 
-def _entry(record: Any, base: int) -> HeaderEntry:
+def _parse_entry(record: Any, base: int) -> HeaderEntry:
     dtype_name, shape, (start, end) = str(record["dtype"]), record["shape"], record["data_offsets"]
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) or end < start:
         raise ValueError("sizes are whole numbers")
@@ -151,8 +154,8 @@ def _entry(record: Any, base: int) -> HeaderEntry:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object; raise `ValueError` where a name is given twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Build a JSON object from its pairs; raise `ValueError` for a duplicate name."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise ValueError("a name is given twice")
-    return found
+    return members

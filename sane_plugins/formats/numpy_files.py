@@ -1,4 +1,4 @@
-"""NumPy's files: `.npz` archives and single `.npy` arrays, without pickled objects, one array at a time."""
+"""NumPy files (`.npz`, `.npy`): arrays are read one at a time, pickled objects are refused."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sane_plugins.formats.guards import open_until_collected, reopen_later, sour
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
 
-_HEAD = 2**16  # bytes in which an array's header must end
-_SIZES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}
+_MAX_HEADER_BYTES = 2**16
+_ITEM_SIZES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}
 
 
 @dataclass(frozen=True)
-class _Array:
-    """An array's header, and where its values start."""
+class _ArrayHeader:
+    """An array's header, and the offset of its values."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -36,45 +36,45 @@ class _Array:
 
     @property
     def kind(self) -> torch.dtype | None:
-        """Return torch's type; None where it has none."""
-        if self.dtype.itemsize not in _SIZES.get(self.dtype.kind, ()) or self.dtype.names:
+        """Return the torch dtype, or None where torch has no equivalent."""
+        if self.dtype.itemsize not in _ITEM_SIZES.get(self.dtype.kind, ()) or self.dtype.names:
             return None
         return torch.from_numpy(np.empty(0, self.dtype.newbyteorder("="))).dtype
 
     @property
     def reason(self) -> str:
-        """Return why it is not read."""
+        """Return why the array cannot be read."""
         if self.dtype.kind == "V":
             return f"raw values of {self.dtype.itemsize} bytes: NumPy does not say what they are (bfloat16?)"
         return f"{self.dtype} values cannot be read"
 
 
 def open_arrays(path: Path) -> WeightGraph:
-    """Read the arrays of an `.npz` file under their names, the one of an `.npy` file as `0`.
+    """Open the arrays of an `.npz` file by their names, or the array of an `.npy` file as `0`.
 
-    Raises `SourceError` for a broken file, one outside the limits, and one with pickled objects.
+    Raises `SourceError` for a file that is broken, exceeds the limits, or holds pickled objects.
     """
     file: Archive | Path = path if path.suffix == ".npy" else _archive(path)
-    names = {"0": ""} if isinstance(file, Path) else _names(file)
+    names = {"0": ""} if isinstance(file, Path) else _array_names(file)
     with source_errors(path, "an array of it is broken", "a whole file that NumPy wrote"):
-        places = {key: (name, _described(path, file, name)) for key, name in names.items()}
-        kinds = {key: array.kind for key, (_, array) in places.items()}
-        tensors = _Arrays(file, {key: place for key, place in places.items() if kinds[key]})
+        headers = {key: (name, _read_array_header(path, file, name)) for key, name in names.items()}
+        kinds = {key: array.kind for key, (_, array) in headers.items()}
+        tensors = _LazyArrays(file, {key: entry for key, entry in headers.items() if kinds[key]})
         unread = {
-            key: (_weights(array), array.reason)
-            for key, (_, array) in places.items()
+            key: (_possible_weights(array), array.reason)
+            for key, (_, array) in headers.items()
             if kinds[key] is None
         }
         content = Content(
             tensors=tensors,
             unread=unread,
-            described={key: (places[key][1].shape, kind) for key, kind in kinds.items() if kind},
+            described={key: (headers[key][1].shape, kind) for key, kind in kinds.items() if kind},
         )
         return from_state_dict(tensors, str(path), container="npz", ties={}, content=content)
 
 
-def _weights(array: _Array) -> int:
-    """Return the number of values that may be weights; texts and dates are none."""
+def _possible_weights(array: _ArrayHeader) -> int:
+    """Return the number of values that may be weights; 0 for texts and dates."""
     return prod(array.shape) if array.dtype.kind in "Vf" else 0
 
 
@@ -91,7 +91,7 @@ def _archive(path: Path) -> Archive:
     return Archive(path)
 
 
-def _names(archive: Archive) -> dict[str, str]:
+def _array_names(archive: Archive) -> dict[str, str]:
     names = {name.removesuffix(".npy"): name for name in archive.members if name.endswith(".npy")}
     if not names:
         raise SourceError(
@@ -103,14 +103,14 @@ def _names(archive: Archive) -> dict[str, str]:
     return names
 
 
-def _described(path: Path, file: Archive | Path, name: str) -> _Array:
-    """Read an array's header, and check that the file holds the values that it tells of."""
+def _read_array_header(path: Path, file: Archive | Path, name: str) -> _ArrayHeader:
+    """Read an array's header, and check that the file holds as many values as it promises."""
     if isinstance(file, Path):
         size = file.stat().st_size
         with file.open("rb") as opened:
-            head = io.BytesIO(opened.read(_HEAD))
+            head = io.BytesIO(opened.read(_MAX_HEADER_BYTES))
     else:
-        size, head = file.size(name), io.BytesIO(file.read_head(name, _HEAD))
+        size, head = file.size(name), io.BytesIO(file.read_head(name, _MAX_HEADER_BYTES))
     version = npy.read_magic(head)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, columns, dtype = read(head)
@@ -123,24 +123,26 @@ def _described(path: Path, file: Archive | Path, name: str) -> _Array:
         )
     if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != size - head.tell():
         raise ValueError("another number of values than the header tells")
-    return _Array(dtype, tuple(int(n) for n in shape), bool(columns), head.tell())
+    return _ArrayHeader(dtype, tuple(int(n) for n in shape), bool(columns), head.tell())
 
 
-class _Arrays(Mapping[str, torch.Tensor]):
-    """The arrays of a file as tensors, read when they are asked for."""
+class _LazyArrays(Mapping[str, torch.Tensor]):
+    """Arrays of a file as tensors, read on access."""
 
-    def __init__(self, file: Archive | Path, places: Mapping[str, tuple[str, _Array]]) -> None:
-        self._file, self._places = file, places
+    def __init__(
+        self, file: Archive | Path, headers: Mapping[str, tuple[str, _ArrayHeader]]
+    ) -> None:
+        self._file, self._headers = file, headers
         self._open = open_until_collected(self, file) if isinstance(file, Path) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._open is None:
-            return _Arrays, (self._file, self._places)
+            return _LazyArrays, (self._file, self._headers)
         assert isinstance(self._file, Path)
-        return reopen_later(partial(_Arrays, places=self._places), self._file, self._open)
+        return reopen_later(partial(_LazyArrays, headers=self._headers), self._file, self._open)
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        name, array = self._places[key]
+        name, array = self._headers[key]
         path = self._file if isinstance(self._file, Path) else self._file.path
         with source_errors(path, f"'{key}' is broken", "a whole array"):
             values = np.frombuffer(bytearray(self._bytes(name, array)), array.dtype)
@@ -148,7 +150,7 @@ class _Arrays(Mapping[str, torch.Tensor]):
             native = values.astype(array.dtype.newbyteorder("="), copy=False)
             return torch.from_numpy(np.ascontiguousarray(native).reshape(array.shape))
 
-    def _bytes(self, name: str, array: _Array) -> bytes:
+    def _bytes(self, name: str, array: _ArrayHeader) -> bytes:
         if self._open is None:
             assert isinstance(self._file, Archive)
             return self._file.read(name, array.start)
@@ -156,7 +158,7 @@ class _Arrays(Mapping[str, torch.Tensor]):
         return self._open.read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._headers)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._headers)

@@ -1,7 +1,7 @@
-"""Scan of torch's pickles, which are never run: every class and function becomes an inert record.
+"""Scan torch pickles without running them: every class and function becomes an inert record.
 
-Two uses: to check what a checkpoint says of itself before torch reads it, and to read TorchScript archives,
-whose classes exist nowhere. Nothing is imported or called, and no tensor is allocated.
+Used to check a checkpoint before torch loads it, and to read TorchScript archives, whose classes cannot be
+imported. Nothing is imported or called, and no tensor is allocated.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-STEPS = 3_000_000  # of one pickle
+STEPS = 3_000_000  # opcodes of one pickle
 CLASSES = 20_000  # names of classes and functions in one pickle
-NESTED = 100  # tuples in tuples
+MAX_TUPLE_DEPTH = 100
 
 _TYPES = {
     "Double": torch.float64,
@@ -40,18 +40,18 @@ _TYPES = {
     "QUInt2x4": torch.quint2x4,
     "Untyped": torch.uint8,
 }
-_REBUILT = {
+_REBUILD_FUNCTIONS = {
     f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "qtensor")
 }
-_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+_TUPLE_OPCODES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 
 
 class PickleLimitError(Exception):
-    """A pickle says more than it should."""
+    """A pickle exceeds a limit."""
 
 
 class Storage(NamedTuple):
-    """A piece of the file's data: the name it goes by, its type and its number of values."""
+    """A storage of the file: its key, type and number of values."""
 
     key: str
     dtype: torch.dtype
@@ -59,12 +59,12 @@ class Storage(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Return the number of bytes."""
+        """Return the size in bytes."""
         return self.size * self.dtype.itemsize
 
     @property
     def room(self) -> int:
-        """Return the number of values; two or four of some quantised types share a byte."""
+        """Return the number of values; some quantised types pack two or four into a byte."""
         return self.size * {torch.quint4x2: 2, torch.quint2x4: 4}.get(self.dtype, 1)
 
 
@@ -89,7 +89,7 @@ class PickledTensor:
 
     @property
     def end(self) -> int:
-        """Return the place after its last value, in values of the storage."""
+        """Return the index after its last value, in values of the storage."""
         if not self.count:
             return 0
         return (
@@ -98,7 +98,7 @@ class PickledTensor:
 
 
 class Inert:
-    """A record in the place of an object: what was called with which arguments, and its state."""
+    """A stand-in for a pickled object: the arguments it was called with, its items and its state."""
 
     __slots__ = ("args", "items", "state")
     args: tuple[Any, ...]
@@ -127,10 +127,10 @@ class Inert:
 
 
 class Scan(pickle.Unpickler):
-    """One pickle's content with inert records. `made` lists them, `storages` the pieces of data named."""
+    """A pickle's content as inert records; `made` lists them, `storages` the storages they refer to."""
 
     def __init__(self, data: bytes) -> None:
-        _check(data)
+        _check_opcodes(data)
         super().__init__(io.BytesIO(data))
         self.made: list[Inert] = []
         self.storages: dict[Storage, None] = {}
@@ -138,7 +138,7 @@ class Scan(pickle.Unpickler):
         self.content = self.load()
 
     def find_class(self, module: str, name: str) -> type:
-        """Return a class of inert records for any name."""
+        """Return a class of inert records, whatever the name."""
         name = f"{module}.{name}"
         if name not in self._classes:
             if len(self._classes) >= CLASSES:
@@ -149,7 +149,7 @@ class Scan(pickle.Unpickler):
         return self._classes[name]
 
     def persistent_load(self, pid: Any) -> Storage:
-        """Return which piece of data is meant."""
+        """Return the storage that a persistent id refers to."""
         _, kind, key, _, count = pid[:5]
         dtype = _TYPES[kind.name.rpartition(".")[2].removesuffix("Storage")]
         if not (isinstance(key, str) and isinstance(count, int) and count >= 0):
@@ -159,18 +159,18 @@ class Scan(pickle.Unpickler):
         return storage
 
     def tensors(self) -> Iterator[tuple[Inert, PickledTensor]]:
-        """Yield every tensor that is put together from a piece of data."""
+        """Yield every record that rebuilds a tensor, and the tensor it describes."""
         for record in self.made:
             if (found := pickled_tensor(record)) is not None:
                 yield record, found
 
 
 def pickled_tensor(record: Any) -> PickledTensor | None:
-    """Return what an inert record says of a tensor; None where it is something else.
+    """Return the tensor that an inert record describes; None for any other record.
 
-    Raises `ValueError` or `TypeError` where it makes no sense.
+    Raises `ValueError` or `TypeError` for a malformed record.
     """
-    if not isinstance(record, Inert) or record.name not in _REBUILT:
+    if not isinstance(record, Inert) or record.name not in _REBUILD_FUNCTIONS:
         return None
     storage, offset, shape, stride = record.args[:4]
     dtype, quantizer = storage.dtype, ()
@@ -179,15 +179,15 @@ def pickled_tensor(record: Any) -> PickledTensor | None:
         storage = Storage(storage.key, dtype, storage.size // dtype.itemsize)
     elif record.name.endswith("qtensor"):
         quantizer = record.args[4]
-    shape, stride = _whole(shape), _whole(stride)
-    _whole((offset,))
+    shape, stride = _nonnegative_integers(shape), _nonnegative_integers(stride)
+    _nonnegative_integers((offset,))
     if len(shape) != len(stride) or not isinstance(storage, Storage):
         raise ValueError("no tensor")
     return PickledTensor(storage, dtype, offset, shape, stride, tuple(quantizer))
 
 
-def _whole(numbers: Any) -> tuple[int, ...]:
-    """Return whole numbers that are not negative, of a tuple or a torch.Size."""
+def _nonnegative_integers(numbers: Any) -> tuple[int, ...]:
+    """Return the non-negative integers of a tuple or a pickled torch.Size."""
     numbers = numbers.args[0] if isinstance(numbers, Inert) else numbers
     if not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError("no sizes")
@@ -195,16 +195,16 @@ def _whole(numbers: Any) -> tuple[int, ...]:
 
 
 def pickle_end(data: Any) -> int:
-    """Read one pickle's steps from where a file or map stands; return where the next one starts."""
+    """Read a pickle's opcodes from the current position; return where the next pickle starts."""
     for steps, _ in enumerate(pickletools.genops(data)):
         if steps > STEPS:
             raise PickleLimitError("too many steps")
     return int(data.tell())
 
 
-def _check(data: bytes) -> None:
-    """Raise for too many steps, far memo places, and tuples so deep that hashing one ends the process."""
-    stack: list[int | None] = []  # how deep the tuples are nested; None is a mark
+def _check_opcodes(data: bytes) -> None:
+    """Raise for too many opcodes, invalid memo indices, and tuples so deep that hashing one crashes."""
+    stack: list[int | None] = []  # nesting depth of tuples; None is a mark
     memo: dict[Any, int | None] = {}
     for steps, (op, arg, _) in enumerate(pickletools.genops(data)):
         name = op.name
@@ -213,30 +213,30 @@ def _check(data: bytes) -> None:
         if name.endswith("PUT") or name == "MEMOIZE":
             memo[len(memo) if arg is None else arg] = stack[-1]
             continue
-        taken = _taken(stack, op)
-        if name in _TUPLES:
-            depth = 1 + max((item or 0 for item in taken), default=0)
-            if depth > NESTED:
+        operands = _pop_operands(stack, op)
+        if name in _TUPLE_OPCODES:
+            depth = 1 + max((item or 0 for item in operands), default=0)
+            if depth > MAX_TUPLE_DEPTH:
                 raise PickleLimitError("too deep")
             stack.append(depth)
         elif name.endswith("GET"):
             stack.append(memo[arg])
         elif name == "DUP":
-            stack += taken * 2
+            stack += operands * 2
         else:
             stack += [None if kind is pickletools.markobject else 0 for kind in op.stack_after]
 
 
-def _taken(stack: list[int | None], op: pickletools.OpcodeInfo) -> list[int | None]:
-    """Take from the stack what a step takes, down to the last mark where it takes one."""
-    before = op.stack_before
-    count = len(before)
-    taken: list[int | None] = []
-    if pickletools.markobject in before:
+def _pop_operands(stack: list[int | None], op: pickletools.OpcodeInfo) -> list[int | None]:
+    """Pop an opcode's operands from the stack, down to the last mark where it takes one."""
+    operand_types = op.stack_before
+    count = len(operand_types)
+    operands: list[int | None] = []
+    if pickletools.markobject in operand_types:
         while (item := stack.pop()) is not None:
-            taken.append(item)
-        count = before.index(pickletools.markobject)
+            operands.append(item)
+        count = operand_types.index(pickletools.markobject)
     if count:
-        taken += stack[-count:]
+        operands += stack[-count:]
         del stack[-count:]
-    return taken
+    return operands

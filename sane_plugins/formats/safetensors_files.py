@@ -1,4 +1,4 @@
-"""Networks in safetensors files: what the tensors are is in the header, their values are read on demand."""
+"""Networks in safetensors files: shapes and types come from the header, values are read on demand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sane_plugins.weights import WeightGraph
 
 
 def open_safetensors(path: Path) -> WeightGraph:
-    """Read one file. Raises `SourceError` where it is broken or holds something else of ours."""
+    """Open one file. Raises `SourceError` where it is broken or holds another kind of artefact."""
     stored = LazyTensors(path)
     require_network(path, stored.metadata)
     with source_errors(path):
@@ -36,13 +36,13 @@ def to_graph(
     files: Sequence[LazyTensors],
     tensors: Mapping[str, torch.Tensor],
     source: str,
-    own: Mapping[str, Any],
+    network_entry: Mapping[str, Any],
     notes: tuple[str, ...] = (),
 ) -> WeightGraph:
-    """Return the network of one file or several, in the order that `own` or the files tell."""
+    """Return the network of one or several files, in the order of `network_entry` or of the files."""
     entries = {key: entry for file in files for key, entry in file.entries.items()}
-    keys = own["keys"] if own else [*tensors]
-    if not own and all(_is_sorted(file.entries) for file in files):
+    keys = network_entry["keys"] if network_entry else [*tensors]
+    if not network_entry and all(_is_sorted(file.entries) for file in files):
         keys = sorted(keys, key=natural_key)
         notes += ("layers come in the order of their names: the file does not keep their own",)
     content = Content(
@@ -58,41 +58,41 @@ def to_graph(
         tensors,
         source,
         container="safetensors",
-        ties=own.get("ties", {}),
-        axes=_valid_axes(own.get("axes", {}), entries),
+        ties=network_entry.get("ties", {}),
+        axes=_valid_axes(network_entry.get("axes", {}), entries),
         notes=notes,
         content=content,
     )
 
 
 def _valid_axes(axes: Mapping[str, object], entries: Mapping[str, HeaderEntry]) -> dict[str, int]:
-    """Return the axes that their tensors have."""
+    """Return the axes that exist in their tensors."""
     ranks = {key: len(entries[key].shape) for key in axes}
     return {k: a for k, a in axes.items() if type(a) is int and -ranks[k] <= a < ranks[k]}
 
 
 def parse_network_entry(text: str, keys: list[str]) -> dict[str, Any]:
-    """Return what `save_safetensors` wrote beside the tensors; nothing where it does not fit them."""
+    """Parse the metadata entry of `save_safetensors`; empty where it does not match the tensors."""
     try:
-        own = json.loads(text)
-        fits = sorted(own["keys"]) == sorted(keys) and {*own["ties"].values()} <= {*keys}
-        fits = fits and own["ties"].keys() <= {*keys} and own.get("axes", {}).keys() <= {*keys}
+        entry = json.loads(text)
+        fits = sorted(entry["keys"]) == sorted(keys) and {*entry["ties"].values()} <= {*keys}
+        fits = fits and entry["ties"].keys() <= {*keys} and entry.get("axes", {}).keys() <= {*keys}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
-    return own if fits else {}
+    return entry if fits else {}
 
 
 def _is_sorted(entries: Mapping[str, HeaderEntry]) -> bool:
-    """Tell whether the tensors lie as the safetensors library sorts them: by type, then by name.
+    """Return whether tensors are ordered as the safetensors library sorts them: by type, then by name.
 
-    Any other order is the writer's, mostly the order of the network's layers.
+    Any other order is the writer's, usually that of the network's layers.
     """
     names: dict[str, list[str]] = {}
     for key, entry in entries.items():
         names.setdefault(entry.dtype_name, []).append(key)
-    return all(found == sorted(found) for found in names.values())
+    return all(keys == sorted(keys) for keys in names.values())
 
 
 def natural_key(key: str) -> list[tuple[int, str]]:
-    """Return a key to sort by that puts layer 10 after layer 2."""
+    """Return a sort key that puts layer 10 after layer 2."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", key)]

@@ -1,6 +1,6 @@
-"""Networks in several safetensors files and an index, which names the file of each tensor.
+"""Networks in several safetensors files, with an index that maps each tensor to its file.
 
-`safetensors` reads single files and knows no index.
+The `safetensors` library reads single files only.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from sane_plugins.formats.safetensors_files import parse_network_entry, to_graph
 from sane_plugins.formats.suffixes import INDEX
 from sane_plugins.weights import WeightGraph
 
-SHARDS = 2_000  # files of one network, which stay open
+MAX_SHARDS = 2_000  # all of them stay open
 
 
 def index_in(folder: Path) -> Path | None:
-    """Return the index of a folder that holds a network; None where it has none.
+    """Return the index file in a folder, or None where it has none.
 
     Raises `SourceError` where it has several.
     """
@@ -45,56 +45,60 @@ def index_in(folder: Path) -> Path | None:
 
 
 def open_index(path: Path) -> WeightGraph:
-    """Read the network of an index and its shards, one tensor at a time.
+    """Open the network of an index and its shards; tensors are read one at a time.
 
     Raises `SourceError` for a shard or tensor that is missing, given twice, or outside the index's folder.
     """
-    weight_map, own = _read(path)
+    weight_map, network_entry = _read_index(path)
     require_tensor_limit(path, len(weight_map))
     by_shard: dict[str, list[str]] = {}
     for key, name in weight_map.items():
         by_shard.setdefault(name, []).append(key)
-    if len(by_shard) > SHARDS:
-        raise _index_error(path, f"it names {len(by_shard)} files", f"at most {SHARDS} are read")
-    files = [LazyTensors(_shard(path, name)) for name in sorted(by_shard)]
-    where: dict[str, LazyTensors] = {}
+    if len(by_shard) > MAX_SHARDS:
+        raise _index_error(
+            path, f"it names {len(by_shard)} files", f"at most {MAX_SHARDS} are read"
+        )
+    files = [LazyTensors(_shard_path(path, name)) for name in sorted(by_shard)]
+    file_of: dict[str, LazyTensors] = {}
     for name, file in zip(sorted(by_shard), files, strict=True):
         require_network(file.path, file.metadata)
         for key in file.entries:
-            if key in where:
+            if key in file_of:
                 raise _index_error(
                     path,
-                    f"'{key}' is in two files ({where[key].path.name} and {name})",
+                    f"'{key}' is in two files ({file_of[key].path.name} and {name})",
                     "each tensor belongs in one",
                 )
-            where[key] = file
+            file_of[key] = file
         if missing := [key for key in by_shard[name] if key not in file.entries]:
             raise _index_error(path, f"'{missing[0]}' is not in {name}", "the index says so")
-    extra = [key for key in where if key not in weight_map]
+    extra = [key for key in file_of if key not in weight_map]
     notes = (f"{len(extra)} tensors are in its files though not in the index",) if extra else ()
-    tensors = _Shards(where)
+    tensors = _Shards(file_of)
     with source_errors(path):
-        return to_graph(files, tensors, str(path), parse_network_entry(own, [*tensors]), notes)
+        return to_graph(
+            files, tensors, str(path), parse_network_entry(network_entry, [*tensors]), notes
+        )
 
 
 class _Shards(Mapping[str, torch.Tensor]):
-    """The tensors of several files, read when they are asked for."""
+    """Tensors of several files, read on access."""
 
-    def __init__(self, where: Mapping[str, LazyTensors]) -> None:
-        self._where = {key: file for key, file in where.items() if key in file}
+    def __init__(self, file_of: Mapping[str, LazyTensors]) -> None:
+        self._file_of = {key: file for key, file in file_of.items() if key in file}
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        return self._where[key][key]
+        return self._file_of[key][key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return iter(self._file_of)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._file_of)
 
 
-def _read(path: Path) -> tuple[dict[str, str], str]:
-    """Return which file holds which tensor, and what `save_sharded` wrote beside it."""
+def _read_index(path: Path) -> tuple[dict[str, str], str]:
+    """Return the map from tensor to file, and the entry that `save_sharded` wrote for the network."""
     with source_errors(path, "it is no index of safetensors files", "one with a weight_map"):
         if path.stat().st_size > HEADER_BYTES:
             raise ValueError("too large")
@@ -106,8 +110,8 @@ def _read(path: Path) -> tuple[dict[str, str], str]:
         return weight_map, str(metadata.get(HEADER, "{}"))
 
 
-def _shard(index: Path, name: str) -> Path:
-    """Return the file of a shard, which lies beside the index, or where Hugging Face's cache keeps it."""
+def _shard_path(index: Path, name: str) -> Path:
+    """Return the path of a shard: beside the index, or in the blobs of a Hugging Face cache."""
     if Path(name).name != name or {"/", "\\", "\0", ":"} & {*name} or name in ("", ".", ".."):
         raise _index_error(
             index, f"it names {ascii(name)[:80]}", "the plain names of files beside it are read"
@@ -115,7 +119,7 @@ def _shard(index: Path, name: str) -> Path:
     path = index.parent / name
     with source_errors(path):
         folder, real = index.parent.resolve(), path.resolve()
-        allowed = {folder, *_blobs(folder)}
+        allowed = {folder, *_cache_blobs(folder)}
     if real.parent not in allowed:
         raise _index_error(
             index, f"its file '{name}' leads out of its folder", "its files lie beside it"
@@ -123,8 +127,8 @@ def _shard(index: Path, name: str) -> Path:
     return require_file(path)
 
 
-def _blobs(folder: Path) -> set[Path]:
-    """Return where the cache keeps the files that `snapshots/<revision>/...` points to."""
+def _cache_blobs(folder: Path) -> set[Path]:
+    """Return the folder of blobs that a Hugging Face cache links to from `snapshots/<revision>/...`."""
     blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
     return {*blobs[:1]}
 

@@ -1,4 +1,4 @@
-"""Networks from state dicts: tensors grouped into layers by their names, as a module's are."""
+"""Networks from state dicts: tensors are grouped into layers by their names, as in a module."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ from sane_plugins.weights import (
 )
 
 NO_TOPOLOGY = "no topology: a file of tensors does not say how they are connected"
-_PACKED = (
-    "weight",
-    "zeros",
-    "packed",
-)  # what quantisers call integers of 32 bits that hold weights
+# Parts of the names that quantisers give to 32-bit integers that hold packed weights.
+_PACKED_NAMES = ("weight", "zeros", "packed")
 
 
 def from_state_dict(
@@ -41,8 +38,8 @@ def from_state_dict(
 
     Tensors that share memory are tied, unless `ties` (alias -> owner) says which are; quantised and sparse
     tensors are made plain; pruning's `X_orig` and `X_mask` are folded into `X`; tensors that are not
-    floating-point are named in `untouched`, and in `missed` where they may be weights. `content` gives what
-    is known of tensors that are read later.
+    floating-point are named in `untouched`, and in `missed` where they may be weights. `content` describes
+    tensors that are read later.
     """
     content = content or describe_content(tensors, source)
     tensors, described, converted = content.tensors, content.described, dict(content.converted)
@@ -106,10 +103,10 @@ def _reason_untouched(
     """Return why a tensor that is not floating-point is left alone, and whether it may be weights."""
     if dtype.is_complex:
         return f"{dtype} values are not read as weights", True
-    packed = dtype == torch.int32 and any(part in attribute for part in _PACKED)
+    packed = dtype == torch.int32 and any(part in attribute for part in _PACKED_NAMES)
     if len(shape) > 1 and (dtype in (torch.int8, torch.uint8) or packed):
-        doubt = "may be quantised weights; their scales are not known to this reader"
-        return f"{dtype} values {doubt}", True
+        note = "may be quantised weights; their scales are not known to this reader"
+        return f"{dtype} values {note}", True
     return f"{dtype} values are no weights", False
 
 
@@ -126,7 +123,7 @@ def _pruned_names(described: Described) -> list[str]:
 
 
 def _fold_masks(tensors: Mapping[str, torch.Tensor], pruned: list[str]) -> dict[str, torch.Tensor]:
-    """Return the tensors in use, each pruned one in the place of its original."""
+    """Return the effective tensors: each pruned one replaces its original."""
     plain = {f"{key}_orig": key for key in pruned}
     masks = {f"{key}_mask" for key in pruned}
     folded = {}
@@ -144,23 +141,23 @@ def _find_ties(
     converted: Mapping[str, str],
     pruned: list[str],
 ) -> dict[str, str]:
-    """Return the names whose values lie in the same memory as earlier ones."""
+    """Return the names that share memory with an earlier one, mapped to that one."""
     plain = {f"{key}_orig": key for key in pruned}
     masks = {f"{key}_mask" for key in pruned}
-    first: dict[tuple[object, ...], str] = {}
+    first_names: dict[tuple[object, ...], str] = {}
     ties = {}
     for key, (_, dtype) in described.items():
         if dtype.is_floating_point and key not in masks and key not in converted:
-            place, name = memory_key(tensors[key]), plain.get(key, key)
+            memory, name = memory_key(tensors[key]), plain.get(key, key)
             if key in plain:
-                place += memory_key(tensors[f"{name}_mask"])
-            if first.setdefault(place, name) != name:
-                ties[name] = first[place]
+                memory += memory_key(tensors[f"{name}_mask"])
+            if first_names.setdefault(memory, name) != name:
+                ties[name] = first_names[memory]
     return ties
 
 
-def _role(attribute: str, axes: int, has_statistics: bool) -> Role:
-    """Label a tensor by torch's own attribute names; labels decide nothing."""
+def _role(attribute: str, rank: int, has_statistics: bool) -> Role:
+    """Return a tensor's role by torch's attribute names; nothing depends on it."""
     if has_statistics:
         return NORM_ROLES.get(attribute, "other")
-    return "weight" if axes > 1 else "bias" if attribute == "bias" else "other"
+    return "weight" if rank > 1 else "bias" if attribute == "bias" else "other"

@@ -1,4 +1,4 @@
-"""Suffixes of the files that networks are kept in."""
+"""File suffixes by storage format."""
 
 INDEX = ".safetensors.index.json"
 CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")

@@ -1,4 +1,4 @@
-"""TorchScript archives: their tensors, and nothing else. No class is made and no code is run."""
+"""TorchScript archives: only their tensors are read; no class is instantiated and no code is run."""
 
 from __future__ import annotations
 
@@ -18,42 +18,43 @@ from sane_plugins.formats.pickle_scan import Inert, PickledTensor, Scan, pickled
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
 
-DEPTH, PARTS = 200, 500_000  # modules in modules, and attributes of all modules together
+MAX_MODULE_DEPTH = 200
+MAX_ATTRIBUTES = 500_000  # of all modules together
 
 _QUANTIZED = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
-_Place = tuple[
-    str, PickledTensor
-]  # the folder of the archive that holds the values, and which of them
-_WRAPPED = ("torch.jit._pickle.build_tensorlist", "torch.jit._pickle.restore_type_tag")
+_TensorInFolder = tuple[str, PickledTensor]  # the folder of the archive that holds its storage
+_WRAPPER_FUNCTIONS = ("torch.jit._pickle.build_tensorlist", "torch.jit._pickle.restore_type_tag")
 
 
 def open_script(path: Path, archive: Archive, name: str) -> WeightGraph:
-    """Read the tensors of an archive under their attributes' names, those of its code as `constants.N`."""
+    """Open an archive: tensors by the names of their attributes, constants of its code as `constants.N`."""
     folder = name.removesuffix("data.pkl")
     with source_errors(path, "it is broken, or too nested", "a whole TorchScript archive"):
-        _require_same_order(path, archive, folder)
-        places, unread = _attributes(path, archive, name, f"{folder}data/")
-        found = _attributes(path, archive, f"{folder}constants.pkl", f"{folder}constants/")
-        places |= {f"constants.{key}": place for key, place in found[0].items()}
-        unread |= {f"constants.{key}": why for key, why in found[1].items()}
-        tensors = _Tensors(archive, places)
+        _require_little_endian(path, archive, folder)
+        locations, unread = _find_tensors(path, archive, name, f"{folder}data/")
+        constants = _find_tensors(path, archive, f"{folder}constants.pkl", f"{folder}constants/")
+        locations |= {f"constants.{key}": location for key, location in constants[0].items()}
+        unread |= {f"constants.{key}": reason for key, reason in constants[1].items()}
+        tensors = _LazyTensors(archive, locations)
         content = Content(
             tensors=tensors,
-            described={key: _described(place[1]) for key, place in places.items()},
-            converted={k: _converted(p[1]) for k, p in places.items() if p[1].quantizer},
+            described={key: _describe(location[1]) for key, location in locations.items()},
+            converted={
+                k: _describe_conversion(p[1]) for k, p in locations.items() if p[1].quantizer
+            },
             unread=unread,
         )
         return from_state_dict(
             tensors,
             str(path),
             container="torchscript",
-            ties=_ties(places),
+            ties=_ties(locations),
             content=content,
             notes=("its program is left out: weights only",),
         )
 
 
-def _require_same_order(path: Path, archive: Archive, folder: str) -> None:
+def _require_little_endian(path: Path, archive: Archive, folder: str) -> None:
     name = f"{folder}byteorder"
     if name in archive.members and archive.read_head(name, 9) != b"little":
         raise SourceError(
@@ -64,12 +65,12 @@ def _require_same_order(path: Path, archive: Archive, folder: str) -> None:
         )
 
 
-def _attributes(
+def _find_tensors(
     path: Path, archive: Archive, name: str, folder: str
-) -> tuple[dict[str, _Place], dict[str, tuple[int, str]]]:
-    """Return where each tensor's values lie, and the tensors that are not read."""
+) -> tuple[dict[str, _TensorInFolder], dict[str, tuple[int, str]]]:
+    """Return each tensor with its folder, and the tensors that cannot be read."""
     scan: Scan = scan_member(archive, name)
-    places: dict[str, _Place] = {}
+    locations: dict[str, _TensorInFolder] = {}
     unread: dict[str, tuple[int, str]] = {}
     for key, record in _walk(path, scan.content):
         found = pickled_tensor(record)
@@ -78,10 +79,10 @@ def _attributes(
         elif not _is_known(found.dtype):
             unread[key] = (found.count, f"{found.dtype} values cannot be read")
         else:
-            _require_data(path, archive, folder, found)
-            places[key] = folder, found
-    require_backed(path, [place for _, place in places.values()])
-    return places, unread
+            _require_storage(path, archive, folder, found)
+            locations[key] = folder, found
+    require_backed(path, [tensor for _, tensor in locations.values()])
+    return locations, unread
 
 
 def _is_known(dtype: torch.dtype) -> bool:
@@ -90,28 +91,29 @@ def _is_known(dtype: torch.dtype) -> bool:
     return dtype in _QUANTIZED or not str(dtype).startswith(("torch.qu", "torch.qi", "torch.bits"))
 
 
-def _require_data(path: Path, archive: Archive, folder: str, place: PickledTensor) -> None:
-    held = archive.size(folder + place.storage.key)
-    if place.storage.nbytes > held:
+def _require_storage(path: Path, archive: Archive, folder: str, tensor: PickledTensor) -> None:
+    held = archive.size(folder + tensor.storage.key)
+    if tensor.storage.nbytes > held:
         raise SourceError(
             path,
-            f"a tensor of it asks for {place.storage.nbytes} bytes where it holds {held}",
+            f"a tensor of it asks for {tensor.storage.nbytes} bytes where it holds {held}",
             "a whole archive is needed",
             "copy or download it again",
         )
 
 
 def _walk(path: Path, content: Any) -> Iterator[tuple[str, Inert]]:
-    """Yield the tensors' records in the order of attributes; a shared module is met at each name."""
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    """Yield tensor records in attribute order; a shared module is visited under each of its names."""
+    pending: list[tuple[tuple[str, ...], Any]] = [((), content)]
     parts = 0
-    while waiting:
-        names, part = waiting.pop()
+    while pending:
+        names, part = pending.pop()
         parts += 1
-        if len(names) > DEPTH or parts > PARTS:
+        if len(names) > MAX_MODULE_DEPTH or parts > MAX_ATTRIBUTES:
             raise SourceError(
                 path,
-                f"its modules are nested more than {DEPTH} deep, or have {PARTS} attributes",
+                f"its modules are nested more than {MAX_MODULE_DEPTH} deep,"
+                f" or have {MAX_ATTRIBUTES} attributes",
                 "a network of fewer is needed",
                 "save its state dict",
             )
@@ -119,12 +121,12 @@ def _walk(path: Path, content: Any) -> Iterator[tuple[str, Inert]]:
             yield ".".join(names), part
         else:
             inner = [((*names, key), value) for key, value in _children(part) if _is_nested(value)]
-            waiting += reversed(inner)
+            pending += reversed(inner)
 
 
 def _children(part: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(part, Inert):
-        part = part.args[0] if part.name in _WRAPPED and part.args else part.state
+        part = part.args[0] if part.name in _WRAPPER_FUNCTIONS and part.args else part.state
     if isinstance(part, Mapping):
         yield from ((str(key), value) for key, value in part.items() if isinstance(key, str | int))
     elif isinstance(part, list | tuple):
@@ -135,85 +137,85 @@ def _is_nested(value: Any) -> bool:
     return isinstance(value, Inert | Mapping | list | tuple)
 
 
-def _ties(places: Mapping[str, _Place]) -> dict[str, str]:
-    """Return the names of floating-point tensors that are the same values as an earlier one's."""
-    first: dict[object, str] = {}
+def _ties(locations: Mapping[str, _TensorInFolder]) -> dict[str, str]:
+    """Return the floating-point tensors that are the same values as an earlier one, mapped to its name."""
+    first_keys: dict[object, str] = {}
     ties = {}
-    for key, (folder, place) in places.items():
-        if place.dtype.is_floating_point and place.count:
-            where = (
+    for key, (folder, tensor) in locations.items():
+        if tensor.dtype.is_floating_point and tensor.count:
+            identity = (
                 folder,
-                place.storage.key,
-                place.dtype,
-                place.offset,
-                place.shape,
-                place.stride,
+                tensor.storage.key,
+                tensor.dtype,
+                tensor.offset,
+                tensor.shape,
+                tensor.stride,
             )
-            if first.setdefault(where, key) != key:
-                ties[key] = first[where]
+            if first_keys.setdefault(identity, key) != key:
+                ties[key] = first_keys[identity]
     return ties
 
 
-def _described(place: PickledTensor) -> tuple[tuple[int, ...], torch.dtype]:
-    return place.shape, torch.float32 if place.quantizer else place.dtype
+def _describe(tensor: PickledTensor) -> tuple[tuple[int, ...], torch.dtype]:
+    return tensor.shape, torch.float32 if tensor.quantizer else tensor.dtype
 
 
-def _converted(place: PickledTensor) -> str:
-    scales = "one scale per channel" if "channel" in place.quantizer[0].name else "one scale"
-    return f"dequantised from {str(place.dtype).removeprefix('torch.')}, {scales}"
+def _describe_conversion(tensor: PickledTensor) -> str:
+    scales = "one scale per channel" if "channel" in tensor.quantizer[0].name else "one scale"
+    return f"dequantised from {str(tensor.dtype).removeprefix('torch.')}, {scales}"
 
 
-class _Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of an archive, read when they are asked for."""
+class _LazyTensors(Mapping[str, torch.Tensor]):
+    """Tensors of an archive, read on access."""
 
-    def __init__(self, archive: Archive, places: Mapping[str, _Place]) -> None:
-        self._archive, self._places = archive, places
+    def __init__(self, archive: Archive, locations: Mapping[str, _TensorInFolder]) -> None:
+        self._archive, self._locations = archive, locations
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        folder, place = self._places[key]
+        folder, tensor = self._locations[key]
         with source_errors(self._archive.path):
-            values = self._values(folder, place)
-            return _dequantized(self, folder, place, values) if place.quantizer else values
+            values = self._values(folder, tensor)
+            return _dequantized(self, folder, tensor, values) if tensor.quantizer else values
 
-    def _values(self, folder: str, place: PickledTensor) -> torch.Tensor:
-        if not place.count:
-            return torch.empty(place.shape, dtype=_integers(place.dtype))
-        size = place.dtype.itemsize
-        start, count = place.offset * size, (place.end - place.offset) * size
-        data = bytearray(self._archive.read_range(folder + place.storage.key, start, count))
-        values = torch.frombuffer(data, dtype=_integers(place.dtype))
-        return values.as_strided(place.shape, place.stride).contiguous()
+    def _values(self, folder: str, tensor: PickledTensor) -> torch.Tensor:
+        if not tensor.count:
+            return torch.empty(tensor.shape, dtype=_integer_dtype(tensor.dtype))
+        size = tensor.dtype.itemsize
+        start, count = tensor.offset * size, (tensor.end - tensor.offset) * size
+        data = bytearray(self._archive.read_range(folder + tensor.storage.key, start, count))
+        values = torch.frombuffer(data, dtype=_integer_dtype(tensor.dtype))
+        return values.as_strided(tensor.shape, tensor.stride).contiguous()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._locations)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
 
-def _integers(dtype: torch.dtype) -> torch.dtype:
-    """Return the type of the whole numbers that a quantised type is stored as."""
+def _integer_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the integer dtype that a quantised dtype is stored as."""
     return _QUANTIZED.get(dtype, dtype)
 
 
 def _dequantized(
-    tensors: _Tensors, folder: str, place: PickledTensor, whole: torch.Tensor
+    tensors: _LazyTensors, folder: str, tensor: PickledTensor, integers: torch.Tensor
 ) -> torch.Tensor:
-    scheme, scale, zero = place.quantizer[:3]
+    scheme, scale, zero = tensor.quantizer[:3]
     if "channel" not in scheme.name:
         if not math.isfinite(scale):
             raise ValueError("no scale")
-        return torch._make_per_tensor_quantized_tensor(whole, scale, zero).dequantize()
-    axis = place.quantizer[3]
+        return torch._make_per_tensor_quantized_tensor(integers, scale, zero).dequantize()
+    axis = tensor.quantizer[3]
     scales, zeros = (
-        _channel_values(tensors, folder, record, place.shape[axis]) for record in (scale, zero)
+        _channel_values(tensors, folder, record, tensor.shape[axis]) for record in (scale, zero)
     )
-    return torch._make_per_channel_quantized_tensor(whole, scales, zeros, axis).dequantize()
+    return torch._make_per_channel_quantized_tensor(integers, scales, zeros, axis).dequantize()
 
 
-def _channel_values(tensors: _Tensors, folder: str, record: Any, channels: int) -> torch.Tensor:
-    """Return the scales or zero points of so many channels."""
-    place = pickled_tensor(record)
-    if place is None or place.shape != (channels,) or place.end > place.storage.size:
+def _channel_values(tensors: _LazyTensors, folder: str, record: Any, channels: int) -> torch.Tensor:
+    """Return the scales or zero points (channels,)."""
+    tensor = pickled_tensor(record)
+    if tensor is None or tensor.shape != (channels,) or tensor.end > tensor.storage.size:
         raise ValueError("no scale per channel")
-    return tensors._values(folder, place)
+    return tensors._values(folder, tensor)

@@ -1,4 +1,4 @@
-"""Networks into files: beside their place first, then renamed; each file is written once."""
+"""Save networks atomically: temporary file, then rename; each file is written once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sane_plugins.formats.artifact import HEADER
 from sane_plugins.formats.suffixes import CHECKPOINTS, INDEX, SCRIPTS
 from sane_plugins.weights import WeightGraph
 
-SHARD = 5 * 10**9  # bytes of tensors in one file of several
+SHARD = 5 * 10**9  # maximum bytes of tensors per file of a sharded network
 
-_FILES = {"safetensors", "checkpoint", "torchscript", "npz"}
+_FILE_CONTAINERS = {"safetensors", "checkpoint", "torchscript", "npz"}
 
 Metadata = Mapping[str, object]
 
 
 def save_network(graph: WeightGraph, path: Path, metadata: Metadata | None = None) -> Path | None:
-    """Write a network in the form that the suffix asks for; None for a suffix that is not ours."""
-    form = _form(path)
-    return form.save(graph, path, metadata) if form else None
+    """Save a network in the format of the suffix; None for a suffix that is not ours."""
+    file_format = _format_of(path)
+    return file_format.save(graph, path, metadata) if file_format else None
 
 
 def check_save(graph: WeightGraph, path: Path) -> bool | None:
@@ -38,25 +38,25 @@ def check_save(graph: WeightGraph, path: Path) -> bool | None:
 
     Nothing is written.
     """
-    form = _form(path)
-    if form is None:
+    file_format = _format_of(path)
+    if file_format is None:
         return None
-    _require_whole(graph, path)
-    known = {param.key: param.dtype for param in graph.params}
+    _require_complete(graph, path)
+    dtypes = {param.key: param.dtype for param in graph.params}
     for key in dict.fromkeys([*graph.tensors, *graph.ties]):
         name = graph.ties.get(key, key)
-        dtype = known[name] if name in known else graph.tensors[name].dtype
-        form.try_on(path, key, torch.empty(0, dtype=dtype))
+        dtype = dtypes[name] if name in dtypes else graph.tensors[name].dtype
+        file_format.try_on(path, key, torch.empty(0, dtype=dtype))
     return True
 
 
 def sidecar(path: Path) -> Path:
-    """Return the file that holds the metadata of a file whose form has no room for them."""
+    """Return the path of the metadata of a file whose format has no room for them."""
     return path.with_name(f"{path.name}.provenance.json")
 
 
 def sidecar_writes(path: Path, metadata: Metadata | None) -> dict[Path, Callable[[Path], object]]:
-    """Return what `write_all` takes to put metadata beside a file; nothing where there are none."""
+    """Return the write of a file's sidecar for `write_all`; empty without metadata."""
     if metadata is None:
         return {}
     text = json.dumps(metadata, default=str) + "\n"
@@ -69,15 +69,17 @@ def save_safetensors(
     """Write every tensor, with the order of keys, ties and output axes, and metadata; `open_file` reads it.
 
     A tied tensor is written under each of its names, so that any reader finds all of them. Raises
-    `SourceError` for a type that the format does not know.
+    `SourceError` for a type that the format does not support.
     """
     path = Path(path)
-    _require_whole(graph, path)
-    state = _apart(graph.state_dict())
-    # One entry, because the format writes several in any order: same network, same bytes.
-    own = _own(graph, list(state))
-    told = {HEADER: json.dumps({**own, **(metadata or {}), **own}, default=str)}
-    write_all({path: lambda partial: _save_file(path, state, partial, told)})
+    _require_complete(graph, path)
+    state = _with_separate_memory(graph.state_dict())
+    # One entry, because the format writes several in arbitrary order: same network, same bytes.
+    network_entry = _network_entry(graph, list(state))
+    entries = {
+        HEADER: json.dumps({**network_entry, **(metadata or {}), **network_entry}, default=str)
+    }
+    write_all({path: lambda partial: _save_file(path, state, partial, entries)})
     return path
 
 
@@ -87,24 +89,24 @@ def save_sharded(
     metadata: Metadata | None = None,
     limit: int = SHARD,
 ) -> Path:
-    """Write an index `NAME.safetensors.index.json`, and beside it files of at most `limit` bytes.
+    """Write an index `NAME.safetensors.index.json`, and shards of at most `limit` bytes beside it.
 
     One file's tensors are in memory at a time; a tensor larger than the limit has a file of its own. All are
     renamed at the end, the index last.
     """
     path = Path(path)
-    _require_whole(graph, path)
+    _require_complete(graph, path)
     shards, total = _shards(graph, limit)
     stem = path.name.removesuffix(INDEX)
     names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    own = _own(graph, [key for keys in shards for key in keys])
+    network_entry = _network_entry(graph, [key for keys in shards for key in keys])
     index = {
-        "metadata": {"total_size": total, HEADER: json.dumps(own)},
+        "metadata": {"total_size": total, HEADER: json.dumps(network_entry)},
         "weight_map": {key: name for name, keys in zip(names, shards, strict=True) for key in keys},
     }
 
     def write(keys: list[str], partial: Path) -> None:
-        state = _apart({key: _tensor(graph, key) for key in keys})
+        state = _with_separate_memory({key: _resolve_tensor(graph, key) for key in keys})
         _save_file(path, state, partial, {"format": "pt"})
 
     parts = zip(names, shards, strict=True)
@@ -116,17 +118,17 @@ def save_sharded(
 
 
 def save_arrays(graph: WeightGraph, path: str | Path, metadata: Metadata | None = None) -> Path:
-    """Write an `.npz` file that `numpy.load` reads, one array at a time; the names of ties are all in it.
+    """Write an `.npz` file for `numpy.load`, one array at a time; tied tensors appear under every name.
 
-    Raises `SourceError` for a type that NumPy does not know.
+    Raises `SourceError` for a type that NumPy does not support.
     """
     path = Path(path)
-    _require_whole(graph, path)
+    _require_complete(graph, path)
 
     def write(partial: Path) -> None:
         with ZipFile(partial, "w") as archive:
             for key in dict.fromkeys([*graph.tensors, *graph.ties]):
-                array = _array(path, key, _tensor(graph, key))
+                array = _to_numpy(path, key, _resolve_tensor(graph, key))
                 # A fixed date: same network, same bytes.
                 with archive.open(ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
@@ -136,37 +138,37 @@ def save_arrays(graph: WeightGraph, path: str | Path, metadata: Metadata | None 
 
 
 def save_checkpoint(graph: WeightGraph, path: str | Path, metadata: Metadata | None = None) -> Path:
-    """Write a plain state dict as torch.save does; ties are kept."""
+    """Write a plain state dict with torch.save; ties are kept."""
     path = Path(path)
-    _require_whole(graph, path)
+    _require_complete(graph, path)
     write = {path: lambda partial: torch.save(graph.state_dict(), partial)}
     write_all({**write, **sidecar_writes(path, metadata)})
     return path
 
 
 @dataclass(frozen=True)
-class _Form:
-    """How a network is saved, and what raises where a form does not know a tensor's type."""
+class _Format:
+    """How a network is saved, and a check that raises where the format does not support a tensor's type."""
 
     save: Callable[[WeightGraph, Path, Metadata | None], Path]
     try_on: Callable[[Path, str, torch.Tensor], object]
 
 
-def _form(path: Path) -> _Form | None:
-    """Return the form of a suffix. Raises `SourceError` for a TorchScript archive."""
+def _format_of(path: Path) -> _Format | None:
+    """Return the format of a suffix. Raises `SourceError` for a TorchScript archive."""
     if path.suffix in SCRIPTS:
-        raise _is_program(path)
+        raise _torchscript_error(path)
     if path.name.endswith(INDEX):
-        return _Form(save_sharded, _try_safetensors)
-    forms = {
-        ".safetensors": _Form(save_safetensors, _try_safetensors),
-        ".npz": _Form(save_arrays, _array),
-        **dict.fromkeys(CHECKPOINTS, _Form(save_checkpoint, lambda *_: None)),
+        return _Format(save_sharded, _require_safetensors_type)
+    formats = {
+        ".safetensors": _Format(save_safetensors, _require_safetensors_type),
+        ".npz": _Format(save_arrays, _to_numpy),
+        **dict.fromkeys(CHECKPOINTS, _Format(save_checkpoint, lambda *_: None)),
     }
-    return forms.get(path.suffix)
+    return formats.get(path.suffix)
 
 
-def _is_program(path: Path) -> SourceError:
+def _torchscript_error(path: Path) -> SourceError:
     return SourceError(
         path,
         "a TorchScript archive holds a program",
@@ -175,34 +177,38 @@ def _is_program(path: Path) -> SourceError:
     )
 
 
-def _require_whole(graph: WeightGraph, path: Path) -> None:
-    """Raise `SourceError` where a file's tensor could not be read, and would be lost without a word."""
-    lost = [key for key in graph.missed if key not in graph.tensors and graph.container in _FILES]
-    if lost:
+def _require_complete(graph: WeightGraph, path: Path) -> None:
+    """Raise `SourceError` where a tensor of the source file was not read and would be lost silently."""
+    unread = [
+        key
+        for key in graph.missed
+        if key not in graph.tensors and graph.container in _FILE_CONTAINERS
+    ]
+    if unread:
         raise SourceError(
             path,
-            f"'{lost[0]}' of {graph.source} could not be read ({graph.untouched[lost[0]]})",
+            f"'{unread[0]}' of {graph.source} could not be read ({graph.untouched[unread[0]]})",
             "a whole network is written",
             "convert it to a type that is read first",
         )
 
 
-def _own(graph: WeightGraph, keys: list[str]) -> dict[str, object]:
-    """Return what a file of tensors does not tell: order, ties and output axes."""
+def _network_entry(graph: WeightGraph, keys: list[str]) -> dict[str, object]:
+    """Return the metadata that tensors alone do not carry: key order, ties and output axes."""
     axes = {param.key: param.axis for param in graph.params if param.axis}
     return {"keys": keys, "ties": dict(graph.ties), "axes": axes}
 
 
 def _save_file(
-    path: Path, state: dict[str, torch.Tensor], partial: Path, told: dict[str, str]
+    path: Path, state: dict[str, torch.Tensor], partial: Path, entries: dict[str, str]
 ) -> None:
     try:
-        save_file(state, partial, metadata=told)
+        save_file(state, partial, metadata=entries)
     except KeyError as error:
         raise _unknown_type(path, error.args[0]) from error
 
 
-def _try_safetensors(path: Path, key: str, tensor: torch.Tensor) -> None:
+def _require_safetensors_type(path: Path, key: str, tensor: torch.Tensor) -> None:
     try:
         save({key: tensor})
     except KeyError as error:
@@ -215,12 +221,12 @@ def _unknown_type(path: Path, dtype: object) -> SourceError:
     )
 
 
-def _tensor(graph: WeightGraph, key: str) -> torch.Tensor:
+def _resolve_tensor(graph: WeightGraph, key: str) -> torch.Tensor:
     return graph.tensors[graph.ties.get(key, key)]
 
 
 def _shards(graph: WeightGraph, limit: int) -> tuple[list[list[str]], int]:
-    """Return the keys of each file, filled in order, and the number of bytes of all."""
+    """Return the keys of each shard, filled in order, and the total number of bytes."""
     shards: list[list[str]] = [[]]
     filled = total = 0
     for key, size in _sizes(graph):
@@ -233,14 +239,14 @@ def _shards(graph: WeightGraph, limit: int) -> tuple[list[list[str]], int]:
 
 
 def _sizes(graph: WeightGraph) -> Iterator[tuple[str, int]]:
-    """Yield the bytes of each tensor; only those that no layer owns are read for it."""
-    known = {param.key: param.size * param.dtype.itemsize for param in graph.params}
+    """Yield the size of each tensor in bytes; only tensors that no layer owns are read for it."""
+    sizes = {param.key: param.size * param.dtype.itemsize for param in graph.params}
     for key in dict.fromkeys([*graph.tensors, *graph.ties]):
         name = graph.ties.get(key, key)
-        yield key, known[name] if name in known else graph.tensors[name].nbytes
+        yield key, sizes[name] if name in sizes else graph.tensors[name].nbytes
 
 
-def _array(path: Path, key: str, tensor: torch.Tensor) -> npt.NDArray[np.generic]:
+def _to_numpy(path: Path, key: str, tensor: torch.Tensor) -> npt.NDArray[np.generic]:
     try:
         return tensor.detach().cpu().contiguous().numpy()
     except (TypeError, RuntimeError) as error:
@@ -252,13 +258,13 @@ def _array(path: Path, key: str, tensor: torch.Tensor) -> npt.NDArray[np.generic
         ) from error
 
 
-def _apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors on the CPU, each with memory of its own, as the format demands."""
+def _with_separate_memory(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors on the CPU with no memory shared between them, as the format demands."""
     seen: set[int] = set()
-    found: dict[str, torch.Tensor] = {}
+    separate: dict[str, torch.Tensor] = {}
     for key, value in state.items():
         tensor = value.detach().cpu().contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        found[key] = tensor.clone() if place in seen else tensor
-        seen.add(place)
-    return found
+        address = tensor.untyped_storage().data_ptr()
+        separate[key] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return separate

@@ -1,4 +1,4 @@
-"""Where the channel axis of a value goes when a layer only moves, merges or adds axes."""
+"""How layers that only move, merge or add axes move the channel axis of a value."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sane_plugins.weights import Layer
 
 @dataclass(frozen=True)
 class ChannelValue:
-    """What flows between layers: a tensor whose `axis` (counted from the end) has this layout of channels.
+    """A value between layers: a tensor whose `axis` (counted from the end) has this channel layout.
 
-    `rank` is None where it is not known. A value flattened by an unknown factor k has each channel
+    `rank` is None if unknown. A value flattened by an unknown factor k has each channel
     k times in a row ("repeat") or the whole axis k times ("tile").
     """
 
@@ -25,7 +25,7 @@ class ChannelValue:
 
 
 def from_end(dims: Sequence[int], rank: int | None) -> tuple[int, ...]:
-    """Count axes from the end; those that cannot be counted stay as they are."""
+    """Return axes counted from the end; non-negative ones stay as they are where the rank is unknown."""
     return tuple(d - rank if d >= 0 and rank else d for d in dims)
 
 
@@ -59,33 +59,33 @@ def _permute(layer: Layer, value: ChannelValue) -> ChannelValue | None:
 
 
 def _transpose(layer: Layer, value: ChannelValue) -> ChannelValue | None:
-    along = from_end(layer.dims, value.rank)
-    if len(along) != 2 or any(a >= 0 for a in along):
+    axes = from_end(layer.dims, value.rank)
+    if len(axes) != 2 or any(a >= 0 for a in axes):
         return None
-    one, other = along
-    return replace(value, axis={one: other, other: one}.get(value.axis, value.axis))
+    first, second = axes
+    return replace(value, axis={first: second, second: first}.get(value.axis, value.axis))
 
 
 def _squeeze(layer: Layer, value: ChannelValue) -> ChannelValue | None:
-    along = from_end(layer.dims, value.rank)
-    if not value.rank or any(a >= 0 for a in along) or value.axis in along:
+    axes = from_end(layer.dims, value.rank)
+    if not value.rank or any(a >= 0 for a in axes) or value.axis in axes:
         return None
-    after = sum(a > value.axis for a in along)
-    return replace(value, axis=value.axis + after, rank=value.rank - len(along))
+    later_axes = sum(a > value.axis for a in axes)
+    return replace(value, axis=value.axis + later_axes, rank=value.rank - len(axes))
 
 
 def _unsqueeze(layer: Layer, value: ChannelValue) -> ChannelValue | None:
     rank = value.rank + len(layer.dims) if value.rank else None
-    along = from_end(layer.dims, rank)
-    if any(a >= 0 for a in along):
+    axes = from_end(layer.dims, rank)
+    if any(a >= 0 for a in axes):
         return None
     axis = value.axis
-    for new in sorted(along, reverse=True):
+    for new in sorted(axes, reverse=True):
         axis -= new >= axis
     return replace(value, axis=axis, rank=rank)
 
 
-# Each rule returns None where it cannot tell.
+# Each rule returns None where the result is unknown.
 AXIS_RULES: Mapping[str, Callable[[Layer, ChannelValue], ChannelValue | None]] = {
     "flatten": _flatten,
     "permute": _permute,

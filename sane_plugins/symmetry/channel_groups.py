@@ -1,4 +1,4 @@
-"""Groups of interchangeable channels, as a union-find: unified, split and restricted as layers demand.
+"""Groups of interchangeable channels, as a union-find: unified, split and restricted as layers require.
 
 A *layout* describes one axis as segments (group, repeat): the channels of a group, each repeated that many
 consecutive times. A group may become part of another one, so a layout is resolved when it is read.
@@ -14,7 +14,7 @@ ChannelLayout = tuple[Segment, ...]
 
 
 class ChannelGroups:
-    """All groups of one network, numbered. One of `blocks` b may only be permuted within b equal blocks."""
+    """All groups of a network by number. A group of `blocks` b may only be permuted within b equal blocks."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -28,7 +28,7 @@ class ChannelGroups:
         return ((len(self.sizes) - 1, 1),)
 
     def resolve(self, layout: ChannelLayout) -> ChannelLayout:
-        """Return the layout in terms of groups that are not part of others."""
+        """Return the layout in terms of groups that were neither split nor merged into another."""
         resolved: list[Segment] = []
         for group, repeat in layout:
             if group in self._parts:
@@ -48,11 +48,11 @@ class ChannelGroups:
             self.blocks[group] = self.sizes[group]
 
     def is_free(self, group: int) -> bool:
-        """Tell whether a permutation other than the identity is left."""
+        """Return whether any permutation but the identity is allowed."""
         return self.blocks[group] < self.sizes[group]
 
     def restrict_to_blocks(self, layout: ChannelLayout, groups: int) -> None:
-        """Forbid that channels cross the borders of `groups` equal parts of the axis."""
+        """Forbid permutations across the borders of `groups` equal parts of the axis."""
         total, start = self.entries(layout), 0
         part = total // groups if total % groups == 0 else 1
         for group, repeat in self.resolve(layout):
@@ -64,7 +64,7 @@ class ChannelGroups:
             start = stop
 
     def unify(self, one: ChannelLayout, other: ChannelLayout) -> None:
-        """Demand that two axes are permuted alike; what cannot be is pinned."""
+        """Require the same permutation of two axes; channels for which that is impossible are pinned."""
         left, right = self.resolve(one), self.resolve(other)
         if self.entries(left) != self.entries(right):
             self.pin(left + right)
@@ -80,18 +80,18 @@ class ChannelGroups:
             left, right = self.resolve(left), self.resolve(right)
 
     def _merge(self, one: Segment, other: Segment) -> None:
-        """Make two segments of the same length one; the larger repeat keeps its group."""
-        (gone, inner), (keep, outer) = sorted((other, one), key=lambda segment: segment[1])
-        if keep == gone:
+        """Merge two segments of the same length; the one with the larger repeat keeps its group."""
+        (merged, inner), (target, outer) = sorted((other, one), key=lambda segment: segment[1])
+        if target == merged:
             return
         if outer % inner:
             self.pin((one, other))
             return
-        self._parts[gone] = ((keep, outer // inner),)
-        self._restrict(keep, self.blocks[gone])
+        self._parts[merged] = ((target, outer // inner),)
+        self._restrict(target, self.blocks[merged])
 
     def _split(self, segment: Segment, entries: int) -> bool:
-        """Split a segment's group so that its first part fills `entries`; tell whether that works."""
+        """Split a segment's group so that its first part has `entries` entries; return whether that works."""
         group, repeat = segment
         first, rest = divmod(entries, repeat)
         if rest:
@@ -108,5 +108,5 @@ class ChannelGroups:
         return True
 
     def _restrict(self, group: int, blocks: int) -> None:
-        both = lcm(self.blocks[group], blocks)
-        self.blocks[group] = self.sizes[group] if self.sizes[group] % both else both
+        combined = lcm(self.blocks[group], blocks)
+        self.blocks[group] = self.sizes[group] if self.sizes[group] % combined else combined

@@ -1,4 +1,4 @@
-"""Permutation groups: channels that may be permuted together, and where each tensor holds them."""
+"""Permutation groups: channels that may be permuted together, and their slices in each tensor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AxisSlice:
 
 @dataclass(frozen=True)
 class PermutationGroup:
-    """Channels that may be permuted together, each within its own one of `blocks` equal blocks."""
+    """Channels that may be permuted together, each within one of `blocks` equal blocks."""
 
     name: str
     size: int

@@ -20,7 +20,7 @@ Permutations = Mapping[str, torch.Tensor]
 
 
 def permutation_groups(graph: WeightGraph) -> tuple[PermutationGroup, ...]:
-    """Return the permutation groups of a network; none where the source carries no topology."""
+    """Return the permutation groups of a network; empty where the source carries no topology."""
     groups, axes = propagate_channels(graph)
     slices: dict[int, list[AxisSlice]] = {}
     for (key, axis), layout in axes.items():
@@ -31,17 +31,22 @@ def permutation_groups(graph: WeightGraph) -> tuple[PermutationGroup, ...]:
                 slices.setdefault(group, []).append(AxisSlice(key, axis, offset, length, repeat))
             offset += length
     return tuple(
-        PermutationGroup(_name(own[0]), groups.sizes[group], groups.blocks[group], tuple(own))
-        for group, own in slices.items()
+        PermutationGroup(
+            _group_name(group_slices[0]),
+            groups.sizes[group],
+            groups.blocks[group],
+            tuple(group_slices),
+        )
+        for group, group_slices in slices.items()
     )
 
 
 def permute(
     graph: WeightGraph, perms: Permutations, groups: Sequence[PermutationGroup] | None = None
 ) -> WeightGraph:
-    """Return the same function with channel i of each named group taken from channel `perms[name][i]`.
+    """Permute channels, keeping the function: channel i of each named group is taken from `perms[name][i]`.
 
-    Raises `SourceError` for an unknown group, and for what is no permutation within its blocks.
+    Raises `SourceError` for an unknown group, and for anything but a permutation within its blocks.
     """
     by_name = {group.name: group for group in known_groups(graph, groups)}
     tensors: dict[str, torch.Tensor] = {}
@@ -56,7 +61,7 @@ def permute(
 
 
 def inverse(perms: Permutations) -> dict[str, torch.Tensor]:
-    """Return the permutations that undo these."""
+    """Return the inverse permutations."""
     return {name: perm.argsort() for name, perm in perms.items()}
 
 
@@ -64,23 +69,23 @@ def random_permutations(
     groups: Sequence[PermutationGroup], rng: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """Draw a permutation for each group, uniform within its blocks."""
-    return {group.name: _random(group, rng) for group in groups}
+    return {group.name: _random_permutation(group, rng) for group in groups}
 
 
 def known_groups(
     graph: WeightGraph, given: Sequence[PermutationGroup] | None
 ) -> Sequence[PermutationGroup]:
-    """Return the groups that a caller gave, or else those of the network."""
+    """Return the given groups, or those of the network where None are given."""
     return permutation_groups(graph) if given is None else given
 
 
-def _name(first: AxisSlice) -> str:
+def _group_name(first: AxisSlice) -> str:
     """Name a group by the first tensor it permutes."""
     axis = f"[{first.axis}]" if first.axis else ""
     return first.key + axis + f"+{first.offset}" * (first.offset > 0)
 
 
-def _random(group: PermutationGroup, rng: torch.Generator) -> torch.Tensor:
+def _random_permutation(group: PermutationGroup, rng: torch.Generator) -> torch.Tensor:
     block = group.size // group.blocks
     draws = torch.rand(group.blocks, block, generator=rng, device=rng.device).argsort(dim=1).cpu()
     return (draws + block * torch.arange(group.blocks)[:, None]).flatten()
@@ -96,12 +101,12 @@ def _require_permutation(
             "the network has no such permutation group",
             "use the names that `permutation_groups` returns",
         )
-    whole = torch.arange(group.size)
+    identity = torch.arange(group.size)
     block = group.size // group.blocks
     if not (
-        perm.shape == whole.shape
-        and torch.equal(perm.sort().values, whole)
-        and torch.equal(perm // block, whole // block)
+        perm.shape == identity.shape
+        and torch.equal(perm.sort().values, identity)
+        and torch.equal(perm // block, identity // block)
     ):
         raise SourceError(
             f"{graph.source}, '{name}'",

@@ -1,7 +1,7 @@
-"""Propagate channels through a network's layers: which axes of which tensors must be permuted alike.
+"""Propagate channels through a network's layers: which axes of which tensors are permuted together.
 
-A value that flows between layers carries at most one axis whose channels may be permuted. Whatever is
-not understood is pinned, so the result is sound, never complete.
+A value that flows between layers carries at most one axis whose channels may be permuted. Anything
+that is not understood is pinned: the result is sound, but not complete.
 The method: docs/explanation/sane.md, section 10.1.
 """
 
@@ -15,7 +15,7 @@ from sane_plugins.symmetry.axis_rules import AXIS_RULES, ChannelValue, from_end
 from sane_plugins.symmetry.channel_groups import ChannelGroups, ChannelLayout
 from sane_plugins.weights import Layer, Param, WeightGraph
 
-# A value with channels, a parameter as it is, or something that never changes.
+# A value with channels, an unmodified parameter, or a value that may not be permuted.
 Read = ChannelValue | Param | None
 AxisLayouts = dict[tuple[str, int], ChannelLayout | None]
 
@@ -35,7 +35,7 @@ def propagate_channels(graph: WeightGraph) -> tuple[ChannelGroups, AxisLayouts]:
 
 
 class _ChannelFlow:
-    """What flows between the layers that were met so far, and which axes it holds together."""
+    """State of the propagation: the values of visited layers, and the layouts of tensor axes."""
 
     def __init__(self, graph: WeightGraph) -> None:
         self.groups, self.axes = ChannelGroups(), AxisLayouts()
@@ -44,11 +44,11 @@ class _ChannelFlow:
         self._params = {p.key: p for p in graph.params}
 
     def step(self, layer: Layer) -> None:
-        """Work out what a layer gives from what it reads."""
+        """Compute a layer's output value from its inputs."""
         if layer.kind == "parameter":
             key = self._ties.get(layer.name, layer.name)
-            own = layer.params[0] if len(layer.params) == 1 else None
-            self.values[layer.name] = own or self._params.get(key)
+            param = layer.params[0] if len(layer.params) == 1 else None
+            self.values[layer.name] = param or self._params.get(key)
             return
         reads = [self.values.get(name) for name in layer.inputs]
         self.values[layer.name] = self._apply(layer, reads)
@@ -74,7 +74,7 @@ class _ChannelFlow:
         return self._pin(data, params)
 
     def _pin(self, data: Sequence[Read], params: Sequence[Param] = ()) -> ChannelValue | None:
-        """Pin everything that is read, and give nothing that may be permuted."""
+        """Pin all inputs and params; return None, since nothing of the output may be permuted."""
         for value in data:
             if isinstance(value, ChannelValue):
                 self.groups.pin(value.layout)
@@ -83,7 +83,7 @@ class _ChannelFlow:
         return None
 
     def _require(self, param: Param, where: Mapping[int, ChannelLayout | None]) -> None:
-        """Demand these layouts on a tensor's axes; the other axes must stay as they are."""
+        """Require these layouts of a tensor's axes, and pin its other axes."""
         key = self._ties.get(param.key, param.key)
         if key in self._params and self._params[key].shape != param.shape:
             param, where = self._params[key], {}
@@ -109,7 +109,7 @@ class _ChannelFlow:
     # layers with matrices
 
     def _matrix(self, layer: Layer, value: Read, params: Sequence[Param]) -> ChannelValue | None:
-        """Give a new group to the outputs and hold the input axis to the layout that is read."""
+        """Create a new group for the outputs, and tie the input axis to the layout that is read."""
         weights = [p for p in params if len(p.shape) > 1]
         biases = [p for p in params if len(p.shape) == 1]
         if len(weights) != 1 or len(weights) + len(biases) != len(params) or len(biases) > 1:
@@ -119,7 +119,7 @@ class _ChannelFlow:
             return self._pin([value], params)
         channel_axis = -1 if rank == 2 else 1 - rank
         if layer.groups > 1:
-            outputs = self._grouped(layer, value, weight)
+            outputs = self._grouped_conv(layer, value, weight)
         else:
             out, into = self._axes(layer, weight)
             if layer.kind == "embedding":
@@ -143,33 +143,33 @@ class _ChannelFlow:
             return weight.axis % 2, 1 - weight.axis % 2
         return (0, 1) if layer.kind == "conv" else (1, 0)
 
-    def _grouped(self, layer: Layer, value: Read, weight: Param) -> ChannelLayout:
-        """Permute the groups of a grouped convolution as wholes; a depthwise one is a case of it."""
+    def _grouped_conv(self, layer: Layer, value: Read, weight: Param) -> ChannelLayout:
+        """Permute whole groups of a grouped convolution; depthwise is a special case."""
         groups, first, second = layer.groups, *weight.shape[:2]
         is_conv = layer.kind == "conv"
         read = self._fit(value, 1 - len(weight.shape), second * groups if is_conv else first)
-        each = first // groups if is_conv else second
+        outputs_per_group = first // groups if is_conv else second
         if read is None:
-            outputs = self.groups.new(each * groups, groups)
+            outputs = self.groups.new(outputs_per_group * groups, groups)
             self._require(weight, {0: outputs} if is_conv else {})
             if not is_conv:
                 self.groups.pin(outputs)
             return outputs
         unit = self.groups.new(groups)[0][0]
         self.groups.unify(((unit, self.groups.entries(read) // groups),), read)
-        outputs = ((unit, each),)
+        outputs = ((unit, outputs_per_group),)
         self._require(weight, {0: outputs if is_conv else read})
         return outputs
 
     # layers without matrices
 
     def _norm(self, layer: Layer, value: Read, params: Sequence[Param]) -> ChannelValue | None:
-        """Keep the channels and hold the layer's vectors to them; a pointwise layer is alike."""
+        """Preserve the channels and tie the layer's vectors to them; this covers pointwise layers too."""
         axis = self._norm_axis(layer, value, params)
         params = [p for p in params if p.shape and p.size > 1]
         if not isinstance(value, ChannelValue) or axis is None:
             return self._pin([value], params)
-        if params and (size := self._size(params[0], axis)):
+        if params and (size := self._channel_count(params[0], axis)):
             layout = self._fit(value, value.axis, size)
             if layout is None:
                 return self._pin([], params)
@@ -182,30 +182,30 @@ class _ChannelFlow:
         return value if all(fits) else None
 
     def _norm_axis(self, layer: Layer, value: Read, params: Sequence[Param]) -> int | None:
-        """Return the channel axis as the layer's parameters count it; None where it is disturbed."""
+        """Return the channel axis as the layer's parameters count it; None where the layer mixes along it."""
         if not isinstance(value, ChannelValue):
             return None
         if layer.kind == "pointwise" and layer.dims:
-            along = from_end(layer.dims, value.rank)
-            is_unknown = value.rank is None and max(along) >= 0
-            return None if is_unknown or value.axis in along else value.axis
+            pooled_axes = from_end(layer.dims, value.rank)
+            is_unknown = value.rank is None and max(pooled_axes) >= 0
+            return None if is_unknown or value.axis in pooled_axes else value.axis
         if all(len(p.shape) > 1 or p.size == 1 for p in params):
             return value.axis
-        (own,) = from_end(layer.dims[:1] or (1,), value.rank)
-        if own == 1 and layer.kind == "norm" and layer.groups == 1:
+        (norm_axis,) = from_end(layer.dims[:1] or (1,), value.rank)
+        if norm_axis == 1 and layer.kind == "norm" and layer.groups == 1:
             # A linear layer's output of unknown rank is taken to be (N, C) where a norm follows.
-            own = -1
-        if own == value.axis:
+            norm_axis = -1
+        if norm_axis == value.axis:
             return -1
-        return value.axis if own < 0 and value.axis < -1 else None
+        return value.axis if norm_axis < 0 and value.axis < -1 else None
 
-    def _size(self, param: Param, axis: int) -> int:
-        """Return how many channels a parameter has; 0 where it has no such axis."""
+    def _channel_count(self, param: Param, axis: int) -> int:
+        """Return the number of channels of a parameter; 0 where it has no such axis."""
         return param.shape[axis] if len(param.shape) >= -axis and param.shape[axis] > 1 else 0
 
     def _broadcast(self, param: Param, value: ChannelValue, axis: int) -> bool:
-        """Hold the axis of a parameter that meets the channels to their layout, if that fits."""
-        size = self._size(param, axis)
+        """Tie the axis of a parameter that broadcasts along the channels to their layout, if it fits."""
+        size = self._channel_count(param, axis)
         if size and (value.stretch or size != self.groups.entries(value.layout)):
             self._pin([value], [param])
             return False
@@ -213,34 +213,34 @@ class _ChannelFlow:
         return True
 
     def _join(self, data: Sequence[Read], params: Sequence[Param]) -> ChannelValue | None:
-        """Unify the channels of all values; those with one channel are broadcast."""
+        """Unify the channels of all values; values with one channel are broadcast."""
         values = [v for v in data if isinstance(v, ChannelValue)]
-        wide = max(values, key=lambda v: self.groups.entries(v.layout), default=None)
-        if wide is None or len(values) < len(data):
+        widest = max(values, key=lambda v: self.groups.entries(v.layout), default=None)
+        if widest is None or len(values) < len(data):
             return self._pin(data, params)
-        if any((v.axis, v.stretch) != (wide.axis, wide.stretch) for v in values):
+        if any((v.axis, v.stretch) != (widest.axis, widest.stretch) for v in values):
             return self._pin(data, params)
         for value in values:
-            if value is not wide and self.groups.entries(value.layout) > 1:
-                self.groups.unify(wide.layout, value.layout)
-        fits = [self._broadcast(param, wide, wide.axis) for param in params]
+            if value is not widest and self.groups.entries(value.layout) > 1:
+                self.groups.unify(widest.layout, value.layout)
+        fits = [self._broadcast(param, widest, widest.axis) for param in params]
         ranks = [*(v.rank or 0 for v in values), *(len(p.shape) for p in params)]
-        return replace(wide, rank=max(ranks) if all(ranks) else None) if all(fits) else None
+        return replace(widest, rank=max(ranks) if all(ranks) else None) if all(fits) else None
 
     def _concat(self, layer: Layer, data: Sequence[Read]) -> ChannelValue | None:
         values = [v for v in data if isinstance(v, ChannelValue) and not v.stretch]
         if len(values) < len(data) or len({(v.axis, v.rank) for v in values}) != 1:
             return self._pin(data)
-        along = from_end(layer.dims, values[0].rank)
-        if values[0].axis in along:
+        axes = from_end(layer.dims, values[0].rank)
+        if values[0].axis in axes:
             return replace(values[0], layout=sum((v.layout for v in values), ()))
-        if any(a >= 0 for a in along) or not along:
+        if any(a >= 0 for a in axes) or not axes:
             return self._pin(data)
         return self._join(values, ())
 
     def _reduce(self, layer: Layer, value: Read) -> ChannelValue | None:
         """Reduce axes; means, sums and maxima do not depend on the order of channels."""
-        along = from_end(layer.dims, value.rank) if isinstance(value, ChannelValue) else ()
-        if not isinstance(value, ChannelValue) or value.stretch or any(a >= 0 for a in along):
+        axes = from_end(layer.dims, value.rank) if isinstance(value, ChannelValue) else ()
+        if not isinstance(value, ChannelValue) or value.stretch or any(a >= 0 for a in axes):
             return self._pin([value])
-        return replace(value, layout=self.groups.new(1)) if value.axis in along else value
+        return replace(value, layout=self.groups.new(1)) if value.axis in axes else value

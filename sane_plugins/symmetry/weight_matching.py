@@ -20,8 +20,8 @@ from sane_plugins.symmetry.permutation_group import AxisSlice, PermutationGroup
 from sane_plugins.symmetry.permutations import Permutations, known_groups, permute
 from sane_plugins.weights import RUNNING, WeightGraph
 
-_SWEEPS = 100
-_TINY = 1e-6
+_MAX_SWEEPS = 100
+_RELATIVE_TOLERANCE = 1e-6
 _Array: TypeAlias = NDArray[np.float32]
 _Index: TypeAlias = NDArray[np.int64]
 
@@ -32,7 +32,7 @@ def align(
     rng: torch.Generator,
     groups: Sequence[PermutationGroup] | None = None,
 ) -> WeightGraph:
-    """Return the same function with its channels in the order that fits `reference` best.
+    """Permute channels to match `reference` best, keeping the function.
 
     Raises `SourceError` where the two networks differ in shape.
     """
@@ -46,12 +46,12 @@ def alignment(
     rng: torch.Generator,
     groups: Sequence[PermutationGroup] | None = None,
 ) -> Permutations:
-    """Return the permutations that `align` applies, for networks that are to be moved in the same way.
+    """Return the permutations that `align` applies, to apply them to other networks as well.
 
-    Weight matching, algorithm 1 of Git Re-Basin. Running statistics move along but do not count.
+    Weight matching, algorithm 1 of Git Re-Basin. Running statistics are permuted but not compared.
     """
     known = known_groups(graph, groups)
-    _require_alike(graph, reference, {part.key for group in known for part in group.slices})
+    _require_same_shapes(graph, reference, {part.key for group in known for part in group.slices})
     counted = {p.key for p in graph.params if p.role not in RUNNING}
     return match_weights(known, graph.tensors, reference.tensors, counted, rng)
 
@@ -70,13 +70,13 @@ def match_weights(
     """
     keys = {p.key for group in groups for p in group.slices} & counted
     target = {key: _array(reference[key]) for key in keys}
-    given = {key: _array(tensors[key]) for key in keys}
-    state = _Matching(groups, given, target)
-    ordered = _Matching(groups, dict(given), target)
+    arrays = {key: _array(tensors[key]) for key in keys}
+    state = _Matching(groups, arrays, target)
+    ordered = _Matching(groups, dict(arrays), target)
     ordered.match_in_order()
     if ordered.objective(keys) > state.objective(keys):
         state = ordered
-    for _ in range(_SWEEPS):
+    for _ in range(_MAX_SWEEPS):
         order = torch.randperm(len(groups), generator=rng, device=rng.device).tolist()
         if sum(state.improve(groups[i]) for i in order) == 0:
             break
@@ -84,7 +84,7 @@ def match_weights(
 
 
 class _Matching:
-    """A network, permuted so far, and the target that it is matched to."""
+    """The state of a matching: the permuted network, its permutations, and the target."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class _Matching:
         return sum(float(np.vdot(self.arrays[key], self.target[key])) for key in keys)
 
     def match_in_order(self) -> None:
-        """Match each group once, by those tensors whose other axes are settled already."""
+        """Match each group once, using only tensors whose other axes are already matched."""
         open_axes = {(p.key, p.axis, name) for name, slices in self.slices.items() for p in slices}
         for group in self.groups:
             settled = [
@@ -114,19 +114,19 @@ class _Matching:
                 self._apply(group, _assign(self._scores(group, settled), group.blocks))
 
     def improve(self, group: PermutationGroup) -> bool:
-        """Match one group with the others held; tell whether that raised the objective."""
+        """Match one group with the others fixed; return whether the objective rose."""
         slices = self.slices[group.name]
         scores = self._scores(group, slices)
         perm = _assign(scores, group.blocks)
         gain = scores[np.arange(group.size), perm].sum() - np.trace(scores)
-        if gain <= _TINY * np.abs(scores).max(initial=0.0):
+        if gain <= _RELATIVE_TOLERANCE * np.abs(scores).max(initial=0.0):
             return False
         keys = {p.key for p in slices}
         # A tensor with two axes in one group makes the gain above an estimate only.
         is_exact = len({(p.key, p.axis) for p in slices}) == len(keys)
         before = 0.0 if is_exact else self.objective(keys)
         self._apply(group, perm)
-        if is_exact or self.objective(keys) > before + _TINY * abs(before):
+        if is_exact or self.objective(keys) > before + _RELATIVE_TOLERANCE * abs(before):
             return True
         self._apply(group, perm.argsort())
         return False
@@ -169,7 +169,7 @@ def _assign(scores: _Array, blocks: int) -> _Index:
     return np.concatenate(parts)
 
 
-def _require_alike(graph: WeightGraph, reference: WeightGraph, keys: set[str]) -> None:
+def _require_same_shapes(graph: WeightGraph, reference: WeightGraph, keys: set[str]) -> None:
     """Raise `SourceError` where one of these tensors is missing in the reference or differs in shape."""
     shapes = {p.key: p.shape for p in reference.params}
     for param in graph.params:

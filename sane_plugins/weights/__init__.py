@@ -1,4 +1,4 @@
-"""What a network is: graphs, tokens, scale; torch modules in and out."""
+"""Networks as weight graphs: layers, tokens and scale; conversion from and to torch modules."""
 
 import lazy_loader
 

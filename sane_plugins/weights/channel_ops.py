@@ -1,7 +1,7 @@
-"""What one operation does to the channels of what it reads: the words that every table of operations uses.
+"""Effects of single operations on channels: the vocabulary shared by all operator tables.
 
-`module_channels` says it of torch's modules, `function_channels` of its functions and methods, and an adapter
-of its own format's operators. `sane_plugins.symmetry.propagate` follows channels through them.
+`module_channels` covers torch's modules, `function_channels` its functions and methods, and an adapter the
+operators of its format. `sane_plugins.symmetry.propagate` follows channels through them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class ChannelOp:
 
 
 ChannelOps = tuple[ChannelOp, ...]
-"""One call as operations that are applied one after the other, mostly one."""
+"""The operations that one call applies in sequence, usually one."""
 
 OPAQUE: ChannelOps = (ChannelOp("opaque"),)
-"""Not known: no channel that it reads or gives may be permuted."""
+"""Unknown: no channel of its inputs or outputs may be permuted."""
 POINTWISE: ChannelOps = (ChannelOp("pointwise"),)
-"""Each value on its own: channels pass as they are."""
+"""Elementwise on one input: channels are preserved."""
 JOIN: ChannelOps = (ChannelOp("join"),)
-"""Several inputs meet value by value: their channels must be permuted alike."""
+"""Elementwise on several inputs: their channels must be permuted in the same way."""
 SPATIAL = (2, 3, 4)
 """The axes after batch and channels of an image or a volume."""

@@ -1,4 +1,4 @@
-"""What torch's functions and methods do to channels: add a new one to `_BY_NAME`."""
+"""Channel effects of torch's functions and methods; register new ones in `_BY_NAME`."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ _REDUCING = ("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp")
 
 
 def is_scalar(node: fx.Node) -> bool:
-    """Tell whether a node is a shape, a number or a check, and no tensor. Ask in graph order."""
-    node.meta["is_scalar"] = _asks_shape(node) or _computes_scalar(node)
+    """Return whether a node is a shape, a number or a check rather than a tensor. Call in graph order."""
+    node.meta["is_scalar"] = _queries_shape(node) or _computes_scalar(node)
     return bool(node.meta["is_scalar"])
 
 
-def _asks_shape(node: fx.Node) -> bool:
+def _queries_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in ("size", "dim", "ndimension", "numel", "is_floating_point")
     if node.op != "call_function" or node.target is not getattr:
@@ -117,13 +117,15 @@ def _asks_shape(node: fx.Node) -> bool:
 
 
 def _computes_scalar(node: fx.Node) -> bool:
-    known = [source.meta.get("is_scalar", False) for source in node.all_input_nodes]
-    is_plain = getattr(node.target, "__module__", None) in ("_operator", "math")
-    return node.op == "call_function" and is_plain and bool(known) and all(known)
+    inputs_scalar = [source.meta.get("is_scalar", False) for source in node.all_input_nodes]
+    is_arithmetic = getattr(node.target, "__module__", None) in ("_operator", "math")
+    return (
+        node.op == "call_function" and is_arithmetic and bool(inputs_scalar) and all(inputs_scalar)
+    )
 
 
 class FunctionCall:
-    """One call of a function or method with its arguments by position or name."""
+    """A call of a function or method, with arguments by position or name."""
 
     def __init__(self, node: fx.Node, inputs: int) -> None:
         self.node, self.inputs = node, inputs
@@ -134,11 +136,11 @@ class FunctionCall:
         return args[index] if len(args) > index else kwargs.get(name, default)
 
     def axes(self, index: int, name: str) -> tuple[int, ...]:
-        """Return an argument that names axes, given as one, as several or as a sequence; else ()."""
-        given = self.get(index, name)
-        if isinstance(given, int) and len(self.node.args) > index + 1:
-            given = self.node.args[index:]
-        axes = tuple(given) if isinstance(given, list | tuple) else (given,)
+        """Return an argument of axes, given as one int, several ints or a sequence; () for anything else."""
+        value = self.get(index, name)
+        if isinstance(value, int) and len(self.node.args) > index + 1:
+            value = self.node.args[index:]
+        axes = tuple(value) if isinstance(value, list | tuple) else (value,)
         return axes if all(type(axis) is int for axis in axes) else ()
 
 
@@ -151,7 +153,7 @@ def function_channel_ops(node: fx.Node, inputs: int) -> ChannelOps:
 
 
 def _is_identity(node: fx.Node) -> bool:
-    """Tell whether an unknown function returns its input untouched (as drop path does in evaluation)."""
+    """Return whether an unknown function returns its input unchanged (as drop path does in evaluation)."""
     if node.op != "call_function" or not callable(node.target):
         return False
     probe = torch.linspace(-1, 1, 2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
@@ -172,11 +174,11 @@ def _prelu(_: FunctionCall) -> ChannelOps:
     return POINTWISE
 
 
-def _single(call: FunctionCall) -> ChannelOps:
+def _unary(call: FunctionCall) -> ChannelOps:
     return POINTWISE if call.inputs == 1 else OPAQUE
 
 
-def _along(*dims: int) -> Callable[[FunctionCall], ChannelOps]:
+def _pointwise_along(*dims: int) -> Callable[[FunctionCall], ChannelOps]:
     return lambda call: (ChannelOp("pointwise", dims=dims),) if call.inputs == 1 else OPAQUE
 
 
@@ -198,9 +200,13 @@ def _flatten(call: FunctionCall) -> ChannelOps:
 
 
 def _reshape(call: FunctionCall) -> ChannelOps:
-    """Recognise the two usual ways to write flatten: (batch size, -1) and (-1, features)."""
-    given = call.node.args[1:]
-    shape = tuple(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else given
+    """Recognise the two common forms of flatten: (batch size, -1) and (-1, features)."""
+    arguments = call.node.args[1:]
+    shape = (
+        tuple(arguments[0])
+        if len(arguments) == 1 and isinstance(arguments[0], list | tuple)
+        else arguments
+    )
     if len(shape) != 2:
         return OPAQUE
     keeps_batch = shape[1] == -1 and _is_batch_size(shape[0])
@@ -209,13 +215,13 @@ def _reshape(call: FunctionCall) -> ChannelOps:
 
 
 def _is_batch_size(size: Any) -> bool:
-    """Tell whether a node is the first size of a tensor, which is the batch whichever tensor it is."""
+    """Return whether a node is the first size of a tensor, which is the batch size of any tensor."""
     if not isinstance(size, fx.Node):
         return False
     if size.op == "call_method" and size.target == "size":
         return size.args[1:] == (0,)
     is_item = size.target is operator.getitem and size.args[1:] == (0,)
-    return is_item and isinstance(size.args[0], fx.Node) and _asks_shape(size.args[0])
+    return is_item and isinstance(size.args[0], fx.Node) and _queries_shape(size.args[0])
 
 
 def _reduce(call: FunctionCall) -> ChannelOps:
@@ -226,7 +232,7 @@ def _reduce(call: FunctionCall) -> ChannelOps:
     return (reduced,) if keep else (reduced, ChannelOp("squeeze", dims=axes))
 
 
-def _axes(kind: Kind, index: int, name: str) -> Callable[[FunctionCall], ChannelOps]:
+def _with_axes(kind: Kind, index: int, name: str) -> Callable[[FunctionCall], ChannelOps]:
     def rule(call: FunctionCall) -> ChannelOps:
         axes = call.axes(index, name)
         return (ChannelOp(kind, dims=axes),) if axes and call.inputs == 1 else OPAQUE
@@ -239,7 +245,7 @@ def _transpose(call: FunctionCall) -> ChannelOps:
     return (ChannelOp("transpose", dims=axes),) if all(type(a) is int for a in axes) else OPAQUE
 
 
-def _matrix(kind: Kind, position: int) -> Callable[[FunctionCall], ChannelOps]:
+def _conv(kind: Kind, position: int) -> Callable[[FunctionCall], ChannelOps]:
     def rule(call: FunctionCall) -> ChannelOps:
         groups = call.get(position, "groups", 1)
         return (ChannelOp(kind, groups=groups),) if type(groups) is int else OPAQUE
@@ -247,7 +253,7 @@ def _matrix(kind: Kind, position: int) -> Callable[[FunctionCall], ChannelOps]:
     return rule
 
 
-def _plain(kind: Kind, *dims: int) -> Callable[[FunctionCall], ChannelOps]:
+def _fixed(kind: Kind, *dims: int) -> Callable[[FunctionCall], ChannelOps]:
     return lambda _: (ChannelOp(kind, dims=dims),)
 
 
@@ -266,42 +272,42 @@ def _group_norm(call: FunctionCall) -> ChannelOps:
 _Rule = Callable[[FunctionCall], ChannelOps]
 _BY_NAME: dict[str, _Rule] = {
     **dict.fromkeys((n + end for n in ELEMENTWISE for end in ("", "_")), _elementwise),
-    **dict.fromkeys(_NORMALIZING, _single),
+    **dict.fromkeys(_NORMALIZING, _unary),
     **dict.fromkeys(_REDUCING, _reduce),
     **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
-    **dict.fromkeys((f"conv{k}d" for k in (1, 2, 3)), _matrix("conv", 6)),
-    **{f"conv_transpose{k}d": _matrix("transposed_conv", 6) for k in (1, 2, 3)},
-    **{f"{n}{k}d": _along(*range(-k, 0)) for n in _POOL_CALLS for k in (1, 2, 3)},
+    **dict.fromkeys((f"conv{k}d" for k in (1, 2, 3)), _conv("conv", 6)),
+    **{f"conv_transpose{k}d": _conv("transposed_conv", 6) for k in (1, 2, 3)},
+    **{f"{n}{k}d": _pointwise_along(*range(-k, 0)) for n in _POOL_CALLS for k in (1, 2, 3)},
     "prelu": _prelu,
-    "interpolate": _along(*SPATIAL),
+    "interpolate": _pointwise_along(*SPATIAL),
     "pad": _pad,
     "flatten": _flatten,
     "reshape": _reshape,
     "view": _reshape,
-    "permute": _axes("permute", 1, "dims"),
-    "squeeze": _axes("squeeze", 1, "dim"),
-    "unsqueeze": _axes("unsqueeze", 1, "dim"),
+    "permute": _with_axes("permute", 1, "dims"),
+    "squeeze": _with_axes("squeeze", 1, "dim"),
+    "unsqueeze": _with_axes("unsqueeze", 1, "dim"),
     "transpose": _transpose,
     "swapaxes": _transpose,
-    "linear": _plain("linear"),
+    "linear": _fixed("linear"),
     "embedding": lambda _: (ChannelOp("embedding"),),
-    "batch_norm": _plain("norm", 1),
-    "instance_norm": _plain("norm", 1),
+    "batch_norm": _fixed("norm", 1),
+    "instance_norm": _fixed("norm", 1),
     "layer_norm": _layer_norm,
     "rms_norm": _layer_norm,
     "group_norm": _group_norm,
 }
 
 
-def _objects(homes: Iterable[Any]) -> dict[Any, _Rule]:
+def _rules_by_function(namespaces: Iterable[Any]) -> dict[Any, _Rule]:
     """Return the rules by function object."""
     return {
-        getattr(home, name): rule
-        for home in homes
+        getattr(namespace, name): rule
+        for namespace in namespaces
         for name, rule in _BY_NAME.items()
-        if hasattr(home, name)
+        if hasattr(namespace, name)
     }
 
 
 _METHODS: dict[Any, _Rule] = {n: rule for n, rule in _BY_NAME.items() if hasattr(torch.Tensor, n)}
-_FUNCTIONS = _objects((torch, functional, torch.special, operator))
+_FUNCTIONS = _rules_by_function((torch, functional, torch.special, operator))

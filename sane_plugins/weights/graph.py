@@ -1,4 +1,4 @@
-"""A network's weights: ordered layers, the layout of their tokens, and tensors read on demand."""
+"""A network's weights: ordered layers, their token layout, and tensors read on demand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WeightGraph:
     values of those untouched tensors that may be weights and still could not be read. `converted`
     says for an owned tensor how its values differ from the stored ones (dequantised, pruning mask
     folded). `notes` says what a reader should know, such as a missing topology. `container` names
-    the file form it came in (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`).
+    the source format (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`).
     """
 
     source: str
@@ -63,7 +63,7 @@ class WeightGraph:
         return find_slots(self.layers)
 
     def token_layout(self, width: int) -> TokenLayout:
-        """Return where the slots lie among tokens of `width` values; computed once per width."""
+        """Return the layout of the slots in tokens of `width` values; cached per width."""
         if width not in self._token_layouts:
             self._token_layouts[width] = TokenLayout.of(self.slots, width)
         return self._token_layouts[width]
@@ -74,7 +74,7 @@ class WeightGraph:
 
     @property
     def has_topology(self) -> bool:
-        """Tell whether the layers say what they read."""
+        """Return whether the layers name their inputs."""
         return any(layer.inputs for layer in self.layers)
 
     @cached_property
@@ -93,7 +93,7 @@ class WeightGraph:
             yield param, self.tensors[param.key]
 
     def replace(self, tensors: Mapping[str, torch.Tensor]) -> WeightGraph:
-        """Return the same network with some tensors exchanged; shapes must stay.
+        """Return the same network with some tensors replaced; shapes must not change.
 
         Raises `SourceError` for a key that no layer owns and for a shape that differs.
         """
@@ -113,15 +113,15 @@ class WeightGraph:
                     f"the network has {shapes[key]}",
                     "check which network it is from",
                 )
-        same = replace(self, tensors=ChainMap(dict(tensors), self.tensors))  # type: ignore[arg-type]
-        # The layers stay, and with them all that follows from them.
-        vars(same).update(
+        copy = replace(self, tensors=ChainMap(dict(tensors), self.tensors))  # type: ignore[arg-type]
+        # The layers are unchanged, so all that is derived from them can be reused.
+        vars(copy).update(
             params=self.params,
             size=self.size,
             slots=self.slots,
             _token_layouts=self._token_layouts,
         )
-        return same
+        return copy
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Read every tensor of the source, tied and untouched ones included."""
@@ -131,8 +131,8 @@ class WeightGraph:
     def require_finite(self) -> WeightGraph:
         """Return the graph itself; raise `SourceError` where a tensor holds NaN or infinity."""
         for param, tensor in self.items():
-            whole = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
-            if bad := int((~torch.isfinite(whole)).sum()):
+            values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
+            if bad := int((~torch.isfinite(values)).sum()):
                 raise SourceError(
                     f"{self.source}, '{param.key}'",
                     f"{bad} of {param.size} values are not finite",

@@ -1,4 +1,4 @@
-"""Layers of a network and their parameters; modules and files form layers from tensors by the same rule."""
+"""Layers and parameters of a network; modules and files group tensors into layers by the same rule."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class Layer:
     axis of a concat, the new order of a permute, the two exchanged axes of a transpose, the first
     axis of a flatten (which runs to the last one), the axes a squeeze drops or an unsqueeze adds, the
     axes a reduce brings to size 1 (a squeeze follows where they are dropped), the axes along which a
-    pointwise layer moves or mixes values (pooling, padding), and those of a norm's parameters (none
-    stands for axis 1).
+    pointwise layer moves or mixes values (pooling, padding), and those of a norm's parameters (empty
+    means axis 1).
     """
 
     name: str
@@ -83,7 +83,7 @@ class Layer:
 
 
 def layer_name(key: str) -> str:
-    """Return the layer that a tensor belongs to: its key without the last part, or a lone key itself."""
+    """Return the layer name of a tensor: its key without the last part, or a key of one part itself."""
     return key.rpartition(".")[0] or key
 
 

@@ -1,4 +1,4 @@
-"""What torch's own modules do to channels: add a new layer to `_BY_TYPE`."""
+"""Channel effects of torch's own modules; register new layers in `_BY_TYPE`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sane_plugins.weights.function_channels import ELEMENTWISE
 
 _POOLS = ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "LPPool")
 _PADS = ("ConstantPad", "ReflectionPad", "ReplicationPad", "ZeroPad")
-_PLAIN = (
+_ELEMENTWISE_MODULES = (
     nn.Identity,
     nn.Softmax,
     nn.Softmax2d,
@@ -24,16 +24,16 @@ _PLAIN = (
 
 
 def module_channel_op(module: nn.Module, inputs: int) -> ChannelOp:
-    """Return what a leaf module does; `opaque` where it is not one of torch's known layers."""
+    """Return the channel effect of a leaf module; `opaque` for anything but torch's known layers."""
     if not type(module).forward.__module__.startswith("torch.nn"):
         return OPAQUE[0]
     op = _from_attributes(module) or _from_type(module)
-    is_odd = inputs != 1 or getattr(module, "return_indices", False)
-    return OPAQUE[0] if op.kind == "pointwise" and is_odd else op
+    is_unsupported = inputs != 1 or getattr(module, "return_indices", False)
+    return OPAQUE[0] if op.kind == "pointwise" and is_unsupported else op
 
 
 def _from_attributes(module: nn.Module) -> ChannelOp | None:
-    """Return the operation of a module whose own attributes matter."""
+    """Return the operation of a module whose attributes determine it."""
     if isinstance(module, conv._ConvNd):
         is_transposed = isinstance(module, conv._ConvTransposeNd)
         return ChannelOp("transposed_conv" if is_transposed else "conv", groups=module.groups)
@@ -50,8 +50,8 @@ def _from_type(module: nn.Module) -> ChannelOp:
     return next((_BY_TYPE[kind] for kind in type(module).__mro__ if kind in _BY_TYPE), OPAQUE[0])
 
 
-def _spatial() -> Iterator[tuple[type[nn.Module], ChannelOp]]:
-    """Yield pooling and padding, which mix the last k axes."""
+def _pooling_and_padding() -> Iterator[tuple[type[nn.Module], ChannelOp]]:
+    """Yield pooling and padding modules, which mix the last k axes."""
     for k in (1, 2, 3):
         op = ChannelOp("pointwise", dims=tuple(range(-k, 0)))
         yield from ((getattr(pooling, f"{name}{k}d"), op) for name in _POOLS)
@@ -77,7 +77,7 @@ _BY_TYPE: dict[type[nn.Module], ChannelOp] = {
     nn.InstanceNorm1d: ChannelOp("norm", dims=(-2,)),
     nn.InstanceNorm2d: ChannelOp("norm", dims=(-3,)),
     nn.InstanceNorm3d: ChannelOp("norm", dims=(-4,)),
-    **dict.fromkeys(_PLAIN, POINTWISE[0]),
+    **dict.fromkeys(_ELEMENTWISE_MODULES, POINTWISE[0]),
     **dict.fromkeys(_activations(), POINTWISE[0]),
-    **dict(_spatial()),
+    **dict(_pooling_and_padding()),
 }

@@ -20,9 +20,9 @@ from sane_plugins.weights.tensor_identity import memory_key
 
 @dataclass(frozen=True)
 class ModuleTensor:
-    """One parameter or buffer: the module that owns it, its attribute there, and its value in use.
+    """One parameter or buffer: its owning module, its attribute there, and its effective value.
 
-    Entries of equal `identity` are one tensor under several names (tied).
+    Entries of equal `identity` are the same tensor under several names (tied).
     """
 
     owner: str
@@ -33,12 +33,12 @@ class ModuleTensor:
 
     @property
     def key(self) -> str:
-        """Return the name that a plain state dict would use."""
+        """Return the tensor's name in a plain state dict."""
         return f"{self.owner}.{self.attribute}" if self.owner else self.attribute
 
 
 def read_module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str]]:
-    """Read the parameters and buffers, and name each other entry of the state dict with the reason.
+    """Read parameters and buffers; map every other entry of the state dict to the reason it is left out.
 
     Raises `SourceError` where a lazy layer has no values yet.
     """
@@ -51,22 +51,22 @@ def read_module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str
                 "the weights of a lazy layer are made by its first call",
                 "call the module once on an input",
             )
-    entries = list(_read(module, reasons))
-    named = {entry.key for entry in entries} | reasons.keys()
+    entries = list(_read_tree(module, reasons))
+    covered = {entry.key for entry in entries} | reasons.keys()
     for key, value in module.state_dict().items():
-        if key not in named:
+        if key not in covered:
             kind = "a tensor made on saving" if torch.is_tensor(value) else type(value).__name__
             reasons[key] = f"{kind}, no parameter or buffer"
     return entries, reasons
 
 
 def write_module_tensor(entry: ModuleTensor, tensor: torch.Tensor) -> None:
-    """Write a tensor so that a forward pass uses it, as far as pruning or a parametrisation lets it.
+    """Write a tensor so that a forward pass uses it, as far as pruning or a parametrisation allows.
 
     Raises `SourceError` where a parametrisation cannot be inverted.
     """
     module, attribute = entry.module, entry.attribute
-    if hook := _pruning(module).get(attribute):
+    if hook := _pruning_hooks(module).get(attribute):
         getattr(module, f"{attribute}_orig").copy_(tensor)
         with torch.enable_grad():
             hook(module, None)  # renews the masked attribute, which is stale until the next forward
@@ -77,11 +77,11 @@ def write_module_tensor(entry: ModuleTensor, tensor: torch.Tensor) -> None:
 
 
 def is_parametrized(entry: ModuleTensor) -> bool:
-    """Tell whether a tensor is written through a parametrisation's inverse, which may fail."""
+    """Return whether a tensor is written through a parametrisation's inverse, which may fail."""
     return parametrize.is_parametrized(entry.module, entry.attribute)
 
 
-def _read(module: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
+def _read_tree(module: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
     folded: set[int] = set()
     for name, part in module.named_modules(remove_duplicate=False):
         if id(part) in folded:
@@ -93,15 +93,15 @@ def _read(module: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
             folded.add(id(part.parametrizations))
             for attribute in map(str, part.parametrizations):
                 yield ModuleTensor(
-                    name, attribute, part, _evaluated(part, attribute), (id(part), attribute)
+                    name, attribute, part, _evaluation_value(part, attribute), (id(part), attribute)
                 )
-        yield from _read_own(name, part, reasons)
+        yield from _read_direct(name, part, reasons)
 
 
-def _read_own(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
-    """Yield the tensors of one module; a pruned one stands for its original."""
-    dot = f"{name}." if name else ""
-    pruned = _pruning(part)
+def _read_direct(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:
+    """Yield the tensors of one module without its children; a pruned tensor replaces its original."""
+    prefix = f"{name}." if name else ""
+    pruned = _pruning_hooks(part)
     originals = {f"{attribute}_orig": attribute for attribute in pruned}
     masks = {f"{attribute}_mask" for attribute in pruned}
     buffers = {k: v for k, v in part._buffers.items() if k not in part._non_persistent_buffers_set}
@@ -109,7 +109,7 @@ def _read_own(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[M
         if value is None:
             continue
         if attribute in originals or attribute in masks:
-            reasons[dot + attribute] = "part of a pruned tensor, folded into the tensor in use"
+            reasons[prefix + attribute] = "part of a pruned tensor, folded into the tensor in use"
         if plain := originals.get(attribute):
             mask = getattr(part, f"{plain}_mask")
             yield ModuleTensor(
@@ -119,14 +119,14 @@ def _read_own(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterator[M
             yield ModuleTensor(name, attribute, part, value.detach(), memory_key(value))
 
 
-def _pruning(part: nn.Module) -> dict[str, BasePruningMethod]:
-    """Return what `torch.nn.utils.prune` masks on every forward pass, by attribute."""
+def _pruning_hooks(part: nn.Module) -> dict[str, BasePruningMethod]:
+    """Return the hooks of `torch.nn.utils.prune`, which mask on every forward pass, by attribute."""
     hooks = part._forward_pre_hooks.values()
     return {str(h._tensor_name): h for h in hooks if isinstance(h, BasePruningMethod)}
 
 
-def _evaluated(part: nn.Module, attribute: str) -> torch.Tensor:
-    """Return the value that an evaluation uses; in training, spectral norm changes when it is read."""
+def _evaluation_value(part: nn.Module, attribute: str) -> torch.Tensor:
+    """Return a tensor's value in evaluation mode; in training, reading it updates spectral norm."""
     steps = list(part.parametrizations[attribute].modules())  # type: ignore[index, union-attr]
     modes = [step.training for step in steps]
     try:

@@ -40,7 +40,7 @@ def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
 
     Layers with weights come in the order of the state dict, so that a module and its saved file give
     the same tokens. A layer that the trace did not reach has no inputs, and a note says so. The
-    module is left as it was. Raises `SourceError` where it has no weights, or a lazy layer none yet.
+    module is not changed. Raises `SourceError` where it has no weights, or an uninitialised lazy layer.
     """
     entries, untouched = read_module_tensors(module)
     ties: dict[str, str] = {}
@@ -70,8 +70,8 @@ def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
 def load_into(module: nn.Module, graph: WeightGraph) -> None:
     """Write a graph's tensors into a module of the same names; the inverse of `from_module`.
 
-    Pruned entries stay zero, and a parametrisation keeps of a value what it can represent (an
-    orthogonal one the nearest orthogonal matrix). Counters and index tables that the graph does not
+    Pruned entries stay zero, and a parametrisation projects a value to what it can represent (an
+    orthogonal one to the nearest orthogonal matrix). Counters and index tables that the graph does not
     hold stay as they are. Raises `SourceError`, and leaves the module as it was, where a weight is
     missing, left over or of another shape, where tied names get different values, and where a
     parametrisation has no inverse.
@@ -82,7 +82,7 @@ def load_into(module: nn.Module, graph: WeightGraph) -> None:
     tensors = (
         [*module.parameters(), *module.buffers()] if any(map(is_parametrized, entries)) else []
     )
-    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    backup = [(tensor, tensor.detach().clone()) for tensor in tensors]
     with torch.no_grad():
         try:
             for entry in entries:
@@ -90,13 +90,13 @@ def load_into(module: nn.Module, graph: WeightGraph) -> None:
                     tensor = graph.tensors[key]
                     write_module_tensor(entry, tensor.to(entry.value.device, entry.value.dtype))
         except SourceError:
-            for tensor, old in before:
-                tensor.copy_(old)
+            for tensor, saved in backup:
+                tensor.copy_(saved)
             raise
 
 
 def _require_fit(entries: Sequence[ModuleTensor], graph: WeightGraph) -> None:
-    """Raise `SourceError` unless the graph's weights are the module's, in names and shapes."""
+    """Raise `SourceError` unless the graph's weights have the names and shapes of the module's."""
     shapes = {param.key: param.shape for param in graph.params}
     unused = dict(shapes)
     for entry in entries:
@@ -167,51 +167,52 @@ def _role(entry: ModuleTensor) -> Role:
 def _layers(
     traced: Sequence[Layer], params: Mapping[str, Param], owners: Mapping[str, nn.Module]
 ) -> tuple[tuple[Layer, ...], list[str]]:
-    """Give the traced layers their params; return all layers, and the names of those that the trace missed.
+    """Assign params to the traced layers; return all layers, and the names of layers that the trace missed.
 
-    Params are grouped by the module that owns them, as a file's are. What a module hands to the trace
-    one tensor at a time goes to the first of these; what lies inside a layer that the trace takes as
-    one step becomes a layer of its own.
+    Params are grouped by their owning module, as in a file. Where the trace sees a module's tensors
+    one by one, all go to the first of them; modules inside a layer that the trace treats as a single
+    step become separate layers.
     """
-    names = {_base(layer.name) for layer in traced}
-    owned: dict[str, list[Param]] = {}
+    names = {_module_name(layer.name) for layer in traced}
+    grouped: dict[str, list[Param]] = {}
     kinds: dict[str, nn.Module] = {}
     missed: list[str] = []
-    for owner, keys in _by_owner(params).items():
+    for owner, keys in _group_by_owner(params).items():
         name = next((n for n in (owner, *keys) if n in names), owner)
-        owned[name] = list({params[key].key: params[key] for key in keys}.values())
+        grouped[name] = list({params[key].key: params[key] for key in keys}.values())
         kinds[name] = owners[keys[0]]
         if name not in names and not _is_covered(name, names):
             missed.append(name)
     layers = [
-        replace(layer, params=vectors_last(owned.get(_base(layer.name), ()))) for layer in traced
+        replace(layer, params=vectors_last(grouped.get(_module_name(layer.name), ())))
+        for layer in traced
     ]
     layers += [
-        Layer(name=name, kind=_kind(kinds[name]), params=vectors_last(owned[name]))
-        for name in owned
+        Layer(name=name, kind=_kind(kinds[name]), params=vectors_last(grouped[name]))
+        for name in grouped
         if name not in names
     ]
-    order = {name: i for i, name in enumerate(owned)}
-    # Sorting is stable: what connects the layers stays in front.
-    return tuple(sorted(layers, key=lambda layer: order.get(_base(layer.name), -1))), missed
+    order = {name: i for i, name in enumerate(grouped)}
+    # Sorting is stable: layers without weights stay in front.
+    return tuple(sorted(layers, key=lambda layer: order.get(_module_name(layer.name), -1))), missed
 
 
-def _by_owner(keys: Mapping[str, Param]) -> dict[str, list[str]]:
-    owned: dict[str, list[str]] = {}
+def _group_by_owner(keys: Mapping[str, Param]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
     for key in keys:
-        owned.setdefault(layer_name(key), []).append(key)
-    return owned
+        grouped.setdefault(layer_name(key), []).append(key)
+    return grouped
 
 
 def _is_covered(name: str, names: set[str]) -> bool:
-    """Tell whether the trace took a module that contains this one as a single step."""
+    """Return whether the trace treated a module that contains this one as a single step."""
     while name and name not in names:
         name = name.rpartition(".")[0]
     return bool(name)
 
 
-def _base(name: str) -> str:
-    """Return the module that a layer calls, whichever call it is."""
+def _module_name(name: str) -> str:
+    """Return the name of the module that a layer calls, without the number of the call."""
     return name.partition("#")[0]
 
 

@@ -1,8 +1,8 @@
-"""Standardise weights: the mean and deviation of every slot are divided out, and put back after decoding.
+"""Standardise the weights of each slot to mean 0 and deviation 1, and undo it after decoding.
 
-Each slot's weight and bias are standardised on their own. What was divided out is information: it
-rides with every token of the slot as four numbers, `side` (asinh(mean / s), log s) of weight and bias,
-so that it is encoded, predicted and sampled too (docs/explanation/sane.md, sections 2.1 and 2.2).
+Each slot's weight and bias are standardised separately. Mean and deviation carry information: every
+token of the slot has them as side information, four numbers (asinh(mean / s), log s) of weight and bias,
+so that they are encoded, predicted and sampled too (docs/explanation/sane.md, sections 2.1 and 2.2).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from sane_plugins.display import ShortRepr
 from sane_plugins.weights.graph import WeightGraph
 
-SIDE = 4
-_TINY = 1e-12
-_CHUNK = 2**17  # values that are float64 at a time
-_Change = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+SIDE = 4  # numbers of side information per token
+_MIN_DEVIATION = 1e-12
+_CHUNK_SIZE = 2**17  # values converted to float64 at a time
+_Transform = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,40 +49,42 @@ def fit_scale(graph: WeightGraph) -> Scale:
 
 def slot_scale(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Scale:
     """Measure one slot: means and deviations (1, 2)."""
-    both = torch.tensor([[_moments(weight), _moments(bias)]], dtype=torch.float64).float()
-    return Scale(both[..., 0], both[..., 1])
+    moments = torch.tensor([[_moments(weight), _moments(bias)]], dtype=torch.float64).float()
+    return Scale(moments[..., 0], moments[..., 1])
 
 
 def apply_scale(graph: WeightGraph, scale: Scale) -> WeightGraph:
     """Return the network with each tensor standardised to mean 0 and deviation 1."""
-    return _mapped(graph, scale, lambda x, mean, deviation: (x - mean) / deviation)
+    return _transform_slots(graph, scale, lambda x, mean, deviation: (x - mean) / deviation)
 
 
 def undo_scale(graph: WeightGraph, scale: Scale) -> WeightGraph:
-    """Return the network with its scale put back; the inverse of `apply_scale` up to rounding."""
-    return _mapped(graph, scale, lambda x, mean, deviation: x * deviation + mean)
+    """Return the network with its scale restored; the inverse of `apply_scale` up to rounding."""
+    return _transform_slots(graph, scale, lambda x, mean, deviation: x * deviation + mean)
 
 
 def _moments(tensor: torch.Tensor | None) -> tuple[float, float]:
-    """Return mean and deviation, from the moments of chunks that fit into a cache (Chan et al. 1982)."""
+    """Return mean and deviation, combined from chunks that fit into a cache (Chan et al. 1982)."""
     if tensor is None:
         return 0.0, 1.0
     size, mean, squares = 0, 0.0, 0.0
-    for chunk in tensor.detach().reshape(-1).split(_CHUNK):
+    for chunk in tensor.detach().reshape(-1).split(_CHUNK_SIZE):
         x = chunk.double()
-        own = x.mean().item()
-        x = x - own
-        apart, before, size = own - mean, size, size + len(x)
-        mean += apart * len(x) / size
-        squares += x.dot(x).item() + apart * apart * len(x) * before / size
+        chunk_mean = x.mean().item()
+        x = x - chunk_mean
+        delta, count_before, size = chunk_mean - mean, size, size + len(x)
+        mean += delta * len(x) / size
+        squares += x.dot(x).item() + delta * delta * len(x) * count_before / size
     deviation = (squares / size) ** 0.5
-    return mean, 1.0 if deviation <= _TINY else deviation
+    return mean, 1.0 if deviation <= _MIN_DEVIATION else deviation
 
 
-def _mapped(graph: WeightGraph, scale: Scale, change: _Change) -> WeightGraph:
+def _transform_slots(graph: WeightGraph, scale: Scale, transform: _Transform) -> WeightGraph:
     tensors: dict[str, torch.Tensor] = {}
     for i, slot in enumerate(graph.slots):
         for j, param in enumerate(slot.params):
-            tensor, at = graph.tensors[param.key], (scale.mean[i, j], scale.deviation[i, j])
-            tensors[param.key] = change(tensor, *(x.to(tensor.device, tensor.dtype) for x in at))
+            tensor, statistics = graph.tensors[param.key], (scale.mean[i, j], scale.deviation[i, j])
+            tensors[param.key] = transform(
+                tensor, *(x.to(tensor.device, tensor.dtype) for x in statistics)
+            )
     return graph.replace(tensors)

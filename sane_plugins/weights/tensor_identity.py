@@ -1,4 +1,4 @@
-"""Whether two tensors are the same: in content (a hash), or in memory (the same storage)."""
+"""Identity of tensors: in content (a hash), or in memory (the same storage)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Where each tensor of a network lies among its tokens; follows from the shapes alone.
+"""Layout of a network's tensors in its tokens; determined by their shapes alone.
 
 The method: docs/explanation/sane.md, sections 1.1 and 1.2.
 
-Legend: T tokens, D token width, M slots. A *slot* is one matrix of a layer, with the bias that goes with it
-as one more column. Each row of a slot (one output channel) is cut into pieces of D values.
+Legend: T tokens, D token width, M slots. A *slot* is one matrix of a layer, with its bias as one more
+column. Each row of a slot (one output channel) is cut into pieces of D values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Slot:
         return self.rows * ceil(self.columns / width)
 
     def row_mask(self, width: int) -> torch.Tensor:
-        """Return which values of a row's tokens are real, (pieces, D); the others pad its end."""
+        """Return the mask (pieces, D) of real values in a row's tokens; the others pad its end."""
         pieces = ceil(self.columns / width)
         return (torch.arange(pieces * width) < self.columns).view(pieces, width)
 
@@ -44,7 +44,7 @@ class Slot:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     def row_view(self, param: Param, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a view (rows, ...) of the slot's weight or bias, whose first axis is that of its rows."""
+        """Return a view (rows, ...) of the slot's weight or bias whose first axis is the rows."""
         rows = tensor.movedim(param.axis, 0) if param.axis and tensor.ndim > 1 else tensor
         return rows if rows.ndim and len(rows) == self.rows else rows.view(1, -1)
 
@@ -58,13 +58,13 @@ def find_slots(layers: Iterable[Layer]) -> tuple[Slot, ...]:
     seen: set[str] = set()
     slots: list[Slot] = []
     for layer in layers:
-        fresh = [p for p in layer.params if p.key not in seen and 0 not in p.shape]
-        seen.update(p.key for p in fresh)
-        while fresh:
-            weight = fresh.pop(0)
+        unassigned = [p for p in layer.params if p.key not in seen and 0 not in p.shape]
+        seen.update(p.key for p in unassigned)
+        while unassigned:
+            weight = unassigned.pop(0)
             rows = weight.shape[weight.axis] if len(weight.shape) > 1 else 1
-            has_bias = bool(fresh) and len(weight.shape) > 1 and fresh[0].shape == (rows,)
-            bias = fresh.pop(0) if has_bias else None
+            has_bias = bool(unassigned) and len(weight.shape) > 1 and unassigned[0].shape == (rows,)
+            bias = unassigned.pop(0) if has_bias else None
             columns = prod(weight.shape) // rows + has_bias
             if columns == 1:
                 rows, columns = 1, rows
@@ -76,7 +76,7 @@ def find_slots(layers: Iterable[Layer]) -> tuple[Slot, ...]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenLayout(ShortRepr):
-    """How M slots lie among T tokens of `width` values.
+    """Layout of M slots in T tokens of `width` values.
 
     first, channels, columns and pieces (M,) int64: the slot's first token, its rows (each a channel), values
     and tokens of a row.
@@ -121,7 +121,7 @@ class TokenLayout(ShortRepr):
             yield slot, block.view(slot.rows, -1)
 
     def mask(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return which values of the tokens are real, (T, D) bool; the others pad the end of a row."""
+        """Return the mask (T, D) bool of real values in the tokens; the others pad the end of a row."""
         mask = torch.empty(len(self), self.width, dtype=torch.bool, device=device)
         for slot, block in self.blocks(mask):
             block.copy_(slot.row_mask(self.width).flatten())

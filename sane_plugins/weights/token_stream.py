@@ -2,8 +2,9 @@
 
 The method: docs/explanation/sane.md, sections 1.3 and 2.1.
 
-Each tensor is read once; beside it only a block of tokens is in memory. Joined, the blocks are the tokens
-of `tokenize(apply_scale(graph, fit_scale(graph)))`, except that half precision is standardised in single.
+Each tensor is read once, with one block of tokens in memory at a time. Concatenated, the blocks are the
+tokens of `tokenize(apply_scale(graph, fit_scale(graph)))`, except that half precision is
+standardised in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sane_plugins.weights.scale import slot_scale
 from sane_plugins.weights.token_layout import Slot
 from sane_plugins.weights.tokens import cut_rows
 
-_MOST = 4096  # tokens of a block
+_MAX_TOKENS_PER_BLOCK = 4096
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,37 +35,44 @@ class TokenBlock(ShortRepr):
 
 
 def token_blocks(
-    graph: WeightGraph, width: int, device: torch.device | str = "cpu", most: int = _MOST
+    graph: WeightGraph,
+    width: int,
+    device: torch.device | str = "cpu",
+    most: int = _MAX_TOKENS_PER_BLOCK,
 ) -> Iterator[TokenBlock]:
     """Yield all tokens of a network in order, at most `most` at a time.
 
     Raises `SourceError` where a weight is not finite.
     """
     for i, slot in enumerate(graph.slots):
-        rows, scale, side = _read(graph, slot, torch.device(device))
-        for own, columns in _shares(slot, width, most):
-            block = side.new_empty(own.stop - own.start, columns.stop - columns.start)
-            parts = [tensor[own] for tensor in rows]
-            cut_rows(block, slot, parts, first=columns.start, scale=scale)
+        rows, scale, side = _read_slot(graph, slot, torch.device(device))
+        for row_range, column_range in _block_ranges(slot, width, most):
+            block = side.new_empty(
+                row_range.stop - row_range.start, column_range.stop - column_range.start
+            )
+            row_tensors = [tensor[row_range] for tensor in rows]
+            cut_rows(block, slot, row_tensors, first=column_range.start, scale=scale)
             yield TokenBlock(i, block.view(-1, width), side)
-        del rows, parts  # before the next tensor is read
+        del rows, row_tensors  # before the next tensor is read
 
 
-def _read(
+def _read_slot(
     graph: WeightGraph, slot: Slot, device: torch.device
 ) -> tuple[list[torch.Tensor], list[tuple[float, float]], torch.Tensor]:
     """Return the rows of a slot's tensors, mean and deviation of each, and the slot's side (4,)."""
     tensors = [graph.tensors[param.key].detach() for param in slot.params]
-    own = slot_scale(*tensors)
-    pairs = list(zip(own.mean[0].tolist(), own.deviation[0].tolist(), strict=True))
-    if not all(map(isfinite, chain(*pairs))):
+    statistics = slot_scale(*tensors)
+    means_and_deviations = list(
+        zip(statistics.mean[0].tolist(), statistics.deviation[0].tolist(), strict=True)
+    )
+    if not all(map(isfinite, chain(*means_and_deviations))):
         graph.require_finite()
     rows = [slot.row_view(p, t.to(device)) for p, t in zip(slot.params, tensors, strict=True)]
-    return rows, pairs, own.side[0].to(device)
+    return rows, means_and_deviations, statistics.side[0].to(device)
 
 
-def _shares(slot: Slot, width: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """Yield ranges of rows and of their columns: a row alone is split where it is too long."""
+def _block_ranges(slot: Slot, width: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the row and column range of each block: one row is split where it exceeds `most` tokens."""
     pieces = ceil(slot.columns / width)
     step = max(most // pieces, 1)
     for row in range(0, slot.rows, step):

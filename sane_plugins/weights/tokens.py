@@ -2,7 +2,7 @@
 
 The method: docs/explanation/sane.md, sections 1.1 and 1.2; paper section 3.1.
 
-`cut_rows` and its inverse `join_rows` are the only places that know how rows lie in tokens.
+`cut_rows` and its inverse `join_rows` are the only functions that know the layout of rows in tokens.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def detokenize(tokens: Tokens, graph: WeightGraph) -> WeightGraph:
 def token_values(
     graph: WeightGraph, width: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Cut a network into the values (T, D) of its tokens, in the type that is asked for."""
+    """Cut a network into the values (T, D) of its tokens, of type `dtype`."""
     layout = graph.token_layout(width)
     # Fresh memory is written once, in few large steps: values in place, zeros only where rows end.
     values = torch.empty(len(layout), width, dtype=dtype, device=device)
@@ -77,7 +77,7 @@ def token_values(
 def token_tensors(
     values: torch.Tensor, layout: TokenLayout, dtype: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
-    """Put the values (T, D) of tokens together to tensors by key, each of its own type or all of `dtype`."""
+    """Assemble the values (T, D) of tokens into tensors by key, each of its own type or all of `dtype`."""
     tensors: dict[str, torch.Tensor] = {}
     for slot, block in layout.blocks(values):
         tensors |= join_rows(block, slot, dtype)
@@ -98,7 +98,7 @@ def cut_rows(
     `first` on. `scale` is the mean and deviation that each tensor is standardised by: float64 before it is
     rounded to the block's type, other types after.
     """
-    for i, (part, rows) in enumerate(_parts(block, slot, tensors, first)):
+    for i, (part, rows) in enumerate(_aligned_parts(block, slot, tensors, first)):
         if not scale:
             part.copy_(rows)
         elif rows.dtype == torch.float64:
@@ -111,21 +111,21 @@ def cut_rows(
 def join_rows(
     block: torch.Tensor, slot: Slot, dtype: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
-    """Put all rows of a slot (rows, pieces * D) together to its weight and bias, in memory of their own."""
+    """Assemble all rows of a slot (rows, pieces * D) into its weight and bias, in new memory."""
     tensors = {
         p.key: torch.empty(p.shape, dtype=dtype or p.dtype, device=block.device)
         for p in slot.params
     }
     views = (slot.row_view(param, tensors[param.key]) for param in slot.params)
-    for part, rows in _parts(block, slot, views):
+    for part, rows in _aligned_parts(block, slot, views):
         rows.copy_(part)
     return tensors
 
 
-def _parts(
+def _aligned_parts(
     block: torch.Tensor, slot: Slot, tensors: Iterable[torch.Tensor], first: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield each tensor's part of a block with its rows: of equal shape, so that one copy takes any axes."""
+    """Yield each tensor's part of a block with its rows, in equal shapes, so that one copy fits any axes."""
     weight = slot.columns - (slot.bias is not None)
     for start, stop, rows in zip((0, weight), (weight, slot.columns), tensors, strict=False):
         part = block[:, max(start - first, 0) : max(stop - first, 0)]
@@ -136,7 +136,7 @@ def _parts(
 
 
 def _read_rows(graph: WeightGraph, slot: Slot, like: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the rows of a slot's tensors on the tokens' device, without waiting where CUDA allows it."""
+    """Yield the rows of a slot's tensors on the tokens' device, copied asynchronously to CUDA."""
     for param in slot.params:
         tensor = graph.tensors[param.key].detach()
         if like.is_cuda and not tensor.is_cuda:

@@ -20,8 +20,8 @@ def trace(module: nn.Module) -> tuple[Layer, ...] | None:
     """Return the layers in execution order, or None where the module cannot be traced.
 
     A module's layer has its qualified name and no params yet; its further calls end in `#1`, `#2`,
-    ... A `parameter` layer has its qualified key. What connects them starts with `%`. The module is
-    traced as in evaluation. A part that cannot be traced is one `opaque` layer.
+    ... A `parameter` layer has its qualified key. Names of other layers start with `%`. The module is
+    traced in evaluation mode. A part that cannot be traced is one `opaque` layer.
     """
     modes = {part: part.training for part in module.modules()}
     try:
@@ -33,7 +33,7 @@ def trace(module: nn.Module) -> tuple[Layer, ...] | None:
     finally:
         for part, training in modes.items():
             part.training = training
-    return tuple(_Reader(module).read(graph))
+    return tuple(_LayerReader(module).read(graph))
 
 
 class _Tracer(fx.Tracer):
@@ -50,7 +50,7 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Trace into a module, or take it as one step where that fails."""
+        """Trace into a module, or record it as a single step where that fails."""
         last, stack = next(iter(reversed(self.graph.nodes)), None), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -61,8 +61,8 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
-class _Reader:
-    """Turns a traced graph into layers."""
+class _LayerReader:
+    """Converts a traced graph to layers."""
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = dict(module.named_modules())
@@ -85,7 +85,7 @@ class _Reader:
             self._names[node] = layer.name
 
     def _describe(self, node: fx.Node, name: str, inputs: tuple[str, ...]) -> list[Layer]:
-        """Return the layers that one node stands for, last one last."""
+        """Return the layers of one node, in order."""
         if node.op == "placeholder":
             return [Layer(name=name, kind="input")]
         if node.op == "get_attr":
