@@ -19,7 +19,7 @@ from sane_plugins.generation.samplers import SamplingContext, balanced_prompt_in
 
 @dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """Noise prompts' latents, each used equally often, to `level`; denoise them in `steps` for a task."""
+    """Latents of prompts, each equally often, noised to `level` and denoised in `steps` for a task."""
 
     level: float = 0.3
     steps: int = 20
