@@ -1,4 +1,4 @@
-"""Types of public arguments: a wrong one is answered with the argument, what was given and what is needed."""
+"""Check the types of public arguments; errors name the argument, the value given and the type needed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, Literal, Union
 
 from sane_plugins.errors import UsageError
 
-# What is as good as the annotated type: numbers of NumPy, paths as text.
-_ACCEPTED: dict[type, Any] = {int: Integral, float: Real, Path: (Path, str)}
+# Accepted in place of the annotated type: NumPy's numbers, paths as text.
+_ACCEPTED_TYPES: dict[type, Any] = {int: Integral, float: Real, Path: (Path, str)}
 
 
 class ArgumentTypeError(UsageError, TypeError):
@@ -22,13 +22,13 @@ class ArgumentTypeError(UsageError, TypeError):
 
 
 def require_type(argument: str, value: object, *needed: type, way_out: str = "") -> None:
-    """Raise `ArgumentTypeError` where the value is of none of the types; `argument` is "function, name"."""
+    """Raise `ArgumentTypeError` if the value is of none of the types; `argument` is "function, name"."""
     if isinstance(value, needed) and not (isinstance(value, bool) and bool not in needed):
         return
-    names = _joined("None" if kind is type(None) else kind.__name__ for kind in needed)
+    names = _join_with_or("None" if kind is type(None) else kind.__name__ for kind in needed)
     raise ArgumentTypeError(
         argument,
-        f"{_given(value)} was given",
+        f"{_describe_value(value)} was given",
         f"{names} is needed",
         way_out or "see help() of the function",
     )
@@ -37,59 +37,59 @@ def require_type(argument: str, value: object, *needed: type, way_out: str = "")
 def require_field_types(options: Any) -> None:
     """Raise `ArgumentTypeError` for a field of an option dataclass whose value its annotation does not allow.
 
-    Annotations that say more than a type (protocols, nested generics) are left to who uses the field.
+    Annotations that say more than a type (protocols, nested generics) are not checked here.
     """
     for field in fields(options):
-        value, hint = getattr(options, field.name), _resolved(type(options), field.type)
-        if not _allows(hint, value):
+        value, hint = getattr(options, field.name), _resolve_annotation(type(options), field.type)
+        if not _is_allowed(hint, value):
             raise ArgumentTypeError(
                 f"{type(options).__name__}, {field.name}",
-                f"{_given(value)} was given",
-                f"{_spelt(hint)} is needed",
+                f"{_describe_value(value)} was given",
+                f"{_describe_type(hint)} is needed",
                 f"see help({type(options).__name__})",
             )
 
 
-def _resolved(owner: type, annotation: Any) -> Any:
-    """Return what an annotation of our own means; `object` where its name is for type checkers only."""
+def _resolve_annotation(owner: type, annotation: Any) -> Any:
+    """Return the type of an annotation of ours; `object` if its name exists for type checkers only."""
     try:
         return eval(annotation, vars(sys.modules[owner.__module__]))
     except NameError:
         return object
 
 
-def _allows(hint: Any, value: object) -> bool:
+def _is_allowed(hint: Any, value: object) -> bool:
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
-        return any(_allows(part, value) for part in typing.get_args(hint))
+        return any(_is_allowed(element, value) for element in typing.get_args(hint))
     if origin is Literal:
-        return any(value is part or value == part for part in typing.get_args(hint))
+        return any(value is element or value == element for element in typing.get_args(hint))
     if origin is tuple and isinstance(value, tuple | list):
-        return all(_allows(typing.get_args(hint)[0], part) for part in value)
+        return all(_is_allowed(typing.get_args(hint)[0], element) for element in value)
     kind = origin or hint
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return True
     if isinstance(value, bool):
         return kind in (bool, object)
-    return isinstance(value, _ACCEPTED.get(kind, kind))
+    return isinstance(value, _ACCEPTED_TYPES.get(kind, kind))
 
 
-def _spelt(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     if hint is type(None):
         return "None"
     if typing.get_origin(hint) is Literal:
-        return _joined(map(repr, typing.get_args(hint)))
+        return _join_with_or(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) in (Union, types.UnionType):
-        return _joined(map(_spelt, typing.get_args(hint)))
+        return _join_with_or(map(_describe_type, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def _given(value: object) -> str:
+def _describe_value(value: object) -> str:
     if isinstance(value, str | int | float | Path | None):
         return repr(value)[:80]
     return f"a value of type {type(value).__name__}"
 
 
-def _joined(names: Iterable[str]) -> str:
+def _join_with_or(names: Iterable[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last

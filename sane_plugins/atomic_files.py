@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: beside their place first, then renamed."""
+"""Write files whole or not at all: to a partial file in the same folder first, then renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sane_plugins.errors import SourceError, UsageError
 
 
 def require_free(path: Path, force: bool) -> Path:
-    """Return a path that may be written; raise `UsageError` where something is in the way."""
+    """Return a path that may be written; raise `UsageError` if it exists or its folder does not."""
     if path.exists() and not force:
         raise UsageError(
             path, "it exists", "nothing is overwritten unasked", "name another file or add --force"
@@ -26,20 +26,20 @@ def require_free(path: Path, force: bool) -> Path:
 
 
 def require_writable(path: Path) -> Path:
-    """Return a path whose folder may be written to; raise `SourceError` for any other."""
+    """Return a path whose folder is writable; raise `SourceError` for any other."""
     if not os.access(path.parent, os.W_OK):
         raise _unwritable(path, "Permission denied")
     return path
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write beside the path and rename; leave nothing half-written behind."""
+    """Write to a partial file and rename it; leave nothing half-written behind."""
     write_all({path: write})
     return path
 
 
 def write_all(writes: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Write several files beside their places, and rename them when all are whole."""
+    """Write several partial files, and rename them when all are complete."""
     partials = {path.with_name(path.name + ".partial"): path for path in writes}
     path = next(iter(writes))
     try:
@@ -50,7 +50,7 @@ def write_all(writes: Mapping[Path, Callable[[Path], object]]) -> None:
             partial.chmod(mode)  # safetensors makes files that only their owner can read
         for partial, path in partials.items():
             partial.replace(path)
-    # torch.save: RuntimeError, disk full; a name that is no text: UnicodeError
+    # torch.save: RuntimeError, disk full; a name that cannot be encoded: UnicodeError
     except (OSError, RuntimeError, SafetensorError, UnicodeError) as error:
         raise _unwritable(path, str(error).partition("\n")[0]) from error
     finally:

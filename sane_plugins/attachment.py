@@ -1,4 +1,4 @@
-"""The way into a host program's own plugin manager."""
+"""Attach our hooks and plugins to a host program's own plugin manager."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sane_plugins.errors import PluginError
 from sane_plugins.host import PROJECT, Host
 from sane_plugins.plugins import Problem
 
-_SPECS = {name: value for name, value in vars(hooks).items() if name.startswith("sane_")}
+_HOOKSPECS = {name: value for name, value in vars(hooks).items() if name.startswith("sane_")}
 _MARKER = f"{PROJECT}:specifications"
-_ours = PluginManager(PROJECT)  # reads our marks
+_own_manager = PluginManager(PROJECT)  # reads our markers
 # Two threads that attach to one manager would each find nothing there, and register everything twice;
 # reentrant, since a plugin may attach while it is imported.
-_attaching = RLock()
+_attach_lock = RLock()
 
 
 class AttachedHost(Host):
@@ -31,15 +31,17 @@ class AttachedHost(Host):
     `sane_plugins:NAME`, by which the program can block or unregister it.
     """
 
-    def _key(self, name: str) -> str:
+    def _registered_name(self, name: str) -> str:
         return f"{PROJECT}:{name}"
 
-    def _add(self, plugin: Any, name: str) -> None:
+    def _add_to_manager(self, plugin: Any, name: str) -> None:
         if self.pm.project_name == PROJECT and (
             self.pm.has_plugin(name) or self.pm.is_registered(plugin)
         ):
             return  # it reads our markers, and the plugin is there
-        self.pm.register(_remarked(plugin, self.pm.project_name), name=self._key(name))
+        self.pm.register(
+            _copy_with_marker(plugin, self.pm.project_name), name=self._registered_name(name)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,7 @@ class Attachment:
 
     def __call__(self) -> None:
         """Remove our plugins; pluggy keeps specifications."""
-        with _attaching:
+        with _attach_lock:
             _detach(self.pm)
 
 
@@ -79,44 +81,50 @@ def attach(pm: PluginManager) -> Attachment:
             "a pluggy.PluginManager is needed",
             "use sane_plugins.Host.installed() beside it",
         )
-    with _attaching:
+    with _attach_lock:
         attached: Attachment | None = pm.get_plugin(_MARKER)
         if attached is not None:
             return attached
-        _specify(pm)
+        _add_missing_specs(pm)
         attached = Attachment(AttachedHost(pm))
         try:
             pm.register(attached, name=_MARKER)
             attached.host.load_installed()
-            _require_taken(pm)
+            _require_implementations(pm)
         except BaseException:
             _detach(pm)
             raise
         return attached
 
 
-def _specify(pm: PluginManager) -> None:
-    """Add those of our specifications that the manager does not have, as copies with its marker."""
-    spec = HookspecMarker(pm.project_name)
+def _add_missing_specs(pm: PluginManager) -> None:
+    """Add our specifications that the manager lacks, as copies with its marker."""
+    mark_spec = HookspecMarker(pm.project_name)
     missing = ModuleType(f"{PROJECT}_specifications")
-    for name, function in _SPECS.items():
+    for name, function in _HOOKSPECS.items():
         caller = getattr(pm.hook, name, None)
         if caller is None or not caller.has_spec():
             options = getattr(function, f"{PROJECT}_spec")
-            setattr(missing, name, spec(_clone(function), firstresult=options["firstresult"]))
-        elif lacking := sorted(set(signature(function).parameters) - set(caller.spec.argnames)):
+            setattr(
+                missing,
+                name,
+                mark_spec(_copy_function(function), firstresult=options["firstresult"]),
+            )
+        elif missing_arguments := sorted(
+            set(signature(function).parameters) - set(caller.spec.argnames)
+        ):
             raise PluginError(
                 f"host '{pm.project_name}'",
-                f"its own specification of {name} lacks {', '.join(lacking)}",
+                f"its own specification of {name} lacks {', '.join(missing_arguments)}",
                 "our plugins take all arguments of ours",
                 "add them, or leave that specification to attach",
             )
-    if any(name in _SPECS for name in vars(missing)):
+    if any(name in _HOOKSPECS for name in vars(missing)):
         pm.add_hookspecs(missing)
 
 
-def _require_taken(pm: PluginManager) -> None:
-    if not any(getattr(pm.hook, name).get_hookimpls() for name in _SPECS):
+def _require_implementations(pm: PluginManager) -> None:
+    if not any(getattr(pm.hook, name).get_hookimpls() for name in _HOOKSPECS):
         raise PluginError(
             f"host '{pm.project_name}'",
             "none of our hooks was taken",
@@ -131,41 +139,42 @@ def _detach(pm: PluginManager) -> None:
             pm.unregister(name=name)
 
 
-def _remarked(plugin: Any, project: str) -> ModuleType:
+def _copy_with_marker(plugin: Any, project: str) -> ModuleType:
     """Return a copy of a plugin whose implementations carry the host's marker, with the plugin's own name.
 
     Each is named `PROJECT_HOOK`: some managers, such as pytest's, look at no other names.
     """
-    impl = HookimplMarker(project)
+    mark_impl = HookimplMarker(project)
     copy = ModuleType(getattr(plugin, "__name__", type(plugin).__name__))
     for name in dir(plugin):
-        options = _ours.parse_hookimpl_opts(plugin, name)
+        options = _own_manager.parse_hookimpl_opts(plugin, name)
         if options:
             function = getattr(plugin, name)
-            fresh = impl(
-                _clone(getattr(function, "__func__", function)), **_optional(options, name)
+            marked = mark_impl(
+                _copy_function(getattr(function, "__func__", function)),
+                **_as_optional(options, name),
             )
-            bound = isinstance(function, MethodType)
-            copied = MethodType(fresh, function.__self__) if bound else fresh
-            setattr(copy, f"{project}_{name}", copied)
+            is_method = isinstance(function, MethodType)
+            implementation = MethodType(marked, function.__self__) if is_method else marked
+            setattr(copy, f"{project}_{name}", implementation)
     return copy
 
 
-def _optional(options: Any, name: str) -> dict[str, Any]:
-    """Keep what a plugin asked for, and let a host with other specifications pass its checks."""
+def _as_optional(options: Any, name: str) -> dict[str, Any]:
+    """Keep a plugin's options, and mark it optional so that hosts with other specifications accept it."""
     return {**options, "optionalhook": True, "specname": options["specname"] or name}
 
 
-def _clone(function: FunctionType) -> FunctionType:
-    """Return the same function without its marks: two hosts in one process must not share them."""
-    fresh = FunctionType(
+def _copy_function(function: FunctionType) -> FunctionType:
+    """Return the same function without its markers: two hosts in one process must not share them."""
+    copy = FunctionType(
         function.__code__,
         function.__globals__,
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
-    fresh.__doc__, fresh.__kwdefaults__ = function.__doc__, function.__kwdefaults__
+    copy.__doc__, copy.__kwdefaults__ = function.__doc__, function.__kwdefaults__
     # Decorators leave `__wrapped__` there, from which pluggy reads the arguments' names.
-    fresh.__dict__.update({k: v for k, v in vars(function).items() if not k.startswith(PROJECT)})
-    return fresh
+    copy.__dict__.update({k: v for k, v in vars(function).items() if not k.startswith(PROJECT)})
+    return copy

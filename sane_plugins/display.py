@@ -1,4 +1,4 @@
-"""How results look on a prompt and in a notebook: short, whatever they hold."""
+"""Short representations of results, for the interpreter and for notebooks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import fields
 from html import escape
 from itertools import islice
 
-_ROWS = 40
-_TEXT = 60
+_MAX_ROWS = 40
+_MAX_REPR_LENGTH = 60
 
 
 class ShortRepr:
-    """A dataclass whose repr tells sizes instead of tensors, mappings and long sequences."""
+    """A dataclass whose repr shows sizes instead of tensors, mappings and long sequences."""
 
     def __repr__(self) -> str:
-        told = (f"{x.name}={_brief(getattr(self, x.name))}" for x in fields(self) if x.repr)  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(told)})"
+        shown = [x.name for x in fields(self) if x.repr]  # type: ignore[arg-type]
+        arguments = (f"{name}={_short_repr(getattr(self, name))}" for name in shown)
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
-def _brief(value: object) -> str:
+def _short_repr(value: object) -> str:
     shape = getattr(value, "shape", None)
     if shape is not None:
         return f"<{type(value).__name__} {tuple(shape)}>"
@@ -30,7 +31,7 @@ def _brief(value: object) -> str:
             else repr(value)
         )
     text = repr(value)
-    return text if len(text) <= _TEXT else f"<{type(value).__name__}>"
+    return text if len(text) <= _MAX_REPR_LENGTH else f"<{type(value).__name__}>"
 
 
 def _is_nested(value: Mapping[object, object] | Sequence[object]) -> bool:
@@ -39,14 +40,14 @@ def _is_nested(value: Mapping[object, object] | Sequence[object]) -> bool:
 
 
 def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table under a title, everything escaped; of long ones the first rows and how many follow."""
+    """Return an HTML table under a title, everything escaped; long ones end with the number of rows left."""
     rows = iter(rows)
-    body = "".join(map(_row, islice(rows, _ROWS)))
-    more = sum(1 for _ in rows)
+    body = "".join(map(_row, islice(rows, _MAX_ROWS)))
+    remaining = sum(1 for _ in rows)
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     return (
         f"<div><code>{escape(title)}</code><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        + (f"<p>and {more} more</p>" if more else "")
+        + (f"<p>and {remaining} more</p>" if remaining else "")
         + "</div>"
     )
 

@@ -11,7 +11,7 @@ class SaneError(Exception):
     def __init__(self, place: object, found: str, needed: str, way_out: str) -> None:
         self.place, self.found, self.needed, self.way_out = str(place), found, needed, way_out
         text = f"{place}: {found}, but {needed}; {way_out}."
-        # Names come from files: one that breaks the line, or hides a part of it, is told as it is spelt.
+        # Names come from files: unprintable characters, which may break or hide the line, are escaped.
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -41,5 +41,5 @@ class PluginError(SaneError):
 
 
 def first_line(error: Exception) -> str:
-    """Return what another library says of an error, short enough for a sentence."""
+    """Return the first line of another library's error message, short enough for a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")

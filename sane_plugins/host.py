@@ -20,16 +20,16 @@ from sane_plugins.arguments import require_type
 from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
 from sane_plugins.plugins import (
     Problem,
-    by_name,
-    culprit,
-    distribution,
-    listed,
-    made_for,
-    mapping,
-    names,
-    raised,
-    wanted,
-    wraps,
+    commands_by_name,
+    distribution_name,
+    find_failing_plugin,
+    is_enabled,
+    is_wrapper,
+    make_for_host,
+    parse_name_list,
+    plugin_names,
+    require_mapping,
+    to_plugin_error,
 )
 from sane_plugins.progress import Progress
 
@@ -59,7 +59,7 @@ class PluginInfo:
 
 
 class Host:
-    """The plugins of one manager. `problems` names those that were left out."""
+    """The plugins of one manager. `problems` lists the plugins that were left out."""
 
     def __init__(self, pm: PluginManager) -> None:
         self.pm = pm
@@ -78,7 +78,7 @@ class Host:
 
     @classmethod
     def installed(cls) -> Host:
-        """Load every installed plugin, one by one; a broken one is named and left out.
+        """Load every installed plugin, one by one; a broken one is recorded and left out.
 
         SANE_PLUGINS_LOAD=a,b loads only these, SANE_PLUGINS_DISABLE=a,b all but these (names of entry points
         or distributions); SANE_PLUGINS_STRICT=1 raises `PluginError` instead of leaving one out.
@@ -93,23 +93,28 @@ class Host:
         """Register every installed plugin that the environment allows; see `installed`."""
         # Ours first: no other distribution can take our names, and all others are asked before us.
         points = sorted(
-            entry_points(group=PROJECT), key=lambda x: distribution(x) != "sane-plugins"
+            entry_points(group=PROJECT),
+            key=lambda point: distribution_name(point) != "sane-plugins",
         )
         self._names |= {point.name for point in points}
-        for point in filter(wanted, points):
-            self._load(point)
-        known: set[str] = set().union(*map(names, points))
-        for name in sorted(listed(os.environ.get("SANE_PLUGINS_LOAD", "")) - known):
-            self._left_out(name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it"))
+        for point in filter(is_enabled, points):
+            self._load_or_record(point)
+        installed_names: set[str] = set().union(*map(plugin_names, points))
+        for name in sorted(
+            parse_name_list(os.environ.get("SANE_PLUGINS_LOAD", "")) - installed_names
+        ):
+            self._record_problem(
+                name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it")
+            )
 
     def register(self, plugin: Any, name: str) -> None:
         """Register a plugin, or what its `sane_plugin(host)` returns. Raises what pluggy raises."""
-        key = self._key(name)
-        was_there = self.pm.has_plugin(key)
+        key = self._registered_name(name)
+        was_registered = self.pm.has_plugin(key)
         try:
-            self._add(made_for(self, plugin), name)
+            self._add_to_manager(make_for_host(self, plugin), name)
         except Exception:  # older releases of pluggy leave the plugin half registered
-            if not was_there and self.pm.has_plugin(key):
+            if not was_registered and self.pm.has_plugin(key):
                 self.pm.unregister(name=key)
             raise
 
@@ -117,12 +122,12 @@ class Host:
 
     def open(self, source: Any) -> WeightGraph:
         """Read a network. Raises `SourceError` where no plugin knows the source."""
-        graph: WeightGraph | None = self._first("sane_open", source=source)
+        graph: WeightGraph | None = self._first_answer("sane_open", source=source)
         if graph is not None:
             return graph
         exists = isinstance(source, str | Path) and Path(source).exists()
         raise SourceError(
-            _short(source),
+            _source_name(source),
             "no plugin reads this file" if exists else "no plugin knows it",
             "a module, a state dict, a file or a name such as torchvision:resnet18 is needed",
             "check the name and its suffix, or see 'sane-plugins list'",
@@ -130,10 +135,10 @@ class Host:
 
     def build(self, source: Any, classes: int | None = None) -> nn.Module:
         """Build a runnable module. Raises `SourceError` where no plugin can."""
-        module: nn.Module | None = self._first("sane_build", source=source, classes=classes)
+        module: nn.Module | None = self._first_answer("sane_build", source=source, classes=classes)
         if module is None:
             raise SourceError(
-                _short(source),
+                _source_name(source),
                 "no plugin builds a runnable network from it",
                 "a name such as torchvision:resnet18 or package.module:function is needed",
                 "check the name, or see 'sane-plugins list'",
@@ -162,8 +167,8 @@ class Host:
 
         target = require_free(Path(target), force)
         path: Path | None
-        given = {"graph": graph, "target": target, "metadata": metadata, "like": like}
-        writer, path = self._call("sane_save", given)
+        arguments = {"graph": graph, "target": target, "metadata": metadata, "like": like}
+        writer, path = self._call_first("sane_save", arguments)
         if path is None:
             raise _unknown_suffix(target)
         writers = [writer] if writer else self._implementations("sane_save")
@@ -180,7 +185,7 @@ class Host:
         from sane_plugins.atomic_files import require_free, require_writable
 
         target = require_writable(require_free(Path(target), force))
-        if self._first("sane_check_save", graph=graph, target=target, like=like) is not None:
+        if self._first_answer("sane_check_save", graph=graph, target=target, like=like) is not None:
             return
         savers, checkers = (
             {x.plugin_name for x in self._implementations(hook)}
@@ -193,17 +198,17 @@ class Host:
 
     def encode(self, source: Any, options: EncodeOptions | None = None) -> Encoding:
         """Encode a network."""
-        found: Encoding = self._required("sane_encode", source=source, options=options)
-        return found
+        encoding: Encoding = self._required_answer("sane_encode", source=source, options=options)
+        return encoding
 
     def predict(
         self, source: Any, options: PredictOptions | None = None
     ) -> Mapping[str, AnyEstimate]:
         """Predict a network's properties from its weights."""
-        found: Mapping[str, AnyEstimate] = self._required(
+        estimates: Mapping[str, AnyEstimate] = self._required_answer(
             "sane_predict_properties", source=source, options=options
         )
-        return found
+        return estimates
 
     def initialize(
         self,
@@ -213,73 +218,73 @@ class Host:
         options: InitializeOptions | None = None,
     ) -> Initialization:
         """Initialise a module, or what a function builds, for a task; without prompts, from ours."""
-        found: Initialization = self._required(
+        initialization: Initialization = self._required_answer(
             "sane_initialize", target=target, task=task, prompts=prompts, options=options
         )
-        return found
+        return initialization
 
     # What plugins offer
 
     def encoders(self) -> dict[str, Encoder]:
         """Return all encoders by name."""
-        return self._collected("sane_encoders")
+        return self._collect("sane_encoders")
 
     def samplers(self) -> dict[str, Sampler]:
         """Return all samplers by name."""
-        return self._collected("sane_samplers")
+        return self._collect("sane_samplers")
 
     def property_heads(self) -> dict[str, AnyHead]:
         """Return all property heads by name."""
-        return self._collected("sane_property_heads")
+        return self._collect("sane_property_heads")
 
     def engines(self) -> dict[str, Any]:
         """Return all engines by name."""
-        return self._collected("sane_engines")
+        return self._collect("sane_engines")
 
     def commands(self) -> list[click.Command]:
         """Return the commands that plugins add."""
-        return list(self._collected("sane_commands", by_name).values())
+        return list(self._collect("sane_commands", commands_by_name).values())
 
     def plugins(self) -> list[PluginInfo]:
         """Describe the registered plugins."""
         return [self._info(name, plugin) for name, plugin in self.pm.list_name_plugin() if plugin]
 
     def report(self, event: Progress) -> None:
-        """Tell every observer of a step of a long job; one that raises is named and left out."""
+        """Pass a step of a long job to every observer; one that raises is recorded and left out."""
         for _ in self._answers("sane_progress", {"event": event}):
             pass
 
     def is_off(self, name: str) -> bool:
-        """Tell whether a plugin of that name is installed but disabled, blocked or unregistered."""
+        """Return whether a plugin of that name is installed but disabled, blocked or unregistered."""
         broken = {problem.plugin for problem in self.problems}
-        here = any(map(self.pm.has_plugin, (name, self._key(name))))
-        return name in self._names and not here and name not in broken
+        is_registered = any(map(self.pm.has_plugin, (name, self._registered_name(name))))
+        return name in self._names and not is_registered and name not in broken
 
     # Loading
 
-    def _key(self, name: str) -> str:
-        """Return the name that a plugin has in the manager."""
+    def _registered_name(self, name: str) -> str:
+        """Return the name under which the manager registers a plugin."""
         return name
 
-    def _add(self, plugin: Any, name: str) -> None:
-        self.pm.register(plugin, name=self._key(name))
+    def _add_to_manager(self, plugin: Any, name: str) -> None:
+        self.pm.register(plugin, name=self._registered_name(name))
 
-    def _load(self, point: EntryPoint) -> None:
+    def _load_or_record(self, point: EntryPoint) -> None:
         # A plugin's import may raise anything, or exit, and must not end the host.
         try:
             self._register(point)
         except (Exception, SystemExit) as error:
-            self._left_out(point.name, error)
+            self._record_problem(point.name, error)
 
     def _register(self, point: EntryPoint) -> None:
-        name, key = point.name, self._key(point.name)
+        name, key = point.name, self._registered_name(point.name)
         if self.pm.is_blocked(key):
             return
         if self.pm.has_plugin(key):
-            first = self._distributions.get(key, ("another", ""))[0]
+            other = self._distributions.get(key, ("another", ""))[0]
             raise PluginError(
-                f"plugin {name} of {distribution(point)}",
-                f"{first} has a plugin of that name too",
+                f"plugin {name} of {distribution_name(point)}",
+                f"{other} has a plugin of that name too",
                 "a name is given once",
                 "rename the entry point, or uninstall one of them",
             )
@@ -303,9 +308,9 @@ class Host:
         if point.dist is not None:
             self._distributions[key] = (point.dist.name, point.dist.version)
 
-    def _left_out(self, plugin: str, error: BaseException) -> Problem:
-        told = str(error) if isinstance(error, SaneError) else f"{type(error).__name__}: {error}"
-        problem = Problem(plugin, told.strip().partition("\n")[0], error)
+    def _record_problem(self, plugin: str, error: BaseException) -> Problem:
+        message = str(error) if isinstance(error, SaneError) else f"{type(error).__name__}: {error}"
+        problem = Problem(plugin, message.strip().partition("\n")[0], error)
         if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
             raise PluginError(
                 f"plugin {plugin}",
@@ -320,36 +325,38 @@ class Host:
     # Calling
 
     def _implementations(self, hook: str) -> list[HookImpl]:
-        """Return what answers a hook, in calling order."""
-        everyone = getattr(self.pm.hook, hook).get_hookimpls()
-        return [x for x in reversed(everyone) if not wraps(x)]
+        """Return the implementations of a hook that answer it, in calling order."""
+        implementations = getattr(self.pm.hook, hook).get_hookimpls()
+        return [x for x in reversed(implementations) if not is_wrapper(x)]
 
-    def _first(self, hook: str, **arguments: Any) -> Any:
-        """Return the first answer, or None. Raises `PluginError` where none came and a plugin failed."""
-        return self._call(hook, arguments)[1]
+    def _first_answer(self, hook: str, **arguments: Any) -> Any:
+        """Return the first answer, or None. Raises `PluginError` if there is none and a plugin failed."""
+        return self._call_first(hook, arguments)[1]
 
-    def _call(self, hook: str, arguments: Mapping[str, Any]) -> tuple[HookImpl | None, Any]:
-        """Return who answered first, if that is known, and the answer.
+    def _call_first(self, hook: str, arguments: Mapping[str, Any]) -> tuple[HookImpl | None, Any]:
+        """Return the implementation that answered first, if that is known, and its answer.
 
         Where a plugin wraps the hook, pluggy makes the call: only it knows how to nest wrappers.
         """
-        everyone = getattr(self.pm.hook, hook).get_hookimpls()
-        if any(map(wraps, everyone)):
+        implementations = getattr(self.pm.hook, hook).get_hookimpls()
+        if any(map(is_wrapper, implementations)):
             try:
                 return None, getattr(self.pm.hook, hook)(**arguments)
             except SaneError:
                 raise
             except Exception as error:
-                raise raised(self._left_out(culprit(error, everyone), error), hook) from error
-        failed: list[Problem] = []
-        for answered in self._answers(hook, arguments, (SaneError,), failed=failed):
-            return answered
-        if failed:
-            raise raised(failed[0], hook) from failed[0].cause
+                raise to_plugin_error(
+                    self._record_problem(find_failing_plugin(error, implementations), error), hook
+                ) from error
+        failures: list[Problem] = []
+        for answer in self._answers(hook, arguments, (SaneError,), failures=failures):
+            return answer
+        if failures:
+            raise to_plugin_error(failures[0], hook) from failures[0].cause
         return None, None
 
-    def _required(self, hook: str, **arguments: Any) -> Any:
-        answer = self._first(hook, **arguments)
+    def _required_answer(self, hook: str, **arguments: Any) -> Any:
+        answer = self._first_answer(hook, **arguments)
         if answer is None:
             way_out = "see 'sane-plugins list'"
             raise PluginError(hook, "no plugin answered", "one is needed", way_out)
@@ -359,41 +366,41 @@ class Host:
         self,
         hook: str,
         arguments: Mapping[str, Any],
-        passed: tuple[type[Exception], ...] = (),
-        read: Callable[[Any], Any] = lambda answer: answer,
-        failed: list[Problem] | None = None,
+        reraised: tuple[type[Exception], ...] = (),
+        convert: Callable[[Any], Any] = lambda answer: answer,
+        failures: list[Problem] | None = None,
     ) -> Iterator[tuple[HookImpl, Any]]:
-        """Yield (who, answer) in calling order, one by one: the others must survive one that raises."""
+        """Yield (implementation, answer) in calling order; one that raises does not stop the others."""
         for implementation in self._implementations(hook):
             try:
-                wanted = {name: arguments[name] for name in implementation.argnames}
-                answer = implementation.function(**wanted)
-                answer = answer if answer is None else read(answer)
-            except passed:
+                kwargs = {name: arguments[name] for name in implementation.argnames}
+                answer = implementation.function(**kwargs)
+                answer = answer if answer is None else convert(answer)
+            except reraised:
                 raise
             except Exception as error:
-                problem = self._left_out(implementation.plugin_name, error)
-                if failed is not None:
-                    failed.append(problem)
+                problem = self._record_problem(implementation.plugin_name, error)
+                if failures is not None:
+                    failures.append(problem)
                 continue
             if answer is not None:
                 yield implementation, answer
 
-    def _collected(self, hook: str, read: Callable[[Any], Any] | None = None) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        givers: dict[str, str] = {}
-        for implementation, offered in self._answers(hook, {}, read=read or mapping):
+    def _collect(self, hook: str, convert: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+        collected: dict[str, Any] = {}
+        providers: dict[str, str] = {}
+        for implementation, answer in self._answers(hook, {}, convert=convert or require_mapping):
             plugin = implementation.plugin_name
-            for name, value in offered.items():
-                if name in found:
+            for name, value in answer.items():
+                if name in collected:
                     raise PluginError(
                         f"'{name}'",
-                        f"both {givers[name]} and {plugin} offer it in {hook}",
+                        f"both {providers[name]} and {plugin} offer it in {hook}",
                         "a name is given once",
                         "disable one with SANE_PLUGINS_DISABLE",
                     )
-                found[name], givers[name] = value, plugin
-        return found
+                collected[name], providers[name] = value, plugin
+        return collected
 
     def _info(self, name: str, plugin: Any) -> PluginInfo:
         distribution, version = self._distributions.get(name, ("", ""))
@@ -416,6 +423,6 @@ def _unknown_suffix(target: Path) -> UsageError:
     )
 
 
-def _short(source: Any) -> str:
+def _source_name(source: Any) -> str:
     """Name a source in an error without printing its tensors."""
     return str(source) if isinstance(source, str | Path | ModuleType) else type(source).__name__

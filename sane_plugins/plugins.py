@@ -1,4 +1,4 @@
-"""Which installed plugins are loaded, what they answer, and who is to blame where they do not."""
+"""Which installed plugins to load, the form of their answers, and which one to blame for a failure."""
 
 from __future__ import annotations
 
@@ -17,58 +17,60 @@ if TYPE_CHECKING:
     from pluggy import HookImpl
 
 
-def wanted(point: EntryPoint) -> bool:
-    """Tell whether SANE_PLUGINS_LOAD and SANE_PLUGINS_DISABLE, which wins, allow a plugin."""
-    only = os.environ.get("SANE_PLUGINS_LOAD")
-    if names(point) & listed(os.environ.get("SANE_PLUGINS_DISABLE", "")):
+def is_enabled(point: EntryPoint) -> bool:
+    """Return whether SANE_PLUGINS_LOAD and SANE_PLUGINS_DISABLE, which takes precedence, allow a plugin."""
+    load_list = os.environ.get("SANE_PLUGINS_LOAD")
+    if plugin_names(point) & parse_name_list(os.environ.get("SANE_PLUGINS_DISABLE", "")):
         return False
-    return only is None or bool(names(point) & listed(only))
+    return load_list is None or bool(plugin_names(point) & parse_name_list(load_list))
 
 
-def listed(text: str) -> set[str]:
-    """Return the names in a list with commas, as package indexes compare them."""
+def parse_name_list(text: str) -> set[str]:
+    """Return the names in a comma-separated list, normalised as package indexes do."""
     return {re.sub(r"[-_.]+", "-", name.strip()).lower() for name in text.split(",")} - {""}
 
 
-def names(point: EntryPoint) -> set[str]:
-    """Return the names that a plugin answers to: its entry point's and its distribution's."""
-    return listed(f"{point.name},{distribution(point)}")
+def plugin_names(point: EntryPoint) -> set[str]:
+    """Return the normalised names of a plugin: its entry point's and its distribution's."""
+    return parse_name_list(f"{point.name},{distribution_name(point)}")
 
 
-def distribution(point: EntryPoint) -> str:
+def distribution_name(point: EntryPoint) -> str:
     """Return the name of the distribution that a plugin came with."""
     return point.dist.name if point.dist else ""
 
 
-def made_for(host: Any, plugin: Any) -> Any:
-    """Return what a plugin's `sane_plugin(host)` makes for a host; one without is the same for all."""
-    make = getattr(plugin, "sane_plugin", None)
-    return plugin if make is None else make(host)
+def make_for_host(host: Any, plugin: Any) -> Any:
+    """Return what a plugin's `sane_plugin(host)` makes for a host, or the plugin itself if it has none."""
+    factory = getattr(plugin, "sane_plugin", None)
+    return plugin if factory is None else factory(host)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A plugin that is left out, or an answer of it that is, and why."""
+    """A plugin, or one of its answers, that was left out, and why."""
 
     plugin: str
     error: str
     cause: BaseException | None = field(default=None, compare=False, repr=False)
 
 
-def wraps(implementation: HookImpl) -> bool:
-    """Tell whether an implementation wraps the others instead of answering itself."""
+def is_wrapper(implementation: HookImpl) -> bool:
+    """Return whether an implementation wraps the others instead of answering itself."""
     return implementation.wrapper or implementation.hookwrapper
 
 
-def culprit(error: Exception, implementations: Sequence[HookImpl]) -> str:
-    """Return the name of the plugin in whose code a call of several failed."""
-    codes = {getattr(x.function, "__code__", None): x.plugin_name for x in implementations}
+def find_failing_plugin(error: Exception, implementations: Sequence[HookImpl]) -> str:
+    """Return the name of the plugin whose code raised the error, given all that were called."""
+    plugin_by_code = {getattr(x.function, "__code__", None): x.plugin_name for x in implementations}
     frames = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
-    return next((codes[code] for code in reversed(frames) if code in codes), "(unknown)")
+    return next(
+        (plugin_by_code[code] for code in reversed(frames) if code in plugin_by_code), "(unknown)"
+    )
 
 
-def raised(problem: Problem, hook: str) -> PluginError:
-    """Return the error for a call that only failed."""
+def to_plugin_error(problem: Problem, hook: str) -> PluginError:
+    """Return the error to raise for a call that no plugin answered and one failed."""
     return PluginError(
         f"plugin {problem.plugin}",
         f"it raised {problem.error} in {hook}",
@@ -77,13 +79,13 @@ def raised(problem: Problem, hook: str) -> PluginError:
     )
 
 
-def mapping(offered: Any) -> Mapping[str, Any]:
-    """Return what a plugin offers by name; raise `TypeError` where it is no mapping."""
+def require_mapping(offered: Any) -> Mapping[str, Any]:
+    """Return what a plugin offers by name; raise `TypeError` if it is not a mapping."""
     if not isinstance(offered, Mapping):
         raise TypeError(f"it returned {type(offered).__name__}, but a mapping by name is needed")
     return offered
 
 
-def by_name(offered: Sequence[click.Command]) -> dict[str, click.Command]:
+def commands_by_name(offered: Sequence[click.Command]) -> dict[str, click.Command]:
     """Return commands by their names."""
     return {str(command.name): command for command in offered}

@@ -1,4 +1,4 @@
-"""Progress of long jobs: the library calls the function it is given; a host asks its plugins."""
+"""Progress of long jobs: the library calls the given function; a host passes it on to its plugins."""
 
 from __future__ import annotations
 

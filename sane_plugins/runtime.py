@@ -1,4 +1,4 @@
-"""Seed streams, threads and devices: what is one for the whole process, in one place.
+"""Random streams, threads and devices: the state that the whole process shares.
 
 Light at import: commands that ask for a device must show their help at once.
 """
@@ -15,11 +15,11 @@ from sane_plugins.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-_SMALL_FLOPS = 2e7
+_SINGLE_THREAD_MAX_FLOPS = 2e7
 
 
 def random_stream(seed: int, *labels: object) -> torch.Generator:
-    """Return a stream of random numbers of its own for each use, whatever else is drawn."""
+    """Return a random generator of its own for a seed and labels, independent of all others."""
     import torch
 
     text = "/".join(map(str, (seed, *labels))).encode()
@@ -28,7 +28,7 @@ def random_stream(seed: int, *labels: object) -> torch.Generator:
 
 @contextmanager
 def seeded(rng: torch.Generator) -> Iterator[None]:
-    """Let code that draws from torch's global generator draw from `rng`; the global state stays."""
+    """Seed torch's global generator from `rng` within the block; its state is restored afterwards."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -38,29 +38,29 @@ def seeded(rng: torch.Generator) -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch compute with `count` threads; the number before comes back.
+    """Let torch compute with `count` threads within the block; the previous number is restored.
 
-    The number is one for the whole process, and so is this change of it.
+    The number applies to the whole process, and so does this change.
     """
     import torch
 
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 @contextmanager
 def threads_for(flops: int) -> Iterator[None]:
-    """Let a network whose forward pass takes few operations run on one thread: it is too small to share out.
+    """Use one thread for a network whose forward pass takes few operations: it is too small to split.
 
     On a busy machine the threads of a small step wait for each other longer than they work.
     """
     import torch
 
-    with threads(1 if flops < _SMALL_FLOPS else torch.get_num_threads()):
+    with threads(1 if flops < _SINGLE_THREAD_MAX_FLOPS else torch.get_num_threads()):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Our own abilities, as a plugin like anyone else's. Light at import: heavy imports are inside."""
+"""The package's own abilities as an ordinary plugin. Light at import: heavy imports are inside functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Builtin(Abilities, Portfolio, Sources):
-    """What ships with the package, for one host."""
+    """The plugin that ships with the package, for one host."""
 
     __name__ = __name__
 

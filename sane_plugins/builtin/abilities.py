@@ -1,4 +1,4 @@
-"""The three abilities that hosts call. They come last, so that any plugin can answer first."""
+"""The three abilities that hosts call, as hooks that are tried last, so that any plugin can answer first."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ class Abilities:
                 target if isinstance(target, nn.Module) else target(), embedded_prompts()
             )
             graphs, notes = chosen.graphs, chosen.notes
-        own = options.model if options is not None else None
-        sane = embedded_sane() if own is None else load_sane(own)
+        model_path = options.model if options is not None else None
+        sane = embedded_sane() if model_path is None else load_sane(model_path)
         if options is not None and not options.scored:
-            done = generate(target, task, graphs, sane, options, self.host.report)
+            result = generate(target, task, graphs, sane, options, self.host.report)
         else:
-            done = initialize(target, task, graphs, sane, options, self.host.report)
-        return replace(done, notes=(*notes, *done.notes))
+            result = initialize(target, task, graphs, sane, options, self.host.report)
+        return replace(result, notes=(*notes, *result.notes))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Portfolio:
-    """What is offered by name."""
+    """Encoders, samplers, property heads and engines by name."""
 
     @hookimpl(trylast=True)
     def sane_encoders(self) -> Mapping[str, Encoder]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Sources:
-    """Read, build and write what the package itself knows."""
+    """Read, build and write the forms and architectures of this package."""
 
     host: Host
 
@@ -61,7 +61,7 @@ class Sources:
 
     @hookimpl(trylast=True)
     def sane_check_save(self, graph: WeightGraph, target: Path) -> bool | None:
-        """Tell whether such a network would be written."""
+        """Return whether such a network would be written."""
         from sane_plugins.formats import check_save
 
         return check_save(graph, target)

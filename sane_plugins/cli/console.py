@@ -33,39 +33,41 @@ def command_options(function: Callable[P, None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
     @functools.wraps(function)
     def run(*args: Any, debug: bool, **kwargs: Any) -> None:
-        with failures_told(debug):
+        with report_errors(debug):
             function(*args, **kwargs)
 
     return run
 
 
 @contextmanager
-def failures_told(debug: bool) -> Iterator[None]:
-    """Turn what fails within into one sentence on stderr and an exit code."""
+def report_errors(debug: bool) -> Iterator[None]:
+    """Turn an exception in the block into one sentence on stderr and an exit code."""
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-        raise  # click tells these, and a reader who has gone needs no sentence
+        raise  # click reports these itself, and after a broken pipe nobody reads on
     except KeyboardInterrupt:
-        _stop("Interrupted.", _INTERRUPTED)
+        _exit_with("Interrupted.", _INTERRUPTED)
     except SaneError as error:
         if debug:
             raise
-        _stop(f"Error: {error}", error.exit_code)
+        _exit_with(f"Error: {error}", error.exit_code)
     except Exception as error:
         if debug:
             raise
-        first = str(error).strip().partition("\n")[0]
-        _stop(f"Error: unexpected {type(error).__name__}: {first}; run again with --debug.", 1)
+        first_line = str(error).strip().partition("\n")[0]
+        _exit_with(
+            f"Error: unexpected {type(error).__name__}: {first_line}; run again with --debug.", 1
+        )
 
 
 def note(text: str) -> None:
-    """Tell the user something beside the result."""
+    """Print a message to stderr, apart from the result."""
     click.echo(text, err=True)
 
 
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Print the result for programs; paths and other objects become text."""
+    """Print the result as JSON; paths and other objects become text."""
     click.echo(json.dumps(data, indent=2, default=str))
 
 
@@ -85,33 +87,36 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
-class _Bars:
-    """Draws one bar per job; a plugin like any other that observes progress."""
+class _ProgressBars:
+    """Draws one bar per job, as an ordinary plugin that observes progress."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
-        self._known: dict[str, TaskID] = {}
+        self._task_ids: dict[str, TaskID] = {}
 
     @hookimpl
     def sane_progress(self, event: Progress) -> None:
         """Move the bar of the event's job."""
-        if event.job not in self._known:
-            self._known[event.job] = self._bars.add_task(event.job, total=event.total)
-        told = f"{event.job} {event.note}".strip()
+        if event.job not in self._task_ids:
+            self._task_ids[event.job] = self._bars.add_task(event.job, total=event.total)
+        description = f"{event.job} {event.note}".strip()
         self._bars.update(
-            self._known[event.job], completed=event.done, total=event.total, description=told
+            self._task_ids[event.job],
+            completed=event.done,
+            total=event.total,
+            description=description,
         )
 
 
 @contextmanager
 def progress_bars(host: Host) -> Iterator[None]:
-    """Draw a bar per job on stderr while this lasts, where stderr is a terminal."""
+    """Draw a bar per job on stderr within the block, if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
     with Bars(console=console, disable=not console.is_terminal, transient=True) as bars:
-        observer = _Bars(bars)
+        observer = _ProgressBars(bars)
         host.pm.register(observer)
         try:
             yield
@@ -120,21 +125,21 @@ def progress_bars(host: Host) -> Iterator[None]:
 
 
 def open_host() -> Host:
-    """Load the installed plugins; name on stderr those that could not be, now and when the command ends."""
+    """Load the installed plugins; print their failures to stderr, now and when the command ends."""
     from sane_plugins.host import Host
 
-    # package.module:function may lie where the user is; what is installed comes first.
+    # package.module:function may lie in the working directory; installed packages come first.
     sys.path.append(str(Path.cwd()))
     host = Host.installed()
-    told = _tell_problems(host, 0)
+    reported = _warn_plugin_problems(host, 0)
     context = click.get_current_context(silent=True)
     if context is not None:
-        context.call_on_close(lambda: _tell_problems(host, told))
+        context.call_on_close(lambda: _warn_plugin_problems(host, reported))
     return host
 
 
-def _tell_problems(host: Host, told: int) -> int:
-    for problem in host.problems[told:]:
+def _warn_plugin_problems(host: Host, reported: int) -> int:
+    for problem in host.problems[reported:]:
         note(f"Note: plugin {problem.plugin} is left out: {problem.error}")
     return len(host.problems)
 
@@ -144,6 +149,6 @@ def _is_number(cell: object) -> bool:
     return not text or text.replace(".", "", 1).replace(",", "").isdigit()
 
 
-def _stop(message: str, code: int) -> None:
+def _exit_with(message: str, code: int) -> None:
     note(message)
     raise SystemExit(code)

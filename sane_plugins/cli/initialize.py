@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -20,30 +21,31 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.dataclass_options import dataclass_options
 from sane_plugins.cli.inputs import InputNames, resolve_prompts, resolve_sampler, resolve_target
-from sane_plugins.cli.option_groups import grouped
-from sane_plugins.cli.output import write_first_task
 from sane_plugins.cli.verify import verify
 from sane_plugins.initialize import InitializeOptions
 from sane_plugins.runtime import require_device
 
 if TYPE_CHECKING:
+    import torch
+
     from sane_plugins.initialize import CandidateScore, Family, Initialization
 
-_LEAST = 0.3  # of the budget, where loading took most of it
+_MIN_BUDGET_FRACTION = 0.3  # of the budget is left for the search, however long loading took
 _INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFiles:
-    """Where the result goes: the weights, and a page about them; `force` replaces what is there."""
+    """Where to write the weights and the report; `force` replaces existing files."""
 
     output: Path
     report: Path | None
     force: bool
 
 
-class _WithVerify(click.Command):
+class _InitCommand(click.Command):
     """One command, whose first argument may name another: `sane-init verify FILE`."""
 
     def make_context(
@@ -53,17 +55,17 @@ class _WithVerify(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """Hand over to `verify` where it is named; a folder of that name is `./verify`."""
+        """Delegate to `verify` if it is the first argument; a folder of that name is `./verify`."""
         if args[:1] == ["verify"]:
             return verify.make_context(f"{info_name} verify", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run whichever command the context is of."""
+        """Run the command of the context."""
         return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
 
 
-@click.command(cls=_WithVerify, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=_InitCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default=SMALL_CNN)
 @click.option(
     "--task",
@@ -167,7 +169,7 @@ class _WithVerify(click.Command):
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 @click.version_option(__version__)
 @command_options
-@grouped(names=InputNames, output=OutputFiles, options=InitializeOptions)
+@dataclass_options(names=InputNames, output=OutputFiles, options=InitializeOptions)
 def main(names: InputNames, output: OutputFiles, options: InitializeOptions, as_json: bool) -> None:
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
@@ -193,62 +195,73 @@ def main(names: InputNames, output: OutputFiles, options: InitializeOptions, as_
     prompts = [resolve_prompts(host, prompt, target) for prompt in names.prompts]
     sampler, budget = resolve_sampler(host, names.sampler), options.budget
     assert budget is not None  # the option has a default
-    left = max(_LEAST * budget, budget - (monotonic() - started))
-    options = replace(options, sampler=sampler, model=names.sane, budget=left)
+    remaining = max(_MIN_BUDGET_FRACTION * budget, budget - (monotonic() - started))
+    options = replace(options, sampler=sampler, model=names.sane, budget=remaining)
     with progress_bars(host):
-        done = host.initialize(
+        result = host.initialize(
             target.network, target.task, [graph for p in prompts for graph in p.graphs], options
         )
-    notes = [*target.notes, *(text for prompt in prompts for text in prompt.notes), *done.notes]
-    stated = {**done.provenance["options"], "budget": budget}
-    provenance = {**done.provenance, "command": names.to_json(), "options": stated}
-    done = replace(done, provenance=provenance)
+    notes = [*target.notes, *(text for prompt in prompts for text in prompt.notes), *result.notes]
+    options_record = {**result.provenance["options"], "budget": budget}
+    provenance = {**result.provenance, "command": names.to_json(), "options": options_record}
+    result = replace(result, provenance=provenance)
     path = host.save(
-        done.graph,
+        result.graph,
         output.output,
         metadata={"provenance": provenance},
         like=names.model,
         force=output.force,
     )
-    if done.first_task is not None:
-        notes.append(write_first_task(done.first_task, path))
+    if result.first_task is not None:
+        notes.append(_write_first_task(result.first_task, path))
     if output.report is not None:
-        _write_report(output.report, done, notes)
+        _write_report(output.report, result, notes)
     if as_json:
-        print_json(_to_json(done, path, notes))
+        print_json(_to_json(result, path, notes))
     else:
-        _print(done, path, notes)
-    if done.interrupted:
+        _print_result(result, path, notes)
+    if result.interrupted:
         raise SystemExit(_INTERRUPTED)
 
 
-def _write_report(path: Path, done: Initialization, notes: list[str]) -> None:
+def _write_first_task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
+    """Write a pruned network's first task beside the second task's weights; return a note that says where."""
+    from safetensors.torch import save_file
+
+    first = path.with_name(f"{path.stem}.first-task.safetensors")
+    write_whole(first, lambda partial: save_file(dict(tensors), partial))
+    return f"with {first}, these weights give the first task's network again, bit for bit"
+
+
+def _write_report(path: Path, result: Initialization, notes: list[str]) -> None:
     from sane_plugins.initialize import html_report
 
-    text = html_report(done, _verdict(done), notes)
+    text = html_report(result, _verdict(result), notes)
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def _to_json(done: Initialization, path: Path, notes: list[str]) -> dict[str, Any]:
+def _to_json(result: Initialization, path: Path, notes: list[str]) -> dict[str, Any]:
     return {
         "output": str(path),
-        "chosen": done.chosen,
-        "rows": [asdict(row) for row in done.rows],
+        "chosen": result.chosen,
+        "rows": [asdict(row) for row in result.rows],
         "notes": notes,
-        "outlook": None if done.forecast is None else done.forecast.probability,
-        "provenance": dict(done.provenance),
+        "outlook": None if result.forecast is None else result.forecast.probability,
+        "provenance": dict(result.provenance),
     }
 
 
-def _print(done: Initialization, path: Path, notes: list[str]) -> None:
-    tried = [row for row in done.rows if row.curve] or list(done.rows)
-    _print_rows(tried)
+def _print_result(result: Initialization, path: Path, notes: list[str]) -> None:
+    trained = [row for row in result.rows if row.curve] or list(result.rows)
+    _print_rows(trained)
     for text in notes:
         note(f"Note: {text}.")
-    others = len(done.rows) - len(tried)
-    if others:
-        note(f"Note: {others} more initialisations were drawn and scored, but not trained.")
-    click.echo(_verdict(done))
+    untrained_count = len(result.rows) - len(trained)
+    if untrained_count:
+        note(
+            f"Note: {untrained_count} more initialisations were drawn and scored, but not trained."
+        )
+    click.echo(_verdict(result))
     click.echo(f"Written to {path}.")
 
 
@@ -270,33 +283,33 @@ def _print_rows(rows: list[CandidateScore]) -> None:
         )
 
 
-def _verdict(done: Initialization) -> str:
-    """Say what was chosen, and how it compares with the best of every other family trained as long."""
+def _verdict(result: Initialization) -> str:
+    """Return a sentence on what was chosen, compared with the best of every family trained as long."""
     from sane_plugins.initialize import Family
 
-    if not done.rows:
+    if not result.rows:
         return "Generated without comparison: it may be worse than the default initialisation."
-    what = {
+    family_names = {
         Family.SANE: "a SANE candidate",
         Family.DEFAULT: "the default initialisation",
         Family.PROMPT: "the prompts' own weights",
     }
-    best = next(row for row in done.rows if row.chosen)
+    best = next(row for row in result.rows if row.chosen)
     rivals: dict[Family, CandidateScore] = {}
-    for row in done.rows:
+    for row in result.rows:
         if len(row.curve) == len(best.curve):
             rivals.setdefault(row.kind.family, row)
-    label = best.kind.label if done.chosen is Family.DEFAULT else best.name
-    others = " and ".join(
-        f"{_compared(best.last - row.last)} {what[family]}"
+    label = best.kind.label if result.chosen is Family.DEFAULT else best.name
+    comparisons = " and ".join(
+        f"{_lead_over(best.last - row.last)} {family_names[family]}"
         for family, row in rivals.items()
-        if family is not done.chosen
+        if family is not result.chosen
     )
-    return f"Chosen: {what[done.chosen]} ({label}){', ' if others else ''}{others}."
+    return f"Chosen: {family_names[result.chosen]} ({label}){', ' if comparisons else ''}{comparisons}."
 
 
-def _compared(ahead: float) -> str:
-    return f"{_percent(abs(ahead))} points {'ahead of' if ahead >= 0 else 'behind'}"
+def _lead_over(lead: float) -> str:
+    return f"{_percent(abs(lead))} points {'ahead of' if lead >= 0 else 'behind'}"
 
 
 def _percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""The inputs of an initialisation, from their names: the network, the images, the prompts, the sampler."""
+"""Resolve the inputs of an initialisation by name: the network, the images, the prompts, the sampler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InputNames:
-    """What the command line names as inputs; a file's provenance keeps it, so that they are found again."""
+    """The inputs as named on the command line; recorded in a file's provenance to find them again."""
 
     model: str
     factory: str | None
@@ -46,7 +46,7 @@ class InputNames:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be initialised: a module, or a function that builds it anew; the images that it takes."""
+    """The network to initialise, as a module or a function that builds it, and the task's images."""
 
     network: nn.Module | Callable[[], nn.Module]
     task: Task
@@ -87,8 +87,10 @@ def resolve_network(
             "name it with --factory package.module:function",
         )
     prefix, colon, _ = model.partition(":")
-    by_name = colon and len(prefix) > 1 and all(p.isidentifier() for p in prefix.split("."))
-    if not by_name and (Path(model).suffix or Path(model).name != model):
+    is_function_name = (
+        colon and len(prefix) > 1 and all(p.isidentifier() for p in prefix.split("."))
+    )
+    if not is_function_name and (Path(model).suffix or Path(model).name != model):
         raise SourceError(
             model, "it does not exist", "a network's name or file is needed", "check the path"
         )
@@ -111,7 +113,7 @@ def resolve_prompts(host: Host, source: str, target: Target) -> Prompts:
 
 
 def resolve_sampler(host: Host, name: str) -> Sampler:
-    """Return the sampler of that name. Raises `UsageError` where no plugin offers it."""
+    """Return the sampler of that name. Raises `UsageError` if no plugin offers it."""
     samplers = host.samplers()
     if name not in samplers:
         raise UsageError(
@@ -148,9 +150,9 @@ def _load_checkpoint(host: Host, model: str, factory: str, classes: int) -> nn.M
     ):  # a classifier of another class count stays as drawn
         module = host.build(factory, classes)
     fresh = from_module(module)
-    own = {param.key: param.shape for param in fresh.params}
-    given = {param.key: param.shape for param in graph.params}
-    missing = sorted(own.keys() ^ given.keys())
+    factory_shapes = {param.key: param.shape for param in fresh.params}
+    checkpoint_shapes = {param.key: param.shape for param in graph.params}
+    missing = sorted(factory_shapes.keys() ^ checkpoint_shapes.keys())
     if missing:
         raise SourceError(
             model,
@@ -158,11 +160,15 @@ def _load_checkpoint(host: Host, model: str, factory: str, classes: int) -> nn.M
             "the factory must build the network that was saved",
             "name the right function",
         )
-    if own == given:
+    if factory_shapes == checkpoint_shapes:
         load_into(module, graph)
         return module
-    fit = {key: graph.tensors[key] for key in own if own[key] == given[key]}
-    load_into(module, fresh.replace(fit))
+    matching = {
+        key: graph.tensors[key]
+        for key in factory_shapes
+        if factory_shapes[key] == checkpoint_shapes[key]
+    }
+    load_into(module, fresh.replace(matching))
     return module
 
 
@@ -170,10 +176,12 @@ def _with_image_channels(target: Target) -> Target:
     """Give grey images the number of channels that the network takes."""
     from torch import nn
 
-    first = next((m for m in target.module().modules() if isinstance(m, nn.Conv2d)), None)
+    first_conv = next((m for m in target.module().modules() if isinstance(m, nn.Conv2d)), None)
     channels = target.task.channels
-    if first is None or channels != 1 or first.in_channels == 1:
+    if first_conv is None or channels != 1 or first_conv.in_channels == 1:
         return target
-    note = f"grey images are repeated to the {first.in_channels} channels that the network takes"
-    task = target.task.repeated(first.in_channels)
+    note = (
+        f"grey images are repeated to the {first_conv.in_channels} channels that the network takes"
+    )
+    task = target.task.repeated(first_conv.in_channels)
     return Target(target.network, task, (*target.notes, note))

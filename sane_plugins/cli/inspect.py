@@ -80,13 +80,13 @@ def inspect(
         _require_coverage(survey, fail_under)
 
 
-def _require_coverage(survey: Survey, least: float) -> None:
+def _require_coverage(survey: Survey, min_percent: float) -> None:
     from sane_plugins.inspection import percent
 
-    if 100 * survey.coverage < least:
+    if 100 * survey.coverage < min_percent:
         raise SourceError(
             survey.source,
             f"{percent(survey.coverage)} of its parameters could be read",
-            f"--fail-under asks for {least:g} %",
+            f"--fail-under asks for {min_percent:g} %",
             "see what could not be read, and why",
         )

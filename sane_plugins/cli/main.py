@@ -1,7 +1,7 @@
 """`sane-plugins`: inspect networks, encode them, predict their properties, keep zoos, pretrain a SANE.
 
-A command's module imports rooms, not names of theirs: a room loads torch when a name of it is used, so
-that help is shown at once.
+A command's module imports packages, not names from them: a package loads torch when one of its names is
+used, so that help is shown at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sane_plugins import __version__
-from sane_plugins.cli.console import failures_told, note, open_host
+from sane_plugins.cli.console import note, open_host, report_errors
 from sane_plugins.cli.lazy_commands import LazyCommands
 from sane_plugins.errors import SaneError
 
@@ -31,24 +31,24 @@ _COMMANDS = LazyCommands(
 
 
 class PluginGroup(click.Group):
-    """Group of our commands and of those that plugins add."""
+    """Group of our commands and the commands of plugins."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return all names, ours first."""
         return [*super().list_commands(context), *self._plugin_commands(context)]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Return a command; plugins are loaded only for a name that is none of ours."""
+        """Return a command; plugins are loaded only for a name that is not one of ours."""
         return super().get_command(context, name) or self._plugin_commands(context).get(name)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command; one of a plugin fails in one sentence as ours do."""
+        """Run a command; errors of a plugin's command are reported in one sentence, like ours."""
         try:
             return super().invoke(context)
         except Exception:
             if context.invoked_subcommand in self.commands:
                 raise
-            with failures_told(debug=False):
+            with report_errors(debug=False):
                 raise
 
     def _plugin_commands(self, context: click.Context) -> dict[str, click.Command]:

@@ -57,22 +57,24 @@ def predict(
             }
         )
     else:
-        _print(predictions, available)
+        _print_estimates(predictions, available)
     require_none_failed(failed)
 
 
-def _print(
+def _print_estimates(
     predictions: Mapping[str, Mapping[str, properties.AnyEstimate]],
     heads: Mapping[str, properties.AnyHead],
 ) -> None:
-    """Print a table of estimates, and notes on the heads that they are from."""
-    rows = [_row(source, x) for source, found in predictions.items() for x in found.values()]
+    """Print a table of estimates, and notes on the heads that made them."""
+    rows = [
+        _row(source, x) for source, by_property in predictions.items() for x in by_property.values()
+    ]
     print_table("predicted from weights", _COLUMNS, rows)
-    estimates = [x for found in predictions.values() for x in found.values()]
+    estimates = [x for by_property in predictions.values() for x in by_property.values()]
     used = {x.property for x in estimates}
     for name, head in heads.items():
         if name in used:
-            note(f"Note: {name} {_origin(head)}.")
+            note(f"Note: {name} {_describe_head(head)}.")
     if not all(x.in_distribution for x in estimates):
         note(
             "Note: 'no' means unlike every network that the head was fitted on: do not rely on it."
@@ -91,7 +93,7 @@ def _row(source: str, estimate: properties.AnyEstimate) -> tuple[str, ...]:
     return source, estimate.property, value, f"{region} ({estimate.coverage:.0%})", known
 
 
-def _origin(head: properties.AnyHead) -> str:
-    """Say which features a head reads, and how well each set did in cross-validation."""
+def _describe_head(head: properties.AnyHead) -> str:
+    """Return which features a head reads, and the cross-validation score of each set of features."""
     scores = ", ".join(f"{name} {score:.2f}" for name, score in best_scores(head.scores).items())
     return f"is read from {head.features} (cross-validated {head.score}: {scores})"

@@ -153,18 +153,18 @@ def _behavior_term(
     return pretraining.BehaviorLoss(images) if images else None
 
 
-def _training_images(source: str, of: zoo.Zoo) -> torch.Tensor:
-    """Return training images at the size that a zoo's networks take; raise `UsageError` where none fits."""
-    task, factory = tasks.load_task(source), of.entries[0].factory
+def _training_images(source: str, for_zoo: zoo.Zoo) -> torch.Tensor:
+    """Return training images at the input size of a zoo's networks; raise `UsageError` if they do not fit."""
+    task, factory = tasks.load_task(source), for_zoo.entries[0].factory
     size = factory.get("size")
     if factory.get("name") in architectures.FIXED_SIZE:
         size = architectures.small_cnn_size(task.channels)
     images = task.x_train if size is None else task.resized(size).x_train
     try:
-        of.module(of.entries[0])(images[:2])
+        for_zoo.module(for_zoo.entries[0])(images[:2])
     except RuntimeError as error:
         raise UsageError(
-            f"--images {of.name}={source}",
+            f"--images {for_zoo.name}={source}",
             f"images {tuple(images.shape[1:])} do not fit its networks",
             "what they were trained on is needed",
             "name other images",
@@ -173,7 +173,7 @@ def _training_images(source: str, of: zoo.Zoo) -> torch.Tensor:
 
 
 def _draw_and_print(output: Path, steps: int, as_json: bool) -> None:
-    """Draw the curves of the log where matplotlib is installed, and say what was written."""
+    """Plot the log's curves if matplotlib is installed, and print what was written."""
     log, curves = pretraining.log_path(output), output.with_name(output.name + ".png")
     can_draw = find_spec("matplotlib") is not None
     if can_draw:
@@ -188,5 +188,5 @@ def _draw_and_print(output: Path, steps: int, as_json: bool) -> None:
 
 
 def _require_free(output: Path, force: bool, resume: bool) -> None:
-    """Raise `UsageError` where a file is in the way, unless a run is resumed that was to replace it."""
+    """Raise `UsageError` if the output exists, unless a resumed run was to replace it."""
     require_free(output, force or (resume and pretraining.state_path(output).exists()))

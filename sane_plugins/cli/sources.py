@@ -1,4 +1,4 @@
-"""Several sources in one command: one that cannot be read does not stop the others."""
+"""Process several sources in one command: an unreadable one does not stop the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def process_each(
 ) -> tuple[dict[str, T], list[str]]:
     """Return the results by source, and the sources that failed, whose errors go to stderr.
 
-    Raises the error itself where there is one source only.
+    Raises the error itself if there is only one source.
     """
     results: dict[str, T] = {}
     failed = []
@@ -32,7 +32,7 @@ def process_each(
 
 
 def require_none_failed(failed: Sequence[str]) -> None:
-    """Raise `SourceError`, and so exit with 1, where a source failed; for the end of a command."""
+    """Raise `SourceError`, and so exit with 1, if a source failed; for the end of a command."""
     if failed:
         raise SourceError(
             "sources",

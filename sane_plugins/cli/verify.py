@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sane_plugins.host import Host
     from sane_plugins.weights import WeightGraph
 
-_INPUTS = {"sane": "the SANE", "task": "the task's images", "prompts": "the prompts"}
+_INPUT_NAMES = {"sane": "the SANE", "task": "the task's images", "prompts": "the prompts"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,7 +42,7 @@ def verify(file: Path, as_json: bool) -> None:
     """
     from sane_plugins.initialize import read_provenance
 
-    differs = _difference(open_host(), file, read_provenance(file))
+    differs = _describe_difference(open_host(), file, read_provenance(file))
     if as_json:
         print_json({"file": str(file), "same": not differs, "differs": differs})
     else:
@@ -51,8 +51,8 @@ def verify(file: Path, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _difference(host: Host, file: Path, provenance: Mapping[str, Any]) -> str:
-    """Return in one sentence what differs, nothing where the bytes are the same."""
+def _describe_difference(host: Host, file: Path, provenance: Mapping[str, Any]) -> str:
+    """Return a sentence on what differs, empty if the bytes are the same."""
     from sane_plugins.initialize import (
         environment_info,
         input_hashes,
@@ -65,7 +65,9 @@ def _difference(host: Host, file: Path, provenance: Mapping[str, Any]) -> str:
     prompts, sane = _prompts(host, names, target), _sane(names)
     inputs = input_hashes(target.task, prompts, sane)
     changed = [
-        name for key, name in _INPUTS.items() if _hashes(inputs[key]) != _hashes(provenance[key])
+        name
+        for key, name in _INPUT_NAMES.items()
+        if _hashes(inputs[key]) != _hashes(provenance[key])
     ]
     if changed:
         return f"{' and '.join(changed)} are not those that the weights were made from"
@@ -73,24 +75,30 @@ def _difference(host: Host, file: Path, provenance: Mapping[str, Any]) -> str:
     options = replace(options, sampler=resolve_sampler(host, names.sampler))
     with threads(int(provenance["versions"]["threads"])):
         graph = remake(target.network, target.task, prompts, sane, options, provenance)
-        here = environment_info(options.device)
+        environment = environment_info(options.device)
     with TemporaryDirectory() as folder:
-        again, metadata = Path(folder) / file.name, {"provenance": provenance}
-        path = host.save(graph, again, metadata=metadata, like=names.model)
+        reproduced, metadata = Path(folder) / file.name, {"provenance": provenance}
+        path = host.save(graph, reproduced, metadata=metadata, like=names.model)
         if path.read_bytes() == file.read_bytes():
             return ""
-    return _reason(provenance["versions"], here)
+    return _describe_environment_difference(provenance["versions"], environment)
 
 
-def _reason(then: Mapping[str, str], here: Mapping[str, str]) -> str:
-    other = [f"{key} is {here[key]}, not {then[key]}" for key in here if here[key] != then.get(key)]
-    if other:
-        return f"made again, the bytes differ: {', '.join(other)}"
+def _describe_environment_difference(
+    recorded: Mapping[str, str], current: Mapping[str, str]
+) -> str:
+    changes = [
+        f"{key} is {current[key]}, not {recorded[key]}"
+        for key in current
+        if current[key] != recorded.get(key)
+    ]
+    if changes:
+        return f"made again, the bytes differ: {', '.join(changes)}"
     return "made again, the bytes differ, though all versions are the same: the file was changed"
 
 
 def _hashes(inputs: Any) -> Any:
-    """Return the hashes alone: the names of a task or of prompts do not count."""
+    """Return only the hashes: the names of a task or of prompts do not count."""
     if isinstance(inputs, list):
         return [_hashes(x) for x in inputs]
     return inputs["hash"] if isinstance(inputs, dict) else inputs

@@ -1,5 +1,8 @@
-"""Batch-norm conditioning: running statistics that fit the target images.
+"""Batch-norm conditioning: running statistics measured on the target images.
 
+How many batches of how many images is up to the caller: for the weights of an initialisation, the defaults
+are `InitializeOptions.norm_batches` and `norm_batch` in `initialize/options.py`; for the scores of networks
+in training, `SCORING_NORM_BATCHES` and `SCORING_NORM_BATCH_SIZE` in `initialize/training.py`.
 The method: docs/explanation/sane.md, section 6.4.
 """
 
@@ -17,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def condition(
     module: nn.Module, images: torch.Tensor, batches: int, batch_size: int, rng: torch.Generator
 ) -> None:
-    """Measure the running statistics anew on random batches of images (N, C, H, W).
+    """Re-estimate the running statistics on random batches of images (N, C, H, W).
 
     Only batch-norm layers that track statistics run in training mode, so that dropout stays off; their
     statistics become the plain mean over all batches. Modes and momenta are as before afterwards. Does
@@ -26,8 +29,8 @@ def condition(
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
-    with _measuring(module, norms):
-        for batch in _batches(len(images), batches, batch_size, rng):
+    with _norms_in_training_mode(module, norms):
+        for batch in _batch_indices(len(images), batches, batch_size, rng):
             module(images[batch])
 
 
@@ -35,19 +38,19 @@ def condition(
 def conditioned(
     module: nn.Module, images: torch.Tensor, batches: int, batch_size: int
 ) -> Iterator[None]:
-    """Let running statistics fit images (N, C, H, W) for a while; always measured on the same batches."""
+    """Re-estimate the running statistics on images (N, C, H, W) within the block; the batches are fixed."""
     buffers = [b for m in module.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
-    kept = [buffer.clone() for buffer in buffers]
+    saved_values = [buffer.clone() for buffer in buffers]
     condition(module, images, batches, batch_size, torch.Generator().manual_seed(0))
     try:
         yield
     finally:
-        for buffer, value in zip(buffers, kept, strict=True):
+        for buffer, value in zip(buffers, saved_values, strict=True):
             buffer.copy_(value)
 
 
 @contextmanager
-def _measuring(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
+def _norms_in_training_mode(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     modes = {m: m.training for m in module.modules()}
     momenta = [norm.momentum for norm in norms]
     module.eval()
@@ -60,18 +63,18 @@ def _measuring(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for part, mode in modes.items():
-            part.training = mode
+        for child, mode in modes.items():
+            child.training = mode
 
 
-def _batches(
-    images: int, batches: int, batch_size: int, rng: torch.Generator
+def _batch_indices(
+    image_count: int, batches: int, batch_size: int, rng: torch.Generator
 ) -> Iterator[torch.Tensor]:
-    """Yield indices of whole batches, as often through all images as needed."""
-    size = min(batch_size, images)
+    """Yield the indices of whole batches, reshuffled whenever the images are used up."""
+    size = min(batch_size, image_count)
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(batches):
         if len(order) < size:
-            order = torch.randperm(images, generator=rng)
+            order = torch.randperm(image_count, generator=rng)
         yield order[:size]
         order = order[size:]

@@ -1,4 +1,4 @@
-"""The classifier of a network: where it is, and a fit of it to new classes in closed form.
+"""Find the classifier of a network, and fit it to new classes in closed form.
 
 The method: docs/explanation/sane.md, section 6.6.
 """
@@ -14,47 +14,58 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from sane_plugins.tasks import logits
 
-_BATCH = 250
+_BATCH_SIZE = 250
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-_FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_LOGIT_FACTORS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 @torch.no_grad()
 def find_classifier(module: nn.Module, images: torch.Tensor) -> nn.Linear | None:
-    """Return the linear layer whose output is the network's answer to images (N, C, H, W), if any."""
+    """Return the linear layer whose output is the network's output for images (N, C, H, W), if any."""
     outputs: dict[nn.Linear, torch.Tensor] = {}
 
-    def keep(layer: nn.Module, _: object, output: torch.Tensor) -> None:
+    def store_output(layer: nn.Module, _: object, output: torch.Tensor) -> None:
         if isinstance(layer, nn.Linear):
             outputs[layer] = output
 
-    hooks = [m.register_forward_hook(keep) for m in module.modules() if isinstance(m, nn.Linear)]
+    hooks = [
+        layer.register_forward_hook(store_output)
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear)
+    ]
     try:
-        answer = logits(module.eval(), images)
+        network_output = logits(module.eval(), images)
     finally:
         for hook in hooks:
             hook.remove()
-    same = (m for m, x in outputs.items() if x.shape == answer.shape and torch.equal(x, answer))
-    return next(same, None)
+    matches = (
+        layer
+        for layer, output in outputs.items()
+        if output.shape == network_output.shape and torch.equal(output, network_output)
+    )
+    return next(matches, None)
 
 
 @torch.no_grad()
 def fit_classifier(
     module: nn.Module, layer: nn.Linear, images: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    """Set the layer to the ridge regression of one-hot labels (N,) on what it reads.
+    """Fit the layer by ridge regression of one-hot labels (N,) on its inputs.
 
     A regression's outputs lie near 0 and 1; they are multiplied by a factor, so that training starts from
-    probabilities that mean something. Factor and penalty are those of least cross-entropy on the last
-    fifth of the images, when fitted to the others; the fit is then made to all.
+    sensible probabilities. Factor and penalty minimise the cross-entropy on the last fifth of the images,
+    fitted to the others; the final fit is to all images.
     """
-    features = _features(module, layer, images)
-    first = max(1, len(labels) * 4 // 5)
+    features = _layer_inputs(module, layer, images)
+    split = max(1, len(labels) * 4 // 5)
     best = (float("inf"), _PENALTIES[0], 1.0)
     for penalty in _PENALTIES:
-        weight, bias = _ridge(features[:first], labels[:first], layer.out_features, penalty)
-        answer = features[first:] @ weight.T + bias
-        losses = ((float(cross_entropy(t * answer, labels[first:])), penalty, t) for t in _FACTORS)
+        weight, bias = _ridge(features[:split], labels[:split], layer.out_features, penalty)
+        predictions = features[split:] @ weight.T + bias
+        losses = (
+            (float(cross_entropy(factor * predictions, labels[split:])), penalty, factor)
+            for factor in _LOGIT_FACTORS
+        )
         best = min(best, *losses)
     _, penalty, factor = best
     weight, bias = _ridge(features, labels, layer.out_features, penalty)
@@ -68,32 +79,33 @@ def _ridge(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight (C, F) and bias (C,); the penalty is relative to the features' mean variance."""
     targets = one_hot(labels, classes).to(features)
-    mean, middle = features.mean(0), targets.mean(0)
+    mean, target_mean = features.mean(0), targets.mean(0)
     x = features - mean
     gram = x.T @ x / len(x)
-    gram += (penalty * gram.diagonal().mean() + 1e-9) * torch.eye(len(gram), dtype=x.dtype, device=x.device)
-    weight = torch.linalg.solve_ex(gram, x.T @ (targets - middle) / len(x)).result.T
-    return weight, middle - weight @ mean
+    identity = torch.eye(len(gram), dtype=x.dtype, device=x.device)
+    gram += (penalty * gram.diagonal().mean() + 1e-9) * identity
+    weight = torch.linalg.solve_ex(gram, x.T @ (targets - target_mean) / len(x)).result.T
+    return weight, target_mean - weight @ mean
 
 
-def _features(module: nn.Module, layer: nn.Linear, images: torch.Tensor) -> torch.Tensor:
-    """Return what the layer reads (N, F), in double precision for the solution."""
-    with _reading(layer) as found:
+def _layer_inputs(module: nn.Module, layer: nn.Linear, images: torch.Tensor) -> torch.Tensor:
+    """Return the layer's inputs (N, F), in double precision for the linear solve."""
+    with _record_inputs(layer) as recorded:
         module.eval()
-        for batch in images.split(_BATCH):
+        for batch in images.split(_BATCH_SIZE):
             module(batch)
-    return torch.cat(found).double()
+    return torch.cat(recorded).double()
 
 
 @contextmanager
-def _reading(layer: nn.Linear) -> Iterator[list[torch.Tensor]]:
-    found: list[torch.Tensor] = []
+def _record_inputs(layer: nn.Linear) -> Iterator[list[torch.Tensor]]:
+    recorded: list[torch.Tensor] = []
 
-    def keep(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        found.append(inputs[0].flatten(0, -2))
+    def store_inputs(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        recorded.append(inputs[0].flatten(0, -2))
 
-    hook = layer.register_forward_pre_hook(keep)
+    hook = layer.register_forward_pre_hook(store_inputs)
     try:
-        yield found
+        yield recorded
     finally:
         hook.remove()

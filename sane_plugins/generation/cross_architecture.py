@@ -1,10 +1,10 @@
 """Weights of one architecture for another: deeper, wider, narrower, or with other kernels.
 
 A layer that a prompt lacks takes the weights of the nearest of its kind. A network at least twice as wide
-takes several prompts side by side, which learn better than copies of one; what joins two of them is the
-default's. Otherwise channels are counted around, and what reads a repeated channel reads each copy by its
-share: the wider network computes what the prompt does (Chen et al., "Net2Net", 2016, section 2.2;
-narrower: Xu et al., "Weight Selection", 2024).
+takes several prompts side by side, which learn better than copies of one; the weights between two of them
+keep their default. Otherwise channels are repeated cyclically, and the weights that read a repeated channel
+are divided among its copies: the wider network computes what the prompt does (Chen et al., "Net2Net", 2016,
+section 2.2; narrower: Xu et al., "Weight Selection", 2024).
 The method: docs/explanation/sane.md, sections 11.2 and 11.3.
 """
 
@@ -16,10 +16,10 @@ from statistics import median_low
 
 import torch
 
-from sane_plugins.generation.resize_tensor import Piece, fitted
+from sane_plugins.generation.resize_tensor import TensorMapping, resize_to_target
 from sane_plugins.weights import Layer, WeightGraph
 
-_PASSED = ("norm", "pointwise", "flatten", "reduce", "squeeze", "unsqueeze")
+_PASS_THROUGH_KINDS = ("norm", "pointwise", "flatten", "reduce", "squeeze", "unsqueeze")
 Signature = tuple[object, ...]
 
 
@@ -30,7 +30,7 @@ class Expansion:
     `width_ratio` is the number of prompts that fit side by side into the typical layer, at least 1.
     """
 
-    pieces: tuple[Piece, ...]
+    mappings: tuple[TensorMapping, ...]
     width_ratio: int
 
     def apply(
@@ -38,111 +38,133 @@ class Expansion:
     ) -> dict[str, torch.Tensor]:
         """Return tensors of the target, by their keys, from `width_ratio` prompts or fewer."""
         return {
-            piece.param.key: fitted(
-                [tensors[piece.source.key] for tensors in prompts], default[piece.param.key], piece
+            mapping.param.key: resize_to_target(
+                [tensors[mapping.source.key] for tensors in prompts],
+                default[mapping.param.key],
+                mapping,
             )
-            for piece in self.pieces
+            for mapping in self.mappings
         }
 
 
-def expansion(
+def plan_expansion(
     prompt: WeightGraph, target: WeightGraph, classifier: frozenset[str]
 ) -> Expansion | None:
-    """Match layers by kind, by what they feed and by relative place; None where a kind is missing."""
-    theirs, own = _weighted(prompt), _weighted(target)
-    partners = _partners(prompt, theirs, target, own)
-    if partners is None:
+    """Match layers by kind, consumers and relative depth; return None where the prompt lacks a kind."""
+    prompt_layers, target_layers = _layers_with_weights(prompt), _layers_with_weights(target)
+    matches = _match_layers(prompt, prompt_layers, target, target_layers)
+    if matches is None:
         return None
-    reads = {id(layer): count for layers in (theirs, own) for layer, count in _reads(layers)}
-    pieces: list[Piece] = []
-    for layer, partner in zip(own, partners, strict=True):
-        roles = {p.role: p for p in partner.params}
-        channels = (reads[id(layer)], reads[id(partner)])
+    input_channels = {
+        id(layer): count
+        for layers in (prompt_layers, target_layers)
+        for layer, count in _producer_channels(layers)
+    }
+    mappings: list[TensorMapping] = []
+    for layer, match in zip(target_layers, matches, strict=True):
+        roles = {p.role: p for p in match.params}
+        channels = (input_channels[id(layer)], input_channels[id(match)])
         for param in layer.params:
             source = roles.get(param.role)
             if source is None or len(source.shape) != len(param.shape):
                 continue
             if param.key not in classifier or param.shape == source.shape:
-                known = (channels[0], channels[1]) if all(channels) else None
+                known_channels = (channels[0], channels[1]) if all(channels) else None
                 is_classifier = param.key in classifier
-                pieces.append(
-                    Piece(param=param, source=source, channels=known, is_classifier=is_classifier)
+                mappings.append(
+                    TensorMapping(
+                        param=param,
+                        source=source,
+                        channels=known_channels,
+                        is_classifier=is_classifier,
+                    )
                 )
-    return Expansion(tuple(pieces), _width_ratio(pieces)) if pieces else None
+    return Expansion(tuple(mappings), _width_ratio(mappings)) if mappings else None
 
 
-def _width_ratio(pieces: Sequence[Piece]) -> int:
-    """Return how many prompts fit into the typical hidden layer: where few are wider, others would suffer."""
-    hidden = [x for x in pieces if len(x.param.shape) > 1 and not x.is_classifier]
-    ratios = [x.param.shape[x.param.axis] // x.source.shape[x.param.axis] for x in hidden]
+def _width_ratio(mappings: Sequence[TensorMapping]) -> int:
+    """Return how many prompts fit side by side into the median hidden layer, at least 1."""
+    hidden = [m for m in mappings if len(m.param.shape) > 1 and not m.is_classifier]
+    ratios = [m.param.shape[m.param.axis] // m.source.shape[m.param.axis] for m in hidden]
     return max(1, median_low(ratios)) if ratios else 1
 
 
-def _partners(
-    prompt: WeightGraph, theirs: Sequence[Layer], target: WeightGraph, own: Sequence[Layer]
+def _match_layers(
+    prompt: WeightGraph,
+    prompt_layers: Sequence[Layer],
+    target: WeightGraph,
+    target_layers: Sequence[Layer],
 ) -> list[Layer] | None:
-    """Return the prompt's layer for each layer of the target; None where some kind has none."""
-    if [_form(x) for x in own] == [_form(x) for x in theirs]:
-        return list(theirs)
-    told = prompt.has_topology and target.has_topology
-    signs = [_signatures(g, layers, told) for g, layers in ((prompt, theirs), (target, own))]
-    found = []
-    for layer, sign in zip(own, signs[1], strict=True):
-        alike = [x for x, s in zip(theirs, signs[0], strict=True) if s == sign]
-        mine = [x for x, s in zip(own, signs[1], strict=True) if s == sign]
-        if not alike:
-            alike = [x for x in theirs if _form(x) == _form(layer)]
-            mine = [x for x in own if _form(x) == _form(layer)]
-        if same := [x for x in alike if _shapes(x) == _shapes(layer)]:
-            alike, mine = same, [x for x in mine if _shapes(x) == _shapes(layer)]
-        if not alike:
+    """Return the prompt's layer for each layer of the target, or None where the prompt lacks a kind."""
+    if [*map(_layer_form, target_layers)] == [*map(_layer_form, prompt_layers)]:
+        return list(prompt_layers)
+    use_topology = prompt.has_topology and target.has_topology
+    prompt_signatures = _signatures(prompt, prompt_layers, use_topology)
+    target_signatures = _signatures(target, target_layers, use_topology)
+    matches = []
+    for layer, signature in zip(target_layers, target_signatures, strict=True):
+        candidates = _where_equal(prompt_layers, prompt_signatures, signature)
+        peers = _where_equal(target_layers, target_signatures, signature)
+        if not candidates:
+            candidates = [x for x in prompt_layers if _layer_form(x) == _layer_form(layer)]
+            peers = [x for x in target_layers if _layer_form(x) == _layer_form(layer)]
+        if same_shape := [x for x in candidates if _param_shapes(x) == _param_shapes(layer)]:
+            candidates = same_shape
+            peers = [x for x in peers if _param_shapes(x) == _param_shapes(layer)]
+        if not candidates:
             return None
-        place = mine.index(layer) * (len(alike) - 1) / max(1, len(mine) - 1)
-        found.append(alike[round(place)])
-    return found
+        position = peers.index(layer) * (len(candidates) - 1) / max(1, len(peers) - 1)
+        matches.append(candidates[round(position)])
+    return matches
 
 
-def _signatures(graph: WeightGraph, layers: Sequence[Layer], told: bool) -> list[Signature]:
-    if not told:
-        return [(_form(layer),) for layer in layers]
-    readers: dict[str, list[Layer]] = {}
+def _where_equal(
+    layers: Sequence[Layer], signatures: Sequence[Signature], signature: Signature
+) -> list[Layer]:
+    return [x for x, other in zip(layers, signatures, strict=True) if other == signature]
+
+
+def _signatures(graph: WeightGraph, layers: Sequence[Layer], use_topology: bool) -> list[Signature]:
+    if not use_topology:
+        return [(_layer_form(layer),) for layer in layers]
+    consumers: dict[str, list[Layer]] = {}
     for layer in graph.layers:
         for name in layer.inputs:
-            readers.setdefault(name, []).append(layer)
-    return [(_form(layer), _feeds(layer, readers)) for layer in layers]
+            consumers.setdefault(name, []).append(layer)
+    return [(_layer_form(layer), _consumer_kinds(layer, consumers)) for layer in layers]
 
 
-def _feeds(layer: Layer, readers: Mapping[str, list[Layer]]) -> frozenset[str]:
-    """Return the kinds of layers that a layer's output comes to, past norms and activations."""
-    found: set[str] = set()
-    ahead = [*readers.get(layer.name, [])]
-    while ahead:
-        reader = ahead.pop()
-        if reader.kind in _PASSED:
-            ahead += readers.get(reader.name, [])
+def _consumer_kinds(layer: Layer, consumers: Mapping[str, list[Layer]]) -> frozenset[str]:
+    """Return the kinds of the layers that consume a layer's output, looking through norms and activations."""
+    kinds: set[str] = set()
+    pending = [*consumers.get(layer.name, [])]
+    while pending:
+        consumer = pending.pop()
+        if consumer.kind in _PASS_THROUGH_KINDS:
+            pending += consumers.get(consumer.name, [])
         else:
-            found.add(reader.kind)
-    return frozenset(found)
+            kinds.add(consumer.kind)
+    return frozenset(kinds)
 
 
-def _reads(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
-    """Return for each layer the output channels of the one with a matrix before it, 0 for the first."""
-    found, channels = [], 0
+def _producer_channels(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
+    """Return each layer with the output channels of the last weight matrix before it, 0 for the first."""
+    result, channels = [], 0
     for layer in layers:
-        found.append((layer, channels))
+        result.append((layer, channels))
         matrices = [p for p in layer.params if len(p.shape) > 1]
         if matrices:
             channels = matrices[0].shape[matrices[0].axis]
-    return found
+    return result
 
 
-def _weighted(graph: WeightGraph) -> list[Layer]:
+def _layers_with_weights(graph: WeightGraph) -> list[Layer]:
     return [layer for layer in graph.layers if layer.params]
 
 
-def _form(layer: Layer) -> Signature:
+def _layer_form(layer: Layer) -> Signature:
     return (layer.kind, tuple(sorted((p.role, len(p.shape)) for p in layer.params)))
 
 
-def _shapes(layer: Layer) -> list[tuple[int, ...]]:
+def _param_shapes(layer: Layer) -> list[tuple[int, ...]]:
     return [p.shape for p in layer.params]

@@ -1,4 +1,4 @@
-"""The scale of initial weights: that of a fresh network, with the same function.
+"""Rescale weights to the scale of a fresh network, keeping the function they compute.
 
 An optimiser such as Adam takes steps of a fixed size, so weights that grew in training learn slowly. A
 network whose activations are homogeneous (relu) computes the same when a layer shrinks and its
@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-_TINY = 1e-12
-Hook = Callable[[nn.Module, object, torch.Tensor], torch.Tensor | None]
+_EPSILON = 1e-12
+ForwardHook = Callable[[nn.Module, object, torch.Tensor], torch.Tensor | None]
 
 
 @torch.no_grad()
@@ -28,57 +28,59 @@ def rescale(
     classifier: nn.Module | None,
     images: torch.Tensor,
 ) -> None:
-    """Bring weights of linear and convolutional layers, of those `keys`, to the reference's root mean square.
+    """Rescale linear and convolutional weights among `keys` to the root mean square of the reference.
 
-    Biases follow what their layers' outputs shrink by on images (N, C, H, W), and the classifier makes
-    up for it: a chain of relu layers computes the same, any other network nearly or not.
+    Biases are scaled by the measured ratio of their layers' outputs on images (N, C, H, W), and the
+    classifier compensates: a chain of relu layers computes the same, any other network approximately at best.
     """
     layers = {
         layer: f"{name}.weight"
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | _ConvNd) and f"{name}.weight" in keys
     }
-    watched = [*layers, *([classifier] if classifier is not None else [])]
-    before: dict[nn.Module, torch.Tensor] = {}
+    hooked_layers = [*layers, *([classifier] if classifier is not None else [])]
+    rms_before: dict[nn.Module, torch.Tensor] = {}
     with _batch_statistics(module):
-        _run(module, images, watched, _measure(before))
+        _run_with_hook(module, images, hooked_layers, _record_rms(rms_before))
         for layer, key in layers.items():
             weight = layer.weight
-            weight.mul_(_size(reference[key]) / _size(weight).clamp_min(_TINY))
-        _run(module, images, watched, _follow(before, classifier))
+            weight.mul_(_rms(reference[key]) / _rms(weight).clamp_min(_EPSILON))
+        _run_with_hook(module, images, hooked_layers, _rescale_biases(rms_before, classifier))
 
 
-def _measure(found: dict[nn.Module, torch.Tensor]) -> Hook:
+def _record_rms(rms_by_layer: dict[nn.Module, torch.Tensor]) -> ForwardHook:
     def hook(layer: nn.Module, _: object, output: torch.Tensor) -> None:
-        found.setdefault(layer, _size(_plain(layer, output)))
+        rms_by_layer.setdefault(layer, _rms(_without_bias(layer, output)))
 
     return hook
 
 
-def _follow(before: Mapping[nn.Module, torch.Tensor], classifier: nn.Module | None) -> Hook:
-    done: set[nn.Module] = set()
+def _rescale_biases(
+    rms_before: Mapping[nn.Module, torch.Tensor], classifier: nn.Module | None
+) -> ForwardHook:
+    handled: set[nn.Module] = set()
 
     def hook(layer: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor | None:
-        if layer in done or layer not in before:
+        if layer in handled or layer not in rms_before:
             return None
-        done.add(layer)
-        plain = _plain(layer, output)
-        ratio = (_size(plain) / before[layer].clamp_min(_TINY)).clamp_min(_TINY)
+        handled.add(layer)
+        unbiased = _without_bias(layer, output)
+        ratio = (_rms(unbiased) / rms_before[layer].clamp_min(_EPSILON)).clamp_min(_EPSILON)
         bias = layer.bias if isinstance(layer.bias, torch.Tensor) else None
-        shift = output - plain
+        shift = output - unbiased
         if layer is classifier:
             weight = layer.weight
             assert isinstance(weight, torch.Tensor)
             weight.div_(ratio)
-            return plain / ratio + shift
+            return unbiased / ratio + shift
         if bias is not None:
             bias.mul_(ratio)
-        return plain + shift * ratio
+        return unbiased + shift * ratio
 
     return hook
 
 
-def _plain(layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
+def _without_bias(layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
     """Return a layer's output without its bias."""
     bias = layer.bias
     if not isinstance(bias, torch.Tensor):
@@ -87,18 +89,20 @@ def _plain(layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
     return output - bias.reshape(-1, *[1] * spatial)
 
 
-def _run(module: nn.Module, images: torch.Tensor, layers: list[nn.Module], hook: Hook) -> None:
-    hooks = [layer.register_forward_hook(hook) for layer in layers]
+def _run_with_hook(
+    module: nn.Module, images: torch.Tensor, layers: list[nn.Module], hook: ForwardHook
+) -> None:
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         module(images)
     finally:
-        for handle in hooks:
+        for handle in handles:
             handle.remove()
 
 
 @contextmanager
 def _batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Let batch norms use the batch at hand, whose scale follows that of the weights; all else evaluates."""
+    """Normalise by batch statistics, which follow the scale of the weights; all other layers evaluate."""
     modes = {m: m.training for m in module.modules()}
     norms = [m for m in modes if isinstance(m, _BatchNorm)]
     tracked = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
@@ -111,9 +115,9 @@ def _batch_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, tracked, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
-        for part, mode in modes.items():
-            part.training = mode
+        for child, mode in modes.items():
+            child.training = mode
 
 
-def _size(x: torch.Tensor) -> torch.Tensor:
+def _rms(x: torch.Tensor) -> torch.Tensor:
     return x.detach().double().pow(2).mean().sqrt().to(x)

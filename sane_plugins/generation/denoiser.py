@@ -42,7 +42,7 @@ class DenoiserExample(ShortRepr):
 
 
 class Denoiser(nn.Module):
-    """Tells clean latents (B, T, L) from noisy ones; tokens see each other through their mean."""
+    """Predict clean latents (B, T, L) from noisy ones; tokens see each other through their mean."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -52,31 +52,32 @@ class Denoiser(nn.Module):
         self.place = nn.Linear(config.places, width)
         self.time = nn.Linear(16, width)
         self.task = nn.Linear(config.task, width)
-        self.blocks = nn.ModuleList(_block(width) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(_residual_block(width) for _ in range(config.blocks))
         self.write = nn.Linear(width, config.latent)
 
     def forward(
         self, noisy: torch.Tensor, places: torch.Tensor, level: torch.Tensor, task: torch.Tensor
     ) -> torch.Tensor:
-        """Return clean latents of noisy ones at levels (B,) from 0 to 1; a task (B, F) of zeros is none."""
-        waves = level[:, None] * 2.0 ** torch.arange(8, device=level.device) * math.pi / 2
-        about = self.time(torch.cat([waves.sin(), waves.cos()], 1)) + self.task(task)
-        x = self.read(noisy) + self.place(places) + about[:, None]
+        """Predict clean latents from noisy ones at levels (B,) in 0 to 1; a task (B, F) of zeros is none."""
+        phases = level[:, None] * 2.0 ** torch.arange(8, device=level.device) * math.pi / 2
+        conditioning = self.time(torch.cat([phases.sin(), phases.cos()], 1)) + self.task(task)
+        x = self.read(noisy) + self.place(places) + conditioning[:, None]
         for block in self.blocks:
             x = x + block(torch.cat([x, x.mean(1, keepdim=True).expand_as(x)], -1))
-        keep, noise = (part[:, None, None] for part in weights(level))
-        guess: torch.Tensor = keep * noisy - noise * self.write(x)  # the network predicts v
-        return guess
+        signal_scale, noise_scale = (part[:, None, None] for part in signal_and_noise(level))
+        velocity = self.write(x)
+        clean_estimate: torch.Tensor = signal_scale * noisy - noise_scale * velocity
+        return clean_estimate
 
 
-def _block(width: int) -> nn.Sequential:
+def _residual_block(width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width)
     )
 
 
-def weights(level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the shares of signal and noise at levels from 0 to 1, by the cosine schedule."""
+def signal_and_noise(level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scales of signal and noise at levels from 0 to 1 (cosine schedule)."""
     return (level * math.pi / 2).cos(), (level * math.pi / 2).sin()
 
 
@@ -89,36 +90,36 @@ def fit_denoiser(
     lr: float = 2e-3,
     blind: float = 0.15,
 ) -> Iterator[tuple[Denoiser, float]]:
-    """Train a denoiser; yield it with its loss after each step. Networks of one group have one length.
+    """Train a denoiser; yield it with its loss after each step. Networks of a group have equally many tokens.
 
-    Groups take turns; a share `blind` of the examples is shown without its task.
+    Batches come from each group in turn; a fraction `blind` of the examples is shown without its task.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
         model = Denoiser(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for step in range(steps):
         group = groups[step % len(groups)]
-        picked = [group[i] for i in torch.randint(len(group), (batch,), generator=rng).tolist()]
-        clean = torch.stack([x.latents for x in picked])
-        task = torch.stack([x.task for x in picked])
+        examples = [group[i] for i in torch.randint(len(group), (batch,), generator=rng).tolist()]
+        clean = torch.stack([x.latents for x in examples])
+        task = torch.stack([x.task for x in examples])
         task = task * (torch.rand(batch, 1, generator=rng) > blind)
         level = torch.rand(batch, generator=rng)
-        keep, noise = (part[:, None, None] for part in weights(level))
-        noisy = keep * clean + noise * torch.randn(clean.shape, generator=rng)
-        guess = model(noisy, picked[0].places, level, task)
+        signal_scale, noise_scale = (part[:, None, None] for part in signal_and_noise(level))
+        noisy = signal_scale * clean + noise_scale * torch.randn(clean.shape, generator=rng)
+        clean_estimate = model(noisy, examples[0].places, level, task)
         # The error of v is that of the clean latents over the noise's share.
-        loss = ((guess - clean) / noise.clamp_min(0.05)).square().mean()
+        loss = ((clean_estimate - clean) / noise_scale.clamp_min(0.05)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
+        scheduler.step()
         yield model, float(loss.detach())
 
 
 @torch.no_grad()
-def denoised(
+def denoise(
     model: Callable[..., torch.Tensor],
     noisy: torch.Tensor,
     places: torch.Tensor,
@@ -126,30 +127,30 @@ def denoised(
     start: float,
     steps: int,
 ) -> torch.Tensor:
-    """Return latents (B, T, L) of those noisy at level `start`, in deterministic steps (DDIM)."""
+    """Denoise latents (B, T, L) from level `start` to 0, in deterministic steps (DDIM)."""
     levels = torch.linspace(start, 0, steps + 1)
-    for level, following in pairwise(levels):
-        keep, noise = weights(level)
+    for level, next_level in pairwise(levels):
+        signal_scale, noise_scale = signal_and_noise(level)
         clean = model(noisy, places, level.expand(len(noisy)), task.expand(len(noisy), -1))
-        direction = (noisy - keep * clean) / noise
-        keep, noise = weights(following)
-        noisy = keep * clean + noise * direction
+        direction = (noisy - signal_scale * clean) / noise_scale
+        signal_scale, noise_scale = signal_and_noise(next_level)
+        noisy = signal_scale * clean + noise_scale * direction
     return noisy
 
 
 def save_denoiser(model: Denoiser, path: str | Path) -> Path:
     """Write a denoiser as float16 with its configuration; the inverse of `load_denoiser` up to that."""
     tensors = {key: value.half() for key, value in model.state_dict().items()}
-    about = {"version": DENOISER.version, "config": asdict(model.config)}
-    return save_artifact(DENOISER, about, tensors, path)
+    metadata = {"version": DENOISER.version, "config": asdict(model.config)}
+    return save_artifact(DENOISER, metadata, tensors, path)
 
 
 def load_denoiser(path: str | Path) -> Denoiser:
-    """Read a denoiser. Raises `ZooError` for what is none, or of another version."""
-    return load_artifact(DENOISER, path, _denoiser)
+    """Read a denoiser. Raises `ZooError` for any other file, or another version."""
+    return load_artifact(DENOISER, path, _build_denoiser)
 
 
-def _denoiser(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Denoiser:
-    model = Denoiser(DenoiserConfig(**about["config"]))
+def _build_denoiser(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Denoiser:
+    model = Denoiser(DenoiserConfig(**metadata["config"]))
     model.load_state_dict({key: value.float() for key, value in tensors.items()})
     return model.eval().requires_grad_(False)

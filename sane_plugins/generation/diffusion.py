@@ -1,6 +1,6 @@
-"""The sampler `diffusion`: prompts' latents, noised and cleaned by a denoiser that knows the task.
+"""The sampler `diffusion`: prompts' latents, noised and denoised by a model conditioned on the task.
 
-The start of the way back is a choice (after SDEdit, 2022): level 0 gives a prompt back, level 1 forgets it.
+The noise level to start from is a choice (after SDEdit, 2022): level 0 returns a prompt, level 1 forgets it.
 The method: docs/explanation/sane.md, section 8.3.
 """
 
@@ -13,8 +13,8 @@ from importlib.resources import as_file, files
 import torch
 
 from sane_plugins.errors import UsageError
-from sane_plugins.generation.denoiser import Denoiser, denoised, load_denoiser, weights
-from sane_plugins.generation.samplers import SamplingContext, turns
+from sane_plugins.generation.denoiser import Denoiser, denoise, load_denoiser, signal_and_noise
+from sane_plugins.generation.samplers import SamplingContext, balanced_prompt_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,38 +23,46 @@ class Diffusion:
 
     level: float = 0.3
     steps: int = 20
-    around: SamplingContext | None = field(default=None, repr=False, compare=False)
+    context: SamplingContext | None = field(default=None, repr=False, compare=False)
 
-    def bound(self, around: SamplingContext) -> Diffusion:
+    def bound(self, context: SamplingContext) -> Diffusion:
         """Return the sampler for a network and a task. Raises `UsageError` for latents of another SANE."""
-        known = embedded().config.sane
-        if around.sane != known:
+        known_sane = embedded_denoiser().config.sane
+        if context.sane != known_sane:
             raise UsageError(
                 "sampler 'diffusion'",
-                f"its latents are those of the SANE {known}",
-                f"the SANE in use is {around.sane}",
+                f"its latents are those of the SANE {known_sane}",
+                f"the SANE in use is {context.sane}",
                 "use kde, or the shipped SANE",
             )
-        return replace(self, around=around)
+        return replace(self, context=context)
 
     def __call__(self, prompts: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:
         """Return new latents (count, T, L)."""
-        if self.around is None or self.level == 0:
-            return prompts[turns(len(prompts), count, rng)]
-        keep, noise = weights(torch.tensor(self.level))
-        drawn = torch.randn(count, *prompts.shape[1:], generator=rng).to(prompts)
-        noisy = keep * prompts[turns(len(prompts), count, rng)] + noise * drawn
-        found = [
-            denoised(
-                embedded(), x[None], self.around.places, self.around.task, self.level, self.steps
+        if self.context is None or self.level == 0:
+            return prompts[balanced_prompt_indices(len(prompts), count, rng)]
+        signal_scale, noise_scale = signal_and_noise(torch.tensor(self.level))
+        noise = torch.randn(count, *prompts.shape[1:], generator=rng).to(prompts)
+        noisy = (
+            signal_scale * prompts[balanced_prompt_indices(len(prompts), count, rng)]
+            + noise_scale * noise
+        )
+        latents = [
+            denoise(
+                embedded_denoiser(),
+                x[None],
+                self.context.places,
+                self.context.task,
+                self.level,
+                self.steps,
             )
             for x in noisy
         ]  # one after the other: a large network's latents fill the memory
-        return torch.cat(found)
+        return torch.cat(latents)
 
 
 @lru_cache(maxsize=1)
-def embedded() -> Denoiser:
+def embedded_denoiser() -> Denoiser:
     """Return the denoiser that ships with the package."""
     with as_file(files("sane_plugins") / "data" / "diffusion.safetensors") as path:
         return load_denoiser(path)

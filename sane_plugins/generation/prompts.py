@@ -1,4 +1,4 @@
-"""The choice of prompt networks: they must fit the target, and compute with its activation function.
+"""Choose prompt networks that fit the target and use its activation function.
 
 The method: docs/explanation/sane.md, section 6.1.
 """
@@ -19,8 +19,8 @@ from sane_plugins.errors import ZooError
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo import Entry, Zoo
 
-_CLASSIFIER = 2  # tensors
-_Shapes = list[tuple[int, ...]]
+_CLASSIFIER_TENSORS = 2  # weight and bias
+_ShapeList = list[tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,13 +40,13 @@ def embedded_prompts() -> Zoo:
 def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 24) -> Prompts:
     """Choose `count` networks of a zoo for a target: activation, then shapes, then test accuracy decide.
 
-    Where no network has the target's shapes, those that read as many channels come before those that share
-    more shapes: what they have learned to see is what expands.
+    Where no network has the target's shapes, networks with the same input channels come before networks
+    that share more shapes: it is their learned input filters that expansion reuses.
 
-    Networks of several data sets take turns; which of them help on a task is measured on its images later.
+    Networks of several data sets alternate; which of them help on a task is measured on its images later.
 
-    A network of the target's shapes but with another activation computes something else, so those with the
-    target's activation are taken wherever there are any; the notes say where not. Raises `ZooError` for an
+    A network of the target's shapes but with another activation computes something else, so networks with
+    the target's activation are preferred; a note says where there are none. Raises `ZooError` for an
     empty zoo.
     """
     entries = [e for e in zoo.entries if e.properties.get("finite", True)]
@@ -55,25 +55,25 @@ def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 24) -> Prompts:
             zoo.name, "it holds no usable network", "prompts are needed", "use another zoo"
         )
     notes = []
-    acts = activations(target)
-    if alike := [e for e in entries if e.properties.get("act") in acts]:
-        entries = alike
+    target_acts = activations(target)
+    if same_activation := [e for e in entries if e.properties.get("act") in target_acts]:
+        entries = same_activation
     else:
         notes.append(
-            f"no prompt computes with the target's activation ({', '.join(sorted(acts)) or 'unknown'})"
+            f"no prompt computes with the target's activation ({', '.join(sorted(target_acts)) or 'unknown'})"
         )
     ranked = _best_checkpoints(entries)
     target_shapes = [p.shape for p in from_module(target).params]
     matches = [_shape_match(shapes, target_shapes) for shapes in _entry_shapes(ranked, zoo)]
-    best = [e for e, match in zip(ranked, matches, strict=True) if match == max(matches)]
-    chosen = _alternate_datasets(best)[:count]
+    best_matches = [e for e, match in zip(ranked, matches, strict=True) if match == max(matches)]
+    chosen = _alternate_datasets(best_matches)[:count]
     return Prompts(tuple(zoo.graph(e) for e in chosen), tuple(notes))
 
 
 def activations(module: nn.Module) -> frozenset[str]:
-    """Return the zoo's names of the activation functions that the network has as modules."""
+    """Return the names, as in a zoo, of the activation functions that the network has as modules."""
     types = {type(m) for m in module.modules()}
-    return frozenset(name for name, kind in ACTIVATIONS.items() if kind in types)
+    return frozenset(name for name, module_type in ACTIVATIONS.items() if module_type in types)
 
 
 def _best_checkpoints(entries: list[Entry]) -> list[Entry]:
@@ -86,7 +86,7 @@ def _best_checkpoints(entries: list[Entry]) -> list[Entry]:
 
 
 def _alternate_datasets(entries: list[Entry]) -> list[Entry]:
-    """Order by the rank within each data set: accuracies on different tasks do not compare."""
+    """Order by the rank within each data set: accuracies on different tasks are not comparable."""
     count: dict[object, int] = {}
     ranks = []
     for entry in entries:
@@ -98,9 +98,9 @@ def _alternate_datasets(entries: list[Entry]) -> list[Entry]:
     ]
 
 
-def _entry_shapes(entries: list[Entry], zoo: Zoo) -> list[_Shapes]:
+def _entry_shapes(entries: list[Entry], zoo: Zoo) -> list[_ShapeList]:
     """Return the shapes of each entry's tensors; one entry of each architecture is read."""
-    shapes: dict[str, _Shapes] = {}
+    shapes: dict[str, _ShapeList] = {}
     architectures = [json.dumps([entry.form, dict(entry.factory)]) for entry in entries]
     for entry, architecture in zip(entries, architectures, strict=True):
         if architecture not in shapes:
@@ -108,10 +108,14 @@ def _entry_shapes(entries: list[Entry], zoo: Zoo) -> list[_Shapes]:
     return [shapes[architecture] for architecture in architectures]
 
 
-def _shape_match(own: _Shapes, target: _Shapes) -> tuple[bool, bool, int]:
-    """Return whether all shapes but a classifier's are alike, whether the images' channels are; how many."""
-    same = 0
-    if len(own) == len(target):
-        same = sum(a == b for a, b in zip(own, target, strict=True))
-    reads_alike = [x[1:2] for x in own[:1]] == [x[1:2] for x in target[:1]]
-    return same > 0 and same >= len(target) - _CLASSIFIER, reads_alike, same
+def _shape_match(prompt_shapes: _ShapeList, target_shapes: _ShapeList) -> tuple[bool, bool, int]:
+    """Return whether all but the classifier's shapes match, if input channels do, and how many shapes do."""
+    equal_count = 0
+    if len(prompt_shapes) == len(target_shapes):
+        equal_count = sum(a == b for a, b in zip(prompt_shapes, target_shapes, strict=True))
+    same_input_channels = [x[1:2] for x in prompt_shapes[:1]] == [x[1:2] for x in target_shapes[:1]]
+    return (
+        equal_count > 0 and equal_count >= len(target_shapes) - _CLASSIFIER_TENSORS,
+        same_input_channels,
+        equal_count,
+    )

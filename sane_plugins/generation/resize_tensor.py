@@ -1,4 +1,4 @@
-"""Tensors of prompts in another shape: channels counted around or side by side, maps and kernels resized.
+"""Resize tensors of prompts: channels repeated cyclically or side by side, maps and kernels resized.
 
 The method: docs/explanation/sane.md, sections 11.2 and 11.3.
 """
@@ -15,12 +15,12 @@ from torch.nn.functional import interpolate
 
 from sane_plugins.weights import Param
 
-_NOISE = 0.3  # of repeated channels: equal ones would stay equal in training
+_SYMMETRY_BREAKING_STD = 0.3  # relative; equal channels would stay equal in training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Where a tensor of the target comes from; `channels` are those that a layer reads, of both."""
+class TensorMapping:
+    """A target tensor and its source in the prompt; `channels`: the layer's inputs (target, prompt)."""
 
     param: Param
     source: Param
@@ -28,134 +28,179 @@ class Piece:
     is_classifier: bool
 
 
-def fitted(sources: Sequence[torch.Tensor], default: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """Bring tensors of prompts to the target's shape, side by side along the channels."""
-    size, had = piece.param.shape, tuple(sources[0].shape)
-    out, count = piece.param.axis, len(sources)
-    if had == size and count == 1:
+def resize_to_target(
+    sources: Sequence[torch.Tensor], default: torch.Tensor, mapping: TensorMapping
+) -> torch.Tensor:
+    """Resize tensors of prompts to the target's shape, side by side along the channels."""
+    target_shape, source_shape = mapping.param.shape, tuple(sources[0].shape)
+    out_axis, count = mapping.param.axis, len(sources)
+    if source_shape == target_shape and count == 1:
         return sources[0].clone()
-    into = 1 - out if len(size) > 1 else None
-    read = _channels_read(piece, into, count)
-    if piece.is_classifier:
-        return _summed(torch.stack([*sources]), into, read)
-    joined = count if read and piece.channels else 1  # all prompts read the images
-    block = _block(size[out], had[out], count)
-    parts = torch.stack([_resized(source, piece, joined) for source in sources])
-    value = parts.movedim(out + 1, 1)[block, torch.arange(len(block))].movedim(0, out)
-    is_repeated = size[out] > had[out] * count or (read and read[0] > read[1] * joined)
-    if into is not None and is_repeated:
-        value = value * _noise(piece.param).to(value)
-    if into is None or read is None or joined == 1:
+    in_axis = 1 - out_axis if len(target_shape) > 1 else None
+    channels = _channels_read(mapping, in_axis, count)
+    if mapping.is_classifier:
+        return _concatenate_inputs(torch.stack([*sources]), in_axis, channels)
+    block_count = count if channels and mapping.channels else 1  # all prompts read the images
+    source_index = _source_of_channel(target_shape[out_axis], source_shape[out_axis], count)
+    resized = torch.stack([_resize_source(source, mapping, block_count) for source in sources])
+    by_channel = resized.movedim(out_axis + 1, 1)
+    value = by_channel[source_index, torch.arange(len(source_index))].movedim(0, out_axis)
+    is_repeated = target_shape[out_axis] > source_shape[out_axis] * count or (
+        channels and channels[0] > channels[1] * block_count
+    )
+    if in_axis is not None and is_repeated:
+        value = value * _symmetry_breaking_noise(mapping.param).to(value)
+    if in_axis is None or channels is None or block_count == 1:
         return value
-    theirs = _block(*read, count).repeat_interleave(size[into] // read[0])
-    apart = block[:, None] != theirs
-    apart = apart if out == 0 else apart.T
-    shape = (*apart.shape, *[1] * (value.ndim - 2))
-    return torch.where(apart.view(shape).to(value.device), default.to(value), value)
+    input_source_index = _source_of_channel(*channels, count).repeat_interleave(
+        target_shape[in_axis] // channels[0]
+    )
+    is_cross_prompt = source_index[:, None] != input_source_index
+    is_cross_prompt = is_cross_prompt if out_axis == 0 else is_cross_prompt.T
+    shape = (*is_cross_prompt.shape, *[1] * (value.ndim - 2))
+    return torch.where(is_cross_prompt.view(shape).to(value.device), default.to(value), value)
 
 
-def _summed(sources: torch.Tensor, into: int | None, read: tuple[int, int] | None) -> torch.Tensor:
-    """Let each class read all prompts, of each the features that there are."""
+def _concatenate_inputs(
+    sources: torch.Tensor, in_axis: int | None, channels: tuple[int, int] | None
+) -> torch.Tensor:
+    """Join classifiers along their inputs, so that each class reads the features of all prompts."""
     count = len(sources)
-    if into is None or read is None:
+    if in_axis is None or channels is None:
         return sources.mean(0)
-    theirs = _block(*read, count).repeat_interleave(sources.shape[into + 1] // read[0])
-    features = sources.movedim(into + 1, 1)
-    return features[theirs, torch.arange(len(theirs))].movedim(0, into)
+    source_index = _source_of_channel(*channels, count).repeat_interleave(
+        sources.shape[in_axis + 1] // channels[0]
+    )
+    features = sources.movedim(in_axis + 1, 1)
+    return features[source_index, torch.arange(len(source_index))].movedim(0, in_axis)
 
 
-def _channels_read(piece: Piece, into: int | None, count: int) -> tuple[int, int] | None:
-    """Return how many channels a layer reads, of the target and of the prompt; None where all are alike."""
-    if into is None:
+def _channels_read(
+    mapping: TensorMapping, in_axis: int | None, count: int
+) -> tuple[int, int] | None:
+    """Return a layer's input channels (target, prompt), or None where they need no resizing."""
+    if in_axis is None:
         return None
-    size, had = piece.param.shape[into], piece.source.shape[into]
-    own, theirs = piece.channels or (size, had)
-    if size == had and (count == 1 or piece.channels is None or own != theirs or size % own):
+    size, source_size = mapping.param.shape[in_axis], mapping.source.shape[in_axis]
+    target_channels, source_channels = mapping.channels or (size, source_size)
+    if size == source_size and (
+        count == 1
+        or mapping.channels is None
+        or target_channels != source_channels
+        or size % target_channels
+    ):
         return None
-    return (size, had) if size % own else (own, theirs)
+    return (size, source_size) if size % target_channels else (target_channels, source_channels)
 
 
-def _resized(value: torch.Tensor, piece: Piece, joined: int) -> torch.Tensor:
-    """Bring a prompt's tensor to the target's shape; it reads one of `joined` blocks of channels."""
-    param = piece.param
-    out = param.axis
-    into = 1 - out if len(param.shape) > 1 else None
+def _resize_source(value: torch.Tensor, mapping: TensorMapping, block_count: int) -> torch.Tensor:
+    """Resize a prompt's tensor to the target's shape; it reads one of `block_count` blocks of channels."""
+    param = mapping.param
+    out_axis = param.axis
+    in_axis = 1 - out_axis if len(param.shape) > 1 else None
     for axis, size in enumerate(param.shape):
         if value.shape[axis] == size:
             continue
-        if axis not in (out, into):
-            value = _cropped(value, axis, size)
-        elif axis == out:
-            value = _counted_around(value, axis, size)
-        elif parts := _features(value.shape[axis], size, piece):
-            value = _flat_features(value, axis, *parts, joined)
+        if axis not in (out_axis, in_axis):
+            value = _crop_or_pad(value, axis, size)
+        elif axis == out_axis:
+            value = _repeat_cyclically(value, axis, size)
+        elif map_sizes := _flattened_map_sizes(value.shape[axis], size, mapping):
+            value = _resize_flattened_maps(value, axis, *map_sizes, block_count)
         else:
-            value = _shared(value, axis, size, joined)
+            value = _repeat_and_divide(value, axis, size, block_count)
     return value
 
 
-def _counted_around(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+def _repeat_cyclically(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     return value.index_select(axis, torch.arange(size, device=value.device) % value.shape[axis])
 
 
-def _shared(value: torch.Tensor, axis: int, size: int, joined: int) -> torch.Tensor:
-    """Count channels around; each copy within one of `joined` blocks gets its part of the weight."""
-    had = value.shape[axis]
-    found = _counted_around(value, axis, size)
-    if size <= had:
-        return found
-    copy = _block(size, had, joined) * had + torch.arange(size) % had
+def _repeat_and_divide(value: torch.Tensor, axis: int, size: int, block_count: int) -> torch.Tensor:
+    """Repeat channels cyclically; within each of `block_count` blocks, copies share the weight equally."""
+    source_size = value.shape[axis]
+    repeated = _repeat_cyclically(value, axis, size)
+    if size <= source_size:
+        return repeated
+    copy_index = (
+        _source_of_channel(size, source_size, block_count) * source_size
+        + torch.arange(size) % source_size
+    )
     shape = [1] * value.ndim
     shape[axis] = size
-    return found / torch.bincount(copy)[copy].view(shape).to(value.device)
+    return repeated / torch.bincount(copy_index)[copy_index].view(shape).to(value.device)
 
 
-def _block(size: int, had: int, count: int) -> torch.Tensor:
-    """Return for each of `size` channels which of `count` prompts with `had` channels it comes from.
+def _source_of_channel(size: int, source_size: int, count: int) -> torch.Tensor:
+    """Return for each of `size` channels which of `count` prompts with `source_size` channels it comes from.
 
-    Where they do not fit whole, each gives an equal part.
+    Where they do not all fit, each prompt gives an equal part.
     """
-    each = min(had, -(-size // count))
-    return torch.arange(size) // each % count
+    channels_per_source = min(source_size, -(-size // count))
+    return torch.arange(size) // channels_per_source % count
 
 
-def _features(had: int, wanted: int, piece: Piece) -> tuple[int, int, int, int] | None:
-    """Return channels and side of flattened maps that a layer reads, of the prompt and of the target."""
-    if piece.channels is None:
+def _flattened_map_sizes(
+    source_size: int, target_size: int, mapping: TensorMapping
+) -> tuple[int, int, int, int] | None:
+    """Return channels and side of the flattened maps that a layer reads: the prompt's, then the target's."""
+    if mapping.channels is None:
         return None
-    own, theirs = piece.channels
-    if wanted % own or had % theirs:
+    target_channels, source_channels = mapping.channels
+    if target_size % target_channels or source_size % source_channels:
         return None
-    side, their_side = isqrt(wanted // own), isqrt(had // theirs)
-    squares = side * side * own == wanted and their_side * their_side * theirs == had
-    return (theirs, their_side, own, side) if squares and max(side, their_side) > 1 else None
+    target_side = isqrt(target_size // target_channels)
+    source_side = isqrt(source_size // source_channels)
+    are_square = (
+        target_side * target_side * target_channels == target_size
+        and source_side * source_side * source_channels == source_size
+    )
+    if not are_square or max(target_side, source_side) == 1:
+        return None
+    return source_channels, source_side, target_channels, target_side
 
 
-def _flat_features(
-    value: torch.Tensor, axis: int, had: int, had_side: int, wanted: int, side: int, joined: int
+def _resize_flattened_maps(
+    value: torch.Tensor,
+    axis: int,
+    source_channels: int,
+    source_side: int,
+    target_channels: int,
+    target_side: int,
+    block_count: int,
 ) -> torch.Tensor:
-    """Fit the weights of flattened maps: channels are counted around, maps are resized."""
-    maps = value.movedim(axis, -1).unflatten(-1, (had, had_side, had_side))
+    """Resize the weights of flattened maps: channels are repeated cyclically, maps are interpolated."""
+    maps = value.movedim(axis, -1).unflatten(-1, (source_channels, source_side, source_side))
     lead = maps.shape[:-3]
-    if side != had_side:
-        grid = maps.reshape(-1, had, had_side, had_side)
-        maps = interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
-        maps = (maps * (had_side / side) ** 2).view(*lead, had, side, side)
-    return _shared(maps, maps.ndim - 3, wanted, joined).flatten(-3).movedim(-1, axis)
+    if target_side != source_side:
+        grid = maps.reshape(-1, source_channels, source_side, source_side)
+        maps = interpolate(
+            grid, size=(target_side, target_side), mode="bilinear", align_corners=False
+        )
+        maps = (maps * (source_side / target_side) ** 2).view(
+            *lead, source_channels, target_side, target_side
+        )
+    return (
+        _repeat_and_divide(maps, maps.ndim - 3, target_channels, block_count)
+        .flatten(-3)
+        .movedim(-1, axis)
+    )
 
 
-def _cropped(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """Cut a kernel's axis around its middle, or pad it with zeros."""
-    had = value.shape[axis]
-    if had > size:
-        return value.narrow(axis, (had - size) // 2, size)
+def _crop_or_pad(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """Crop a kernel's axis around its centre, or pad it with zeros."""
+    source_size = value.shape[axis]
+    if source_size > size:
+        return value.narrow(axis, (source_size - size) // 2, size)
     shape = list(value.shape)
     shape[axis] = size
     padded = value.new_zeros(shape)
-    padded.narrow(axis, (size - had) // 2, had).copy_(value)
+    padded.narrow(axis, (size - source_size) // 2, source_size).copy_(value)
     return padded
 
 
-def _noise(param: Param) -> torch.Tensor:
+def _symmetry_breaking_noise(param: Param) -> torch.Tensor:
     seed = int.from_bytes(sha256(param.key.encode()).digest()[:7], "big")
-    return 1 + _NOISE * torch.randn(param.shape, generator=torch.Generator().manual_seed(seed))
+    return 1 + _SYMMETRY_BREAKING_STD * torch.randn(
+        param.shape, generator=torch.Generator().manual_seed(seed)
+    )

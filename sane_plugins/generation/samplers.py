@@ -23,7 +23,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class SamplingContext:
-    """What a sampler may condition on: places (T, P), the task's description (F,), the SANE's fingerprint."""
+    """What a sampler may condition on: positions (T, P), a task's description (F,), a SANE's fingerprint."""
 
     places: torch.Tensor
     task: torch.Tensor
@@ -32,10 +32,10 @@ class SamplingContext:
 
 @runtime_checkable
 class ConditionedSampler(Protocol):
-    """A sampler that wants to know the network's places and the task before it draws."""
+    """A sampler that must be bound to a network's positions and a task before it draws."""
 
-    def bound(self, around: SamplingContext) -> Sampler:
-        """Return the sampler for these."""
+    def bound(self, context: SamplingContext) -> Sampler:
+        """Return the sampler bound to this context."""
         ...
 
 
@@ -43,8 +43,8 @@ class ConditionedSampler(Protocol):
 class KDE:
     """Gaussian kernel density around the prompts' latents, per token.
 
-    `bandwidth` is relative to the deviation of each latent dimension over all tokens of all prompts: it
-    means the same for any autoencoder and is defined for a single prompt too. `prompt="network"` takes
+    `bandwidth` is relative to the standard deviation of each latent dimension over all tokens of all prompts:
+    it means the same for any autoencoder and is defined for a single prompt too. `prompt="network"` takes
     all tokens of a draw from one prompt (a coherent network), each prompt equally often; `"token"` draws
     a prompt for every token, as the density of the paper does. `noise="shared"` gives all tokens of a
     draw the same noise, as the reference does.
@@ -58,13 +58,13 @@ class KDE:
         """Return new latents (count, T, L)."""
         networks, tokens, width = prompts.shape
         if self.prompt == "network":
-            centre = prompts[turns(networks, count, rng)]
+            centre = prompts[balanced_prompt_indices(networks, count, rng)]
         else:
-            which = torch.randint(networks, (count, tokens), generator=rng)
-            centre = prompts[which, torch.arange(tokens)]
-        drawn = 1 if self.noise == "shared" else tokens
-        noise = torch.randn(count, drawn, width, generator=rng).to(prompts)
-        return centre + self.bandwidth * _deviation(prompts) * noise
+            prompt_index = torch.randint(networks, (count, tokens), generator=rng)
+            centre = prompts[prompt_index, torch.arange(tokens)]
+        noise_tokens = 1 if self.noise == "shared" else tokens
+        noise = torch.randn(count, noise_tokens, width, generator=rng).to(prompts)
+        return centre + self.bandwidth * _latent_std(prompts) * noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +79,12 @@ class Gaussian:
         return prompts.mean(0) + self.spread * prompts.std(0, correction=0) * noise
 
 
-def turns(networks: int, count: int, rng: torch.Generator) -> torch.Tensor:
-    """Return `count` prompts in random order, each as often as any other, give or take one."""
-    rounds = [torch.randperm(networks, generator=rng) for _ in range(-(-count // networks))]
-    return torch.cat(rounds)[:count]
+def balanced_prompt_indices(networks: int, count: int, rng: torch.Generator) -> torch.Tensor:
+    """Return `count` prompt indices in random order; how often each occurs differs by at most one."""
+    permutations = [torch.randperm(networks, generator=rng) for _ in range(-(-count // networks))]
+    return torch.cat(permutations)[:count]
 
 
-def _deviation(prompts: torch.Tensor) -> torch.Tensor:
-    """Return the deviation (L,) of each latent dimension over all tokens of all prompts."""
+def _latent_std(prompts: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation (L,) of each latent dimension over all tokens of all prompts."""
     return prompts.flatten(0, 1).std(0, correction=0)

@@ -13,13 +13,13 @@ import torch
 from sane_plugins.autoencoder import SANE, Precision, decode, encode
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError, UsageError
-from sane_plugins.generation.cross_architecture import Expansion, expansion
+from sane_plugins.generation.cross_architecture import Expansion, plan_expansion
 from sane_plugins.progress import Report, silent
 from sane_plugins.symmetry import align, permutation_groups
 from sane_plugins.weights import Slot, WeightGraph, apply_scale, fit_scale, undo_scale
 
-_CONSTANT = 1e-12
-_LARGE = 3_000_000
+_MIN_STD = 1e-12
+_HALF_PRECISION_MIN_PARAMETERS = 3_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -43,17 +43,17 @@ class Transfer(ShortRepr):
 
     @property
     def prompts_per_network(self) -> int:
-        """Return how many prompts stand side by side in a network that is wider than they are."""
+        """Return how many prompts are placed side by side in one network of the target."""
         return min(self.expanded.width_ratio, len(self.prompts)) if self.expanded else 1
 
     def neighbors(self, number: int) -> list[WeightGraph]:
-        """Return the prompts that stand side by side where one of this number is asked for."""
+        """Return the prompts placed side by side, starting with this number."""
         return [
             self.aligned[(number + i) % len(self.aligned)] for i in range(self.prompts_per_network)
         ]
 
     def direct(self, number: int, default: WeightGraph) -> dict[str, torch.Tensor]:
-        """Return tensors of the target as a prompt has them; prompts that do not fit are not `aligned`."""
+        """Return the target's tensors as a prompt has them; prompts that do not fit are not `aligned`."""
         prompts = [prompt.tensors for prompt in self.neighbors(number)]
         if self.expanded is not None:
             return self.expanded.apply(prompts, default.tensors)
@@ -63,7 +63,10 @@ class Transfer(ShortRepr):
         """Return the mean of the aligned prompts, tensor by tensor."""
         count = len(self.aligned)
         parts = [self.direct(number, default) for number in range(count)]
-        return {key: sum((p[key] for p in parts[1:]), parts[0][key]) / count for key in self.pairs}
+        return {
+            key: sum((tensors[key] for tensors in parts[1:]), parts[0][key]) / count
+            for key in self.pairs
+        }
 
     def weights(self, latents: torch.Tensor, default: WeightGraph) -> dict[str, torch.Tensor]:
         """Decode latents (B, T, L) into tensors of the target, some or all, keyed as in `default`.
@@ -72,10 +75,10 @@ class Transfer(ShortRepr):
         scale belongs to other shapes: each tensor gets the mean and deviation that it has in `default`.
         """
         precision = _precision(self.template)
-        drawn = [decode(self.sane, x, self.template, precision=precision) for x in latents]
+        networks = [decode(self.sane, x, self.template, precision=precision) for x in latents]
         if self.expanded is not None:
-            return self.expanded.apply([network.tensors for network in drawn], default.tensors)
-        network = drawn[0]
+            return self.expanded.apply([network.tensors for network in networks], default.tensors)
+        network = networks[0]
         if not self.fits:
             network = undo_scale(apply_scale(network, fit_scale(network)), fit_scale(default))
         return {key: network.tensors[source] for key, source in self.pairs.items()}
@@ -101,17 +104,17 @@ def plan_transfer(
             "at least one network is needed to sample near",
             "give one, or leave them out to use those that ship with the package",
         )
-    fitting = [p for p in prompts if _pairs(p, target, classifier) is not None]
+    fitting = [p for p in prompts if _pair_in_order(p, target, classifier) is not None]
     first = fitting[0] if fitting else prompts[0]
-    shapes = _shapes(first)
-    alike = [p for p in fitting or prompts if _shapes(p) == shapes]
-    left = len(prompts) - len(alike)
-    notes = (f"{left} prompts of other shapes were left out",) if left else ()
-    aligned = _aligned(alike, rng)
+    shapes = _param_shapes(first)
+    same_shape = [p for p in fitting or prompts if _param_shapes(p) == shapes]
+    left_out = len(prompts) - len(same_shape)
+    notes = (f"{left_out} prompts of other shapes were left out",) if left_out else ()
+    aligned = _align_prompts(same_shape, rng)
     latents = torch.stack(
         [encode(sane, p, precision=_precision(p), report=report).values for p in aligned]
     )
-    pairs = _pairs(first, target, classifier)
+    pairs = _pair_in_order(first, target, classifier)
     if pairs is not None:
         return Transfer(
             sane=sane,
@@ -122,12 +125,12 @@ def plan_transfer(
             notes=notes,
             aligned=tuple(aligned),
         )
-    if (expanded := expansion(first, target, classifier)) is not None:
-        return _expanded(expanded, aligned, latents, target, sane, notes)
-    return _by_kind_and_depth(latents, first, target, classifier, sane, notes)
+    if (expanded := plan_expansion(first, target, classifier)) is not None:
+        return _transfer_by_expansion(expanded, aligned, latents, target, sane, notes)
+    return _transfer_by_kind_and_depth(latents, first, target, classifier, sane, notes)
 
 
-def _expanded(
+def _transfer_by_expansion(
     expanded: Expansion,
     aligned: Sequence[WeightGraph],
     latents: torch.Tensor,
@@ -135,7 +138,7 @@ def _expanded(
     sane: SANE,
     notes: tuple[str, ...],
 ) -> Transfer:
-    pairs = {piece.param.key: piece.source.key for piece in expanded.pieces}
+    pairs = {mapping.param.key: mapping.source.key for mapping in expanded.mappings}
     share = sum(p.size for p in target.params if p.key in pairs) / target.size
     note = (
         f"the prompts are of another architecture: for {share:.0%} of the target's values they have layers of"
@@ -162,22 +165,23 @@ def _expansion_note(expanded: Expansion, prompts: int) -> str:
 def matching_tokens(prompt: WeightGraph, target: WeightGraph, width: int) -> torch.Tensor:
     """Return for each token (T,) of the target which token of the prompt stands for it.
 
-    That is a token of a slot of the same kind at the nearest relative depth, of the same channel counted
-    around, at the same part of the channel. Slots of a kind that the prompt lacks take the nearest of all.
+    It lies in the slot of the same kind at the nearest relative depth, in the same channel modulo their
+    number, at the same part of the channel. For a kind that the prompt lacks, slots of any kind count.
     """
-    kinds, wanted = _kinds(prompt, target)
-    parts, own = prompt.slots, target.slots
-    starts = torch.tensor([0] + [s.tokens(width) for s in parts]).cumsum(0)
+    prompt_kinds, target_kinds = _slot_kinds(prompt, target)
+    prompt_slots, target_slots = prompt.slots, target.slots
+    starts = torch.tensor([0] + [s.tokens(width) for s in prompt_slots]).cumsum(0)
     sources = []
-    for i, (slot, kind) in enumerate(zip(own, wanted, strict=True)):
-        among = [j for j in range(len(parts)) if kinds[j] == kind] or list(range(len(parts)))
-        depth = i / max(1, len(own) - 1)
-        j = min(among, key=lambda j: abs(j / max(1, len(parts) - 1) - depth))
-        sources.append(starts[j] + _matching_pieces(slot, parts[j], width))
+    for i, (slot, kind) in enumerate(zip(target_slots, target_kinds, strict=True)):
+        same_kind = [j for j in range(len(prompt_slots)) if prompt_kinds[j] == kind]
+        candidates = same_kind or range(len(prompt_slots))
+        depth = i / max(1, len(target_slots) - 1)
+        j = min(candidates, key=lambda j: abs(j / max(1, len(prompt_slots) - 1) - depth))
+        sources.append(starts[j] + _matching_slot_tokens(slot, prompt_slots[j], width))
     return torch.cat(sources)
 
 
-def _by_kind_and_depth(
+def _transfer_by_kind_and_depth(
     latents: torch.Tensor,
     prompt: WeightGraph,
     target: WeightGraph,
@@ -185,99 +189,112 @@ def _by_kind_and_depth(
     sane: SANE,
     notes: tuple[str, ...],
 ) -> Transfer:
-    at = matching_tokens(prompt, target, sane.config.token_width)
-    theirs, wanted = _kinds(prompt, target)
-    known = set(theirs)
-    taken = {
+    token_index = matching_tokens(prompt, target, sane.config.token_width)
+    prompt_kinds, target_kinds = _slot_kinds(prompt, target)
+    available_kinds = set(prompt_kinds)
+    pairs = {
         param.key: param.key
-        for slot, kind in zip(target.slots, wanted, strict=True)
+        for slot, kind in zip(target.slots, target_kinds, strict=True)
         for param in (slot.weight, slot.bias)
         if param is not None
-        and kind in known
+        and kind in available_kinds
         and param.key not in classifier
-        and _varies(target.tensors[param.key])
+        and _is_not_constant(target.tensors[param.key])
     }
-    if not taken:
+    if not pairs:
         raise UsageError(
             f"prompt {prompt.source}",
             f"none of its layers is of a kind that {target.source} has",
             "at least one is needed to sample near",
             "give prompts nearer to the target, or none",
         )
-    share = sum(p.size for p in target.params if p.key in taken) / target.size
+    share = sum(p.size for p in target.params if p.key in pairs) / target.size
     note = (
         f"the prompts are of another architecture: {share:.0%} of the target's values come from latents at"
         " the same relative depth and kind of layer, at the default scale; the rest keep their default"
     )
     return Transfer(
         sane=sane,
-        prompts=latents[:, at],
+        prompts=latents[:, token_index],
         template=target,
-        pairs=taken,
+        pairs=pairs,
         fits=False,
         notes=(*notes, note),
     )
 
 
-def _pairs(
+def _pair_in_order(
     prompt: WeightGraph, target: WeightGraph, classifier: frozenset[str]
 ) -> dict[str, str] | None:
-    """Pair tensors by their place in network order; None unless all but the classifier's fit."""
+    """Pair tensors in network order; return None unless all shapes but the classifier's are equal."""
     if len(prompt.params) != len(target.params):
         return None
-    both = list(zip(target.params, prompt.params, strict=True))
-    if any(own.shape != theirs.shape and own.key not in classifier for own, theirs in both):
+    param_pairs = list(zip(target.params, prompt.params, strict=True))
+    if any(
+        target_param.shape != prompt_param.shape and target_param.key not in classifier
+        for target_param, prompt_param in param_pairs
+    ):
         return None
-    return {own.key: theirs.key for own, theirs in both if own.shape == theirs.shape}
+    return {
+        target_param.key: prompt_param.key
+        for target_param, prompt_param in param_pairs
+        if target_param.shape == prompt_param.shape
+    }
 
 
-def _aligned(prompts: Sequence[WeightGraph], rng: torch.Generator) -> list[WeightGraph]:
+def _align_prompts(prompts: Sequence[WeightGraph], rng: torch.Generator) -> list[WeightGraph]:
     first = prompts[0]
     if not first.has_topology:
         return list(prompts)
-    spaces = permutation_groups(first)
-    return [first, *(align(prompt, first, rng, spaces) for prompt in prompts[1:])]
+    groups = permutation_groups(first)
+    return [first, *(align(prompt, first, rng, groups) for prompt in prompts[1:])]
 
 
 def align_to_target(prompt: WeightGraph, target: WeightGraph, rng: torch.Generator) -> WeightGraph:
-    """Bring a prompt's channels into the order of a target of the same shapes; any other stays."""
-    if not prompt.has_topology or _shapes(prompt) != _shapes(target):
+    """Permute a prompt's channels to match a target of the same shapes; return any other prompt unchanged."""
+    if not prompt.has_topology or _param_shapes(prompt) != _param_shapes(target):
         return prompt
     try:
         return align(prompt, target, rng)
-    except SourceError:  # shapes are alike, and names or topology are not
+    except SourceError:  # the shapes are equal, but names or topology differ
         return prompt
 
 
-def _matching_pieces(slot: Slot, other: Slot, width: int) -> torch.Tensor:
-    """Return for each token of a slot the token of another slot, counted from its start."""
-    pieces, theirs = slot.tokens(width) // slot.rows, other.tokens(width) // other.rows
-    channel = torch.arange(slot.rows).repeat_interleave(pieces) % other.rows
-    piece = torch.arange(pieces).repeat(slot.rows) * theirs // pieces
-    return channel * theirs + piece
+def _matching_slot_tokens(slot: Slot, other: Slot, width: int) -> torch.Tensor:
+    """Return for each token of a slot the matching token of another slot, counted from its start."""
+    tokens_per_row = slot.tokens(width) // slot.rows
+    other_tokens_per_row = other.tokens(width) // other.rows
+    channel = torch.arange(slot.rows).repeat_interleave(tokens_per_row) % other.rows
+    token = torch.arange(tokens_per_row).repeat(slot.rows) * other_tokens_per_row // tokens_per_row
+    return channel * other_tokens_per_row + token
 
 
-def _kinds(*graphs: WeightGraph) -> list[list[tuple[str, int]]]:
-    """Return of each slot of each network the layer's kind and the number of the tensor's axes.
+def _slot_kinds(*graphs: WeightGraph) -> list[list[tuple[str, int]]]:
+    """Return for each slot of each network the layer's kind and the number of the tensor's axes.
 
-    A file of tensors does not tell kinds: where one network has none, the axes alone decide for all.
+    A file of tensors has no kinds: where one network has none, the axes alone decide for all.
     """
-    known = all(graph.has_topology for graph in graphs)
+    all_have_topology = all(graph.has_topology for graph in graphs)
     result: list[list[tuple[str, int]]] = []
     for graph in graphs:
         kinds = {layer.name: layer.kind for layer in graph.layers}
-        result.append([(kinds[s.layer] if known else "", len(s.weight.shape)) for s in graph.slots])
+        result.append(
+            [
+                (kinds[s.layer] if all_have_topology else "", len(s.weight.shape))
+                for s in graph.slots
+            ]
+        )
     return result
 
 
-def _shapes(graph: WeightGraph) -> list[tuple[int, ...]]:
+def _param_shapes(graph: WeightGraph) -> list[tuple[int, ...]]:
     return [param.shape for param in graph.params]
 
 
 def _precision(graph: WeightGraph) -> Precision:
-    """Return half precision, where the processor has it, for networks that take long otherwise."""
-    return "auto" if graph.size > _LARGE else "float32"
+    """Return "auto" (half precision where the processor has it) for networks that otherwise take long."""
+    return "auto" if graph.size > _HALF_PRECISION_MIN_PARAMETERS else "float32"
 
 
-def _varies(tensor: torch.Tensor) -> bool:
-    return tensor.numel() > 1 and float(tensor.std()) > _CONSTANT
+def _is_not_constant(tensor: torch.Tensor) -> bool:
+    return tensor.numel() > 1 and float(tensor.std()) > _MIN_STD

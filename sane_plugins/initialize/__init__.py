@@ -1,4 +1,4 @@
-"""The story of `sane-init`: draw candidates, score them, train the better ones longer, choose, tell."""
+"""Initialise a network: draw candidates, score them, train the better ones longer, choose and report."""
 
 import lazy_loader
 

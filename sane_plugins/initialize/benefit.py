@@ -32,35 +32,35 @@ from sane_plugins.initialize.training import start_training
 from sane_plugins.runtime import random_stream
 from sane_plugins.tasks import Task
 
-_MOST = 10.0
+_MARGIN_LIMIT = 10.0
 ORDERS = 2
-_FOLDS, _EPOCHS = 3, 2
-_CLOSE = 0.1
+_FOLD_COUNT, _EPOCHS_PER_FOLD = 3, 2
+_UNDECIDED_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
 class BenefitForecast:
-    """How likely generated weights train better than the best default, and whether that is more than even."""
+    """The probability that generated weights train better than the best default initialisation."""
 
     probability: float
 
     @property
     def helps(self) -> bool:
-        """Tell whether the generated weights are expected to help."""
+        """Return whether the generated weights are expected to help."""
         return self.probability >= 0.5
 
     @property
     def is_close(self) -> bool:
-        """Tell whether it is too close to call."""
-        return abs(self.probability - 0.5) < _CLOSE
+        """Return whether the forecast is too close to call."""
+        return abs(self.probability - 0.5) < _UNDECIDED_MARGIN
 
 
 def forecast_after_race(
     problem: InitializationProblem, candidates: Sequence[Candidate], budget: Budget
 ) -> tuple[BenefitForecast | None, Completion]:
-    """Forecast from the candidates of a race, best first, which are trained in folds while there is time.
+    """Forecast from the candidates of a race, best first, trained in folds while time is left.
 
-    Returns how that ended too. The forecast is None where there is nothing to compare.
+    Returns the forecast, None if there is nothing to compare, and how the training ended.
     """
     rivals, paired = best_rivals(candidates), None
     with Stage(budget.end()) as stage:
@@ -76,7 +76,7 @@ def forecast_after_race(
 def forecast_benefit(
     scores: Sequence[CandidateScore], images: int, paired: float | None = None
 ) -> BenefitForecast | None:
-    """Forecast from the scores of a race, best first, on so many images, and McNemar's margin of the folds.
+    """Forecast from the scores of a race, best first, on `images` images, and McNemar's margin of the folds.
 
     Without `paired`, the margins of the race decide; None where there is nothing to compare.
     """
@@ -84,7 +84,7 @@ def forecast_benefit(
     if margins is None:
         return None
     model = _coefficients()["race" if paired is None else "folds"]
-    features = margins if paired is None else (_winner(scores), paired)
+    features = margins if paired is None else (_race_winner(scores), paired)
     score = model["bias"] + sum(w * x for w, x in zip(model["weights"], features, strict=True))
     return BenefitForecast(1 / (1 + exp(-score)))
 
@@ -92,23 +92,27 @@ def forecast_benefit(
 def race_margins(scores: Sequence[CandidateScore], images: int) -> tuple[float, float] | None:
     """Return the margins before training and at the last epoch that both were trained to.
 
-    `scores` come best first, on so many images. None without a generated candidate or a default.
+    `scores` come best first, measured on `images` images. None without a generated candidate or a default.
     """
-    first = _first_of_both([score.kind for score in scores])
-    if first is None:
+    indices = _first_generated_and_default([score.kind for score in scores])
+    if indices is None:
         return None
-    ours, default = scores[first[0]], scores[first[1]]
-    both = min(len(ours.curve), len(default.curve))
+    ours, default = scores[indices[0]], scores[indices[1]]
+    common_epochs = min(len(ours.curve), len(default.curve))
     pairs = [(ours.before, default.before)]
-    pairs.append((ours.curve[both - 1][1], default.curve[both - 1][1]) if both else pairs[0])
-    before, after = (_margin(*pair, images) for pair in pairs)
+    pairs.append(
+        (ours.curve[common_epochs - 1][1], default.curve[common_epochs - 1][1])
+        if common_epochs
+        else pairs[0]
+    )
+    before, after = (_standardized_margin(*pair, images) for pair in pairs)
     return before, after
 
 
 def best_rivals(candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
     """Return the best generated candidate and the best default, if there are both."""
-    first = _first_of_both([c.spec.kind for c in candidates])
-    return (candidates[first[0]], candidates[first[1]]) if first else None
+    indices = _first_generated_and_default([c.spec.kind for c in candidates])
+    return (candidates[indices[0]], candidates[indices[1]]) if indices else None
 
 
 def count_discordant(
@@ -118,35 +122,37 @@ def count_discordant(
     order: int,
     stage: Stage,
 ) -> tuple[int, int]:
-    """Return how many images the one labels rightly and the other does not, and the reverse.
+    """Return how many images only the first classifies correctly, and how many only the second.
 
-    Both are trained on two thirds of the images at hand and asked about the last after one and two epochs,
-    in turn.
+    Both are trained on two thirds of the images and tested on the remaining third after one and two epochs,
+    for each third.
     """
     better = worse = 0
     for fold in _folds(problem, order):
-        a, b = (_correct(problem, c, fold, order, stage) for c in (ours, default))
-        better += int((a & ~b).sum())
-        worse += int((b & ~a).sum())
+        ours_correct, default_correct = (
+            _train_on_fold(problem, c, fold, order, stage) for c in (ours, default)
+        )
+        better += int((ours_correct & ~default_correct).sum())
+        worse += int((default_correct & ~ours_correct).sum())
     return better, worse
 
 
 def mcnemar_margin(counts: Sequence[tuple[int, int]]) -> float:
-    """Return the difference of all discordant counts in its standard errors, -10 to 10."""
+    """Return the summed difference of discordant counts in standard errors, clipped to -10 to 10."""
     better, worse = sum(b for b, _ in counts), sum(w for _, w in counts)
-    return max(-_MOST, min(_MOST, (better - worse) / sqrt(better + worse + 1)))
+    return max(-_MARGIN_LIMIT, min(_MARGIN_LIMIT, (better - worse) / sqrt(better + worse + 1)))
 
 
-def _winner(scores: Sequence[CandidateScore]) -> float:
-    """Return 1 where a generated candidate won the race, -1 where a default did."""
+def _race_winner(scores: Sequence[CandidateScore]) -> float:
+    """Return 1 if a generated candidate won the race, -1 if a default did."""
     return -1.0 if scores[0].kind.family is Family.DEFAULT else 1.0
 
 
-def _first_of_both(kinds: Sequence[Kind]) -> tuple[int, int] | None:
+def _first_generated_and_default(kinds: Sequence[Kind]) -> tuple[int, int] | None:
     """Return the index of the first generated kind and that of the first default, if there are both."""
     is_generated = [kind.is_generated for kind in kinds]
-    both = len({*is_generated}) == 2
-    return (is_generated.index(True), is_generated.index(False)) if both else None
+    has_both = len({*is_generated}) == 2
+    return (is_generated.index(True), is_generated.index(False)) if has_both else None
 
 
 def _folds(problem: InitializationProblem, order: int) -> Iterator[Task]:
@@ -154,32 +160,38 @@ def _folds(problem: InitializationProblem, order: int) -> Iterator[Task]:
     x, y = torch.cat([task.x_train, task.x_test]), torch.cat([task.y_train, task.y_test])
     rng = random_stream(problem.options.seed, "gate", order)
     shuffled = torch.randperm(len(y), generator=rng).to(y.device)
-    for i in range(_FOLDS):
-        out = shuffled[i::_FOLDS]
-        stay = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        stay[out] = False
-        yield replace(task, x_train=x[stay], y_train=y[stay], x_test=x[out], y_test=y[out])
+    for i in range(_FOLD_COUNT):
+        held_out = shuffled[i::_FOLD_COUNT]
+        is_training = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        is_training[held_out] = False
+        yield replace(
+            task,
+            x_train=x[is_training],
+            y_train=y[is_training],
+            x_test=x[held_out],
+            y_test=y[held_out],
+        )
 
 
-def _correct(
+def _train_on_fold(
     problem: InitializationProblem, candidate: Candidate, fold: Task, order: int, stage: Stage
 ) -> torch.Tensor:
-    """Train on a fold and return which of its test images are right after each epoch, (epochs x N,) bool."""
+    """Train on a fold; return which test images are correct after each epoch, (epochs x N,) bool."""
     problem = replace(problem, task=fold)
     training = start_training(problem, candidate.module, candidate.score.seed + order)
     if problem.fits_classifier and candidate.spec.kind is not Kind.DEFAULT:
         fit_head(training.module, problem)
     correct = []
-    for epoch in range(_EPOCHS):
+    for epoch in range(_EPOCHS_PER_FOLD):
         training.advance((epoch + 1) * training.steps_per_epoch, stage.check)
         correct.append(training.correct())
     return torch.cat(correct)
 
 
-def _margin(ours: float, default: float, images: int) -> float:
-    """Return the difference of two accuracies in its standard errors, at most 10."""
+def _standardized_margin(ours: float, default: float, images: int) -> float:
+    """Return the difference of two accuracies in standard errors, clipped to -10 to 10."""
     variance = (ours * (1 - ours) + default * (1 - default)) / images + 1 / images**2
-    return max(-_MOST, min(_MOST, (ours - default) / sqrt(variance)))
+    return max(-_MARGIN_LIMIT, min(_MARGIN_LIMIT, (ours - default) / sqrt(variance)))
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""A budget of seconds, and the user's Ctrl-C: both end the stage at hand, and what it has by then stays."""
+"""A time budget and Ctrl-C: both end the current stage, whose results so far are kept."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from types import TracebackType
 
 
 class BudgetSpentError(Exception):
-    """A stage's time is over; raised by `Stage.check`, and ends no more than the stage."""
+    """A stage's time is over; raised by `Stage.check` and caught by the stage."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """How work ended: `cut` short by its budget, or `interrupted` by the user (Ctrl-C)."""
+    """How work ended: `timed_out` before its end (by the budget or Ctrl-C), `interrupted` by Ctrl-C."""
 
-    cut: bool = False
+    timed_out: bool = False
     interrupted: bool = False
 
     def __or__(self, other: Completion) -> Completion:
-        """Return how both ended together."""
-        return Completion(self.cut or other.cut, self.interrupted or other.interrupted)
+        """Combine two: timed out or interrupted if either was."""
+        return Completion(self.timed_out or other.timed_out, self.interrupted or other.interrupted)
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Budget:
     started: float = field(default_factory=monotonic)
 
     @property
-    def left(self) -> float:
-        """Return the seconds that are left, infinity without a bound."""
+    def remaining(self) -> float:
+        """Return the remaining seconds, infinity without a bound."""
         return float("inf") if self.seconds is None else max(0.0, self.end() - monotonic())
 
     def end(self, share: float = 1.0) -> float:
@@ -41,7 +41,7 @@ class Budget:
         return self.started + share * (float("inf") if self.seconds is None else self.seconds)
 
     def after(self, completion: Completion) -> Budget:
-        """Return the budget for the next stage: nothing is left of it once the user interrupted."""
+        """Return the budget for the next stage: none if the user interrupted this one."""
         return Budget(0.0, self.started) if completion.interrupted else self
 
 
@@ -58,11 +58,11 @@ class Stage(AbstractContextManager["Stage"]):
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the stage's time is over."""
+        """Return whether the stage's time is over."""
         return monotonic() > self._end
 
     def check(self) -> None:
-        """Raise `BudgetSpentError`, which ends the stage, where its time is over."""
+        """Raise `BudgetSpentError`, which ends the stage, if its time is over."""
         if self.is_over:
             raise BudgetSpentError
 
@@ -75,5 +75,5 @@ class Stage(AbstractContextManager["Stage"]):
         interrupted = isinstance(error, KeyboardInterrupt) and self.has_result
         if not (interrupted or isinstance(error, BudgetSpentError)):
             return False
-        self.completion = Completion(cut=True, interrupted=interrupted)
+        self.completion = Completion(timed_out=True, interrupted=interrupted)
         return True

@@ -1,4 +1,4 @@
-"""Candidates for an initialisation: which draw each is, how its network is built, and how it scored."""
+"""Candidates for an initialisation: their specification, the network built from it, and its score."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from sane_plugins.initialize.training import set_memory_format
 from sane_plugins.runtime import random_stream, seeded
 from sane_plugins.weights import RUNNING, WeightGraph, load_into
 
-_FIT_IMAGES = 2000
-_SCALE_IMAGES = 64
+_CLASSIFIER_FIT_IMAGES = 2000
+_RESCALE_IMAGES = 64
 Scale = Literal["own", "default"]
 
 
 class Label(str, Enum):
-    """A closed set of labels: the value is what JSON, seed streams and tables say; nothing parses it."""
+    """A closed set of labels: the value is used in JSON, seed streams and tables, and never parsed."""
 
     def __str__(self) -> str:
         return str(self.value)
 
     @property
     def label(self) -> str:
-        """Return the words for a reader."""
+        """Return the text shown to users."""
         return str(self.value)
 
 
 class Family(Label):
-    """What a reader chooses between."""
+    """The families of initialisations that users choose between."""
 
     DEFAULT = "default"
     PROMPT = "prompt"
@@ -60,7 +60,7 @@ class Kind(Label):
 
     @property
     def is_generated(self) -> bool:
-        """Tell whether its weights come from prompts, decoded or as they are."""
+        """Return whether the weights come from prompts, decoded or as they are."""
         return self.family is not Family.DEFAULT
 
     @property
@@ -82,10 +82,10 @@ class Origin(Label):
 
 @dataclass(frozen=True)
 class CandidateSpec:
-    """Which draw a candidate is: with the seed, all that it takes to make it again.
+    """The specification of a candidate: together with the seed, it determines the network.
 
     `scale` is that of its hidden layers: as generated, or that of the default initialisation. `layers` is the
-    share of the layers, from the input on, that are generated; the others keep their default.
+    fraction of the layers, from the input on, that are generated; the others keep their default.
     """
 
     kind: Kind
@@ -155,7 +155,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class BuiltNetwork:
-    """What a `CandidateBuilder` makes: a candidate that is not scored; `seed` orders its training images."""
+    """A network made by `CandidateBuilder`, not yet scored; `seed` orders its training images."""
 
     module: nn.Module
     origins: Mapping[str, Origin]
@@ -164,28 +164,29 @@ class BuiltNetwork:
 
 @dataclass(frozen=True)
 class CandidateBuilder:
-    """Builds the network that a spec stands for: the same problem and spec give the same network."""
+    """Builds the network of a spec: the same problem and spec give the same network."""
 
     problem: InitializationProblem
 
     def build(self, spec: CandidateSpec, latents: torch.Tensor | None = None) -> BuiltNetwork:
         """Build a network at its initial weights; a SANE candidate is decoded from latents (B, T, L).
 
-        B is the number of prompts that stand side by side in it.
+        B is the number of prompts placed side by side in it.
         """
         options, pruned = self.problem.options, self.problem.pruned
         # One draw, at any scale.
         rng = random_stream(options.seed, spec.kind.value, spec.number, spec.round)
         with seeded(rng):
-            module = set_memory_format(self.problem.make(), torch.channels_last).to(options.device)
+            module = self.problem.build_network()
+        module = set_memory_format(module, torch.channels_last).to(options.device)
         default = {key: value.clone() for key, value in module.state_dict().items()}
         origins = dict.fromkeys(default, Origin.DEFAULT)
         if spec.kind is not Kind.DEFAULT:
             filled = self._fill(module, default, spec, latents, rng)
             origins |= {key: origin for key, origin in filled.items() if key in default}
-            kept = {key: value for key, value in default.items() if not options.selects(key)}
-            module.load_state_dict(kept, strict=False)
-            origins |= dict.fromkeys(kept, Origin.DEFAULT)
+            unselected = {key: value for key, value in default.items() if not options.selects(key)}
+            module.load_state_dict(unselected, strict=False)
+            origins |= dict.fromkeys(unselected, Origin.DEFAULT)
         elif pruned is not None:
             module.load_state_dict(pruned.with_survivors(default))
         return BuiltNetwork(module, origins, int(torch.randint(2**31, (), generator=rng)))
@@ -209,13 +210,13 @@ class CandidateBuilder:
         origins = dict.fromkeys(weights, Origin(spec.kind.value)) if weights else {}
         images = problem.task.x_train
         if spec.scale == "default":
-            some = images[:_SCALE_IMAGES]
+            sample = images[:_RESCALE_IMAGES]
             hidden = weights.keys() & default.keys() - problem.classifier
-            rescale(module, default, hidden, find_classifier(module, some[:2]), some)
+            rescale(module, default, hidden, find_classifier(module, sample[:2]), sample)
         batches = min(options.norm_batches, ceil(len(images) / options.norm_batch))
         condition(module, images, batches, options.norm_batch, rng)
-        running = (p.key for p in graph.params if p.role in RUNNING)
-        origins |= dict.fromkeys(running, Origin.MEASURED)
+        running_keys = (p.key for p in graph.params if p.role in RUNNING)
+        origins |= dict.fromkeys(running_keys, Origin.MEASURED)
         if problem.fits_classifier:
             fit_head(module, problem)
             origins |= dict.fromkeys(problem.classifier, Origin.FITTED)
@@ -225,8 +226,8 @@ class CandidateBuilder:
         """Return the keys that a spec generates: of its first layers, and selected by the user."""
         options = self.problem.options
         layers = [layer for layer in graph.layers if layer.params]
-        first = layers[: ceil(spec.layers * len(layers))]
-        keys = {p.key for layer in first for p in layer.params if options.selects(p.key)}
+        generated_layers = layers[: ceil(spec.layers * len(layers))]
+        keys = {p.key for layer in generated_layers for p in layer.params if options.selects(p.key)}
         return keys if options.classifier == "prompt" else keys - self.problem.classifier
 
     def _weights(
@@ -242,7 +243,8 @@ class CandidateBuilder:
 
 def fit_head(module: nn.Module, problem: InitializationProblem) -> None:
     """Fit the module's classifier in closed form on the first training images."""
-    images, labels = problem.task.x_train[:_FIT_IMAGES], problem.task.y_train[:_FIT_IMAGES]
+    images = problem.task.x_train[:_CLASSIFIER_FIT_IMAGES]
+    labels = problem.task.y_train[:_CLASSIFIER_FIT_IMAGES]
     layer = find_classifier(module, images[:2])
     if layer is not None:
         fit_classifier(module, layer, images, labels)

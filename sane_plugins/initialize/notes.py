@@ -1,4 +1,4 @@
-"""Notes: what a reader of an initialisation's result table should know."""
+"""Notes on the results of an initialisation."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def result_notes(
     forecast: BenefitForecast | None,
     completion: Completion,
 ) -> tuple[str, ...]:
-    """Return one sentence each, without its full stop; `task` is the one that was given, whole."""
+    """Return notes, each a sentence without its full stop; `task` is the original task before the split."""
     data, options = problem.task, problem.options
     notes = [
         f"scored on {len(data.y_test)} held-out training images, after training on"
         f" {len(data.y_train)} of {len(task.y_train)}; test images were not used"
     ]
     if forecast is not None:
-        notes.append(_benefit(forecast))
+        notes.append(_forecast_note(forecast))
     notes += problem.transfer.notes
     if completion.interrupted:
         notes.append("it was interrupted: this is the best so far")
-    elif completion.cut:
+    elif completion.timed_out:
         notes.append(
             f"the scoring was cut short after the {options.budget:.0f} s that the budget left for it:"
             " a larger one compares more"
@@ -42,23 +42,23 @@ def result_notes(
     if options.classifier == "fit" and not problem.classifier:
         notes.append("the network does not end in a linear layer, so its classifier was not fitted")
     if problem.pruned is not None:
-        notes.append(_freed(problem.pruned, best))
+        notes.append(_pruning_note(problem.pruned, best))
     if not problem.is_fresh:
         notes.append(
             "the default initialisation is the network as given, trained in another order each time"
         )
     if options.include or options.exclude:
-        notes.append(_selection(best, options))
+        notes.append(_selection_note(best, options))
     return tuple(notes)
 
 
 def generation_notes(problem: InitializationProblem) -> tuple[str, ...]:
-    """Return the notes where one network was generated and nothing compared."""
+    """Return the notes for one generated network that was not compared with anything."""
     warning = "nothing was scored: it may be worse than the default initialisation"
     return (*problem.transfer.notes, warning)
 
 
-def _benefit(forecast: BenefitForecast) -> str:
+def _forecast_note(forecast: BenefitForecast) -> str:
     expected = "are expected to" if forecast.helps else "are not expected to"
     return (
         f"generated weights {'may or may not' if forecast.is_close else expected} beat the best default"
@@ -66,7 +66,7 @@ def _benefit(forecast: BenefitForecast) -> str:
     )
 
 
-def _freed(pruned: PrunedNetwork, best: Candidate) -> str:
+def _pruning_note(pruned: PrunedNetwork, best: Candidate) -> str:
     values = sum(x.numel() for x in pruned.tensors.values())
     now = sparsity({k: v for k, v in best.module.state_dict().items() if v.is_floating_point()})
     return (
@@ -75,12 +75,12 @@ def _freed(pruned: PrunedNetwork, best: Candidate) -> str:
     )
 
 
-def _selection(best: Candidate, options: InitializeOptions) -> str:
+def _selection_note(best: Candidate, options: InitializeOptions) -> str:
     state = best.module.state_dict()
-    wanted = [key for key in state if options.selects(key)]
-    share = sum(state[key].numel() for key in wanted) / sum(x.numel() for x in state.values())
-    new = sum(best.origins[key] is not Origin.DEFAULT for key in wanted)
+    selected = [key for key in state if options.selects(key)]
+    share = sum(state[key].numel() for key in selected) / sum(x.numel() for x in state.values())
+    new = sum(best.origins[key] is not Origin.DEFAULT for key in selected)
     return (
-        f"{len(wanted)} of {len(state)} tensors ({share:.0%} of the values) were to be initialised,"
+        f"{len(selected)} of {len(state)} tensors ({share:.0%} of the values) were to be initialised,"
         f" and {new} were; all others keep what they had"
     )

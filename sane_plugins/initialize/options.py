@@ -1,4 +1,4 @@
-"""What an initialisation is asked for.
+"""The options of an initialisation.
 
 Light at import: the command line shows its help from here without torch.
 """
@@ -69,7 +69,7 @@ class InitializeOptions:
     validation: float = 0.2
     validation_images: int = 2000
     images: int | None = None
-    norm_batches: int = 50
+    norm_batches: int = 50  # statistics of batch norm: see `generation/batchnorm.py`
     norm_batch: int = 32
     train: TrainOptions = field(default_factory=TrainOptions)
     seed: int = 0
@@ -90,9 +90,9 @@ class InitializeOptions:
         require_field_types(self)
 
     def selects(self, key: str) -> bool:
-        """Tell whether the tensor of that name is to be initialised."""
-        wanted = not self.include or any(fnmatchcase(key, glob) for glob in self.include)
-        return wanted and not any(fnmatchcase(key, glob) for glob in self.exclude)
+        """Return whether the tensor of that name is to be initialised."""
+        is_included = not self.include or any(fnmatchcase(key, glob) for glob in self.include)
+        return is_included and not any(fnmatchcase(key, glob) for glob in self.exclude)
 
     @property
     def default_count(self) -> int:

@@ -104,21 +104,23 @@ def initialize(
     budget, few_shot = Budget(options.budget), None
     problem = prepare(target, task, prompts, sane, options, report)
     with threads_for(problem.flops):
-        searched, ranked, completion = _search_and_race(problem, budget, report)
+        search_result, ranked, completion = _search_and_race(problem, budget, report)
         if options.few_shot and not completion.interrupted:
             specs = tuple(c.spec for c in ranked[: options.few_shot])
-            few_shot = FewShotPrompts(specs, searched.trace)
+            few_shot = FewShotPrompts(specs, search_result.trace)
             problem = problem.with_prompts(train_few_shot(problem, few_shot, report), report)
-            budget, before = Budget(options.budget), completion
-            searched, ranked, completion = _search_and_race(problem, budget, report)
-            completion |= before
+            budget, first_completion = Budget(options.budget), completion
+            search_result, ranked, completion = _search_and_race(problem, budget, report)
+            completion |= first_completion
         # It only informs: the race decides.
-        forecast, ended = forecast_after_race(problem, ranked, budget.after(completion))
-        completion |= ended
+        forecast, forecast_completion = forecast_after_race(
+            problem, ranked, budget.after(completion)
+        )
+        completion |= forecast_completion
         best = ranked[0]
-        rows = _table(ranked, searched)
+        rows = _score_rows(ranked, search_result)
         provenance = build_provenance(
-            problem, task, prompts, best.spec, searched.trace, few_shot, rows
+            problem, task, prompts, best.spec, search_result.trace, few_shot, rows
         )
     return Initialization(
         graph=_graph(problem, best.module),
@@ -142,7 +144,7 @@ def remake(
     options: InitializeOptions,
     provenance: Mapping[str, Any],
 ) -> WeightGraph:
-    """Make the weights of a provenance again: only the chosen candidate, without any search."""
+    """Reproduce the weights of a provenance: only the chosen candidate, without any search."""
     problem = prepare(target, task, prompts, sane, options)
     spec = CandidateSpec.from_json(provenance["recipe"])
     trace = SearchTrace.from_json(provenance["course"])
@@ -186,16 +188,20 @@ def generate(
 def _search_and_race(
     problem: InitializationProblem, budget: Budget, report: Report
 ) -> tuple[SearchResult, tuple[Candidate, ...], Completion]:
-    """Return what was searched, the candidates of the race best first, and how both ended."""
-    searched = search(problem, budget, report)
-    raced = race(problem, searched.board.kept, budget.after(searched.completion), report)
-    return searched, raced.candidates, searched.completion | raced.completion
+    """Return the search's result, the race's candidates best first, and how both ended."""
+    search_result = search(problem, budget, report)
+    race_result = race(
+        problem, search_result.board.kept, budget.after(search_result.completion), report
+    )
+    return search_result, race_result.candidates, search_result.completion | race_result.completion
 
 
-def _table(ranked: Sequence[Candidate], searched: SearchResult) -> tuple[CandidateScore, ...]:
+def _score_rows(
+    ranked: Sequence[Candidate], search_result: SearchResult
+) -> tuple[CandidateScore, ...]:
     """Return all scores, those of the race first, the best of these marked as chosen."""
     rows = [replace(c.score, chosen=c is ranked[0]) for c in ranked]
-    return (*rows, *sorted(searched.board.dropped, key=lambda score: -score.before))
+    return (*rows, *sorted(search_result.board.dropped, key=lambda score: -score.before))
 
 
 def _graph(problem: InitializationProblem, module: nn.Module) -> WeightGraph:

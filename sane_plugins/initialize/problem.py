@@ -1,4 +1,4 @@
-"""The problem of an initialisation: what is set up once, and all candidates share."""
+"""The problem of an initialisation: the set-up that all candidates share."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from sane_plugins.tasks import Task, describe, forward_flops, require_fit
 from sane_plugins.weights import WeightGraph, from_module
 
 _EPOCH_FLOPS = 3e11  # about ten seconds on two cores
-_TRAINING = 3  # a training step costs as much as three forward passes
-_LEAST_IMAGES, _MOST_IMAGES = 256, 10_000
+_FORWARDS_PER_TRAINING_STEP = 3  # the cost of a training step, in forward passes
+_MIN_IMAGES, _MAX_IMAGES = 256, 10_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InitializationProblem:
-    """A network, a task and prompts, made ready for candidates.
+    """A network, a task and prompts, prepared for generating candidates.
 
-    `make` builds the network at its default initialisation, another draw each time if `is_fresh`; `graph` is
-    one of them, read. `classifier` holds the keys of its classifier's tensors (none: not a linear layer).
-    `task` has training images to train on and, as its test images, training images to choose by. `flops`
-    counts the operations of one image's forward pass. `sampler` draws near `transfer.prompts`.
+    `build_network` returns the network at its default initialisation, another draw each time if `is_fresh`;
+    `graph` is one of them, read. `classifier` holds the keys of its classifier's tensors (empty: it is not a
+    linear layer). `task` has training images to train on and, as its test images, training images to choose
+    by. `flops` counts the operations of one image's forward pass. `sampler` draws near `transfer.prompts`.
     """
 
     options: InitializeOptions
-    make: Callable[[], nn.Module]
+    build_network: Callable[[], nn.Module]
     is_fresh: bool
     graph: WeightGraph
     classifier: frozenset[str]
@@ -54,11 +54,11 @@ class InitializationProblem:
 
     @property
     def fits_classifier(self) -> bool:
-        """Tell whether candidates get a fitted classifier."""
+        """Return whether candidates get a fitted classifier."""
         return self.options.classifier == "fit" and bool(self.classifier)
 
     def read(self, module: nn.Module) -> WeightGraph:
-        """Return the graph of a network that `make` built: its layers are known, and not traced again."""
+        """Return the graph of a network that `build_network` built, without tracing its layers again."""
         tensors = module.state_dict()
         if tensors.keys() != self.graph.tensors.keys():  # folded by pruning or a parametrisation
             return from_module(module)
@@ -72,7 +72,7 @@ class InitializationProblem:
         transfer = plan_transfer(
             prompts, self.graph, self.classifier, self.transfer.sane, rng, report
         )
-        sampler = _bound(self.options.sampler, transfer, self.task)
+        sampler = _bind_sampler(self.options.sampler, transfer, self.task)
         return replace(self, transfer=transfer, sampler=sampler)
 
 
@@ -89,32 +89,32 @@ def prepare(
     Raises `TaskError` where images or classes do not fit the network, `UsageError` without prompts, or where
     no tensor's name matches.
     """
-    make, is_fresh = _maker(target)
+    build_network, is_fresh = _network_builder(target)
     with seeded(random_stream(options.seed, "first")):
-        module = make()
+        module = build_network()
     require_fit(module, task)
     _require_match(module, options)
     flops = forward_flops(module, task.x_train[:1])
-    data = split_images(task, flops, options)
+    split_task = split_images(task, flops, options)
     graph = from_module(module)
     classifier = _classifier_keys(module, graph, task)
     rng = random_stream(options.seed, "align")
     pruned = None
     if options.pruned:
         pruned = PrunedNetwork.of(graph, classifier)
-        make, is_fresh = fresh_copies(module), True
+        build_network, is_fresh = fresh_copies(module), True
         prompts = [align_to_target(prompt, graph, rng) for prompt in prompts]
     transfer = plan_transfer(prompts, graph, classifier, sane, rng, report)
     return InitializationProblem(
         options=options,
-        make=make,
+        build_network=build_network,
         is_fresh=is_fresh,
         graph=graph,
         classifier=classifier,
-        task=data,
+        task=split_task,
         flops=flops,
         transfer=transfer,
-        sampler=_bound(options.sampler, transfer, data),
+        sampler=_bind_sampler(options.sampler, transfer, split_task),
         pruned=pruned,
     )
 
@@ -122,18 +122,24 @@ def prepare(
 def split_images(task: Task, flops: int, options: InitializeOptions) -> Task:
     """Split the training images into some to train on and some to choose by, which become the test images.
 
-    Of either, no more than an epoch can afford, where a forward pass of one image takes so many `flops`.
+    Neither part is larger than an epoch can afford, given the `flops` of one image's forward pass.
     """
     rng = random_stream(options.seed, "data")
-    affordable = int(_EPOCH_FLOPS / (_TRAINING * flops))
-    most = min(max(affordable, _LEAST_IMAGES), _MOST_IMAGES)
-    held_out = min(options.validation_images, most)
-    share = min(options.validation, held_out / len(task.y_train))
-    return task.held_out(share, rng).subset(options.images or most, rng).to(options.device)
+    affordable = int(_EPOCH_FLOPS / (_FORWARDS_PER_TRAINING_STEP * flops))
+    max_images = min(max(affordable, _MIN_IMAGES), _MAX_IMAGES)
+    held_out = min(options.validation_images, max_images)
+    held_out_share = min(options.validation, held_out / len(task.y_train))
+    return (
+        task.held_out(held_out_share, rng)
+        .subset(options.images or max_images, rng)
+        .to(options.device)
+    )
 
 
-def _maker(target: nn.Module | Callable[[], nn.Module]) -> tuple[Callable[[], nn.Module], bool]:
-    """Return what builds the network, and whether each call draws fresh weights."""
+def _network_builder(
+    target: nn.Module | Callable[[], nn.Module],
+) -> tuple[Callable[[], nn.Module], bool]:
+    """Return a function that builds the network, and whether each call draws fresh weights."""
     if isinstance(target, nn.Module):
         return (lambda: deepcopy(target)), False
     return target, True
@@ -152,15 +158,20 @@ def _require_match(module: nn.Module, options: InitializeOptions) -> None:
 
 def _classifier_keys(module: nn.Module, graph: WeightGraph, task: Task) -> frozenset[str]:
     layer = find_classifier(module, task.x_train[:2])
-    names = {name for name, part in module.named_modules() if part is layer}
-    return frozenset(p.key for x in graph.layers if x.name in names for p in x.params)
+    names = {name for name, submodule in module.named_modules() if submodule is layer}
+    return frozenset(
+        p.key
+        for graph_layer in graph.layers
+        if graph_layer.name in names
+        for p in graph_layer.params
+    )
 
 
-def _bound(sampler: Sampler, transfer: Transfer, task: Task) -> Sampler:
-    """Return the sampler, told of the network and the task where it asks."""
+def _bind_sampler(sampler: Sampler, transfer: Transfer, task: Task) -> Sampler:
+    """Return the sampler, bound to the network and the task if it is conditioned."""
     if not isinstance(sampler, ConditionedSampler):
         return sampler
     config = transfer.sane.config
     layout = transfer.template.token_layout(config.token_width)
-    places = config.positions(layout, 0, len(layout))
-    return sampler.bound(SamplingContext(places, describe(task), fingerprint(transfer.sane)))
+    positions = config.positions(layout, 0, len(layout))
+    return sampler.bound(SamplingContext(positions, describe(task), fingerprint(transfer.sane)))

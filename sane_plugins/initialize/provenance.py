@@ -1,4 +1,4 @@
-"""Where initial weights come from: enough to make them again, in a safetensors file's one metadata entry."""
+"""Provenance of initial weights: enough to reproduce them, in a safetensors file's one metadata entry."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def build_provenance(
     few_shot: FewShotPrompts | None = None,
     scores: Sequence[CandidateScore] = (),
 ) -> dict[str, Any]:
-    """Return what the weights of a spec came from; no time and no place of the machine is in it."""
+    """Return the provenance of a spec's weights; it holds no times and no paths of the machine."""
     return {
         "format": FORMAT,
         "seed": problem.options.seed,
@@ -54,8 +54,8 @@ def build_provenance(
 
 
 def input_hashes(task: Task, prompts: Sequence[WeightGraph], sane: SANE) -> dict[str, Any]:
-    """Return the hashes of all that went in, and licences as far as they are known."""
-    own, licence = f"{embedded_prompts().name}:", _licence()
+    """Return the hashes of all inputs, and licences as far as they are known."""
+    embedded_prefix, license_name = f"{embedded_prompts().name}:", _package_license()
     return {
         "sane": fingerprint(sane),
         "task": {
@@ -66,16 +66,16 @@ def input_hashes(task: Task, prompts: Sequence[WeightGraph], sane: SANE) -> dict
             {
                 "source": p.source,
                 "hash": tensors_digest([(param.key, x) for param, x in p.items()]),
-                "licence": licence if p.source.startswith(own) else "not told",
+                "licence": license_name if p.source.startswith(embedded_prefix) else "not told",
             }
             for p in prompts
         ],
-        "licences": {"sane-plugins": licence},
+        "licences": {"sane-plugins": license_name},
     }
 
 
 def environment_info(device: str) -> dict[str, str]:
-    """Return what may change the last bits of a result: versions, device, threads."""
+    """Return the environment that may change a result's last bits: versions, device, threads."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     return {
         "sane-plugins": sane_plugins.__version__,
@@ -93,7 +93,7 @@ def options_to_json(options: InitializeOptions) -> dict[str, Any]:
 
 
 def options_from_provenance(provenance: Mapping[str, Any]) -> InitializeOptions:
-    """Return the options that were noted, apart from the sampler and the SANE, which have names."""
+    """Return the recorded options, apart from the sampler and the SANE, which are recorded by name."""
     stored = {k: v for k, v in provenance["options"].items() if k not in ("sampler", "model")}
     stored["train"] = TrainOptions(**stored["train"])
     for name in ("include", "exclude"):
@@ -102,15 +102,15 @@ def options_from_provenance(provenance: Mapping[str, Any]) -> InitializeOptions:
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """Return what `sane-init` gave its file as metadata. Raises `SourceError` where there is none."""
+    """Return the provenance that `sane-init` stored with its file. Raises `SourceError` if there is none."""
     text = "{}"
     if require_file(path).suffix == SAFE:
         text = LazyTensors(path).metadata.get(HEADER, "{}")
     elif sidecar(path).is_file():
         text = sidecar(path).read_text(encoding="utf-8", errors="replace")
     with source_errors(path, "what it says of its origin is broken", "a whole file"):
-        own = json.loads(text)
-    provenance = own.get(KEY) if isinstance(own, dict) else None
+        entry = json.loads(text)
+    provenance = entry.get(KEY) if isinstance(entry, dict) else None
     if isinstance(provenance, dict) and provenance.get("format") == FORMAT:
         return provenance
     raise SourceError(
@@ -121,7 +121,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     )
 
 
-def _licence() -> str:
+def _package_license() -> str:
     try:
         package = metadata("sane-plugins")
     except PackageNotFoundError:

@@ -18,12 +18,12 @@ from torch import nn
 from sane_plugins.errors import UsageError
 from sane_plugins.weights import RUNNING, WeightGraph
 
-_SURVIVES, _OWN = "survives:", "own:"
+_SURVIVES_PREFIX, _OWN_PREFIX = "survives:", "own:"
 
 
 @dataclass(frozen=True)
 class PrunedNetwork:
-    """A pruned network: its tensors, which of their entries survived, and which each task has of its own.
+    """A pruned network: its tensors, which of their entries survived, and which tensors each task owns.
 
     `survives` holds a mask for every tensor that pruning touched; tensors that it did not touch and that
     are not in `own` are shared as a whole.
@@ -67,39 +67,41 @@ class PrunedNetwork:
     def _with_survivors(self, key: str, value: torch.Tensor) -> torch.Tensor:
         if key in self.own or key not in self.tensors:
             return value
-        given = self.tensors[key].to(value.device)
+        first_task_value = self.tensors[key].to(value.device)
         return (
-            torch.where(self.survives[key].to(value.device), given, value)
+            torch.where(self.survives[key].to(value.device), first_task_value, value)
             if key in self.survives
-            else given
+            else first_task_value
         )
 
     def freeze_survivors(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put survivors back after every step of the optimizer: neither decay nor momentum moves them."""
+        """Restore survivors after every optimizer step, so that neither decay nor momentum moves them."""
         parameters = dict(module.named_parameters())
-        held = {k: p for k, p in parameters.items() if k in self.tensors and k not in self.own}
+        frozen = {k: p for k, p in parameters.items() if k in self.tensors and k not in self.own}
 
         @torch.no_grad()
         def restore(*_: Any) -> None:
-            for key, parameter in held.items():
+            for key, parameter in frozen.items():
                 parameter.copy_(self._with_survivors(key, parameter))
 
         optimizer.register_step_post_hook(restore)
 
     def first_task_tensors(self) -> dict[str, torch.Tensor]:
-        """Return what is needed, beside the second task's network, to have the first one again."""
-        masks = {_SURVIVES + key: mask for key, mask in self.survives.items()}
-        return masks | {_OWN + key: self.tensors[key] for key in self.own if key in self.tensors}
+        """Return the tensors that restore the first task's network from the second task's."""
+        masks = {_SURVIVES_PREFIX + key: mask for key, mask in self.survives.items()}
+        return masks | {
+            _OWN_PREFIX + key: self.tensors[key] for key in self.own if key in self.tensors
+        }
 
 
 def first_task(
-    second: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor]
+    second: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Return the first task's tensors from the second task's and `first_task_tensors`."""
     tensors = dict(second)
-    for key, value in kept.items():
+    for key, value in stored.items():
         name = key.partition(":")[2]
-        if key.startswith(_SURVIVES):
+        if key.startswith(_SURVIVES_PREFIX):
             tensors[name] = torch.where(value, tensors[name], torch.zeros_like(tensors[name]))
         else:
             tensors[name] = value
@@ -113,13 +115,13 @@ def sparsity(tensors: Mapping[str, torch.Tensor]) -> float:
 
 
 def fresh_copies(module: nn.Module) -> Callable[[], nn.Module]:
-    """Return what makes copies of a module whose layers are at their default initialisation."""
+    """Return a function that copies a module and resets its layers to their default initialisation."""
 
-    def make() -> nn.Module:
+    def build() -> nn.Module:
         fresh = deepcopy(module)
-        for part in fresh.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
+        for submodule in fresh.modules():
+            if callable(reset := getattr(submodule, "reset_parameters", None)):
                 reset()
         return fresh
 
-    return make
+    return build

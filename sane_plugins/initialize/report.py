@@ -1,4 +1,4 @@
-"""The report of an initialisation: one HTML page that needs nothing but itself, with its pictures as SVG.
+"""The report of an initialisation: one self-contained HTML page, with its plots as SVG.
 
 The page is a jinja2 template, which escapes every value; this module computes what it shows.
 """
@@ -26,24 +26,24 @@ _COLORS: Mapping[Label, str] = {
     Origin.MEASURED: "#bcbd22",
     Origin.FITTED: "#d62728",
 }
-_MOST_LAYERS = 120
+_MAX_LAYERS = 120
 _Points = Sequence[tuple[float, float]]
 
 
-def html_report(done: Initialization, verdict: str, notes: Sequence[str]) -> str:
+def html_report(result: Initialization, verdict: str, notes: Sequence[str]) -> str:
     """Return the report as HTML, without links, scripts or anything from elsewhere."""
-    trained = [row for row in done.rows if row.curve or row.chosen]
-    provenance = {k: v for k, v in done.provenance.items() if k != "scores"}
+    trained = [row for row in result.rows if row.curve or row.chosen]
+    provenance = {k: v for k, v in result.provenance.items() if k != "scores"}
     return _template().render(
-        task=done.provenance["task"]["name"],
+        task=result.provenance["task"]["name"],
         verdict=verdict,
         notes=notes,
         trained=trained,
-        untrained=[row for row in done.rows if row not in trained],
-        curves=LearningCurves.of(done.rows),
-        bars=OriginBars.of(done.graph, done.origins),
-        origins=list(dict.fromkeys(done.origins.values())),
-        prompts=done.provenance["prompts"],
+        untrained=[row for row in result.rows if row not in trained],
+        curves=LearningCurves.of(result.rows),
+        bars=OriginBars.of(result.graph, result.origins),
+        origins=list(dict.fromkeys(result.origins.values())),
+        prompts=result.provenance["prompts"],
         provenance=json.dumps(provenance, indent=1, default=str),
         colors={name.label: color for name, color in _COLORS.items()},
     )
@@ -61,7 +61,7 @@ class CurveGroup:
 
 @dataclass(frozen=True)
 class Tick:
-    """A share of both axes: where it lies in pixels, and what stands there."""
+    """Ticks of both axes at one fraction of their lengths: position in pixels, and labels."""
 
     x: float
     y: float
@@ -83,7 +83,7 @@ class LearningCurves:
 
     @classmethod
     def of(cls, rows: Sequence[CandidateScore]) -> LearningCurves:
-        """Lay out the curves of those that were trained; mean and range are over all that came so far."""
+        """Lay out the curves of trained candidates; mean and range are over those that reached each epoch."""
         trained = [row for row in rows if row.curve]
         longest = max((row.epochs for row in trained), default=1.0)
         groups = []
@@ -100,7 +100,7 @@ class LearningCurves:
 
 def _group(kind: Kind, lines: Sequence[_Points], longest: float) -> CurveGroup:
     epochs = sorted({x for line in lines for x, _ in line})
-    scores = [(x, [y for line in lines for at, y in line if at == x]) for x in epochs]
+    scores = [(x, [y for line in lines for epoch, y in line if epoch == x]) for x in epochs]
     upper, lower = [(x, max(ys)) for x, ys in scores], [(x, min(ys)) for x, ys in scores]
     return CurveGroup(
         kind.label,
@@ -162,7 +162,7 @@ class OriginBars:
         """Lay out the bars of the first layers with weights."""
         layers = [layer for layer in graph.layers if layer.params]
         bars = []
-        for i, layer in enumerate(layers[:_MOST_LAYERS]):
+        for i, layer in enumerate(layers[:_MAX_LAYERS]):
             sizes: dict[Origin, int] = {}
             for p in layer.params:
                 origin = origins.get(p.key, Origin.DEFAULT)
@@ -170,7 +170,7 @@ class OriginBars:
             parts = tuple(_parts(sizes))
             total = sum(sizes.values())
             bars.append(Bar(layer.name, layer.name[-26:], total, i * cls.row, parts))
-        return cls(tuple(bars), len(layers) - _MOST_LAYERS, cls.row * len(bars) + 4)
+        return cls(tuple(bars), len(layers) - _MAX_LAYERS, cls.row * len(bars) + 4)
 
 
 def _parts(sizes: Mapping[Origin, int]) -> Iterator[BarPart]:

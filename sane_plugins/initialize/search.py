@@ -1,4 +1,4 @@
-"""The search for candidates: draw, score each on a little target data, keep the best of any round.
+"""The search for candidates: draw, score each on a little target data, keep the best of all rounds.
 
 Bootstrapping draws near the best latents of all rounds before; few-shot prompts are the best candidates,
 trained on the new task for a while. The method: docs/explanation/sane.md, sections 6.1, 6.5 and 7.2.
@@ -27,10 +27,10 @@ from sane_plugins.runtime import random_stream
 from sane_plugins.tasks import accuracy
 from sane_plugins.weights import WeightGraph, from_module
 
-_MOST_TOKENS = 300_000  # decoding this many takes about a minute on two cores
-_SHARE = 0.4  # of the budget; the rest is for training
-_NEAR = 6
-_EARLY_LAYERS = 0.5
+_MAX_DECODED_TOKENS = 300_000  # decoding this many takes about a minute on two cores
+_BUDGET_FRACTION = 0.4  # of the budget is for the search; the rest is for training
+_MAX_PROMPTS = 6  # to draw near
+_EARLY_LAYERS_FRACTION = 0.5
 
 
 class DrawId(NamedTuple):
@@ -42,7 +42,7 @@ class DrawId(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchTrace:
-    """Which prompts were drawn near, and for each later round near which draws: it repeats the draws."""
+    """The prompts drawn near, and for each later round the draws drawn near: enough to repeat all draws."""
 
     near: tuple[int, ...] = ()
     lineage: tuple[tuple[DrawId, ...], ...] = ()
@@ -60,7 +60,7 @@ class SearchTrace:
 
 @dataclass(frozen=True, eq=False)
 class Leaderboard:
-    """The best candidates of each kind before training, and the scores of those that are not kept.
+    """The best candidates of each kind before training, and the scores of the dropped ones.
 
     `limits` says how many of a kind are kept. `variants` are the best ones at another scale, or in part.
     """
@@ -91,15 +91,15 @@ class Leaderboard:
         return replace(self, variants=(*self.variants, new))
 
     def with_limit(self, kind: Kind, limit: int) -> Leaderboard:
-        """Return the board with no more than the best few of a kind."""
-        kept, rest = self.best(kind)[:limit], self.best(kind)[limit:]
-        dropped = (*self.dropped, *(c.score for c in rest))
-        return replace(self, ranked={**self.ranked, kind: kept}, dropped=dropped)
+        """Return the board with at most `limit` candidates of a kind."""
+        best, others = self.best(kind)[:limit], self.best(kind)[limit:]
+        dropped = (*self.dropped, *(c.score for c in others))
+        return replace(self, ranked={**self.ranked, kind: best}, dropped=dropped)
 
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """What a search comes to: candidates to train, the trace that makes them again, and how it ended."""
+    """The result of a search: candidates to train, the trace that reproduces them, and how it ended."""
 
     board: Leaderboard
     trace: SearchTrace
@@ -137,29 +137,29 @@ def search(problem: InitializationProblem, budget: Budget, report: Report) -> Se
 def _draw_and_score(
     problem: InitializationProblem, budget: Budget, report: Report
 ) -> tuple[Leaderboard, SearchTrace, Completion]:
-    """Score rivals, and in each round SANE candidates and as many defaults with a fitted classifier.
+    """Score baselines, and in each round SANE candidates and as many defaults with a fitted classifier.
 
-    Rivals come first: what is cheap and plain is there to compare with however short the budget. SANE
+    Baselines come first, so that there is something to compare with however short the budget. SANE
     candidates are drawn near the prompts that do best on the task, their classifier fitted.
     """
     options, builder = problem.options, CandidateBuilder(problem)
-    board = Leaderboard(_limits(problem))
-    trace = SearchTrace(tuple(range(len(problem.transfer.prompts)))[:_NEAR])
-    rivals, draws = _rivals(problem), draws_per_round(problem)
-    total, done, skipped = len(rivals) + options.search_rounds * draws, 0, Completion()
-    prompts: dict[int, float] = {}
-    with Stage(budget.end(_SHARE), has_result=False) as stage:
-        for spec in rivals:
+    board = Leaderboard(_kept_per_kind(problem))
+    trace = SearchTrace(tuple(range(len(problem.transfer.prompts)))[:_MAX_PROMPTS])
+    baselines, draws = _baseline_specs(problem), draws_per_round(problem)
+    total, done, skipped = len(baselines) + options.search_rounds * draws, 0, Completion()
+    prompt_scores: dict[int, float] = {}
+    with Stage(budget.end(_BUDGET_FRACTION), has_result=False) as stage:
+        for spec in baselines:
             # One of each kind is scored, however short the budget.
             if board.best(spec.kind) and stage.is_over:
-                skipped = Completion(cut=True)
+                skipped = Completion(timed_out=True)
                 continue
             candidate = score_candidate(builder, spec)
             board, done, stage.has_result = board.with_candidate(candidate), done + 1, True
             _report(report, candidate, done, total)
             if spec.kind is Kind.PROMPT:
-                prompts[spec.number] = candidate.score.before
-        trace = replace(trace, near=_best_prompts(prompts) or trace.near)
+                prompt_scores[spec.number] = candidate.score.before
+        trace = replace(trace, near=_best_prompts(prompt_scores) or trace.near)
         for round_ in range(options.search_rounds):
             if round_:
                 best = board.best(Kind.SANE)
@@ -182,9 +182,9 @@ def _try_variants(
 ) -> tuple[Leaderboard, Completion]:
     """Score the best at the default's scale too, and of a SANE candidate the first layers alone."""
     builder = CandidateBuilder(problem)
-    with Stage(budget.end(_SHARE)) as stage:
+    with Stage(budget.end(_BUDGET_FRACTION)) as stage:
         # The survivors of a pruned network have their scale.
-        for spec in _variants(board) if problem.pruned is None else ():
+        for spec in _variant_specs(board) if problem.pruned is None else ():
             stage.check()
             candidate = score_candidate(builder, spec, draw_latents(problem, trace, spec))
             board = board.with_variant(candidate)
@@ -210,12 +210,12 @@ def draws_per_round(problem: InitializationProblem) -> int:
     """Return how many candidates a round draws: fewer than asked for where decoding one takes long."""
     options, transfer = problem.options, problem.transfer
     tokens = transfer.prompts_per_network * transfer.prompts.shape[1]
-    affordable = _MOST_TOKENS // (tokens * options.search_rounds)
+    affordable = _MAX_DECODED_TOKENS // (tokens * options.search_rounds)
     return min(options.candidates, max(options.keep, affordable))
 
 
 def draw_round(problem: InitializationProblem, trace: SearchTrace, round_: int) -> torch.Tensor:
-    """Draw the latents (count, B, T, L) of a round, B of networks that stand side by side.
+    """Draw the latents (count, B, T, L) of a round, B of prompts placed side by side.
 
     They are drawn without a score, so that they can be made again at any time.
     """
@@ -252,7 +252,7 @@ def train_few_shot(
     return trained
 
 
-def _limits(problem: InitializationProblem) -> dict[Kind, int]:
+def _kept_per_kind(problem: InitializationProblem) -> dict[Kind, int]:
     defaults = problem.options.default_count
     return {
         Kind.DEFAULT: defaults,
@@ -263,8 +263,8 @@ def _limits(problem: InitializationProblem) -> dict[Kind, int]:
     }
 
 
-def _rivals(problem: InitializationProblem) -> list[CandidateSpec]:
-    """Return what SANE candidates are compared with, apart from defaults with a fitted classifier."""
+def _baseline_specs(problem: InitializationProblem) -> list[CandidateSpec]:
+    """Return the baselines of SANE candidates, apart from defaults with a fitted classifier."""
     defaults = problem.options.default_count
     prompts = len(problem.transfer.aligned) if defaults else 0
     return [
@@ -275,21 +275,21 @@ def _rivals(problem: InitializationProblem) -> list[CandidateSpec]:
 
 
 def _tries_fitted_default(problem: InitializationProblem, number: int) -> bool:
-    """Tell whether a default with a fitted classifier is tried: one for each draw where each is another."""
+    """Return whether to try a fitted default: one for each draw if the default is drawn anew each time."""
     defaults = problem.options.default_count
     is_new = number < defaults or (problem.is_fresh and defaults > 0)
     return problem.fits_classifier and is_new
 
 
 def _best_prompts(scores: Mapping[int, float]) -> tuple[int, ...]:
-    return tuple(sorted(sorted(scores, key=lambda number: -scores[number])[:_NEAR]))
+    return tuple(sorted(sorted(scores, key=lambda number: -scores[number])[:_MAX_PROMPTS]))
 
 
-def _variants(board: Leaderboard) -> list[CandidateSpec]:
-    """Return what is tried at the default's scale too, and the best SANE candidate's first layers alone."""
+def _variant_specs(board: Leaderboard) -> list[CandidateSpec]:
+    """Return the best specs at the default's scale, and the best SANE candidate's first layers alone."""
     kinds = (Kind.SANE, Kind.PROMPT, Kind.MEAN_OF_PROMPTS)
     specs = [replace(c.spec, scale="default") for kind in kinds for c in board.best(kind)]
-    early = [replace(spec, layers=_EARLY_LAYERS) for spec in specs[:1]]
+    early = [replace(spec, layers=_EARLY_LAYERS_FRACTION) for spec in specs[:1]]
     return [*specs[:1], *early, *specs[1:]]
 
 

@@ -1,4 +1,4 @@
-"""Training and measuring a network on a task, repeatable to the bit on one device."""
+"""Train and score a network on a task, reproducible to the bit on one device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from sane_plugins.initialize.pruned import PrunedNetwork
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks import Task, accuracy, correct, logits
 
-_NORM_BATCHES, _NORM_BATCH = 8, 32
+# Batches that batch norm's statistics are measured on before each score of a network in training: fewer than
+# for the weights that are written (`InitializeOptions.norm_batches`), because it is done at every rung.
+SCORING_NORM_BATCHES, SCORING_NORM_BATCH_SIZE = 8, 32
 
 
 def train_epochs(
@@ -62,7 +64,7 @@ class TrainingRun:
         self._batches = _shuffled_batches(len(task.y_train), options.batch, rng)
 
     def advance(self, steps: int, check: Callable[[], None] = lambda: None) -> None:
-        """Train until so many steps are done; `check` is called before each, and may raise."""
+        """Train until `steps` steps are done in all; `check` is called before each, and may raise."""
         self.module.train()
         with seeded(self._rng):
             while self.steps < steps:
@@ -73,16 +75,18 @@ class TrainingRun:
                 self.steps += 1
 
     def correct(self) -> torch.Tensor:
-        """Return which test images the network labels rightly, (N,) bool.
+        """Return which test images the network classifies correctly, (N,) bool.
 
-        Running statistics of norms, which follow the weights with a delay of dozens of steps, are those of
-        the weights as they are.
+        Running statistics of norms lag dozens of steps behind the weights, so they are measured for the
+        current weights first.
         """
-        with conditioned(self.module, self.task.x_train, _NORM_BATCHES, _NORM_BATCH):
+        with conditioned(
+            self.module, self.task.x_train, SCORING_NORM_BATCHES, SCORING_NORM_BATCH_SIZE
+        ):
             return correct(self.module, self.task.x_test, self.task.y_test)
 
     def score(self) -> float:
-        """Return the share of test images that the network labels rightly."""
+        """Return the accuracy on the test images."""
         return int(self.correct().sum()) / len(self.task.y_test)
 
 

@@ -7,9 +7,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from sane_plugins.cli.dataclass_options import dataclass_options
 from sane_plugins.cli.initialize import OutputFiles, main
 from sane_plugins.cli.inputs import InputNames
-from sane_plugins.cli.option_groups import grouped
 from sane_plugins.initialize import InitializeOptions
 
 COMMON = {"as_json", "debug", "version", "help"}
@@ -51,7 +51,7 @@ def test_an_option_that_is_added_to_its_group_arrives() -> None:
     @click.option("--old", default=1)
     @click.option("--new", default=2)
     @click.option("--other", default="x")
-    @grouped(options=group)
+    @dataclass_options(options=group)
     def command(options, other) -> None:
         seen.append((options, other))
 

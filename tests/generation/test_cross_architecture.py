@@ -8,20 +8,20 @@ from torch import nn
 
 from sane_plugins.architectures import resnet, small_cnn, wide_cnn
 from sane_plugins.generation import resize_tensor
-from sane_plugins.generation.cross_architecture import expansion
+from sane_plugins.generation.cross_architecture import plan_expansion
 from sane_plugins.weights import from_module, load_into
 
 
 @pytest.fixture
 def exact(monkeypatch) -> None:
     """Let repeated channels be equal."""
-    monkeypatch.setattr(resize_tensor, "_NOISE", 0.0)
+    monkeypatch.setattr(resize_tensor, "_SYMMETRY_BREAKING_STD", 0.0)
 
 
 def grown(prompt: nn.Module, target: nn.Module) -> nn.Module:
     """Return the target with the prompt's weights, its classifier too."""
     source, graph = from_module(prompt), from_module(target)
-    found = expansion(source, graph, frozenset())
+    found = plan_expansion(source, graph, frozenset())
     assert found is not None
     load_into(target, graph.replace(found.apply([source.tensors], graph.tensors)))
     return target.eval()
@@ -57,9 +57,9 @@ def test_a_deeper_residual_network_takes_blocks_in_their_places() -> None:
     torch.manual_seed(0)
     prompt, target = resnet(depth=8), resnet(depth=20)
     source, graph = from_module(prompt), from_module(target)
-    found = expansion(source, graph, frozenset())
+    found = plan_expansion(source, graph, frozenset())
     assert found is not None
-    pairs = {piece.param.key: piece.source.key for piece in found.pieces}
+    pairs = {piece.param.key: piece.source.key for piece in found.mappings}
     assert pairs.keys() == {p.key for p in graph.params}
     for key in (k for k in pairs if "conv" in k and "layer" in k):
         stage, _, name, _ = key.split(".")
@@ -83,7 +83,7 @@ def test_prompts_side_by_side_stay_what_they_are() -> None:
     prompts, target = [small_cnn().eval() for _ in range(3)], wide_cnn(factor=3).eval()
     sources, graph = [from_module(prompt) for prompt in prompts], from_module(target)
     classifier = frozenset({"14.weight", "14.bias"})
-    found = expansion(sources[0], graph, classifier)
+    found = plan_expansion(sources[0], graph, classifier)
     assert found is not None
     assert found.width_ratio == 3
     apart = graph.replace({p.key: torch.zeros(p.shape) for p in graph.params})
@@ -98,7 +98,7 @@ def test_what_joins_prompts_side_by_side_is_the_default() -> None:
     torch.manual_seed(0)
     prompts, target = [small_cnn() for _ in range(2)], from_module(small_cnn(3))
     sources = [from_module(prompt) for prompt in prompts]
-    found = expansion(sources[0], target, frozenset({"14.weight", "14.bias"}))
+    found = plan_expansion(sources[0], target, frozenset({"14.weight", "14.bias"}))
     assert found is not None
     assert found.width_ratio == 2
     tensors = found.apply([source.tensors for source in sources], target.tensors)
@@ -124,7 +124,7 @@ def test_a_layer_as_wide_as_before_takes_an_equal_part_of_each() -> None:
         )
 
     prompts, target = [from_module(build(4)) for _ in range(2)], from_module(build(8))
-    found = expansion(prompts[0], target, frozenset({"6.weight", "6.bias"}))
+    found = plan_expansion(prompts[0], target, frozenset({"6.weight", "6.bias"}))
     assert found is not None
     tensors = found.apply([prompt.tensors for prompt in prompts], target.tensors)
     for key in ("2.bias", "2.weight"):
@@ -141,7 +141,7 @@ def test_a_layer_as_wide_as_before_takes_an_equal_part_of_each() -> None:
 def test_a_kept_classifier_reads_every_prompt() -> None:
     torch.manual_seed(0)
     prompts, target = [from_module(small_cnn()) for _ in range(2)], from_module(wide_cnn())
-    found = expansion(prompts[0], target, frozenset({"14.weight", "14.bias"}))
+    found = plan_expansion(prompts[0], target, frozenset({"14.weight", "14.bias"}))
     assert found is not None
     tensors = found.apply([prompt.tensors for prompt in prompts], target.tensors)
     weights = [prompt.tensors["14.weight"] for prompt in prompts]
@@ -153,7 +153,9 @@ def test_one_wider_layer_does_not_part_the_others() -> None:
     torch.manual_seed(0)
     prompt = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)], nn.Linear(4, 3))
     target = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)], nn.Linear(4, 8), nn.Linear(8, 3))
-    found = expansion(from_module(prompt), from_module(target), frozenset({"4.weight", "4.bias"}))
+    found = plan_expansion(
+        from_module(prompt), from_module(target), frozenset({"4.weight", "4.bias"})
+    )
     assert found is not None
     assert found.width_ratio == 1
 
@@ -179,4 +181,4 @@ def test_maps_of_another_size_are_resized() -> None:
 def test_a_kind_that_the_prompt_lacks_is_not_made_up() -> None:
     prompt = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 3))
     target = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3))
-    assert expansion(from_module(prompt), from_module(target), frozenset()) is None
+    assert plan_expansion(from_module(prompt), from_module(target), frozenset()) is None

@@ -24,7 +24,7 @@ from sane_plugins.generation import (
     load_denoiser,
     save_denoiser,
 )
-from sane_plugins.generation.denoiser import denoised
+from sane_plugins.generation.denoiser import denoise
 from sane_plugins.host import Host
 from sane_plugins.tasks import SIZE, describe, load_task
 from sane_plugins.tasks.task_embedding import nearness
@@ -85,11 +85,11 @@ def test_a_denoiser_learns_and_comes_back_from_its_file(tmp_path) -> None:
     config = DenoiserConfig(latent=4, places=3, task=2, sane="none", width=16, blocks=1)
     *_, (model, _) = fit_denoiser([near], config, 400, rng(2))
     noise = torch.randn(20, 5, 4, generator=rng(3))
-    found = denoised(model, noise, places, task, 0.98, 20)
+    found = denoise(model, noise, places, task, 0.98, 20)
     assert (found - centre).square().mean() < 0.3 * (noise - centre).square().mean()
     again = load_denoiser(save_denoiser(model, tmp_path / "own.safetensors"))
     assert again.config == config
-    assert torch.allclose(denoised(again, noise, places, task, 0.98, 20), found, atol=0.1)
+    assert torch.allclose(denoise(again, noise, places, task, 0.98, 20), found, atol=0.1)
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, other)
     with pytest.raises(ZooError, match="no denoiser"):

@@ -75,7 +75,7 @@ def test_a_builder_does_not_score(problem, monkeypatch) -> None:
 
 
 def test_a_built_network_is_read_without_a_trace(problem, monkeypatch) -> None:
-    module = problem.make()
+    module = problem.build_network()
     with monkeypatch.context() as patch:
         patch.setattr("sane_plugins.weights.modules.trace", None)
         graph = problem.read(module)

@@ -51,7 +51,7 @@ def test_a_stage_ends_with_its_time() -> None:
     with Stage(monotonic() - 1) as stage:
         stage.check()
         raise AssertionError("no time is left")
-    assert stage.completion == Completion(cut=True)
+    assert stage.completion == Completion(timed_out=True)
     with Stage(Budget(None).end()) as stage:
         stage.check()
     assert stage.completion == Completion()
@@ -69,9 +69,9 @@ def test_an_interruption_ends_a_stage_that_has_a_result_and_else_the_program() -
 
 def test_a_budget_does_not_change_and_an_interruption_leaves_nothing_of_the_next() -> None:
     budget = Budget(100.0)
-    assert budget.after(Completion(cut=True)) is budget
-    assert budget.after(Completion(interrupted=True)).left == 0
-    assert 99 < budget.left <= 100
+    assert budget.after(Completion(timed_out=True)) is budget
+    assert budget.after(Completion(interrupted=True)).remaining == 0
+    assert 99 < budget.remaining <= 100
     assert budget.end(0.5) == budget.started + 50
     with pytest.raises(FrozenInstanceError):
         budget.seconds = None  # type: ignore[misc]

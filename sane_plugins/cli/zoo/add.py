@@ -79,9 +79,9 @@ def add(
 
 
 def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
-    """Return a factory's name and arguments as a zoo keeps them; nothing where none is given.
+    """Return a factory's name and arguments as a zoo stores them; an empty dict if none is given.
 
-    What cannot be built raises `UsageError`, before any file is read.
+    Raises `UsageError` for a factory that cannot be built, before any file is read.
     """
     if name is None:
         if settings:

@@ -93,7 +93,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Measure every network on the images of a task."""
     require_device(device)
-    zoo.read_index(folder)  # what is no zoo is refused before images are loaded
+    zoo.read_index(folder)  # raises for a folder that is not a zoo, before images are loaded
     task = tasks.load_task(data, size)
     options = zoo.EvaluateOptions(images=images, device=device, force=force)
     host = open_host()
@@ -111,7 +111,7 @@ def _measure(
 
 
 def _join_table(folder: Path, table: Path, force: bool) -> dict[str, Any]:
-    """Give networks the properties that a table has of them."""
+    """Join a table of properties to the networks of a zoo."""
     opened, rows = zoo.Zoo.open(folder), zoo.read_table(table)
     joined, unmatched = zoo.join_table(opened.entries, rows)
     if not joined:

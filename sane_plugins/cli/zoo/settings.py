@@ -10,19 +10,27 @@ from sane_plugins.errors import UsageError
 
 
 def parse_settings(
-    settings: Sequence[str], reserved: Sequence[str], why: str, example: str
+    settings: Sequence[str], reserved: Sequence[str], reserved_reason: str, example: str
 ) -> dict[str, Any]:
-    """Return values by name; what is JSON is parsed (8, 0.5, true, [1, 2]), all else is a string.
+    """Return values by name; valid JSON is parsed (8, 0.5, true, [1, 2]), anything else is a string.
 
-    Raises `UsageError` for what is no NAME=VALUE, or names a `reserved` argument; `why` says by what.
+    Raises `UsageError` for text that is not NAME=VALUE, or names a `reserved` argument (`reserved_reason`).
     """
-    return dict(_parse_setting(text, reserved, why, example) for text in settings)
+    return dict(_parse_setting(text, reserved, reserved_reason, example) for text in settings)
 
 
-def _parse_setting(text: str, reserved: Sequence[str], why: str, example: str) -> tuple[str, Any]:
+def _parse_setting(
+    text: str, reserved: Sequence[str], reserved_reason: str, example: str
+) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals) or name in reserved:
-        problem = why if name in reserved else "it has no value" if name else "it names no argument"
+        problem = (
+            reserved_reason
+            if name in reserved
+            else "it has no value"
+            if name
+            else "it names no argument"
+        )
         raise UsageError(
             f"--set {text}",
             problem,

@@ -11,7 +11,7 @@ import click
 from sane_plugins import zoo
 from sane_plugins.cli.console import command_options, print_json, print_table
 
-_MAX_VALUES = 12  # of a property that are listed
+_MAX_VALUES = 12  # listed per property
 _ARCHITECTURE_COLUMNS = ("built by", "parameters", "tensors", "first", "checkpoints")
 
 
