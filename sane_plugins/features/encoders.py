@@ -113,7 +113,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class SaneEncoder:
-    """The SANE autoencoder as an encoder; `model` overrides the file named in the options."""
+    """The autoencoder; `model` stands in for the file that the options name."""
 
     model: SANE | None = None
     name: str = "sane"
@@ -188,7 +188,7 @@ def _encode_stream(
 
 @dataclass(frozen=True)
 class StatisticsEncoder:
-    """Layer statistics as an encoder: no tokens, s(W) as layer embeddings, all statistics as embedding."""
+    """Layer statistics as an encoder: no tokens, s(W) per slot, all statistics as embedding."""
 
     name: str = "statistics"
 
