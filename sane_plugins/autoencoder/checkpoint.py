@@ -22,7 +22,7 @@ def save_sane(
     metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a model, whole or not at all; the inverse of `load_sane` up to `dtype`."""
+    """Write a model atomically; the inverse of `load_sane` up to `dtype`."""
     tensors = {key: value.to(dtype) for key, value in model.state_dict().items()}
     about = {**(metadata or {}), "version": SANE_MODEL.version, "config": asdict(model.config)}
     return save_artifact(SANE_MODEL, about, tensors, path)
@@ -30,10 +30,10 @@ def save_sane(
 
 def load_sane(path: str | Path, device: torch.device | str = "cpu") -> SANE:
     """Read a model. Raises `ZooError` for a missing or broken file, or one of another kind or version."""
-    return load_artifact(SANE_MODEL, path, _model).to(device)
+    return load_artifact(SANE_MODEL, path, _build_model).to(device)
 
 
-def _model(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> SANE:
+def _build_model(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> SANE:
     model = SANE(SANEConfig(**about["config"]))
     model.load_state_dict({key: value.float() for key, value in tensors.items()})
     return model.eval().requires_grad_(False)
@@ -47,12 +47,12 @@ def embedded_sane() -> SANE:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Return what a model file says of itself: version, configuration, options and zoos of its training."""
+    """Return a model file's metadata: version, configuration, and training options and zoos."""
     return read_description(SANE_MODEL, path)
 
 
 def fingerprint(model: SANE) -> str:
-    """Return a hash of a model's parameters: features of two models must not be mixed."""
+    """Return a hash of a model's parameters, to avoid mixing features of different models."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Encode whole networks to latents and decode them, halo window by halo window.
+"""Encode whole networks to latents and decode them, using halo windows.
 
 The method: docs/explanation/sane.md, sections 5.1 and 5.6.
 """
@@ -28,7 +28,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Latents(ShortRepr):
-    """Latents (T, L) of one network, with the half-open range of tokens of each slot."""
+    """Latents (T, L) of one network, with the half-open token range of each slot."""
 
     values: torch.Tensor
     spans: tuple[tuple[int, int], ...]
@@ -66,8 +66,7 @@ def decode(
 ) -> WeightGraph:
     """Decode latents (T, L) into a network of the template's shapes, its scale restored.
 
-    `precision` is that of matrix products. The side information that the tokens of a slot agree on, their
-    mean, is the slot's scale.
+    `precision` is that of matrix products. A slot's scale is the mean of its tokens' side information.
     """
     window, halo = model.config.window_and_halo(window, halo)
     layout, device = template.token_layout(model.config.token_width), _device(model)

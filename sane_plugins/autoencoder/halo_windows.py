@@ -16,21 +16,21 @@ def cut_windows(sequence: torch.Tensor, window: int, halo: int) -> torch.Tensor:
 
 
 def join_windows(windows: torch.Tensor, tokens: int, window: int, halo: int) -> torch.Tensor:
-    """Take back from (K, S, ...) what each window owns: (T, ...); the inverse of `cut_windows`."""
+    """Join the owned tokens of windows (K, S, ...) to (T, ...); the inverse of `cut_windows`."""
     owner = torch.arange(tokens) // window
     start = visible_tokens(tokens, window, halo)[:, 0]
     return windows[owner, torch.arange(tokens) - start[owner]]
 
 
 def count_windows(tokens: int, window: int) -> int:
-    """Return how many windows (K) own T tokens."""
+    """Return the number of windows (K) that own T tokens."""
     return ceil(tokens / window)
 
 
 def visible_tokens(
     tokens: int, window: int, halo: int, first: int = 0, last: int | None = None
 ) -> torch.Tensor:
-    """Return the tokens that the windows `first` to `last` (all of them) see, (K, S)."""
+    """Return the token indices (K, S) seen by windows `first` to `last`, by default all."""
     span = min(window + 2 * halo, tokens)
     last = count_windows(tokens, window) if last is None else last
     start = torch.arange(first, last) * window - halo
@@ -39,9 +39,9 @@ def visible_tokens(
 
 
 def owned_tokens(tokens: int, window: int, first: int, last: int) -> torch.Tensor:
-    """Return the tokens that the windows `first` to `last` own, (K, W).
+    """Return the token indices (K, W) owned by windows `first` to `last`.
 
-    The last window of a sequence may own fewer: its last token fills the row.
+    The last window of a sequence may own fewer; its row is padded with the last token.
     """
-    own = torch.arange(first, last)[:, None] * window + torch.arange(min(window, tokens))
-    return own.clamp(max=tokens - 1)
+    indices = torch.arange(first, last)[:, None] * window + torch.arange(min(window, tokens))
+    return indices.clamp(max=tokens - 1)

@@ -62,23 +62,23 @@ class SANEConfig:
             )
 
     def window_and_halo(self, window: int | None, halo: int | None) -> tuple[int, int]:
-        """Return the window and halo to work in: those that are asked for, else the model's own."""
+        """Return the given window and halo, by default those of the model."""
         return window or self.window, self.halo if halo is None else halo
 
     @property
     def side(self) -> int:
-        """Return how many numbers of side information a token has."""
+        """Return the number of side-information values per token."""
         return SIDE if self.scale == "tensor" else 0
 
     @property
     def trained_span(self) -> int:
-        """Return how many tokens a training window has."""
+        """Return the number of tokens of a training window."""
         return self.span or self.window + 2 * self.halo
 
     def positions(self, layout: TokenLayout, start: int, stop: int) -> torch.Tensor:
         """Return the positions of a range of tokens as the model reads them, (stop - start, P).
 
-        Raises `SourceError` where the network outgrows learned tables.
+        Raises `SourceError` if the network exceeds the learned tables.
         """
         if not self.tables:
             return position_features(layout, start, stop)
@@ -169,7 +169,7 @@ def _transformer(config: SANEConfig) -> nn.TransformerEncoder:
 
 
 def _projection_head(inputs: int, width: int) -> nn.Sequential:
-    """Build the contrastive head; of the mean latent, so that any window length fits, or of one length."""
+    """Build the contrastive projection head, for mean latents or for flattened windows."""
     steps = []
     for size in (inputs, width):
         steps += [nn.Linear(size, width, bias=False), nn.LayerNorm(width, bias=False), nn.ReLU()]
@@ -177,12 +177,12 @@ def _projection_head(inputs: int, width: int) -> nn.Sequential:
 
 
 def _initialize(model: SANE, layers: int) -> None:
-    """Draw weights from N(0, 0.02); what adds to the residual stream is scaled by 1/sqrt(2 layers)."""
+    """Draw weights from N(0, 0.02); residual projections are scaled by 1/sqrt(2 layers)."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             nn.init.normal_(module.self_attn.in_proj_weight, std=0.02)
-            for last in (module.self_attn.out_proj, module.linear2):
-                nn.init.normal_(last.weight, std=0.02 / (2 * layers) ** 0.5)
+            for projection in (module.self_attn.out_proj, module.linear2):
+                nn.init.normal_(projection.weight, std=0.02 / (2 * layers) ** 0.5)

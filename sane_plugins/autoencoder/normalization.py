@@ -26,7 +26,7 @@ from sane_plugins.weights import (
 def standardized_blocks(
     model: SANE, graph: WeightGraph, device: torch.device | str = "cpu"
 ) -> Iterator[TokenBlock]:
-    """Yield a network's tokens as the model reads them; lazily where each tensor's own scale is meant."""
+    """Yield a network's tokens standardised for the model; lazily if the scale is per tensor."""
     width = model.config.token_width
     if model.config.scale == "tensor":
         yield from token_blocks(graph, width, device)
@@ -51,7 +51,7 @@ def standardized_tokens(
 
 
 def undo_standardization(model: SANE, network: WeightGraph, side: torch.Tensor) -> WeightGraph:
-    """Put the scale back into a decoded network; side (M, 4) is what was decoded of it."""
+    """Restore the scale of a decoded network from its decoded side information (M, 4)."""
     if model.config.scale == "tensor":
         return undo_scale(network, Scale.from_side(side))
     shared = _shared_scale(model, network, len(side)).cpu()
@@ -59,7 +59,7 @@ def undo_standardization(model: SANE, network: WeightGraph, side: torch.Tensor) 
 
 
 def _shared_scale(model: SANE, graph: WeightGraph, slots: int) -> torch.Tensor:
-    """Return mean and deviation (M, 2) that are the same for all networks."""
+    """Return the mean and deviation (M, 2) shared by all networks."""
     if model.config.scale == "none":
         return torch.tensor([[0.0, 1.0]]).repeat(slots, 1)
     shared: torch.Tensor = model.get_buffer("zoo_scale")

@@ -1,6 +1,6 @@
 """Position encodings of tokens: Fourier features for any length, or the published learned tables.
 
-All that is needed follows from the shapes, so any range of tokens is described without reading a value.
+Positions depend only on shapes, so any range of tokens can be encoded without reading values.
 The method: docs/explanation/sane.md, section 3.3.
 """
 
@@ -61,17 +61,17 @@ class LearnedPositions(nn.Module):
 def _features(at: torch.Tensor, sizes: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
     """Return features of coordinates (T, 4), the sizes (T, 4) they are relative to, and shares (T,)."""
     period = torch.logspace(math.log10(2), 5, _PERIODS, dtype=torch.float64, device=at.device)
-    halves = 0.5 * 2.0 ** torch.arange(_OCTAVES, dtype=torch.float64, device=at.device)
+    frequencies = 0.5 * 2.0 ** torch.arange(_OCTAVES, dtype=torch.float64, device=at.device)
     at, size = at.double(), sizes.double()
-    parts = [_waves(at, 1 / period), _waves(at / size, halves)]
+    parts = [_waves(at, 1 / period), _waves(at / size, frequencies)]
     return torch.cat([*parts, (size.log() / 4).float(), filled.float()[:, None]], 1)
 
 
 def _waves(x: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
     """Return sines and cosines (T, 4 * 2n) of coordinates (T, 4) at frequencies (n,).
 
-    What is left of a turn is small, so that its sine is exact to single precision in single precision,
-    which is many times faster.
+    Whole turns are removed in double precision, so that sines can be computed in single precision, many times
+    faster and just as exact.
     """
     turns = x[..., None] * frequency
     angle = turns.sub_(turns.round()).float().mul_(2 * math.pi)

@@ -1,8 +1,8 @@
 """Encode a network's halo windows in batches: tokens stream in, latents out, in memory that does not grow.
 
-A batch is some consecutive windows. Batches are encoded in parallel, each on one thread: that needs no
-barriers, on which small matrices wait longer than they take on a busy machine, and gives the same bits
-whatever the number of threads. Legend: U tokens that the windows of a batch see.
+A batch consists of consecutive windows. Batches are encoded in parallel, each on one thread: that avoids
+barriers, which cost small matrix products more than the products themselves on a busy machine, and gives
+bit-identical results for any number of threads. U is the number of tokens seen by the windows of a batch.
 The method: docs/explanation/sane.md, section 5.2.
 """
 
@@ -29,8 +29,8 @@ from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.runtime import threads
 from sane_plugins.weights import TokenLayout, WeightGraph
 
-_BATCH = 32  # windows: their activations stay in a core's cache
-_BATCH_GPU = 512
+_BATCH = 32  # windows, whose activations fit into a core's cache
+_GPU_BATCH = 512
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,8 +44,8 @@ class WindowBatch(ShortRepr):
 
 
 @dataclass(frozen=True)
-class _Input:
-    """What windows `first` to `last` see: values (U, D) and side (U, 4) of the tokens from `start` on."""
+class _BatchInput:
+    """Input of windows `first` to `last`: values (U, D) and side (U, 4) of tokens from `start` on."""
 
     first: int
     last: int
@@ -66,14 +66,14 @@ def encode_stream(
 ) -> None:
     """Encode a network and hand its latents to `take` batch by batch, in order; each tensor is read once.
 
-    Raises `SourceError` where a weight is not finite, when it is reached.
+    Raises `SourceError` when it reaches a weight that is not finite.
     """
     window, halo = model.config.window_and_halo(window, halo)
     device = model.latents_out.weight.device
     layout = graph.token_layout(model.config.token_width).to(device)
     dtype = precision_dtype(precision, device) if supports_bfloat16(model) else torch.float32
     encoder = _Encoder(model, layout, window, halo, dtype)
-    inputs = _inputs(graph, model, len(layout), window, halo)
+    inputs = _read_inputs(graph, model, len(layout), window, halo)
     is_long = len(layout) > window * _BATCH
     for batch in _encode_all(encoder, inputs, device, is_long):
         take(batch)
@@ -82,33 +82,33 @@ def encode_stream(
             report(Progress(job="encode", done=done, total=len(layout), note=graph.source))
 
 
-def _inputs(
+def _read_inputs(
     graph: WeightGraph, model: SANE, tokens: int, window: int, halo: int
-) -> Iterator[_Input]:
-    """Yield what the windows of each batch see; neighbours share their halo."""
+) -> Iterator[_BatchInput]:
+    """Yield the input of each batch of windows; neighbouring batches overlap by their halos."""
     device = model.latents_out.weight.device
     source = standardized_blocks(model, graph, device)
     values, side = (torch.empty(0, n, device=device) for n in (model.config.token_width, 4))
     total = halo_windows.count_windows(tokens, window)
-    step = _BATCH if device.type == "cpu" else _BATCH_GPU
+    step = _BATCH if device.type == "cpu" else _GPU_BATCH
     start = 0
     for first in range(0, total, step):
         last = min(first + step, total)
         visible = halo_windows.visible_tokens(tokens, window, halo, first, last)
         begin, end = int(visible[0, 0]), int(visible[-1, -1]) + 1
-        new, have = [(values[begin - start :], side[begin - start :])], start + len(values)
-        while have < end:
+        new, available = [(values[begin - start :], side[begin - start :])], start + len(values)
+        while available < end:
             block = next(source)
             new.append((block.values, block.side.expand(len(block.values), -1)))
-            have += len(block.values)
+            available += len(block.values)
         values, side = (torch.cat(parts) for parts in zip(*new, strict=True))
         start = begin
-        yield _Input(first, last, start, values[: end - start], side[: end - start])
+        yield _BatchInput(first, last, start, values[: end - start], side[: end - start])
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Encodes what the windows of a batch see into the latents of the tokens that they own."""
+    """Encodes the input of a batch of windows to the latents of the tokens they own."""
 
     model: SANE
     layout: TokenLayout
@@ -117,7 +117,7 @@ class _Encoder:
     dtype: torch.dtype
 
     @torch.no_grad()
-    def __call__(self, inputs: _Input) -> WindowBatch:
+    def __call__(self, inputs: _BatchInput) -> WindowBatch:
         tokens, device = len(self.layout), inputs.values.device
         visible = halo_windows.visible_tokens(
             tokens, self.window, self.halo, inputs.first, inputs.last
@@ -137,7 +137,11 @@ class _Encoder:
         )
 
     def _latents(
-        self, inputs: _Input, positions: torch.Tensor, visible: torch.Tensor, owned: torch.Tensor
+        self,
+        inputs: _BatchInput,
+        positions: torch.Tensor,
+        visible: torch.Tensor,
+        owned: torch.Tensor,
     ) -> torch.Tensor:
         if self.dtype == torch.bfloat16:
             return bfloat16_encoder(self.model)(
@@ -150,14 +154,14 @@ class _Encoder:
 
 
 def _encode_all(
-    encoder: _Encoder, inputs: Iterator[_Input], device: torch.device, is_long: bool
+    encoder: _Encoder, inputs: Iterator[_BatchInput], device: torch.device, is_long: bool
 ) -> Iterator[WindowBatch]:
-    """Yield the batches in order, from as many threads as torch has here where the network is long."""
+    """Yield the encoded batches in order; long networks use as many threads as torch does."""
     if device.type != "cpu":
         yield from map(encoder, inputs)
         return
     workers = torch.get_num_threads()
-    with threads(1):  # each operation runs on its caller's thread
+    with threads(1):  # run each operation on its caller's thread
         if is_long and workers > 1:
             yield from _encode_parallel(encoder, inputs, workers)
         else:
@@ -165,7 +169,7 @@ def _encode_all(
 
 
 def _encode_parallel(
-    encoder: _Encoder, inputs: Iterator[_Input], workers: int
+    encoder: _Encoder, inputs: Iterator[_BatchInput], workers: int
 ) -> Iterator[WindowBatch]:
     pending: deque[Future[WindowBatch]] = deque()
     with ThreadPoolExecutor(workers, "encode", torch.set_num_threads, (1,)) as pool:

@@ -1,8 +1,8 @@
-"""Encoders of whole networks: latents, one embedding, one embedding per layer.
+"""Encoders of whole networks: latents, a network embedding, and an embedding per layer.
 
 The method: docs/explanation/sane.md, sections 5.3 and 5.5.
-Encoders are a portfolio: `sane`, the autoencoder, and `statistics`, the baseline that is hard to beat. A
-property head says which of them it reads.
+Two encoders are built in: `sane`, the autoencoder, and `statistics`, a strong baseline. A property head says
+which of them it uses.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from sane_plugins.weights import WeightGraph
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
-    """How to encode: which encoder, which SANE file (the embedded one if None), window, halo, device.
+    """How to encode: encoder name, SANE file (the embedded one if None), window, halo, device.
 
-    `latents` keeps the latents of all tokens, drops them (then memory does not grow with the network), or
-    names a new file that they are written to, row by row as float32. `precision` is that of the
-    autoencoder's matrices: `auto` takes bfloat16 on processors that have it. A host reports to its plugins
-    unless there is a `report`.
+    `latents` keeps the latents of all tokens, drops them (so that memory does not grow with the network), or
+    names a new file to which they are written row by row as float32. `precision` is that of the
+    autoencoder's matrices: `auto` uses bfloat16 on CPUs that support it. A host reports to its plugins
+    unless `report` is given.
     """
 
     encoder: str = "sane"
@@ -62,9 +62,9 @@ class EncodeOptions:
 class Encoding:
     """Latents and embeddings of one network.
 
-    `embedding` (E,), `layers` (M, E') for the M slots in `names`, and where it came from. latents (T, L) with
-    the half-open token range of each slot in `spans`: None where they were not kept, and both empty where
-    the encoder has no tokens.
+    `embedding` (E,), `layers` (M, E') for the M slots in `names`, and provenance. latents (T, L), with the
+    half-open token range of each slot in `spans`, are None if they were not kept; both are empty if the
+    encoder has no tokens.
     """
 
     latents: torch.Tensor | None
@@ -77,7 +77,7 @@ class Encoding:
 
     @property
     def tokens(self) -> int:
-        """Return how many tokens were encoded."""
+        """Return the number of encoded tokens."""
         return self.spans[-1][1] if self.spans else 0
 
     def __repr__(self) -> str:
@@ -98,17 +98,17 @@ class Encoding:
 
 
 class Encoder(Protocol):
-    """Anything that encodes networks; `features` are what property heads read."""
+    """Interface of network encoders; `features` are the input of property heads."""
 
     @property
     def name(self) -> str:
         """Return the name that options and heads use."""
 
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
-        """Encode a network. Raises `SourceError` where a weight is not finite."""
+        """Encode a network. Raises `SourceError` if a weight is not finite."""
 
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
-        """Return features (F,), as many for every architecture."""
+        """Return features (F,), where F is the same for every architecture."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class SaneEncoder:
     name: str = "sane"
 
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
-        """Return the latents that are to be kept; the embedding is the mean of all (paper section 3.4)."""
+        """Return latents, if kept, and embeddings, the means of latents (paper section 3.4)."""
         model = self.model or load_model(options)
         pool = LatentPool(graph, model)
         with _latent_store(options.latents, pool, model) as (take, latents):
@@ -135,7 +135,7 @@ class SaneEncoder:
         )
 
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
-        """Return the scales of slots along the depth, and what the decoded network does to random inputs."""
+        """Return slot scales along the depth, and the decoded network's responses to random inputs."""
         model = self.model or load_model(options)
         probed = is_probed(graph)
         graph = sort_channels(graph) if probed else graph
@@ -149,12 +149,12 @@ class SaneEncoder:
 
 @contextmanager
 def _latent_store(
-    where: bool | Path, pool: LatentPool, model: SANE
+    destination: bool | Path, pool: LatentPool, model: SANE
 ) -> Iterator[tuple[Callable[[WindowBatch], None], torch.Tensor | None]]:
-    """Yield what pools each window batch and keeps its latents in memory, in a file, or not at all."""
-    if where is False:
+    """Yield a consumer that pools window batches and stores latents in memory, in a file, or nowhere."""
+    if destination is False:
         yield pool.take, None
-    elif where is True:
+    elif destination is True:
         latents = model.latents_out.weight.new_empty(pool.spans[-1][1], model.config.latent_width)
 
         def keep(batch: WindowBatch) -> None:
@@ -163,7 +163,7 @@ def _latent_store(
 
         yield keep, latents
     else:
-        with Path(where).open("wb") as file:
+        with Path(destination).open("wb") as file:
 
             def write(batch: WindowBatch) -> None:
                 pool.take(batch)
@@ -217,9 +217,9 @@ def embed(
     options: EncodeOptions | None = None,
     encoders: Mapping[str, Encoder] = ENCODERS,
 ) -> Encoding:
-    """Encode a network with the encoder that the options name.
+    """Encode a network with the encoder named in the options.
 
-    Raises `UsageError` for an unknown encoder and `SourceError` where a weight is not finite.
+    Raises `UsageError` for an unknown encoder and `SourceError` if a weight is not finite.
     """
     options = options or EncodeOptions()
     if options.encoder not in encoders:
@@ -237,7 +237,7 @@ def _slot_names(graph: WeightGraph) -> tuple[str, ...]:
 
 
 def load_model(options: EncodeOptions) -> SANE:
-    """Return the SANE that the options name, on their device; the embedded one if they name none."""
+    """Return the SANE named in the options, by default the embedded one, on the requested device."""
     if options.model is not None:
         return load_sane(options.model, options.device)
     model = embedded_sane()

@@ -1,4 +1,4 @@
-"""Encodings as one safetensors file, whose latents may be larger than memory."""
+"""Encodings as one safetensors file; latents may be larger than memory."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sane_plugins.formats import EMBEDDINGS, StoredRows, stream_artifact
 def write_encodings(
     encodings: Mapping[str, Encoding], latents: Mapping[str, Path], output: Path
 ) -> Path:
-    """Write `<source>/latents`, `/embedding` and `/layers` of each source, whole or not at all.
+    """Write `<source>/latents`, `/embedding` and `/layers` of each source atomically.
 
-    `latents` names the files that `EncodeOptions.latents` had written, by source; an encoding that holds its
-    latents needs none.
+    `latents` maps sources to the files written through `EncodeOptions.latents`; encodings that hold their
+    latents need none.
     """
     tensors: dict[str, torch.Tensor | StoredRows] = {}
     for source, encoding in encodings.items():
         values = encoding.latents
         tensors[f"{source}/latents"] = (
-            StoredRows(latents[source], encoding.tokens) if values is None else _stored(values)
+            StoredRows(latents[source], encoding.tokens) if values is None else _to_storable(values)
         )
-        tensors[f"{source}/embedding"] = _stored(encoding.embedding)
-        tensors[f"{source}/layers"] = _stored(encoding.layers)
+        tensors[f"{source}/embedding"] = _to_storable(encoding.embedding)
+        tensors[f"{source}/layers"] = _to_storable(encoding.layers)
     return stream_artifact(EMBEDDINGS, tensors, output)
 
 
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
+def _to_storable(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.dtype == torch.float64 else tensor.float()

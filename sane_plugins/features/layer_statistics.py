@@ -1,13 +1,12 @@
-"""Layer statistics: features of a network without a learned encoder.
+"""Layer statistics: network features that need no learned encoder.
 
 The method: docs/explanation/sane.md, section 5.4.
 
 `unterthiner_statistics` is s(W) of Unterthiner et al. 2020, the baseline to beat. `statistics` has fewer
-features of how values are distributed, which says little beyond mean and deviation, and more of channels,
-spectra, spatial structure and of what the network does to random inputs. Matrices, vectors, and each role in
-normalisations form sequences along the depth, interpolated to a fixed number of places, so that every network
-has the same number of features; five matrices and five vectors are taken as they are.
-Channel order does not matter.
+features of value distributions, which add little beyond mean and deviation, and more of channels, spectra,
+spatial structure and responses to random inputs. Matrices, vectors, and each role in normalisations form
+sequences along the depth, resampled to a fixed length, so that every network has the same number of features;
+sequences of exactly that length are not interpolated. All features are invariant to channel order.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from sane_plugins.weights import Param, WeightGraph
 
 Array = npt.NDArray[np.float64]
 PLACES = 5
-_NORM = ("scale", "shift", "running_mean", "running_var")
-_NORM_PLACES = 3
+_NORM_ROLES = ("scale", "shift", "running_mean", "running_var")
+_NORM_LENGTH = 3
 _EPSILON = 1e-5
 _QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -36,7 +35,7 @@ _QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 def statistics(graph: WeightGraph) -> torch.Tensor:
     """Return the layer statistics (F,) float64 of a network; F is the same for every network.
 
-    Raises `SourceError` where a weight is not finite.
+    Raises `SourceError` if a weight is not finite.
     """
     graph.require_finite()
     chain = _Chain(graph)
@@ -52,18 +51,18 @@ def statistics(graph: WeightGraph) -> torch.Tensor:
         by_role(vectors, _WIDTHS["vector"]),
         resample(activity, PLACES, ACTIVITY).ravel(),
         outputs,
-        _overall(graph, matrices),
+        _global_features(graph, matrices),
     ]
     return torch.from_numpy(np.nan_to_num(np.concatenate(parts)))
 
 
 def decisions(graph: WeightGraph) -> Array:
-    """Return what the network decides on random inputs (DECISIONS,); zeros where it is no chain."""
+    """Return decision statistics on random inputs (DECISIONS,); zeros if the network is not a chain."""
     return probe(_FoldedChain(graph))[1]
 
 
 def is_chain(graph: WeightGraph) -> bool:
-    """Tell from the shapes whether each matrix reads what the one before writes: probes get through."""
+    """Return whether, by shape, each matrix takes the previous one's outputs, so that probes propagate."""
     return _Chain(graph).is_whole
 
 
@@ -72,62 +71,64 @@ def unterthiner_statistics(graph: WeightGraph) -> torch.Tensor:
     sequences: tuple[list[Array], list[Array]] = ([], [])
     for param in graph.params:
         if param.size:
-            sequences[len(param.shape) < 2].append(_quartiles(graph, param))
+            sequences[len(param.shape) < 2].append(_moments_and_quartiles(graph, param))
     return torch.from_numpy(
         np.concatenate([resample(rows, PLACES, 7).ravel() for rows in sequences])
     )
 
 
 def structure(graph: WeightGraph) -> Array:
-    """Return how many matrices and vectors a network has, and log2 of its number of values, (3,)."""
+    """Return the numbers of matrices and vectors, and log2 of the number of parameters, (3,)."""
     vectors = sum(len(p.shape) < 2 for p in graph.params)
     return np.array([len(graph.params) - vectors, vectors, np.log2(graph.size)], dtype=np.float64)
 
 
 def slot_moments(graph: WeightGraph) -> list[Array]:
-    """Return s(W) of each slot's weight and bias, (14,) each; zeros where there is no bias."""
+    """Return s(W) of each slot's weight and bias, (14,) each; zeros for a missing bias."""
     return [
         np.concatenate(
             [
-                _quartiles(graph, slot.weight),
-                np.zeros(7) if slot.bias is None else _quartiles(graph, slot.bias),
+                _moments_and_quartiles(graph, slot.weight),
+                np.zeros(7) if slot.bias is None else _moments_and_quartiles(graph, slot.bias),
             ]
         )
         for slot in graph.slots
     ]
 
 
-def _quartiles(graph: WeightGraph, param: Param) -> Array:
+def _moments_and_quartiles(graph: WeightGraph, param: Param) -> Array:
     x = _array(graph, param).ravel()
     return np.array([x.mean(), x.var(), *np.quantile(x, _QUARTILES)])
 
 
 def resample(rows: Sequence[Array], places: int, width: int) -> Array:
-    """Interpolate a sequence of rows (width,) to `places` along its relative depth; zeros where empty."""
+    """Resample a sequence of rows (width,) linearly to length `places`; zeros if it is empty."""
     if not rows:
         return np.zeros((places, width))
     table = np.stack(rows)
     if len(table) == places:
         return table
-    at = np.linspace(0, len(table) - 1, places)
-    low = np.floor(at).astype(int)
+    depth = np.linspace(0, len(table) - 1, places)
+    low = np.floor(depth).astype(int)
     high = np.minimum(low + 1, len(table) - 1)
-    between: Array = table[low] + (at - low)[:, None] * (table[high] - table[low])
-    return between
+    interpolated: Array = table[low] + (depth - low)[:, None] * (table[high] - table[low])
+    return interpolated
 
 
 def by_role(vectors: Sequence[tuple[str, Array]], width: int) -> Array:
-    """Return rows (width,) of vectors as sequences by role: biases and others, then each role of norms."""
-    normal = {role: [row for own, row in vectors if own == role] for role in _NORM}
-    rest = [row for role, row in vectors if role not in _NORM]
-    parts = [resample(rows, _NORM_PLACES, width).ravel() for rows in normal.values()]
-    return np.concatenate([resample(rest, PLACES, width).ravel(), *parts])
+    """Resample vector features (width,) by role: biases and others, then each normalisation role."""
+    norm_rows = {
+        role: [row for row_role, row in vectors if row_role == role] for role in _NORM_ROLES
+    }
+    other_rows = [row for role, row in vectors if role not in _NORM_ROLES]
+    parts = [resample(rows, _NORM_LENGTH, width).ravel() for rows in norm_rows.values()]
+    return np.concatenate([resample(other_rows, PLACES, width).ravel(), *parts])
 
 
 class _Chain(Sequence[tuple[Array, Array | None]]):
-    """Each matrix as (rows, inputs, places) with its bias (rows,), read anew whenever it is asked for.
+    """Lazy sequence of matrices (rows, inputs, places) with their biases (rows,).
 
-    The inputs of a linear layer after a flatten are split into the earlier layer's channels and places.
+    The inputs of a linear layer after a flatten are split into the previous layer's channels and positions.
     """
 
     def __init__(self, graph: WeightGraph) -> None:
@@ -147,7 +148,7 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
 
     @property
     def is_whole(self) -> bool:
-        """Tell whether there are matrices and each one reads what the one before it writes."""
+        """Return whether there are matrices and each takes the previous one's outputs."""
         shapes = [self._shape(index) for index in range(len(self))]
         return bool(shapes) and all(a[0] == b[1] for a, b in pairwise(shapes))
 
@@ -155,9 +156,14 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
         weight = self._slots[index].weight
         rest = [size for axis, size in enumerate(weight.shape) if axis != weight.axis]
         inputs, places = rest[0], math.prod(rest[1:])
-        before = self._outputs(index - 1) if index else 0
-        if places == 1 and before and inputs > before and inputs % before == 0:
-            inputs, places = before, inputs // before
+        previous_outputs = self._outputs(index - 1) if index else 0
+        if (
+            places == 1
+            and previous_outputs
+            and inputs > previous_outputs
+            and inputs % previous_outputs == 0
+        ):
+            inputs, places = previous_outputs, inputs // previous_outputs
         return self._outputs(index), inputs, places
 
     def _outputs(self, index: int) -> int:
@@ -166,7 +172,7 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
 
 
 class _FoldedChain(_Chain):
-    """The same with the normalisation after a matrix folded into it, as it is when the network is used."""
+    """A chain with each normalisation folded into the preceding matrix, as at inference."""
 
     def __init__(self, graph: WeightGraph) -> None:
         super().__init__(graph)
@@ -179,21 +185,21 @@ class _FoldedChain(_Chain):
 
     def __getitem__(self, index: Any) -> Any:
         w, bias = super().__getitem__(index)
-        norm = {role: self._norms[index].get(role) for role in _NORM}
+        norm = {role: self._norms[index].get(role) for role in _NORM_ROLES}
         if any(param is None or param.size != len(w) for param in norm.values()):
             return w, bias
         scale, shift, mean, var = (_array(self._graph, p).ravel() for p in norm.values() if p)
         factor = scale / np.sqrt(np.maximum(var, 0.0) + _EPSILON)
-        inner = 0.0 if bias is None else bias
-        return w * factor[:, None, None], shift + (inner - mean) * factor
+        bias_or_zero = 0.0 if bias is None else bias
+        return w * factor[:, None, None], shift + (bias_or_zero - mean) * factor
 
 
 def _array(graph: WeightGraph, param: Param) -> Array:
     return graph.tensors[param.key].detach().cpu().double().numpy()
 
 
-def _overall(graph: WeightGraph, matrices: Sequence[Array]) -> Array:
-    """Return size, depth, and the products over all matrices of their sizes and largest singular values."""
+def _global_features(graph: WeightGraph, matrices: Sequence[Array]) -> Array:
+    """Return log size, log depth, and log products over all matrices of scales and spectral norms."""
     names = [*range(matrix_statistics.SIZES), _WIDTHS["sizes"] + _WIDTHS["channels"]]
     sums = [float(sum(m[i] for m in matrices)) for i in names]
     return np.array(
@@ -205,8 +211,8 @@ def _overall(graph: WeightGraph, matrices: Sequence[Array]) -> Array:
     )
 
 
-def _widths() -> dict[str, int]:
-    """Return the numbers of features, measured once on a dummy, so that they are written nowhere twice."""
+def _count_features() -> dict[str, int]:
+    """Return feature counts, measured on dummy arrays so that they need not be duplicated here."""
     w, b = np.ones((2, 2, 1)), np.ones(2)
     return {
         "sizes": len(matrix_statistics.magnitudes(w)),
@@ -216,4 +222,4 @@ def _widths() -> dict[str, int]:
     }
 
 
-_WIDTHS = _widths()
+_WIDTHS = _count_features()

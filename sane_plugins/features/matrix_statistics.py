@@ -1,6 +1,6 @@
 """Statistics of one matrix or vector, invariant to the order of channels.
 
-Matrices are (rows, inputs, places): the outputs, the inputs, and the places of a kernel.
+Matrices are (rows, inputs, places): output channels, input channels, and kernel positions.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-_TINY = 1e-12
+_EPSILON = 1e-12
 SIZES = 3
 
 
@@ -21,12 +21,12 @@ def matrix_features(w: Array, bias: Array | None) -> Array:
 
 
 def _ratio(a: float, b: float) -> float:
-    return float(a / b) if abs(b) > _TINY else 0.0
+    return float(a / b) if abs(b) > _EPSILON else 0.0
 
 
 def clipped_log(x: float) -> float:
-    """Return the logarithm of x, or of 1e-12 where x is less."""
-    return float(np.log(max(x, _TINY)))
+    """Return the logarithm of max(x, 1e-12)."""
+    return float(np.log(max(x, _EPSILON)))
 
 
 def _correlation(a: Array, b: Array) -> float:
@@ -34,14 +34,14 @@ def _correlation(a: Array, b: Array) -> float:
     return _ratio(float(a @ b), float(np.sqrt((a @ a) * (b @ b))))
 
 
-def _relative_range(x: Array) -> list[float]:
-    """Return how uneven positive numbers are: deviation, least and largest over their mean."""
+def _relative_spread(x: Array) -> list[float]:
+    """Return standard deviation, minimum and maximum of positive numbers, relative to their mean."""
     mean = float(x.mean())
     return [_ratio(x.std(), mean), _ratio(x.min(), mean), _ratio(x.max(), mean)]
 
 
 def magnitudes(w: Array) -> Array:
-    """Return the magnitude of values, alone and relative to two initial scales, their mean and tails."""
+    """Return log RMS, raw and scaled by two fans as for initialisation, relative mean, and kurtosis."""
     rows, inputs, places = w.shape
     rms, std = float(np.sqrt((w**2).mean())), float(w.std())
     fans = [1, inputs * places, inputs * places + rows * places]
@@ -52,17 +52,17 @@ def magnitudes(w: Array) -> Array:
 
 
 def channel_features(w: Array) -> Array:
-    """Return how channels differ and agree: norms, sums that cancel, cosines."""
+    """Return channel norms, cancellation in sums, and cosine similarities."""
     flat = w.reshape(len(w), -1)
     total = float((flat**2).sum())
     out_norm, in_norm = np.sqrt((flat**2).sum(1)), np.sqrt((w**2).sum((0, 2)))
-    unit = flat / np.maximum(out_norm, _TINY)[:, None]
+    unit = flat / np.maximum(out_norm, _EPSILON)[:, None]
     cosines = (unit @ unit.T)[np.triu_indices(len(flat), 1)] if len(flat) > 1 else np.zeros(1)
     dead = float((out_norm < 0.1 * out_norm.max()).mean())
     return np.array(
         [
-            *_relative_range(out_norm),
-            *_relative_range(in_norm),
+            *_relative_spread(out_norm),
+            *_relative_spread(in_norm),
             dead,
             clipped_log(_ratio((flat.sum(0) ** 2).sum(), total)),
             clipped_log(_ratio((flat.sum(1) ** 2).sum(), total)),
@@ -78,11 +78,11 @@ def channel_features(w: Array) -> Array:
 
 
 def spectrum(w: Array) -> Array:
-    """Return the largest singular value and how the others fall off."""
+    """Return the largest singular value and the decay of the spectrum."""
     flat = w.reshape(len(w), -1)
-    power = _eigenvalues(flat)
-    share = power / max(float(power.sum()), _TINY)
-    entropy = -float((share * np.log(np.maximum(share, _TINY))).sum())
+    power = _squared_singular_values(flat)
+    share = power / max(float(power.sum()), _EPSILON)
+    entropy = -float((share * np.log(np.maximum(share, _EPSILON))).sum())
     edge = flat.std() * (len(flat) ** 0.5 + flat.shape[1] ** 0.5)
     second = share[1] if len(share) > 1 else 0.0
     return np.array(
@@ -101,22 +101,22 @@ def spectrum(w: Array) -> Array:
     )
 
 
-def _eigenvalues(flat: Array) -> Array:
-    """Return squared singular values, largest first, from the smaller Gram matrix."""
+def _squared_singular_values(flat: Array) -> Array:
+    """Return squared singular values in descending order, from the smaller Gram matrix."""
     gram = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
     return np.asarray(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
 
 
 def spatial(w: Array) -> Array:
-    """Return how smooth kernels are: energy of their mean, and by spatial frequency where square."""
+    """Return kernel smoothness: energy of the mean and, for square kernels, by spatial frequency."""
     energy, places = float((w**2).sum()), w.shape[2]
     dc = _ratio(float((w.mean(2) ** 2).sum()) * places, energy)
     side = round(places**0.5)
     if places == 1 or side * side != places:
         return np.array([dc, *[0.0] * 7])
     k = w.reshape(*w.shape[:2], side, side)
-    basis = _cosines(side)
-    bands = ((basis @ k @ basis.T) ** 2).sum((0, 1)) / max(energy, _TINY)
+    basis = _dct_matrix(side)
+    bands = ((basis @ k @ basis.T) ** 2).sum((0, 1)) / max(energy, _EPSILON)
     order = np.add.outer(np.arange(side), np.arange(side))
     low, high = bands[order == 1].mean(), bands[order >= side].mean()
     lag = [
@@ -136,7 +136,7 @@ def spatial(w: Array) -> Array:
     )
 
 
-def _cosines(n: int) -> Array:
+def _dct_matrix(n: int) -> Array:
     """Return the orthonormal discrete cosine transform (n, n)."""
     i = np.arange(n)
     basis = np.cos(np.pi * (i + 0.5) * i[:, None] / n) * (2 / n) ** 0.5
@@ -145,7 +145,7 @@ def _cosines(n: int) -> Array:
 
 
 def bias_relation(w: Array, bias: Array | None) -> Array:
-    """Return how the bias compares with its matrix; zeros without one."""
+    """Return scale and correlations of the bias relative to its matrix; zeros without a bias."""
     if bias is None:
         return np.zeros(7)
     flat = w.reshape(len(w), -1)
@@ -164,7 +164,7 @@ def bias_relation(w: Array, bias: Array | None) -> Array:
 
 
 def vector_features(x: Array) -> Array:
-    """Return how large a vector's values are, how they vary, and on which side of zero they lie."""
+    """Return log RMS, log standard deviation, relative mean, and fraction of negatives of a vector."""
     rms, std = float(np.sqrt((x**2).mean())), float(x.std())
     return np.array(
         [clipped_log(rms), clipped_log(std), _ratio(float(x.mean()), rms), float((x < 0).mean())]

@@ -1,8 +1,8 @@
-"""What property heads read of a SANE: the scale of every slot, and what the decoded network does.
+"""SANE features for property heads: the scale of every slot, and the decoded network's decisions.
 
-Means and deviations of latents are left out on purpose: with the few hundred networks that a zoo has, heads
-predicted worse with them than without (benchmarks/properties-tried.md). What latents know of a network's
-function shows when they are decoded and the result is probed (see `features.random_probes`).
+Means and deviations of latents are deliberately left out: with the few hundred networks of a zoo, heads
+predicted worse with them (benchmarks/properties-tried.md). Information on the network's function is extracted
+by decoding the latents and probing the result (see `features.random_probes`).
 The method: docs/explanation/sane.md, section 5.5.
 """
 
@@ -24,12 +24,12 @@ from sane_plugins.features.random_probes import DECISIONS
 from sane_plugins.symmetry import PermutationGroup, permutation_groups, permute
 from sane_plugins.weights import SIDE, WeightGraph
 
-_LARGEST = 2**24
-_FAR = 1e6
+_MAX_PROBED_SIZE = 2**24
+_MAX_DECISION = 1e6
 
 
 class LatentPool:
-    """Mean latents and side information of each slot, pooled from batches of windows as they come."""
+    """Mean latents and side information of each slot, pooled incrementally from window batches."""
 
     def __init__(self, graph: WeightGraph, model: SANE) -> None:
         layout = graph.token_layout(model.config.token_width)
@@ -40,7 +40,7 @@ class LatentPool:
         self.side = like.new_zeros(len(sizes), SIDE, dtype=torch.float64)
 
     def take(self, batch: WindowBatch) -> None:
-        """Add the latents of a batch."""
+        """Add the latents and side information of a batch."""
         self._sums.index_add_(0, batch.slot, batch.latents.double())
         self.side[batch.slot] = batch.side.double()
 
@@ -56,18 +56,18 @@ class LatentPool:
 
 
 def is_probed(graph: WeightGraph) -> bool:
-    """Tell whether the decoded network is probed: its matrices are one chain, and not too large to decode."""
-    return graph.size <= _LARGEST and is_chain(graph)
+    """Return whether the decoded network is probed: its matrices form a chain and it is small enough."""
+    return graph.size <= _MAX_PROBED_SIZE and is_chain(graph)
 
 
 def sort_channels(graph: WeightGraph) -> WeightGraph:
-    """Return the same function with the channels of each permutation group sorted by norm.
+    """Return an equivalent network with the channels of each permutation group sorted by norm.
 
-    The autoencoder reads channels in their order, so this makes what it decodes independent of the order that
-    they came in. A source without topology stays as it is.
+    The autoencoder is sensitive to channel order, so this canonical order makes its output independent of the
+    original one. A source without topology is unchanged.
     """
     groups = permutation_groups(graph)
-    return permute(graph, {group.name: _by_norm(graph, group) for group in groups}, groups)
+    return permute(graph, {group.name: _norm_order(graph, group) for group in groups}, groups)
 
 
 def features(
@@ -81,31 +81,33 @@ def features(
 ) -> torch.Tensor:
     """Return features (F,) float64 of a network: scales along its depth, and the decoded one's decisions.
 
-    side (M, 4) of its slots; latents (T, L), or None where it `is_probed` not: then its decisions are 0.
+    side (M, 4) of its slots; latents (T, L), or None if it is not probed: its decisions are then 0.
     """
     slots = list(zip(graph.slots, side.cpu().numpy(), strict=True))
     matrices = [row for slot, row in slots if len(slot.weight.shape) > 1]
     vectors = [(slot.weight.role, row[:2]) for slot, row in slots if len(slot.weight.shape) < 2]
-    decided = np.zeros(DECISIONS)
+    network_decisions = np.zeros(DECISIONS)
     if latents is not None:
-        decided = _decisions(decode(model, latents, graph, window=window, halo=halo))
-    along = resample(matrices, PLACES, SIDE).ravel()
-    return torch.from_numpy(np.concatenate([along, by_role(vectors, 2), decided]))
+        network_decisions = _bounded_decisions(
+            decode(model, latents, graph, window=window, halo=halo)
+        )
+    scales = resample(matrices, PLACES, SIDE).ravel()
+    return torch.from_numpy(np.concatenate([scales, by_role(vectors, 2), network_decisions]))
 
 
-def _by_norm(graph: WeightGraph, group: PermutationGroup) -> torch.Tensor:
-    """Return the channels of a group, within its blocks, by the sum of squares of all values they own."""
+def _norm_order(graph: WeightGraph, group: PermutationGroup) -> torch.Tensor:
+    """Return the channel order of a group that sorts each block by the channels' squared norms."""
     norms = torch.zeros(group.size, dtype=torch.float64)
     for part in group.slices:
         tensor = graph.tensors[part.key].detach().cpu().double().movedim(part.axis, 0)
-        own = tensor[part.offset : part.offset + part.length]
-        norms += own.reshape(group.size, -1).square().sum(1)
+        channels = tensor[part.offset : part.offset + part.length]
+        norms += channels.reshape(group.size, -1).square().sum(1)
     blocks = norms.view(group.blocks, -1)
-    first = torch.arange(group.blocks)[:, None] * blocks.shape[1]
-    return (blocks.argsort(dim=1, stable=True) + first).flatten()
+    offsets = torch.arange(group.blocks)[:, None] * blocks.shape[1]
+    return (blocks.argsort(dim=1, stable=True) + offsets).flatten()
 
 
-def _decisions(decoded: WeightGraph) -> Array:
-    """Return what a decoded network decides; a decoded scale may be too large for its numbers."""
+def _bounded_decisions(decoded: WeightGraph) -> Array:
+    """Return a decoded network's decisions, clipped because decoded scales may overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.nan_to_num(np.clip(decisions(decoded), -_FAR, _FAR))
+        return np.nan_to_num(np.clip(decisions(decoded), -_MAX_DECISION, _MAX_DECISION))

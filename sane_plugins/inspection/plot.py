@@ -1,4 +1,4 @@
-"""Plot of a survey on one page: norms by layer, the tokens as an image, shares read and zero."""
+"""One-page plot of a survey: norms by layer, tokens as an image, and fractions read and zero."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _COLORS = {
     "vector": "#bcbd22",
     "transposed conv": "#17becf",
 }
-_OTHER = "#e377c2"
-_GRAY, _PALE = "#b8b8b8", "#dcdcdc"
-_NAMED = 40  # more layers than these are named in steps
-_LONGEST = 24
-_NAMES = 55  # most names that fit below the image
-_LINES = 250  # most lines that leave anything of the image to see
+_OTHER_COLOR = "#e377c2"
+_GRAY, _LIGHT_GRAY = "#b8b8b8", "#dcdcdc"
+_MAX_LAYER_LABELS = 40  # with more layers, only every n-th is labelled
+_MAX_LABEL_LENGTH = 24
+_MAX_STRIP_LABELS = 55  # that fit below the image
+_MAX_SEPARATORS = 250  # more would hide the image
 _DPI = 150
-_DECADE = 10  # within one decade, numbers between powers of ten are written too
-_REACH = 3.0  # deviations at the ends of the colour scale
+_DECADE = 10  # within one decade, minor ticks are labelled too
+_COLOR_LIMIT = 3.0  # standard deviations at the ends of the colour scale
 
 
 def require_plot(path: Path, force: bool) -> Path:
-    """Return a path that a picture can be written to; raise `SaneError` where none can, before any work."""
+    """Return the path after checking, before any work, that a picture can be written to it."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
             path,
@@ -63,14 +63,14 @@ def require_plot(path: Path, force: bool) -> Path:
 
 
 def save_plot(graph: WeightGraph, survey: Survey, path: Path) -> Path:
-    """Draw a network and write the picture in the form that the suffix asks for."""
+    """Draw a network and save the figure in the format given by the suffix."""
     scale = {x.key: x.scale for x in survey.tensors}
     figure = draw(survey, token_map(graph, scale, survey.token_width))
     form = path.suffix.lower().removeprefix(".")
 
     def write(partial: Path) -> None:
         with warnings.catch_warnings():
-            # A name in a script that the font lacks is drawn as boxes; that needs no warning.
+            # Glyphs missing from the font are drawn as boxes, which needs no warning.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(partial, format=form, dpi=_DPI)
 
@@ -78,48 +78,48 @@ def save_plot(graph: WeightGraph, survey: Survey, path: Path) -> Path:
 
 
 def draw(survey: Survey, tokens: TokenMap) -> Figure:
-    """Return the figure; needs no display and touches no global state of matplotlib."""
+    """Draw the figure, without a display or global matplotlib state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 10), layout="constrained")
     figure.suptitle(
-        f"{_short(Path(survey.source).name, 80)}: {survey.parameters:,} parameters",
+        f"{_shorten(Path(survey.source).name, 80)}: {survey.parameters:,} parameters",
         parse_math=False,
     )
     norms, image, strip, bars = figure.subplots(
         4, 1, gridspec_kw={"height_ratios": [4, 4, 0.35, 1.5]}
     )
-    _norms(norms, survey.layers)
-    _image(figure, image, tokens)
-    _strip(strip, tokens, {layer.name: _color(layer) for layer in survey.layers})
-    _bars(bars, survey)
+    _plot_norms(norms, survey.layers)
+    _draw_tokens(figure, image, tokens)
+    _draw_layer_strip(strip, tokens, {layer.name: _color(layer) for layer in survey.layers})
+    _draw_fractions(bars, survey)
     return figure
 
 
-def _norms(axes: Axes, layers: Sequence[LayerStats]) -> None:
-    """Draw the norm of each layer's weights and biases, on a log scale; zero lies on the floor."""
+def _plot_norms(axes: Axes, layers: Sequence[LayerStats]) -> None:
+    """Plot the RMS of each layer's weights and biases on a log scale; zeros are placed at the bottom."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     shown = [layer for layer in layers if layer.tensors]
-    found = [x for layer in shown for x in (layer.rms, layer.bias_rms) if x]
-    floor = min(found, default=1.0) / 3
+    nonzero = [x for layer in shown for x in (layer.rms, layer.bias_rms) if x]
+    floor = min(nonzero, default=1.0) / 3
     labels = dict.fromkeys(layer.label for layer in shown)
-    size = 36 if len(shown) <= _NAMED else 14
+    size = 36 if len(shown) <= _MAX_LAYER_LABELS else 14
     for label in labels:
-        at = [i for i, layer in enumerate(shown) if layer.label == label]
-        _dots(
+        positions = [i for i, layer in enumerate(shown) if layer.label == label]
+        _scatter(
             axes,
-            at,
-            [shown[i].rms for i in at],
+            positions,
+            [shown[i].rms for i in positions],
             floor,
             size,
-            color=_COLORS.get(label, _OTHER),
+            color=_COLORS.get(label, _OTHER_COLOR),
             label=label,
         )
-    at = list(range(len(shown)))
-    _dots(
+    positions = list(range(len(shown)))
+    _scatter(
         axes,
-        at,
+        positions,
         [x.bias_rms for x in shown],
         floor,
         size,
@@ -131,34 +131,34 @@ def _norms(axes: Axes, layers: Sequence[LayerStats]) -> None:
     axes.set_yscale("log")
     plain = FuncFormatter(lambda x, _: f"{x:g}")
     axes.yaxis.set_major_formatter(plain)
-    is_narrow = max(found, default=1.0) < _DECADE * min(found, default=1.0)
+    is_narrow = max(nonzero, default=1.0) < _DECADE * min(nonzero, default=1.0)
     axes.yaxis.set_minor_formatter(plain if is_narrow else NullFormatter())
     zero = any(x == 0 for layer in shown for x in (layer.rms, layer.bias_rms))
     axes.set_title("Size of the weights of each layer, in network order", loc="left", fontsize=10)
     axes.set_ylabel("root mean square" + (f"\n(all zero: at {floor:.1g})" if zero else ""))
-    step = max(1, -(-len(shown) // _NAMED))
-    names = [_short(layer.name) for layer in shown[::step]]
-    axes.set_xticks(at[::step], names, rotation=90, fontsize=7, parse_math=False)
+    step = max(1, -(-len(shown) // _MAX_LAYER_LABELS))
+    names = [_shorten(layer.name) for layer in shown[::step]]
+    axes.set_xticks(positions[::step], names, rotation=90, fontsize=7, parse_math=False)
     axes.set_xlim(-0.7, len(shown) - 0.3)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def _dots(
+def _scatter(
     axes: Axes,
     at: Sequence[int],
     values: Sequence[float | None],
     floor: float,
     size: float,
-    **look: Any,
+    **style: Any,
 ) -> None:
     pairs = [(i, max(x, floor)) for i, x in zip(at, values, strict=True) if x is not None]
     if pairs:
-        axes.scatter([i for i, _ in pairs], [x for _, x in pairs], s=size, zorder=3, **look)
+        axes.scatter([i for i, _ in pairs], [x for _, x in pairs], s=size, zorder=3, **style)
 
 
-def _image(figure: Figure, axes: Axes, tokens: TokenMap) -> None:
-    """Draw the tokens as columns; what is no value of the network is grey."""
+def _draw_tokens(figure: Figure, axes: Axes, tokens: TokenMap) -> None:
+    """Draw the tokens as columns of an image, with padding in grey."""
     import matplotlib as mpl
     import numpy as np
 
@@ -169,12 +169,12 @@ def _image(figure: Figure, axes: Axes, tokens: TokenMap) -> None:
         values,
         aspect="auto",
         cmap=colors,
-        vmin=-_REACH,
-        vmax=_REACH,
+        vmin=-_COLOR_LIMIT,
+        vmax=_COLOR_LIMIT,
         interpolation="nearest",
         extent=(0, rows, width, 0),
     )
-    for last in _apart([last for _, _, last in tokens.spans[:-1]], rows / _LINES):
+    for last in _select_spaced([last for _, _, last in tokens.spans[:-1]], rows / _MAX_SEPARATORS):
         axes.axvline(last, color="black", linewidth=0.4, alpha=0.6)
     shown = "all" if rows == tokens.total else f"{rows:,} evenly chosen"
     axes.set_title(
@@ -189,10 +189,10 @@ def _image(figure: Figure, axes: Axes, tokens: TokenMap) -> None:
     bar.set_label("deviations from\nthe tensor's mean")
 
 
-def _strip(axes: Axes, tokens: TokenMap, colors: dict[str, str]) -> None:
-    """Draw which layer each column belongs to, and name those that have room, wide ones first."""
+def _draw_layer_strip(axes: Axes, tokens: TokenMap, colors: dict[str, str]) -> None:
+    """Colour columns by layer, and label layers where space permits, widest first."""
     rows = len(tokens.values)
-    line = 0.3 if len(tokens.spans) < _LINES // 2 else 0.0
+    line = 0.3 if len(tokens.spans) < _MAX_SEPARATORS // 2 else 0.0
     for name, first, last in tokens.spans:
         axes.broken_barh(
             [(first, last - first)],
@@ -202,33 +202,39 @@ def _strip(axes: Axes, tokens: TokenMap, colors: dict[str, str]) -> None:
             linewidth=line,
         )
     by_width = sorted(tokens.spans, key=lambda span: span[1] - span[2])
-    named = {(first + last) / 2: name for name, first, last in reversed(by_width)}
+    name_by_centre = {(first + last) / 2: name for name, first, last in reversed(by_width)}
     centres = [(first + last) / 2 for _, first, last in by_width]
-    at = sorted(_apart(centres, rows / _NAMES))
-    axes.set_xticks(at, [_short(named[x]) for x in at], rotation=90, fontsize=7, parse_math=False)
+    positions = sorted(_select_spaced(centres, rows / _MAX_STRIP_LABELS))
+    axes.set_xticks(
+        positions,
+        [_shorten(name_by_centre[x]) for x in positions],
+        rotation=90,
+        fontsize=7,
+        parse_math=False,
+    )
     axes.set_xlim(0, rows)
     axes.set_yticks([])
 
 
-def _apart(places: Sequence[float], least: float) -> list[float]:
-    """Return the places that lie at least so far from all that come before them."""
-    kept: list[float] = []
-    for place in places:
-        if all(abs(place - other) >= least for other in kept):
-            kept.append(place)
-    return kept
+def _select_spaced(positions: Sequence[float], min_distance: float) -> list[float]:
+    """Select positions greedily so that all are at least `min_distance` apart."""
+    selected: list[float] = []
+    for position in positions:
+        if all(abs(position - other) >= min_distance for other in selected):
+            selected.append(position)
+    return selected
 
 
-def _bars(axes: Axes, survey: Survey) -> None:
-    """Draw what was read and what is zero, as shares of parameters, weights and channels."""
-    bars = list(_shares(survey))[::-1]
-    for at, (_, parts) in enumerate(bars):
+def _draw_fractions(axes: Axes, survey: Survey) -> None:
+    """Draw fractions read and zero, of parameters, values and channels, as stacked bars."""
+    bars = list(_fraction_bars(survey))[::-1]
+    for row, (_, parts) in enumerate(bars):
         total, left = max(sum(count for _, count, _ in parts), 1), 0.0
         for _, count, color in parts:
-            axes.barh(at, 100 * count / total, left=left, color=color, height=0.7)
+            axes.barh(row, 100 * count / total, left=left, color=color, height=0.7)
             left += 100 * count / total
-        told = ", ".join(f"{name} {percent(count / total)}" for name, count, _ in parts if count)
-        axes.text(101, at, told, va="center", fontsize=8)
+        legend = ", ".join(f"{name} {percent(count / total)}" for name, count, _ in parts if count)
+        axes.text(101, row, legend, va="center", fontsize=8)
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
     axes.set_xlim(0, 160)
     axes.set_xticks(range(0, 101, 20), [f"{x} %" for x in range(0, 101, 20)], fontsize=8)
@@ -238,7 +244,7 @@ def _bars(axes: Axes, survey: Survey) -> None:
     axes.spines["bottom"].set_bounds(0, 100)
 
 
-def _shares(survey: Survey) -> Iterator[tuple[str, list[tuple[str, int, str]]]]:
+def _fraction_bars(survey: Survey) -> Iterator[tuple[str, list[tuple[str, int, str]]]]:
     """Yield each bar's name and its parts: name, count, colour."""
     converted = sum(x.values for x in survey.converted)
     missed = survey.total - survey.parameters
@@ -255,25 +261,25 @@ def _shares(survey: Survey) -> Iterator[tuple[str, list[tuple[str, int, str]]]]:
         "values",
         [
             ("in use", survey.parameters - survey.zeros, "#4a78b5"),
-            ("exactly zero", survey.zeros, _PALE),
+            ("exactly zero", survey.zeros, _LIGHT_GRAY),
         ],
     )
-    found = survey.structure
+    channels = survey.structure
     for name, count, zero in (
-        ("output channels", found.outputs, found.zero_outputs),
-        ("input channels", found.inputs, found.zero_inputs),
+        ("output channels", channels.outputs, channels.zero_outputs),
+        ("input channels", channels.inputs, channels.zero_inputs),
     ):
         if count:
-            yield name, [("in use", count - zero, "#4a78b5"), ("all zero", zero, _PALE)]
+            yield name, [("in use", count - zero, "#4a78b5"), ("all zero", zero, _LIGHT_GRAY)]
 
 
 def _color(layer: LayerStats) -> str:
-    return _COLORS.get(layer.label, _OTHER)
+    return _COLORS.get(layer.label, _OTHER_COLOR)
 
 
-def _short(name: str, longest: int = _LONGEST) -> str:
-    """Return a name's end, which tells more than its beginning; whole parts of it where they fit."""
-    if len(name) <= longest:
+def _shorten(name: str, max_length: int = _MAX_LABEL_LENGTH) -> str:
+    """Shorten a name to its end, which is more specific, at a component boundary if possible."""
+    if len(name) <= max_length:
         return name
-    end = name[1 - longest :]
+    end = name[1 - max_length :]
     return "…" + (end.partition(".")[2] or end)

@@ -1,4 +1,4 @@
-"""A survey for programs: the record that `inspect --json` prints."""
+"""A survey as the JSON record printed by `inspect --json`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sane_plugins.inspection.survey import LayerStats, Survey
 
 
 def survey_record(survey: Survey) -> dict[str, Any]:
-    """Return a survey as JSON has it."""
+    """Convert a survey to a JSON-serialisable dict."""
     zeros = survey.zeros / max(survey.parameters, 1)
     return {
         "source": survey.source,

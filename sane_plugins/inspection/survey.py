@@ -1,4 +1,4 @@
-"""Survey of a network: how much of it was read, how, and statistics of each tensor."""
+"""Survey of a network: what was read and how, with statistics of each tensor."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.symmetry import permutation_groups
 from sane_plugins.weights import RUNNING, Layer, WeightGraph
 
-_BIASES = ("bias", "shift")
+_BIAS_ROLES = ("bias", "shift")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LayerStats(ShortRepr):
-    """One layer that has tensors. `shared` names those that an earlier layer owns and counts.
+    """Statistics of a layer with tensors; `shared` names tensors already counted in an earlier layer.
 
-    `kind` is what the source says; where it does not, `label` is what the shapes look like.
+    `kind` is the source's layer type; if that is unknown, `label` is inferred from the shapes.
     """
 
     name: str
@@ -41,18 +41,18 @@ class LayerStats(ShortRepr):
 
     @property
     def rms(self) -> float | None:
-        """Return the root mean square of the weights, which biases and running statistics are not."""
-        return _rms(x for x in self.tensors if x.role not in _BIASES + RUNNING)
+        """Return the root mean square of the weights, excluding biases and running statistics."""
+        return _rms(x for x in self.tensors if x.role not in _BIAS_ROLES + RUNNING)
 
     @property
     def bias_rms(self) -> float | None:
-        """Return the root mean square of the biases; none where there are none."""
-        return _rms(x for x in self.tensors if x.role in _BIASES)
+        """Return the root mean square of the biases, or None without biases."""
+        return _rms(x for x in self.tensors if x.role in _BIAS_ROLES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Portion:
-    """Tensors that one reason applies to, and their values; -1 where nobody counted them."""
+    """Tensors with a common reason, and their number of values (-1 if unknown)."""
 
     reason: str
     keys: tuple[str, ...]
@@ -63,9 +63,9 @@ class Portion:
 class Survey(ShortRepr):
     """How a network was read, and statistics of its layers.
 
-    `converted`: read, with values that differ from the stored ones. `missed`: may be weights, and could not
-    be read. `skipped`: no weights. `unconnected` names layers with weights that do not say what they read.
-    `groups` counts sets of channels that can change places, `channels` those in them. Its values are cut into
+    `converted`: read, with values that differ from the stored ones. `missed`: possibly weights, but could not
+    be read. `skipped`: not weights. `unconnected` names layers with weights but unknown inputs. `groups` is
+    the number of permutation groups, `channels` the number of channels in them. The values are cut into
     `tokens` tokens of up to `token_width`.
     """
 
@@ -86,7 +86,7 @@ class Survey(ShortRepr):
 
     @property
     def tensors(self) -> tuple[TensorStats, ...]:
-        """Return the statistics of every tensor that was read, once."""
+        """Return the statistics of every tensor that was read, without duplicates."""
         return tuple(x for layer in self.layers for x in layer.tensors)
 
     @property
@@ -96,12 +96,12 @@ class Survey(ShortRepr):
 
     @property
     def total(self) -> int:
-        """Return the number of values that were read, or may be weights and were not."""
+        """Return the number of values that were read or missed."""
         return self.parameters + sum(x.values for x in self.missed)
 
     @property
     def coverage(self) -> float:
-        """Return the share of the source's parameters that was read."""
+        """Return the fraction of the source's parameters that was read."""
         return self.parameters / self.total
 
     @property
@@ -121,14 +121,14 @@ class Survey(ShortRepr):
 
     @property
     def structure(self) -> ChannelStats:
-        """Return the channels of all weight matrices."""
+        """Return the channel statistics of all weight matrices."""
         return sum((x.channels for x in self.tensors), ChannelStats())
 
 
 def survey_network(graph: WeightGraph, report: Report = silent, width: int = 128) -> Survey:
-    """Measure every tensor of a network once, one at a time; tokens of it would be `width` wide.
+    """Compute statistics of every tensor, one tensor at a time; `width` is the token width.
 
-    Raises `SourceError` where one cannot be read after all.
+    Raises `SourceError` if a tensor turns out to be unreadable.
     """
     unconnected, groups = _unconnected(graph), permutation_groups(graph)
     skipped = {key: reason for key, reason in graph.untouched.items() if key not in graph.missed}
@@ -138,9 +138,9 @@ def survey_network(graph: WeightGraph, report: Report = silent, width: int = 128
         source=graph.source,
         container=graph.container,
         layers=_layers(graph, report),
-        converted=_portions(graph.converted, sizes.__getitem__),
-        missed=_portions(missed, graph.missed.__getitem__),
-        skipped=_portions(skipped),
+        converted=_group_by_reason(graph.converted, sizes.__getitem__),
+        missed=_group_by_reason(missed, graph.missed.__getitem__),
+        skipped=_group_by_reason(skipped),
         topology="unknown" if not graph.has_topology else "partly" if unconnected else "known",
         unconnected=unconnected if graph.has_topology else (),
         groups=len(groups),
@@ -179,7 +179,7 @@ def _layers(graph: WeightGraph, report: Report) -> tuple[LayerStats, ...]:
 
 
 def _label(layer: Layer) -> str:
-    """Return a layer's kind; where the source does not tell it, what its shapes look like."""
+    """Return a layer's kind, inferred from its shapes if the source does not provide it."""
     if layer.kind != "unknown":
         return layer.kind.replace("_", " ")
     if any(p.role in RUNNING for p in layer.params):
@@ -189,7 +189,7 @@ def _label(layer: Layer) -> str:
 
 
 def _unconnected(graph: WeightGraph) -> tuple[str, ...]:
-    """Name the layers with weights that do not say what they read; a lone tensor reads nothing."""
+    """Return layers with weights but unknown inputs; lone tensors have no inputs."""
     return tuple(
         layer.name
         for layer in graph.layers
@@ -197,7 +197,7 @@ def _unconnected(graph: WeightGraph) -> tuple[str, ...]:
     )
 
 
-def _portions(
+def _group_by_reason(
     reasons: Mapping[str, str], size: Callable[[str], int] | None = None
 ) -> tuple[Portion, ...]:
     """Group keys by reason, in the order of first use."""
@@ -224,7 +224,7 @@ def _sum_by_name(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def percent(share: float) -> str:
-    """Return a share as text that says 0 or 100 only where it is."""
+    """Format a fraction as a percentage, as 0 or 100 only if exact."""
     if share in (0, 1):
         return f"{100 * share:.0f} %"
     if share < 0.001:

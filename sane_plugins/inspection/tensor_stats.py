@@ -1,4 +1,4 @@
-"""Statistics of one tensor: norm, moments, zeros, and channels that hold nothing but zeros."""
+"""Statistics of one tensor: moments, zeros, and all-zero channels."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 
 from sane_plugins.weights import Kind, Layer, Param, Role
 
-# Values that are held in float64 at a time, so that memory does not follow a tensor's size.
-_PIECE = 1 << 20
-_MATRICES: frozenset[Kind] = frozenset(
+# Values converted to float64 at a time, so that memory does not grow with the tensor.
+_CHUNK_SIZE = 1 << 20
+_MATRIX_KINDS: frozenset[Kind] = frozenset(
     ("conv", "transposed_conv", "linear", "attention", "unknown", "recurrent")
 )
-_TINY = 1e-12
+_EPSILON = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelStats:
-    """How many output and input channels weight matrices have, and how many hold only zeros."""
+    """Numbers of output and input channels of weight matrices, and of all-zero ones."""
 
     outputs: int = 0
     zero_outputs: int = 0
@@ -40,7 +40,7 @@ class ChannelStats:
 class TensorStats:
     """Statistics of one tensor. Moments are those of its finite values.
 
-    `zeros` counts values that are exactly 0, `nonfinite` those that are NaN or infinite.
+    `zeros` is the number of values equal to 0, `nonfinite` the number that are NaN or infinite.
     """
 
     key: str
@@ -62,32 +62,32 @@ class TensorStats:
 
     @property
     def rms(self) -> float:
-        """Return the root of the mean square."""
+        """Return the root mean square."""
         return sqrt(self.power)
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Return mean and deviation as they are divided out of tokens; 1 for a constant tensor."""
-        return self.mean, self.deviation if self.deviation > _TINY else 1.0
+        """Return the mean and deviation used to standardise tokens; the deviation is 1 if constant."""
+        return self.mean, self.deviation if self.deviation > _EPSILON else 1.0
 
 
 def measure_tensor(
     tensor: torch.Tensor, param: Param, layer: Layer, converted: str = ""
 ) -> TensorStats:
-    """Return the statistics of a layer's tensor, computed in pieces."""
-    has_channels = len(param.shape) > 1 and param.role != "bias" and layer.kind in _MATRICES
+    """Compute the statistics of a layer's tensor in chunks."""
+    has_channels = len(param.shape) > 1 and param.role != "bias" and layer.kind in _MATRIX_KINDS
     tensor = tensor.detach()
     moved = tensor.movedim(param.axis, 0) if tensor.ndim > 1 else tensor.reshape(-1)
     moments, zeros, nonzero = _Moments(), 0, []
     for block in _blocks(moved):
-        missing = block.numel() - int(block.count_nonzero())
-        zeros += missing
-        for piece in block.reshape(-1).split(_PIECE):
+        block_zeros = block.numel() - int(block.count_nonzero())
+        zeros += block_zeros
+        for piece in block.reshape(-1).split(_CHUNK_SIZE):
             moments.add(piece)
         if has_channels:
             nonzero.append(
                 _nonzero_channels(block)
-                if missing
+                if block_zeros
                 else torch.ones(block.shape[:2], dtype=torch.bool)
             )
     return TensorStats(
@@ -106,7 +106,7 @@ def measure_tensor(
 
 
 class _Moments:
-    """Mean and sum of squared deviations, added up piece by piece without cancellation (Chan et al.)."""
+    """Running mean and sum of squared deviations, updated stably by chunks (Chan et al.)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.spread = 0, 0.0, 0.0
@@ -125,22 +125,22 @@ class _Moments:
 
 
 def _blocks(moved: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the tensor in blocks of whole rows, in a type that arithmetic knows."""
+    """Yield the tensor in blocks of whole rows, with 1-byte dtypes converted to float32."""
     row = moved[0].numel() if len(moved) else 1
-    for block in moved.split(max(1, _PIECE // max(row, 1))):
+    for block in moved.split(max(1, _CHUNK_SIZE // max(row, 1))):
         yield block.float() if block.dtype.itemsize == 1 else block
 
 
 def _nonzero_channels(block: torch.Tensor) -> torch.Tensor:
-    """Return where a row reads anything of a column (rows, columns), on the CPU."""
+    """Return a mask (rows, columns), on the CPU, of kernels with any non-zero value."""
     nonzero = block != 0
     return (nonzero.flatten(2).any(2) if nonzero.ndim > 2 else nonzero).cpu()
 
 
 def _channels(nonzero: torch.Tensor, param: Param, layer: Layer) -> ChannelStats:
-    """Count channels in (outputs, inputs): whether that output reads anything of that input.
+    """Count all and all-zero channels from a mask of non-zero kernels.
 
-    The grouped axis of a convolution holds one group's channels, for each group in turn.
+    The grouped axis of a convolution lists the channels of one group after the other.
     """
     is_moved = (
         param.axis != 0

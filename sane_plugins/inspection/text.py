@@ -1,4 +1,4 @@
-"""A survey in words: a table of layers, and a line for each thing to know."""
+"""A survey as text: a table of layers, and summary lines."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from sane_plugins.inspection.survey import LayerStats, Portion, Survey, percent
 from sane_plugins.inspection.tensor_stats import TensorStats
 
-_NO_TOPOLOGY = "no topology: "  # how a note begins that gives the reason
-MAX_TABLE_LAYERS = 40  # layers of a table that is shown whole
-_ENDS = 15  # layers shown at either end of a long table
+_NO_TOPOLOGY = "no topology: "  # prefix of a note that gives the reason
+MAX_TABLE_LAYERS = 40  # longer tables are abbreviated
+_LAYERS_PER_END = 15  # layers shown at either end of a long table
 _MAX_NAME = 32  # characters of a name
-_ALIKE = 3  # from so many tensors of one shape on, their names are left out
+_MIN_COUNTED_TENSORS = 3  # with this many tensors of one shape, names are omitted
 _COLUMNS = (
     "layer",
     "kind",
@@ -27,7 +27,7 @@ _COLUMNS = (
 
 
 class Table(NamedTuple):
-    """A title, the names of columns, and a row of cells for each line."""
+    """A table: title, column names, and rows of cells."""
 
     title: str
     columns: tuple[str, ...]
@@ -35,20 +35,27 @@ class Table(NamedTuple):
 
 
 def layer_table(survey: Survey, limit: int | None = MAX_TABLE_LAYERS) -> Table:
-    """Return a table with a row for each layer; of one that is longer than `limit`, its two ends."""
+    """Return a table with a row per layer, abbreviated to both ends if longer than `limit`."""
     marks = {portion.reason: f"[{i}]" for i, portion in enumerate(survey.converted, 1)}
     rows = [_row(layer, survey, marks) for layer in survey.layers]
     if limit is not None and len(rows) > limit:
-        between = survey.layers[_ENDS:-_ENDS]
-        size = sum(layer.parameters for layer in between)
+        omitted = survey.layers[_LAYERS_PER_END:-_LAYERS_PER_END]
+        size = sum(layer.parameters for layer in omitted)
         share = f"{100 * size / survey.total:.2f}"
-        left = (f"... {len(between)} more", "", "see --all-layers", f"{size:,}", share, *[""] * 4)
-        rows = [*rows[:_ENDS], left, *rows[-_ENDS:]]
+        ellipsis_row = (
+            f"... {len(omitted)} more",
+            "",
+            "see --all-layers",
+            f"{size:,}",
+            share,
+            *[""] * 4,
+        )
+        rows = [*rows[:_LAYERS_PER_END], ellipsis_row, *rows[-_LAYERS_PER_END:]]
     return Table(f"{survey.source} ({survey.container})", _COLUMNS, rows)
 
 
 def summary_lines(survey: Survey) -> Iterator[str]:
-    """Yield a line for each thing to know: coverage, topology, zeros, tokens, ties and notes."""
+    """Yield summary lines on coverage, topology, zeros, tokens, ties and notes."""
     types = ", ".join(survey.dtypes)
     yield (
         f"{survey.parameters:,} parameters ({types}) in {_count(len(survey.tensors), 'tensor')} of"
@@ -84,7 +91,7 @@ def _row(layer: LayerStats, survey: Survey, marks: dict[str, str]) -> tuple[str,
 
 
 def _tensor_shapes(layer: LayerStats) -> str:
-    """Name a layer's tensors by the end of their keys; count those of one shape."""
+    """List a layer's tensors by shape, with abbreviated names or a count."""
     by_shape: dict[str, list[str]] = {}
     for x in layer.tensors:
         shape = "x".join(map(str, x.shape)) or "1"
@@ -92,26 +99,26 @@ def _tensor_shapes(layer: LayerStats) -> str:
     if len(layer.tensors) == 1 and layer.tensors[0].key == layer.name:
         by_shape = {shape: [""] for shape in by_shape}  # the layer's name says it
     groups = [
-        f"{f'{len(names)} of' if len(names) >= _ALIKE else ', '.join(names)} {shape}".strip()
+        f"{f'{len(names)} of' if len(names) >= _MIN_COUNTED_TENSORS else ', '.join(names)} {shape}".strip()
         for shape, names in by_shape.items()
     ]
     return "; ".join([*groups, *(f"{_short(key)} as above" for key in layer.shared)])
 
 
 def _short(name: str) -> str:
-    """Return the end of a long name; JSON has it whole."""
+    """Truncate a long name to its end; JSON output has the full name."""
     return name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :]
 
 
 def _dtypes(tensors: Sequence[TensorStats], marks: dict[str, str]) -> str:
-    """Return the types of values, and marks for those that were converted."""
+    """Return the dtypes, and footnote marks of converted tensors."""
     types = dict.fromkeys(x.dtype for x in tensors)
     converted = dict.fromkeys(marks[x.converted] for x in tensors if x.converted)
     return " ".join([*types, *converted])
 
 
 def _coverage_lines(survey: Survey) -> Iterator[str]:
-    """Yield what was read, converted, not read, and left alone."""
+    """Yield lines on tensors that were read, converted, missed and skipped."""
     missing = survey.total - survey.parameters
     if missing:
         yield (
@@ -143,7 +150,7 @@ def _topology_lines(survey: Survey) -> Iterator[str]:
 
 
 def _reason(survey: Survey) -> str:
-    """Return why there is no topology."""
+    """Return the reason why there is no topology."""
     reasons = (x.removeprefix(_NO_TOPOLOGY) for x in survey.notes if x.startswith(_NO_TOPOLOGY))
     return next(reasons, "the source does not say how layers are connected")
 
@@ -180,7 +187,7 @@ def _count(number: int, name: str) -> str:
 
 
 def _few(keys: Sequence[str]) -> str:
-    """Name a few tensors, and count the rest."""
+    """List up to three tensors, and count the rest."""
     rest = f" and {len(keys) - 3:,} more" if len(keys) > 3 else ""
     return ", ".join(map(_short, keys[:3])) + rest
 

@@ -1,4 +1,4 @@
-"""A network's tokens as an image that fits a page: evenly chosen, standardised (R rows, D)."""
+"""Evenly sampled, standardised tokens (R, D) of a network, for display as an image."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sane_plugins.weights import Slot, WeightGraph, cut_rows
 
 @dataclass(frozen=True)
 class TokenMap:
-    """Chosen tokens: values (R, D), mask (R, D) true where a value is real, place (R,) of each among all.
+    """Sampled tokens: values (R, D), mask (R, D) of real values, index `place` (R,) of each in the network.
 
-    `spans` gives for each layer that has any its name, first row and row past the last; `total` counts
-    the tokens of the whole network.
+    `spans` has the name and half-open row range of each sampled layer; `total` is the number of tokens of
+    the whole network.
     """
 
     values: torch.Tensor
@@ -28,9 +28,9 @@ class TokenMap:
 def token_map(
     graph: WeightGraph, scale: Mapping[str, tuple[float, float]], width: int, most: int = 2000
 ) -> TokenMap:
-    """Choose at most `most` tokens evenly and standardise each tensor by `scale` (mean, deviation).
+    """Sample at most `most` tokens evenly and standardise each tensor by `scale` (mean, deviation).
 
-    Reads one tensor at a time. With `most` at least the number of tokens, these are the values of
+    Reads one tensor at a time. If `most` is at least the number of tokens, the values equal those of
     `tokenize(apply_scale(graph, fit_scale(graph)))`.
     """
     layout = graph.token_layout(width)
@@ -42,10 +42,10 @@ def token_map(
     spans: list[tuple[str, int, int]] = []
     first = 0
     for slot, (start, stop) in zip(layout.slots, layout.spans, strict=True):
-        own = place[(place >= start) & (place < stop)] - start
-        last = first + len(own)
-        if len(own):
-            values[first:last], mask[first:last] = _tokens(graph, slot, own, scale, width)
+        slot_tokens = place[(place >= start) & (place < stop)] - start
+        last = first + len(slot_tokens)
+        if len(slot_tokens):
+            values[first:last], mask[first:last] = _tokens(graph, slot, slot_tokens, scale, width)
             if spans and spans[-1][0] == slot.layer:
                 first = spans.pop()[1]
             spans.append((slot.layer, first, last))
@@ -56,14 +56,14 @@ def token_map(
 def _tokens(
     graph: WeightGraph,
     slot: Slot,
-    own: torch.Tensor,
+    slot_tokens: torch.Tensor,
     scale: Mapping[str, tuple[float, float]],
     width: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return values and mask (R, D) of a slot's own tokens, making only the rows they lie in."""
+    """Return values and mask (R, D) of the given tokens of a slot, building only the rows they lie in."""
     filled = slot.row_mask(width)
     pieces = len(filled)
-    rows, back = (own // pieces).unique(return_inverse=True)
+    rows, inverse = (slot_tokens // pieces).unique(return_inverse=True)
     tensors = (slot.row_view(p, graph.tensors[p.key].detach()) for p in slot.params)
     block = torch.empty(len(rows), pieces * width)
     cut_rows(
@@ -72,4 +72,6 @@ def _tokens(
         (tensor[rows.to(tensor.device)].cpu().double() for tensor in tensors),
         scale=[scale[p.key] for p in slot.params],
     )
-    return block.view(-1, pieces, width)[back, own % pieces], filled[own % pieces]
+    return block.view(-1, pieces, width)[inverse, slot_tokens % pieces], filled[
+        slot_tokens % pieces
+    ]

@@ -1,7 +1,8 @@
-"""Behaviour loss: a decoded network must have the outputs of the original.
+"""Behaviour loss: the outputs of a decoded network should match those of the original.
 
 The method: docs/explanation/sane.md, section 8.1.
-Structure alone gives small weight errors and poor accuracy (Meynent et al., "Structure is not enough", 2025).
+A loss on weights alone gives small weight errors but poor accuracy
+(Meynent et al., "Structure is not enough", 2025).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from sane_plugins.pretraining.permuted_dataset import PermutedDataset, token_ind
 from sane_plugins.pretraining.view_batch import ViewBatch
 from sane_plugins.weights import RUNNING, Scale
 
-_MIN_VARIANCE = 1e-6  # of outputs: a network may have the same ones for all images
+_MIN_VARIANCE = 1e-6  # of outputs: a network's outputs may be constant
 
 
 class BehaviorLoss:
-    """Difference between a network's outputs with a decoded window and without, on `count` images.
+    """Difference between a network's outputs with and without a decoded window, on `count` images.
 
-    `images` (M, C, H, W) by the name of the zoo; zoos without images and entries that cannot be built add
-    nothing.
+    `images` maps zoo names to (M, C, H, W); zoos without images and entries without a factory contribute
+    zero.
     """
 
     def __init__(self, images: Mapping[str, torch.Tensor], count: int = 32) -> None:
@@ -39,7 +40,7 @@ class BehaviorLoss:
     ) -> torch.Tensor:
         """Return the mean of log(1 + squared error / variance of the original's outputs), a scalar.
 
-        values (2B, S, D) and side (2B, S, 4) are what was decoded; only the first views are run.
+        values (2B, S, D) and side (2B, S, 4) are the decoder's outputs; only the first views are run.
         """
         images = self._images.get(batch.dataset.zoo)
         if images is None:
@@ -67,60 +68,62 @@ class BehaviorLoss:
 
 
 class _NetworkDecoder:
-    """From the tokens of a dataset's networks to their tensors, a batch of networks at once."""
+    """Converts batches of a dataset's token sequences to weight tensors."""
 
     def __init__(self, dataset: PermutedDataset) -> None:
         self._dataset = dataset
         layout = dataset.template.token_layout(dataset.mask.shape[1])
         self._slot = layout.slot_numbers()
-        self._first = layout.first
+        self._first_tokens = layout.first
         indices = token_indices(layout)
         self._tensors = {key: (x.long().flatten(), x.shape) for key, x in indices.items()}
-        # Running statistics are measured anew on images after decoding; a decoded variance may be negative.
-        self._measured = [p.key for p in dataset.template.params if p.role in RUNNING]
-        self._scales: dict[str, tuple[int, int]] = {}
+        # Running statistics are re-estimated on images after decoding; a decoded variance may be negative.
+        self._running_statistics = [p.key for p in dataset.template.params if p.role in RUNNING]
+        self._scale_index: dict[str, tuple[int, int]] = {}
         for i, slot in enumerate(layout.slots):
-            self._scales |= {param.key: (i, j) for j, param in enumerate(slot.params)}
+            self._scale_index |= {param.key: (i, j) for j, param in enumerate(slot.params)}
 
     def decode(
         self, batch: ViewBatch, values: torch.Tensor, side: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return the networks with the decoded windows in place, and as they were, (B, *shape) by key."""
-        own = self._dataset.all_tokens(batch.network, torch.zeros_like(batch.network)).to(values)
-        scale = self._dataset.side[batch.network][:, self._first].to(side)
-        at = (batch.start[:, None] + torch.arange(values.shape[1])).to(values.device)
-        changed = own.scatter(1, at[..., None].expand_as(values), values)
-        original = self._network(own, scale)
-        decoded = self._network(changed, self._decoded_side(scale, side, at))
-        return decoded | {key: original[key] for key in self._measured}, original
+        """Return the tensors with decoded windows inserted, and the original ones, (B, *shape) by key."""
+        tokens = self._dataset.all_tokens(batch.network, torch.zeros_like(batch.network)).to(values)
+        scale = self._dataset.side[batch.network][:, self._first_tokens].to(side)
+        indices = (batch.start[:, None] + torch.arange(values.shape[1])).to(values.device)
+        changed = tokens.scatter(1, indices[..., None].expand_as(values), values)
+        original = self._build_tensors(tokens, scale)
+        decoded = self._build_tensors(changed, self._decoded_side(scale, side, indices))
+        return decoded | {key: original[key] for key in self._running_statistics}, original
 
     def _decoded_side(
-        self, own: torch.Tensor, side: torch.Tensor, at: torch.Tensor
+        self, original: torch.Tensor, side: torch.Tensor, indices: torch.Tensor
     ) -> torch.Tensor:
-        """Return the side (B, M, 4) of all slots: where tokens were decoded, their mean."""
-        slot = self._slot.to(at.device)[at]
-        sums = torch.zeros_like(own).scatter_add(1, slot[..., None].expand_as(side), side)
-        count = own.new_zeros(own.shape[:2]).scatter_add(1, slot, side.new_ones(slot.shape))
-        return torch.where(count[..., None] > 0, sums / count[..., None].clamp(min=1), own)
+        """Return the side information (B, M, 4) of all slots: the mean over decoded tokens where any."""
+        slot = self._slot.to(indices.device)[indices]
+        sums = torch.zeros_like(original).scatter_add(1, slot[..., None].expand_as(side), side)
+        count = original.new_zeros(original.shape[:2]).scatter_add(
+            1, slot, side.new_ones(slot.shape)
+        )
+        return torch.where(count[..., None] > 0, sums / count[..., None].clamp(min=1), original)
 
-    def _network(self, tokens: torch.Tensor, side: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _build_tensors(self, tokens: torch.Tensor, side: torch.Tensor) -> dict[str, torch.Tensor]:
         scale, flat, tensors = Scale.from_side(side.flatten(0, 1)), tokens.flatten(1), {}
-        for key, (at, shape) in self._tensors.items():
-            slot, part = self._scales[key]
+        for key, (indices, shape) in self._tensors.items():
+            slot, part = self._scale_index[key]
             mean, deviation = (
                 x.view(len(side), -1, 2)[:, slot, part, None] for x in (scale.mean, scale.deviation)
             )
-            tensors[key] = (flat[:, at.to(flat.device)] * deviation + mean).view(-1, *shape)
+            tensors[key] = (flat[:, indices.to(flat.device)] * deviation + mean).view(-1, *shape)
         return tensors
 
 
 def _rows_by_factory(batch: ViewBatch) -> dict[str, torch.Tensor]:
-    """Return the rows of the batch that each factory (JSON) builds; entries without one have no rows."""
+    """Group the rows of a batch by factory (JSON); entries without a factory are left out."""
     rows: dict[str, list[int]] = {}
     for row, network in enumerate(batch.network.tolist()):
         if factory := batch.dataset.entries[network].factory:
             rows.setdefault(json.dumps(dict(factory)), []).append(row)
-    return {factory: torch.tensor(own) for factory, own in rows.items()}
+    return {factory: torch.tensor(members) for factory, members in rows.items()}
 
 
 def _outputs(
@@ -128,8 +131,8 @@ def _outputs(
 ) -> torch.Tensor:
     """Return the outputs (B, images, ...) of B networks."""
 
-    def run_one(own: dict[str, torch.Tensor]) -> Any:
-        return functional_call(module, own, (images,))
+    def run_one(parameters: dict[str, torch.Tensor]) -> Any:
+        return functional_call(module, parameters, (images,))
 
     outputs: torch.Tensor = vmap(run_one)(tensors)
     return outputs

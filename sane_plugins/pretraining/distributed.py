@@ -1,7 +1,7 @@
-"""Data-parallel training: each process takes its rows of a batch, and gradients are summed.
+"""Data-parallel training: each process handles its rows of a batch, and gradients are summed.
 
-Every process draws the same whole batch from the same seeds, so nothing but projections and gradients is
-exchanged, and the sums are those of one process up to rounding.
+Every process draws the same full batch from the same seeds, so only projections and gradients are
+exchanged, and the sums equal those of a single process up to rounding.
 The method: docs/explanation/sane.md, section 4.6.
 """
 
@@ -19,30 +19,30 @@ from torch import distributed
 
 @dataclass(frozen=True)
 class World:
-    """Rank of this process, and number of those that train together."""
+    """Rank of this process, and number of processes that train together."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def current(cls) -> World:
-        """Return that of `process_group`, or this process alone."""
+        """Return the world of the active process group, or a world of one process."""
         if distributed.is_available() and distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size())
         return cls()
 
     @property
     def is_first(self) -> bool:
-        """Tell whether this process is the one that writes."""
+        """Return whether this process is the one that writes files."""
         return self.rank == 0
 
     def rows(self, batch: int) -> torch.Tensor:
-        """Return the rows of a batch that this process takes; the size of the group divides `batch`."""
+        """Return this process's row indices of a batch; `batch` must be divisible by the world size."""
         share = batch // self.size
         return torch.arange(self.rank * share, (self.rank + 1) * share)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows of all processes in order; gradients reach this process's own."""
+        """Gather the rows of all processes in rank order; gradients flow to this process's rows."""
         if self.size == 1:
             return rows
         gathered: torch.Tensor = _Gather.apply(rows, self)  # type: ignore[no-untyped-call]
@@ -60,7 +60,7 @@ class World:
 
 @contextmanager
 def process_group(device: str) -> Iterator[str]:
-    """Join the processes that `torchrun` started, if it did, and yield the device that is this one's."""
+    """Join the process group if started by `torchrun`, and yield this process's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
@@ -71,16 +71,16 @@ def process_group(device: str) -> Iterator[str]:
     distributed.init_process_group("nccl" if is_cuda else "gloo")
     try:
         yield device
-        distributed.barrier()  # none takes its connections down while another still needs them
+        distributed.barrier()  # keep connections open until every process is done
     finally:
         distributed.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):
-    """All rows forwards; backwards the own ones.
+    """All-gather in the forward pass; own rows in the backward pass.
 
-    Each process computes the same loss of all rows and counts 1/size of it: its own rows' gradient is that
-    many times what it sees.
+    Each process computes the same loss over all rows and weights it by 1/size, so the gradient of its own
+    rows must be multiplied by size.
     """
 
     @staticmethod

@@ -9,8 +9,8 @@ import math
 
 
 def one_cycle(done: float) -> float:
-    """Return the share of the peak rate after a share `done` of the steps: up over 30 %, then down."""
-    up, start, end = 0.3, 1 / 25, 1e-4
-    if done < up:
-        return start + (1 - start) * (1 - math.cos(math.pi * done / up)) / 2
-    return end + (1 - end) * (1 + math.cos(math.pi * (done - up) / (1 - up))) / 2
+    """Return the fraction of the peak rate at progress `done` in [0, 1]: warm-up for 30 %, then decay."""
+    warmup, start, end = 0.3, 1 / 25, 1e-4
+    if done < warmup:
+        return start + (1 - start) * (1 - math.cos(math.pi * done / warmup)) / 2
+    return end + (1 - end) * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2

@@ -1,4 +1,4 @@
-"""Losses of the autoencoder: masked reconstruction and contrast of views.
+"""Losses of the autoencoder: masked reconstruction and contrastive loss between views.
 
 The method: docs/explanation/sane.md, section 4.4.
 """
@@ -15,9 +15,9 @@ def masked_mse(
     mask: torch.Tensor,
     count: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean squared error over real values only: padding neither counts nor dilutes.
+    """Return the mean squared error over real values, ignoring padding.
 
-    `count` is how many real values the whole batch has, where this is a part of it.
+    `count` is the number of real values in the whole batch, if this is only a part of it.
     """
     total = mask.sum() if count is None else count
     return ((predicted - target) ** 2 * mask).sum() / total
@@ -27,7 +27,7 @@ def masked_variance(target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the variance of the real values of a batch.
 
     Masked loss normalisation standardises target and prediction with the mean and deviation of the batch's
-    real target values: in their squared difference the mean cancels, and this is what it is divided by.
+    real target values: the mean cancels in the squared error, which is thus divided by this variance.
     """
     count = mask.sum()
     mean = (target * mask).sum() / count
@@ -35,7 +35,7 @@ def masked_variance(target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Contrast two views (B, Z) of each sample with all others, for any B (Chen et al. 2020, eq. 1)."""
+    """Return the NT-Xent loss of two views (B, Z), for any B (Chen et al. 2020, eq. 1)."""
     both = normalize(torch.cat([first, second]).float(), dim=1)
     similarity = (both @ both.T / temperature).fill_diagonal_(float("-inf"))
     partner = torch.arange(len(both), device=both.device).roll(len(first))

@@ -1,4 +1,4 @@
-"""Zoos in memory as tokens: aligned, with permutations that make the views.
+"""Zoos in memory as aligned tokens, with permutations that generate views.
 
 The method: docs/explanation/sane.md, sections 4.1, 4.2 and 4.3.
 """
@@ -25,20 +25,20 @@ from sane_plugins.symmetry import (
 from sane_plugins.weights import TokenLayout, WeightGraph, fit_scale, token_tensors, token_values
 from sane_plugins.zoo import Entry, Zoo
 
-_MAX_PERMUTATIONS = 512  # permutations of one architecture
-_MAX_INDICES = 2**26  # indices in all of them: 256 MiB
+_MAX_PERMUTATIONS = 512  # per architecture
+_MAX_INDICES = 2**26  # over all permutations of an architecture: 256 MiB
 _MAX_EXACT = 2**24  # single precision tells whole numbers apart up to this
 
 
-@dataclass(frozen=True, eq=False, repr=False)  # compared by identity: it is the key of a cache
+@dataclass(frozen=True, eq=False, repr=False)  # compared by identity, as it is a cache key
 class PermutedDataset(ShortRepr):
-    """All samples of one architecture from one zoo: N networks of T tokens, and V permuted views of each.
+    """All samples of one architecture from one zoo: N networks of T tokens, with V permuted views each.
 
-    values (N, T, D) as they are encoded, of the aligned networks; permutations (R, T * D) give for each
-    value of a permuted network its index in the aligned one, row 0 is the identity; mask (T, D);
-    positions (T, P); side (N, T, 4), which no permutation changes. `zoo_scale` (M, 2) is the
-    zoo's, where that was divided out. `entries` names the N networks; `template` has
-    their shapes; `zoo` is the zoo's name.
+    values (N, T, D) of the aligned networks, as encoded; permutations (R, T * D) map each value of a
+    permuted network to its index in the aligned one, with the identity in row 0; mask (T, D);
+    positions (T, P); side (N, T, 4), which is permutation-invariant. `zoo_scale` (M, 2) is the zoo-wise
+    scale, if it was divided out. `entries` are the N networks, `template` has their shapes, and `zoo` is
+    the zoo's name.
     """
 
     values: torch.Tensor
@@ -53,18 +53,18 @@ class PermutedDataset(ShortRepr):
     zoo: str
 
     def all_tokens(self, network: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
-        """Return all tokens (B, T, D) of these networks in these views, both (B,)."""
+        """Return all tokens (B, T, D) for network and view indices, both (B,)."""
         return self.tokens_at(network, view, torch.arange(len(self.mask)).expand(len(network), -1))
 
     def tokens_at(
         self, network: torch.Tensor, view: torch.Tensor, at: torch.Tensor
     ) -> torch.Tensor:
-        """Return the tokens at (B, S) of these networks in these views, (B, S, D).
+        """Return the tokens (B, S, D) at indices `at` (B, S) for network and view indices (B,).
 
-        View 0 is the aligned network. Permutations are shared by networks, but the V of one differ.
+        View 0 is the aligned network. Networks share permutations, but the V views of a network differ.
         """
-        others = max(len(self.permutations) - 1, 1)
-        row = torch.where(view == 0, 0, 1 + (network * self.views + view - 1) % others)
+        permuted_rows = max(len(self.permutations) - 1, 1)
+        row = torch.where(view == 0, 0, 1 + (network * self.views + view - 1) % permuted_rows)
         tokens, width = self.mask.shape
         index = self.permutations.view(-1, tokens, width)[row[:, None], at].long()
         return self.values.view(-1)[index + network[:, None, None] * (tokens * width)]
@@ -79,24 +79,24 @@ def build_datasets(
     *,
     aligned: bool = True,
 ) -> list[PermutedDataset]:
-    """Align every network to the best of its architecture, cut it, and draw permutations for its views.
+    """Align every network to the best of its architecture, tokenise it, and draw permutations for its views.
 
-    All checkpoints of a training run are permuted as its last one is. Networks with values that are not
-    finite are left out, and that is reported.
+    All checkpoints of a training run share the permutation of its last one. Networks with NaN or infinite
+    values are left out, which is reported.
     """
-    by_architecture, dropped = _by_architecture(zoos)
-    if config.scale == "zoo" and len(by_architecture) > 1:
+    groups, dropped = _group_by_architecture(zoos)
+    if config.scale == "zoo" and len(groups) > 1:
         raise UsageError(
             "the zoos",
-            f"they hold {len(by_architecture)} architectures",
+            f"they hold {len(groups)} architectures",
             "a zoo-wise scale is that of one",
             "choose networks of one architecture, or the default preset",
         )
-    total = sum(map(len, by_architecture))
+    total = sum(map(len, groups))
     note = f"{dropped} networks with values that are not finite left out" if dropped else ""
     datasets: list[PermutedDataset] = []
-    for samples in by_architecture:
-        datasets += _datasets(samples, config, views, rng, aligned)
+    for samples in groups:
+        datasets += _build_architecture_datasets(samples, config, views, rng, aligned)
         done = sum(len(dataset.values) for dataset in datasets)
         report(Progress(job="align and cut", done=done, total=total, note=note))
     return datasets
@@ -111,8 +111,8 @@ class _Sample:
     graph: WeightGraph
 
 
-def _by_architecture(zoos: Sequence[Zoo]) -> tuple[list[list[_Sample]], int]:
-    """Return the samples of each architecture, run by run, and how many were left out."""
+def _group_by_architecture(zoos: Sequence[Zoo]) -> tuple[list[list[_Sample]], int]:
+    """Group samples by architecture, ordered by run; also return how many were left out."""
     by_shapes: dict[tuple[tuple[str, tuple[int, ...]], ...], list[_Sample]] = {}
     dropped = 0
     for zoo in zoos:
@@ -126,26 +126,26 @@ def _by_architecture(zoos: Sequence[Zoo]) -> tuple[list[list[_Sample]], int]:
     return list(by_shapes.values()), dropped
 
 
-def _datasets(
+def _build_architecture_datasets(
     samples: list[_Sample], config: SANEConfig, views: int, rng: torch.Generator, aligned: bool
 ) -> Iterator[PermutedDataset]:
-    """Yield a dataset per zoo of one architecture; they share reference, permutations and positions."""
+    """Yield one dataset per zoo for one architecture; all share reference, permutations and positions."""
     template = samples[0].graph
     groups = permutation_groups(template)
-    graphs = _aligned(samples, groups, rng) if aligned else (s.graph for s in samples)
+    graphs = _align(samples, groups, rng) if aligned else (s.graph for s in samples)
     parts = [_tokens(graph, config) for graph in graphs]
     values, side = (torch.stack(part) for part in zip(*parts, strict=True))
     layout = template.token_layout(config.token_width)
     mask = layout.mask()
     zoo_scale = torch.zeros(0, 2)
     if config.scale == "zoo":
-        values, zoo_scale = _standardized(values, mask, layout)
+        values, zoo_scale = _standardize_per_slot(values, mask, layout)
     count = min(len(samples) * views, _MAX_PERMUTATIONS, max(views, _MAX_INDICES // mask.numel()))
     permutations = _permutation_indices(template, groups, layout, count, rng)
     positions = config.positions(layout, 0, len(layout))
     start = 0
-    for _, own in groupby(samples, key=lambda sample: id(sample.zoo)):
-        members = list(own)
+    for _, zoo_samples in groupby(samples, key=lambda sample: id(sample.zoo)):
+        members = list(zoo_samples)
         rows = slice(start, start + len(members))
         start = rows.stop
         yield PermutedDataset(
@@ -162,10 +162,10 @@ def _datasets(
         )
 
 
-def _aligned(
+def _align(
     samples: list[_Sample], groups: Sequence[PermutationGroup], rng: torch.Generator
 ) -> Iterator[WeightGraph]:
-    """Permute every checkpoint as the last one of its run is permuted to fit the best network of all."""
+    """Align each run to the best network: permute all its checkpoints as its last one is aligned."""
     reference = max(samples, key=lambda s: float(s.entry.properties.get("test_accuracy", 0.0)))
     for _, run in groupby(samples, key=lambda s: (id(s.zoo), s.entry.network)):
         checkpoints = list(run)
@@ -174,7 +174,7 @@ def _aligned(
 
 
 def _tokens(graph: WeightGraph, config: SANEConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return values (T, D) and side (T, 4); values are raw unless each tensor's own scale is divided out."""
+    """Return values (T, D) and side (T, 4); values are raw unless the scale is per tensor."""
     if config.scale == "tensor":
         tokens, side = standardized_tokens(graph, config.token_width)
         return tokens.values, side
@@ -182,10 +182,10 @@ def _tokens(graph: WeightGraph, config: SANEConfig) -> tuple[torch.Tensor, torch
     return token_values(graph, config.token_width, torch.float32), fit_scale(graph).side[slot]
 
 
-def _standardized(
+def _standardize_per_slot(
     values: torch.Tensor, mask: torch.Tensor, layout: TokenLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return values (N, T, D) with the scale of each slot over all N networks divided out, and it (M, 2)."""
+    """Return values (N, T, D) standardised per slot over all N networks, and that scale (M, 2)."""
     moments = []
     for start, stop in layout.spans:
         real = values[:, start:stop][:, mask[start:stop]].double()
@@ -202,9 +202,9 @@ def _permutation_indices(
     count: int,
     rng: torch.Generator,
 ) -> torch.Tensor:
-    """Return the index of each value of a permuted network in the aligned one (1 + count, T * D).
+    """Return indices (1 + count, T * D) of each value of a permuted network in the aligned one.
 
-    Row 0 is the identity; the others come from permuting a network whose values are their indices.
+    Row 0 is the identity; the others come from permuting a network whose values are their own indices.
     """
     enumerated, real = template.replace(token_indices(layout)), layout.mask().flatten()
     permutations = torch.arange(real.numel(), dtype=torch.int32).repeat(1 + count, 1)
@@ -215,6 +215,6 @@ def _permutation_indices(
 
 
 def token_indices(layout: TokenLayout) -> dict[str, torch.Tensor]:
-    """Return for each tensor, by key, the indices of its values among the flat tokens, int32 of its shape."""
+    """Return, by tensor key, the indices (int32, tensor's shape) of its values in the flat tokens."""
     indices = torch.arange(len(layout) * layout.width, dtype=torch.int32)
     return token_tensors(indices.view(-1, layout.width), layout, torch.int32)

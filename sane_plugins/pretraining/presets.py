@@ -1,4 +1,4 @@
-"""Options of pretraining, and two presets: what measured best, and what was published."""
+"""Options of pretraining, and two presets: the best measured one and the published one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sane_plugins.zoo import Zoo
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions:
-    """Options of pretraining. Learning rate and weight decay are AdamW's, on a one-cycle schedule.
+    """Options of pretraining with AdamW and a one-cycle learning-rate schedule.
 
-    A step draws `accumulate` times `batch` windows and sums their gradients; `balance` says what is drawn
-    equally often, a token, a network, or an architecture of a zoo. `gamma`, `temperature`: weight and
-    temperature of the contrast; `behaviour`: weight of the behaviour term. `noise` is multiplicative;
-    `views` permutations stand beside each network, which is first `aligned`. `loss`: squared errors of the
-    values as they are encoded, or "masked" loss normalisation. `save_every` and `log_every` count steps and
-    change no result; 0 saves after every step, or as often as takes a tenth of the time.
+    A step accumulates gradients of `accumulate` batches of `batch` windows; `balance` says what is sampled
+    uniformly: tokens, networks, or the architectures of each zoo. `gamma` and `temperature` are the weight
+    and temperature of the contrastive loss, `behaviour` the weight of the behaviour loss. `noise` is
+    multiplicative; each network, first `aligned`, has `views` permuted views. `loss` is the squared error
+    of values as encoded, or uses "masked" loss normalisation. `save_every` and `log_every` count steps and
+    do not affect results; 0 saves after every step, limited to a tenth of the time.
     """
 
     steps: int = 12_000
@@ -52,14 +52,14 @@ Preset = tuple[SANEConfig, PretrainOptions]
 
 
 def default_preset(_: Sequence[Zoo]) -> Preset:
-    """Return the setting that measured best."""
+    """Return the settings that performed best in our measurements."""
     return SANEConfig(), PretrainOptions()
 
 
 def paper_preset(zoos: Sequence[Zoo]) -> Preset:
-    """Return the published setting for zoos of one small CNN (docs/explanation/sane.md, section 4.7).
+    """Return the published settings for zoos of one small CNN (docs/explanation/sane.md, section 4.7).
 
-    An epoch draws as many windows as there are checkpoints. A whole sequence is one window in use.
+    An epoch draws as many windows as there are checkpoints. At inference a whole sequence is one window.
     """
     config = SANEConfig(
         token_width=289,

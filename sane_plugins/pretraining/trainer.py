@@ -1,4 +1,4 @@
-"""Pretraining of a SANE on zoos, which resumes where it was killed.
+"""Resumable pretraining of a SANE on zoos.
 
 The method: docs/explanation/sane.md, sections 4 and 4.6.
 """
@@ -25,7 +25,7 @@ from sane_plugins.pretraining.training_step import BehaviorTerm, PretrainContext
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.zoo import Zoo
 
-_CHANGEABLE = {
+_RESULT_NEUTRAL_OPTIONS = {
     "device",
     "save_every",
     "log_every",
@@ -44,10 +44,10 @@ def pretrain(
 ) -> SANE:
     """Train a SANE on all networks of the zoos and write it to `out`.
 
-    `behaviour` is one more loss, weighted with `options.behaviour`. Every step draws from a generator
-    seeded with the run's seed and the step, so that a resumed run takes the same steps as an uninterrupted
-    one. The state is a file beside `out` until the end, the log stays there. Within `process_group` several
-    processes train as one, and the first one writes.
+    `behaviour` is an additional loss, weighted by `options.behaviour`. Every step uses a generator seeded
+    with the run's seed and the step, so a resumed run takes the same steps as an uninterrupted one. State
+    and log are files next to `out`; the state is deleted at the end. Within `process_group` several
+    processes train together, and the first one writes.
     """
     out, world = Path(out), World.current()
     _require_compatible(config, options, behaviour, world)
@@ -86,7 +86,7 @@ def log_path(out: Path) -> Path:
 def _require_compatible(
     config: SANEConfig, options: PretrainOptions, behaviour: BehaviorTerm | None, world: World
 ) -> None:
-    """Raise `UsageError` for options that do not go together."""
+    """Raise `UsageError` for incompatible options."""
     if options.batch % world.size:
         raise UsageError(
             f"a batch of {options.batch}",
@@ -125,13 +125,15 @@ def _new_run(
     decay = options.weight_decay
     optimizer = torch.optim.AdamW(model.parameters(), options.lr, weight_decay=decay)
     settings = {
-        k: v for k, v in {**asdict(config), **asdict(options)}.items() if k not in _CHANGEABLE
+        k: v
+        for k, v in {**asdict(config), **asdict(options)}.items()
+        if k not in _RESULT_NEUTRAL_OPTIONS
     }
     return TrainerState(model, optimizer, log, {**settings, "zoos": _fingerprint(datasets)})
 
 
 def _fingerprint(datasets: Sequence[PermutedDataset]) -> str:
-    """Return a hash of the samples, so that a run does not resume on others."""
+    """Return a hash of the samples, so that a run does not resume on different ones."""
     digest = hashlib.sha256()
     for dataset in datasets:
         digest.update(json.dumps([dataset.zoo, [entry.key for entry in dataset.entries]]).encode())
@@ -146,7 +148,7 @@ def _zoo_records(zoos: Sequence[Zoo]) -> list[dict[str, Any]]:
 
 
 def _train(run: TrainerState, context: PretrainContext, out: Path, report: Report) -> None:
-    """Take the steps that are left; the log is written before the state, and rewound to it on resuming."""
+    """Run the remaining steps; the log is written before the state, and rewound to it on resuming."""
     options, saver = context.options, StateSaver(state_path(out), context.options.save_every)
     if context.world.is_first:
         run.log.rewind(run.step)

@@ -1,4 +1,4 @@
-"""State of an interrupted pretraining on disk, from which a resumed run equals an uninterrupted one."""
+"""Saved state of a pretraining run; a resumed run gives the same result as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sane_plugins.errors import UsageError
 from sane_plugins.formats import PRETRAINING_STATE, load_artifact, save_artifact
 from sane_plugins.pretraining.training_log import TrainingLog
 
-_SHARE = 0.1  # of the time may go into writing
+_MAX_SAVE_FRACTION = 0.1  # of the run time may be spent on saving
 
 
 @dataclass
@@ -31,39 +31,39 @@ class TrainerState:
 
 
 class StateSaver:
-    """Writes a run's state every `every` steps; 0: after every step, or as often as takes a tenth of the time.
+    """Saves a run's state every `every` steps; 0 saves after every step, limited to a tenth of the time.
 
-    A kill then loses the step under way, or the steps of ten times as long as one writing takes.
-    """  # noqa: E501
+    With 0, a kill loses at most about ten times the duration of one save.
+    """
 
     def __init__(self, path: Path, every: int) -> None:
         self._path, self._every = path, every
-        self._started, self._spent = time.perf_counter(), 0.0
+        self._started, self._save_seconds = time.perf_counter(), 0.0
 
     def save_if_due(self, run: TrainerState) -> None:
-        """Write the state where it is time to."""
+        """Save the state if a save is due."""
         now = time.perf_counter()
-        is_due = self._spent <= _SHARE * (now - self._started)
+        is_due = self._save_seconds <= _MAX_SAVE_FRACTION * (now - self._started)
         if run.step % self._every == 0 if self._every else is_due:
             save_state(run, self._path)
-            self._spent += time.perf_counter() - now
+            self._save_seconds += time.perf_counter() - now
 
 
 def save_state(run: TrainerState, path: Path) -> None:
-    """Write a run's state, whole or not at all; the inverse of `restore_state`."""
+    """Write a run's state atomically; the inverse of `restore_state`."""
     tensors = {f"model.{key}": value for key, value in run.model.state_dict().items()}
     for index, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
     log = {"sums": run.log.sums, "count": run.log.count, "seconds": run.log.seconds}
-    about = {"step": run.step, "told": run.settings, "log": log}
-    save_artifact(PRETRAINING_STATE, about, tensors, path)
+    description = {"step": run.step, "told": run.settings, "log": log}
+    save_artifact(PRETRAINING_STATE, description, tensors, path)
 
 
 def restore_state(run: TrainerState, path: Path) -> None:
-    """Load a saved state into a run. Raises `UsageError` where that run had other options or zoos."""
+    """Load a saved state into a run. Raises `UsageError` if that run had other options or zoos."""
 
     def load(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-        _require_same(path, json.loads(json.dumps(run.settings)), about["told"])
+        _require_same_settings(path, json.loads(json.dumps(run.settings)), about["told"])
         log, step = about["log"], about["step"]
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         run.model.load_state_dict(model)
@@ -80,8 +80,10 @@ def restore_state(run: TrainerState, path: Path) -> None:
     load_artifact(PRETRAINING_STATE, path, load)
 
 
-def _require_same(path: Path, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    if differing := sorted(k for k in {**own, **saved} if own.get(k) != saved.get(k)):
+def _require_same_settings(
+    path: Path, current: Mapping[str, Any], saved: Mapping[str, Any]
+) -> None:
+    if differing := sorted(k for k in {**current, **saved} if current.get(k) != saved.get(k)):
         raise UsageError(
             path,
             f"the interrupted run had another {', '.join(differing)}",

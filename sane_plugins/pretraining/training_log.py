@@ -1,4 +1,4 @@
-"""Log of a training run, a JSON line per interval, and a plot of its curves."""
+"""Training log as JSON Lines, one line per interval, and a plot of its curves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sane_plugins.atomic_files import write_whole
 
 @dataclass
 class TrainingLog:
-    """Sums since the last line, and where lines go; the sums are part of a run's state.
+    """Loss sums since the last line, and the file that lines are appended to.
 
-    So a resumed run writes the lines that an uninterrupted one would, but for the seconds.
+    The sums are saved with a run's state, so a resumed run writes the same lines except for the seconds.
     """
 
     path: Path
@@ -27,11 +27,11 @@ class TrainingLog:
 
     @property
     def seconds(self) -> float:
-        """Return how long the run has taken so far, interruptions left out."""
+        """Return the elapsed training time, excluding interruptions."""
         return self.before + time.perf_counter() - self.started
 
     def rewind(self, step: int) -> None:
-        """Drop what was written after a step that the run goes on from, and lines cut short."""
+        """Drop lines after the step that the run resumes from, and truncated lines."""
         kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_whole(self.path, lambda partial: partial.write_text(text))
@@ -39,7 +39,7 @@ class TrainingLog:
     def add(
         self, step: int, losses: Mapping[str, float], rate: float, is_last: bool
     ) -> dict[str, float] | None:
-        """Count a step's losses; return the line that is due, if one is."""
+        """Add a step's losses; return a log line if one is due."""
         for name, loss in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + loss
         self.count += 1
@@ -56,13 +56,13 @@ class TrainingLog:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Return the whole lines of a log; none where there is no file."""
+    """Return the complete lines of a log; empty if there is no file."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def draw_curves(log: Path, plot: Path) -> None:
-    """Draw each loss of a log over its steps as a PNG; needs matplotlib."""
+    """Plot each loss of a log over the steps as a PNG; needs matplotlib."""
     from matplotlib.figure import Figure
 
     lines = read_log(log)

@@ -1,4 +1,4 @@
-"""One training step: a batch is drawn, its losses are added up, the optimiser updates.
+"""One training step: draw batches, accumulate gradients of the losses, update the parameters.
 
 The method: docs/explanation/sane.md, sections 4.4 and 4.5.
 """
@@ -24,10 +24,10 @@ from sane_plugins.pretraining.trainer_state import TrainerState
 from sane_plugins.pretraining.view_batch import ViewBatch, add_noise, draw_windows
 
 _SIDE_WEIGHT = 0.1
-_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_ATTENTION_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-# The behaviour term: of a batch, its decoded values (2B, S, D) and side (2B, S, 4), first views first, and
-# a generator, the mean loss over its windows. Drawing from the generator keeps a resumed run exact.
+# The behaviour term maps a batch, its decoded values (2B, S, D) and side (2B, S, 4), first views first, and
+# a generator to the mean loss over its windows. Drawing from the generator keeps a resumed run exact.
 BehaviorTerm = Callable[[ViewBatch, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
 Decode = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Encode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,7 +35,7 @@ Encode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class PretrainContext:
-    """What a run keeps from its first step to its last: data, options, processes, the compiled model."""
+    """Fixed context of a training run: data, options, processes, and the (compiled) model functions."""
 
     datasets: Sequence[PermutedDataset]
     options: PretrainOptions
@@ -53,17 +53,17 @@ class PretrainContext:
         world: World,
         behaviour: BehaviorTerm | None,
     ) -> PretrainContext:
-        """Compile the model if that is asked for."""
+        """Build the context, compiling the model if requested."""
         encode: Encode = model.encode
         decode: Decode = model.decode
-        if options.compiled:  # one kernel per shape, so that no step depends on those before it
+        if options.compiled:  # static shapes, so that no step depends on earlier ones
             encode = cast(Encode, torch.compile(encode, dynamic=False))
             decode = cast(Decode, torch.compile(decode, dynamic=False))
         return cls(datasets, options, world, behaviour, encode, decode)
 
 
 def take_step(run: TrainerState, context: PretrainContext) -> dict[str, float]:
-    """Take one step and return the losses before it."""
+    """Take one training step and return the losses before the update."""
     options = context.options
     rng = torch.Generator().manual_seed(options.seed * 1_000_003 + run.step)
     for group in run.optimizer.param_groups:
@@ -90,19 +90,21 @@ def take_step(run: TrainerState, context: PretrainContext) -> dict[str, float]:
 def _backward(
     model: SANE, context: PretrainContext, rng: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Add up the gradients of this process's part of a step, and return its part of the losses."""
+    """Accumulate the gradients of this process's share of a step, and return its share of the losses."""
     options, totals = context.options, dict[str, torch.Tensor]()
     span = model.config.trained_span
     for _ in range(options.accumulate):
-        batch = draw_windows(_choose(context.datasets, options, rng), options.batch, span, rng)
+        batch = draw_windows(
+            _sample_dataset(context.datasets, options, rng), options.batch, span, rng
+        )
         losses = {k: v / options.accumulate for k, v in _losses(model, context, batch, rng).items()}
-        weights = _weights(options)
+        weights = _loss_weights(options)
         torch.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
         totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
     return totals
 
 
-def _choose(
+def _sample_dataset(
     datasets: Sequence[PermutedDataset], options: PretrainOptions, rng: torch.Generator
 ) -> PermutedDataset:
     sizes = {
@@ -114,12 +116,12 @@ def _choose(
     return datasets[int(drawn)]
 
 
-def _weights(options: PretrainOptions) -> Mapping[str, float]:
-    """Return the weight of each loss in their sum."""
-    rest = 1 - options.gamma
+def _loss_weights(options: PretrainOptions) -> Mapping[str, float]:
+    """Return the weight of each loss in the total."""
+    reconstruction = 1 - options.gamma
     return {
-        "values": rest,
-        "side": rest * _SIDE_WEIGHT,
+        "values": reconstruction,
+        "side": reconstruction * _SIDE_WEIGHT,
         "contrast": options.gamma,
         "behaviour": options.behaviour,
     }
@@ -128,7 +130,7 @@ def _weights(options: PretrainOptions) -> Mapping[str, float]:
 def _losses(
     model: SANE, context: PretrainContext, batch: ViewBatch, rng: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Return the losses over both views of a batch by name, this process's part of each."""
+    """Return this process's share of each loss over both views of a batch, by name."""
     options, device = context.options, torch.device(context.options.device)
     whole = torch.cat([batch.first, batch.second])
     rows = context.world.rows(len(batch))
@@ -142,18 +144,18 @@ def _losses(
         )
     )
     # The flash kernel's backward pass is slower than plain matrix products on CPUs.
-    attention = sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else _ATTENTION)
+    attention = sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else _ATTENTION_BACKENDS)
     with attention, torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
         latents = context.encode(noised, side, positions)
         values, side_out = context.decode(latents, positions)
         first, second = map(context.world.gather, model.project_latents(latents).chunk(2))
-    share = len(rows) / len(batch)
+    fraction = len(rows) / len(batch)
     losses = {"values": masked_mse(values, clean, mask, 2 * batch.mask.sum().to(device))}
     if options.loss == "masked":
         losses["values"] /= masked_variance(whole, batch.mask.repeat(2, 1, 1)).to(device)
     if model.config.side:
-        losses["side"] = ((side_out - side) ** 2).mean() * share
-    losses["contrast"] = nt_xent(first, second, options.temperature) * share
+        losses["side"] = ((side_out - side) ** 2).mean() * fraction
+    losses["contrast"] = nt_xent(first, second, options.temperature) * fraction
     if context.behaviour is not None and options.behaviour:
-        losses["behaviour"] = context.behaviour(part, values, side_out, rng) * share
+        losses["behaviour"] = context.behaviour(part, values, side_out, rng) * fraction
     return losses

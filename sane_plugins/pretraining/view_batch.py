@@ -1,4 +1,4 @@
-"""Training batches: two views of windows drawn at random from permuted networks.
+"""Training batches: two views of windows sampled from permuted networks.
 
 The method: docs/explanation/sane.md, section 4.3.
 """
@@ -35,7 +35,7 @@ class ViewBatch(ShortRepr):
         return len(self.network)
 
     def rows(self, rows: torch.Tensor) -> ViewBatch:
-        """Return some windows of the batch."""
+        """Select windows of the batch by index."""
         parts = {key: value[rows] for key, value in vars(self).items() if key != "dataset"}
         return replace(self, **parts)
 
@@ -43,19 +43,19 @@ class ViewBatch(ShortRepr):
 def draw_windows(
     dataset: PermutedDataset, batch: int, span: int, rng: torch.Generator
 ) -> ViewBatch:
-    """Draw windows of `span` consecutive tokens from random networks: the aligned one and a view of it."""
+    """Sample windows of `span` consecutive tokens, each from an aligned network and one of its views."""
     networks, tokens, _ = dataset.values.shape
     network = torch.randint(networks, (batch,), generator=rng)
     view = torch.randint(dataset.views + 1, (batch,), generator=rng)
     span = min(span, tokens)
     start = torch.randint(tokens - span + 1, (batch,), generator=rng)
-    at = start[:, None] + torch.arange(span)
+    indices = start[:, None] + torch.arange(span)
     return ViewBatch(
-        dataset.values[network[:, None], at],
-        dataset.tokens_at(network, view, at),
-        dataset.side[network[:, None], at],
-        dataset.positions[at],
-        dataset.mask[at],
+        dataset.values[network[:, None], indices],
+        dataset.tokens_at(network, view, indices),
+        dataset.side[network[:, None], indices],
+        dataset.positions[indices],
+        dataset.mask[indices],
         dataset,
         network,
         view,
@@ -64,5 +64,5 @@ def draw_windows(
 
 
 def add_noise(values: torch.Tensor, strength: float, rng: torch.Generator) -> torch.Tensor:
-    """Return values multiplied with 1 + strength * N(0, 1)."""
+    """Return values multiplied by 1 + strength * N(0, 1)."""
     return values * (1 + strength * torch.randn(values.shape, generator=rng))

@@ -1,9 +1,9 @@
-"""Heads for categories, such as the activation or the optimiser: probabilities and a set that holds the true class.
+"""Heads for categories, such as activation or optimiser: class probabilities and a conformal prediction set.
 
-Features are chosen by cross-validation that keeps all checkpoints of a network together, as for numbers. The
-set is conformal: it has every class at least as probable as the true class was for 90 % of held-out networks.
+Features are chosen by cross-validation grouped by network, as for numeric heads. The set contains every class
+at least as probable as the true class was for 90 % of held-out networks.
 The method: docs/explanation/sane.md, section 9.3.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ MAJORITY = "majority"
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CategoryHead(Head):
-    """One category: its classes, and the least probability (1 - `radius`) of a class in the set.
+    """Head for one category: its classes, and the minimum probability (1 - `radius`) of the set's classes.
 
-    `scores` are cross-validated means over the classes of the share that is told right, and that of always
-    naming the most frequent class, `majority`.
+    `scores` are cross-validated balanced accuracies, including that of always predicting the most frequent
+    class, `majority`.
     """
 
     score: ClassVar[str] = "share told right"
@@ -51,27 +51,34 @@ class CategoryHead(Head):
 
     def predict(self, features: Mapping[str, Array]) -> Array:
         """Return the probabilities (N, C) of the classes from features (N, F) by encoder."""
-        return self._shares(stack_features(features, self.features))
+        return self._probabilities(stack_features(features, self.features))
 
     def estimate(self, features: Mapping[str, Array]) -> CategoryEstimate:
         """Estimate the class of one network from its features (F,) by encoder, and its structure."""
-        shares, comparison = self._shares(self.feature_row(features))[0], self.compare(features)
-        order = np.argsort(-shares, kind="stable")
-        kept = [
-            self.classes[i] for n, i in enumerate(order) if not n or 1 - shares[i] <= self.radius
+        class_probabilities, comparison = (
+            self._probabilities(self.feature_row(features))[0],
+            self.compare(features),
+        )
+        order = np.argsort(-class_probabilities, kind="stable")
+        prediction_set = [
+            self.classes[i]
+            for n, i in enumerate(order)
+            if not n or 1 - class_probabilities[i] <= self.radius
         ]
         return CategoryEstimate(
             property=self.property,
             value=self.classes[order[0]],
-            set=tuple(kept),
-            probabilities={name: float(x) for name, x in zip(self.classes, shares, strict=True)},
+            set=tuple(prediction_set),
+            probabilities={
+                name: float(x) for name, x in zip(self.classes, class_probabilities, strict=True)
+            },
             coverage=self.coverage,
             in_distribution=comparison.in_distribution,
             features=self.features,
             typicality=comparison.typicality,
         )
 
-    def _shares(self, x: Array) -> Array:
+    def _probabilities(self, x: Array) -> Array:
         return regressors.predict(self.members, x)
 
 
@@ -85,10 +92,10 @@ def fit_category(
     report: Report = silent,
     features: str = AUTO,
 ) -> CategoryHead:
-    """Fit a head to labels (N,): choose features by grouped cross-validation, refit on everything.
+    """Fit a head to labels (N,): choose features by grouped cross-validation, then refit on all samples.
 
-    Raises `ZooError` for fewer networks than folds, features that are not finite, and a class of so few
-    networks that a fold has none to learn it from.
+    Raises `ZooError` for too few networks, features that are not finite, and a class that is missing from
+    the training part of any fold.
     """
     require_fittable(name, samples)
     classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
@@ -98,12 +105,14 @@ def fit_category(
     names = candidate_sets(samples, features)
     for i, kind in enumerate(names):
         report(Progress(job="choose features", done=i, total=len(names), note=f"{name}: {kind}"))
-        held_out[kind] = _held_out(stack_features(samples.features, kind), numbers, folds)
+        held_out[kind] = _held_out_probabilities(
+            stack_features(samples.features, kind), numbers, folds
+        )
     scores = {
         kind: _balanced_accuracy(numbers, shares.argmax(1)) for kind, shares in held_out.items()
     }
     best = max(scores, key=lambda kind: scores[kind])
-    x, missed = (
+    x, residuals = (
         stack_features(samples.features, best),
         1 - held_out[best][np.arange(len(numbers)), numbers],
     )
@@ -112,7 +121,7 @@ def fit_category(
         classes=tuple(map(str, classes)),
         features=best,
         members=fit_classes(x, numbers),
-        radius=conformal_radius(missed, COVERAGE, samples.networks),
+        radius=conformal_radius(residuals, COVERAGE, samples.networks),
         support=fit_support(x, folds),
         structure=distinct_structures(samples),
         scores={f"{kind}/{FOREST}": score for kind, score in scores.items()}
@@ -121,7 +130,7 @@ def fit_category(
     )
 
 
-def _held_out(x: Array, numbers: Array, folds: Sequence[Array]) -> Array:
+def _held_out_probabilities(x: Array, numbers: Array, folds: Sequence[Array]) -> Array:
     probabilities = np.zeros((len(numbers), numbers.max() + 1))
     for test in folds:
         probabilities[test] = regressors.predict(fit_classes(x[~test], numbers[~test]), x[test])
@@ -129,7 +138,7 @@ def _held_out(x: Array, numbers: Array, folds: Sequence[Array]) -> Array:
 
 
 def _balanced_accuracy(truth: Array, predicted: Array) -> float:
-    """Return the mean over the classes of the share that is predicted right."""
+    """Return the mean recall over the classes."""
     return float(
         np.mean([(predicted[truth == number] == number).mean() for number in np.unique(truth)])
     )

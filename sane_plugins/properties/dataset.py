@@ -1,7 +1,7 @@
-"""Training data of property heads: features of networks, the run of each, and folds that keep runs whole.
+"""Training data of property heads: features, the network of each row, and folds grouped by network.
 
-scikit-learn's `GroupKFold` makes folds of equal numbers of rows, ours of equal numbers of networks: every
-fitted head would change with it.
+scikit-learn's `GroupKFold` balances the number of rows per fold, ours the number of networks: using it would
+change every fitted head.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"sane": ("sane",), "statistics": ("statistics",), "both": ("sane", "statistics")}
 )
 STRUCTURE = "structure"
-"""Features that no regressor reads: counts of tensors and size, which tell kinds of networks apart."""
+"""Tensor counts and size, which identify kinds of networks; not used by regressors."""
 INVARIANCE: Mapping[str, str] = MappingProxyType(
     {"statistics": "construction", "sane": "canonical order"}
 )
-"""How features of each encoder ignore the order of channels: they do not tell it, or sort channels."""
+"""How each encoder's features are invariant to channel order: by construction, or by sorting channels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FeatureDataset(ShortRepr):
-    """Features (N, F) by encoder, and the network that each row is from."""
+    """Features (N, F) by encoder, and the network of each row."""
 
     features: Mapping[str, Array]
     networks: Sequence[str]
@@ -45,14 +45,14 @@ class FeatureDataset(ShortRepr):
 
 
 def stack_features(features: Mapping[str, Array], name: str) -> Array:
-    """Concatenate the features (N, F) float32 of a set such as `both`."""
-    parts = np.concatenate([features[encoder] for encoder in FEATURES[name]], axis=1)
-    top = np.finfo(np.float32).max / 2
-    return np.asarray(np.clip(parts, -top, top).astype(np.float32))
+    """Concatenate the features (N, F) float32 of a feature set such as `both`."""
+    stacked = np.concatenate([features[encoder] for encoder in FEATURES[name]], axis=1)
+    limit = np.finfo(np.float32).max / 2
+    return np.asarray(np.clip(stacked, -limit, limit).astype(np.float32))
 
 
 def candidate_sets(samples: FeatureDataset, features: str) -> list[str]:
-    """Return the sets of features to try: one, or with `auto` all that were measured."""
+    """Return the feature sets to try: the given one, or with `auto` all that are available."""
     if features not in (AUTO, *FEATURES):
         raise UsageError(
             f"features '{features}'",
@@ -60,25 +60,25 @@ def candidate_sets(samples: FeatureDataset, features: str) -> list[str]:
             f"one of {', '.join((AUTO, *FEATURES))} is needed",
             "check the name",
         )
-    asked = FEATURES if features == AUTO else (features,)
-    return [name for name in asked if set(FEATURES[name]) <= set(samples.features)]
+    requested = FEATURES if features == AUTO else (features,)
+    return [name for name in requested if set(FEATURES[name]) <= set(samples.features)]
 
 
 def group_folds(networks: Sequence[str], folds: int, seed: int) -> list[Array]:
-    """Return masks (N,) of held-out rows; each row is in one, and all rows of a network in the same."""
+    """Return held-out masks (N,), one per fold; all rows of a network are held out in the same fold."""
     names = np.unique(np.asarray(networks))
     order = np.random.default_rng(seed).permutation(len(names))
     return [np.isin(networks, names[order[i::folds]]) for i in range(folds)]
 
 
 def calibration_folds(networks: Sequence[str], seed: int) -> list[Array]:
-    """Return more folds where networks are few: a model of a fifth fewer errs more than the final one."""
+    """Return folds for calibration, more if networks are few, as models on 4/5 of them overstate errors."""
     few = len(set(networks)) <= SELECTION_NETWORKS
     return group_folds(networks, CALIBRATION_FOLDS if few else FOLDS, seed)
 
 
 def selection_mask(networks: Sequence[str], seed: int) -> Array:
-    """Return a mask (N,) of the rows that models are selected on: all, or those of 200 networks."""
+    """Return a mask (N,) of the rows used for model selection: those of at most 200 networks."""
     names = np.unique(np.asarray(networks))
     drawn = np.random.default_rng(seed).permutation(names)[:SELECTION_NETWORKS]
     return np.asarray(np.isin(networks, drawn))
@@ -89,15 +89,15 @@ def distinct_structures(samples: FeatureDataset) -> Array:
     return np.unique(samples.features[STRUCTURE].astype(np.float32), axis=0)
 
 
-def require_fittable(name: str, samples: FeatureDataset, *more: Array) -> None:
-    """Raise `ZooError` for too few networks to choose and calibrate with, and for values not finite."""
-    for found, needed in _problems(samples, more):
+def require_fittable(name: str, samples: FeatureDataset, *targets: Array) -> None:
+    """Raise `ZooError` if there are too few networks, or if any value is NaN or infinite."""
+    for found, needed in _problems(samples, targets):
         raise ZooError(f"property '{name}'", found, needed, "choose other networks to fit on")
 
 
-def _problems(samples: FeatureDataset, more: Sequence[Array]) -> Iterator[tuple[str, str]]:
+def _problems(samples: FeatureDataset, targets: Sequence[Array]) -> Iterator[tuple[str, str]]:
     networks = len(set(samples.networks))
     if networks < 2 * FOLDS:
         yield f"{networks} networks were given", f"{2 * FOLDS} are needed to choose and calibrate"
-    if not all(np.isfinite(x).all() for x in [*more, *samples.features.values()]):
+    if not all(np.isfinite(x).all() for x in [*targets, *samples.features.values()]):
         yield "a value is not finite", "features and measured values must be finite"

@@ -1,4 +1,4 @@
-"""Predicted property of one network: a number with an interval, or a class with a set."""
+"""Predicted property of one network: a number with an interval, or a class with a prediction set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 class Estimate:
     """A predicted property with the interval that holds the true value with probability `coverage`.
 
-    The promise holds for networks like those the head was fitted on; `in_distribution` says whether this one
-    is, and `typicality` how many of them were less typical, a share: below 0.01 means unlike them.
-    `features` names the encoders whose features were read.
+    The coverage holds for networks similar to the training networks; `in_distribution` says whether this one
+    is, and `typicality` is the fraction of them that were less typical: below 0.01 means unlike them.
+    `features` names the feature set that was used.
     """
 
     property: str
@@ -27,9 +27,9 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryEstimate:
-    """A predicted class with the set that holds the true one with probability `coverage`.
+    """A predicted class with the set that holds the true class with probability `coverage`.
 
-    `set` has the most probable class first; `probabilities` has all. The rest is as in `Estimate`.
+    `set` starts with the most probable class; `probabilities` covers all. The rest is as in `Estimate`.
     """
 
     property: str

@@ -23,7 +23,7 @@ from sane_plugins.zoo import Entry, Zoo
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """Which properties, from which features (`auto` chooses), with which seed of the folds."""
+    """Properties to fit, the feature set (`auto` selects one), and the seed of the folds."""
 
     properties: tuple[str, ...] = ("test_accuracy", "gap", "epoch")
     features: str = AUTO
@@ -35,7 +35,7 @@ class FitOptions:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FittedHeads(ShortRepr):
-    """Heads by property, and notes on networks that were left out."""
+    """Fitted heads by property, and notes on networks that were left out."""
 
     heads: Mapping[str, AnyHead]
     notes: tuple[str, ...]
@@ -44,33 +44,33 @@ class FittedHeads(ShortRepr):
 def fit_heads(
     zoos: Sequence[Zoo], model: SANE, options: FitOptions, report: Report = silent
 ) -> FittedHeads:
-    """Fit a head per property; a property of names gets a category head.
+    """Fit one head per property; non-numeric properties get a category head.
 
-    Networks with values that are not finite are left out, and those without a property for that one. Raises
-    `UsageError` for a property that no network has and `ZooError` where too few networks have it.
+    Networks with NaN or infinite weights are left out, as are, for each property, networks without it.
+    Raises `UsageError` for a property that no network has and `ZooError` if too few networks have it.
     """
     every = [entry for zoo in zoos for entry in zoo.entries]
     for name in options.properties:
         _require_known(name, every)
-    # Zoos are numbered, because two may have one name and still hold different runs.
-    kept = [
+    # Zoos are numbered, because two with the same name may hold different runs.
+    finite = [
         (i, zoo, entry)
         for i, zoo in enumerate(zoos)
         for entry in zoo.entries
         if _is_finite(zoo, entry)
     ]
-    notes = _left_out(len(every) - len(kept), "have values that are not finite")
+    notes = _exclusion_note(len(every) - len(finite), "have values that are not finite")
     samples = extract_features(
-        (zoo.graph(entry) for _, zoo, entry in kept),
-        [f"{zoo.name}-{i}-{entry.network}" for i, zoo, entry in kept],
+        (zoo.graph(entry) for _, zoo, entry in finite),
+        [f"{zoo.name}-{i}-{entry.network}" for i, zoo, entry in finite],
         _encoders(options.features, model),
         report,
     )
     heads: dict[str, AnyHead] = {}
     for name in options.properties:
-        has = np.array([name in entry.properties for _, _, entry in kept])
-        notes += _left_out(int((~has).sum()), f"have no '{name}'")
-        values = [entry.properties[name] for _, _, entry in kept if name in entry.properties]
+        has = np.array([name in entry.properties for _, _, entry in finite])
+        notes += _exclusion_note(int((~has).sum()), f"have no '{name}'")
+        values = [entry.properties[name] for _, _, entry in finite if name in entry.properties]
         heads[name] = _fit(name, samples.rows(has), values, model, options, report)
     return FittedHeads(heads, notes)
 
@@ -106,20 +106,20 @@ def _fit(
 
 
 def _encoders(features: str, model: SANE) -> dict[str, Encoder]:
-    """Return the encoders that a set of features needs."""
-    every: dict[str, Encoder] = {"sane": SaneEncoder(model), "statistics": StatisticsEncoder()}
-    return {name: every[name] for name in FEATURES.get(features, tuple(every))}
+    """Return the encoders that a feature set needs."""
+    available: dict[str, Encoder] = {"sane": SaneEncoder(model), "statistics": StatisticsEncoder()}
+    return {name: available[name] for name in FEATURES.get(features, tuple(available))}
 
 
 def _is_finite(zoo: Zoo, entry: Entry) -> bool:
-    """Tell whether a network's values are finite; the zoo's own property is trusted."""
+    """Return whether a network's weights are finite, trusting the property `finite` if present."""
     stored = entry.properties.get("finite")
     if stored is not None:
         return bool(stored)
     return all(bool(tensor.isfinite().all()) for _, tensor in zoo.graph(entry).items())
 
 
-def _left_out(count: int, reason: str) -> tuple[str, ...]:
+def _exclusion_note(count: int, reason: str) -> tuple[str, ...]:
     return (f"{count} networks were left out: they {reason}",) if count else ()
 
 

@@ -1,4 +1,4 @@
-"""Base of property heads: the features one reads, its members, and the support of its training data."""
+"""Base class of property heads: their features, fitted members and training distribution."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sane_plugins.properties.dataset import FEATURES, INVARIANCE, STRUCTURE, sta
 from sane_plugins.properties.in_distribution import TrainingSupport
 from sane_plugins.properties.regressors import Array, Member
 
-_MAX_DIFFERENCE = 1.0  # of log2 of the number of values
+_MAX_LOG2_SIZE_DIFFERENCE = 1.0  # in log2 of the number of parameters
 
 
 class InDistribution(NamedTuple):
-    """Whether a network is like those a head was fitted on, and the share of them that were less typical."""
+    """Whether a network resembles the training networks, and the fraction of them less typical than it."""
 
     in_distribution: bool
     typicality: float
@@ -26,15 +26,15 @@ class InDistribution(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Head:
-    """A property, the features it is read from, fitted members, and what the networks were like.
+    """A property, its feature set, fitted members, and a description of the training networks.
 
-    `structure` (S, 3) has the kinds of networks it was fitted on. `scores` are the cross-validated scores of
-    everything that was tried. `sane` is the fingerprint of the SANE whose features it reads, empty where it
-    reads none.
+    `structure` (S, 3) holds the distinct structures of the training networks. `scores` are the
+    cross-validated scores of all candidates. `sane` is the fingerprint of the SANE whose features it uses,
+    empty if it uses none.
     """
 
     score: ClassVar[str]
-    """What the scores are, in words."""
+    """Name of the score."""
     property: str
     features: str
     members: tuple[Member, ...]
@@ -50,22 +50,22 @@ class Head:
             f" members={len(self.members)}, sane={self.sane!r})"
         )
 
-    @builtins.property  # a field has that name
+    @builtins.property  # the field `property` shadows the builtin
     def encoders(self) -> tuple[str, ...]:
-        """Return the names of the encoders whose features it reads."""
+        """Return the names of the encoders whose features the head uses."""
         return FEATURES[self.features]
 
     @builtins.property
     def invariance(self) -> dict[str, str]:
-        """Return how the features of each encoder ignore the order of channels."""
+        """Return how the features of each encoder are invariant to channel order."""
         return {name: INVARIANCE[name] for name in self.encoders}
 
     def feature_row(self, features: Mapping[str, Array]) -> Array:
-        """Return the features of one network (1, F) that the head reads, from those (F,) by encoder."""
+        """Return the head's input features (1, F) of one network, from features (F,) by encoder."""
         return stack_features({name: features[name][None] for name in self.encoders}, self.features)
 
     def compare(self, features: Mapping[str, Array]) -> InDistribution:
-        """Compare a network with those the head was fitted on, by its features (F,) and structure (3,)."""
+        """Compare a network's features (F,) and structure (3,) with the training networks."""
         x, known = self.feature_row(features), self._has_known_structure(features[STRUCTURE])
         return InDistribution(
             known and bool(self.support.contains(x)[0]),
@@ -73,6 +73,6 @@ class Head:
         )
 
     def _has_known_structure(self, structure: Array) -> bool:
-        """Tell whether a network has as many tensors as some it was fitted on, and about their size."""
+        """Return whether a training network has the same tensor counts and about the same size."""
         difference = np.abs(self.structure - structure)
-        return bool((difference <= np.array([0, 0, _MAX_DIFFERENCE])).all(1).any())
+        return bool((difference <= np.array([0, 0, _MAX_LOG2_SIZE_DIFFERENCE])).all(1).any())

@@ -1,7 +1,7 @@
-"""Property heads as one safetensors file: arrays and a description, nothing that runs.
+"""Property heads as one safetensors file of arrays and metadata, without executable content.
 
-skops would keep scikit-learn's own estimators, which need the version of scikit-learn that fitted them; these
-arrays run with numpy alone, and are the heads' own form.
+skops would store scikit-learn estimators, which need the scikit-learn version that fitted them; these arrays
+need only numpy.
 """
 
 from __future__ import annotations
@@ -22,28 +22,30 @@ from sane_plugins.properties.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import MEMBER_TYPES, Array, Member, member_arrays
 
 AnyHead = PropertyHead | CategoryHead
-_COMMON = ("property", "features", "coverage", "sane")
-_OWN = {
+_COMMON_FIELDS = ("property", "features", "coverage", "sane")
+_FIELDS_BY_TYPE = {
     PropertyHead: ("unit", "low", "high", "regressor"),
     CategoryHead: ("classes", "radius"),
 }
-_PARTS = {"support": TrainingSupport, "widths": Widths}
+_ARRAY_DATACLASSES = {"support": TrainingSupport, "widths": Widths}
 
 
 def save_heads(heads: Mapping[str, AnyHead], path: str | Path) -> Path:
-    """Write heads, whole or not at all; the inverse of `load_heads`."""
+    """Write heads atomically; the inverse of `load_heads`."""
     stored: dict[str, Array] = {}
     about: dict[str, Any] = {}
     for name, head in heads.items():
-        about[name] = {key: getattr(head, key) for key in (*_COMMON, *_OWN[type(head)])}
+        about[name] = {
+            key: getattr(head, key) for key in (*_COMMON_FIELDS, *_FIELDS_BY_TYPE[type(head)])
+        }
         about[name] |= {"scores": dict(head.scores), "members": [m.kind for m in head.members]}
-        for part, kind in _PARTS.items():
+        for part, kind in _ARRAY_DATACLASSES.items():
             if (value := getattr(head, part, None)) is not None:
                 stored |= {f"{name}/{part}/{f.name}": getattr(value, f.name) for f in fields(kind)}
         stored[f"{name}/structure"] = head.structure
         for i, member in enumerate(head.members):
             stored |= {f"{name}/{i}/{key}": value for key, value in member_arrays(member).items()}
-    # Copies, because two tensors of a file may not share memory, and arrays may lie in any order.
+    # Copies, because tensors in a file may not share memory, and arrays may have any memory order.
     tensors = {key: torch.from_numpy(np.array(value, order="C")) for key, value in stored.items()}
     description = {"version": PROPERTY_HEADS.version, "heads": about}
     return save_artifact(PROPERTY_HEADS, description, tensors, path)
@@ -51,34 +53,36 @@ def save_heads(heads: Mapping[str, AnyHead], path: str | Path) -> Path:
 
 def load_heads(path: str | Path) -> dict[str, AnyHead]:
     """Read heads by property. Raises `ZooError` for a missing or broken file, or another kind or version."""
-    return load_artifact(PROPERTY_HEADS, path, _heads)
+    return load_artifact(PROPERTY_HEADS, path, _read_heads)
 
 
-def _heads(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, AnyHead]:
+def _read_heads(
+    about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, AnyHead]:
     stored = {key: value.numpy() for key, value in tensors.items()}
-    return {name: _head(name, head, stored) for name, head in about["heads"].items()}
+    return {name: _read_head(name, head, stored) for name, head in about["heads"].items()}
 
 
-def _head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> AnyHead:
+def _read_head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> AnyHead:
     members = tuple(
-        _member(kind, f"{name}/{i}/", tensors) for i, kind in enumerate(about["members"])
+        _read_member(kind, f"{name}/{i}/", tensors) for i, kind in enumerate(about["members"])
     )
-    support = _part(TrainingSupport, f"{name}/support/", tensors)
-    known = {key: about[key] for key in (*_COMMON, "scores")}
+    support = _read_dataclass(TrainingSupport, f"{name}/support/", tensors)
+    known = {key: about[key] for key in (*_COMMON_FIELDS, "scores")}
     known |= {"members": members, "support": support, "structure": tensors[f"{name}/structure"]}
     if "classes" in about:
         classes = tuple(about["classes"])
         return CategoryHead(**known, classes=classes, radius=about["radius"])
-    widths = _part(Widths, f"{name}/widths/", tensors)
-    own = {key: about[key] for key in _OWN[PropertyHead]}
+    widths = _read_dataclass(Widths, f"{name}/widths/", tensors)
+    own = {key: about[key] for key in _FIELDS_BY_TYPE[PropertyHead]}
     return PropertyHead(**known, **own, widths=widths)
 
 
-def _member(kind: str, prefix: str, tensors: Mapping[str, Array]) -> Member:
-    made: Member = _part(MEMBER_TYPES[kind], prefix, tensors)
+def _read_member(kind: str, prefix: str, tensors: Mapping[str, Array]) -> Member:
+    made: Member = _read_dataclass(MEMBER_TYPES[kind], prefix, tensors)
     return made
 
 
-def _part(kind: type[Any], prefix: str, tensors: Mapping[str, Array]) -> Any:
-    """Return the dataclass whose fields are these arrays."""
+def _read_dataclass(kind: type[Any], prefix: str, tensors: Mapping[str, Array]) -> Any:
+    """Build a dataclass from the arrays with this prefix."""
     return kind(*(tensors[prefix + f.name] for f in fields(kind)))

@@ -1,7 +1,7 @@
-"""Numeric property heads: one number from the features of a network, with a conformal interval.
+"""Numeric property heads: a scalar regressed from a network's features, with a conformal interval.
 
-A head's features and regressor are chosen by cross-validation that keeps all checkpoints of a network
-together. Held-out residuals of the chosen one calibrate a conformal interval.
+Feature set and regressor are chosen by cross-validation grouped by network. Held-out residuals of the chosen
+model calibrate a conformal interval.
 The method: docs/explanation/sane.md, sections 9.1 and 9.2.
 """
 
@@ -47,12 +47,12 @@ PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType(
         "p": ("share", 0.0, 1.0),
     }
 )
-"""Unit and range of the properties that we know; others have no unit and any value, unless one is given."""
+"""Unit and range of known properties; others have no unit and are unbounded unless bounds are given."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PropertyHead(Head):
-    """One numeric property: its unit and range, its regressor, and how wide its intervals are."""
+    """Head for one numeric property: its unit and range, regressor, and interval widths."""
 
     score: ClassVar[str] = "R^2"
     unit: str
@@ -61,22 +61,24 @@ class PropertyHead(Head):
     regressor: str
     widths: Widths
 
-    @builtins.property  # a field of the base has that name
+    @builtins.property  # the field `property` shadows the builtin
     def radius(self) -> float:
-        """Return the half-width of a typical interval."""
+        """Return the median half-width of the intervals."""
         return float(np.median(self.widths.half))
 
     def predict(self, features: Mapping[str, Array]) -> Array:
-        """Predict (N,) from features (N, F) by encoder, kept within the property's range."""
-        return np.clip(self._raw(stack_features(features, self.features)), self.low, self.high)
+        """Predict (N,) from features (N, F) by encoder, clipped to the property's range."""
+        return np.clip(
+            self._unclipped(stack_features(features, self.features)), self.low, self.high
+        )
 
     def intervals(self, features: Mapping[str, Array]) -> Array:
-        """Return the ends (N, 2) of the intervals for features (N, F) by encoder."""
-        return self._clipped_intervals(self._raw(stack_features(features, self.features)))
+        """Return the interval bounds (N, 2) for features (N, F) by encoder."""
+        return self._clipped_intervals(self._unclipped(stack_features(features, self.features)))
 
     def estimate(self, features: Mapping[str, Array]) -> Estimate:
         """Estimate the property of one network from its features (F,) by encoder, and its structure."""
-        raw = self._raw(self.feature_row(features))
+        raw = self._unclipped(self.feature_row(features))
         (low, high), comparison = self._clipped_intervals(raw)[0], self.compare(features)
         return Estimate(
             property=self.property,
@@ -93,7 +95,7 @@ class PropertyHead(Head):
         half = self.widths.interpolate(raw)
         return np.asarray(np.clip(np.stack([raw - half, raw + half], 1), self.low, self.high))
 
-    def _raw(self, x: Array) -> Array:
+    def _unclipped(self, x: Array) -> Array:
         return regressors.predict(self.members, x)
 
 
@@ -108,24 +110,25 @@ def fit_head(
     features: str = AUTO,
     bounds: tuple[float, float] | None = None,
 ) -> PropertyHead:
-    """Fit a head: choose features and regressor by grouped cross-validation, refit on everything.
+    """Fit a head: choose features and regressor by grouped cross-validation, then refit on all samples.
 
-    targets (N,) in the property's unit. `features` fixes the set of features, `bounds` the least and greatest
-    value that the property can have. Raises `ZooError` for fewer networks than folds, and for targets or
-    features that are not finite.
+    targets (N,) in the property's unit. `features` fixes the feature set, `bounds` the range of the
+    property. Raises `ZooError` for too few networks, and for targets or features that are not finite.
     """
     require_fittable(name, samples, targets)
     selected = selection_mask(samples.networks, seed)
     candidates = cross_predict(samples.rows(selected), targets[selected], seed, report, features)
     scores = {key: _r2(targets[selected], predicted) for key, predicted in candidates.items()}
     best, regressor = max(scores, key=lambda key: scores[key]).split("/")
-    x, (unit, *known) = (
+    x, (unit, *default_bounds) = (
         stack_features(samples.features, best),
         PROPERTIES.get(name, ("", -np.inf, np.inf)),
     )
-    low, high = bounds or known
+    low, high = bounds or default_bounds
     folds = calibration_folds(samples.networks, seed)
-    held_out = _held_out(x, targets, folds, regressor, _counted(report, name, len(folds)))
+    held_out = _held_out_predictions(
+        x, targets, folds, regressor, _report_folds(report, name, len(folds))
+    )
     errors = np.abs(np.clip(held_out, low, high) - targets)
     return PropertyHead(
         property=name,
@@ -144,7 +147,7 @@ def fit_head(
 
 
 def fit_members(regressor: str, x: Array, y: Array) -> tuple[Member, ...]:
-    """Fit the members of a regressor by its name."""
+    """Fit the members of a regressor, given by name."""
     return tuple(member for base in REGRESSORS[regressor] for member in BASES[base](x, y))
 
 
@@ -155,35 +158,35 @@ def cross_predict(
     report: Report = silent,
     features: str = AUTO,
 ) -> dict[str, Array]:
-    """Return held-out predictions (N,) of every `features/regressor`; no network is on both sides."""
+    """Return held-out predictions (N,) of every `features/regressor`, with folds grouped by network."""
     folds = group_folds(samples.networks, FOLDS, seed)
     names = candidate_sets(samples, features)
     predictions: dict[str, Array] = {}
     for i, name in enumerate(names):
         report(Progress(job="choose features", done=i, total=len(names), note=name))
         x = stack_features(samples.features, name)
-        bases = {base: _held_out(x, targets, folds, base) for base in BASES}
+        bases = {base: _held_out_predictions(x, targets, folds, base) for base in BASES}
         for regressor, parts in REGRESSORS.items():
             predictions[f"{name}/{regressor}"] = np.mean([bases[part] for part in parts], axis=0)
     return predictions
 
 
-def _held_out(
+def _held_out_predictions(
     x: Array,
     y: Array,
     folds: Sequence[Array],
     regressor: str,
-    counted: Iterator[None] | None = None,
+    progress: Iterator[None] | None = None,
 ) -> Array:
     predicted = np.zeros(len(y))
     for test in folds:
         members = fit_members(regressor, x[~test], y[~test])
         predicted[test] = regressors.predict(members, x[test])
-        next(counted or iter(()), None)
+        next(progress or iter(()), None)
     return predicted
 
 
-def _counted(report: Report, note: str, total: int) -> Iterator[None]:
+def _report_folds(report: Report, note: str, total: int) -> Iterator[None]:
     for done in range(1, total + 1):
         report(Progress(job="calibrate", done=done, total=total, note=note))
         yield

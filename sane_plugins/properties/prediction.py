@@ -31,9 +31,9 @@ from sane_plugins.weights import WeightGraph
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Which properties (all that there are heads for, if None), from which SANE and heads, on which device.
+    """Properties to predict (if None, all that have heads), and the SANE, heads and device to use.
 
-    `heads` is a file that 'sane-plugins heads fit' wrote; those that plugins offer, if None.
+    `heads` is a file written by 'sane-plugins heads fit'; if None, the heads of plugins are used.
     """
 
     properties: tuple[str, ...] | None = None
@@ -52,22 +52,22 @@ def predict(
     options: PredictOptions | None = None,
     report: Report = silent,
 ) -> dict[str, AnyEstimate]:
-    """Estimate properties of one network; embedded heads and SANE stand in for those not given.
+    """Predict properties of one network; heads and SANE default to the embedded ones.
 
-    Raises `SourceError` where a weight is not finite, `UsageError` for a property without a head, and
-    `ZooError` where a head was fitted on another SANE's features.
+    Raises `SourceError` if a weight is not finite, `UsageError` for a property without a head, and
+    `ZooError` if a head was fitted on another SANE's features.
     """
     options = options or PredictOptions()
     graph.require_finite()
     if options.heads is not None:
         heads = load_heads(options.heads)
-    chosen = _chosen(embedded_heads() if heads is None else heads, options.properties)
+    chosen = _select_heads(embedded_heads() if heads is None else heads, options.properties)
     needed = {name for head in chosen.values() for name in head.encoders}
     encode = EncodeOptions(model=options.model, device=options.device, report=report)
     encoders = dict(ENCODERS)
     if "sane" in needed:
         model = load_model(encode) if sane is None else sane
-        _require_same(chosen, model)
+        _require_same_sane(chosen, model)
         encoders["sane"] = SaneEncoder(model)
     features = {name: encoders[name].features(graph, encode).numpy() for name in needed}
     features[STRUCTURE] = structure(graph)
@@ -80,7 +80,7 @@ def extract_features(
     encoders: Mapping[str, Encoder],
     report: Report = silent,
 ) -> FeatureDataset:
-    """Return the features of many networks, as `fit_head` takes them."""
+    """Extract the features of many networks as a dataset for `fit_head`."""
     rows: dict[str, list[Array]] = {name: [] for name in (*encoders, STRUCTURE)}
     options = EncodeOptions(report=report)
     for i, graph in enumerate(graphs):
@@ -100,7 +100,9 @@ def embedded_heads() -> Mapping[str, AnyHead]:
         return load_heads(path)
 
 
-def _chosen(heads: Mapping[str, AnyHead], properties: tuple[str, ...] | None) -> dict[str, AnyHead]:
+def _select_heads(
+    heads: Mapping[str, AnyHead], properties: tuple[str, ...] | None
+) -> dict[str, AnyHead]:
     for name in properties or ():
         if name not in heads:
             raise UsageError(
@@ -112,13 +114,13 @@ def _chosen(heads: Mapping[str, AnyHead], properties: tuple[str, ...] | None) ->
     return {name: heads[name] for name in properties or heads}
 
 
-def _require_same(heads: Mapping[str, AnyHead], model: SANE) -> None:
-    own = fingerprint(model)
+def _require_same_sane(heads: Mapping[str, AnyHead], model: SANE) -> None:
+    model_fingerprint = fingerprint(model)
     for name, head in heads.items():
-        if head.sane and head.sane != own:
+        if head.sane and head.sane != model_fingerprint:
             raise ZooError(
                 f"property '{name}'",
                 f"its head reads features of SANE {head.sane}",
-                f"this SANE is {own}",
+                f"this SANE is {model_fingerprint}",
                 "use the SANE it was fitted with, or fit the head again",
             )

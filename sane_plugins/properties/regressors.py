@@ -1,4 +1,4 @@
-"""Small regressors: fitted with scikit-learn, stored as plain arrays and run with numpy alone."""
+"""Small regressors, fitted with scikit-learn but stored as arrays and evaluated with numpy only."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from scipy.special import ndtri
 Array = npt.NDArray[Any]
 Fit = Callable[[Array, Array], "tuple[Member, ...]"]
 _KNOTS = 33
-_EDGE = 1e-3
+_MIN_RANK = 1e-3
 _PENALTIES = np.logspace(0, 5, 11)
 
 
 @dataclass(frozen=True)
 class Trees:
-    """A sum of trees: `offset` plus `factor` times the sum of the leaves that a row falls into.
+    """Tree ensemble: `offset` plus `factor` times the sum of the leaf values that a row reaches.
 
-    `value` (nodes,), or (nodes, C) where each leaf has a share of each of C classes.
+    `value` (nodes,), or (nodes, C) if leaves hold probabilities of C classes.
 
-    Nodes of all trees lie behind one another; `left` and `right` count from their tree's root in `roots`
-    and a leaf points at itself.
+    The nodes of all trees are concatenated; `left` and `right` are relative to their tree's root in `roots`,
+    and a leaf points to itself.
     """
 
     kind: ClassVar[str] = "trees"
@@ -50,7 +50,7 @@ class Trees:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear model of features that are first mapped to normal scores through stored quantiles."""
+    """Linear model on features mapped to normal scores by stored quantiles."""
 
     kind: ClassVar[str] = "linear"
     knots: Array
@@ -67,17 +67,17 @@ MEMBER_TYPES: Mapping[str, type[Trees] | type[Linear]] = {"trees": Trees, "linea
 
 
 def predict(members: Sequence[Member], x: Array) -> Array:
-    """Return the mean prediction (N,), or (N, C), of the members for rows x (N, F)."""
+    """Return the members' mean prediction (N,), or (N, C), for rows x (N, F)."""
     return np.asarray(np.mean([member.predict(x) for member in members], axis=0))
 
 
 def member_arrays(member: Member) -> dict[str, Array]:
-    """Return the arrays that make the member up, by field."""
+    """Return a member's arrays by field name."""
     return {f.name: getattr(member, f.name) for f in fields(member)}
 
 
 def normal_scores(x: Array, knots: Array) -> Array:
-    """Map each feature through its quantiles `knots` (Q, F) to a standard normal score, at most 3.1."""
+    """Map each feature through its quantiles `knots` (Q, F) to a standard normal score within +-3.1."""
     level = np.linspace(0, 1, len(knots))
     ranks = np.stack(
         [
@@ -86,41 +86,44 @@ def normal_scores(x: Array, knots: Array) -> Array:
         ],
         axis=1,
     )
-    return np.asarray(ndtri(np.clip(ranks, _EDGE, 1 - _EDGE)))
+    return np.asarray(ndtri(np.clip(ranks, _MIN_RANK, 1 - _MIN_RANK)))
 
 
 def pack_trees(trees: Sequence[Any], offset: float, factor: float) -> Trees:
-    """Turn scikit-learn's fitted trees (`.tree_`) into arrays, thresholds rounded down to float32.
+    """Convert scikit-learn's fitted trees (`.tree_`) to arrays, with thresholds rounded down to float32.
 
-    Scikit-learn compares float32 features with float64 thresholds; rounding down keeps every comparison.
+    Scikit-learn compares float32 features with float64 thresholds; rounding down preserves each comparison.
     """
     parts = [tree.tree_ for tree in trees]
-    leaf = [part.children_left < 0 for part in parts]
-    own = [np.arange(part.node_count) for part in parts]
-    exact = np.concatenate([part.threshold for part in parts])
-    rounded = exact.astype(np.float32)
-    rounded = np.where(rounded > exact, np.nextafter(rounded, np.float32(-np.inf)), rounded)
-    sizes = np.cumsum([0] + [part.node_count for part in parts[:-1]])
+    is_leaf = [part.children_left < 0 for part in parts]
+    node_indices = [np.arange(part.node_count) for part in parts]
+    thresholds = np.concatenate([part.threshold for part in parts])
+    rounded = thresholds.astype(np.float32)
+    rounded = np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    roots = np.cumsum([0] + [part.node_count for part in parts[:-1]])
 
     def gather(name: str) -> Array:
-        kept = [np.where(a, b, getattr(p, name)) for a, b, p in zip(leaf, own, parts, strict=True)]
+        kept = [
+            np.where(a, b, getattr(p, name))
+            for a, b, p in zip(is_leaf, node_indices, parts, strict=True)
+        ]
         return np.concatenate(kept).astype(np.min_scalar_type(max(p.node_count for p in parts)))
 
     feature = np.concatenate([np.maximum(part.feature, 0) for part in parts])
     return Trees(
-        sizes.astype(np.int64),
+        roots.astype(np.int64),
         gather("children_left"),
         gather("children_right"),
         feature.astype(np.uint16),
         rounded.astype(np.float32),
-        np.concatenate([_leaves(part) for part in parts]).astype(np.float32),
+        np.concatenate([_node_values(part) for part in parts]).astype(np.float32),
         np.array([max(part.max_depth for part in parts)]),
         np.array([offset, factor]),
     )
 
 
-def _leaves(part: Any) -> Array:
-    """Return what each node says: a number (nodes,), or shares of classes (nodes, C)."""
+def _node_values(part: Any) -> Array:
+    """Return the value of each node: a scalar (nodes,), or class probabilities (nodes, C)."""
     value: Array = part.value[:, 0]
     return value[:, 0] if value.shape[1] == 1 else value
 
@@ -135,7 +138,7 @@ def fit_ridge(x: Array, y: Array) -> tuple[Member, ...]:
 
 
 def fit_boosting(x: Array, y: Array) -> tuple[Member, ...]:
-    """Fit gradient boosting whose splits look at few features each, which suits many alike features."""
+    """Fit gradient boosting with few features per split, which suits many correlated features."""
     from sklearn.ensemble import GradientBoostingRegressor
 
     model = GradientBoostingRegressor(
@@ -159,7 +162,7 @@ def fit_forest(x: Array, y: Array) -> tuple[Member, ...]:
 
 
 def fit_classes(x: Array, classes: Array) -> tuple[Member, ...]:
-    """Fit extremely randomised trees to class numbers (N,); what they predict are shares of classes."""
+    """Fit extremely randomised trees to class indices (N,); they predict class probabilities."""
     from sklearn.ensemble import ExtraTreesClassifier
 
     few = min(x.shape[1], max(4, x.shape[1] // 10))
@@ -169,7 +172,7 @@ def fit_classes(x: Array, classes: Array) -> tuple[Member, ...]:
 
 
 BASES: Mapping[str, Fit] = {"ridge": fit_ridge, "boosting": fit_boosting, "forest": fit_forest}
-"""What is fitted; an average of several costs nothing more to try."""
+"""Base regressors that are fitted; averages of several can be tried at no extra cost."""
 
 REGRESSORS: Mapping[str, tuple[str, ...]] = {
     "ridge": ("ridge",),

@@ -1,4 +1,4 @@
-"""Images and labels as they lie on disk: `.npz` files and folders, read to plain arrays."""
+"""Read images and labels from `.npz` files and image folders as arrays."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str, Array]:
-    """Return the arrays of the needed names, and of the others where the file holds them.
+    """Return the arrays named in `needed`, and those named in `also` that are present.
 
-    Raises `TaskError` where one is missing, or where this is no file of plain arrays.
+    Raises `TaskError` if one is missing, or if this is not a file of plain arrays.
     """
     try:
         Archive(path)  # refuses zip bombs
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            held = list(file.keys())
-            arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in held}
+            names = list(file.keys())
+            arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in names}
     except Exception as error:  # damaged bytes may make NumPy raise anything
         raise TaskError(
             path,
@@ -35,7 +35,7 @@ def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str
     if missing := [key for key in needed if key not in arrays]:
         raise TaskError(
             path,
-            f"it holds {', '.join(sorted(held)) or 'nothing'}, no {' and no '.join(missing)}",
+            f"it holds {', '.join(sorted(names)) or 'nothing'}, no {' and no '.join(missing)}",
             f"{' and '.join(needed)} are needed",
             "save the arrays under these names",
         )
@@ -45,7 +45,7 @@ def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str
 def read_folder(path: Path, size: int | None) -> tuple[Array, Array, tuple[str, ...]]:
     """Return images, labels and class names of a folder with one sub-folder per class.
 
-    `size` resizes every image to a square of that many pixels; without it all must have one size.
+    `size` resizes every image to a square of that many pixels; without it all must have the same size.
     """
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     files = [sorted(f for f in c.iterdir() if f.is_file() and f.name[0] != ".") for c in classes]
@@ -69,7 +69,7 @@ def read_folder(path: Path, size: int | None) -> tuple[Array, Array, tuple[str, 
 
 
 def _read_images(files: Sequence[Path], size: int | None) -> Array:
-    """Return (N, H, W) where all images are grey, otherwise (N, H, W, 3)."""
+    """Return (N, H, W) if all images are grey, otherwise (N, H, W, 3)."""
     image = _pillow()
     arrays: list[Array] = []
     for file in files:

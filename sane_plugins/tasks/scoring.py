@@ -1,4 +1,4 @@
-"""How well a network does on a task: its answers, how many are right, and what they cost."""
+"""Evaluation of a network on a task: predictions, accuracy and cost."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from torch.utils.flop_counter import FlopCounterMode
 from sane_plugins.errors import TaskError, first_line
 from sane_plugins.tasks.task import Task
 
-_EVALUATION_BATCH = 250
+_BATCH_SIZE = 250
 
 
 @torch.no_grad()
 def accuracy(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Return the share of images (N, C, H, W) that the network, in evaluation mode, labels as y (N,)."""
+    """Return the accuracy on images (N, C, H, W) with labels y (N,), in evaluation mode."""
     return int(correct(module, x, y).sum()) / len(y)
 
 
 @torch.no_grad()
 def correct(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return which images the network, in evaluation mode, labels as y, (N,) bool."""
+    """Return which images are classified correctly, (N,) bool, in evaluation mode."""
     module.eval()
-    answers = [logits(module, images).argmax(1) for images in x.split(_EVALUATION_BATCH)]
-    return torch.cat(answers) == y
+    predictions = [logits(module, images).argmax(1) for images in x.split(_BATCH_SIZE)]
+    return torch.cat(predictions) == y
 
 
 def logits(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return the network's answer; of several outputs (auxiliary classifiers), the first."""
-    answer = module(images)
-    return answer if isinstance(answer, torch.Tensor) else answer[0]
+    """Return the network's logits: its output, or the first of several (auxiliary classifiers)."""
+    output = module(images)
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def forward_flops(module: nn.Module, images: torch.Tensor) -> int:
-    """Return the floating-point operations of a forward pass of images (N, C, H, W), at least 1."""
+    """Return the FLOPs of a forward pass on images (N, C, H, W), at least 1."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         module.eval()(images)
@@ -41,7 +41,7 @@ def forward_flops(module: nn.Module, images: torch.Tensor) -> int:
 
 
 def require_fit(module: nn.Module, task: Task) -> None:
-    """Raise `TaskError` unless the module takes the task's images and has one output per class."""
+    """Raise `TaskError` unless the module accepts the task's images and has one output per class."""
     height, width = task.size
     images = f"images of {task.channels} x {height} x {width}"
     try:

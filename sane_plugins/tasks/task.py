@@ -1,4 +1,4 @@
-"""A target task: images with labels, standardised, and where they come from."""
+"""A target task: standardised labelled images, and the sources they are loaded from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Task(ShortRepr):
-    """Images (N, C, H, W) float32 with labels (N,) int64 counted from 0, for training and for testing.
+    """Images (N, C, H, W) float32 with labels (N,) int64 starting at 0, for training and testing.
 
     Images have mean 0 and deviation 1 per channel over the training images.
     """
@@ -38,7 +38,7 @@ class Task(ShortRepr):
 
     @property
     def channels(self) -> int:
-        """Return the number of channels of an image."""
+        """Return the number of image channels."""
         return self.x_train.shape[1]
 
     @property
@@ -55,11 +55,11 @@ class Task(ShortRepr):
             interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
             for x in (self.x_train, self.x_test)
         )
-        x_train, x_test = _standardized(x_train, x_test)
+        x_train, x_test = _standardize(x_train, x_test)
         return replace(self, x_train=x_train, x_test=x_test)
 
     def repeated(self, channels: int) -> Task:
-        """Return the grey images of the task with their one channel repeated."""
+        """Return the task with its single grey channel repeated."""
         x_train, x_test = (x.expand(-1, channels, -1, -1) for x in (self.x_train, self.x_test))
         return replace(self, x_train=x_train.contiguous(), x_test=x_test.contiguous())
 
@@ -79,29 +79,29 @@ class Task(ShortRepr):
         return replace(self, x_train=self.x_train[keep], y_train=self.y_train[keep])
 
     def held_out(self, fraction: float, rng: torch.Generator) -> Task:
-        """Return the training images split by class into training and test images.
+        """Return the task with its training images split, stratified by class, into training and test images.
 
-        The original test images are not part of what is returned, so that nothing is chosen by them.
+        The original test images are dropped, so that they cannot influence any selection.
         """
-        stay, out = _stratified(self.y_train, fraction, rng)
+        train, test = _stratified_split(self.y_train, fraction, rng)
         return replace(
             self,
-            x_train=self.x_train[stay],
-            y_train=self.y_train[stay],
-            x_test=self.x_train[out],
-            y_test=self.y_train[out],
+            x_train=self.x_train[train],
+            y_train=self.y_train[train],
+            x_test=self.x_train[test],
+            y_test=self.y_train[test],
         )
 
 
 def load_task(source: str | Path, size: int | None = None) -> Task:
     """Read a task: `digits` (scikit-learn's 8x8 handwritten digits), an `.npz` file, or an image folder.
 
-    `torchvision:MNIST:FOLDER` is a data set of torchvision that lies in that folder already.
+    `torchvision:MNIST:FOLDER` is a torchvision data set that is already in that folder.
 
     An `.npz` holds `x_train` (N, H, W) or (N, H, W, C), `y_train` (N,), and `x_test`, `y_test`; without
-    these, a fifth of the images of each class is set apart, always the same. A folder holds one
+    these, a fifth of the images of each class is held out, always the same. A folder holds one
     sub-folder of images per class. `size` resizes all images to a square of that many pixels, which
-    allows a folder of mixed sizes. Raises `TaskError` that says what is wrong.
+    allows a folder of mixed sizes. Raises `TaskError` if the source is unusable.
     """
     require_type("load_task, source", source, str, Path)
     require_type("load_task, size", size, int, NoneType)
@@ -109,14 +109,14 @@ def load_task(source: str | Path, size: int | None = None) -> Task:
         raise UsageError("--size", f"it is {size}", "a size is at least 1 pixel", "give another")
     path = Path(source)
     if source == "digits":
-        task = _digits()
+        task = _load_digits()
     elif str(source).startswith(TORCHVISION):
-        task = _task(str(source), *read_torchvision(str(source)))
+        task = _build_task(str(source), *read_torchvision(str(source)))
     elif path.is_dir():
         images, labels, classes = read_folder(path, size)
-        task = replace(_split(str(path), images, labels), classes=classes)
+        task = replace(_split_test(str(path), images, labels), classes=classes)
     elif path.is_file():
-        task = _npz(path)
+        task = _load_npz(path)
     else:
         raise TaskError(
             path,
@@ -127,14 +127,14 @@ def load_task(source: str | Path, size: int | None = None) -> Task:
     return task if size is None else task.resized(size)
 
 
-def _digits() -> Task:
+def _load_digits() -> Task:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    return _split("digits", data.images.astype(np.float32), data.target.astype(np.int64))
+    return _split_test("digits", data.images.astype(np.float32), data.target.astype(np.int64))
 
 
-def _npz(path: Path) -> Task:
+def _load_npz(path: Path) -> Task:
     arrays = read_npz(path, _TRAIN, _TEST)
     given = [key for key in _TEST if key in arrays]
     if len(given) == 1:
@@ -145,30 +145,33 @@ def _npz(path: Path) -> Task:
             "give both x_test and y_test, or neither",
         )
     if not given:
-        return _split(str(path), arrays["x_train"], arrays["y_train"])
-    return _task(str(path), *(arrays[key] for key in (*_TRAIN, *_TEST)))
+        return _split_test(str(path), arrays["x_train"], arrays["y_train"])
+    return _build_task(str(path), *(arrays[key] for key in (*_TRAIN, *_TEST)))
 
 
-def _split(name: str, x: Array, y: Array) -> Task:
-    """Set test images apart, always the same ones."""
-    _images(name, "x_train", x)
-    labels = _labels(name, "y_train", y, x)
-    stay, out = _stratified(labels, _TEST_SHARE, torch.Generator().manual_seed(0))
-    if not len(out):
+def _split_test(name: str, x: Array, y: Array) -> Task:
+    """Hold out test images with a fixed seed."""
+    _check_images(name, "x_train", x)
+    labels = _check_labels(name, "y_train", y, x)
+    train, test = _stratified_split(labels, _TEST_SHARE, torch.Generator().manual_seed(0))
+    if not len(test):
         raise TaskError(
             name,
             "no class has two images or more",
             "some are needed to test with",
             "give more images, or x_test and y_test",
         )
-    return _task(name, x[stay.numpy()], y[stay.numpy()], x[out.numpy()], y[out.numpy()])
+    return _build_task(name, x[train.numpy()], y[train.numpy()], x[test.numpy()], y[test.numpy()])
 
 
-def _task(name: str, *arrays: Array) -> Task:
-    """Check and standardise. An affine change of the pixels' scale, as to [0, 1], drops out here."""
-    x_train, x_test = _images(name, "x_train", arrays[0]), _images(name, "x_test", arrays[2])
-    y_train = _labels(name, "y_train", arrays[1], arrays[0])
-    y_test = _labels(name, "y_test", arrays[3], arrays[2])
+def _build_task(name: str, *arrays: Array) -> Task:
+    """Validate and standardise. Affine pixel scalings, such as to [0, 1], cancel out here."""
+    x_train, x_test = (
+        _check_images(name, "x_train", arrays[0]),
+        _check_images(name, "x_test", arrays[2]),
+    )
+    y_train = _check_labels(name, "y_train", arrays[1], arrays[0])
+    y_test = _check_labels(name, "y_test", arrays[3], arrays[2])
     _check_classes(name, y_train, y_test)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise TaskError(
@@ -177,14 +180,14 @@ def _task(name: str, *arrays: Array) -> Task:
             f"those of x_train are {tuple(x_train.shape[1:])}",
             "give both the same size",
         )
-    x_train, x_test = _standardized(x_train, x_test)
+    x_train, x_test = _standardize(x_train, x_test)
     classes = tuple(str(c) for c in range(int(y_train.max()) + 1))
     return Task(
         name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, classes=classes
     )
 
 
-def _images(name: str, key: str, array: Array) -> torch.Tensor:
+def _check_images(name: str, key: str, array: Array) -> torch.Tensor:
     """Return (N, C, H, W) float32 from (N, H, W), (N, H, W, C) or (N, C, H, W)."""
     place = f"{name}, '{key}'"
     if array.ndim not in (3, 4) or array.dtype.kind not in "uifb" or 0 in array.shape:
@@ -216,8 +219,8 @@ def _images(name: str, key: str, array: Array) -> torch.Tensor:
     return images.contiguous()
 
 
-def _labels(name: str, key: str, array: Array, images: Array) -> torch.Tensor:
-    """Return (N,) int64 from whole numbers (N,) or (N, 1), one for each image."""
+def _check_labels(name: str, key: str, array: Array, images: Array) -> torch.Tensor:
+    """Return labels (N,) int64 from integers (N,) or (N, 1), one per image."""
     place = f"{name}, '{key}'"
     if array.dtype.kind not in "ui" or array.ndim not in (1, 2) or array.size != len(array):
         raise TaskError(
@@ -242,7 +245,7 @@ def _check_classes(name: str, y_train: torch.Tensor, y_test: torch.Tensor) -> No
     if found != list(range(len(found))):
         raise TaskError(
             f"{name}, 'y_train'",
-            f"the labels are {_listed(found)}",
+            f"the labels are {_abbreviate(found)}",
             f"{len(found)} classes are numbered 0 to {len(found) - 1} without gaps",
             "number the labels from 0, without gaps",
         )
@@ -256,34 +259,34 @@ def _check_classes(name: str, y_train: torch.Tensor, y_test: torch.Tensor) -> No
     if unknown:
         raise TaskError(
             f"{name}, 'y_test'",
-            f"it has labels {_listed(unknown)}",
+            f"it has labels {_abbreviate(unknown)}",
             "no training image has these",
             "test on the classes that are trained",
         )
 
 
-def _stratified(
+def _stratified_split(
     labels: torch.Tensor, fraction: float, rng: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return indices that stay and that go, of each class; a class of two or more is on both sides."""
-    stay, out = [], []
+    """Return sorted indices of a stratified split; classes of two or more images are in both parts."""
+    kept_indices, held_out_indices = [], []
     for label in labels.unique():
-        where = (labels == label).nonzero().flatten()
-        where = where[torch.randperm(len(where), generator=rng)]
-        count = min(max(1, round(fraction * len(where))), len(where) - 1)
-        out.append(where[:count])
-        stay.append(where[count:])
-    return torch.cat(stay).sort().values, torch.cat(out).sort().values
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=rng)]
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held_out_indices.append(members[:count])
+        kept_indices.append(members[count:])
+    return torch.cat(kept_indices).sort().values, torch.cat(held_out_indices).sort().values
 
 
-def _standardized(x_train: torch.Tensor, x_test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give both the training images' mean 0 and deviation 1 per channel; a constant channel becomes 0."""
+def _standardize(x_train: torch.Tensor, x_test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standardise per channel by the training images; a constant channel becomes 0."""
     mean = x_train.mean((0, 2, 3), keepdim=True)
     deviation = x_train.std((0, 2, 3), keepdim=True, correction=0)
     deviation[deviation < 1e-6] = 1.0
     return (x_train - mean) / deviation, (x_test - mean) / deviation
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _abbreviate(numbers: Sequence[int]) -> str:
     few = ", ".join(str(n) for n in numbers[:12])
     return few if len(numbers) <= 12 else f"{few} ... {numbers[-1]}"

@@ -1,4 +1,4 @@
-"""Data sets of torchvision that are on disk already; nothing is downloaded."""
+"""Torchvision data sets that are already on disk; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TORCHVISION = "torchvision:"
 def read_torchvision(source: str) -> tuple[Array, Array, Array, Array]:
     """Return x_train, y_train, x_test and y_test of `torchvision:NAME:FOLDER`.
 
-    FOLDER is what torchvision calls `root`. Data sets that hold all images in memory can be read, as
-    MNIST and its kin, CIFAR10, CIFAR100, SVHN, USPS and STL10 do.
+    FOLDER is torchvision's `root`. Only data sets that keep all images in memory are supported, such as
+    MNIST and its variants, CIFAR10, CIFAR100, SVHN, USPS and STL10.
     """
     _, name, folder = (*source.split(":", 2), "", "")[:3]
     if not folder:
@@ -41,10 +41,10 @@ def read_torchvision(source: str) -> tuple[Array, Array, Array, Array]:
 def _arrays(source: str, kind: Any, folder: str, train: bool) -> tuple[Array, Array]:
     split = {"train": train} if "train" in _arguments(kind) else {"split": _split(train)}
     try:
-        found = kind(Path(folder), download=False, **split)
-        images = np.asarray(found.data)
-        labels = np.asarray(found.targets if hasattr(found, "targets") else found.labels)
-    except Exception as error:  # each of torchvision's data sets fails in its own way
+        dataset = kind(Path(folder), download=False, **split)
+        images = np.asarray(dataset.data)
+        labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
+    except Exception as error:  # torchvision's data sets raise various errors
         raise TaskError(
             source,
             f"it cannot be read ({first_line(error)})",

@@ -1,4 +1,4 @@
-"""Add a folder of checkpoints to a zoo: each network once, whatever form it is stored in."""
+"""Add a folder of checkpoints to a zoo, without duplicates, whatever their file format."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from sane_plugins.zoo.run_names import RunName, name_by_number
 from sane_plugins.zoo.shards import ShardWriter, digest
 from sane_plugins.zoo.store import Zoo, weight_mismatch
 
-_COMMIT_SECONDS = 10.0  # seconds of work that a kill may lose
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.[a-z]+$")
+_COMMIT_SECONDS = 10.0  # longest work that a kill may lose
+_SHARD_PATTERN = re.compile(r"-\d{5}-of-\d{5}\.[a-z]+$")
 
 Open = Callable[[Path], WeightGraph]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AddOptions:
-    """How the networks are built (`name` and arguments of the function), and how a file names its run."""
+    """How to build the networks (`name` and arguments of a factory), and how to name runs from files."""
 
     factory: Mapping[str, Any] = field(default_factory=dict)
     run_name: Callable[[str], RunName] = name_by_number
@@ -44,10 +44,10 @@ class AddOptions:
 
 @dataclass(eq=False, repr=False)
 class Added(ShortRepr):
-    """Result for each file; each is in one of `added`, `already`, `equal` and `unread`.
+    """Outcome for each file, which is in exactly one of `added`, `already`, `equal` and `unread`.
 
-    `already`: it was added before. `equal` says which other file it equals, `unread` and
-    `unbuilt` why; `partial` which share was read.
+    `already`: added by an earlier call. `equal` maps a file to the one it duplicates, `unread` and
+    `unbuilt` map it to the reason, `partial` to the fraction that was read.
     """
 
     added: list[str] = field(default_factory=list)
@@ -62,11 +62,11 @@ class Added(ShortRepr):
 def add_networks(
     folder: str | Path, out: str | Path, open_: Open, options: AddOptions, report: Report = silent
 ) -> Added:
-    """Add all networks of a folder to the zoo `out`, which is made where there is none.
+    """Add all networks of a folder to the zoo `out`, creating it if necessary.
 
-    Files are opened by `open_`. A network that the zoo holds already, in whatever form, is not added again.
-    The zoo is whole at any moment; after a kill the same call goes on. Raises `UsageError` where the folder
-    is none, `ZooError` where no file could be read.
+    Files are opened with `open_`. A network that the zoo already holds, in any format, is not added again.
+    The zoo is consistent at all times; after a kill the same call resumes. Raises `UsageError` if `folder`
+    is not a folder, `ZooError` if no file could be read.
     """
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
@@ -76,31 +76,31 @@ def add_networks(
             "a folder of checkpoints is needed",
             "name the folder that holds the files",
         )
-    done = Added()
-    addition = _Addition(out, done)
-    sources = list(_sources(folder, out, open_, options))
+    result = Added()
+    appender = _ZooAppender(out, result)
+    sources = list(_find_sources(folder, out, open_, options))
     for i, item in enumerate(sources):
         report(Progress(job="add networks", done=i, total=len(sources), note=item.source))
         try:
-            addition.take(item)
+            appender.take(item)
         except SaneError as error:
-            done.unread[item.source] = str(error)
-    addition.finish()
+            result.unread[item.source] = str(error)
+    appender.finish()
     report(Progress(job="add networks", done=len(sources), total=len(sources)))
-    if not (done.added or done.already or done.equal):
-        reason = next(iter(done.unread.values()), "it holds no files")
+    if not (result.added or result.already or result.equal):
+        reason = next(iter(result.unread.values()), "it holds no files")
         raise ZooError(
             folder,
             f"none of its {len(sources)} files could be read (the first: {reason.rstrip('.')})",
             "at least one network is needed",
             "name the folder that holds the files",
         )
-    return done
+    return result
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A network to add: where it is, what to call it, and how to read it."""
+    """A network to add: its source, its name, and how to read and build it."""
 
     source: str
     name: RunName
@@ -108,37 +108,41 @@ class _Source:
     factory: Mapping[str, Any]
 
 
-def _sources(folder: Path, out: Path, open_: Open, options: AddOptions) -> Iterator[_Source]:
-    """Yield all networks below a folder in the order of their names: files, and entries of zoos."""
-    root, own = folder.resolve(), out.resolve()
+def _find_sources(folder: Path, out: Path, open_: Open, options: AddOptions) -> Iterator[_Source]:
+    """Yield all networks below a folder, sorted by path: entries of zoos, then files."""
+    root, out_folder = folder.resolve(), out.resolve()
     files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not _hidden(path, folder)
+        path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder)
     )
-    files = [path for path in files if not path.resolve().is_relative_to(own)]
+    files = [path for path in files if not path.resolve().is_relative_to(out_folder)]
     zoos = {path.parent for path in files if path.name == NAME}
-    shards = {path.with_name(name) for path in files for name in _shards(path)}
+    shards = {path.with_name(name) for path in files for name in _shard_names(path)}
     for zoo in sorted(zoos):
-        yield from _entries(Zoo.open(zoo))
+        yield from _zoo_sources(Zoo.open(zoo))
     for path in files:
         has_index = any(path.parent.glob(f"*{INDEX}"))
-        if path.parent in zoos or path in shards or (has_index and _SHARD.search(path.name)):
+        if (
+            path.parent in zoos
+            or path in shards
+            or (has_index and _SHARD_PATTERN.search(path.name))
+        ):
             continue
         source = f"{root.name}/{path.relative_to(folder).as_posix()}"
         yield _Source(source, options.run_name(source), partial(open_, path), options.factory)
 
 
-def _entries(zoo: Zoo) -> Iterator[_Source]:
+def _zoo_sources(zoo: Zoo) -> Iterator[_Source]:
     for entry in zoo.entries:
         name = RunName(f"{zoo.name}/{entry.network}", entry.checkpoint, dict(entry.properties))
         yield _Source(f"{zoo.name}/{entry.key}", name, partial(zoo.graph, entry), entry.factory)
 
 
-def _hidden(path: Path, folder: Path) -> bool:
+def _is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
-def _shards(path: Path) -> list[str]:
-    """Return the names of the files that an index names; of a broken one none, it will be told as such."""
+def _shard_names(path: Path) -> list[str]:
+    """Return the shard names listed in an index; none if it is broken, since reading it reports that."""
     if not path.name.endswith(INDEX):
         return []
     try:
@@ -148,57 +152,57 @@ def _shards(path: Path) -> list[str]:
         return []
 
 
-class _Addition:
-    """The zoo that is added to, committed every few seconds."""
+class _ZooAppender:
+    """A zoo being added to, committed every few seconds."""
 
-    def __init__(self, out: Path, done: Added) -> None:
-        self._done = done
+    def __init__(self, out: Path, result: Added) -> None:
+        self._result = result
         index = read_index(out) if is_zoo(out) else ZooIndex(out.resolve().name, (), {})
         self._writer = ShardWriter(out, index)
-        self._known = KnownNetworks(Zoo(index.name, index.entries, out, index.forms))
-        self._committed, self._changed = time.monotonic(), False
+        self._known_networks = KnownNetworks(Zoo(index.name, index.entries, out, index.forms))
+        self._last_commit, self._has_changes = time.monotonic(), False
 
     def take(self, source: _Source) -> None:
-        """Read a network, and add it unless the zoo has it."""
+        """Read a network and add it unless the zoo already holds it."""
         graph = source.read()
-        owned = {param.key: graph.tensors[param.key] for param in graph.params}
-        values = digest(owned)
+        weights = {param.key: graph.tensors[param.key] for param in graph.params}
+        weight_digest = digest(weights)
         factory = self._checked_factory(source, graph)
-        if (twin := self._known.find(values, factory, owned)) is not None:
-            if twin.source == source.source:
-                self._done.already.append(source.source)
+        if (duplicate := self._known_networks.find(weight_digest, factory, weights)) is not None:
+            if duplicate.source == source.source:
+                self._result.already.append(source.source)
             else:
-                self._done.equal[source.source] = twin.source or twin.key
-            if factory and not twin.factory:
-                self._set_factory(twin, factory, source.source)
+                self._result.equal[source.source] = duplicate.source or duplicate.key
+            if factory and not duplicate.factory:
+                self._set_factory(duplicate, factory, source.source)
         else:
-            self._add(source, graph, values, factory)
+            self._add(source, graph, weight_digest, factory)
         if graph.coverage < 1:
-            self._done.partial[source.source] = graph.coverage
-        if self._changed and time.monotonic() - self._committed > _COMMIT_SECONDS:
+            self._result.partial[source.source] = graph.coverage
+        if self._has_changes and time.monotonic() - self._last_commit > _COMMIT_SECONDS:
             self._commit()
 
     def finish(self) -> None:
-        """Write what is left."""
-        if self._changed:
+        """Commit pending changes."""
+        if self._has_changes:
             self._commit()
 
     def _checked_factory(self, source: _Source, graph: WeightGraph) -> Mapping[str, Any]:
-        """Return the factory if it builds this network, else none, and say so."""
+        """Return the factory if it builds this network; otherwise record why and return an empty one."""
         if source.factory and (mismatch := weight_mismatch(source.factory, graph)):
-            self._done.unbuilt[source.source] = (
+            self._result.unbuilt[source.source] = (
                 f"it and what {source.factory['name']} builds {mismatch}"
             )
             return {}
         return source.factory
 
     def _add(
-        self, source: _Source, graph: WeightGraph, values: str, factory: Mapping[str, Any]
+        self, source: _Source, graph: WeightGraph, weight_digest: str, factory: Mapping[str, Any]
     ) -> None:
         ties = dict(graph.ties)
-        owned = {param.key: graph.tensors[param.key] for param in graph.params}
-        others = {k: v for k, v in graph.tensors.items() if k not in owned and k not in ties}
-        finite = all(bool(_floats(x).isfinite().all()) for x in owned.values())
+        weights = {param.key: graph.tensors[param.key] for param in graph.params}
+        buffers = {k: v for k, v in graph.tensors.items() if k not in weights and k not in ties}
+        finite = all(bool(_widen_float8(x).isfinite().all()) for x in weights.values())
         entry = Entry(
             network=source.name.network,
             checkpoint=source.name.checkpoint,
@@ -207,23 +211,23 @@ class _Addition:
             source=source.source,
             container=graph.container,
         )
-        entry = self._known.with_free_name(entry, values)
+        entry = self._known_networks.with_free_name(entry, weight_digest)
         axes = {param.key: param.axis for param in graph.params if param.axis}
-        entry = self._writer.add(entry, {**owned, **others}, ties, axes, values)
-        self._known.remember(entry, frozenset(owned))
-        self._done.added.append(source.source)
-        self._changed = True
+        entry = self._writer.add(entry, {**weights, **buffers}, ties, axes, weight_digest)
+        self._known_networks.remember(entry, frozenset(weights))
+        self._result.added.append(source.source)
+        self._has_changes = True
 
-    def _set_factory(self, twin: Entry, factory: Mapping[str, Any], source: str) -> None:
-        self._writer.replace_entry(replace(twin, factory=factory))
-        self._known.remember(replace(twin, factory=factory))
-        self._done.given_factory.append(source)
-        self._changed = True
+    def _set_factory(self, entry: Entry, factory: Mapping[str, Any], source: str) -> None:
+        self._writer.replace_entry(replace(entry, factory=factory))
+        self._known_networks.remember(replace(entry, factory=factory))
+        self._result.given_factory.append(source)
+        self._has_changes = True
 
     def _commit(self) -> None:
         self._writer.commit()
-        self._committed, self._changed = time.monotonic(), False
+        self._last_commit, self._has_changes = time.monotonic(), False
 
 
-def _floats(tensor: torch.Tensor) -> torch.Tensor:
+def _widen_float8(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats

@@ -1,4 +1,4 @@
-"""Networks that a zoo holds already, looked up by their weights, whatever their names and form."""
+"""Duplicate detection: a zoo's networks looked up by weight digest, regardless of names and format."""
 
 from __future__ import annotations
 
@@ -12,54 +12,57 @@ from sane_plugins.zoo.index import Entry
 from sane_plugins.zoo.shards import digest
 from sane_plugins.zoo.store import Zoo
 
-_HALF = 32  # digits of a digest that tell values, whatever their names
+_VALUE_DIGITS = 32  # hex digits of a digest that hash the values alone, without names
 
 
 class KnownNetworks:
-    """The entries of a zoo by their weights."""
+    """Index of a zoo's entries by weight digest."""
 
     def __init__(self, zoo: Zoo) -> None:
         self._zoo = zoo
-        self._keys: dict[str, frozenset[str]] = {}
-        self._by_values: dict[str, dict[str, Entry]] = {}
+        self._names_by_key: dict[str, frozenset[str]] = {}
+        self._by_value_digest: dict[str, dict[str, Entry]] = {}
         self._by_key: dict[str, Entry] = {}
         for entry in zoo.entries:
             # Zoos of version 1 have no digests.
             self.remember(entry if entry.digest else replace(entry, digest=self._digest(entry)))
 
     def remember(self, entry: Entry, keys: frozenset[str] | None = None) -> None:
-        """Add an entry, or replace it by its new form."""
+        """Add an entry, or replace the one with the same key."""
         self._by_key[entry.key] = entry
-        self._by_values.setdefault(entry.digest[:_HALF], {})[entry.key] = entry
+        self._by_value_digest.setdefault(entry.digest[:_VALUE_DIGITS], {})[entry.key] = entry
         if keys is not None:
-            self._keys[entry.key] = keys
+            self._names_by_key[entry.key] = keys
 
     def find(
-        self, values: str, factory: Mapping[str, Any], owned: Mapping[str, torch.Tensor]
+        self, weight_digest: str, factory: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
     ) -> Entry | None:
-        """Return the entry that is this network, if there is one.
+        """Return the entry that holds this network, or None.
 
-        The same values under the same names are, and so are those under other names (files of another
-        form name them otherwise); the same values with names exchanged are not, nor is what is known to be
-        built in another way.
+        Equal values match under equal names, and under a different set of names (other file formats name
+        tensors differently). They do not match if the same names are permuted, or if both factories are
+        known and differ.
         """
-        for entry in self._by_values.get(values[:_HALF], {}).values():
-            is_built_alike = (
+        for entry in self._by_value_digest.get(weight_digest[:_VALUE_DIGITS], {}).values():
+            factory_matches = (
                 not factory or not entry.factory or dict(factory) == dict(entry.factory)
             )
-            if is_built_alike and (
-                entry.digest == values or self._names(entry) != frozenset(owned)
+            if factory_matches and (
+                entry.digest == weight_digest or self._parameter_names(entry) != frozenset(weights)
             ):
                 return entry
         return None
 
-    def with_free_name(self, entry: Entry, values: str) -> Entry:
-        """Return the entry, under another checkpoint's name where its own is taken."""
+    def with_free_name(self, entry: Entry, weight_digest: str) -> Entry:
+        """Return the entry, with a suffix on its checkpoint name if its key is taken."""
         number = 0
-        first = entry.checkpoint
+        original = entry.checkpoint
         while entry.key in self._by_key:
-            more = "" if not number else f"-{number}"
-            entry = replace(entry, checkpoint=f"{first}~{values[_HALF : _HALF + 8]}{more}")
+            suffix = "" if not number else f"-{number}"
+            entry = replace(
+                entry,
+                checkpoint=f"{original}~{weight_digest[_VALUE_DIGITS : _VALUE_DIGITS + 8]}{suffix}",
+            )
             number += 1
         return entry
 
@@ -67,8 +70,8 @@ class KnownNetworks:
         graph = self._zoo.graph(entry)
         return digest({param.key: graph.tensors[param.key] for param in graph.params})
 
-    def _names(self, entry: Entry) -> frozenset[str]:
-        if entry.key not in self._keys:
+    def _parameter_names(self, entry: Entry) -> frozenset[str]:
+        if entry.key not in self._names_by_key:
             graph = self._zoo.graph(entry)
-            self._keys[entry.key] = frozenset(param.key for param in graph.params)
-        return self._keys[entry.key]
+            self._names_by_key[entry.key] = frozenset(param.key for param in graph.params)
+        return self._names_by_key[entry.key]

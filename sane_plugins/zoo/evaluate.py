@@ -20,15 +20,15 @@ from sane_plugins.zoo.index import Entry, Property
 from sane_plugins.zoo.store import Zoo, set_properties
 
 MEASURED = ("test_accuracy", "train_accuracy", "gap", "test_loss", "train_loss", "finite")
-_BATCH = 500
-_SAVE_SECONDS = 10.0  # seconds of work that a kill may lose
+_BATCH_SIZE = 500
+_SAVE_SECONDS = 10.0  # longest work that a kill may lose
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """At most `images` test images and as many training images, the first ones, are measured on.
+    """Evaluate on the first `images` test images and the first `images` training images.
 
-    `force` replaces what was measured before.
+    `force` replaces earlier measurements.
     """
 
     images: int = 4000
@@ -41,7 +41,7 @@ class EvaluateOptions:
 
 @dataclass(eq=False, repr=False)
 class Evaluated(ShortRepr):
-    """How many entries were measured, how many had all measurements before, and why others were not."""
+    """Numbers of entries measured and already complete, and the reason for each one skipped."""
 
     measured: int = 0
     kept: int = 0
@@ -51,38 +51,40 @@ class Evaluated(ShortRepr):
 def evaluate_zoo(
     folder: str | Path, task: Task, options: EvaluateOptions, report: Report = silent
 ) -> Evaluated:
-    """Measure every network of a zoo that can be built and takes the images; write that into its index.
+    """Evaluate every network of a zoo that can be built and accepts the images; store it in the index.
 
-    What an entry has already stays, unless `force`. The index is whole at any moment; after a kill the same
-    call goes on.
+    Existing measurements are kept unless `force`. The index is consistent at all times; after a kill the
+    same call resumes.
     """
     zoo = Zoo.open(folder)
-    images = _Images.of(task, options)
-    done = Evaluated()
+    images = _EvaluationImages.of(task, options)
+    result = Evaluated()
     pending: dict[str, dict[str, Property]] = {}
-    saved = time.monotonic()
+    last_save = time.monotonic()
     for i, entry in enumerate(zoo.entries):
         report(Progress(job="measure networks", done=i, total=len(zoo), note=entry.key))
         if not options.force and all(name in entry.properties for name in MEASURED):
-            done.kept += 1
+            result.kept += 1
             continue
         try:
-            pending[entry.key] = _merge(entry, measure_network(zoo, entry, images), options.force)
-            done.measured += 1
+            pending[entry.key] = _merge_properties(
+                entry, measure_network(zoo, entry, images), options.force
+            )
+            result.measured += 1
         except SaneError as error:
-            done.skipped[entry.key] = str(error)
-        if time.monotonic() - saved > _SAVE_SECONDS:
+            result.skipped[entry.key] = str(error)
+        if time.monotonic() - last_save > _SAVE_SECONDS:
             set_properties(folder, pending)
-            pending, saved = {}, time.monotonic()
+            pending, last_save = {}, time.monotonic()
     if pending:
         set_properties(folder, pending)
     report(Progress(job="measure networks", done=len(zoo), total=len(zoo)))
-    return done
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Images:
-    """A task, and its images (N, C, H, W) and labels (N,) on a device."""
+class _EvaluationImages:
+    """A task with its images (N, C, H, W) and labels (N,) on a device."""
 
     task: Task
     device: str
@@ -90,22 +92,22 @@ class _Images:
     train: tuple[torch.Tensor, torch.Tensor]
 
     @classmethod
-    def of(cls, task: Task, options: EvaluateOptions) -> _Images:
-        """Return the first images of a task."""
+    def of(cls, task: Task, options: EvaluateOptions) -> _EvaluationImages:
+        """Take the first images of a task."""
 
-        def part(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def take_first(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return x[: options.images].to(options.device), y[: options.images].to(options.device)
 
         return cls(
             task=task,
             device=options.device,
-            test=part(task.x_test, task.y_test),
-            train=part(task.x_train, task.y_train),
+            test=take_first(task.x_test, task.y_test),
+            train=take_first(task.x_train, task.y_train),
         )
 
 
-def measure_network(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Property]:
-    """Return all that is measured of one network. Raises `SaneError` where it cannot be run on the images."""
+def measure_network(zoo: Zoo, entry: Entry, images: _EvaluationImages) -> dict[str, Property]:
+    """Return all measurements of one network. Raises `SaneError` if it cannot run on the images."""
     state = zoo.state_dict(entry)
     module = _build(zoo, entry)
     require_fit(module, images.task)
@@ -125,12 +127,12 @@ def measure_network(zoo: Zoo, entry: Entry, images: _Images) -> dict[str, Proper
 
 
 def _build(zoo: Zoo, entry: Entry) -> nn.Module:
-    """Build one network in single precision."""
+    """Build a network in float32."""
     try:
         return zoo.module(entry).float()
     except SaneError:
         raise
-    except Exception as error:  # the user's own code, which may raise anything
+    except Exception as error:  # user code, which may raise anything
         raise ZooError(
             f"{zoo.name}:{entry.key}",
             f"its factory raises {type(error).__name__} ({first_line(error)})",
@@ -141,9 +143,9 @@ def _build(zoo: Zoo, entry: Entry) -> nn.Module:
 
 @torch.inference_mode()
 def _accuracy_and_loss(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    """Return accuracy and mean loss; a loss that is not finite becomes the largest float."""
+    """Return accuracy and mean loss; a NaN or infinite loss becomes the largest float32."""
     correct, loss = 0, 0.0
-    for images, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
+    for images, labels in zip(x.split(_BATCH_SIZE), y.split(_BATCH_SIZE), strict=True):
         outputs = logits(module, images).float()
         correct += int((outputs.argmax(1) == labels).sum())
         loss += float(cross_entropy(outputs, labels, reduction="none").double().sum())
@@ -151,8 +153,10 @@ def _accuracy_and_loss(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> t
     return correct / len(y), float(mean.nan_to_num(nan=torch.finfo(torch.float32).max))
 
 
-def _merge(entry: Entry, measured: Mapping[str, Property], force: bool) -> dict[str, Property]:
-    """Return what is to be written; the gap is always that of the accuracies beside it."""
+def _merge_properties(
+    entry: Entry, measured: Mapping[str, Property], force: bool
+) -> dict[str, Property]:
+    """Merge new and existing properties; the gap always follows from the merged accuracies."""
     existing = (
         {}
         if force

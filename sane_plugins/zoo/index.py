@@ -1,6 +1,6 @@
-"""The index of a zoo: JSON Lines, a header first, then one record per entry.
+"""The index of a zoo: JSON Lines with a header, then one record per entry.
 
-Version 1, one JSON object in `index.json` beside one `weights.safetensors`, is read as well.
+Version 1 (one JSON object in `index.json`, next to one `weights.safetensors`) can be read too.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ OLD_NAME = "index.json"
 OLD_WEIGHTS = "weights.safetensors"
 Property = float | str | bool
 
-_OPTIONAL = ("digest", "source", "container", "form")
+_OPTIONAL_FIELDS = ("digest", "source", "container", "form")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One checkpoint of one network: how to build it and what was measured of it.
+    """One checkpoint of one network: how to build it, and its measured properties.
 
-    `factory` is empty where nobody said how. The zoo itself fills in the rest: `digest`, of the weights;
-    `source` and `container`, the file they were added from and its form; `file`, which holds the tensors;
-    `form`, which names the entry's `Form`.
+    `factory` is empty if unknown. The zoo fills in the rest: `digest` of the weights; `source` and
+    `container`, the file they were added from and its format; `file`, which holds the tensors; `form`, the
+    name of the entry's `Form`.
     """
 
     network: str
@@ -48,16 +48,16 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """Return the prefix of the entry's tensors."""
+        """Return the prefix of the entry's tensor names."""
         return f"{self.network}/{self.checkpoint}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What networks of one architecture have in common: names, types and shapes of tensors, in order.
+    """Tensor names, dtypes and shapes shared by networks of one architecture, in order.
 
-    `ties` says which names share another's tensor, `axes` which tensors have their outputs on another axis
-    than the first.
+    `ties` maps tied names to the tensor they share; `axes` gives the output axis of tensors where it is not
+    the first.
     """
 
     tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -68,7 +68,7 @@ class Form:
     def of(
         cls, state: Mapping[str, torch.Tensor], ties: Mapping[str, str], axes: Mapping[str, int]
     ) -> Form:
-        """Return the form of a network's tensors."""
+        """Build the form of a state dict."""
         tensors = (
             (k, str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in state.items()
         )
@@ -76,7 +76,7 @@ class Form:
 
     @property
     def name(self) -> str:
-        """Return what entries call it: the same tensors, the same name."""
+        """Return a name derived from the content, by which entries refer to this form."""
         return sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
     @property
@@ -88,7 +88,7 @@ class Form:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ZooIndex(ShortRepr):
-    """Content of a zoo's index."""
+    """Contents of a zoo's index."""
 
     name: str
     entries: tuple[Entry, ...]
@@ -96,18 +96,18 @@ class ZooIndex(ShortRepr):
 
 
 def is_zoo(folder: Path) -> bool:
-    """Tell whether a folder holds a zoo, of any version."""
+    """Return whether a folder holds a zoo of any version."""
     return any((folder / name).is_file() for name in (NAME, OLD_NAME))
 
 
 def read_index(folder: Path) -> ZooIndex:
-    """Read a zoo's index. Raises `ZooError` where there is none, or it is damaged or newer."""
+    """Read a zoo's index. Raises `ZooError` if it is missing, damaged or of a newer version."""
     path = folder / NAME
     is_new = path.is_file()
     path = path if is_new else folder / OLD_NAME
     text = read_text(path)
     try:
-        return _parsed(text) if is_new else _parsed_old(text)
+        return _parse(text) if is_new else _parse_version1(text)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ZooError(
             path,
@@ -118,18 +118,18 @@ def read_index(folder: Path) -> ZooIndex:
 
 
 def write_index(folder: Path, index: ZooIndex) -> None:
-    """Write a zoo's index, whole or not at all; one of version 1 goes."""
+    """Write a zoo's index atomically, and remove an index of version 1."""
     used = {entry.form for entry in index.entries}
     forms = {name: asdict(form) for name, form in index.forms.items() if name in used}
     header = {"version": VERSION, "name": index.name, "forms": forms}
-    lines = [json.dumps(header), *(json.dumps(_record(entry)) for entry in index.entries)]
+    lines = [json.dumps(header), *(json.dumps(_to_record(entry)) for entry in index.entries)]
     text = "\n".join(lines) + "\n"
     write_whole(folder / NAME, lambda partial: partial.write_text(text, encoding="utf-8"))
     (folder / OLD_NAME).unlink(missing_ok=True)
 
 
 def read_text(path: Path) -> str:
-    """Return an index's text. Raises `ZooError` where there is none."""
+    """Read an index as text. Raises `ZooError` if it is missing or unreadable."""
     if not path.is_file():
         raise ZooError(
             path,
@@ -148,19 +148,19 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def _parsed(text: str) -> ZooIndex:
+def _parse(text: str) -> ZooIndex:
     lines = text.splitlines()
     header = json.loads(lines[0]) if lines else {}
     if header["version"] != VERSION:
         raise ValueError(f"version {header['version']}")
-    forms = {name: _form(record) for name, record in header["forms"].items()}
+    forms = {name: _parse_form(record) for name, record in header["forms"].items()}
     entries = tuple(_checked(Entry(**json.loads(line))) for line in lines[1:])
     if missing := {entry.form for entry in entries} - {*forms, ""}:
         raise ValueError(f"the form {missing.pop()} is missing")
     return ZooIndex(str(header["name"]), entries, forms)
 
 
-def _parsed_old(text: str) -> ZooIndex:
+def _parse_version1(text: str) -> ZooIndex:
     index = json.loads(text)
     if index["version"] != 1:
         raise ValueError(f"version {index['version']}")
@@ -174,16 +174,16 @@ def _with_file(entries: tuple[Entry, ...], file: str) -> Iterator[Entry]:
 
 
 def _checked(entry: Entry) -> Entry:
-    """Return the entry; its tensors must lie in the zoo's own folder."""
+    """Return the entry after checking that its file lies in the zoo's own folder."""
     if not entry.file or Path(entry.file).name != entry.file:
         raise ValueError(f"the file {entry.file!a} is no plain name")
     return entry
 
 
-def _form(record: Mapping[str, Any]) -> Form:
+def _parse_form(record: Mapping[str, Any]) -> Form:
     tensors = tuple((str(k), str(kind), tuple(shape)) for k, kind, shape in record["tensors"])
     return Form(tensors=tensors, ties=record["ties"], axes=record["axes"])
 
 
-def _record(entry: Entry) -> dict[str, Any]:
-    return {k: v for k, v in asdict(entry).items() if v != "" or k not in _OPTIONAL}
+def _to_record(entry: Entry) -> dict[str, Any]:
+    return {k: v for k, v in asdict(entry).items() if v != "" or k not in _OPTIONAL_FIELDS}

@@ -1,4 +1,4 @@
-"""Published zoos: `<name>.json` with one record per checkpoint, beside `<name>.safetensors`."""
+"""Published zoos: `<name>.json` with one record per checkpoint, next to `<name>.safetensors`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sane_plugins.zoo.shards import open_tensors
 
 
 def read_published(path: Path) -> tuple[Entry, ...]:
-    """Read the records of a published zoo. Raises `ZooError` where one, or its tensors, are missing.
+    """Read the records of a published zoo. Raises `ZooError` if a record or tensor is missing.
 
     Records name `model`, `epoch`, `act`, `p` (dropout) and measured properties; the architecture is
-    `small_cnn` for the number of input channels that the weights have.
+    `small_cnn`, with the number of input channels taken from the weights.
     """
     weights = path.with_suffix(".safetensors")
     text = read_text(path)
     try:
         records = json.loads(text)
-        first = open_tensors(weights).get_slice(
+        first_weight = open_tensors(weights).get_slice(
             f"{records[0]['model']}/{records[0]['epoch']}/0.weight"
         )
-        channels = first.get_shape()[1]
+        channels = first_weight.get_shape()[1]
         return tuple(_entry(record, channels, weights.name) for record in records)
     except (KeyError, TypeError, IndexError, ValueError, SafetensorError) as error:
         raise ZooError(

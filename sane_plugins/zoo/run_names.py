@@ -1,4 +1,4 @@
-"""Names of training runs and checkpoints, parsed from the paths of files."""
+"""Names of training runs and checkpoints, parsed from file paths."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from sane_plugins.errors import UsageError
 from sane_plugins.formats import INDEX
 from sane_plugins.zoo.index import Property
 
-_NUMBER = re.compile(
+_NUMBER_PATTERN = re.compile(
     r"(?i)(?<![a-z])(epoch|ep|step|iteration|iter|checkpoint|ckpt)s?[-_=. ]?(\d+)(?!\d)"
 )
-_PROPERTY = {"epoch": "epoch", "ep": "epoch", "step": "step", "iteration": "step", "iter": "step"}
+_PROPERTY_BY_WORD = {
+    "epoch": "epoch",
+    "ep": "epoch",
+    "step": "step",
+    "iteration": "step",
+    "iter": "step",
+}
 
 
 @dataclass(frozen=True)
 class RunName:
-    """A network, one of its checkpoints, and the properties that the name tells."""
+    """A network, one of its checkpoints, and properties parsed from the file name."""
 
     network: str
     checkpoint: str
@@ -27,26 +33,26 @@ class RunName:
 
 
 def name_by_number(source: str) -> RunName:
-    """Name a file; those that differ by the number of an epoch, step or checkpoint alone are one network."""
-    plain, numbers = _without_suffix(source), _NUMBER.findall(_without_suffix(source))
-    without = _NUMBER.sub("", plain)
-    parts = [part.strip("-_=. ") for part in without.split("/")]
+    """Name a file; files that differ only in an epoch, step or checkpoint number share a network."""
+    plain, numbers = _without_suffix(source), _NUMBER_PATTERN.findall(_without_suffix(source))
+    unnumbered = _NUMBER_PATTERN.sub("", plain)
+    parts = [part.strip("-_=. ") for part in unnumbered.split("/")]
     network = "/".join(part for part in parts if part) or plain
     return RunName(network, "-".join(number for _, number in numbers) or "0", _properties(numbers))
 
 
 def name_by_file(source: str) -> RunName:
-    """Name a file that is a network of its own."""
+    """Name a file, treating every file as a separate network."""
     return RunName(
-        _without_suffix(source), "0", _properties(_NUMBER.findall(_without_suffix(source)))
+        _without_suffix(source), "0", _properties(_NUMBER_PATTERN.findall(_without_suffix(source)))
     )
 
 
 def name_by_pattern(pattern: str) -> Callable[[str], RunName]:
-    """Return a function that names files by a regular expression; raise `UsageError` for what is none.
+    """Return a function that names files by a regular expression; raise `UsageError` if it is invalid.
 
-    Its group `network`, or its first, or all of it, is the network; the group `checkpoint` names the
-    checkpoint, else the file's number or name. Files that it does not match are named by `name_by_number`.
+    The network is the group `network`, else the first group, else the whole match; the checkpoint is the
+    group `checkpoint`, else the file's number or name. Other files are named by `name_by_number`.
     """
     try:
         expression = re.compile(pattern)
@@ -59,22 +65,24 @@ def name_by_pattern(pattern: str) -> Callable[[str], RunName]:
         ) from error
 
     def name(source: str) -> RunName:
-        match, usual = expression.search(source), name_by_number(source)
+        match, fallback = expression.search(source), name_by_number(source)
         if not match:
-            return usual
+            return fallback
         groups = match.groupdict()
         network = groups.get("network") or match.group(1 if match.groups() else 0)
         number = (
-            usual.checkpoint if usual.properties else PurePosixPath(_without_suffix(source)).name
+            fallback.checkpoint
+            if fallback.properties
+            else PurePosixPath(_without_suffix(source)).name
         )
         checkpoint = (groups.get("checkpoint") or number).replace("/", "-")
-        return RunName(network or usual.network, checkpoint, usual.properties)
+        return RunName(network or fallback.network, checkpoint, fallback.properties)
 
     return name
 
 
 def _without_suffix(source: str) -> str:
-    """Return a source without the suffix of its form."""
+    """Return a source without its file suffix."""
     if source.endswith(INDEX):
         return source.removesuffix(INDEX)
     path = PurePosixPath(source)
@@ -82,5 +90,5 @@ def _without_suffix(source: str) -> str:
 
 
 def _properties(numbers: list[tuple[str, str]]) -> dict[str, Property]:
-    named = ((_PROPERTY.get(word.lower()), number) for word, number in numbers)
+    named = ((_PROPERTY_BY_WORD.get(word.lower()), number) for word, number in numbers)
     return {name: int(number) for name, number in named if name}

@@ -1,4 +1,4 @@
-"""A zoo's tensors in files of moderate size; the index, written last, names the file of each entry."""
+"""Sharded tensor storage of a zoo; the index, written last, names the file of each entry."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from sane_plugins.errors import ZooError
 from sane_plugins.weights import memory_key, tensor_digest
 from sane_plugins.zoo.index import NAME, OLD_NAME, OLD_WEIGHTS, Entry, Form, ZooIndex, write_index
 
-LIMIT = 64 * 2**20  # bytes of tensors in a file, and in memory while it is made
+LIMIT = 64 * 2**20  # bytes of tensors per file, and in memory while it is written
 
 
 class ShardWriter:
-    """Adds entries to a zoo folder. At any moment the folder holds a whole zoo, or none.
+    """Appends entries to a zoo folder, which holds a complete zoo, or none, at all times.
 
-    What was added since the last `commit` is lost with a kill; nothing else is. Raises `ZooError` on a
-    commit where another process changed the index meanwhile.
+    A kill loses only what was added since the last `commit`. Committing raises `ZooError` if another
+    process has changed the index since it was read.
     """
 
     def __init__(self, folder: Path, index: ZooIndex, limit: int = LIMIT) -> None:
-        self.folder, self._limit = folder, limit
+        self.folder, self._max_bytes = folder, limit
         self.name, self.forms = index.name, dict(index.forms)
         self.entries = list(index.entries)
         self._pending: list[Entry] = []
-        self._content = sha256()
+        self._content_hash = sha256()
         self._tensors: dict[str, torch.Tensor] = {}
         self._bytes = 0
-        self._seen = _stamp(folder)
+        self._known_stamp = _index_stamp(folder)
 
     def add(
         self,
@@ -47,39 +47,41 @@ class ShardWriter:
         axes: Mapping[str, int] | None = None,
         values: str | None = None,
     ) -> Entry:
-        """Add an entry and its tensors, which are copied; names that share memory are tied.
+        """Add an entry and copies of its tensors; names that share memory are tied.
 
-        `values` is the digest of its weights where it is known.
+        `values` is the digest of its weights, if already known.
         """
-        ties = _shared(state) if ties is None else ties
+        ties = _find_ties(state) if ties is None else ties
         owned = {key: value for key, value in state.items() if key not in ties}
         form = Form.of(owned, ties, axes or {})
         entry = replace(entry, form=form.name, digest=values or digest(owned), file="")
-        tensors = {f"{entry.key}/{key}": _owned_copy(entry, value) for key, value in owned.items()}
-        # Names may hold slashes, so that two entries may want one name: then in two files.
-        if self._bytes >= self._limit or tensors.keys() & self._tensors.keys():
+        tensors = {
+            f"{entry.key}/{key}": _storable_copy(entry, value) for key, value in owned.items()
+        }
+        # Names may contain slashes, so tensor names of two entries can collide: use separate files then.
+        if self._bytes >= self._max_bytes or tensors.keys() & self._tensors.keys():
             self._flush()
         self.forms[form.name] = form
         self._pending.append(entry)
         self._tensors |= tensors
-        self._content.update(f"{entry.key} {form.name} {entry.digest}".encode())
-        self._content.update(
+        self._content_hash.update(f"{entry.key} {form.name} {entry.digest}".encode())
+        self._content_hash.update(
             "".join(tensor_digest(x) for x in owned.values() if not x.is_floating_point()).encode()
         )
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
         return entry
 
     def replace_entry(self, entry: Entry) -> None:
-        """Replace the entry of the same key; its tensors stay."""
+        """Replace the entry with the same key; its tensors are kept."""
         for entries in (self.entries, self._pending):
             for i, old in enumerate(entries):
                 if old.key == entry.key:
                     entries[i] = replace(entry, file=old.file)
 
     def commit(self) -> None:
-        """Write what was added, then the index; delete files that it no longer names."""
+        """Write pending entries, then the index; delete files it no longer references."""
         self._flush()
-        if _stamp(self.folder) != self._seen:
+        if _index_stamp(self.folder) != self._known_stamp:
             raise ZooError(
                 self.folder,
                 "another process changed the zoo meanwhile",
@@ -87,20 +89,20 @@ class ShardWriter:
                 "run the command again",
             )
         write_index(self.folder, ZooIndex(self.name, tuple(self.entries), self.forms))
-        self._seen = _stamp(self.folder)
+        self._known_stamp = _index_stamp(self.folder)
         self._delete_unused()
 
     def _flush(self) -> None:
-        """Write one file, named by its content: a file that an index names never changes."""
+        """Write pending tensors to a file named by content hash; an indexed file never changes."""
         if not self._pending:
             return
-        name = f"weights-{self._content.hexdigest()[:16]}.safetensors"
+        name = f"weights-{self._content_hash.hexdigest()[:16]}.safetensors"
         tensors = self._tensors
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / name, lambda partial: save_file(tensors, partial))
         self.entries += [replace(entry, file=name) for entry in self._pending]
         self._pending, self._tensors, self._bytes = [], {}, 0
-        self._content = sha256()
+        self._content_hash = sha256()
 
     def _delete_unused(self) -> None:
         used = {entry.file for entry in self.entries}
@@ -111,9 +113,9 @@ class ShardWriter:
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return what tells weights apart: 32 digits of all values, whatever their names, and 32 with names.
+    """Return a digest of weights: 32 hex digits of the values alone, then 32 of names and values.
 
-    Of floating-point tensors only: a counter makes no other network.
+    Only floating-point tensors count: a different step counter does not make a different network.
     """
     floats = {key: value for key, value in tensors.items() if value.is_floating_point()}
     hashes = {key: tensor_digest(value) for key, value in floats.items()}
@@ -123,9 +125,9 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def open_tensors(path: Path) -> Any:
-    """Open a file of tensors, once as long as it is not replaced. Raises `ZooError`.
+    """Open a tensor file, cached until it changes. Raises `ZooError`.
 
-    It is mapped (`safe_open`): a file that an index names never changes, and one entry is a small part of it.
+    It is memory-mapped (`safe_open`): indexed files never change, and an entry is a small part of one.
     """
     try:
         return _open_cached(path, path.stat().st_mtime_ns)
@@ -143,14 +145,14 @@ def _open_cached(path: Path, _modified: int) -> Any:
     return safe_open(path, framework="pt")
 
 
-def _stamp(folder: Path) -> tuple[int, ...]:
-    """Return what changes with a folder's index."""
+def _index_stamp(folder: Path) -> tuple[int, ...]:
+    """Return modification times and sizes of a folder's index, to detect changes."""
     stats = [path.stat() for name in (NAME, OLD_NAME) if (path := folder / name).is_file()]
     return tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size))
 
 
-def _shared(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return the names whose values lie in the same memory as earlier ones."""
+def _find_ties(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Map names to the earlier name they share memory with."""
     first: dict[tuple[object, ...], str] = {}
     ties = {}
     for key, value in state.items():
@@ -159,8 +161,8 @@ def _shared(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return ties
 
 
-def _owned_copy(entry: Entry, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy with memory of its own, of a type that the format knows."""
+def _storable_copy(entry: Entry, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous CPU copy; raise `ZooError` for a dtype safetensors cannot store."""
     if not _is_storable(tensor.dtype):
         raise ZooError(
             entry.source or entry.key,

@@ -1,8 +1,8 @@
-"""A zoo: networks on disk, how to build them, and what was measured of them.
+"""A zoo: networks on disk, how to build them, and their measured properties.
 
-On disk a zoo is a folder with `index.jsonl` and files of tensors, whose keys are
-`<network>/<checkpoint>/<parameter>`. Checkpoints of one training run share `network`, so that splits
-never put one run on both sides.
+On disk a zoo is a folder with `index.jsonl` and tensor files, whose keys are
+`<network>/<checkpoint>/<parameter>`. Checkpoints of one training run share `network`, so that a split
+never puts one run on both sides.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from sane_plugins.zoo.index import Entry, Form, Property, ZooIndex, is_zoo, read
 from sane_plugins.zoo.published import read_published
 from sane_plugins.zoo.shards import ShardWriter, open_tensors
 
-_Described = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+_TensorSpecs = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, repr=False)
 class Zoo:
-    """Entries, and the folder that holds their tensors; `forms` says what the entries of each form hold."""
+    """Entries and the folder that holds their tensors; `forms` describes their tensors by form name."""
 
     name: str
     entries: tuple[Entry, ...]
@@ -60,28 +60,30 @@ class Zoo:
 
     @classmethod
     def open(cls, folder: str | Path) -> Zoo:
-        """Open a zoo folder. Raises `ZooError` where there is none or its version is newer."""
+        """Open a zoo folder. Raises `ZooError` if there is none or its version is newer."""
         require_type("Zoo.open, folder", folder, str, Path)
         index = read_index(Path(folder))
         return cls(index.name, index.entries, Path(folder), index.forms)
 
     @property
     def weights(self) -> Path:
-        """Return the first file of tensors."""
+        """Return the first tensor file."""
         return self.folder / (self.entries[0].file if self.entries else "")
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Return the identities of the training runs, in order."""
+        """Return the names of the training runs, in order."""
         return tuple(dict.fromkeys(entry.network for entry in self.entries))
 
     def state_dict(self, entry: Entry) -> dict[str, torch.Tensor]:
-        """Read one entry's tensors; tied names share one."""
+        """Read an entry's tensors; tied names share one tensor."""
         path = self.folder / entry.file
         file, prefix = open_tensors(path), entry.key + "/"
         form = self.forms.get(entry.form)
         keys = (
-            [key for key, _, _ in form.tensors] if form else _keys(json.dumps(dict(entry.factory)))
+            [key for key, _, _ in form.tensors]
+            if form
+            else _tensor_names(json.dumps(dict(entry.factory)))
         )
         try:
             tensors = {name: file.get_tensor(prefix + name) for name in keys}
@@ -95,19 +97,19 @@ class Zoo:
         return tensors | {alias: tensors[key] for alias, key in (form.ties if form else {}).items()}
 
     def graph(self, entry: Entry) -> WeightGraph:
-        """Return one entry as a graph; with topology where it is known how to build the network."""
+        """Return an entry as a graph, with topology if its factory is known."""
         tensors, source = self.state_dict(entry), f"{self.name}:{entry.key}"
         if not entry.factory:
             form = self.forms[entry.form]
             return from_state_dict(tensors, source, ties=form.ties, axes=form.axes)
-        described = tuple((key, x.dtype, tuple(x.shape)) for key, x in tensors.items())
-        template = _template(json.dumps(dict(entry.factory)), described)
+        specs = tuple((key, x.dtype, tuple(x.shape)) for key, x in tensors.items())
+        template = _template(json.dumps(dict(entry.factory)), specs)
         return replace(template, tensors={**template.tensors, **tensors}, source=source)
 
     def module(self, entry: Entry) -> nn.Module:
-        """Return one entry as a runnable network in evaluation mode.
+        """Return an entry as a runnable module in evaluation mode.
 
-        Raises `ZooError` where nobody said how to build it, or what is built does not have its weights.
+        Raises `ZooError` if its factory is unknown or builds a network with other weights.
         """
         if not entry.factory:
             raise ZooError(
@@ -118,29 +120,29 @@ class Zoo:
             )
         state = self.state_dict(entry)
         module = build(entry.factory)
-        _load(module, state, f"{self.name}:{entry.key}")
+        _load_state(module, state, f"{self.name}:{entry.key}")
         return module.eval()
 
     def where(self, keep: Callable[[Entry], bool]) -> Zoo:
-        """Return the zoo of the entries that `keep` accepts."""
+        """Return the zoo filtered to entries for which `keep` is true."""
         return replace(self, entries=tuple(entry for entry in self.entries if keep(entry)))
 
     def best(self, name: str, count: int) -> Zoo:
-        """Return the `count` networks whose best checkpoint is highest in property `name`, of those that have it."""  # noqa: E501
-        known = [entry for entry in self.entries if name in entry.properties]
-        ranked = sorted(known, key=lambda entry: -float(entry.properties[name]))
-        first = {entry.network: entry for entry in reversed(ranked)}
-        return replace(self, entries=tuple(e for e in ranked if first[e.network] is e)[:count])
+        """Return the best checkpoint of each of the `count` networks highest in property `name`."""
+        measured = [entry for entry in self.entries if name in entry.properties]
+        ranked = sorted(measured, key=lambda entry: -float(entry.properties[name]))
+        best_entry = {entry.network: entry for entry in reversed(ranked)}
+        return replace(self, entries=tuple(e for e in ranked if best_entry[e.network] is e)[:count])
 
     def split(self, fractions: Iterable[float], rng: torch.Generator) -> tuple[Zoo, ...]:
-        """Split by network, never by checkpoint, into parts of these fractions.
+        """Split randomly by network, never by checkpoint, into parts of the given fractions.
 
         See docs/explanation/sane.md, section 4.1.
         """
         networks = self.networks
         order = [networks[i] for i in torch.randperm(len(networks), generator=rng).tolist()]
         parts, start = [], 0
-        for end in _ends(fractions, len(order)):
+        for end in _split_points(fractions, len(order)):
             chosen = set(order[start:end])
             parts.append(self.where(lambda entry, chosen=chosen: entry.network in chosen))  # type: ignore[misc]
             start = end
@@ -148,7 +150,7 @@ class Zoo:
 
 
 def evaluation_pool(zoo: Zoo, fraction: float = 0.4, seed: int = 0) -> frozenset[str]:
-    """Return the networks that the shipped SANE never sees, so that tests can draw from them."""
+    """Return the networks held out from training the shipped SANE, for use in evaluation."""
     pool, _ = zoo.split((fraction, 1 - fraction), torch.Generator().manual_seed(seed))
     return frozenset(pool.networks)
 
@@ -159,7 +161,7 @@ def write_zoo(
     items: Iterable[tuple[Entry, Mapping[str, torch.Tensor]]],
     force: bool = False,
 ) -> Zoo:
-    """Write a zoo folder, whole or not at all; what was there stays until the new one is complete."""
+    """Write a zoo folder atomically; an existing zoo stays until the new one is complete."""
     folder = Path(folder)
     if is_zoo(folder) and not force:
         raise UsageError(
@@ -186,7 +188,7 @@ def write_zoo(
 
 
 def set_properties(folder: str | Path, found: Mapping[str, Mapping[str, Property]]) -> None:
-    """Add properties to entries by their keys, all or none; those of the same names are replaced."""
+    """Update entries' properties, given by entry key, in one atomic write."""
     index = read_index(Path(folder))
     entries = tuple(
         replace(entry, properties={**entry.properties, **found.get(entry.key, {})})
@@ -196,70 +198,72 @@ def set_properties(folder: str | Path, found: Mapping[str, Mapping[str, Property
 
 
 def import_published(path: str | Path) -> Zoo:
-    """Read a published zoo in place: `<name>.json` with one record per checkpoint, beside `<name>.safetensors`.
+    """Read a published zoo in place: `<name>.json` with one record per checkpoint, next to `<name>.safetensors`.
 
-    Diverged networks (`finite` false) are kept: the caller decides.
+    Diverged networks (`finite` false) are kept; filtering is up to the caller.
     """  # noqa: E501
     path = Path(path)
     return Zoo(path.stem, read_published(path), path.parent)
 
 
-def _ends(fractions: Iterable[float], total: int) -> list[int]:
-    ends, part = [], 0.0
+def _split_points(fractions: Iterable[float], total: int) -> list[int]:
+    ends, cumulative = [], 0.0
     for fraction in fractions:
-        part += fraction
-        ends.append(min(total, round(part * total)))
+        cumulative += fraction
+        ends.append(min(total, round(cumulative * total)))
     return ends
 
 
 def weight_mismatch(factory: Mapping[str, Any], graph: WeightGraph) -> str:
-    """Say in which weights a network differs from what a factory builds; nothing where they fit."""
-    own = _shapes(json.dumps(dict(factory)))
+    """Describe which weights of a network differ from what a factory builds; empty if none do."""
+    expected = _parameter_shapes(json.dumps(dict(factory)))
     given = {param.key: param.shape for param in graph.params}
-    mismatched = [key for key in dict.fromkeys([*own, *given]) if own.get(key) != given.get(key)]
+    mismatched = [
+        key for key in dict.fromkeys([*expected, *given]) if expected.get(key) != given.get(key)
+    ]
     more = f" and {len(mismatched) - 3} more" if len(mismatched) > 3 else ""
     return f"differ in {', '.join(mismatched[:3])}{more}" if mismatched else ""
 
 
 @lru_cache(maxsize=64)
-def _shapes(factory: str) -> Mapping[str, tuple[int, ...]]:
+def _parameter_shapes(factory: str) -> Mapping[str, tuple[int, ...]]:
     return {p.key: p.shape for p in from_module(build(json.loads(factory))).params}
 
 
 @lru_cache(maxsize=64)
-def _keys(factory: str) -> tuple[str, ...]:
-    """Return the names of an architecture's tensors, in order."""
+def _tensor_names(factory: str) -> tuple[str, ...]:
+    """Return an architecture's tensor names, in order."""
     return tuple(build(json.loads(factory)).state_dict())
 
 
 @lru_cache(maxsize=64)
-def _template(factory: str, described: _Described) -> WeightGraph:
-    """Return an architecture's graph, traced once; only its tensors differ between entries."""
+def _template(factory: str, specs: _TensorSpecs) -> WeightGraph:
+    """Return an architecture's graph, traced once and cached; entries differ only in tensors."""
     module = build(json.loads(factory))
-    state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in described}
-    _load(module, state, json.loads(factory)["name"])
+    state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in specs}
+    _load_state(module, state, json.loads(factory)["name"])
     return from_module(module)
 
 
-def _load(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:
-    """Write tensors into a module, which takes on their types; counters may be missing or left over."""
+def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:
+    """Load tensors into a module, adopting their dtypes; integer counters may be missing or extra."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name in state and state[name].dtype != tensor.dtype:
             tensor.data = tensor.data.to(state[name].dtype)
-    own = module.state_dict()
-    wrong = [
+    expected = module.state_dict()
+    mismatched = [
         key
-        for key in dict.fromkeys([*own, *state])
+        for key in dict.fromkeys([*expected, *state])
         if (
-            own.get(key, state.get(key)).is_floating_point()  # type: ignore[union-attr]
-            and (key not in own or key not in state)
+            expected.get(key, state.get(key)).is_floating_point()  # type: ignore[union-attr]
+            and (key not in expected or key not in state)
         )
-        or (key in own and key in state and own[key].shape != state[key].shape)
+        or (key in expected and key in state and expected[key].shape != state[key].shape)
     ]
-    if wrong:
+    if mismatched:
         raise ZooError(
             place,
-            f"its factory builds a network that differs in {', '.join(wrong[:4])}",
+            f"its factory builds a network that differs in {', '.join(mismatched[:4])}",
             "names and shapes of all weights must fit",
             "add it again with the right --factory",
         )

@@ -1,8 +1,8 @@
 """Many networks of one architecture as one module: every tensor gains an axis of G networks.
 
-Maps of features are (N, G, C, H, W), vectors (N, G, F), and what all networks share, such as the images,
-has no axis G. Convolutions run as one with G groups in the channels-last format, which on CPUs takes
-a third of the time of G convolutions and a tenth of what `torch.vmap` makes of them.
+Feature maps are (N, G, C, H, W) and vectors (N, G, F); input shared by all networks, such as images, has no
+axis G. Convolutions run as one grouped convolution in channels-last format, which on CPUs takes a third of
+the time of G convolutions and a tenth of that of `torch.vmap`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from sane_plugins.architectures import PatchTokens
 from sane_plugins.errors import ZooError
 
-_LEVELS = 2**16
+_MASK_LEVELS = 2**16
 
 
 class Batched(nn.Module):
-    """G layers of one kind; their tensors are stacked under the same names."""
+    """Base of batched layers: the tensors of G copies of a layer, stacked under the same names."""
 
     weight: torch.Tensor
     running_mean: torch.Tensor
@@ -29,25 +29,29 @@ class Batched(nn.Module):
 
     def __init__(self, layer: nn.Module, count: int, streams: list[torch.Generator]) -> None:
         super().__init__()
-        self.layer, self.count, self.streams = [layer], count, streams  # in a list: no sub-module
+        self.layer, self.count, self.streams = (
+            [layer],
+            count,
+            streams,
+        )  # in a list, so that it is not registered as a sub-module
         for name, value in layer.named_parameters(recurse=False):
-            self.register_parameter(name, nn.Parameter(_repeated(value, count)))
+            self.register_parameter(name, nn.Parameter(_repeat(value, count)))
         for name, buffer in layer.named_buffers(recurse=False):
-            self.register_buffer(name, _repeated(buffer, count))
+            self.register_buffer(name, _repeat(buffer, count))
 
     def merged(self, name: str) -> torch.Tensor | None:
-        """Return a tensor with networks and channels as one axis."""
+        """Return a tensor with the network and channel axes merged."""
         value: torch.Tensor | None = getattr(self, name, None)
         return None if value is None else value.flatten(0, 1)
 
     def aligned(self, x: torch.Tensor, name: str, core: int) -> torch.Tensor:
-        """Return a tensor (G, ...) whose last `core` axes fit those of x (N, G, ..., core)."""
+        """Return a tensor (G, ...) reshaped so that its last `core` axes broadcast against x (N, G, ...)."""
         value: torch.Tensor = getattr(self, name)
         return value.view(self.count, *(1,) * (x.ndim - 2 - core), *value.shape[1:])
 
 
 class BatchedConv2d(Batched):
-    """Convolutions of (N, G, C, H, W), or of images (N, C, H, W) that all networks share."""
+    """Batched convolution of (N, G, C, H, W), or of shared images (N, C, H, W)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (N, G, C, H, W)."""
@@ -66,24 +70,24 @@ class BatchedConv2d(Batched):
             conv.dilation,
             groups,
         )
-        return _unmerge(y, 1, self.count)
+        return _split_networks(y, 1, self.count)
 
 
 class BatchedLinear(Batched):
-    """Linear layers of (N, G, ..., F), or of vectors (N, F) that all networks share."""
+    """Batched linear layer on (N, G, ..., F), or on shared vectors (N, F)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (N, G, ..., F)."""
         if x.ndim == 2:
             weight = _required(self.merged("weight"))
-            return _unmerge(F.linear(x, weight, self.merged("bias")), 1, self.count)
+            return _split_networks(F.linear(x, weight, self.merged("bias")), 1, self.count)
         y = torch.bmm(x.movedim(1, 0).flatten(1, -2), self.weight.transpose(1, 2))
         y = y.view(self.count, x.shape[0], *x.shape[2:-1], -1).movedim(0, 1)
         return y if getattr(self, "bias", None) is None else y + self.aligned(y, "bias", 1)
 
 
 class BatchedBatchNorm2d(Batched):
-    """Batch norms; since each channel has its own statistics, they are one over all channels."""
+    """Batched batch norm: per-channel statistics make it one batch norm over all G * C channels."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (N, G, C, H, W)."""
@@ -101,11 +105,11 @@ class BatchedBatchNorm2d(Batched):
             norm.momentum or 0.0,
             norm.eps,
         )
-        return _unmerge(y, 1, self.count)
+        return _split_networks(y, 1, self.count)
 
 
 class BatchedLayerNorm(Batched):
-    """Layer norms of (N, G, ..., F)."""
+    """Batched layer norm on (N, G, ..., F)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the same shape."""
@@ -117,7 +121,7 @@ class BatchedLayerNorm(Batched):
 
 
 class BatchedPatchTokens(Batched):
-    """Tokens of (N, G, D, height, width)."""
+    """Batched patch tokens from (N, G, D, height, width)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (N, G, T, D)."""
@@ -126,25 +130,25 @@ class BatchedPatchTokens(Batched):
 
 
 class BatchedPool(Batched):
-    """Pooling, which knows no channels."""
+    """Batched pooling, which treats channels independently."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (N, G, C, H, W), or without G where x has none."""
         pool = self.layer[0]
         y: torch.Tensor = pool(x if x.ndim == 4 else x.flatten(1, 2))
-        return y if x.ndim == 4 else _unmerge(y, 1, self.count)
+        return y if x.ndim == 4 else _split_networks(y, 1, self.count)
 
 
 class BatchedFlatten(Batched):
-    """Flattens maps to vectors."""
+    """Batched flattening of feature maps to vectors."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (N, G, F), or (N, F) of what all networks share."""
+        """Return (N, G, F), or (N, F) for shared input."""
         return x.flatten(1) if x.ndim == 4 else x.flatten(2)
 
 
 class BatchedDropout(Batched):
-    """Dropout whose mask each network draws from its own stream, in steps of 2**-16."""
+    """Batched dropout; each network draws its mask from its own generator, with p quantised to 2**-16."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the same shape."""
@@ -156,7 +160,7 @@ class BatchedDropout(Batched):
         return x * (mask.movedim(-1, 2) if x.ndim == 5 else mask)
 
     def _mask(self, p: float, x: torch.Tensor) -> torch.Tensor:
-        """Return the factors of values (N, G, ..., C), which lie in memory as (N, ..., G, C)."""
+        """Return the scaled mask for x (N, G, ..., C), laid out in memory as (N, ..., G, C)."""
         shape = x.movedim(1, -2).shape
         positions, width = shape[:-2].numel(), shape[-1]
         words = torch.empty(
@@ -164,7 +168,7 @@ class BatchedDropout(Batched):
         )
         for i, stream in enumerate(self.streams):
             words[:, i].random_(-(2**63), None, generator=stream)
-        keep = words.view(torch.int16)[..., :width] >= round(p * _LEVELS) - _LEVELS // 2
+        keep = words.view(torch.int16)[..., :width] >= round(p * _MASK_LEVELS) - _MASK_LEVELS // 2
         return keep.to(x.dtype).mul_(1 / (1 - p)).view(shape).movedim(-2, 1)
 
 
@@ -184,7 +188,7 @@ BATCHED_LAYERS: Mapping[type[nn.Module], _BatchedType] = {
 
 
 def batched(module: nn.Module, count: int, streams: list[torch.Generator]) -> nn.Module:
-    """Replace each layer by its batched form, in place; raise `ZooError` for a type that has none."""
+    """Replace each layer by its batched form, in place; raise `ZooError` for an unsupported type."""
     batched_type = BATCHED_LAYERS.get(type(module))
     if batched_type is not None:
         return batched_type(module, count, streams)
@@ -196,7 +200,7 @@ def batched(module: nn.Module, count: int, streams: list[torch.Generator]) -> nn
 
 
 def not_batchable(module: nn.Module, found: str) -> ZooError:
-    """Return the error for an architecture whose networks cannot be trained together."""
+    """Build the error for an architecture that cannot be trained in batches of networks."""
     known = ", ".join(layer.__name__ for layer in BATCHED_LAYERS)
     return ZooError(
         f"architecture {type(module).__name__}",
@@ -206,13 +210,13 @@ def not_batchable(module: nn.Module, found: str) -> ZooError:
     )
 
 
-def _unmerge(y: torch.Tensor, axis: int, count: int) -> torch.Tensor:
-    """Split one axis of networks and channels into two."""
+def _split_networks(y: torch.Tensor, axis: int, count: int) -> torch.Tensor:
+    """Split a merged network and channel axis into two."""
     shape = y.shape
     return y.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
 
 
-def _repeated(value: torch.Tensor, count: int) -> torch.Tensor:
+def _repeat(value: torch.Tensor, count: int) -> torch.Tensor:
     return value.detach().expand(count, *value.shape).clone()
 
 

@@ -1,4 +1,4 @@
-"""Networks of one architecture as one module, and the state dict of each."""
+"""Networks of one architecture batched into one module, with access to each state dict."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sane_plugins.zoo_training.batched_layers import batched, not_batchable
 
 
 class BatchedNetworks:
-    """G networks of one architecture that run and learn as one.
+    """G networks of one architecture that run and train as one module.
 
-    `flat` (G, P) holds all parameters; those of the module are views of it. Dropout draws from
-    `streams`, one generator for each network.
+    `flat` (G, P) holds all parameters; the module's parameters are views of it. `streams` are the dropout
+    generators, one per network.
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: str) -> None:
         self._template, self.count = networks[0], len(networks)
         self.streams = [torch.Generator(device) for _ in networks]
         self.module = batched(copy.deepcopy(networks[0]), self.count, self.streams).to(device)
-        self.flat = torch.stack([_flat(network) for network in networks]).to(device)
+        self.flat = torch.stack([_flatten_parameters(network) for network in networks]).to(device)
         self._make_views()
         self.buffers = dict(self.module.named_buffers())
         for name, buffer in self.buffers.items():
@@ -30,19 +30,19 @@ class BatchedNetworks:
         self._require_same_tensors()
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits (N, G, K) of all networks to the same images (N, C, H, W)."""
+        """Return the logits (N, G, K) of all networks for the same images (N, C, H, W)."""
         logits: torch.Tensor = self.module(images)
         return logits
 
     def gradient(self, loss: torch.Tensor) -> torch.Tensor:
-        """Return the gradient (G, P) of a sum of the networks' losses."""
+        """Return the gradient (G, P) of the summed losses of the networks."""
         parts = torch.autograd.grad(loss, list(self.module.parameters()))
         return torch.cat([part.flatten(1) for part in parts], 1)
 
     def state_dict(
         self, index: int, flat: torch.Tensor, buffers: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Return one network's state dict, as the plain network has it."""
+        """Return the state dict of network `index`, with the keys and shapes of the unbatched module."""
         sizes = [value.numel() for value in self._template.parameters()]
         names = [name for name, _ in self._template.named_parameters()]
         parts = dict(zip(names, flat[index].split(sizes), strict=True))
@@ -52,7 +52,7 @@ class BatchedNetworks:
         }
 
     def _make_views(self) -> None:
-        """Let the module's parameters be views of `flat`."""
+        """Make the module's parameters views of `flat`."""
         start = 0
         for parameter in self.module.parameters():
             size = parameter[0].numel()
@@ -61,32 +61,32 @@ class BatchedNetworks:
 
     @torch.no_grad()
     def _require_same_tensors(self) -> None:
-        """Raise `ZooError` where the module has other tensors than the plain network."""
-        plain = {k: v.shape for k, v in self._template.state_dict().items()}
-        found = {k: v.shape[1:] for k, v in self.module.state_dict().items()}
-        if plain != found:
+        """Raise `ZooError` if the batched module's tensors differ from the unbatched network's."""
+        expected = {k: v.shape for k, v in self._template.state_dict().items()}
+        actual = {k: v.shape[1:] for k, v in self.module.state_dict().items()}
+        if expected != actual:
             raise not_batchable(self._template, "its tensors are tied or made as it runs")
 
     @torch.no_grad()
     def require_same_outputs(self, images: torch.Tensor) -> None:
-        """Raise `ZooError` unless the first network has the same outputs for these images as alone."""
+        """Raise `ZooError` unless the first network's outputs match those of the unbatched module."""
         self.module.eval()
-        alone = copy.deepcopy(self._template).to(images.device).eval()
-        alone.load_state_dict(self.state_dict(0, self.flat, self.buffers))
+        network = copy.deepcopy(self._template).to(images.device).eval()
+        network.load_state_dict(self.state_dict(0, self.flat, self.buffers))
         try:
-            plain, batched_output = alone(images), self.logits(images)[:, 0]
+            expected, actual = network(images), self.logits(images)[:, 0]
         except Exception as error:  # any layer may refuse a shape, each in its own words
-            first = str(error).partition("\n")[0][:160]
+            reason = str(error).partition("\n")[0][:160]
             raise not_batchable(
-                self._template, f"it does not take these images ({first})"
+                self._template, f"it does not take these images ({reason})"
             ) from error
-        if plain.shape != batched_output.shape or not torch.allclose(
-            plain, batched_output, rtol=1e-2, atol=1e-3
+        if expected.shape != actual.shape or not torch.allclose(
+            expected, actual, rtol=1e-2, atol=1e-3
         ):
             raise not_batchable(
                 self._template, "its forward does not work with an axis of networks"
             )
 
 
-def _flat(network: nn.Module) -> torch.Tensor:
+def _flatten_parameters(network: nn.Module) -> torch.Tensor:
     return torch.cat([value.detach().flatten() for value in network.parameters()])

@@ -1,4 +1,4 @@
-"""Training of one group of networks: steps, measurements, and a state to resume from."""
+"""Training of one group of networks: steps, evaluation, and resumable state."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sane_plugins.zoo_training.batched_networks import BatchedNetworks
 from sane_plugins.zoo_training.hyperparameters import Hyperparameters, build_initialized
 from sane_plugins.zoo_training.training_images import Schedule, TrainingImages, channels_last
 
-_CHUNK = 32
-_DESCRIPTION = ("step", "told", "measured")
-_SAVING_SHARE = 50  # a state is saved when training has taken this many times the time of a save
+_CPU_MICRO_BATCH = 32
+_STATE_KEYS = ("step", "told", "measured")
+_SAVE_TIME_RATIO = 50  # save once training has taken this many times as long as the last save
 _MOMENTUM, _BETA1, _BETA2, _EPSILON = 0.9, 0.9, 0.999, 1e-8
 
 
 class GroupTrainer:
-    """Networks of one architecture, each with its own rate, decay, optimiser, dropout and seed.
+    """Trains networks of one architecture, each with its own hyper-parameters and seed.
 
-    What a network becomes does not depend on the others, but for rounding. One whose gradient or next
-    weights are not finite stops: it keeps its last finite weights.
+    A network's result does not depend on the others, except for rounding. A network whose gradient or
+    updated weights are not finite stops training and keeps its last finite weights.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class GroupTrainer:
 
     @property
     def total(self) -> int:
-        """Return the number of steps."""
+        """Return the total number of training steps."""
         return self.schedule.epochs * self.schedule.steps(len(self.images.y_train))
 
     def run(self, state: Path, run_key: str) -> Iterator[int]:
-        """Train to the end from where `state` left off; yield the step after each."""
+        """Train to the end, resuming from `state` if it exists; yield the step number after each step."""
         if state.exists():
             self._restore(state, run_key)
         saver = _StateSaver(self, state, run_key)
@@ -78,19 +78,19 @@ class GroupTrainer:
     def losses(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy (G,) of each network."""
         logits = self.stack.logits(images).float()
-        each = labels.repeat_interleave(self.stack.count)
-        loss = cross_entropy(logits.flatten(0, 1), each, reduction="none")
+        repeated_labels = labels.repeat_interleave(self.stack.count)
+        loss = cross_entropy(logits.flatten(0, 1), repeated_labels, reduction="none")
         return loss.view(-1, self.stack.count).mean(0)
 
     def _train(self, rows: torch.Tensor) -> None:
-        """Take one step of every network on these images."""
+        """Take one training step of every network on these images."""
         stack = self.stack
         for draw, stream in zip(self.draws, stack.streams, strict=True):
             stream.manual_seed(draw.seed * 1_000_003 + self.step)
         before = {name: buffer.clone() for name, buffer in stack.buffers.items()}
         stack.module.train()
         gradient = torch.zeros_like(stack.flat)
-        for part in rows.split(self._chunk(self.schedule.batch)):
+        for part in rows.split(self._micro_batch(self.schedule.batch)):
             images, labels = channels_last(self.images.x_train[part]), self.images.y_train[part]
             gradient += stack.gradient(self.losses(images, labels).sum() * (len(part) / len(rows)))
         with torch.no_grad():
@@ -98,21 +98,21 @@ class GroupTrainer:
             for name, buffer in stack.buffers.items():
                 buffer.copy_(_where_rows(self.alive, buffer, before[name]))
 
-    def _chunk(self, batch: int) -> int:
-        """Return how many images of a batch are taken at a time, the same for any group.
+    def _micro_batch(self, batch: int) -> int:
+        """Return the micro-batch size, the same for any group.
 
-        The maps of few images stay in a processor's cache; batch norms need the whole batch.
+        Feature maps of a few images fit into the CPU cache; batch norms need the whole batch.
         """
         types = {type(layer) for layer in self.stack.module.modules()}
         on_cpu = self.schedule.device == "cpu"
         return (
-            _CHUNK
+            _CPU_MICRO_BATCH
             if on_cpu and BatchedConv2d in types and BatchedBatchNorm2d not in types
             else batch
         )
 
     def _update(self, gradient: torch.Tensor) -> None:
-        """Update all parameters by their gradients (G, P), as torch's SGD with momentum and Adam do."""
+        """Update all parameters from gradients (G, P), as torch's SGD with momentum and Adam do."""
         rates, flat = self._rates, self.stack.flat
         self.alive &= gradient.isfinite().all(1)
         gradient = (
@@ -132,7 +132,7 @@ class GroupTrainer:
 
     @torch.no_grad()
     def _keep_checkpoint(self, epoch: int) -> None:
-        """Keep a copy of the networks as they are, and measure them."""
+        """Copy the networks' current weights and evaluate them."""
         stack = self.stack
         buffers = {name: value.detach().clone() for name, value in stack.buffers.items()}
         self.kept[epoch] = {"": stack.flat.clone(), **buffers}
@@ -156,31 +156,31 @@ class GroupTrainer:
         ]
 
     def _accuracies_and_losses(self, x: torch.Tensor, y: torch.Tensor) -> list[tuple[float, float]]:
-        """Return accuracy and loss of each network; a loss that is not finite becomes the largest float."""
-        right = torch.zeros(self.stack.count, device=x.device)
+        """Return accuracy and loss of each network; NaN or infinite losses become the largest float32."""
+        correct = torch.zeros(self.stack.count, device=x.device)
         loss = torch.zeros(self.stack.count, device=x.device, dtype=torch.float64)
-        part = self._chunk(self.schedule.batch)
+        part = self._micro_batch(self.schedule.batch)
         for images, labels in zip(x.split(part), y.split(part), strict=True):
             logits = self.stack.logits(channels_last(images))
-            right += (logits.argmax(2) == labels[:, None]).sum(0)
-            each = labels.repeat_interleave(self.stack.count)
-            values = cross_entropy(logits.float().flatten(0, 1), each, reduction="none")
+            correct += (logits.argmax(2) == labels[:, None]).sum(0)
+            repeated_labels = labels.repeat_interleave(self.stack.count)
+            values = cross_entropy(logits.float().flatten(0, 1), repeated_labels, reduction="none")
             loss += values.view(-1, self.stack.count).double().sum(0)
         mean = (loss / len(y)).float().nan_to_num(nan=torch.finfo(torch.float32).max)
-        return list(zip((right / len(y)).tolist(), mean.tolist(), strict=True))
+        return list(zip((correct / len(y)).tolist(), mean.tolist(), strict=True))
 
     def save(self, path: Path, run_key: str) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state atomically."""
         tensors = {"weights": self.stack.flat, "first": self.first, "second": self.second}
         tensors["alive"] = self.alive
         tensors |= {f"buffer.{name}": value for name, value in self.stack.buffers.items()}
-        for epoch, kept in self.kept.items():
-            tensors |= {f"kept.{epoch}.{name}": value for name, value in kept.items()}
-        about = {"step": self.step, "told": run_key, "measured": self.measured}
-        save_artifact(ZOO_TRAINING_STATE, about, tensors, path)
+        for epoch, checkpoint in self.kept.items():
+            tensors |= {f"kept.{epoch}.{name}": value for name, value in checkpoint.items()}
+        description = {"step": self.step, "told": run_key, "measured": self.measured}
+        save_artifact(ZOO_TRAINING_STATE, description, tensors, path)
 
     def _restore(self, path: Path, run_key: str) -> None:
-        """Load a saved state. Raises `UsageError` where that run had other options or images."""
+        """Load a saved state. Raises `UsageError` if that run had other options or images."""
 
         def load(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
             if about["told"] != run_key:
@@ -207,18 +207,18 @@ def load_group_state(path: Path) -> tuple[Mapping[str, Any], Mapping[str, torch.
     return load_artifact(
         ZOO_TRAINING_STATE,
         path,
-        lambda about, tensors: ({key: about[key] for key in _DESCRIPTION}, tensors),
+        lambda about, tensors: ({key: about[key] for key in _STATE_KEYS}, tensors),
     )
 
 
 def epoch_tensors(tensors: Mapping[str, torch.Tensor], epoch: int) -> dict[str, torch.Tensor]:
-    """Return what was kept after an epoch: all parameters under the name "", and the buffers."""
-    start = f"kept.{epoch}."
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    """Return the checkpoint of an epoch: all parameters under the name "", and the buffers."""
+    prefix = f"kept.{epoch}."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 class _UpdateRates:
-    """Rates and decays (G, 1), and which rows are whose."""
+    """Learning rates and weight decays (G, 1), and the rows of each optimiser."""
 
     def __init__(self, draws: Sequence[Hyperparameters], device: str) -> None:
         self.rate = torch.tensor([[draw.lr] for draw in draws], device=device)
@@ -229,25 +229,29 @@ class _UpdateRates:
 
 
 class _StateSaver:
-    """Saves every few steps: as often as asked, or as costs about a fiftieth of the time."""
+    """Saves every `save_every` steps, or by default so that saving takes about 2 % of the time."""
 
     def __init__(self, group: GroupTrainer, path: Path, run_key: str) -> None:
         self._group, self._path, self._run_key = group, path, run_key
-        self._cost, self._since = 0.0, time.perf_counter()
+        self._save_seconds, self._last_save = 0.0, time.perf_counter()
 
     def save_if_due(self) -> None:
-        """Save the state where it is time to."""
+        """Save the state if a save is due."""
         every = self._group.schedule.save_every
-        waited = time.perf_counter() - self._since
-        if waited >= _SAVING_SHARE * self._cost if every is None else not self._group.step % every:
+        elapsed = time.perf_counter() - self._last_save
+        if (
+            elapsed >= _SAVE_TIME_RATIO * self._save_seconds
+            if every is None
+            else not self._group.step % every
+        ):
             self.save()
 
     def save(self) -> None:
         """Save the state now."""
         start = time.perf_counter()
         self._group.save(self._path, self._run_key)
-        self._since = time.perf_counter()
-        self._cost = self._since - start
+        self._last_save = time.perf_counter()
+        self._save_seconds = self._last_save - start
 
 
 def _where_rows(keep: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

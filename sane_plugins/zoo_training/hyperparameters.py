@@ -1,4 +1,4 @@
-"""Random hyper-parameters of a zoo's networks, and their initial weights."""
+"""Random hyper-parameters and initial weights of a zoo's networks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 from sane_plugins.architectures import build
 
 T = TypeVar("T")
-_NORMAL_DEVIATION = 0.1
+_SMALL_STD = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class HyperparameterRanges:
     """Values that hyper-parameters are drawn from; the defaults are those of the published zoos.
 
-    Learning rates are powers of ten of an exponent drawn evenly between two; a value that stands there
-    twice is drawn twice as often.
+    Learning rates are log-uniform between two powers of ten; a value that is listed twice is drawn twice as
+    often.
     """
 
     act: tuple[str, ...] = ("relu", "tanh", "gelu", "sigmoid")
@@ -40,7 +40,7 @@ class HyperparameterRanges:
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """The hyper-parameters of one network: rate, weight decay and dropout are `lr`, `wd` and `p`."""
+    """Hyper-parameters of one network: learning rate `lr`, weight decay `wd`, dropout `p`, and others."""
 
     act: str
     init: str
@@ -51,20 +51,20 @@ class Hyperparameters:
     seed: int
 
     def properties(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Return the hyper-parameters by name."""
         return asdict(self)
 
 
 def draw_hyperparameters(
     count: int, ranges: HyperparameterRanges, seed: int
 ) -> list[Hyperparameters]:
-    """Draw the hyper-parameters of `count` networks; those of more networks begin with the same."""
+    """Draw hyper-parameters of `count` networks; a larger count extends the same list."""
     rng = torch.Generator().manual_seed(seed)
     return [_draw(ranges, rng, seed * 100_000 + i) for i in range(count)]
 
 
 def build_initialized(draw: Hyperparameters, factory: Mapping[str, Any]) -> nn.Module:
-    """Build a network with the initial weights that belong to its draw, whatever others are built."""
+    """Build a network with initial weights that depend only on its own hyper-parameters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw.seed)
         network = build(factory)
@@ -73,13 +73,13 @@ def build_initialized(draw: Hyperparameters, factory: Mapping[str, Any]) -> nn.M
     return network
 
 
-def _normal_small(weight: torch.Tensor) -> None:
-    nn.init.normal_(weight, std=_NORMAL_DEVIATION)
+def _init_normal_small(weight: torch.Tensor) -> None:
+    nn.init.normal_(weight, std=_SMALL_STD)
 
 
 INITIALIZATIONS: Mapping[str, Callable[[torch.Tensor], object]] = {
-    "normal_small": _normal_small,
-    "uniform_small": lambda weight: nn.init.uniform_(weight, -_NORMAL_DEVIATION, _NORMAL_DEVIATION),
+    "normal_small": _init_normal_small,
+    "uniform_small": lambda weight: nn.init.uniform_(weight, -_SMALL_STD, _SMALL_STD),
     "kaiming_uniform_": nn.init.kaiming_uniform_,
     "kaiming_normal_": nn.init.kaiming_normal_,
     "xavier_uniform_": nn.init.xavier_uniform_,
@@ -87,7 +87,7 @@ INITIALIZATIONS: Mapping[str, Callable[[torch.Tensor], object]] = {
 
 
 def _initialize(network: nn.Module, fill: Callable[[torch.Tensor], object]) -> None:
-    """Fill the weights of matrix layers, and set their biases to zero."""
+    """Initialise weights of convolutional and linear layers, and zero their biases."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             fill(layer.weight)
@@ -96,19 +96,19 @@ def _initialize(network: nn.Module, fill: Callable[[torch.Tensor], object]) -> N
 
 
 def _draw(ranges: HyperparameterRanges, rng: torch.Generator, seed: int) -> Hyperparameters:
-    opt = _one(ranges.opt, rng)
+    opt = _choose(ranges.opt, rng)
     low, high = ranges.sgd_lr if opt == "sgd" else ranges.adam_lr
     exponent = low + (high - low) * float(torch.rand((), generator=rng, dtype=torch.float64))
     return Hyperparameters(
-        act=_one(ranges.act, rng),
-        init=_one(ranges.init, rng),
+        act=_choose(ranges.act, rng),
+        init=_choose(ranges.init, rng),
         opt=opt,
         lr=10**exponent,
-        wd=_one(ranges.wd, rng),
-        p=_one(ranges.p, rng),
+        wd=_choose(ranges.wd, rng),
+        p=_choose(ranges.p, rng),
         seed=seed,
     )
 
 
-def _one(values: Sequence[T], rng: torch.Generator) -> T:
+def _choose(values: Sequence[T], rng: torch.Generator) -> T:
     return values[int(torch.randint(len(values), (), generator=rng))]

@@ -12,7 +12,7 @@ from sane_plugins.tasks import Task
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TrainingImages(ShortRepr):
-    """Images (N, C, H, W) and labels (N,) to train on, and to measure with."""
+    """Images (N, C, H, W) and labels (N,) for training and evaluation."""
 
     x_train: torch.Tensor
     y_train: torch.Tensor
@@ -21,14 +21,14 @@ class TrainingImages(ShortRepr):
 
     @classmethod
     def from_task(cls, task: Task, count: int, seed: int) -> TrainingImages:
-        """Return the images of a task, at most `count` of them to train on, drawn at random."""
+        """Return the images of a task, with at most `count` training images drawn at random."""
         task = task.subset(count, torch.Generator().manual_seed(seed))
         return cls(
             x_train=task.x_train, y_train=task.y_train, x_test=task.x_test, y_test=task.y_test
         )
 
     def on(self, device: str) -> TrainingImages:
-        """Return them on a device, images in the channels-last format."""
+        """Return a copy on a device, with images in channels-last format."""
         return TrainingImages(
             x_train=channels_last(self.x_train.to(device)),
             y_train=self.y_train.to(device),
@@ -39,7 +39,7 @@ class TrainingImages(ShortRepr):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What all networks of a zoo share: epochs, batch, which epochs are kept, the order of images."""
+    """Training schedule shared by a zoo's networks: epochs, batch size, checkpoints, image order."""
 
     epochs: int
     batch: int
@@ -50,17 +50,17 @@ class Schedule:
     device: str
 
     def order(self, epoch: int, count: int) -> torch.Tensor:
-        """Return the order of the images in an epoch, the same for every network of the zoo."""
+        """Return the image order of an epoch, the same for every network of the zoo."""
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(count, generator=rng)
 
     def steps(self, images: int) -> int:
-        """Return the number of steps in an epoch."""
+        """Return the number of steps per epoch."""
         return -(-images // self.batch)
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """Return the images in the format in which CPUs convolve fastest, which torch does not see of one channel."""  # noqa: E501
+    """Return images with channels-last strides, set explicitly as torch skips one-channel images."""
     n, c, h, w = images.shape
     whole = images.contiguous(memory_format=torch.channels_last)
     return whole.as_strided((n, c, h, w), (c * h * w, 1, c * w, c))

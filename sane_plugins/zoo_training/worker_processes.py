@@ -1,4 +1,4 @@
-"""Groups of networks trained in this process, or in several with one thread each."""
+"""Training of groups of networks in this process, or in worker processes with one thread each."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from sane_plugins.zoo_training.hyperparameters import Hyperparameters
 from sane_plugins.zoo_training.training_images import Schedule, TrainingImages
 
 _REPORT_SECONDS = 0.5
-# glibc hands large tensors back to the system at once, and to get them again takes long. It ignores
-# a higher threshold than 32 MB.
-_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+# glibc returns freed large tensors to the system at once, and allocating them again is slow. It ignores
+# thresholds above 32 MB.
+_MALLOC_SETTINGS = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupJob:
-    """One group to train, and the file of its state."""
+    """One group to train, and its state file."""
 
     index: int
     draws: Sequence[Hyperparameters]
@@ -44,7 +44,10 @@ class GroupJob:
 def train_groups(
     jobs: Sequence[GroupJob], images: TrainingImages, folder: Path, processes: int
 ) -> Iterator[tuple[int, int]]:
-    """Train every group; yield its index and step now and then. `folder` takes the images for processes."""
+    """Train every group; yield its index and step from time to time.
+
+    `folder` receives the images that worker processes share.
+    """
     if processes > 1:
         yield from _train_in_processes(jobs, images, folder, min(processes, len(jobs)))
         return
@@ -54,7 +57,7 @@ def train_groups(
 
 
 def _train(job: GroupJob, images: TrainingImages) -> Iterator[int]:
-    """Train one group on one thread, so that the result is the same for any number of processes."""
+    """Train one group on one thread, so that the result does not depend on the number of processes."""
     with threads(1):
         group = GroupTrainer(job.draws, job.factory, images.on(job.schedule.device), job.schedule)
         yield from group.run(job.state, job.run_key)
@@ -68,12 +71,12 @@ def _train_in_processes(
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
     with (
-        _environment(_KEEP_MEMORY),
+        _environment(_MALLOC_SETTINGS),
         ProcessPoolExecutor(processes, context, _start_worker, (str(shared), events)) as pool,
     ):
         futures = [pool.submit(_train_in_worker, job) for job in jobs]
         try:
-            yield from _reports(futures, events)
+            yield from _progress_events(futures, events)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -81,8 +84,8 @@ def _train_in_processes(
             raise
 
 
-def _reports(futures: Sequence[Future[None]], events: Any) -> Iterator[tuple[int, int]]:
-    """Yield the steps that the processes report until all are done; raise what one of them raises."""
+def _progress_events(futures: Sequence[Future[None]], events: Any) -> Iterator[tuple[int, int]]:
+    """Yield the steps reported by the workers until all are done; re-raise their exceptions."""
     while True:
         done = [future for future in futures if future.done()]
         for future in done:
@@ -94,18 +97,18 @@ def _reports(futures: Sequence[Future[None]], events: Any) -> Iterator[tuple[int
                 return
 
 
-_images: list[TrainingImages] = []
-_events: list[Any] = []
+_worker_images: list[TrainingImages] = []
+_worker_events: list[Any] = []
 
 
 def _start_worker(shared: str, events: Any) -> None:
-    """Prepare a process, which ends with the one that started it, however that ends."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _images.append(TrainingImages(**load_file(shared)))
-    _events.append(events)
+    """Set up a worker process, which exits with its parent however that ends."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker_images.append(TrainingImages(**load_file(shared)))
+    _worker_events.append(events)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -114,10 +117,10 @@ def _end_with_parent() -> None:
 
 def _train_in_worker(job: GroupJob) -> None:
     last = 0.0
-    for step in _train(job, _images[0]):
+    for step in _train(job, _worker_images[0]):
         if time.monotonic() - last >= _REPORT_SECONDS:
             last = time.monotonic()
-            _events[0].put((job.index, step))
+            _worker_events[0].put((job.index, step))
 
 
 def _contiguous(images: TrainingImages) -> dict[str, torch.Tensor]:
@@ -126,7 +129,7 @@ def _contiguous(images: TrainingImages) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that processes started within read."""
+    """Set environment variables, unless already set, for processes started within the context."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update({name: value for name, value in values.items() if before[name] is None})
     try:

@@ -1,4 +1,4 @@
-"""Training of a zoo: networks in groups, resumable after a kill at any moment."""
+"""Training of a zoo in groups of networks, resumable after a kill at any time."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from sane_plugins.zoo_training.hyperparameters import (
 from sane_plugins.zoo_training.training_images import Schedule, TrainingImages
 from sane_plugins.zoo_training.worker_processes import GroupJob, train_groups
 
-_GROUP_SIZE = {"cpu": 12}  # larger ones do not fit into a CPU's cache
-_DEVICE_GROUP_SIZE = 64
+_GROUP_SIZES = {"cpu": 12}  # larger groups do not fit into a CPU's cache
+_DEFAULT_GROUP_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZooOptions:
-    """Which networks are trained, and how.
+    """Which networks to train, and how.
 
-    `settings` are further arguments of the architecture. Networks kept are those after the epochs of
-    `keep`, measured on at most `measured` images. `group` is the number of networks trained at once.
+    `settings` are further arguments of the architecture. Checkpoints are kept after the epochs in `keep`
+    and evaluated on at most `measured` images. `group` is the number of networks trained at once.
     """
 
     name: str
@@ -71,11 +71,11 @@ def train_zoo(
     force: bool = False,
     report: Report = silent,
 ) -> Zoo:
-    """Train a zoo and write it to the folder `out`; the same bytes for any number of processes.
+    """Train a zoo and write it to the folder `out`, byte-identical for any number of processes.
 
-    The state of every group lies in a folder beside `out` until the end. It is saved every `save_every`
-    steps, or by default as often as costs about a fiftieth of the time; a killed run that is resumed
-    takes the same steps as an uninterrupted one.
+    Until the end, the state of every group is kept in a folder next to `out`. It is saved every
+    `save_every` steps, or by default so that saving takes about 2 % of the time; a resumed run takes the
+    same steps as an uninterrupted one.
     """
     out = Path(out)
     state = out.with_name(out.name + ".state")
@@ -97,21 +97,23 @@ def train_zoo(
 
 
 def draw_groups(options: ZooOptions) -> list[list[Hyperparameters]]:
-    """Draw the networks, and cut them into groups that share activation and dropout."""
-    most = options.group or _GROUP_SIZE.get(options.device, _DEVICE_GROUP_SIZE)
+    """Draw the networks' hyper-parameters and group them by activation and dropout."""
+    max_size = options.group or _GROUP_SIZES.get(options.device, _DEFAULT_GROUP_SIZE)
     draws = draw_hyperparameters(options.networks, options.ranges, options.seed)
-    alike = sorted(draws, key=lambda draw: (draw.act, draw.p))
+    by_cell = sorted(draws, key=lambda draw: (draw.act, draw.p))
     return [
         part
-        for _, cell in groupby(alike, key=lambda draw: (draw.act, draw.p))
-        for part in _even_parts(sorted(cell, key=lambda draw: (draw.opt != "sgd", draw.seed)), most)
+        for _, cell in groupby(by_cell, key=lambda draw: (draw.act, draw.p))
+        for part in _split_evenly(
+            sorted(cell, key=lambda draw: (draw.opt != "sgd", draw.seed)), max_size
+        )
     ]
 
 
 def network_factory(
     options: ZooOptions, draw: Hyperparameters, channels: int, classes: int
 ) -> dict[str, Any]:
-    """Return the description that a network of the zoo is built from."""
+    """Return the factory (name and arguments) that builds a network of the zoo."""
     return {
         "name": family_name(options.architecture) or options.architecture,
         "channels_in": channels,
@@ -123,7 +125,7 @@ def network_factory(
 
 
 def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
-    """Delete the state of an earlier run where that is asked for; raise `UsageError` where not."""
+    """Raise `UsageError` if earlier output would be lost; with `force`, delete an earlier run's state."""
     if state.exists() and not resume:
         if not force:
             raise UsageError(
@@ -145,11 +147,11 @@ def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
 def plan_jobs(
     images: TrainingImages, options: ZooOptions, state: Path, run_key: str, save_every: int | None
 ) -> list[GroupJob]:
-    """Cut the networks into groups, of which each is a job of its own."""
+    """Split the networks into groups and return one job per group."""
     schedule = Schedule(
         epochs=options.epochs,
         batch=options.batch,
-        keep=_kept_epochs(options),
+        keep=_epochs_to_keep(options),
         measured=options.measured,
         seed=options.seed,
         save_every=save_every,
@@ -172,7 +174,7 @@ def plan_jobs(
 
 
 def _require_trainable(jobs: list[GroupJob], images: TrainingImages) -> None:
-    """Raise `ZooError` at once, and not in an hour, where a network does not take the images."""
+    """Raise `ZooError` up front if a network does not accept the images."""
     seen = set[str]()
     for job in jobs:
         key = json.dumps(job.factory, sort_keys=True)
@@ -183,21 +185,21 @@ def _require_trainable(jobs: list[GroupJob], images: TrainingImages) -> None:
         seen.add(key)
 
 
-def _even_parts(draws: list[Hyperparameters], most: int) -> list[list[Hyperparameters]]:
-    """Cut into as few parts as hold at most `most`, whose sizes differ by one at most."""
-    parts = -(-len(draws) // most)
-    size, more = divmod(len(draws), parts)
-    ends = [size * (i + 1) + min(i + 1, more) for i in range(parts)]
+def _split_evenly(draws: list[Hyperparameters], max_size: int) -> list[list[Hyperparameters]]:
+    """Split into the fewest parts of at most `max_size`, with sizes that differ by at most one."""
+    parts = -(-len(draws) // max_size)
+    size, remainder = divmod(len(draws), parts)
+    ends = [size * (i + 1) + min(i + 1, remainder) for i in range(parts)]
     return [draws[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def _kept_epochs(options: ZooOptions) -> tuple[int, ...]:
-    """Return the epochs to keep, in order."""
-    late = [epoch for epoch in options.keep if not 0 <= epoch <= options.epochs]
-    if late or not options.keep:
+def _epochs_to_keep(options: ZooOptions) -> tuple[int, ...]:
+    """Return the epochs to keep, sorted."""
+    out_of_range = [epoch for epoch in options.keep if not 0 <= epoch <= options.epochs]
+    if out_of_range or not options.keep:
         raise UsageError(
             "--keep",
-            f"it names {late or 'no epoch'}",
+            f"it names {out_of_range or 'no epoch'}",
             f"epochs between 0 and {options.epochs} can be kept",
             "name others",
         )
@@ -207,16 +209,16 @@ def _kept_epochs(options: ZooOptions) -> tuple[int, ...]:
 def _zoo_items(
     jobs: list[GroupJob], options: ZooOptions
 ) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]:
-    """Yield every kept network of the finished groups."""
+    """Yield every checkpoint of the finished groups as a zoo entry and state dict."""
     for job in jobs:
         record, tensors = load_group_state(job.state)
         stack = BatchedNetworks([build_initialized(draw, job.factory) for draw in job.draws], "cpu")
         for epoch, rows in record["measured"].items():
-            kept = epoch_tensors(tensors, int(epoch))
-            flat = kept.pop("")
+            buffers = epoch_tensors(tensors, int(epoch))
+            flat = buffers.pop("")
             for i, (draw, measured) in enumerate(zip(job.draws, rows, strict=True)):
                 entry = Entry(
-                    network=_network(options, draw),
+                    network=_network_name(options, draw),
                     checkpoint=epoch,
                     factory=job.factory,
                     properties={
@@ -226,15 +228,15 @@ def _zoo_items(
                         **draw.properties(),
                     },
                 )
-                yield entry, stack.state_dict(i, flat, kept)
+                yield entry, stack.state_dict(i, flat, buffers)
 
 
-def _network(options: ZooOptions, draw: Hyperparameters) -> str:
+def _network_name(options: ZooOptions, draw: Hyperparameters) -> str:
     return f"{options.name}-{draw.seed - options.seed * 100_000:04d}"
 
 
 def _run_key(images: TrainingImages, options: ZooOptions) -> str:
-    """Return options and a hash of the images: a run resumes only the state of one with the same."""
+    """Return the options and an image hash as JSON; a run resumes only a state with the same key."""
     digest = hashlib.sha256()
     for tensor in (images.x_train, images.y_train, images.x_test, images.y_test):
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -242,21 +244,27 @@ def _run_key(images: TrainingImages, options: ZooOptions) -> str:
 
 
 class _Progress:
-    """Adds up the steps of all groups, and estimates the time left."""
+    """Adds up the steps of all groups and estimates the time left."""
 
     def __init__(self, options: ZooOptions, images: TrainingImages, report: Report) -> None:
         steps = options.epochs * -(-len(images.y_train) // options.batch)
         self._total, self._report = options.networks * steps, report
         self._done: dict[int, int] = {}
-        self._begun: tuple[float, int] | None = None
+        self._start: tuple[float, int] | None = None
 
     def update(self, index: int, step: int, networks: int) -> None:
-        """Report that a group of so many networks is at this step."""
+        """Report that a group of `networks` networks has reached `step`."""
         self._done[index] = step * networks
         done, now = sum(self._done.values()), time.monotonic()
-        if self._begun is None:
-            self._begun = now, done
-        seconds, taken = now - self._begun[0], done - self._begun[1]
-        left = seconds * (self._total - done) / taken if taken else 0.0
-        note = f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left" if taken else ""
+        if self._start is None:
+            self._start = now, done
+        seconds, completed = now - self._start[0], done - self._start[1]
+        seconds_left = seconds * (self._total - done) / completed if completed else 0.0
+        note = (
+            f"{seconds_left / 60:.0f} min left"
+            if seconds_left >= 90
+            else f"{seconds_left:.0f} s left"
+            if completed
+            else ""
+        )
         self._report(Progress(job="train networks", done=done, total=self._total, note=note))
