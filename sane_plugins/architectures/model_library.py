@@ -54,7 +54,7 @@ def build_model(
     find: Callable[[str], ModelSpec],
     load: Callable[[ModelSpec, str, int | None], tuple[nn.Module, Notes]],
 ) -> tuple[nn.Module, Notes]:
-    """Build the model of `NAME[,classes=N][,channels=N][@WEIGHTS]`; return it and notes, which are logged too.
+    """Build the model of `NAME[,classes=N][,channels=N][@WEIGHTS]`; return it and notes (logged too).
 
     `find` returns the spec of a name, `load` builds a spec with the weights after the `@`. Without
     weights the model is initialised with torch's global generator.
