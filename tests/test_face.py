@@ -205,6 +205,6 @@ def test_an_option_of_a_wrong_type_is_named(make, argument: str) -> None:
 
 def test_what_is_as_good_as_the_annotated_type_is_taken(tmp_path) -> None:
     numpy = pytest.importorskip("numpy")
-    EncodeOptions(window=numpy.int64(8), model=str(tmp_path), latents=Path("x"))
+    EncodeOptions(window=numpy.int64(8), sane=str(tmp_path), latents=Path("x"))
     PredictOptions(properties=["test_accuracy"])
     TrainOptions(lr=1)

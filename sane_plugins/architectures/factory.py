@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from inspect import signature
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from sane_plugins.architectures.families import ARCHITECTURES
 from sane_plugins.architectures.names import FAMILIES, family_name
+from sane_plugins.architectures.torchvision_import import import_torchvision
 from sane_plugins.errors import SaneError, SourceError
 
 _CLASS_COUNT_ARGUMENTS = ("classes", "num_classes", "n_classes")
@@ -53,7 +55,7 @@ def _find_builder(name: str) -> Callable[..., Any]:
         )
     module, _, function = name.partition(":")
     try:
-        builder: Callable[..., Any] = getattr(import_module(module), function)
+        builder: Callable[..., Any] = getattr(_import(module), function)
     except Exception as error:  # the user's own code, which may raise anything
         raise SourceError(
             name,
@@ -62,6 +64,12 @@ def _find_builder(name: str) -> Callable[..., Any]:
             "check the name, and that its folder is on PYTHONPATH or the current one",
         ) from error
     return builder
+
+
+def _import(module: str) -> ModuleType:
+    if module.partition(".")[0] == "torchvision":
+        import_torchvision()  # also where its operators were built for another torch
+    return import_module(module)
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> Mapping[str, Any]:

@@ -76,8 +76,8 @@ class Abilities:
                 target if isinstance(target, nn.Module) else target(), embedded_prompts()
             )
             graphs, notes = chosen.graphs, chosen.notes
-        model_path = options.model if options is not None else None
-        sane = embedded_sane() if model_path is None else load_sane(model_path)
+        sane_path = options.sane if options is not None else None
+        sane = embedded_sane() if sane_path is None else load_sane(sane_path)
         if options is not None and not options.scored:
             result = generate(target, task, graphs, sane, options, self.host.report)
         else:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sane_plugins.progress import Progress
 
 P = ParamSpec("P")
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 def command_options(function: Callable[P, None]) -> Callable[..., None]:
@@ -47,7 +47,7 @@ def report_errors(debug: bool) -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click reports these itself, and after a broken pipe nobody reads on
     except KeyboardInterrupt:
-        _exit_with("Interrupted.", _INTERRUPTED)
+        _exit_with("Interrupted.", INTERRUPTED)
     except SaneError as error:
         if debug:
             raise

@@ -54,7 +54,7 @@ def embed(
 
         def encode(source: str) -> features.Encoding:
             latents = latent_file(source) if latent_file else False
-            options = features.EncodeOptions(encoder=encoder, model=sane, latents=latents)
+            options = features.EncodeOptions(encoder=encoder, sane=sane, latents=latents)
             return host.encode(source, options)
 
         encodings, failed = process_each(sources, encode)

@@ -14,6 +14,7 @@ from sane_plugins import __version__
 from sane_plugins.architectures import SMALL_CNN
 from sane_plugins.atomic_files import require_free, write_whole
 from sane_plugins.cli.console import (
+    INTERRUPTED,
     command_options,
     note,
     open_host,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from sane_plugins.initialize import CandidateScore, Family, Initialization
 
 _MIN_BUDGET_FRACTION = 0.3  # of the budget is left for the search, however long loading took
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ def main(names: InputNames, output: OutputFiles, options: InitializeOptions, as_
     sampler, budget = resolve_sampler(host, names.sampler), options.budget
     assert budget is not None  # the option has a default
     remaining = max(_MIN_BUDGET_FRACTION * budget, budget - (monotonic() - started))
-    options = replace(options, sampler=sampler, model=names.sane, budget=remaining)
+    options = replace(options, sampler=sampler, sane=names.sane, budget=remaining)
     with progress_bars(host):
         result = host.initialize(
             target.network, target.task, [graph for p in prompts for graph in p.graphs], options
@@ -221,7 +221,7 @@ def main(names: InputNames, output: OutputFiles, options: InitializeOptions, as_
     else:
         _print_result(result, path, notes)
     if result.interrupted:
-        raise SystemExit(_INTERRUPTED)
+        raise SystemExit(INTERRUPTED)
 
 
 def _write_first_task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:

@@ -45,7 +45,7 @@ def predict(
     host = open_host()
     available = host.property_heads() if heads is None else properties.load_heads(heads)
     options = properties.PredictOptions(
-        properties=names or None, model=sane, heads=heads, device=device
+        properties=names or None, sane=sane, heads=heads, device=device
     )
     with progress_bars(host):
         predictions, failed = process_each(sources, lambda source: host.predict(source, options))

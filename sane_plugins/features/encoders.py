@@ -46,7 +46,7 @@ class EncodeOptions:
     """
 
     encoder: str = "sane"
-    model: Path | None = None
+    sane: Path | None = None
     window: int | None = None
     halo: int | None = None
     device: str = "cpu"
@@ -131,7 +131,7 @@ class SaneEncoder:
             layers=pool.layers.float(),
             names=_slot_names(graph),
             encoder=self.name,
-            provenance={"source": graph.source, "model": str(options.model or "embedded")},
+            provenance={"source": graph.source, "model": str(options.sane or "embedded")},
         )
 
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
@@ -238,7 +238,7 @@ def _slot_names(graph: WeightGraph) -> tuple[str, ...]:
 
 def load_model(options: EncodeOptions) -> SANE:
     """Return the SANE named in the options, by default the embedded one, on the requested device."""
-    if options.model is not None:
-        return load_sane(options.model, options.device)
+    if options.sane is not None:
+        return load_sane(options.sane, options.device)
     model = embedded_sane()
     return model if options.device == "cpu" else deepcopy(model).to(options.device)

@@ -14,9 +14,9 @@ from .artifact import (
     save_artifact,
     stream_artifact,
 )
-from .files import open_file
 from .guards import require_file, source_errors
 from .lazy_tensors import LazyTensors
+from .reading import open_file
 from .sharded import index_in
 from .state_dict import from_state_dict
 from .suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS

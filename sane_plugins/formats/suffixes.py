@@ -1,4 +1,4 @@
-"""File suffixes by storage format."""
+"""Suffixes that reading.py and writing.py go by; a new form is registered in these two."""
 
 INDEX = ".safetensors.index.json"
 CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")

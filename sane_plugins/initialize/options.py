@@ -49,7 +49,7 @@ class InitializeOptions:
     fitted classifier), "default" leaves it at its default initialisation, "prompt" keeps the prompts'
     where its shape allows. `validation` is the share of the training images that is held out to choose by,
     at most `validation_images`; `images` caps the training images (None: what an epoch can afford).
-    `model` is a SANE file (None: the embedded one).
+    `sane` is a SANE file (None: the embedded one).
     Statistics of batch norm are measured on at most `norm_batches` batches of `norm_batch` images.
 
     `search`: "subsample" draws once; "bootstrap" draws `rounds` times, each time near the best latents of all
@@ -73,7 +73,7 @@ class InitializeOptions:
     norm_batch: int = 32
     train: TrainOptions = field(default_factory=TrainOptions)
     seed: int = 0
-    model: Path | None = None
+    sane: Path | None = None
     search: Literal["subsample", "bootstrap"] = "subsample"
     rounds: int = 3
     few_shot: int = 0

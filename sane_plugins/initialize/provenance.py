@@ -89,7 +89,8 @@ def environment_info(device: str) -> dict[str, str]:
 
 def options_to_json(options: InitializeOptions) -> dict[str, Any]:
     """Return the options by their names; the sampler and the SANE as text."""
-    return {**asdict(options), "sampler": repr(options.sampler), "model": str(options.model or "")}
+    record = {"model" if name == "sane" else name: x for name, x in asdict(options).items()}
+    return {**record, "sampler": repr(options.sampler), "model": str(options.sane or "")}
 
 
 def options_from_provenance(provenance: Mapping[str, Any]) -> InitializeOptions:

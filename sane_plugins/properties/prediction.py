@@ -37,7 +37,7 @@ class PredictOptions:
     """
 
     properties: tuple[str, ...] | None = None
-    model: Path | None = None
+    sane: Path | None = None
     heads: Path | None = None
     device: str = "cpu"
 
@@ -63,7 +63,7 @@ def predict(
         heads = load_heads(options.heads)
     chosen = _select_heads(embedded_heads() if heads is None else heads, options.properties)
     needed = {name for head in chosen.values() for name in head.encoders}
-    encode = EncodeOptions(model=options.model, device=options.device, report=report)
+    encode = EncodeOptions(sane=options.sane, device=options.device, report=report)
     encoders = dict(ENCODERS)
     if "sane" in needed:
         model = load_model(encode) if sane is None else sane

@@ -240,7 +240,7 @@ sys.path.insert(0, sys.argv[2])
 from memory import write_sparse
 from sane_plugins.autoencoder.model import SANE, SANEConfig
 from sane_plugins.features.encoders import EncodeOptions, SaneEncoder
-from sane_plugins.formats.files import open_file
+from sane_plugins.formats.reading import open_file
 torch.set_num_threads(1)
 path = Path(sys.argv[1])
 write_sparse(path, float(sys.argv[3]), "F32", large=(1250, 8000), usual=(1250, 8000))

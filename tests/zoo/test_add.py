@@ -258,8 +258,8 @@ def test_a_killed_add_goes_on(nets, tmp_path) -> None:
         torch.save(small_cnn().state_dict(), nets / f"net{i}.pt")
     code = (
         "import sys; from pathlib import Path; import sane_plugins.zoo.add as c;"
-        "from sane_plugins.host import Host; c._COMMIT = 0.02; print('ready', flush=True);"
-        "c.add(Path(sys.argv[1]), Path(sys.argv[2]), Host.installed().open, c.AddOptions())"
+        "from sane_plugins.host import Host; c._COMMIT_SECONDS = 0.02; print('ready', flush=True);"
+        "c.add_networks(Path(sys.argv[1]), Path(sys.argv[2]), Host.installed().open, c.AddOptions())"
     )
     command = [sys.executable, "-c", code, str(nets), str(tmp_path / "zoo")]
     seen = []

@@ -54,7 +54,7 @@ def fit(
     host = open_host()
     with progress_bars(host):
         opened = [zoo.Zoo.open(folder) for folder in zoos]
-        model = features.load_model(features.EncodeOptions(model=sane))
+        model = features.load_model(features.EncodeOptions(sane=sane))
         fitted = properties.fit_heads(opened, model, options, host.report)
     properties.save_heads(fitted.heads, output)
     for text in fitted.notes:

@@ -1,4 +1,4 @@
-"""Open networks from tensor files without running code; tensors are read lazily where the format allows."""
+"""Read networks from files, by suffix: on demand where the form allows, never running code."""
 
 from __future__ import annotations
 
