@@ -11,12 +11,17 @@ from pathlib import Path
 import torch
 from onnx import ModelProto, NodeProto
 
-from sane_onnx.attributes import has
 from sane_onnx.classify_constants import ClassifiedConstants, Uses
 from sane_onnx.constants import Constant
 from sane_onnx.inline import InlinedModel
-from sane_onnx.operator_channels import OperatorCall, channel_ops, is_join, is_shape_operator
-from sane_onnx.operator_weights import NodeWeights, output_count, weights_of
+from sane_onnx.operators.attributes import has
+from sane_onnx.operators.operator_channels import (
+    OperatorCall,
+    channel_ops,
+    is_join,
+    is_shape_operator,
+)
+from sane_onnx.operators.operator_weights import NodeWeights, output_count, weights_of
 from sane_onnx.proto import STANDARD
 from sane_onnx.shapes import infer_shapes
 from sane_onnx.tensors import StoredTensor

@@ -9,9 +9,9 @@ from math import prod
 import torch
 from onnx import NodeProto
 
-from sane_onnx import quantized_operators
 from sane_onnx.constants import MAX_BYTES, Constant, ConstantOfShape, SparseConstant
 from sane_onnx.inline import InlinedModel
+from sane_onnx.operators import quantized_operators
 from sane_onnx.proto import STANDARD
 from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.tensors import FLOATS, StoredTensor, is_external, type_name

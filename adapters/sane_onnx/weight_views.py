@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
-from sane_onnx import attributes
+from sane_onnx.operators import attributes
 from sane_onnx.proto import STANDARD
 from sane_plugins.weights import Param
 

@@ -10,7 +10,7 @@ from sane_plugins.formats.numpy_files import open_arrays
 from sane_plugins.formats.safetensors_files import open_safetensors
 from sane_plugins.formats.sharded import index_in, open_index
 from sane_plugins.formats.suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
-from sane_plugins.formats.torch_checkpoints import open_checkpoint
+from sane_plugins.formats.torch_files.torch_checkpoints import open_checkpoint
 from sane_plugins.weights import WeightGraph
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.formats import archives, open_file, pickle_scan
+from sane_plugins.formats import archives, open_file
+from sane_plugins.formats.torch_files import pickle_scan
 
 
 def refuses(path: Path, said: str | None = None) -> None:

@@ -11,11 +11,11 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
-from sane_plugins.formats.checkpoint_limits import require_backed, scan_member
 from sane_plugins.formats.dequantize import FLOATS, Content
 from sane_plugins.formats.guards import source_errors
-from sane_plugins.formats.pickle_scan import Inert, PickledTensor, Scan, pickled_tensor
 from sane_plugins.formats.state_dict import from_state_dict
+from sane_plugins.formats.torch_files.checkpoint_limits import require_backed, scan_member
+from sane_plugins.formats.torch_files.pickle_scan import Inert, PickledTensor, Scan, pickled_tensor
 from sane_plugins.weights import WeightGraph
 
 MAX_MODULE_DEPTH = 200

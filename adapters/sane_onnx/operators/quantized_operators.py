@@ -7,8 +7,8 @@ from math import prod
 
 from onnx import NodeProto
 
-from sane_onnx.attributes import integer
 from sane_onnx.constants import Constant
+from sane_onnx.operators.attributes import integer
 from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.tensors import FLOATS, StoredTensor

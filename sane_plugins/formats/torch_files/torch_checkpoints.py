@@ -12,11 +12,11 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
-from sane_plugins.formats.checkpoint_limits import vet_legacy, vet_zip
 from sane_plugins.formats.dequantize import describe_content
 from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.state_dict import from_state_dict
-from sane_plugins.formats.torchscript import open_script
+from sane_plugins.formats.torch_files.checkpoint_limits import vet_legacy, vet_zip
+from sane_plugins.formats.torch_files.torchscript import open_script
 from sane_plugins.weights import WeightGraph
 
 MAX_NESTING_DEPTH = 100  # of mappings and lists

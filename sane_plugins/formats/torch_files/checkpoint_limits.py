@@ -10,7 +10,12 @@ from typing import Any
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.guards import source_errors
-from sane_plugins.formats.pickle_scan import PickledTensor, PickleLimitError, Scan, pickle_end
+from sane_plugins.formats.torch_files.pickle_scan import (
+    PickledTensor,
+    PickleLimitError,
+    Scan,
+    pickle_end,
+)
 
 MAX_VIEW_BYTES = 2**31  # by which expanded, shared and sparse tensors may exceed the file
 MAX_PICKLE_BYTES = 256 * 2**20

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
-from sane_onnx.attributes import integer
+from sane_onnx.operators.attributes import integer
 from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.shapes import Shape
 from sane_onnx.weight_views import View

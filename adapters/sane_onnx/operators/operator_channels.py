@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from sane_onnx import attributes
+from sane_onnx.operators import attributes
 from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.shapes import Shape
 from sane_plugins.weights import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps, Kind

@@ -1,0 +1,1 @@
+"""What torch writes: checkpoints and TorchScript archives, whose pickles are looked at and never run."""
