@@ -146,7 +146,7 @@ class _InitCommand(click.Command):
     default=45.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Seconds for drawing and scoring.",
+    help="Seconds for drawing, scoring and training candidates.",
 )
 @click.option("--include", multiple=True, help="Initialise only tensors of this name (a glob).")
 @click.option("--exclude", multiple=True, help="Leave tensors of this name (a glob) as they are.")

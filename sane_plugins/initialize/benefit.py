@@ -25,7 +25,7 @@ from sane_plugins.initialize.candidates import (
     CandidateScore,
     Family,
     Kind,
-    fit_head,
+    fit_task_classifier,
 )
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import start_training
@@ -180,7 +180,7 @@ def _train_on_fold(
     problem = replace(problem, task=fold)
     training = start_training(problem, candidate.module, candidate.score.seed + order)
     if problem.fits_classifier and candidate.spec.kind is not Kind.DEFAULT:
-        fit_head(training.module, problem)
+        fit_task_classifier(training.module, problem)
     correct = []
     for epoch in range(_EPOCHS_PER_FOLD):
         training.advance((epoch + 1) * training.steps_per_epoch, stage.check)

@@ -174,7 +174,7 @@ class CandidateBuilder:
         B is the number of prompts placed side by side in it.
         """
         options, pruned = self.problem.options, self.problem.pruned
-        # One draw, at any scale.
+        # Scale and layers stay out of the seed: variants of a candidate share its default draw.
         rng = random_stream(options.seed, spec.kind.value, spec.number, spec.round)
         with seeded(rng):
             module = self.problem.build_network()
@@ -218,7 +218,7 @@ class CandidateBuilder:
         running_keys = (p.key for p in graph.params if p.role in RUNNING)
         origins |= dict.fromkeys(running_keys, Origin.MEASURED)
         if problem.fits_classifier:
-            fit_head(module, problem)
+            fit_task_classifier(module, problem)
             origins |= dict.fromkeys(problem.classifier, Origin.FITTED)
         return origins
 
@@ -241,7 +241,7 @@ class CandidateBuilder:
         return transfer.mean(default) if spec.kind is Kind.MEAN_OF_PROMPTS else {}
 
 
-def fit_head(module: nn.Module, problem: InitializationProblem) -> None:
+def fit_task_classifier(module: nn.Module, problem: InitializationProblem) -> None:
     """Fit the module's classifier in closed form on the first training images."""
     images = problem.task.x_train[:_CLASSIFIER_FIT_IMAGES]
     labels = problem.task.y_train[:_CLASSIFIER_FIT_IMAGES]

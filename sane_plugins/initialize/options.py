@@ -55,7 +55,7 @@ class InitializeOptions:
     `search`: "subsample" draws once; "bootstrap" draws `rounds` times, each time near the best latents of all
     rounds before, and returns the best of any round. `epochs` of training are the last rung of the scores.
     `few_shot` of the best are trained on the task for `few_shot_epochs`, and candidates are then drawn near
-    these; 0: none. `budget` bounds drawing and scoring in seconds (None: no bound). Only tensors whose
+    these; 0: none. `budget` bounds all of it in seconds (None: no bound). Only tensors whose
     names match a glob of `include`, and none of `exclude`, are initialised; all others keep their default.
     `pruned`: the target is a pruned network, only whose zeros are initialised and trained. Without
     `scored`, a host gets one generated network, and nothing is compared.

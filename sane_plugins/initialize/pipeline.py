@@ -1,8 +1,8 @@
 """Initialise a network for a new task from prompt networks, or say that another start is better.
 
 Candidates are sampled near the prompts, decoded, conditioned, and scored on held-out target images
-together with the default initialisation, the best prompt as it is, and the mean of the prompts. Test
-images are not used. The method: docs/explanation/sane.md, section 6; paper section 4.3.
+together with default initialisations, defaults with a fitted classifier, every prompt as it is, and their
+mean. Test images are not used. The method: docs/explanation/sane.md, section 6; paper section 4.3.
 
     prepare              target, task, prompts, SANE -> InitializationProblem
     search               InitializationProblem -> SearchResult: scored candidates, and the trace of the draws

@@ -110,10 +110,12 @@ def _with_rung_score(
 
 
 def _best_of_each_kind_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Order by the rank within each kind: the first few hold the best of every kind."""
+    """Interleave the kinds: first the best of each, then the second; variants at the default's scale come first."""
     count: dict[Kind, int] = {}
     ranks = {}
-    for c in sorted(ranked(candidates), key=lambda c: c.spec.scale):  # the default's scale first
+    for c in sorted(
+        ranked(candidates), key=lambda c: c.spec.scale != "default"
+    ):  # the default's scale first
         ranks[id(c)] = count[c.spec.kind] = count.get(c.spec.kind, 0) + 1
     return sorted(candidates, key=lambda c: (ranks[id(c)], -c.score.before))
 
