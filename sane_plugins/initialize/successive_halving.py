@@ -110,7 +110,7 @@ def _with_rung_score(
 
 
 def _best_of_each_kind_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Interleave the kinds: first the best of each, then the second; variants at the default's scale come first."""
+    """Interleave the kinds: the best of each, then the second; variants at the default's scale come first."""
     count: dict[Kind, int] = {}
     ranks = {}
     for c in sorted(
