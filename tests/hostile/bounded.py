@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS, GIBIBYTES = 10.0, 1.0
-_HANG = 120.0  # seconds by the clock; the limit itself counts processor time, which a busy machine does not stretch
+_HANG = 120.0  # by the clock; the limit counts processor time, which a busy machine does not stretch
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Outcome:
         return self
 
     def require_sentence(self, code: int = 1) -> str:
-        """Return the one line on stderr that begins with `Error:`; fail for a traceback or another exit code."""
+        """Return the one line on stderr that begins with `Error:`; fail for anything else."""
         assert self.code == code, (self.code, self.stdout, self.stderr)
         assert "Traceback" not in self.stderr, self.stderr
         assert "unexpected" not in self.stderr, self.stderr

@@ -1,14 +1,13 @@
-"""The measure of all other tests here: limits that hold, and sentences that are told apart from tracebacks."""
+"""The measure of all other tests here: limits that hold, sentences told apart from tracebacks."""
 
 import pytest
 from hostile.bounded import run, run_python
 
 
 def test_time_and_memory_are_measured():
-    hungry = run_python(
-        "-c",
-        "x = bytearray(600 << 20); x[::4096] = x[::4096]\nwhile __import__('time').process_time() < 1.2: pass",
-    )
+    take = "x = bytearray(600 << 20); x[::4096] = x[::4096]"
+    wait = "while __import__('time').process_time() < 1.2: pass"
+    hungry = run_python("-c", f"{take}\n{wait}")
     assert hungry.seconds > 1
     assert hungry.gibibytes > 0.55
     with pytest.raises(AssertionError, match="GiB"):
