@@ -26,7 +26,7 @@ _SHOWN = 80  # characters of a name in a message
 
 
 def require_tensor_count(path: Path, count: int, nbytes: int | None = None) -> None:
-    """Raise `SourceError` where a file has more tensors than a network, if need be one of `nbytes`, can have."""
+    """Raise `SourceError` where a file, of `nbytes` if given, has more tensors than a network can have."""
     if count > TENSORS:
         raise _error(path, f"it tells of {count} tensors", f"at most {TENSORS} are read")
     if nbytes is not None and count > FREE_TENSORS + nbytes // BYTES_PER_TENSOR:

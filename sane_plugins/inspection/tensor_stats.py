@@ -147,7 +147,7 @@ def _nonzero_channels(block: torch.Tensor) -> torch.Tensor:
 class _ChannelCount:
     """Counts all and all-zero channels, block by block of rows (each an output).
 
-    A grouped convolution's axis lists the channels of one group after the other: its kernels are kept as a mask.
+    A grouped convolution's axis lists the channels of one group after the other: its mask is kept.
     """
 
     def __init__(self, param: Param, layer: Layer, moved: torch.Tensor) -> None:
