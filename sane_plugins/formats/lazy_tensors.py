@@ -21,8 +21,8 @@ from sane_plugins.formats.dequantize import FLOATS
 from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
 from sane_plugins.formats.limits import (
     parse_json,
-    require_axes,
     require_json_size,
+    require_shape,
     require_tensor_count,
 )
 
@@ -140,9 +140,9 @@ def _read_header(
     require_tensor_count(path, len(header))
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata are text")
-    for key, record in header.items():
-        require_axes(path, key, len(record["shape"]))
-    unsorted_entries = {key: _parse_entry(record, 8 + length) for key, record in header.items()}
+    unsorted_entries = {
+        key: _parse_entry(path, key, record, 8 + length) for key, record in header.items()
+    }
     entries = dict(sorted(unsorted_entries.items(), key=lambda pair: (pair[1].start, pair[1].end)))
     next_start = 8 + length
     for entry in entries.values():
@@ -154,12 +154,13 @@ def _read_header(
     return metadata, entries
 
 
-def _parse_entry(record: Any, base: int) -> HeaderEntry:
+def _parse_entry(path: Path, key: str, record: Any, base: int) -> HeaderEntry:
     dtype_name, shape, (start, end) = record["dtype"], record["shape"], record["data_offsets"]
     if not isinstance(dtype_name, str) or len(dtype_name) > _MAX_TYPE_NAME:
         raise ValueError("a type is a short word")
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) or end < start:
         raise ValueError("sizes are whole numbers")
+    require_shape(path, f"'{key}'", shape)
     dtype = getattr(torch, _TYPES.get(dtype_name, ""), None)
     size = prod(shape)
     if size > 8 * (end - start) if dtype is None else size * dtype.itemsize != end - start:

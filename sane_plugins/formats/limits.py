@@ -6,15 +6,16 @@ All are checked before anything is unpacked or allocated. Files of real networks
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import MAX_AXES
+from sane_plugins.weights import MAX_AXES, shape_text
 
 TENSORS = 300_000  # of one network
-FREE_TENSORS = 10_000  # however small the file is; more need
+FREE_TENSORS = 2_000  # however small the file is; more need
 BYTES_PER_TENSOR = 1024  # of the file each, so that reading them is in proportion to it
 NAME = 1_000  # characters of a tensor's name
 JSON_BYTES = 64_000_000
@@ -22,6 +23,7 @@ JSON_PARTS = 4_000_000  # brackets and commas
 MAX_EXPANSION = 100  # values may take as many times the bytes that hold them (zip, views, sparse),
 ROOM = 16 * 2**20  # and so many bytes in any case
 
+_MAX_SIZE = 2**63
 _SHOWN = 80  # characters of a name in a message
 
 
@@ -48,11 +50,19 @@ def require_names(path: Path, names: Iterable[str]) -> None:
             )
 
 
-def require_axes(path: Path, name: str, count: int) -> None:
-    """Raise `SourceError` where a tensor has too many axes."""
-    if count > MAX_AXES:
+def require_shape(path: Path, name: str, shape: Sequence[int]) -> None:
+    """Raise `SourceError` where a tensor has too many axes, or sizes that no tensor has."""
+    if len(shape) > MAX_AXES:
         raise _error(
-            path, f"'{name[:_SHOWN]}' has {count} axes", f"tensors of at most {MAX_AXES} are read"
+            path,
+            f"{name[:_SHOWN]} has {len(shape)} axes",
+            f"tensors of at most {MAX_AXES} are read",
+        )
+    if prod(n for n in shape if n) >= _MAX_SIZE:
+        raise _error(
+            path,
+            f"{name[:_SHOWN]} has the shape {shape_text(shape)}",
+            "no tensor is that large",
         )
 
 

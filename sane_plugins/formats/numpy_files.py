@@ -18,7 +18,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.dequantize import Content
 from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
-from sane_plugins.formats.limits import require_axes, require_names, require_tensor_count
+from sane_plugins.formats.limits import require_names, require_shape, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
 
@@ -125,9 +125,9 @@ def _read_array_header(path: Path, file: Archive | Path, name: str) -> _ArrayHea
             "only plain arrays are read",
             "save it as an array of numbers",
         )
-    require_axes(path, name or path.name, len(shape))
-    if not all(0 <= n < 2**63 for n in shape):
+    if min(shape, default=0) < 0:
         raise ValueError("sizes are whole numbers")
+    require_shape(path, f"'{name or path.name}'", shape)
     if prod(shape) * dtype.itemsize != size - head.tell():
         raise ValueError("another number of values than the header tells")
     return _ArrayHeader(dtype, tuple(int(n) for n in shape), bool(columns), head.tell())

@@ -52,7 +52,9 @@ def to_graph(
     told = network_entry.get("ties", {})
     ties = {alias: owner for alias, owner in told.items() if _is_tie(file_of, told, alias, owner)}
     if wrong := len(told) - len(ties):
-        notes += (f"{wrong} ties that its metadata tell of are none: those tensors are read",)
+        notes += (
+            f"{wrong} of the ties in its metadata are none: those tensors are read as their own",
+        )
     content = Content(
         tensors=tensors,
         described={k: (entries[k].shape, e) for k in keys if (e := entries[k].dtype)},

@@ -102,8 +102,8 @@ def _read_index(path: Path) -> tuple[dict[str, str], str]:
         weight_map: dict[str, str] = index["weight_map"]
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("names are text")
-        metadata = index.get("metadata") or {}
-        return weight_map, str(metadata.get(HEADER, "{}"))
+        entry = (index.get("metadata") or {}).get(HEADER)
+        return weight_map, entry if isinstance(entry, str) else "{}"
 
 
 def _shard_path(index: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ from .layers import (
     Param,
     Role,
     layer_name,
+    shape_text,
     vectors_last,
 )
 from .modules import from_module, load_into
@@ -47,6 +48,7 @@ __all__ = [
     "layer_name",
     "load_into",
     "memory_key",
+    "shape_text",
     "tensor_digest",
     "tensors_digest",
     "token_blocks",

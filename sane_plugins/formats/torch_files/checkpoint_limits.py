@@ -10,7 +10,7 @@ from typing import Any
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.guards import source_errors
-from sane_plugins.formats.limits import expanded_bytes, require_axes, require_tensor_count
+from sane_plugins.formats.limits import expanded_bytes, require_shape, require_tensor_count
 from sane_plugins.formats.torch_files.pickle_scan import (
     PickledTensor,
     PickleLimitError,
@@ -78,7 +78,7 @@ def _scan_next(path: Path, data: mmap.mmap) -> Scan:
 
 def _pickle_errors(path: Path) -> Any:
     return source_errors(
-        path, "it is broken, or too nested or too large a pickle", "a whole checkpoint"
+        path, "it is broken, or too nested or too large a pickle for its size", "a whole checkpoint"
     )
 
 
@@ -109,7 +109,7 @@ def require_backed(path: Path, tensors: list[PickledTensor], nbytes: int) -> Non
     """
     require_tensor_count(path, len(tensors), nbytes)
     for tensor in tensors:
-        require_axes(path, "a tensor", len(tensor.shape))
+        require_shape(path, "a tensor", tensor.shape)
     distinct = {(t.storage.key, t.dtype, t.offset, t.shape, t.stride): t for t in tensors}.values()
     requested = sum(t.count * t.dtype.itemsize for t in distinct)
     held = sum({t.storage.key: t.storage.nbytes for t in distinct}.values())

@@ -14,7 +14,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive, require_unpacked
 from sane_plugins.formats.dequantize import FLOATS, Content
 from sane_plugins.formats.guards import source_errors
-from sane_plugins.formats.limits import require_axes, require_names, require_tensor_count
+from sane_plugins.formats.limits import require_names, require_shape, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.formats.torch_files.checkpoint_limits import require_backed, scan_member
 from sane_plugins.formats.torch_files.pickle_scan import Inert, PickledTensor, Scan, pickled_tensor
@@ -82,7 +82,7 @@ def _find_tensors(
         if found is None:
             unread[key] = (0, "sparse tensors of TorchScript archives are not read")
             continue
-        require_axes(path, key, len(found.shape))
+        require_shape(path, f"'{key}'", found.shape)
         _require_storage(path, archive, folder, found)
         tensors.append(found)
         if _is_known(found.dtype):
