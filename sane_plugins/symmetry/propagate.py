@@ -107,8 +107,12 @@ class _ChannelFlow:
         if not isinstance(value, ChannelValue):
             return None
         entries = self.groups.entries(value.layout)
-        times = size // entries
-        if value.axis != axis or size % entries or (times > 1 and value.stretch != "repeat"):
+        times = size // max(entries, 1)
+        if (
+            value.axis != axis
+            or times * entries != size
+            or (times > 1 and value.stretch != "repeat")
+        ):
             self._pin([value])
             return None
         return tuple((group, repeat * times) for group, repeat in value.layout)
