@@ -6,6 +6,7 @@ their offsets, and their compression ratios.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from struct import Struct
 from threading import Lock
@@ -13,12 +14,11 @@ from typing import Any, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from sane_plugins.errors import SourceError
+from sane_plugins.formats import limits
 from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
 
 MEMBERS = 100_000
 MAX_DIRECTORY_BYTES_PER_MEMBER = 1024  # on average
-MAX_COMPRESSION_RATIO = 100
-ROOM = 64 * 2**20  # bytes that a member or an archive may unpack to at any compression ratio
 
 _EOCD, _ZIP64_LOCATOR, _ZIP64_EOCD = Struct("<4s4H2LH"), Struct("<4sLQL"), Struct("<4sQ2H2L4Q")
 _LOCAL_HEADER = Struct("<4s5H3L2H")
@@ -49,6 +49,15 @@ class Archive:
         """Return whether every member is stored uncompressed."""
         return all(info.compress_type == ZIP_STORED for info in self.members.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the file."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def is_packed(self, name: str) -> bool:
+        """Return whether a member is compressed, so that reading any part of it unpacks it."""
+        return self.members[name].compress_type != ZIP_STORED
+
     def size(self, name: str) -> int:
         """Return the uncompressed size of a member in bytes."""
         return self.members[name].file_size
@@ -61,7 +70,7 @@ class Archive:
 
     def read_range(self, name: str, start: int, count: int) -> bytes:
         """Return a range of a member's bytes; of an uncompressed member, only that range is read."""
-        if self.members[name].compress_type != ZIP_STORED:
+        if self.is_packed(name):
             return self.read(name, start)[:count]
         with source_errors(self.path), self._lock:
             self._file.seek(self._starts[name] + start)
@@ -115,13 +124,7 @@ def _check_members(path: Path, infos: list[ZipInfo]) -> None:
         raise limit_error(path, "two of its members have one name", "each needs its own")
     for info in infos:
         _check_member(path, info)
-    total = sum(info.file_size for info in infos)
-    if total > MAX_COMPRESSION_RATIO * path.stat().st_size + ROOM:
-        raise limit_error(
-            path,
-            f"unpacked it has {total} bytes",
-            f"at most {MAX_COMPRESSION_RATIO} times its size is read",
-        )
+    require_unpacked(path, sum(info.file_size for info in infos))
 
 
 def _check_member(path: Path, info: ZipInfo) -> None:
@@ -136,11 +139,11 @@ def _check_member(path: Path, info: ZipInfo) -> None:
         )
     if info.compress_type == ZIP_STORED and info.compress_size != info.file_size:
         raise limit_error(path, f"'{name}' has two sizes", "a whole archive is needed")
-    if info.file_size > max(ROOM, MAX_COMPRESSION_RATIO * info.compress_size):
+    if info.file_size > limits.expanded_bytes(info.compress_size):
         raise limit_error(
             path,
             f"'{name}' gets {info.file_size} bytes out of {info.compress_size}",
-            f"at most {MAX_COMPRESSION_RATIO} times as many are unpacked",
+            f"at most {limits.MAX_EXPANSION} times as many are unpacked",
         )
 
 
@@ -166,6 +169,16 @@ def _member_starts(path: Path, file: BinaryIO, infos: list[ZipInfo], end: int) -
             )
         starts[info.filename], previous_end = start, start + info.compress_size
     return starts
+
+
+def require_unpacked(path: Path, nbytes: int) -> None:
+    """Raise `SourceError` where more bytes are to be unpacked than a file of its size may hold."""
+    if nbytes > limits.expanded_bytes(path.stat().st_size):
+        raise limit_error(
+            path,
+            f"unpacked it has {nbytes} bytes",
+            f"at most {limits.MAX_EXPANSION} times its size is read",
+        )
 
 
 def limit_error(path: Path, found: str, needed: str) -> SourceError:

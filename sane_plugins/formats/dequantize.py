@@ -60,13 +60,19 @@ class _DenseTensors(Mapping[str, torch.Tensor]):
 
 
 def describe_content(
-    tensors: Mapping[str, torch.Tensor], source: str, *, valued: bool = False
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    *,
+    valued: bool = False,
+    dense: int | None = None,
 ) -> Content:
     """Describe tensors in memory: quantised and sparse ones as dense, unknown forms as unread.
 
-    With `valued`, tensors without values (meta device) are unread too.
+    With `valued`, tensors without values (meta device) are unread too. Sparse tensors beyond `dense`
+    bytes (`DENSE` at most) are unread.
     """
-    described, converted, unread, budget = {}, {}, {}, DENSE
+    described, converted, unread = {}, {}, {}
+    budget = DENSE if dense is None else min(DENSE, dense)
     for key, tensor in tensors.items():
         if reason := _unreadable_reason(tensor, valued):
             unread[key] = (tensor.numel(), reason)

@@ -7,7 +7,6 @@ refuses a whole file for one unknown type.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,13 +17,17 @@ from typing import Any
 
 import torch
 
-from sane_plugins.errors import SourceError
 from sane_plugins.formats.dequantize import FLOATS
 from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
+from sane_plugins.formats.limits import (
+    parse_json,
+    require_json_size,
+    require_shape,
+    require_tensor_count,
+)
 
-HEADER_BYTES = 100_000_000  # the format's own limit
-TENSORS = 300_000  # of one network
-
+_MAX_TYPE_NAME = 40
+_CHUNK = 2**22  # bytes compared at a time
 _INCOMPLETE = "it is no whole safetensors file"
 _TYPES: Mapping[str, str] = {
     "BOOL": "bool",
@@ -50,7 +53,7 @@ _TYPES: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HeaderEntry:
     """A tensor's byte range in a file; `dtype` is None for a type that torch cannot compute with."""
 
@@ -72,9 +75,8 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         self.path = path
         with source_errors(path, _INCOMPLETE, "a complete one"):
             self._file = open_until_collected(self, path)
-            self.metadata, self.entries = _read_header(
-                self._file, os.fstat(self._file.fileno()).st_size
-            )
+            self.size = os.fstat(self._file.fileno()).st_size
+            self.metadata, self.entries = _read_header(path, self._file, self.size)
         self._keys = [key for key, entry in self.entries.items() if entry.dtype is not None]
         self._lock = Lock()
 
@@ -89,6 +91,22 @@ class LazyTensors(Mapping[str, torch.Tensor]):
                 if self._file.readinto(data.numpy().data) != len(data):
                     raise ValueError("the file became shorter")
             return data.view(entry.dtype).reshape(entry.shape)
+
+    def same_values(self, key: str, other: LazyTensors, other_key: str) -> bool:
+        """Return whether two tensors have one type and shape, and the same bytes."""
+        one, two = self.entries[key], other.entries[other_key]
+        if (one.dtype_name, one.shape) != (two.dtype_name, two.shape):
+            return False
+        return all(
+            self._read(one.start + done, min(_CHUNK, one.end - one.start - done))
+            == other._read(two.start + done, min(_CHUNK, one.end - one.start - done))
+            for done in range(0, one.end - one.start, _CHUNK)
+        )
+
+    def _read(self, start: int, count: int) -> bytes:
+        with source_errors(self.path), self._lock:
+            self._file.seek(start)
+            return self._file.read(count)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return reopen_later(LazyTensors, self.path, self._file)
@@ -107,21 +125,24 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         return entry.shape, entry.dtype
 
 
-def _read_header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, HeaderEntry]]:
+def _read_header(
+    path: Path, file: Any, size: int
+) -> tuple[Mapping[str, str], dict[str, HeaderEntry]]:
     """Return metadata and entries in the order of their offsets, which must cover the file without gaps."""
     length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= min(HEADER_BYTES, size - 8):
+    if not 2 <= length <= size - 8:
         raise ValueError("the header is longer than the file")
+    require_json_size(path, length)
     text = file.read(length)
-    require_tensor_limit(
-        file.name, text.count(b'"data_offsets"')
-    )  # counting is quicker than parsing
-    header = json.loads(text, object_pairs_hook=unique_keys)
+    require_tensor_count(path, text.count(b'"data_offsets"'))  # quicker than parsing
+    header = parse_json(path, text)
     metadata = header.pop("__metadata__", {})
-    require_tensor_limit(file.name, len(header))
+    require_tensor_count(path, len(header))
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata are text")
-    unsorted_entries = {key: _parse_entry(record, 8 + length) for key, record in header.items()}
+    unsorted_entries = {
+        key: _parse_entry(path, key, record, 8 + length) for key, record in header.items()
+    }
     entries = dict(sorted(unsorted_entries.items(), key=lambda pair: (pair[1].start, pair[1].end)))
     next_start = 8 + length
     for entry in entries.values():
@@ -133,29 +154,17 @@ def _read_header(file: Any, size: int) -> tuple[Mapping[str, str], dict[str, Hea
     return metadata, entries
 
 
-def require_tensor_limit(path: Path, count: int) -> None:
-    """Raise `SourceError` where a file has more tensors than a network can have."""
-    if count > TENSORS:
-        raise SourceError(
-            path, f"it tells of {count} tensors", f"at most {TENSORS} are read", "name another file"
-        )
-
-
-def _parse_entry(record: Any, base: int) -> HeaderEntry:
-    dtype_name, shape, (start, end) = str(record["dtype"]), record["shape"], record["data_offsets"]
+def _parse_entry(path: Path, key: str, record: Any, base: int) -> HeaderEntry:
+    dtype_name, shape, (start, end) = record["dtype"], record["shape"], record["data_offsets"]
+    if not isinstance(dtype_name, str) or len(dtype_name) > _MAX_TYPE_NAME:
+        raise ValueError("a type is a short word")
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) or end < start:
         raise ValueError("sizes are whole numbers")
+    require_shape(path, f"'{key}'", shape)
     dtype = getattr(torch, _TYPES.get(dtype_name, ""), None)
-    if dtype is not None and prod(shape) * dtype.itemsize != end - start:
+    size = prod(shape)
+    if size > 8 * (end - start) if dtype is None else size * dtype.itemsize != end - start:
         raise ValueError("a tensor has another size than its shape")
     if dtype is not None and dtype.is_floating_point and dtype not in FLOATS:
         dtype = None
     return HeaderEntry(dtype_name, dtype, tuple(shape), base + start, base + end)
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object from its pairs; raise `ValueError` for a duplicate name."""
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValueError("a name is given twice")
-    return members

@@ -18,6 +18,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.dequantize import Content
 from sane_plugins.formats.guards import open_until_collected, reopen_later, source_errors
+from sane_plugins.formats.limits import require_names, require_shape, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
 
@@ -56,6 +57,9 @@ def open_arrays(path: Path) -> WeightGraph:
     """
     file: Archive | Path = path if path.suffix == ".npy" else _archive(path)
     names = {"0": ""} if isinstance(file, Path) else _array_names(file)
+    with source_errors(path):
+        require_tensor_count(path, len(names), path.stat().st_size)
+        require_names(path, names)
     with source_errors(path, "an array of it is broken", "a whole file that NumPy wrote"):
         headers = {key: (name, _read_array_header(path, file, name)) for key, name in names.items()}
         kinds = {key: array.kind for key, (_, array) in headers.items()}
@@ -75,7 +79,7 @@ def open_arrays(path: Path) -> WeightGraph:
 
 def _possible_weights(array: _ArrayHeader) -> int:
     """Return the number of values that may be weights; 0 for texts and dates."""
-    return prod(array.shape) if array.dtype.kind in "Vf" else 0
+    return prod(array.shape) if array.dtype.kind in "Vf" and array.dtype.itemsize else 0
 
 
 def _archive(path: Path) -> Archive:
@@ -121,7 +125,10 @@ def _read_array_header(path: Path, file: Archive | Path, name: str) -> _ArrayHea
             "only plain arrays are read",
             "save it as an array of numbers",
         )
-    if min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != size - head.tell():
+    if min(shape, default=0) < 0:
+        raise ValueError("sizes are whole numbers")
+    require_shape(path, f"'{name or path.name}'", shape)
+    if prod(shape) * dtype.itemsize != size - head.tell():
         raise ValueError("another number of values than the header tells")
     return _ArrayHeader(dtype, tuple(int(n) for n in shape), bool(columns), head.tell())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -15,8 +14,11 @@ from sane_plugins.formats.artifact import HEADER, require_network
 from sane_plugins.formats.dequantize import Content
 from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.lazy_tensors import HeaderEntry, LazyTensors
+from sane_plugins.formats.limits import parse_json, require_names, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph
+
+_MAX_NUMBERS = 32  # of a name, when names are sorted
 
 
 def open_safetensors(path: Path) -> WeightGraph:
@@ -24,27 +26,35 @@ def open_safetensors(path: Path) -> WeightGraph:
     stored = LazyTensors(path)
     require_network(path, stored.metadata)
     with source_errors(path):
-        return to_graph(
-            [stored],
-            stored,
-            str(path),
-            parse_network_entry(stored.metadata.get(HEADER, "{}"), [*stored]),
-        )
+        entry = parse_network_entry(path, stored.metadata.get(HEADER, "{}"), [*stored])
+        return to_graph([stored], stored, path, entry)
 
 
 def to_graph(
     files: Sequence[LazyTensors],
     tensors: Mapping[str, torch.Tensor],
-    source: str,
+    path: Path,
     network_entry: Mapping[str, Any],
     notes: tuple[str, ...] = (),
 ) -> WeightGraph:
-    """Return the network of one or several files, in the order of `network_entry` or of the files."""
-    entries = {key: entry for file in files for key, entry in file.entries.items()}
+    """Return the network of one or several files, in the order of `network_entry` or of the files.
+
+    Its ties are believed where the files hold the same values under both names: nothing is hidden.
+    """
+    file_of = {key: file for file in files for key in file.entries}
+    require_tensor_count(path, len(file_of), sum(file.size for file in files))
+    require_names(path, file_of)
+    entries = {key: file.entries[key] for key, file in file_of.items()}
     keys = network_entry["keys"] if network_entry else [*tensors]
     if not network_entry and all(_is_sorted(file.entries) for file in files):
         keys = sorted(keys, key=natural_key)
         notes += ("layers come in the order of their names: the file does not keep their own",)
+    told = network_entry.get("ties", {})
+    ties = {alias: owner for alias, owner in told.items() if _is_tie(file_of, told, alias, owner)}
+    if wrong := len(told) - len(ties):
+        notes += (
+            f"{wrong} of the ties in its metadata are none: those tensors are read as their own",
+        )
     content = Content(
         tensors=tensors,
         described={k: (entries[k].shape, e) for k in keys if (e := entries[k].dtype)},
@@ -56,9 +66,9 @@ def to_graph(
     )
     return from_state_dict(
         tensors,
-        source,
+        str(path),
         container="safetensors",
-        ties=network_entry.get("ties", {}),
+        ties=ties,
         axes=_valid_axes(network_entry.get("axes", {}), entries),
         notes=notes,
         content=content,
@@ -68,16 +78,27 @@ def to_graph(
 def _valid_axes(axes: Mapping[str, object], entries: Mapping[str, HeaderEntry]) -> dict[str, int]:
     """Return the axes that exist in their tensors."""
     ranks = {key: len(entries[key].shape) for key in axes}
-    return {k: a for k, a in axes.items() if type(a) is int and -ranks[k] <= a < ranks[k]}
+    return {k: a for k, a in axes.items() if type(a) is int and 0 <= a < ranks[k]}
 
 
-def parse_network_entry(text: str, keys: list[str]) -> dict[str, Any]:
-    """Parse the metadata entry of `save_safetensors`; empty where it does not match the tensors."""
+def _is_tie(
+    file_of: Mapping[str, LazyTensors], ties: Mapping[str, str], alias: str, owner: str
+) -> bool:
+    """Return whether two names share a tensor: the owner is none's alias, and the values are the same."""
+    return owner not in ties and file_of[alias].same_values(alias, file_of[owner], owner)
+
+
+def parse_network_entry(path: Path, text: str, keys: list[str]) -> dict[str, Any]:
+    """Parse the metadata entry of `save_safetensors`; empty where it does not match the tensors.
+
+    Raises `SourceError` where it exceeds the limits of JSON.
+    """
     try:
-        entry = json.loads(text)
-        fits = sorted(entry["keys"]) == sorted(keys) and {*entry["ties"].values()} <= {*keys}
+        entry = parse_json(path, text.encode())
+        fits = isinstance(entry["keys"], list) and sorted(entry["keys"]) == sorted(keys)
+        fits = fits and {*entry["ties"].values()} <= {*keys}
         fits = fits and entry["ties"].keys() <= {*keys} and entry.get("axes", {}).keys() <= {*keys}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return {}
     return entry if fits else {}
 
@@ -94,5 +115,6 @@ def _is_sorted(entries: Mapping[str, HeaderEntry]) -> bool:
 
 
 def natural_key(key: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts layer 10 after layer 2."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", key)]
+    """Return a sort key that puts layer 10 after layer 2; of many numbers, the first are compared so."""
+    parts = re.split(r"(\d{1,18})", key, maxsplit=_MAX_NUMBERS)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -5,7 +5,6 @@ The `safetensors` library reads single files only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,12 +13,8 @@ import torch
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.artifact import HEADER, require_network
 from sane_plugins.formats.guards import require_file, source_errors
-from sane_plugins.formats.lazy_tensors import (
-    HEADER_BYTES,
-    LazyTensors,
-    require_tensor_limit,
-    unique_keys,
-)
+from sane_plugins.formats.lazy_tensors import LazyTensors
+from sane_plugins.formats.limits import parse_json, require_json_size, require_tensor_count
 from sane_plugins.formats.safetensors_files import parse_network_entry, to_graph
 from sane_plugins.formats.suffixes import INDEX
 from sane_plugins.weights import WeightGraph
@@ -50,7 +45,7 @@ def open_index(path: Path) -> WeightGraph:
     Raises `SourceError` for a shard or tensor that is missing, given twice, or outside the index's folder.
     """
     weight_map, network_entry = _read_index(path)
-    require_tensor_limit(path, len(weight_map))
+    require_tensor_count(path, len(weight_map))
     by_shard: dict[str, list[str]] = {}
     for key, name in weight_map.items():
         by_shard.setdefault(name, []).append(key)
@@ -58,10 +53,13 @@ def open_index(path: Path) -> WeightGraph:
         raise _index_error(
             path, f"it names {len(by_shard)} files", f"at most {MAX_SHARDS} are read"
         )
-    files = [LazyTensors(_shard_path(path, name)) for name in sorted(by_shard)]
     file_of: dict[str, LazyTensors] = {}
-    for name, file in zip(sorted(by_shard), files, strict=True):
+    files = []
+    for name in sorted(by_shard):
+        file = LazyTensors(_shard_path(path, name))
+        files.append(file)
         require_network(file.path, file.metadata)
+        require_tensor_count(path, len(file_of) + len(file.entries))
         for key in file.entries:
             if key in file_of:
                 raise _index_error(
@@ -76,9 +74,8 @@ def open_index(path: Path) -> WeightGraph:
     notes = (f"{len(extra)} tensors are in its files though not in the index",) if extra else ()
     tensors = _Shards(file_of)
     with source_errors(path):
-        return to_graph(
-            files, tensors, str(path), parse_network_entry(network_entry, [*tensors]), notes
-        )
+        entry = parse_network_entry(path, network_entry, [*tensors])
+        return to_graph(files, tensors, path, entry, notes)
 
 
 class _Shards(Mapping[str, torch.Tensor]):
@@ -100,14 +97,13 @@ class _Shards(Mapping[str, torch.Tensor]):
 def _read_index(path: Path) -> tuple[dict[str, str], str]:
     """Return the map from tensor to file, and the entry that `save_sharded` wrote for the network."""
     with source_errors(path, "it is no index of safetensors files", "one with a weight_map"):
-        if path.stat().st_size > HEADER_BYTES:
-            raise ValueError("too large")
-        index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
+        require_json_size(path, path.stat().st_size)
+        index = parse_json(path, path.read_bytes())
         weight_map: dict[str, str] = index["weight_map"]
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("names are text")
-        metadata = index.get("metadata") or {}
-        return weight_map, str(metadata.get(HEADER, "{}"))
+        entry = (index.get("metadata") or {}).get(HEADER)
+        return weight_map, entry if isinstance(entry, str) else "{}"
 
 
 def _shard_path(index: Path, name: str) -> Path:

@@ -193,14 +193,13 @@ def _draw_layer_strip(axes: Axes, tokens: TokenMap, colors: dict[str, str]) -> N
     """Colour columns by layer, and label layers where space permits, widest first."""
     rows = len(tokens.values)
     line = 0.3 if len(tokens.spans) < _MAX_SEPARATORS // 2 else 0.0
-    for name, first, last in tokens.spans:
-        axes.broken_barh(
-            [(first, last - first)],
-            (0, 1),
-            facecolors=colors[name],
-            edgecolors="white",
-            linewidth=line,
-        )
+    axes.broken_barh(
+        [(first, last - first) for _, first, last in tokens.spans],
+        (0, 1),
+        facecolors=[colors[name] for name, _, _ in tokens.spans],
+        edgecolors="white",
+        linewidth=line,
+    )
     by_width = sorted(tokens.spans, key=lambda span: span[1] - span[2])
     name_by_centre = {(first + last) / 2: name for name, first, last in reversed(by_width)}
     centres = [(first + last) / 2 for _, first, last in by_width]

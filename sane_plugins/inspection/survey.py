@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 from typing import Literal
 
@@ -29,22 +30,22 @@ class LayerStats(ShortRepr):
     tensors: tuple[TensorStats, ...]
     shared: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Return the number of values."""
         return sum(x.size for x in self.tensors)
 
-    @property
+    @cached_property
     def zeros(self) -> int:
         """Return how many values are exactly 0."""
         return sum(x.zeros for x in self.tensors)
 
-    @property
+    @cached_property
     def rms(self) -> float | None:
         """Return the root mean square of the weights, excluding biases and running statistics."""
         return _rms(x for x in self.tensors if x.role not in _BIAS_ROLES + RUNNING)
 
-    @property
+    @cached_property
     def bias_rms(self) -> float | None:
         """Return the root mean square of the biases, or None without biases."""
         return _rms(x for x in self.tensors if x.role in _BIAS_ROLES)
@@ -84,42 +85,42 @@ class Survey(ShortRepr):
     ties: Mapping[str, str]
     notes: tuple[str, ...]
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[TensorStats, ...]:
         """Return the statistics of every tensor that was read, without duplicates."""
         return tuple(x for layer in self.layers for x in layer.tensors)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Return the number of values that were read."""
         return sum(x.size for x in self.tensors)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Return the number of values that were read or missed."""
         return self.parameters + sum(x.values for x in self.missed)
 
-    @property
+    @cached_property
     def coverage(self) -> float:
         """Return the fraction of the source's parameters that was read."""
         return self.parameters / self.total
 
-    @property
+    @cached_property
     def dtypes(self) -> dict[str, int]:
         """Return the number of values by type."""
         return _sum_by_name((x.dtype, x.size) for x in self.tensors)
 
-    @property
+    @cached_property
     def zeros(self) -> int:
         """Return how many values are exactly 0."""
         return sum(x.zeros for x in self.tensors)
 
-    @property
+    @cached_property
     def nonfinite(self) -> int:
         """Return how many values are NaN or infinite."""
         return sum(x.nonfinite for x in self.tensors)
 
-    @property
+    @cached_property
     def structure(self) -> ChannelStats:
         """Return the channel statistics of all weight matrices."""
         return sum((x.channels for x in self.tensors), ChannelStats())
@@ -164,7 +165,8 @@ def _layers(graph: WeightGraph, report: Report) -> tuple[LayerStats, ...]:
             measured.append(measure_tensor(graph.tensors[param.key], param, layer, converted))
             seen.add(param.key)
         if layer.params:
-            shared = tuple(p.key for p in layer.params if p not in fresh)
+            keys = {p.key for p in fresh}
+            shared = tuple(p.key for p in layer.params if p.key not in keys)
             label = _label(layer)
             layers.append(
                 LayerStats(

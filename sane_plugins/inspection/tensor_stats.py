@@ -74,22 +74,29 @@ class TensorStats:
 def measure_tensor(
     tensor: torch.Tensor, param: Param, layer: Layer, converted: str = ""
 ) -> TensorStats:
-    """Compute the statistics of a layer's tensor in chunks."""
+    """Compute the statistics of a layer's tensor in chunks; one without values has no channels either."""
+    if not param.size:
+        return _stats(param, converted, _Moments(), 0, ChannelStats())
     has_channels = len(param.shape) > 1 and param.role != "bias" and layer.kind in _MATRIX_KINDS
     tensor = tensor.detach()
     moved = tensor.movedim(param.axis, 0) if tensor.ndim > 1 else tensor.reshape(-1)
-    moments, zeros, nonzero = _Moments(), 0, []
+    moments, zeros = _Moments(), 0
+    channels = _ChannelCount(param, layer, moved) if has_channels else None
     for block in _blocks(moved):
         block_zeros = block.numel() - int(block.count_nonzero())
         zeros += block_zeros
         for piece in block.reshape(-1).split(_CHUNK_SIZE):
             moments.add(piece)
-        if has_channels:
-            nonzero.append(
-                _nonzero_channels(block)
-                if block_zeros
-                else torch.ones(block.shape[:2], dtype=torch.bool)
-            )
+        if channels:
+            channels.add(block, block_zeros > 0)
+    return _stats(
+        param, converted, moments, zeros, channels.stats() if channels else ChannelStats()
+    )
+
+
+def _stats(
+    param: Param, converted: str, moments: _Moments, zeros: int, channels: ChannelStats
+) -> TensorStats:
     return TensorStats(
         key=param.key,
         role=param.role,
@@ -101,7 +108,7 @@ def measure_tensor(
         mean=moments.mean,
         deviation=sqrt(moments.spread / max(moments.count, 1)),
         nonfinite=param.size - moments.count,
-        channels=_channels(torch.cat(nonzero), param, layer) if nonzero else ChannelStats(),
+        channels=channels,
     )
 
 
@@ -137,23 +144,56 @@ def _nonzero_channels(block: torch.Tensor) -> torch.Tensor:
     return (nonzero.flatten(2).any(2) if nonzero.ndim > 2 else nonzero).cpu()
 
 
-def _channels(nonzero: torch.Tensor, param: Param, layer: Layer) -> ChannelStats:
-    """Count all and all-zero channels from a mask of non-zero kernels.
+class _ChannelCount:
+    """Counts all and all-zero channels, block by block of rows (each an output).
 
-    The grouped axis of a convolution lists the channels of one group after the other.
+    A grouped convolution's axis lists the channels of one group after the other: its mask is kept.
     """
-    is_moved = (
-        param.axis != 0
-    )  # the tensor itself has its inputs first, as a transposed convolution
-    side = nonzero.T if is_moved else nonzero
-    groups = layer.groups if len(side) % layer.groups == 0 else 1
-    along = side.any(1)
-    across = side.reshape(groups, -1, side.shape[1]).any(1)
-    outputs, inputs = (across, along) if is_moved else (along, across)
-    counts_inputs = layer.kind != "recurrent"  # its axes are directions and inputs
-    return ChannelStats(
-        outputs=outputs.numel(),
-        zero_outputs=int((~outputs).sum()),
-        inputs=inputs.numel() * counts_inputs,
-        zero_inputs=int((~inputs).sum()) * counts_inputs,
-    )
+
+    def __init__(self, param: Param, layer: Layer, moved: torch.Tensor) -> None:
+        # The tensor itself has its inputs first, as a transposed convolution.
+        self._is_moved = param.axis != 0
+        self._counts_inputs = layer.kind != "recurrent"  # its axes are directions and inputs
+        self._rows, columns = moved.shape[:2]
+        listed = columns if self._is_moved else self._rows
+        self._groups = layer.groups if listed % layer.groups == 0 else 1
+        self._zero_rows, self._columns = 0, torch.zeros(columns, dtype=torch.bool)
+        self._kernels: list[torch.Tensor] = []
+
+    def add(self, block: torch.Tensor, has_zeros: bool) -> None:
+        """Count the channels of some rows."""
+        if self._groups > 1:
+            ones = torch.ones(block.shape[:2], dtype=torch.bool)
+            self._kernels.append(_nonzero_channels(block) if has_zeros else ones)
+        elif not has_zeros:
+            self._columns.fill_(True)
+        else:
+            kernels = _nonzero_channels(block)
+            self._zero_rows += int((~kernels.any(1)).sum())
+            self._columns |= kernels.any(0)
+
+    def stats(self) -> ChannelStats:
+        """Return the counts of all blocks."""
+        if self._groups > 1:
+            return self._grouped()
+        return self._result(
+            self._rows, self._zero_rows, len(self._columns), int((~self._columns).sum())
+        )
+
+    def _grouped(self) -> ChannelStats:
+        kernels = torch.cat(self._kernels)
+        side = kernels.T if self._is_moved else kernels
+        along = side.any(1)
+        across = side.reshape(self._groups, -1, side.shape[1]).any(1)
+        outputs, inputs = (across, along) if self._is_moved else (along, across)
+        return self._result(
+            outputs.numel(), int((~outputs).sum()), inputs.numel(), int((~inputs).sum())
+        )
+
+    def _result(self, outputs: int, zero_outputs: int, inputs: int, zero_in: int) -> ChannelStats:
+        return ChannelStats(
+            outputs=outputs,
+            zero_outputs=zero_outputs,
+            inputs=inputs * self._counts_inputs,
+            zero_inputs=zero_in * self._counts_inputs,
+        )

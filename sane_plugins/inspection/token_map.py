@@ -40,16 +40,17 @@ def token_map(
     values = torch.zeros(rows, width)
     mask = torch.zeros(rows, width, dtype=torch.bool)
     spans: list[tuple[str, int, int]] = []
-    first = 0
-    for slot, (start, stop) in zip(layout.slots, layout.spans, strict=True):
-        slot_tokens = place[(place >= start) & (place < stop)] - start
-        last = first + len(slot_tokens)
-        if len(slot_tokens):
-            values[first:last], mask[first:last] = _tokens(graph, slot, slot_tokens, scale, width)
-            if spans and spans[-1][0] == slot.layer:
-                first = spans.pop()[1]
+    drawn = 0
+    stops = torch.tensor([stop for _, stop in layout.spans])
+    ends = torch.searchsorted(place, stops).tolist()  # of the sampled tokens of each slot
+    for slot, (start, _), last in zip(layout.slots, layout.spans, ends, strict=True):
+        if last > drawn:
+            slot_tokens = place[drawn:last] - start
+            values[drawn:last], mask[drawn:last] = _tokens(graph, slot, slot_tokens, scale, width)
+            is_same = bool(spans) and spans[-1][0] == slot.layer
+            first = spans.pop()[1] if is_same else drawn
             spans.append((slot.layer, first, last))
-        first = last
+        drawn = last
     return TokenMap(values, mask, place, tuple(spans), total)
 
 

@@ -31,12 +31,29 @@ class ChannelGroups:
         """Return the layout in terms of groups that were neither split nor merged into another."""
         resolved: list[Segment] = []
         for group, repeat in layout:
-            if group in self._parts:
-                inner = self._parts[group] = self.resolve(self._parts[group])
-                resolved.extend((part, times * repeat) for part, times in inner)
-            else:
-                resolved.append((group, repeat))
+            resolved.extend((part, times * repeat) for part, times in self._whole(group))
         return tuple(resolved)
+
+    def _whole(self, group: int) -> ChannelLayout:
+        """Return a group as `resolve` does; long chains of merges and splits are shortened on the way."""
+        pending = [group]
+        while pending:
+            parts = self._parts.get(pending[-1], ())
+            if stale := [part for part, _ in parts if self._is_stale(part)]:
+                pending += stale
+                continue
+            if parts:
+                self._parts[pending[-1]] = tuple(
+                    (inner, times * repeat)
+                    for part, repeat in parts
+                    for inner, times in self._parts.get(part, ((part, 1),))
+                )
+            pending.pop()
+        return self._parts.get(group, ((group, 1),))
+
+    def _is_stale(self, group: int) -> bool:
+        """Return whether a group's parts have parts themselves."""
+        return any(part in self._parts for part, _ in self._parts.get(group, ()))
 
     def entries(self, layout: ChannelLayout) -> int:
         """Return the length of the axis that the layout describes."""
@@ -69,15 +86,22 @@ class ChannelGroups:
         if self.entries(left) != self.entries(right):
             self.pin(left + right)
             return
-        while left:
-            a, b = self.entries(left[:1]), self.entries(right[:1])
+        if left == right:
+            return
+        # The first segments of both come last; only they are resolved, so that the walk stays linear.
+        ones, others = (
+            [segment for segment in reversed(layout) if self.entries((segment,))]
+            for layout in (left, right)
+        )
+        while ones:
+            for segments in (ones, others):
+                segments += reversed(self.resolve((segments.pop(),)))
+            a, b = self.entries((ones[-1],)), self.entries((others[-1],))
             if a == b:
-                self._merge(left[0], right[0])
-                left, right = left[1:], right[1:]
-            elif not self._split(*((right[0], a) if a < b else (left[0], b))):
-                self.pin(left + right)
+                self._merge(ones.pop(), others.pop())
+            elif not self._split(*((others[-1], a) if a < b else (ones[-1], b))):
+                self.pin((*reversed(ones), *reversed(others)))
                 return
-            left, right = self.resolve(left), self.resolve(right)
 
     def _merge(self, one: Segment, other: Segment) -> None:
         """Merge two segments of the same length; the one with the larger repeat keeps its group."""

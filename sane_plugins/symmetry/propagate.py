@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 
 from sane_plugins.symmetry.axis_rules import AXIS_RULES, ChannelValue, from_end
 from sane_plugins.symmetry.channel_groups import ChannelGroups, ChannelLayout
@@ -17,6 +18,9 @@ from sane_plugins.weights import Layer, Param, WeightGraph
 
 # A value with channels, an unmodified parameter, or a value that may not be permuted.
 Read = ChannelValue | Param | None
+_MAX_SEGMENTS = (
+    256  # of an axis; more are pinned, as each layer that reads the axis looks at all of them
+)
 AxisLayouts = dict[tuple[str, int], ChannelLayout | None]
 
 
@@ -85,8 +89,11 @@ class _ChannelFlow:
     def _require(self, param: Param, where: Mapping[int, ChannelLayout | None]) -> None:
         """Require these layouts of a tensor's axes, and pin its other axes."""
         key = self._ties.get(param.key, param.key)
-        if key in self._params and self._params[key].shape != param.shape:
-            param, where = self._params[key], {}
+        other_shape = key in self._params and self._params[key].shape != param.shape
+        if other_shape or not param.size:
+            for layout in where.values():
+                self.groups.pin(layout or ())
+            param, where = self._params.get(key, param), {}
         for axis in range(len(param.shape)):
             layout = where.get(axis)
             known = self.axes.setdefault((key, axis), layout)
@@ -100,8 +107,12 @@ class _ChannelFlow:
         if not isinstance(value, ChannelValue):
             return None
         entries = self.groups.entries(value.layout)
-        times = size // entries
-        if value.axis != axis or size % entries or (times > 1 and value.stretch != "repeat"):
+        times = size // max(entries, 1)
+        if (
+            value.axis != axis
+            or times * entries != size
+            or (times > 1 and value.stretch != "repeat")
+        ):
             self._pin([value])
             return None
         return tuple((group, repeat * times) for group, repeat in value.layout)
@@ -233,7 +244,12 @@ class _ChannelFlow:
             return self._pin(data)
         axes = from_end(layer.dims, values[0].rank)
         if values[0].axis in axes:
-            return replace(values[0], layout=sum((v.layout for v in values), ()))
+            layout = tuple(chain.from_iterable(v.layout for v in values))
+            return (
+                replace(values[0], layout=layout)
+                if len(layout) <= _MAX_SEGMENTS
+                else self._pin(data)
+            )
         if any(a >= 0 for a in axes) or not axes:
             return self._pin(data)
         return self._join(values, ())

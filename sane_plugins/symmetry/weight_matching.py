@@ -18,8 +18,9 @@ from scipy.optimize import linear_sum_assignment
 from sane_plugins.errors import SourceError
 from sane_plugins.symmetry.permutation_group import AxisSlice, PermutationGroup
 from sane_plugins.symmetry.permutations import Permutations, known_groups, permute
-from sane_plugins.weights import RUNNING, WeightGraph
+from sane_plugins.weights import RUNNING, WeightGraph, shape_text
 
+MAX_CHANNELS = 20_000  # of one group: their scores take 1.6 GB
 _MAX_SWEEPS = 100
 _RELATIVE_TOLERANCE = 1e-6
 _Array: TypeAlias = NDArray[np.float32]
@@ -68,6 +69,8 @@ def match_weights(
     Only tensors in `counted` are compared. The descent starts from the identity, or from matching
     the groups once in network order where that is better: so it finds any permuted copy.
     """
+    for group in groups:
+        _require_matchable(group)
     keys = {p.key for group in groups for p in group.slices} & counted
     target = {key: _array(reference[key]) for key in keys}
     arrays = {key: _array(tensors[key]) for key in keys}
@@ -102,14 +105,18 @@ class _Matching:
 
     def match_in_order(self) -> None:
         """Match each group once, using only tensors whose other axes are already matched."""
-        open_axes = {(p.key, p.axis, name) for name, slices in self.slices.items() for p in slices}
+        open_axes: dict[str, set[tuple[int, str]]] = {}
+        for name, slices in self.slices.items():
+            for p in slices:
+                open_axes.setdefault(p.key, set()).add((p.axis, name))
         for group in self.groups:
             settled = [
                 p
                 for p in self.slices[group.name]
-                if not any(key == p.key and axis != p.axis for key, axis, _ in open_axes)
+                if all(axis == p.axis for axis, _ in open_axes[p.key])
             ]
-            open_axes = {x for x in open_axes if x[2] != group.name}
+            for p in self.slices[group.name]:
+                open_axes[p.key].discard((p.axis, group.name))
             if settled:
                 self._apply(group, _assign(self._scores(group, settled), group.blocks))
 
@@ -169,6 +176,17 @@ def _assign(scores: _Array, blocks: int) -> _Index:
     return np.concatenate(parts)
 
 
+def _require_matchable(group: PermutationGroup) -> None:
+    """Raise `SourceError` where a group has too many channels: each is compared with each."""
+    if group.size > MAX_CHANNELS:
+        raise SourceError(
+            f"'{group.name}'",
+            f"{group.size} channels may change places there",
+            f"at most {MAX_CHANNELS} are matched",
+            "align networks that are not as wide",
+        )
+
+
 def _require_same_shapes(graph: WeightGraph, reference: WeightGraph, keys: set[str]) -> None:
     """Raise `SourceError` where one of these tensors is missing in the reference or differs in shape."""
     shapes = {p.key: p.shape for p in reference.params}
@@ -176,7 +194,11 @@ def _require_same_shapes(graph: WeightGraph, reference: WeightGraph, keys: set[s
         if param.key in keys and shapes.get(param.key) != param.shape:
             raise SourceError(
                 f"{graph.source}, '{param.key}'",
-                f"the shape is {param.shape}",
-                f"the reference {reference.source} has {shapes.get(param.key, 'no such tensor')}",
+                f"the shape is {shape_text(param.shape)}",
+                f"the reference {reference.source} has {_told(shapes.get(param.key))}",
                 "align networks of one architecture",
             )
+
+
+def _told(shape: tuple[int, ...] | None) -> str:
+    return "no such tensor" if shape is None else shape_text(shape)

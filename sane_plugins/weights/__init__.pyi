@@ -1,6 +1,17 @@
 from .channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
 from .graph import WeightGraph
-from .layers import NORM_ROLES, RUNNING, Kind, Layer, Param, Role, layer_name, vectors_last
+from .layers import (
+    MAX_AXES,
+    NORM_ROLES,
+    RUNNING,
+    Kind,
+    Layer,
+    Param,
+    Role,
+    layer_name,
+    shape_text,
+    vectors_last,
+)
 from .modules import from_module, load_into
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
@@ -10,6 +21,7 @@ from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, t
 
 __all__ = [
     "JOIN",
+    "MAX_AXES",
     "NORM_ROLES",
     "OPAQUE",
     "POINTWISE",
@@ -36,6 +48,7 @@ __all__ = [
     "layer_name",
     "load_into",
     "memory_key",
+    "shape_text",
     "tensor_digest",
     "tensors_digest",
     "token_blocks",

@@ -11,7 +11,7 @@ from math import prod
 import torch
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.layers import Layer, Param
+from sane_plugins.weights.layers import MAX_AXES, Layer, Param, shape_text
 from sane_plugins.weights.token_layout import Slot, TokenLayout, find_slots
 
 
@@ -38,6 +38,14 @@ class WeightGraph:
     container: str = "state_dict"
 
     def __post_init__(self) -> None:
+        for param in (param for layer in self.layers for param in layer.params):
+            if len(param.shape) > MAX_AXES:
+                raise SourceError(
+                    f"{self.source}, '{param.key}'",
+                    f"the tensor has {len(param.shape)} axes",
+                    f"at most {MAX_AXES} are read",
+                    "reshape it, and write it again",
+                )
         if not any(prod(param.shape) for layer in self.layers for param in layer.params):
             raise SourceError(
                 self.source,
@@ -109,8 +117,8 @@ class WeightGraph:
             if tuple(tensor.shape) != shapes[key]:
                 raise SourceError(
                     f"{self.source}, '{key}'",
-                    f"a tensor of shape {tuple(tensor.shape)} was given",
-                    f"the network has {shapes[key]}",
+                    f"a tensor of shape {shape_text(tensor.shape)} was given",
+                    f"the network has {shape_text(shapes[key])}",
                     "check which network it is from",
                 )
         copy = replace(self, tensors=ChainMap(dict(tensors), self.tensors))  # type: ignore[arg-type]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
 
 Role = Literal["weight", "bias", "scale", "shift", "running_mean", "running_var", "table", "other"]
+MAX_AXES = 32
+"""Axes of a tensor: as many as NumPy 1 computes with."""
 RUNNING: tuple[Role, ...] = ("running_mean", "running_var")
 """Running statistics of a norm: measured on data, not learned."""
 NORM_ROLES: Mapping[str, Role] = {
@@ -18,6 +21,7 @@ NORM_ROLES: Mapping[str, Role] = {
     "running_var": "running_var",
 }
 """The role of each parameter and buffer of a norm, by its torch name."""
+_SHOWN_AXES = 8
 Kind = Literal[
     # layers with weights
     "conv",
@@ -59,7 +63,7 @@ class Param:
     @property
     def size(self) -> int:
         """Return the number of values."""
-        return torch.Size(self.shape).numel()
+        return prod(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,12 @@ class Layer:
     inputs: tuple[str, ...] = ()
     groups: int = 1
     dims: tuple[int, ...] = ()
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as a message shows it: of many axes, the first."""
+    shown = ", ".join(map(str, shape[:_SHOWN_AXES])) + "," * (len(shape) == 1)
+    return f"({shown})" if len(shape) <= _SHOWN_AXES else f"({shown}, ...: {len(shape)} axes)"
 
 
 def layer_name(key: str) -> str:

@@ -8,6 +8,7 @@ column. Each row of a slot (one output channel) is cut into pieces of D values.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -58,13 +59,13 @@ def find_slots(layers: Iterable[Layer]) -> tuple[Slot, ...]:
     seen: set[str] = set()
     slots: list[Slot] = []
     for layer in layers:
-        unassigned = [p for p in layer.params if p.key not in seen and 0 not in p.shape]
+        unassigned = deque(p for p in layer.params if p.key not in seen and 0 not in p.shape)
         seen.update(p.key for p in unassigned)
         while unassigned:
-            weight = unassigned.pop(0)
+            weight = unassigned.popleft()
             rows = weight.shape[weight.axis] if len(weight.shape) > 1 else 1
             has_bias = bool(unassigned) and len(weight.shape) > 1 and unassigned[0].shape == (rows,)
-            bias = unassigned.pop(0) if has_bias else None
+            bias = unassigned.popleft() if has_bias else None
             columns = prod(weight.shape) // rows + has_bias
             if columns == 1:
                 rows, columns = 1, rows

@@ -148,7 +148,7 @@ def _shard_names(path: Path) -> list[str]:
     try:
         names = json.loads(path.read_bytes())["weight_map"].values()
         return [name for name in names if isinstance(name, str) and Path(name).name == name]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return []
 
 

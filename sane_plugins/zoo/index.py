@@ -108,7 +108,7 @@ def read_index(folder: Path) -> ZooIndex:
     text = read_text(path)
     try:
         return _parse(text) if is_new else _parse_version1(text)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ZooError(
             path,
             f"this is no whole index ({error})",
@@ -182,7 +182,10 @@ def _checked(entry: Entry) -> Entry:
 
 def _parse_form(record: Mapping[str, Any]) -> Form:
     tensors = tuple((str(k), str(kind), tuple(shape)) for k, kind, shape in record["tensors"])
-    return Form(tensors=tensors, ties=record["ties"], axes=record["axes"])
+    names, ties = {name for name, _, _ in tensors}, record["ties"]
+    if names & ties.keys() or not {*ties.values()} <= names:
+        raise ValueError("a form ties a name that has a tensor, or to one that has none")
+    return Form(tensors=tensors, ties=ties, axes=record["axes"])
 
 
 def _to_record(entry: Entry) -> dict[str, Any]:

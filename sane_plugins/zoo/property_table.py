@@ -22,7 +22,7 @@ def read_table(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     try:
         rows = _read_json_lines(path) if path.suffix == ".jsonl" else _read_csv(path)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise ZooError(
             path,
             f"it cannot be read as a table ({error})",

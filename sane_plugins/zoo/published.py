@@ -29,7 +29,14 @@ def read_published(path: Path) -> tuple[Entry, ...]:
         )
         channels = first_weight.get_shape()[1]
         return tuple(_entry(record, channels, weights.name) for record in records)
-    except (KeyError, TypeError, IndexError, ValueError, SafetensorError) as error:
+    except (
+        KeyError,
+        TypeError,
+        IndexError,
+        ValueError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         raise ZooError(
             path,
             f"a record or tensor is missing ({error})",

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.formats import archives, open_file
+from sane_plugins.formats import archives, limits, open_file
 from sane_plugins.formats.torch_files import pickle_scan
 
 
@@ -61,17 +61,17 @@ def archive(request, tmp_path) -> Path:
 
 
 def test_a_bomb_is_not_unpacked(archive) -> None:
-    zeros = bytes(archives.ROOM + 1)
+    zeros = bytes(2 * limits.ROOM)
     write_zip(archive, {**members_of(archive), "net/zeros.npy": zeros}, zipfile.ZIP_DEFLATED)
     assert archive.stat().st_size < 2**20
     refuses(archive, "at most 100 times")
 
 
 def test_many_small_bombs_are_one(archive, monkeypatch) -> None:
-    members = members_of(archive) | {f"net/data/x{i}": bytes(2**20) for i in range(20)}
+    members = members_of(archive) | {f"net/data/x{i}": bytes(2**20) for i in range(12)}
     write_zip(archive, members, zipfile.ZIP_DEFLATED)
     assert open_file(archive).size == 6 if archive.suffix != ".npz" else True
-    monkeypatch.setattr(archives, "ROOM", 2**21)
+    monkeypatch.setattr(limits, "ROOM", 2**21)
     refuses(archive, "unpacked it has .* at most 100 times")
 
 
@@ -377,7 +377,7 @@ def test_safetensors_headers_that_lie(entry, tmp_path) -> None:
     assert open_file(write_safetensors(path, {"weight": good})).size == 6
     refuses(write_safetensors(path, {"weight": entry}), "no whole safetensors")
     refuses(write_safetensors(path, {"weight": good, "other": good}), "no whole safetensors")
-    refuses(write_safetensors(path, b'{"a":' * 50_000), "no whole safetensors")
+    refuses(write_safetensors(path, b'{"a":' * 50_000), "nested too deep")
 
 
 def test_array_headers_that_lie(tmp_path) -> None:

@@ -19,7 +19,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats import (
     dequantize,
     from_state_dict,
-    lazy_tensors,
+    limits,
     open_file,
     save_arrays,
     save_checkpoint,
@@ -230,7 +230,7 @@ def test_a_large_file_opens_at_once(tmp_path) -> None:
 
 
 def test_too_many_tensors_are_refused(tmp_path, sharded, monkeypatch) -> None:
-    monkeypatch.setattr(lazy_tensors, "TENSORS", 3)
+    monkeypatch.setattr(limits, "TENSORS", 3)
     entries = {f"{i}.weight": ("F32", [1], 4) for i in range(4)}
     for path in (write_header(tmp_path / "net.safetensors", entries), sharded):
         with pytest.raises(SourceError, match="tensors, but at most 3 are read"):

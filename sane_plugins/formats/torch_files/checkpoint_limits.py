@@ -10,15 +10,16 @@ from typing import Any
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.guards import source_errors
+from sane_plugins.formats.limits import expanded_bytes, require_shape, require_tensor_count
 from sane_plugins.formats.torch_files.pickle_scan import (
     PickledTensor,
     PickleLimitError,
     Scan,
     pickle_end,
+    step_limit,
 )
 
-MAX_VIEW_BYTES = 2**31  # by which expanded, shared and sparse tensors may exceed the file
-MAX_PICKLE_BYTES = 256 * 2**20
+MAX_PICKLE_BYTES = 64 * 2**20
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's legacy format, before zip files
 # Called with a number, they allocate that many values.
@@ -31,14 +32,14 @@ def vet_zip(path: Path, archive: Archive, name: str) -> None:
     with _pickle_errors(path):
         scan = scan_member(archive, name)
         held = {s.key: archive.size(f"{folder}data/{s.key}") for s in scan.storages}
-        _vet(path, scan, held)
+        _vet(path, scan, held, archive.nbytes)
 
 
 def scan_member(archive: Archive, name: str) -> Scan:
     """Scan a pickled member; its objects become inert records."""
     if archive.size(name) > MAX_PICKLE_BYTES:
         raise PickleLimitError("too large")
-    return Scan(archive.read(name))
+    return Scan(archive.read(name), step_limit(archive.nbytes))
 
 
 def vet_legacy(path: Path) -> None:
@@ -61,26 +62,27 @@ def vet_legacy(path: Path) -> None:
         available = len(data) - data.tell() - 8 * len(sizes)
         if sum(sizes.values()) > available:
             raise _size_error(path, sum(sizes.values()), available)
-        _vet(path, scan, sizes)
+        _vet(path, scan, sizes, len(data))
 
 
 def _scan_next(path: Path, data: mmap.mmap) -> Scan:
     """Scan the next of several concatenated pickles."""
     start = data.tell()
-    if pickle_end(data) - start > MAX_PICKLE_BYTES:
+    most = step_limit(len(data))
+    if pickle_end(data, most) - start > MAX_PICKLE_BYTES:
         raise PickleLimitError("too large")
-    scan = Scan(data[start : data.tell()])
-    _vet(path, scan, {s.key: s.nbytes for s in scan.storages})
+    scan = Scan(data[start : data.tell()], most)
+    _vet(path, scan, {s.key: s.nbytes for s in scan.storages}, len(data))
     return scan
 
 
 def _pickle_errors(path: Path) -> Any:
     return source_errors(
-        path, "it is broken, or too nested or too large a pickle", "a whole checkpoint"
+        path, "it is broken, or too nested or too large a pickle for its size", "a whole checkpoint"
     )
 
 
-def _vet(path: Path, scan: Scan, held: Mapping[str, int]) -> None:
+def _vet(path: Path, scan: Scan, held: Mapping[str, int], nbytes: int) -> None:
     """Raise where a storage is larger than its data, or all tensors together are larger than the file."""
     for storage in scan.storages:
         if storage.nbytes > held[storage.key]:
@@ -93,19 +95,25 @@ def _vet(path: Path, scan: Scan, held: Mapping[str, int]) -> None:
                 "only plain tensors are read",
                 "save its state dict with torch.save or safetensors",
             )
-    require_backed(path, [tensor for _, tensor in scan.tensors()])
+    require_backed(path, [tensor for _, tensor in scan.tensors()], nbytes)
 
 
 def _has_integer(args: tuple[Any, ...]) -> bool:
     return any(isinstance(arg, int) for arg in args)
 
 
-def require_backed(path: Path, tensors: list[PickledTensor]) -> None:
-    """Raise where tensors reach past their data, or expanded and shared ones are too large in total."""
+def require_backed(path: Path, tensors: list[PickledTensor], nbytes: int) -> None:
+    """Raise where tensors reach past their data, or are too many or, expanded or shared, too large in total.
+
+    `nbytes` is the size of the file.
+    """
+    require_tensor_count(path, len(tensors), nbytes)
+    for tensor in tensors:
+        require_shape(path, "a tensor", tensor.shape)
     distinct = {(t.storage.key, t.dtype, t.offset, t.shape, t.stride): t for t in tensors}.values()
     requested = sum(t.count * t.dtype.itemsize for t in distinct)
     held = sum({t.storage.key: t.storage.nbytes for t in distinct}.values())
-    if requested > held + MAX_VIEW_BYTES:
+    if requested > expanded_bytes(min(held, nbytes)):
         raise _size_error(path, requested, held)
     if any(t.end > t.storage.room for t in distinct):
         raise _size_error(path, max(t.end for t in distinct), held)

@@ -12,11 +12,14 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 STEPS = 3_000_000  # opcodes of one pickle
+FREE_STEPS = 500_000  # however small the file is; more need
+BYTES_PER_STEP = 16  # of the file each: a tensor takes some forty steps, and a KiB on average
 CLASSES = 20_000  # names of classes and functions in one pickle
 MAX_TUPLE_DEPTH = 100
 
@@ -82,10 +85,7 @@ class PickledTensor:
     @property
     def count(self) -> int:
         """Return the number of values."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return prod(self.shape)
 
     @property
     def end(self) -> int:
@@ -129,8 +129,8 @@ class Inert:
 class Scan(pickle.Unpickler):
     """A pickle's content as inert records; `made` lists them, `storages` the storages they refer to."""
 
-    def __init__(self, data: bytes) -> None:
-        _check_opcodes(data)
+    def __init__(self, data: bytes, most: int) -> None:
+        _check_opcodes(data, most)
         super().__init__(io.BytesIO(data))
         self.made: list[Inert] = []
         self.storages: dict[Storage, None] = {}
@@ -189,26 +189,31 @@ def pickled_tensor(record: Any) -> PickledTensor | None:
 def _nonnegative_integers(numbers: Any) -> tuple[int, ...]:
     """Return the non-negative integers of a tuple or a pickled torch.Size."""
     numbers = numbers.args[0] if isinstance(numbers, Inert) else numbers
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in numbers):
         raise ValueError("no sizes")
     return tuple(numbers)
 
 
-def pickle_end(data: Any) -> int:
+def step_limit(nbytes: int) -> int:
+    """Return how many opcodes the pickle of a file of that size may have."""
+    return min(STEPS, FREE_STEPS + nbytes // BYTES_PER_STEP)
+
+
+def pickle_end(data: Any, most: int) -> int:
     """Read a pickle's opcodes from the current position; return where the next pickle starts."""
     for steps, _ in enumerate(pickletools.genops(data)):
-        if steps > STEPS:
+        if steps > most:
             raise PickleLimitError("too many steps")
     return int(data.tell())
 
 
-def _check_opcodes(data: bytes) -> None:
+def _check_opcodes(data: bytes, most: int) -> None:
     """Raise for too many opcodes, invalid memo indices, and tuples so deep that hashing one crashes."""
     stack: list[int | None] = []  # nesting depth of tuples; None is a mark
     memo: dict[Any, int | None] = {}
     for steps, (op, arg, _) in enumerate(pickletools.genops(data)):
         name = op.name
-        if steps > STEPS or ("PUT" in name and int(arg or 0) > steps) or name == "FROZENSET":
+        if steps > most or ("PUT" in name and int(arg or 0) > steps) or name == "FROZENSET":
             raise PickleLimitError("too many steps, or too far places")
         if name.endswith("PUT") or name == "MEMOIZE":
             memo[len(memo) if arg is None else arg] = stack[-1]

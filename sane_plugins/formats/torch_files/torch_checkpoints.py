@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
 from sane_plugins.formats.dequantize import describe_content
 from sane_plugins.formats.guards import source_errors
+from sane_plugins.formats.limits import NAME, expanded_bytes, require_names, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.formats.torch_files.checkpoint_limits import vet_legacy, vet_zip
 from sane_plugins.formats.torch_files.torchscript import open_script
@@ -24,6 +26,7 @@ MAX_NESTING_DEPTH = 100  # of mappings and lists
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK", b"\x80"
 _OPTIMIZER_KEYS = {"state", "param_groups"}  # of torch.optim's state dicts
 _SAVE_HINT = "save its state dict with safetensors.torch.save_file"
+_Part = TypeVar("_Part")
 _KeyPath = tuple[str, ...]
 _FoundStateDict = tuple[_KeyPath, dict[str, torch.Tensor]]
 
@@ -84,13 +87,17 @@ def _largest_network(path: Path, content: Any) -> WeightGraph:
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     notes: tuple[str, ...] = (f"read from '{'.'.join(key_path)}'",) if key_path else ()
-    others = [_label(other) for other in state_dicts if other is not best and _weight_count(other)]
+    others = [other for other in state_dicts if other is not best and _weight_count(other)]
     if others:
-        notes += (f"not read: {_shortened(others)}; save what is a network as a file of its own",)
+        found = _shortened(others, _label)
+        notes += (f"not read: {found}; save what is a network as a file of its own",)
     if ignored:
-        notes += (f"the state of its optimiser is left out: {_shortened(ignored)}",)
+        notes += (f"the state of its optimiser is left out: {_shortened(ignored, '.'.join)}",)
     with source_errors(path):
-        content = describe_content(tensors, str(path), valued=True)
+        nbytes = path.stat().st_size
+        require_tensor_count(path, len(tensors), nbytes)
+        require_names(path, tensors)
+        content = describe_content(tensors, str(path), valued=True, dense=expanded_bytes(nbytes))
         return from_state_dict(
             tensors, str(path), container="checkpoint", notes=notes, content=content
         )
@@ -133,13 +140,13 @@ def _unpickling_error(path: Path, message: str) -> SourceError:
     )
 
 
-def _state_dicts(path: Path, content: Any) -> tuple[list[_FoundStateDict], list[str]]:
+def _state_dicts(path: Path, content: Any) -> tuple[list[_FoundStateDict], list[_KeyPath]]:
     """Return every mapping or list of tensors with its key path, and the key paths of optimiser states.
 
     An optimiser's state is larger than its network, but it is not a network.
     """
     state_dicts: list[_FoundStateDict] = []
-    ignored: list[str] = []
+    ignored: list[_KeyPath] = []
     seen: set[int] = set()
     pending: list[tuple[_KeyPath, Any]] = [
         ((), {"0": content} if torch.is_tensor(content) else content)
@@ -157,12 +164,12 @@ def _state_dicts(path: Path, content: Any) -> tuple[list[_FoundStateDict], list[
                 "save one with torch.save(module.state_dict(), path)",
             )
         if _is_optimizer(key_path, part):
-            ignored += [".".join(key_path)] if key_path else []
+            ignored += [key_path] if key_path else []
             continue
         entries = _entries(part)
         tensors = {key: value for key, value in entries.items() if torch.is_tensor(value)}
         if tensors:
-            packed = dict(_tuple_tensors(entries))
+            packed = dict(_tuple_tensors(path, entries))
             seen |= {id(value) for key, value in entries.items() if f"{key}.0" in packed}
             state_dicts.append((key_path, {**tensors, **packed}))
         pending += [((*key_path, key), value) for key, value in reversed(entries.items())]
@@ -175,10 +182,14 @@ def _entries(part: Any) -> dict[str, Any]:
     return {str(key): value for key, value in pairs if isinstance(key, str | int)}
 
 
-def _tuple_tensors(entries: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def _tuple_tensors(path: Path, entries: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors inside tuples, in which quantised layers keep their weight and bias."""
+    count = 0
     for key, value in entries.items():
         if isinstance(value, Sequence) and len(value) and torch.is_tensor(value[0]):
+            require_names(path, [key])
+            count += len(value)
+            require_tensor_count(path, count)  # one tuple may be there under many names
             yield from ((f"{key}.{i}", x) for i, x in enumerate(value) if torch.is_tensor(x))
 
 
@@ -192,11 +203,13 @@ def _weight_count(state_dict: _FoundStateDict) -> int:
     return sum(t.numel() for t in tensors if t.is_floating_point() or t.is_quantized)
 
 
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:8]) + f" and {len(names) - 8} more" * (len(names) > 8)
+def _shortened(parts: list[_Part], name: Callable[[_Part], str]) -> str:
+    """Name the first few parts of a file."""
+    names = [text if len(text := name(part)) <= NAME else f"{text[:NAME]}..." for part in parts[:8]]
+    return ", ".join(names) + f" and {len(parts) - 8} more" * (len(parts) > 8)
 
 
 def _label(state_dict: _FoundStateDict) -> str:
     key_path, tensors = state_dict
-    keys = [*tensors][:3] + ["..."] * (len(tensors) > 3)
+    keys = [*islice(tensors, 3)] + ["..."] * (len(tensors) > 3)
     return f"'{'.'.join(key_path)}'" if key_path else ", ".join(f"'{key}'" for key in keys)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.archives import Archive
+from sane_plugins.formats.archives import Archive, require_unpacked
 from sane_plugins.formats.dequantize import FLOATS, Content
 from sane_plugins.formats.guards import source_errors
+from sane_plugins.formats.limits import require_names, require_shape, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.formats.torch_files.checkpoint_limits import require_backed, scan_member
 from sane_plugins.formats.torch_files.pickle_scan import Inert, PickledTensor, Scan, pickled_tensor
 from sane_plugins.weights import WeightGraph
 
 MAX_MODULE_DEPTH = 200
-MAX_ATTRIBUTES = 500_000  # of all modules together
+MAX_ATTRIBUTES = 500_000  # of all modules together; a shared one counts under each of its names
 
 _QUANTIZED = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
 _TensorInFolder = tuple[str, PickledTensor]  # the folder of the archive that holds its storage
@@ -72,16 +74,25 @@ def _find_tensors(
     scan: Scan = scan_member(archive, name)
     locations: dict[str, _TensorInFolder] = {}
     unread: dict[str, tuple[int, str]] = {}
+    tensors: list[PickledTensor] = []
     for key, record in _walk(path, scan.content):
+        require_names(path, [key])
+        require_tensor_count(path, len(locations) + len(unread) + 1, archive.nbytes)
         found = pickled_tensor(record)
         if found is None:
             unread[key] = (0, "sparse tensors of TorchScript archives are not read")
-        elif not _is_known(found.dtype):
-            unread[key] = (found.count, f"{found.dtype} values cannot be read")
-        else:
-            _require_storage(path, archive, folder, found)
+            continue
+        require_shape(path, f"'{key}'", found.shape)
+        _require_storage(path, archive, folder, found)
+        tensors.append(found)
+        if _is_known(found.dtype):
             locations[key] = folder, found
-    require_backed(path, [tensor for _, tensor in locations.values()])
+        else:
+            unread[key] = (found.count, f"{found.dtype} values cannot be read")
+    require_backed(path, tensors, archive.nbytes)
+    # Any part of a packed storage is read by unpacking it from its start.
+    packed = [name for x in tensors if archive.is_packed(name := folder + x.storage.key)]
+    require_unpacked(path, sum(map(archive.size, packed)))
     return locations, unread
 
 
@@ -108,7 +119,8 @@ def _walk(path: Path, content: Any) -> Iterator[tuple[str, Inert]]:
     parts = 0
     while pending:
         names, part = pending.pop()
-        parts += 1
+        children = [] if _is_tensor(part) else list(islice(_children(part), MAX_ATTRIBUTES))
+        parts += 1 + len(children)
         if len(names) > MAX_MODULE_DEPTH or parts > MAX_ATTRIBUTES:
             raise SourceError(
                 path,
@@ -117,11 +129,15 @@ def _walk(path: Path, content: Any) -> Iterator[tuple[str, Inert]]:
                 "a network of fewer is needed",
                 "save its state dict",
             )
-        if isinstance(part, Inert) and part.name.startswith("torch._utils._rebuild"):
+        if _is_tensor(part):
             yield ".".join(names), part
         else:
-            inner = [((*names, key), value) for key, value in _children(part) if _is_nested(value)]
+            inner = [((*names, key), value) for key, value in children if _is_nested(value)]
             pending += reversed(inner)
+
+
+def _is_tensor(part: Any) -> bool:
+    return isinstance(part, Inert) and part.name.startswith("torch._utils._rebuild")
 
 
 def _children(part: Any) -> Iterator[tuple[str, Any]]:
