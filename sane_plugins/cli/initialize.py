@@ -16,6 +16,7 @@ from sane_plugins.atomic_files import require_free, write_whole
 from sane_plugins.cli.console import (
     INTERRUPTED,
     command_options,
+    echo,
     note,
     open_host,
     print_json,
@@ -261,8 +262,8 @@ def _print_result(result: Initialization, path: Path, notes: list[str]) -> None:
         note(
             f"Note: {untrained_count} more initialisations were drawn and scored, but not trained."
         )
-    click.echo(_verdict(result))
-    click.echo(f"Written to {path}.")
+    echo(_verdict(result))
+    echo(f"Written to {path}.")
 
 
 def _print_rows(rows: list[CandidateScore]) -> None:

@@ -9,6 +9,7 @@ import click
 
 from sane_plugins.cli.console import (
     command_options,
+    echo,
     note,
     open_host,
     print_json,
@@ -73,7 +74,7 @@ def inspect(
     else:
         print_table(*layer_table(survey, None if all_layers else MAX_TABLE_LAYERS))
         for line in summary_lines(survey):
-            click.echo(line)
+            echo(line)
     if plot is not None:
         note(f"Picture written to {plot}.")
     if fail_under is not None:
