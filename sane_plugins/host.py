@@ -20,6 +20,7 @@ from sane_plugins import hooks
 from sane_plugins.arguments import require_type
 from sane_plugins.errors import PluginError, SourceError, UsageError
 from sane_plugins.plugins import (
+    AnswerError,
     PluginNote,
     Problem,
     Record,
@@ -286,7 +287,7 @@ class Host:
         """Return the commands that plugins add, apart from those whose names are taken."""
         offers = self._collected("sane_commands")
         for name in sorted(offers.keys() & set(taken)):
-            error = NameError("it is the name of one of ours")
+            error = AnswerError("it is the name of one of ours")
             self._record.leave_out(offers[name].plugin, error, f"command '{name}'")
         return [offer.value for name, offer in offers.items() if name not in taken]
 
@@ -469,16 +470,15 @@ class Host:
         if known is not None and known[0] == implementations:
             return known[1]
         registered = [name for name, _ in self.pm.list_name_plugin()]
-        answers = sorted(
-            ((x.plugin_name, answer) for x, answer in self._answers(hook, {})),
-            key=lambda pair: (pair[0] not in self._own, registered.index(pair[0])),
-        )
         offers: dict[str, Offer] = {}
-        for key, answer in answers:
-            plugin = self._plain_name(key)
-            for name, value in answer.items():
+        for implementation in sorted(
+            implementations,
+            key=lambda x: (x.plugin_name not in self._own, registered.index(x.plugin_name)),
+        ):
+            plugin = self._plain_name(implementation.plugin_name)
+            for name, value in (self._ask(hook, implementation, {})[0] or {}).items():
                 if name in offers:
-                    error = NameError(f"{offers[name].plugin} offers one of that name")
+                    error = AnswerError(f"{offers[name].plugin} offers one of that name")
                     self._record.leave_out(plugin, error, f"{_NOUNS[hook]} '{name}'")
                 else:
                     offers[name] = Offer(plugin, value)

@@ -12,6 +12,7 @@ from .installed import (
 )
 from .problems import (
     SLOW_SECONDS,
+    AnswerError,
     PluginNote,
     Problem,
     Record,
@@ -23,6 +24,7 @@ from .validation import describe_oddities, hook_functions, make_for_host, requir
 
 __all__ = [
     "SLOW_SECONDS",
+    "AnswerError",
     "PluginNote",
     "Problem",
     "Record",

@@ -50,7 +50,7 @@ def require_no_coroutine(answer: Any) -> None:
         close = getattr(answer, "close", None)
         if callable(close):
             close()
-        raise AnswerError(f"it returned a {type(answer).__name__}, and hooks are plain functions")
+        raise AnswerError(f"it returned {_kind(answer)}, and hooks are plain functions")
 
 
 def _named_items(answer: Any) -> Sequence[tuple[Any, Any]]:
@@ -72,8 +72,8 @@ def _right_items(
     for name, value in pairs:
 
         def require_right(name: Any = name, value: Any = value) -> None:
-            _require_name(name)
             check(value)
+            _require_name(name)
 
         _, failure = failure_of(require_right)
         if failure is None:
@@ -85,7 +85,7 @@ def _right_items(
 
 def _require_name(name: Any) -> None:
     if not isinstance(name, str):
-        raise AnswerError(f"its name is a {type(name).__name__} where a text is needed")
+        raise AnswerError(f"its name is {_kind(name)} where a text is needed")
     if not name.strip() or not name.isprintable() or len(name) > _MAX_NAME:
         raise AnswerError(f"its name is not a printable text of 1 to {_MAX_NAME} characters")
 
@@ -95,13 +95,13 @@ def _require_methods(value: Any, *methods: str) -> None:
         raise AnswerError(f"it is the class {value.__name__} where an object is needed")
     for method in methods:
         if not callable(getattr(value, method, None)):
-            raise AnswerError(f"it is a {type(value).__name__} without a method {method}")
+            raise AnswerError(f"it is {_kind(value)} without a method {method}")
 
 
 def _require_types(value: Any, fields: Mapping[str, type | tuple[type, ...]]) -> None:
     for field, kind in fields.items():
         if not isinstance(found := getattr(value, field, None), kind):
-            raise AnswerError(f"its {field} is a {type(found).__name__}")
+            raise AnswerError(f"its {field} is {_kind(found)}")
 
 
 def _require_encoder(value: Any) -> None:
@@ -129,7 +129,7 @@ def _require_head(value: Any) -> None:
 
 def _require_engine(value: Any) -> None:
     if not callable(value):
-        raise AnswerError(f"it is a {type(value).__name__}, which cannot be called")
+        raise AnswerError(f"it is {_kind(value)}, which cannot be called")
 
 
 def check_command(value: Any) -> None:
@@ -137,7 +137,7 @@ def check_command(value: Any) -> None:
     import click
 
     if not isinstance(value, click.Command):
-        raise AnswerError(f"it is a {type(value).__name__} where a click.Command is needed")
+        raise AnswerError(f"it is {_kind(value)} where a click.Command is needed")
     value.get_short_help_str()
 
 
@@ -165,7 +165,7 @@ def _require_encoding(value: Any, device: str = "cpu") -> None:
         if tensor is None:
             continue
         if not isinstance(tensor, torch.Tensor):
-            raise AnswerError(f"its {name} are a {type(tensor).__name__}")
+            raise AnswerError(f"its {name} are {_kind(tensor)}")
         if tensor.device.type not in ("cpu", torch.device(device).type):
             raise AnswerError(f"its {name} are on {tensor.device}, and {device} was asked for")
         # Latents may be large, and what is not finite in them is not in their means either.
@@ -197,7 +197,7 @@ def _require_estimate(value: Any) -> None:
         _require_interval(value.interval)
         return
     if not isinstance(value.probabilities, Mapping):
-        raise AnswerError(f"its probabilities are a {type(value.probabilities).__name__}")
+        raise AnswerError(f"its probabilities are {_kind(value.probabilities)}")
     for name, share in value.probabilities.items():
         _require_name(name)
         _require_share(share, f"probability of {name}")
@@ -287,7 +287,7 @@ MANY_ANSWERS = frozenset(_ITEMS) - {"sane_predict_properties"} | {"sane_progress
 
 
 def _wrong(answer: Any, needed: str) -> AnswerError:
-    return AnswerError(f"it returned a {type(answer).__name__} where {needed} is needed")
+    return AnswerError(f"it returned {_kind(answer)} where {needed} is needed")
 
 
 def _is_number(value: Any) -> bool:
@@ -301,3 +301,8 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 def _show(value: Any) -> str:
     """Return a value's text in short; that of an unknown object may be long, or raise."""
     return f"{value!r:.60}" if isinstance(value, str | int | float | bool) else type(value).__name__
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -46,21 +46,19 @@ def ask(
     """
     passed = () if hook in MANY_ANSWERS else (SaneError,)
     started = perf_counter()
-
-    def call() -> Any:
-        answer = function(**arguments)
-        if answer is None:
-            return None
-        return check_answer(
-            hook, answer, arguments, lambda place, error: record.leave_out(plugin, error, place)
-        )
-
-    answer, failure = failure_of(call, *passed)
+    answer, failure = failure_of(lambda: function(**arguments), *passed)
     seconds = perf_counter() - started
     if is_timed and hook == _OBSERVED:
         record.note_if_slows_jobs(plugin, hook, seconds)
     elif is_timed and (answer is None or hook in MANY_ANSWERS):
         record.note_if_slow(plugin, hook, seconds)
+    if answer is not None:
+        answer, failure = failure_of(
+            lambda: check_answer(
+                hook, answer, arguments, lambda place, error: record.leave_out(plugin, error, place)
+            ),
+            SaneError,  # of strict mode
+        )
     return answer, None if failure is None else record.leave_out(plugin, failure, hook)
 
 

@@ -57,7 +57,8 @@ class Record:
 
     def leave_out(self, plugin: str, error: BaseException, place: str = "") -> Problem:
         """Keep that a plugin's answer, or offer, was left out; return the problem, new or not."""
-        problem = Problem(plugin, describe_error(error), error, place)
+        reason = describe_error(error).removeprefix(f"plugin {plugin}: ")
+        problem = Problem(plugin, reason, error, place)
         if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
             raise PluginError(
                 f"plugin {plugin}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.resources import as_file, files
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def extract_features(
 def embedded_heads() -> Mapping[str, AnyHead]:
     """Return the heads that ship with the package, by property."""
     with as_file(files("sane_plugins") / "data" / "heads.safetensors") as path:
-        return load_heads(path)
+        return MappingProxyType(load_heads(path))  # plugins get it too
 
 
 def _select_heads(
