@@ -14,7 +14,7 @@ from sane_plugins.cli.console import command_options, open_host, print_json, pri
 @click.option("--hook", help="Only plugins that implement this hook.")
 @command_options
 def list_plugins(hook: str | None, as_json: bool) -> None:
-    """List installed plugins, and the encoders, samplers, heads and engines they offer."""
+    """List installed plugins, what they offer, and what is wrong with them."""
     host = open_host()
     plugins = [x for x in host.plugins() if hook is None or hook in x.hooks]
     offers = {

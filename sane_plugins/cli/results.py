@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from io import UnsupportedOperation
 from typing import TextIO
 
@@ -36,9 +37,11 @@ class _Claim:
         sys.stdout = self._stdout
         if self._is_process_wide:
             self._stdout.flush()  # what plugins left there is not the result
-            self.results.flush()
             os.dup2(self.results.fileno(), _DESCRIPTOR)
-            self.results.close()
+            with suppress(
+                OSError
+            ):  # each line was written at once: a failure was raised, and told, then
+                self.results.close()
 
 
 _claim: _Claim | None = None
