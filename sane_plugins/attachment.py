@@ -186,15 +186,19 @@ def _copy_with_marker(plugin: Any, project: str, guard: Callable[..., Any] | Non
     for name, options, function in hook_functions(plugin):
         options = _as_optional(options, name)
         if guard is not None:
-            guarded = _without_markers(guard(options["specname"], options, function))
+            guarded = guard(options["specname"], options, function)
+            _remove_markers(guarded)
             is_wrapper = bool(options["wrapper"] or options["hookwrapper"])
             implementation = mark_impl(
                 guarded, **{**options, "wrapper": is_wrapper, "hookwrapper": False}
             )
         else:
-            marked = mark_impl(_copy_function(getattr(function, "__func__", function)), **options)
-            is_method = isinstance(function, MethodType)
-            implementation = MethodType(marked, function.__self__) if is_method else marked
+            owner = (
+                getattr(function, "__self__", None) if isinstance(function, MethodType) else None
+            )
+            original: Any = getattr(function, "__func__", function)
+            marked = mark_impl(_copy_function(original), **options)
+            implementation = marked if owner is None else MethodType(marked, owner)
         setattr(copy, f"{project}_{name}", implementation)
     return copy
 
@@ -216,10 +220,10 @@ def _copy_function(function: FunctionType) -> FunctionType:
     copy.__doc__, copy.__kwdefaults__ = function.__doc__, function.__kwdefaults__
     # Decorators leave `__wrapped__` there, from which pluggy reads the arguments' names.
     copy.__dict__.update(vars(function))
-    return _without_markers(copy)
+    _remove_markers(copy)
+    return copy
 
 
-def _without_markers(function: Any) -> Any:
+def _remove_markers(function: Any) -> None:
     for name in [name for name in vars(function) if name.startswith(PROJECT)]:
         delattr(function, name)
-    return function

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from time import perf_counter
@@ -137,7 +138,7 @@ class Host:
         self._names |= {point.name for point in points}
         for point in filter(is_enabled, points):
             # A plugin's import may raise anything, or exit, and must not end the host.
-            _, failure = failure_of(lambda point=point: self._register_point(point))
+            _, failure = failure_of(partial(self._register_point, point))
             if failure is not None:
                 self._record.leave_out(point.name, failure)
         installed_names: set[str] = set().union(*map(plugin_names, points))

@@ -72,14 +72,14 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def echo(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line of the result."""
     click.echo(text, file=result_stream())
 
 
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print the result as JSON; paths and other objects become text."""
-    echo(json.dumps(data, indent=2, default=str))
+    print_line(json.dumps(data, indent=2, default=str))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -169,7 +169,7 @@ def tell_of_plugins(host: Host, plugins: Set[str]) -> Set[str]:
 
 
 def _plugins_to_tell_of(host: Host) -> Set[str]:
-    return {x.plugin for x in (*host.problems, *host.notes)}
+    return {x.plugin for x in host.problems} | {x.plugin for x in host.notes}
 
 
 def _is_number(cell: object) -> bool:

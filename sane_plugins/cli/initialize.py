@@ -16,10 +16,10 @@ from sane_plugins.atomic_files import require_free, write_whole
 from sane_plugins.cli.console import (
     INTERRUPTED,
     command_options,
-    echo,
     note,
     open_host,
     print_json,
+    print_line,
     print_table,
     progress_bars,
 )
@@ -262,8 +262,8 @@ def _print_result(result: Initialization, path: Path, notes: list[str]) -> None:
         note(
             f"Note: {untrained_count} more initialisations were drawn and scored, but not trained."
         )
-    echo(_verdict(result))
-    echo(f"Written to {path}.")
+    print_line(_verdict(result))
+    print_line(f"Written to {path}.")
 
 
 def _print_rows(rows: list[CandidateScore]) -> None:

@@ -34,8 +34,8 @@ def list_plugins(hook: str | None, as_json: bool) -> None:
     print_table("plugins", ("name", "distribution", "version", "hooks"), rows)
     print_table("offers", ("kind", "names"), [(k, ", ".join(v)) for k, v in offers.items()])
     if host.problems:
-        rows = [(x.plugin, x.place or "all of it", x.error) for x in host.problems]
-        print_table("problems", ("plugin", "left out", "reason"), rows)
+        problem_rows = [(x.plugin, x.place or "all of it", x.error) for x in host.problems]
+        print_table("problems", ("plugin", "left out", "reason"), problem_rows)
     if host.notes:
         print_table("notes", ("plugin", "note"), [(x.plugin, x.text) for x in host.notes])
 

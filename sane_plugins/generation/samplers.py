@@ -89,7 +89,7 @@ class _UnboundSampler:
     sampler: Sampler
     error: BaseException
 
-    def __call__(self, *_: object) -> torch.Tensor:
+    def __call__(self, prompts: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:  # noqa: ARG002
         raise _sampler_error(
             self.sampler, f"it raised {type(self.error).__name__} when bound"
         ) from self.error

@@ -99,9 +99,11 @@ def guard_wrapper(
         changed, failure = failure_of(
             lambda: _finish(hook, wrapper, result, is_old_style), SaneError
         )
-        if failure is not None and failure is not result.exception:
+        if changed is not None:
+            return changed.get_result()
+        if failure is not result.exception:
             leave_out(failure)
-        return (result if failure is not None else changed).get_result()
+        return result.get_result()
 
     return guarded
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
-from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from functools import partial
+from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
 from sane_plugins.errors import PluginError
@@ -16,27 +18,37 @@ _OWN_DISTRIBUTION = "sane-plugins"
 
 
 def installed_points(leave_out: Callable[[str, BaseException], object]) -> list[EntryPoint]:
-    """Return the entry points of all distributions, ours first, then by distribution.
+    """Return the entry points of all that is installed, ours first, then by distribution.
 
-    Ours come first so that no other distribution can take our names, and all others are asked before us.
+    Ours come first so that no other distribution can take our names, and all others are asked before us. Of
+    distributions of one name the first on the path counts. Python often searches the working directory too
+    (an empty entry of the path, `python -m`), and whoever filled that folder installed nothing: it counts
+    only where PYTHONPATH names it.
     """
-    points, failure = failure_of(lambda: list(entry_points(group=GROUP)))
-    if failure is not None:  # one unreadable list of entry points hides those of all distributions
-        points = _readable_points(leave_out)
-    return sorted(points or (), key=lambda point: (not is_ours(point), distribution_name(point)))
+    found: dict[str, list[EntryPoint]] = {}
+    for distribution in distributions(path=[x for x in sys.path if not _is_working_directory(x)]):
+        points, failure = failure_of(partial(_points_of, distribution))
+        name = _text_of(distribution, "name") if points or failure else ""
+        if failure is not None:  # its list cannot be read, and hides no other
+            leave_out(name or "(unknown)", failure)
+        if points:
+            found.setdefault(min(parse_name_list(name), default=str(len(found))), points)
+    return sorted(
+        (point for points in found.values() for point in points),
+        key=lambda point: (not is_ours(point), distribution_name(point)),
+    )
 
 
-def _readable_points(leave_out: Callable[[str, BaseException], object]) -> list[EntryPoint]:
-    points: dict[str, list[EntryPoint]] = {}
-    for distribution in distributions():
-        name = _text_of(distribution, "name") or str(distribution)
-        if name in points:
-            continue  # another of that name comes first on the path
-        found, failure = failure_of(lambda d=distribution: list(d.entry_points.select(group=GROUP)))
-        points[name] = found or []
-        if failure is not None:
-            leave_out(name, failure)
-    return [point for found in points.values() for point in found]
+def _points_of(distribution: Distribution) -> list[EntryPoint]:
+    return [*distribution.entry_points.select(group=GROUP)]
+
+
+def _is_working_directory(entry: str) -> bool:
+    here = os.path.realpath(os.curdir)
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.path.realpath(entry) == here and not any(
+        part and os.path.realpath(part) == here for part in named
+    )
 
 
 def load_point(point: EntryPoint) -> Any:

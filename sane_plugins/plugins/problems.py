@@ -101,9 +101,10 @@ def failure_of(call: Callable[[], T], *passed: type[BaseException]) -> tuple[T |
 
     Ctrl-C is the user's, and is raised, as are the types that are `passed`.
     """
+    raised: tuple[type[BaseException], ...] = (KeyboardInterrupt, *passed)
     try:
         return call(), None
-    except (KeyboardInterrupt, *passed):
+    except raised:
         raise
     except BaseException as error:
         return None, error
