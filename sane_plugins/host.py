@@ -213,9 +213,10 @@ class Host:
         target = require_free(Path(target), force)
         arguments = {"graph": graph, "target": target, "metadata": metadata, "like": like}
         writer, path = self._call_first("sane_save", arguments)
-        if path is None or writer is None:
+        if path is None:
             raise _unknown_suffix(target)
-        if metadata is not None and "metadata" not in pick_arguments(writer, arguments):
+        taken = pick_arguments(writer, arguments) if writer else {}  # none: a wrapper wrote it
+        if metadata is not None and "metadata" not in taken:
             from sane_plugins.formats import sidecar_writes
 
             write_all(sidecar_writes(Path(path), metadata))
