@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
+from functools import partial
+from inspect import isgeneratorfunction, signature
 from threading import RLock
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pluggy import HookimplMarker, HookspecMarker, PluginManager
 
 from sane_plugins import hooks
 from sane_plugins.errors import PluginError
 from sane_plugins.host import PROJECT, Host
-from sane_plugins.plugins import Problem
+from sane_plugins.plugins import Problem, guard_implementation, guard_wrapper, hook_functions
+
+if TYPE_CHECKING:
+    from pluggy import HookCaller
 
 _HOOKSPECS = {name: value for name, value in vars(hooks).items() if name.startswith("sane_")}
 _MARKER = f"{PROJECT}:specifications"
-_own_manager = PluginManager(PROJECT)  # reads our markers
 # Two threads that attach to one manager would each find nothing there, and register everything twice;
 # reentrant, since a plugin may attach while it is imported.
 _attach_lock = RLock()
@@ -34,14 +37,26 @@ class AttachedHost(Host):
     def _registered_name(self, name: str) -> str:
         return f"{PROJECT}:{name}"
 
+    def _plain_name(self, key: str) -> str:
+        return key.removeprefix(f"{PROJECT}:")
+
     def _add_to_manager(self, plugin: Any, name: str) -> None:
         if self.pm.project_name == PROJECT and (
             self.pm.has_plugin(name) or self.pm.is_registered(plugin)
         ):
             return  # it reads our markers, and the plugin is there
-        self.pm.register(
-            _copy_with_marker(plugin, self.pm.project_name), name=self._registered_name(name)
-        )
+        key = self._registered_name(name)
+        guard = None if key in self._own else partial(self._guarded, name)
+        self.pm.register(_copy_with_marker(plugin, self.pm.project_name, guard), name=key)
+
+    def _guarded(
+        self, name: str, hook: str, options: Mapping[str, Any], function: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Return a hook of another's plugin so that the program's own calls survive it too."""
+        if options.get("wrapper") or options.get("hookwrapper"):
+            is_old_style = bool(options.get("hookwrapper"))
+            return guard_wrapper(self._record, hook, name, function, is_old_style)
+        return guard_implementation(self._record, hook, name, function)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +77,10 @@ class Attachment:
         return self.host.problems
 
     def __call__(self) -> None:
-        """Remove our plugins; pluggy keeps specifications."""
+        """Remove our plugins; pluggy keeps specifications. Does nothing where this was undone before."""
         with _attach_lock:
-            _detach(self.pm)
+            if self.pm.get_plugin(_MARKER) is self:
+                _detach(self.pm)
 
 
 def attach(pm: PluginManager) -> Attachment:
@@ -119,8 +135,29 @@ def _add_missing_specs(pm: PluginManager) -> None:
                 "our plugins take all arguments of ours",
                 "add them, or leave that specification to attach",
             )
+        if caller is not None and not caller.has_spec():
+            _require_implementable(pm, caller, function)
     if any(name in _HOOKSPECS for name in vars(missing)):
         pm.add_hookspecs(missing)
+
+
+def _require_implementable(pm: PluginManager, caller: HookCaller, function: FunctionType) -> None:
+    """Raise `PluginError` if a plugin of the program, registered before, does not fit our specification.
+
+    pluggy would raise in the middle of adding specifications, and keep some.
+    """
+    known = set(signature(function).parameters)
+    for implementation in caller.get_hookimpls():
+        unknown = sorted(set(implementation.argnames) - known)
+        wraps = implementation.wrapper or implementation.hookwrapper
+        if unknown or (wraps and not isgeneratorfunction(implementation.function)):
+            raise PluginError(
+                f"host '{pm.project_name}'",
+                f"its plugin {implementation.plugin_name} implements {caller.name} "
+                + (f"with {', '.join(unknown)}" if unknown else "as a wrapper that does not yield"),
+                f"our specification has {', '.join(sorted(known)) or 'no arguments'}",
+                "correct or unregister that plugin",
+            )
 
 
 def _require_implementations(pm: PluginManager) -> None:
@@ -139,24 +176,30 @@ def _detach(pm: PluginManager) -> None:
             pm.unregister(name=name)
 
 
-def _copy_with_marker(plugin: Any, project: str) -> ModuleType:
+def _copy_with_marker(plugin: Any, project: str, guard: Callable[..., Any] | None) -> ModuleType:
     """Return a copy of a plugin whose implementations carry the host's marker, with the plugin's own name.
 
     Each is named `PROJECT_HOOK`: some managers, such as pytest's, look at no other names.
     """
     mark_impl = HookimplMarker(project)
     copy = ModuleType(getattr(plugin, "__name__", type(plugin).__name__))
-    for name in dir(plugin):
-        options = _own_manager.parse_hookimpl_opts(plugin, name)
-        if options:
-            function = getattr(plugin, name)
-            marked = mark_impl(
-                _copy_function(getattr(function, "__func__", function)),
-                **_as_optional(options, name),
+    for name, options, function in hook_functions(plugin):
+        options = _as_optional(options, name)
+        if guard is not None:
+            guarded = guard(options["specname"], options, function)
+            _remove_markers(guarded)
+            is_wrapper = bool(options["wrapper"] or options["hookwrapper"])
+            implementation = mark_impl(
+                guarded, **{**options, "wrapper": is_wrapper, "hookwrapper": False}
             )
-            is_method = isinstance(function, MethodType)
-            implementation = MethodType(marked, function.__self__) if is_method else marked
-            setattr(copy, f"{project}_{name}", implementation)
+        else:
+            owner = (
+                getattr(function, "__self__", None) if isinstance(function, MethodType) else None
+            )
+            original: Any = getattr(function, "__func__", function)
+            marked = mark_impl(_copy_function(original), **options)
+            implementation = marked if owner is None else MethodType(marked, owner)
+        setattr(copy, f"{project}_{name}", implementation)
     return copy
 
 
@@ -176,5 +219,11 @@ def _copy_function(function: FunctionType) -> FunctionType:
     )
     copy.__doc__, copy.__kwdefaults__ = function.__doc__, function.__kwdefaults__
     # Decorators leave `__wrapped__` there, from which pluggy reads the arguments' names.
-    copy.__dict__.update({k: v for k, v in vars(function).items() if not k.startswith(PROJECT)})
+    copy.__dict__.update(vars(function))
+    _remove_markers(copy)
     return copy
+
+
+def _remove_markers(function: Any) -> None:
+    for name in [name for name in vars(function) if name.startswith(PROJECT)]:
+        delattr(function, name)

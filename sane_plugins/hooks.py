@@ -109,7 +109,7 @@ def sane_check_save(graph: WeightGraph, target: Path, like: Any) -> bool | None:
 
 @hookspec
 def sane_encoders() -> Mapping[str, Encoder]:
-    """Return encoders by name. Collected once per host; a name given twice is an error."""
+    """Return encoders by name. Collected once per host; built-in names stay built-in."""
     raise NotImplementedError
 
 

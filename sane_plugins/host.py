@@ -6,10 +6,12 @@ Light at import: what a plugin needs, it imports when it is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +19,30 @@ from pluggy import PluginManager
 
 from sane_plugins import hooks
 from sane_plugins.arguments import require_type
-from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
+from sane_plugins.errors import PluginError, SourceError, UsageError
 from sane_plugins.plugins import (
+    AnswerError,
+    PluginNote,
     Problem,
-    commands_by_name,
+    Record,
+    ask,
+    check_use,
+    describe_error,
+    describe_oddities,
     distribution_name,
-    find_failing_plugin,
+    distribution_version,
+    failure_of,
+    guard_wrapper,
+    installed_points,
     is_enabled,
+    is_ours,
     is_wrapper,
+    load_point,
     make_for_host,
     parse_name_list,
+    pick_arguments,
     plugin_names,
-    require_mapping,
+    require_supported,
     to_plugin_error,
 )
 from sane_plugins.progress import Progress
@@ -46,6 +60,14 @@ if TYPE_CHECKING:
     from sane_plugins.weights import WeightGraph
 
 PROJECT = "sane_plugins"
+_NOUNS = {
+    "sane_encoders": "encoder",
+    "sane_samplers": "sampler",
+    "sane_property_heads": "head",
+    "sane_engines": "engine",
+    "sane_commands": "command",
+}
+_HOOKS = frozenset(name for name in vars(hooks) if name.startswith("sane_"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +80,25 @@ class PluginInfo:
     hooks: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What a plugin offers under a name."""
+
+    plugin: str
+    value: Any
+
+
 class Host:
-    """The plugins of one manager. `problems` lists the plugins that were left out."""
+    """The plugins of one manager. `problems` lists the plugins and answers that were left out."""
 
     def __init__(self, pm: PluginManager) -> None:
         self.pm = pm
-        self.problems: list[Problem] = []
+        self._record = Record()
         self._names: set[str] = set()
         self._distributions: dict[str, tuple[str, str]] = {}
+        self._own: set[str] = set()
+        self._offers: dict[str, tuple[list[HookImpl], dict[str, Offer]]] = {}
+        self._deaf: set[HookImpl] = set()  # observers that failed
 
     def __repr__(self) -> str:
         return f"Host({self.pm.project_name!r}, plugins={len(self.plugins())}, problems={len(self.problems)})"
@@ -75,6 +108,16 @@ class Host:
             "Host: it holds the plugins of one process and cannot be pickled; make another one there with"
             " Host.installed()"
         )
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Return the plugins, and their answers, that were left out: one row for each plugin and place."""
+        return self._record.problems
+
+    @property
+    def notes(self) -> list[PluginNote]:
+        """Return what authors of plugins should know: hooks that are never called, and what is slow."""
+        return self._record.notes
 
     @classmethod
     def installed(cls) -> Host:
@@ -91,19 +134,18 @@ class Host:
 
     def load_installed(self) -> None:
         """Register every installed plugin that the environment allows; see `installed`."""
-        # Ours first: no other distribution can take our names, and all others are asked before us.
-        points = sorted(
-            entry_points(group=PROJECT),
-            key=lambda point: distribution_name(point) != "sane-plugins",
-        )
+        points = installed_points(self._record.leave_out)
         self._names |= {point.name for point in points}
         for point in filter(is_enabled, points):
-            self._load_or_record(point)
+            # A plugin's import may raise anything, or exit, and must not end the host.
+            _, failure = failure_of(partial(self._register_point, point))
+            if failure is not None:
+                self._record.leave_out(point.name, failure)
         installed_names: set[str] = set().union(*map(plugin_names, points))
         for name in sorted(
             parse_name_list(os.environ.get("SANE_PLUGINS_LOAD", "")) - installed_names
         ):
-            self._record_problem(
+            self._record.leave_out(
                 name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it")
             )
 
@@ -111,12 +153,15 @@ class Host:
         """Register a plugin, or what its `sane_plugin(host)` returns. Raises what pluggy raises."""
         key = self._registered_name(name)
         was_registered = self.pm.has_plugin(key)
+        made = make_for_host(self, plugin)
         try:
-            self._add_to_manager(make_for_host(self, plugin), name)
-        except Exception:  # older releases of pluggy leave the plugin half registered
+            self._add_to_manager(made, name)
+        except BaseException:  # older releases of pluggy leave the plugin half registered
             if not was_registered and self.pm.has_plugin(key):
                 self.pm.unregister(name=key)
             raise
+        for topic, text in describe_oddities(made, _HOOKS):
+            self._record.note(name, text, topic)
 
     # Reading and writing networks
 
@@ -166,17 +211,16 @@ class Host:
         from sane_plugins.atomic_files import require_free, write_all
 
         target = require_free(Path(target), force)
-        path: Path | None
         arguments = {"graph": graph, "target": target, "metadata": metadata, "like": like}
         writer, path = self._call_first("sane_save", arguments)
         if path is None:
             raise _unknown_suffix(target)
-        writers = [writer] if writer else self._implementations("sane_save")
-        if metadata is not None and not all("metadata" in x.argnames for x in writers):
+        taken = pick_arguments(writer, arguments) if writer else {}  # none: a wrapper wrote it
+        if metadata is not None and "metadata" not in taken:
             from sane_plugins.formats import sidecar_writes
 
-            write_all(sidecar_writes(path, metadata))
-        return path
+            write_all(sidecar_writes(Path(path), metadata))
+        return Path(path)
 
     def check_save(
         self, graph: WeightGraph, target: str | Path, *, like: Any = None, force: bool = False
@@ -241,18 +285,48 @@ class Host:
         """Return all engines by name."""
         return self._collect("sane_engines")
 
-    def commands(self) -> list[click.Command]:
-        """Return the commands that plugins add."""
-        return list(self._collect("sane_commands", commands_by_name).values())
+    def commands(self, taken: Collection[str] = ()) -> list[click.Command]:
+        """Return the commands that plugins add, apart from those whose names are taken."""
+        offers = self._collected("sane_commands")
+        for name in sorted(offers.keys() & set(taken)):
+            error = AnswerError("it is the name of one of ours")
+            self._record.leave_out(offers[name].plugin, error, f"command '{name}'")
+        return [offer.value for name, offer in offers.items() if name not in taken]
 
     def plugins(self) -> list[PluginInfo]:
         """Describe the registered plugins."""
         return [self._info(name, plugin) for name, plugin in self.pm.list_name_plugin() if plugin]
 
     def report(self, event: Progress) -> None:
-        """Pass a step of a long job to every observer; one that raises is recorded and left out."""
-        for _ in self._answers("sane_progress", {"event": event}):
-            pass
+        """Pass a step of a long job to every observer; one that raises is recorded and not asked again."""
+        for implementation in self._implementations("sane_progress"):
+            if implementation not in self._deaf:
+                _, problem = self._ask("sane_progress", implementation, {"event": event})
+                if problem is not None:
+                    self._deaf.add(implementation)
+
+    def use(
+        self,
+        hook: str,
+        offered: Any,
+        call: Callable[[], Any],
+        *,
+        device: str = "cpu",
+        raised: tuple[type[Exception], ...] = (),
+    ) -> tuple[Any, Problem | None]:
+        """Use what a plugin offered; return the checked result and None, or None and the problem.
+
+        `raised` are errors that are not the plugin's fault. `device` is that of the results.
+        """
+        result, failure = failure_of(lambda: check_use(hook, call(), device), *raised)
+        return result, None if failure is None else self.blame(hook, offered, failure)
+
+    def blame(self, hook: str, offered: Any, error: BaseException) -> Problem:
+        """Record that what a plugin offered in answer to a hook failed when it was used."""
+        for name, offer in self._collected(hook).items():
+            if offer.value is offered:
+                return self._record.leave_out(offer.plugin, error, f"{_NOUNS[hook]} '{name}'")
+        return Problem("(unknown)", describe_error(error), error, _NOUNS[hook])
 
     def is_off(self, name: str) -> bool:
         """Return whether a plugin of that name is installed but disabled, blocked or unregistered."""
@@ -269,14 +343,11 @@ class Host:
     def _add_to_manager(self, plugin: Any, name: str) -> None:
         self.pm.register(plugin, name=self._registered_name(name))
 
-    def _load_or_record(self, point: EntryPoint) -> None:
-        # A plugin's import may raise anything, or exit, and must not end the host.
-        try:
-            self._register(point)
-        except (Exception, SystemExit) as error:
-            self._record_problem(point.name, error)
+    def _plain_name(self, key: str) -> str:
+        """Return the name of a plugin, given that under which the manager registers it."""
+        return key
 
-    def _register(self, point: EntryPoint) -> None:
+    def _register_point(self, point: EntryPoint) -> None:
         name, key = point.name, self._registered_name(point.name)
         if self.pm.is_blocked(key):
             return
@@ -288,39 +359,16 @@ class Host:
                 "a name is given once",
                 "rename the entry point, or uninstall one of them",
             )
-        plugin = point.load()
-        required = getattr(plugin, "SANE_REQUIRES", (1, 0))
-        if not isinstance(required, tuple | list) or [type(x) for x in required] != [int, int]:
-            raise PluginError(
-                f"plugin {name}",
-                f"its SANE_REQUIRES is {required!r}",
-                "two whole numbers are needed",
-                f"write SANE_REQUIRES = {hooks.HOOKSPEC_VERSION}",
-            )
-        if tuple(required) > hooks.HOOKSPEC_VERSION:
-            raise PluginError(
-                f"plugin {name}",
-                f"it requires hooks {required}",
-                f"this version has {hooks.HOOKSPEC_VERSION}",
-                "upgrade sane-plugins",
-            )
-        self.register(plugin, name)
-        if point.dist is not None:
-            self._distributions[key] = (point.dist.name, point.dist.version)
-
-    def _record_problem(self, plugin: str, error: BaseException) -> Problem:
-        message = str(error) if isinstance(error, SaneError) else f"{type(error).__name__}: {error}"
-        problem = Problem(plugin, message.strip().partition("\n")[0], error)
-        if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
-            raise PluginError(
-                f"plugin {plugin}",
-                f"it failed ({problem.error})",
-                "SANE_PLUGINS_STRICT allows no failure",
-                "repair or disable it",
-            ) from error
-        if problem not in self.problems:
-            self.problems.append(problem)
-        return problem
+        if is_ours(point):
+            self._own.add(key)
+        started = perf_counter()
+        try:
+            plugin = load_point(point)
+            require_supported(plugin, name, hooks.HOOKSPEC_VERSION)
+            self.register(plugin, name)
+        finally:
+            self._record.note_if_slow(name, "its import", perf_counter() - started)
+        self._distributions[key] = distribution_name(point), distribution_version(point)
 
     # Calling
 
@@ -334,26 +382,51 @@ class Host:
         return self._call_first(hook, arguments)[1]
 
     def _call_first(self, hook: str, arguments: Mapping[str, Any]) -> tuple[HookImpl | None, Any]:
-        """Return the implementation that answered first, if that is known, and its answer.
-
-        Where a plugin wraps the hook, pluggy makes the call: only it knows how to nest wrappers.
-        """
-        implementations = getattr(self.pm.hook, hook).get_hookimpls()
-        if any(map(is_wrapper, implementations)):
-            try:
-                return None, getattr(self.pm.hook, hook)(**arguments)
-            except SaneError:
-                raise
-            except Exception as error:
-                raise to_plugin_error(
-                    self._record_problem(find_failing_plugin(error, implementations), error), hook
-                ) from error
+        """Return the implementation that answered first, and its answer as wrapping plugins left it."""
+        answered: list[HookImpl] = []
         failures: list[Problem] = []
-        for answer in self._answers(hook, arguments, (SaneError,), failures=failures):
-            return answer
-        if failures:
-            raise to_plugin_error(failures[0], hook) from failures[0].cause
-        return None, None
+
+        def call() -> Any:
+            for implementation, answer in self._answers(hook, arguments, failures):
+                answered.append(implementation)
+                return answer
+            return None
+
+        implementations = getattr(self.pm.hook, hook).get_hookimpls()
+        for wrapper in filter(is_wrapper, implementations):  # the innermost first
+            call = self._wrapped(hook, wrapper, arguments, call)
+        answer = call()
+        if answer is None and failures:
+            raise to_plugin_error(failures[0]) from failures[0].cause
+        return next(iter(answered), None), answer
+
+    def _wrapped(
+        self, hook: str, wrapper: HookImpl, arguments: Mapping[str, Any], call: Callable[[], Any]
+    ) -> Callable[[], Any]:
+        """Return a call within a plugin's wrapper; one that fails leaves the answer as it was."""
+        guarded = guard_wrapper(
+            self._record,
+            hook,
+            self._plain_name(wrapper.plugin_name),
+            _unguarded(wrapper),
+            wrapper.hookwrapper,
+        )
+
+        def run() -> Any:
+            running = guarded(**pick_arguments(wrapper, arguments))
+            next(running)
+            try:
+                try:
+                    answer = call()
+                except BaseException as error:
+                    running.throw(error)
+                else:
+                    running.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            raise AssertionError("a guarded wrapper yields once")
+
+        return run
 
     def _required_answer(self, hook: str, **arguments: Any) -> Any:
         answer = self._first_answer(hook, **arguments)
@@ -363,44 +436,56 @@ class Host:
         return answer
 
     def _answers(
-        self,
-        hook: str,
-        arguments: Mapping[str, Any],
-        reraised: tuple[type[Exception], ...] = (),
-        convert: Callable[[Any], Any] = lambda answer: answer,
-        failures: list[Problem] | None = None,
+        self, hook: str, arguments: Mapping[str, Any], failures: list[Problem] | None = None
     ) -> Iterator[tuple[HookImpl, Any]]:
-        """Yield (implementation, answer) in calling order; one that raises does not stop the others."""
+        """Yield (implementation, answer) in calling order; one that fails does not stop the others."""
         for implementation in self._implementations(hook):
-            try:
-                kwargs = {name: arguments[name] for name in implementation.argnames}
-                answer = implementation.function(**kwargs)
-                answer = answer if answer is None else convert(answer)
-            except reraised:
-                raise
-            except Exception as error:
-                problem = self._record_problem(implementation.plugin_name, error)
-                if failures is not None:
-                    failures.append(problem)
-                continue
+            answer, problem = self._ask(hook, implementation, arguments)
+            if problem is not None and failures is not None:
+                failures.append(problem)
             if answer is not None:
                 yield implementation, answer
 
-    def _collect(self, hook: str, convert: Callable[[Any], Any] | None = None) -> dict[str, Any]:
-        collected: dict[str, Any] = {}
-        providers: dict[str, str] = {}
-        for implementation, answer in self._answers(hook, {}, convert=convert or require_mapping):
-            plugin = implementation.plugin_name
-            for name, value in answer.items():
-                if name in collected:
-                    raise PluginError(
-                        f"'{name}'",
-                        f"both {providers[name]} and {plugin} offer it in {hook}",
-                        "a name is given once",
-                        "disable one with SANE_PLUGINS_DISABLE",
-                    )
-                collected[name], providers[name] = value, plugin
-        return collected
+    def _ask(
+        self, hook: str, implementation: HookImpl, arguments: Mapping[str, Any]
+    ) -> tuple[Any, Problem | None]:
+        key = implementation.plugin_name
+        return ask(
+            self._record,
+            hook,
+            self._plain_name(key),
+            _unguarded(implementation),
+            pick_arguments(implementation, arguments),
+            is_timed=key not in self._own,  # the first of ours to be asked imports torch for all
+        )
+
+    def _collect(self, hook: str) -> dict[str, Any]:
+        return {name: offer.value for name, offer in self._collected(hook).items()}
+
+    def _collected(self, hook: str) -> dict[str, Offer]:
+        """Return what plugins offer by name: ours keep their names, then whoever was registered first.
+
+        They are asked once, and again only when other plugins are registered.
+        """
+        implementations = self._implementations(hook)
+        known = self._offers.get(hook)
+        if known is not None and known[0] == implementations:
+            return known[1]
+        registered = [name for name, _ in self.pm.list_name_plugin()]
+        offers: dict[str, Offer] = {}
+        for implementation in sorted(
+            implementations,
+            key=lambda x: (x.plugin_name not in self._own, registered.index(x.plugin_name)),
+        ):
+            plugin = self._plain_name(implementation.plugin_name)
+            for name, value in (self._ask(hook, implementation, {})[0] or {}).items():
+                if name in offers:
+                    error = AnswerError(f"{offers[name].plugin} offers one of that name")
+                    self._record.leave_out(plugin, error, f"{_NOUNS[hook]} '{name}'")
+                else:
+                    offers[name] = Offer(plugin, value)
+        self._offers[hook] = implementations, offers
+        return offers
 
     def _info(self, name: str, plugin: Any) -> PluginInfo:
         distribution, version = self._distributions.get(name, ("", ""))
@@ -412,6 +497,14 @@ class Host:
 def open(source: Any) -> WeightGraph:
     """Read a network with the installed plugins; see `Host.open`."""
     return Host.installed().open(source)
+
+
+def _unguarded(implementation: HookImpl) -> Callable[..., Any]:
+    """Return the plugin's own function: what an attached manager calls is guarded already."""
+    function: Callable[..., Any] = getattr(
+        implementation.function, "unguarded", implementation.function
+    )
+    return function
 
 
 def _unknown_suffix(target: Path) -> UsageError:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, NoneType
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
 from sane_plugins.arguments import require_type
+from sane_plugins.errors import SaneError
+from sane_plugins.plugins import Problem, to_plugin_error
 from sane_plugins.progress import silent
 
 if TYPE_CHECKING:
     from sane_plugins.features import EncodeOptions, Encoding
+    from sane_plugins.generation import SamplerError
     from sane_plugins.host import Host
     from sane_plugins.initialize import Initialization, InitializeOptions
-    from sane_plugins.properties import AnyEstimate, PredictOptions
+    from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks import Task
 
 
@@ -33,7 +36,18 @@ class Abilities:
         options = options or EncodeOptions()
         if options.report is silent:
             options = replace(options, report=self.host.report)
-        return embed(self.host.open(source), options, self.host.encoders())
+        graph, encoders = self.host.open(source), self.host.encoders()
+        encoding: Encoding
+        encoding, problem = self.host.use(
+            "sane_encoders",
+            encoders.get(options.encoder),
+            lambda: embed(graph, options, encoders),
+            device=options.device,
+            raised=(SaneError,),
+        )
+        if problem is not None:
+            raise to_plugin_error(problem) from problem.cause
+        return encoding
 
     @hookimpl(trylast=True)
     def sane_predict_properties(
@@ -43,8 +57,22 @@ class Abilities:
         from sane_plugins.properties import PredictOptions, predict
 
         require_type("predict, options", options, PredictOptions, NoneType)
+        problems: list[Problem] = []
+
+        def attempt(head: AnyHead, make: Callable[[], AnyEstimate]) -> AnyEstimate | None:
+            estimate: AnyEstimate | None
+            estimate, problem = self.host.use("sane_property_heads", head, make)
+            problems.extend([problem] if problem else [])
+            return estimate
+
         graph, heads = self.host.open(source), self.host.property_heads()
-        return predict(graph, heads, options=options, report=self.host.report)
+        estimates = predict(graph, heads, options=options, report=self.host.report, attempt=attempt)
+        if problems and not estimates:
+            cause = problems[0].cause
+            if isinstance(cause, SaneError):
+                raise cause
+            raise to_plugin_error(problems[0]) from cause
+        return estimates
 
     @hookimpl(trylast=True)
     def sane_initialize(
@@ -60,7 +88,7 @@ class Abilities:
         from torch import nn
 
         from sane_plugins.autoencoder import embedded_sane, load_sane
-        from sane_plugins.generation import choose_prompts, embedded_prompts
+        from sane_plugins.generation import SamplerError, choose_prompts, embedded_prompts
         from sane_plugins.initialize import InitializeOptions, generate, initialize
         from sane_plugins.tasks import Task
 
@@ -78,8 +106,16 @@ class Abilities:
             graphs, notes = chosen.graphs, chosen.notes
         sane_path = options.sane if options is not None else None
         sane = embedded_sane() if sane_path is None else load_sane(sane_path)
-        if options is not None and not options.scored:
-            result = generate(target, task, graphs, sane, options, self.host.report)
-        else:
-            result = initialize(target, task, graphs, sane, options, self.host.report)
+        make = generate if options is not None and not options.scored else initialize
+        try:
+            result = make(target, task, graphs, sane, options, self.host.report)
+        except SamplerError as error:
+            self._blame_sampler(options, error)
+            raise
+        if result.sampler_error is not None:
+            self._blame_sampler(options, result.sampler_error)
         return replace(result, notes=(*notes, *result.notes))
+
+    def _blame_sampler(self, options: InitializeOptions | None, error: SamplerError) -> None:
+        if options is not None:
+            self.host.blame("sane_samplers", options.sampler, error.__cause__ or error)

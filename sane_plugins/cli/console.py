@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import click
 
 from sane_plugins import hookimpl
+from sane_plugins.cli.results import (
+    claim_standard_output,
+    release_standard_output,
+    result_stream,
+)
 from sane_plugins.errors import SaneError
 
 if TYPE_CHECKING:
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 INTERRUPTED = 130
+_TOLD_PROBLEMS = 3  # of one plugin
 
 
 def command_options(function: Callable[P, None]) -> Callable[..., None]:
@@ -66,9 +72,14 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def print_line(text: str) -> None:
+    """Print a line of the result."""
+    click.echo(text, file=result_stream())
+
+
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print the result as JSON; paths and other objects become text."""
-    click.echo(json.dumps(data, indent=2, default=str))
+    print_line(json.dumps(data, indent=2, default=str))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -84,7 +95,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     # Piped output is read by programs and logs: it must not be cut at a guessed width.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    stream = result_stream()
+    Console(file=stream, width=None if stream.isatty() else 120).print(table)
 
 
 class _ProgressBars:
@@ -128,20 +140,36 @@ def open_host() -> Host:
     """Load the installed plugins; print their failures to stderr, now and when the command ends."""
     from sane_plugins.host import Host
 
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        claim_standard_output()
+        context.call_on_close(release_standard_output)
     # package.module:function may lie in the working directory; installed packages come first.
     sys.path.append(str(Path.cwd()))
     host = Host.installed()
-    reported = _warn_plugin_problems(host, 0)
-    context = click.get_current_context(silent=True)
+    told = tell_of_plugins(host, {x.plugin for x in host.problems})
     if context is not None:
-        context.call_on_close(lambda: _warn_plugin_problems(host, reported))
+        context.call_on_close(lambda: tell_of_plugins(host, _plugins_to_tell_of(host) - told))
     return host
 
 
-def _warn_plugin_problems(host: Host, reported: int) -> int:
-    for problem in host.problems[reported:]:
-        note(f"Note: plugin {problem.plugin} is left out: {problem.error}")
-    return len(host.problems)
+def tell_of_plugins(host: Host, plugins: Set[str]) -> Set[str]:
+    """Print one line for each of these plugins: what was left out, and notes for its author; return them."""
+    for plugin in sorted(plugins):
+        problems = [x for x in host.problems if x.plugin == plugin]
+        texts = [
+            f"{x.place} is left out: {x.error}" if x.place else f"it is left out: {x.error}"
+            for x in problems[:_TOLD_PROBLEMS]
+        ]
+        if len(problems) > len(texts):
+            texts.append(f"and {len(problems) - len(texts)} more")
+        texts += [x.text for x in host.notes if x.plugin == plugin]
+        note(f"Note: plugin {plugin}: {'; '.join(texts)}")
+    return plugins
+
+
+def _plugins_to_tell_of(host: Host) -> Set[str]:
+    return {x.plugin for x in host.problems} | {x.plugin for x in host.notes}
 
 
 def _is_number(cell: object) -> bool:

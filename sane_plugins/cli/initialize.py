@@ -19,6 +19,7 @@ from sane_plugins.cli.console import (
     note,
     open_host,
     print_json,
+    print_line,
     print_table,
     progress_bars,
 )
@@ -261,8 +262,8 @@ def _print_result(result: Initialization, path: Path, notes: list[str]) -> None:
         note(
             f"Note: {untrained_count} more initialisations were drawn and scored, but not trained."
         )
-    click.echo(_verdict(result))
-    click.echo(f"Written to {path}.")
+    print_line(_verdict(result))
+    print_line(f"Written to {path}.")
 
 
 def _print_rows(rows: list[CandidateScore]) -> None:

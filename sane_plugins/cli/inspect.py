@@ -12,6 +12,7 @@ from sane_plugins.cli.console import (
     note,
     open_host,
     print_json,
+    print_line,
     print_table,
     progress_bars,
 )
@@ -73,7 +74,7 @@ def inspect(
     else:
         print_table(*layer_table(survey, None if all_layers else MAX_TABLE_LAYERS))
         for line in summary_lines(survey):
-            click.echo(line)
+            print_line(line)
     if plot is not None:
         note(f"Picture written to {plot}.")
     if fail_under is not None:

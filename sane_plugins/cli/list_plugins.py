@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 
 import click
@@ -13,7 +14,7 @@ from sane_plugins.cli.console import command_options, open_host, print_json, pri
 @click.option("--hook", help="Only plugins that implement this hook.")
 @command_options
 def list_plugins(hook: str | None, as_json: bool) -> None:
-    """List installed plugins, and the encoders, samplers, heads and engines they offer."""
+    """List installed plugins, what they offer, and what is wrong with them."""
     host = open_host()
     plugins = [x for x in host.plugins() if hook is None or hook in x.hooks]
     offers = {
@@ -21,11 +22,26 @@ def list_plugins(hook: str | None, as_json: bool) -> None:
         "samplers": sorted(host.samplers()),
         "property heads": sorted(host.property_heads()),
         "engines": sorted(host.engines()),
+        "commands": sorted(str(command.name) for command in host.commands(_own_commands())),
     }
     if as_json:
-        problems = [{"plugin": x.plugin, "error": x.error} for x in host.problems]
-        print_json({"plugins": [asdict(x) for x in plugins], **offers, "problems": problems})
+        problems = [{"plugin": x.plugin, "error": x.error, "place": x.place} for x in host.problems]
+        notes = [asdict(x) for x in host.notes]
+        described = [asdict(x) for x in plugins]
+        print_json({"plugins": described, **offers, "problems": problems, "notes": notes})
         return
     rows = [(x.name, x.distribution, x.version, ", ".join(x.hooks)) for x in plugins]
     print_table("plugins", ("name", "distribution", "version", "hooks"), rows)
     print_table("offers", ("kind", "names"), [(k, ", ".join(v)) for k, v in offers.items()])
+    if host.problems:
+        problem_rows = [(x.plugin, x.place or "all of it", x.error) for x in host.problems]
+        print_table("problems", ("plugin", "left out", "reason"), problem_rows)
+    if host.notes:
+        print_table("notes", ("plugin", "note"), [(x.plugin, x.text) for x in host.notes])
+
+
+def _own_commands() -> Collection[str]:
+    """Return the names of our commands, which plugins cannot take."""
+    from sane_plugins.cli.main import main
+
+    return main.commands.keys()

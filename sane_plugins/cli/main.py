@@ -13,6 +13,7 @@ import click
 from sane_plugins import __version__
 from sane_plugins.cli.console import note, open_host, report_errors
 from sane_plugins.cli.lazy_commands import LazyCommands
+from sane_plugins.cli.results import release_standard_output
 from sane_plugins.errors import SaneError
 
 _PLUGIN_COMMANDS = "sane_plugins.commands"
@@ -55,15 +56,12 @@ class PluginGroup(click.Group):
         """Return the commands of plugins, loaded once per run; help must work whatever plugins do."""
         if _PLUGIN_COMMANDS not in context.meta:
             try:
-                commands = {str(command.name): command for command in open_host().commands()}
+                offered = open_host().commands(taken=self.commands.keys())
             except SaneError as error:
                 note(f"Error: {error}")
-                commands = {}
-            for name in sorted(self.commands.keys() & commands.keys()):
-                note(
-                    f"Note: a plugin's command '{name}' is left out: it is the name of one of ours"
-                )
-                del commands[name]
+                offered = []
+            commands = {str(command.name): command for command in offered}
+            release_standard_output()  # a plugin's command prints its own result
             context.meta[_PLUGIN_COMMANDS] = commands
         loaded: dict[str, click.Command] = context.meta[_PLUGIN_COMMANDS]
         return loaded

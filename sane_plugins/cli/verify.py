@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sane_plugins.cli.console import command_options, open_host, print_json
+from sane_plugins.cli.console import command_options, open_host, print_json, print_line
 from sane_plugins.cli.inputs import (
     InputNames,
     Target,
@@ -46,7 +46,7 @@ def verify(file: Path, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(file), "same": not differs, "differs": differs})
     else:
-        click.echo(f"{file}: {differs}." if differs else f"{file}: made again, the same bytes.")
+        print_line(f"{file}: {differs}." if differs else f"{file}: made again, the same bytes.")
     if differs:
         raise SystemExit(1)
 

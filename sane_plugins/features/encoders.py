@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -209,7 +210,9 @@ class StatisticsEncoder:
         return statistics(graph)
 
 
-ENCODERS: Mapping[str, Encoder] = {"sane": SaneEncoder(), "statistics": StatisticsEncoder()}
+ENCODERS: Mapping[str, Encoder] = MappingProxyType(
+    {"sane": SaneEncoder(), "statistics": StatisticsEncoder()}
+)
 
 
 def embed(

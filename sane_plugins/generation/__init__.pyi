@@ -11,7 +11,17 @@ from .denoiser import (
 )
 from .diffusion import Diffusion
 from .prompts import Prompts, choose_prompts, embedded_prompts
-from .samplers import KDE, ConditionedSampler, Gaussian, Sampler, SamplingContext
+from .samplers import (
+    KDE,
+    ConditionedSampler,
+    Gaussian,
+    Sampler,
+    SamplerError,
+    SamplingContext,
+    bind_sampler,
+    draw,
+    sampler_name,
+)
 from .transfer import Transfer, align_to_target, plan_transfer
 
 __all__ = [
@@ -24,12 +34,15 @@ __all__ = [
     "Gaussian",
     "Prompts",
     "Sampler",
+    "SamplerError",
     "SamplingContext",
     "Transfer",
     "align_to_target",
+    "bind_sampler",
     "choose_prompts",
     "condition",
     "conditioned",
+    "draw",
     "embedded_prompts",
     "find_classifier",
     "fit_classifier",
@@ -37,5 +50,6 @@ __all__ = [
     "load_denoiser",
     "plan_transfer",
     "rescale",
+    "sampler_name",
     "save_denoiser",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sane_plugins.generation import SamplerError
 from sane_plugins.initialize.benefit import BenefitForecast
 from sane_plugins.initialize.budget import Completion
 from sane_plugins.initialize.candidates import Candidate, Origin
@@ -50,6 +51,13 @@ def result_notes(
     if options.include or options.exclude:
         notes.append(_selection_note(best, options))
     return tuple(notes)
+
+
+def sampler_notes(error: SamplerError | None) -> tuple[str, ...]:
+    """Return a note that says why no more candidates were drawn, if the sampler failed."""
+    if error is None:
+        return ()
+    return (f"no more SANE candidates were drawn: of {error.place}, {error.found}",)
 
 
 def generation_notes(problem: InitializationProblem) -> tuple[str, ...]:

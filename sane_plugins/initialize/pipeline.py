@@ -23,6 +23,7 @@ from torch import nn
 
 from sane_plugins.autoencoder import SANE
 from sane_plugins.display import ShortRepr, html_table
+from sane_plugins.generation import SamplerError
 from sane_plugins.initialize.benefit import BenefitForecast, forecast_after_race
 from sane_plugins.initialize.budget import Budget, Completion
 from sane_plugins.initialize.candidates import (
@@ -34,7 +35,7 @@ from sane_plugins.initialize.candidates import (
     Kind,
     Origin,
 )
-from sane_plugins.initialize.notes import generation_notes, result_notes
+from sane_plugins.initialize.notes import generation_notes, result_notes, sampler_notes
 from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.problem import InitializationProblem, prepare
 from sane_plugins.initialize.provenance import build_provenance
@@ -62,6 +63,7 @@ class Initialization(ShortRepr):
     tensor's name where its values come from. `notes` say what a reader of the table should know.
     `interrupted`: the user stopped it, and this was the best so far. `forecast` is None where there was
     nothing to compare. `first_task` holds what a pruned network needs to have its first task again.
+    `sampler_error` says why no more candidates were drawn, where the sampler failed.
     """
 
     graph: WeightGraph
@@ -74,6 +76,7 @@ class Initialization(ShortRepr):
     interrupted: bool = False
     first_task: Mapping[str, torch.Tensor] | None = None
     forecast: BenefitForecast | None = None
+    sampler_error: SamplerError | None = None
 
     def _repr_html_(self) -> str:
         """Return the scores as a table for notebooks: a row per initialisation."""
@@ -127,12 +130,16 @@ def initialize(
         module=best.module.cpu().eval(),
         chosen=best.spec.kind.family,
         rows=rows,
-        notes=result_notes(problem, task, best, forecast, completion),
+        notes=(
+            *result_notes(problem, task, best, forecast, completion),
+            *sampler_notes(search_result.sampler_error),
+        ),
         provenance=provenance,
         origins=best.origins,
         interrupted=completion.interrupted,
         first_task=problem.pruned.first_task_tensors() if problem.pruned else None,
         forecast=forecast,
+        sampler_error=search_result.sampler_error,
     )
 
 

@@ -16,6 +16,7 @@ from sane_plugins.generation import (
     SamplingContext,
     Transfer,
     align_to_target,
+    bind_sampler,
     find_classifier,
     plan_transfer,
 )
@@ -174,4 +175,5 @@ def _bind_sampler(sampler: Sampler, transfer: Transfer, task: Task) -> Sampler:
     config = transfer.sane.config
     layout = transfer.template.token_layout(config.token_width)
     positions = config.positions(layout, 0, len(layout))
-    return sampler.bound(SamplingContext(positions, describe(task), fingerprint(transfer.sane)))
+    context = SamplingContext(positions, describe(task), fingerprint(transfer.sane))
+    return bind_sampler(sampler, context)

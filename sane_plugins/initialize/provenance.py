@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import sane_plugins
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import HEADER, LazyTensors, require_file, sidecar, source_errors
-from sane_plugins.generation import embedded_prompts
+from sane_plugins.generation import KDE, embedded_prompts, sampler_name
 from sane_plugins.initialize.candidates import CandidateScore, CandidateSpec
 from sane_plugins.initialize.options import InitializeOptions, TrainOptions
 from sane_plugins.initialize.problem import InitializationProblem
@@ -89,8 +89,10 @@ def environment_info(device: str) -> dict[str, str]:
 
 def options_to_json(options: InitializeOptions) -> dict[str, Any]:
     """Return the options by their names; the sampler and the SANE as text."""
-    record = {"model" if name == "sane" else name: x for name, x in asdict(options).items()}
-    return {**record, "sampler": repr(options.sampler), "model": str(options.sane or "")}
+    # The sampler is a plugin's, and may be nothing that can be copied.
+    fields = asdict(replace(options, sampler=KDE()))
+    record = {"model" if name == "sane" else name: x for name, x in fields.items()}
+    return {**record, "sampler": sampler_name(options.sampler), "model": str(options.sane or "")}
 
 
 def options_from_provenance(provenance: Mapping[str, Any]) -> InitializeOptions:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sane_plugins.generation import SamplerError, draw
 from sane_plugins.initialize.budget import Budget, Completion, Stage
 from sane_plugins.initialize.candidates import (
     Candidate,
@@ -99,11 +100,15 @@ class Leaderboard:
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """The result of a search: candidates to train, the trace that reproduces them, and how it ended."""
+    """The result of a search: candidates to train, the trace that reproduces them, and how it ended.
+
+    `sampler_error` says why there are no SANE candidates, or no more of them.
+    """
 
     board: Leaderboard
     trace: SearchTrace
     completion: Completion
+    sampler_error: SamplerError | None = None
 
 
 @dataclass(frozen=True)
@@ -127,16 +132,16 @@ class FewShotPrompts:
 def search(problem: InitializationProblem, budget: Budget, report: Report) -> SearchResult:
     """Draw and score candidates, then try the best at the default's scale too.
 
-    Ctrl-C ends the search; before the first candidate, it is raised.
+    Ctrl-C ends the search; before the first candidate, it is raised. A sampler that fails ends the drawing;
+    `SamplerError` is raised where that leaves nothing to compare.
     """
-    board, trace, drawing = _draw_and_score(problem, budget, report)
-    board, varying = _try_variants(problem, board, trace, budget.after(drawing))
-    return SearchResult(board, trace, drawing | varying)
+    drawn = _draw_and_score(problem, budget, report)
+    if drawn.sampler_error is not None and not drawn.board.kept:
+        raise drawn.sampler_error
+    return _try_variants(problem, drawn, budget.after(drawn.completion))
 
 
-def _draw_and_score(
-    problem: InitializationProblem, budget: Budget, report: Report
-) -> tuple[Leaderboard, SearchTrace, Completion]:
+def _draw_and_score(problem: InitializationProblem, budget: Budget, report: Report) -> SearchResult:
     """Score baselines, and in each round SANE candidates and as many defaults with a fitted classifier.
 
     Baselines come first, so that there is something to compare with however short the budget. SANE
@@ -148,6 +153,7 @@ def _draw_and_score(
     baselines, draws = _baseline_specs(problem), draws_per_round(problem)
     total, done, skipped = len(baselines) + options.search_rounds * draws, 0, Completion()
     prompt_scores: dict[int, float] = {}
+    failure: SamplerError | None = None
     with Stage(budget.end(_BUDGET_FRACTION), has_result=False) as stage:
         for spec in baselines:
             # One of each kind is scored, however short the budget.
@@ -164,32 +170,44 @@ def _draw_and_score(
             if round_:
                 best = board.best(Kind.SANE)
                 trace = trace.with_round([DrawId(c.spec.round, c.spec.number) for c in best])
-            for i, latents in enumerate(draw_round(problem, trace, round_)):
-                if board.best(Kind.SANE):
+            try:
+                drawn: Sequence[torch.Tensor | None] = [*draw_round(problem, trace, round_)]
+            except SamplerError as error:
+                drawn, failure = [None] * draws, error
+            for i, latents in enumerate(drawn):
+                if board.best(Kind.SANE) or latents is None:
                     stage.check()
-                candidate = score_candidate(builder, CandidateSpec(Kind.SANE, i, round_), latents)
-                board, done, stage.has_result = board.with_candidate(candidate), done + 1, True
-                _report(report, candidate, done, total)
+                if latents is not None:
+                    spec = CandidateSpec(Kind.SANE, i, round_)
+                    candidate = score_candidate(builder, spec, latents)
+                    board, done, stage.has_result = board.with_candidate(candidate), done + 1, True
+                    _report(report, candidate, done, total)
                 number = round_ * draws + i
                 if _tries_fitted_default(problem, number):
                     spec = CandidateSpec(Kind.DEFAULT_FITTED, number)
                     board = board.with_candidate(score_candidate(builder, spec))
-    return board, trace, skipped | stage.completion
+            if failure is not None:
+                break
+    return SearchResult(board, trace, skipped | stage.completion, failure)
 
 
 def _try_variants(
-    problem: InitializationProblem, board: Leaderboard, trace: SearchTrace, budget: Budget
-) -> tuple[Leaderboard, Completion]:
+    problem: InitializationProblem, drawn: SearchResult, budget: Budget
+) -> SearchResult:
     """Score the best at the default's scale too, and of a SANE candidate the first layers alone."""
-    builder = CandidateBuilder(problem)
+    builder, board, failure = CandidateBuilder(problem), drawn.board, drawn.sampler_error
     with Stage(budget.end(_BUDGET_FRACTION)) as stage:
         # The survivors of a pruned network have their scale.
         for spec in _variant_specs(board) if problem.pruned is None else ():
             stage.check()
-            candidate = score_candidate(builder, spec, draw_latents(problem, trace, spec))
-            board = board.with_variant(candidate)
+            try:
+                latents = draw_latents(problem, drawn.trace, spec)
+            except SamplerError as error:
+                failure = error
+                continue
+            board = board.with_variant(score_candidate(builder, spec, latents))
         board = board.with_limit(Kind.SANE, 1)
-    return board, stage.completion
+    return SearchResult(board, drawn.trace, drawn.completion | stage.completion, failure)
 
 
 def score_candidate(
@@ -225,7 +243,7 @@ def draw_round(problem: InitializationProblem, trace: SearchTrace, round_: int) 
         prompts = torch.cat([draw_round(problem, trace, d.round)[d.number] for d in earlier])
     rng = random_stream(problem.options.seed, "round", round_)
     shape = (draws_per_round(problem), problem.transfer.prompts_per_network)
-    latents = problem.sampler(prompts, shape[0] * shape[1], rng)
+    latents = draw(problem.sampler, prompts, shape[0] * shape[1], rng)
     return latents.view(*shape, *latents.shape[1:])
 
 

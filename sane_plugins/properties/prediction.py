@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import as_file, files
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from sane_plugins.properties.estimates import AnyEstimate
 from sane_plugins.properties.head_file import AnyHead, load_heads
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights import WeightGraph
+
+Attempt = Callable[[AnyHead, Callable[[], AnyEstimate]], AnyEstimate | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +54,13 @@ def predict(
     sane: SANE | None = None,
     options: PredictOptions | None = None,
     report: Report = silent,
+    attempt: Attempt = lambda _, estimate: estimate(),
 ) -> dict[str, AnyEstimate]:
     """Predict properties of one network; heads and SANE default to the embedded ones.
 
-    Raises `SourceError` if a weight is not finite, `UsageError` for a property without a head, and
-    `ZooError` if a head was fitted on another SANE's features.
+    `attempt` makes the estimate of one head; where it returns None, the head is left out. Raises
+    `SourceError` if a weight is not finite, `UsageError` for a property without a head, and `ZooError` if a
+    head was fitted on another SANE's features.
     """
     options = options or PredictOptions()
     graph.require_finite()
@@ -65,13 +70,26 @@ def predict(
     needed = {name for head in chosen.values() for name in head.encoders}
     encode = EncodeOptions(sane=options.sane, device=options.device, report=report)
     encoders = dict(ENCODERS)
+    fitted_on = ""
     if "sane" in needed:
         model = load_model(encode) if sane is None else sane
-        _require_same_sane(chosen, model)
+        fitted_on = fingerprint(model)
+        if sane is not None or options.sane is not None:  # it was chosen for all of the heads
+            for name, head in chosen.items():
+                _require_same_sane(name, head, fitted_on)
         encoders["sane"] = SaneEncoder(model)
     features = {name: encoders[name].features(graph, encode).numpy() for name in needed}
     features[STRUCTURE] = structure(graph)
-    return {name: head.estimate(features) for name, head in chosen.items()}
+
+    def estimate(name: str, head: AnyHead) -> AnyEstimate:
+        _require_same_sane(name, head, fitted_on)
+        # A copy: a head of a plugin may change what it is given.
+        return head.estimate({key: x.copy() for key, x in features.items()})
+
+    estimates = {
+        name: attempt(head, partial(estimate, name, head)) for name, head in chosen.items()
+    }
+    return {name: x for name, x in estimates.items() if x is not None}
 
 
 def extract_features(
@@ -97,7 +115,7 @@ def extract_features(
 def embedded_heads() -> Mapping[str, AnyHead]:
     """Return the heads that ship with the package, by property."""
     with as_file(files("sane_plugins") / "data" / "heads.safetensors") as path:
-        return load_heads(path)
+        return MappingProxyType(load_heads(path))  # plugins get it too
 
 
 def _select_heads(
@@ -114,13 +132,11 @@ def _select_heads(
     return {name: heads[name] for name in properties or heads}
 
 
-def _require_same_sane(heads: Mapping[str, AnyHead], model: SANE) -> None:
-    model_fingerprint = fingerprint(model)
-    for name, head in heads.items():
-        if head.sane and head.sane != model_fingerprint:
-            raise ZooError(
-                f"property '{name}'",
-                f"its head reads features of SANE {head.sane}",
-                f"this SANE is {model_fingerprint}",
-                "use the SANE it was fitted with, or fit the head again",
-            )
+def _require_same_sane(name: str, head: AnyHead, model_fingerprint: str) -> None:
+    if head.sane and head.sane != model_fingerprint:
+        raise ZooError(
+            f"property '{name}'",
+            f"its head reads features of SANE {head.sane}",
+            f"this SANE is {model_fingerprint}",
+            "use the SANE it was fitted with, or fit the head again",
+        )

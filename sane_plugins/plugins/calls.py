@@ -1,0 +1,156 @@
+"""Calls of plugins: one that fails is recorded, and the others are asked all the same."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from functools import wraps
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from pluggy import Result
+
+from sane_plugins.errors import SaneError
+from sane_plugins.plugins.answers import MANY_ANSWERS, check_answer
+from sane_plugins.plugins.problems import AnswerError, Problem, Record, failure_of
+
+if TYPE_CHECKING:
+    from pluggy import HookImpl
+
+_OBSERVED = "sane_progress"
+
+
+def is_wrapper(implementation: HookImpl) -> bool:
+    """Return whether an implementation wraps the others instead of answering itself."""
+    return implementation.wrapper or implementation.hookwrapper
+
+
+def pick_arguments(implementation: HookImpl, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a call's arguments that an implementation names, with a default or without."""
+    names = (*implementation.argnames, *implementation.kwargnames)
+    return {name: arguments[name] for name in names if name in arguments}
+
+
+def ask(
+    record: Record,
+    hook: str,
+    plugin: str,
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    is_timed: bool = True,
+) -> tuple[Any, Problem | None]:
+    """Call an implementation; return its checked answer and None, or None and its problem.
+
+    A `SaneError` of a hook whose first answer counts is raised: the source was the plugin's, and wrong.
+    `is_timed`: a plugin that takes long to offer, to observe, or to answer None gets a note.
+    """
+    passed = () if hook in MANY_ANSWERS else (SaneError,)
+    started = perf_counter()
+    answer, failure = failure_of(lambda: function(**arguments), *passed)
+    seconds = perf_counter() - started
+    if is_timed and hook == _OBSERVED:
+        record.note_if_slows_jobs(plugin, hook, seconds)
+    elif is_timed and (answer is None or hook in MANY_ANSWERS):
+        record.note_if_slow(plugin, hook, seconds)
+    if answer is not None:
+        answer, failure = failure_of(
+            lambda: check_answer(
+                hook, answer, arguments, lambda place, error: record.leave_out(plugin, error, place)
+            ),
+            SaneError,  # of strict mode
+        )
+    return answer, None if failure is None else record.leave_out(plugin, failure, hook)
+
+
+def guard_implementation(
+    record: Record, hook: str, plugin: str, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return a function for another program's manager that answers None where a plugin fails."""
+    names = list(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def guarded(*values: Any, **named: Any) -> Any:
+        arguments = {**dict(zip(names, values, strict=False)), **named}
+        return ask(record, hook, plugin, function, arguments)[0]
+
+    guarded.unguarded = function  # type: ignore[attr-defined]
+    return guarded
+
+
+def guard_wrapper(
+    record: Record, hook: str, plugin: str, function: Callable[..., Any], is_old_style: bool
+) -> Callable[..., Generator[None, Any, Any]]:
+    """Return a wrapper, of pluggy's newer kind, that leaves the answer as it was where a plugin's fails."""
+
+    def leave_out(error: BaseException) -> None:
+        record.leave_out(plugin, error, hook)
+
+    @wraps(function)
+    def guarded(*values: Any, **named: Any) -> Generator[None, Any, Any]:
+        wrapper, failure = failure_of(lambda: _start(function(*values, **named)), SaneError)
+        if failure is not None:
+            leave_out(failure)
+            return (yield)
+        result: Result[Any] = Result(None, None)
+        try:
+            result.force_result((yield))
+        except BaseException as error:
+            result.force_exception(error)
+        changed, failure = failure_of(
+            lambda: _finish(hook, wrapper, result, is_old_style), SaneError
+        )
+        if changed is not None:
+            return changed.get_result()
+        if failure is not result.exception:
+            leave_out(failure)
+        return result.get_result()
+
+    return guarded
+
+
+def _start(wrapper: Any) -> Any:
+    if not inspect.isgenerator(wrapper):
+        raise AnswerError("it wraps a hook and does not yield")
+    for _ in wrapper:
+        return wrapper
+    raise AnswerError("it wraps a hook and does not yield")
+
+
+def _finish(hook: str, wrapper: Any, inner: Result[Any], is_old_style: bool) -> Result[Any]:
+    """Resume a wrapper with the others' result; return what it makes of it."""
+    # What it is given, it may change; what the others answered must remain.
+    outcome: Result[Any] = Result(_answer_of(inner), inner.exception)
+    try:
+        if is_old_style:
+            wrapper.send(outcome)
+        elif inner.exception is None:
+            wrapper.send(inner.get_result())
+        else:
+            wrapper.throw(inner.exception)
+    except StopIteration as stop:
+        if not is_old_style:
+            outcome = Result(stop.value, None)
+    else:
+        wrapper.close()
+        raise AnswerError("it wraps a hook and yields twice")
+    return _checked(hook, inner, outcome)
+
+
+def _checked(hook: str, inner: Result[Any], outcome: Result[Any]) -> Result[Any]:
+    """Return a wrapper's outcome; raise `AnswerError` if the answer is gone, or became a wrong one."""
+    if outcome.exception is not None or hook in MANY_ANSWERS:
+        return outcome
+    value, before = outcome.get_result(), _answer_of(inner)
+    if value is None and before is not None:
+        raise AnswerError("its wrapper returned None in place of the answer")
+    if value is before or value is None:
+        return outcome
+    return Result(check_answer(hook, value, {}, _raise), None)
+
+
+def _answer_of(result: Result[Any]) -> Any:
+    return None if result.exception else result.get_result()
+
+
+def _raise(_: str, error: BaseException) -> None:
+    raise error

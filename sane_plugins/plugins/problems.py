@@ -1,0 +1,141 @@
+"""What is wrong with plugins: kept once for each plugin and place, and told in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, TypeVar
+
+from sane_plugins.errors import PluginError, SaneError
+
+T = TypeVar("T")
+
+SLOW_SECONDS = 2.0  # for an import, or for a call that should take none
+_SLOW_EVENT_SECONDS = 0.01  # for an observer's share in each step of a long job
+_MAX_REASON = 500
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin, or one of its answers, that was left out, and why.
+
+    `place` names the hook or the offer that was left out, such as `sampler 'kde'`; the whole plugin if empty.
+    """
+
+    plugin: str
+    error: str
+    cause: BaseException | None = field(default=None, compare=False, repr=False)
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class PluginNote:
+    """What the author of a plugin should know; nothing was left out."""
+
+    plugin: str
+    text: str
+
+
+class AnswerError(TypeError):
+    """An answer of a plugin is not what its hook needs; the message begins with `it`."""
+
+
+class Record:
+    """The problems and notes of one host: one for each plugin and place, however often it fails.
+
+    SANE_PLUGINS_STRICT=1 raises `PluginError` instead of keeping a problem.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.notes: list[PluginNote] = []
+        self._known: set[tuple[str, str]] = set()
+        self._seconds: dict[str, tuple[float, int]] = {}
+        self._lock = Lock()  # long jobs report from several threads
+
+    def leave_out(self, plugin: str, error: BaseException, place: str = "") -> Problem:
+        """Keep that a plugin's answer, or offer, was left out; return the problem, new or not."""
+        reason = describe_error(error).removeprefix(f"plugin {plugin}: ")
+        problem = Problem(plugin, reason, error, place)
+        if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
+            raise PluginError(
+                f"plugin {plugin}",
+                f"it failed ({problem.error})",
+                "SANE_PLUGINS_STRICT allows no failure",
+                "repair or disable it",
+            ) from error
+        if self._is_new(plugin, f"problem {place}"):
+            self.problems.append(problem)
+        return problem
+
+    def note(self, plugin: str, text: str, topic: str) -> None:
+        """Keep a note, the first on its topic."""
+        if self._is_new(plugin, f"note {topic}"):
+            self.notes.append(PluginNote(plugin, one_line(text)))
+
+    def note_if_slow(self, plugin: str, what: str, seconds: float) -> None:
+        """Note that a call which should take no time took longer than `SLOW_SECONDS`."""
+        if seconds > SLOW_SECONDS:
+            self.note(plugin, f"{what} took {seconds:.1f} s", what)
+
+    def note_if_slows_jobs(self, plugin: str, what: str, seconds: float) -> None:
+        """Add up the time of calls made for each step of long jobs, and note if they delay the jobs."""
+        with self._lock:
+            total, count = self._seconds.get(plugin, (0.0, 0))
+            total, count = total + seconds, count + 1
+            self._seconds[plugin] = total, count
+        if total > SLOW_SECONDS and total / count > _SLOW_EVENT_SECONDS:
+            self.note(plugin, f"{what} took {total:.1f} s in {count} calls", what)
+
+    def _is_new(self, plugin: str, place: str) -> bool:
+        with self._lock:
+            is_new = (plugin, place) not in self._known
+            self._known.add((plugin, place))
+        return is_new
+
+
+def failure_of(call: Callable[[], T], *passed: type[BaseException]) -> tuple[T | None, Any]:
+    """Return a plugin's result and None, or None and what it raised, `sys.exit` included.
+
+    Ctrl-C is the user's, and is raised, as are the types that are `passed`.
+    """
+    raised: tuple[type[BaseException], ...] = (KeyboardInterrupt, *passed)
+    try:
+        return call(), None
+    except raised:
+        raise
+    except BaseException as error:
+        return None, error
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error as one line: its type, unless it is ours, and its whole message."""
+    text, failure = failure_of(lambda: str(error))
+    if failure is not None:
+        text = f"its message cannot be shown ({type(failure).__name__})"
+    if not isinstance(error, SaneError | AnswerError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return one_line(text or "")
+
+
+def one_line(text: str) -> str:
+    """Return a text as one printable line of limited length."""
+    lines = (line.strip() for line in text[: 2 * _MAX_REASON].splitlines())
+    line = "; ".join(filter(None, lines))
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."
+
+
+def to_plugin_error(problem: Problem) -> PluginError:
+    """Return the error to raise for a call that no plugin answered and one failed."""
+    is_answer = isinstance(problem.cause, AnswerError)
+    return PluginError(
+        f"plugin {problem.plugin}",
+        f"{problem.error} ({problem.place})"
+        if is_answer
+        else f"it raised {problem.error} in {problem.place}",
+        "an answer is needed and no other plugin gave one",
+        "check the arguments, or repair the plugin or disable it with SANE_PLUGINS_DISABLE",
+    )
