@@ -156,7 +156,7 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
         return bool(shapes) and all(a[0] == b[1] for a, b in pairwise(shapes))
 
     def require_spectra(self) -> None:
-        """Raise `SourceError` for a matrix of more than 2^14 rows and columns: its spectrum takes their cube."""
+        """Raise `SourceError` for a matrix of more than 2^14 rows and columns: spectra take their cube."""
         for index, slot in enumerate(self._slots):
             rows, inputs, places = self._shape(index)
             if min(rows, inputs * places) > _MAX_SPECTRUM:

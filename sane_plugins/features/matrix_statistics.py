@@ -76,7 +76,7 @@ def channel_features(w: Array) -> Array:
 
 
 def _cosine_statistics(unit: Array, norm: Array) -> list[float]:
-    """Return mean, mean size, maximum, minimum and deviation of the cosines between rows (n, k) of length 1."""
+    """Return mean, mean size, maximum, minimum and deviation of the cosines of rows (n, k) of length 1."""
     if len(unit) < 2:
         return [0.0] * 5
     if len(unit) > _MAX_ROWS_AT_ONCE:
@@ -109,8 +109,10 @@ def _above_diagonal(square: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _thinned(unit: Array, norm: Array) -> Array:
-    """Return so many rows that comparing all pairs is work in proportion to the matrix: evenly along their order
-    by `norm` (n,), so that the order of channels does not matter."""
+    """Return so many rows that comparing all pairs is work in proportion to the matrix.
+
+    They are taken evenly along their order by `norm` (n,), so that the order of channels does not matter.
+    """
     most = min(max(_MIN_COMPARED_ROWS, _COMPARED_PER_COLUMN * unit.shape[1]), _MAX_COMPARED_ROWS)
     if len(unit) <= most:
         return unit

@@ -143,8 +143,7 @@ def _decisions(y: Array) -> Array:
 
 
 def _smaller_covariance(x: Array) -> Array:
-    """Return the covariance of rows (n, n), or where these are more than the columns a smaller matrix of equal
-    eigenvalues, apart from zeros."""
+    """Return the covariance of rows (n, n), or of fewer columns a matrix of the same eigenvalues but zeros."""
     if len(x) <= x.shape[1]:
         return np.cov(x).reshape(len(x), len(x))
     x = x - x.mean(1, keepdims=True)

@@ -13,7 +13,7 @@ from .artifact import (
     load_artifact,
     read_config,
     read_description,
-    require_finite_tensor,
+    require_like,
     save_artifact,
     stream_artifact,
 )
@@ -59,7 +59,7 @@ __all__ = [
     "read_config",
     "read_description",
     "require_file",
-    "require_finite_tensor",
+    "require_like",
     "save_arrays",
     "save_artifact",
     "save_checkpoint",

@@ -163,19 +163,20 @@ def fill_module(module: M, tensors: Mapping[str, torch.Tensor]) -> M:
     for key in sorted(needed.keys() ^ tensors.keys()):
         raise ValueError(f"tensor '{key}' is {'missing' if key in needed else 'unknown'}")
     for key, tensor in tensors.items():
-        if tensor.shape != needed[key].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(needed[key].shape)}"
-            raise ValueError(f"tensor '{key}' has the shape {shapes}")
-        require_finite_tensor(key, tensor)
+        require_like(key, tensor, needed[key])
     module.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
     return module.eval().requires_grad_(False)
 
 
-def require_finite_tensor(name: str, tensor: torch.Tensor) -> None:
-    """Raise `ValueError` unless a tensor holds real floating-point numbers that float32 holds too."""
-    if not tensor.dtype.is_floating_point:
+def require_like(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    """Raise `ValueError` unless a tensor has the shape and kind of another, and values that float32 holds."""
+    if tensor.shape != like.shape:
+        shapes = f"{tuple(tensor.shape)}, not {tuple(like.shape)}"
+        raise ValueError(f"tensor '{name}' has the shape {shapes}")
+    is_float = like.dtype.is_floating_point
+    if tensor.dtype.is_floating_point != is_float or not (is_float or tensor.dtype == like.dtype):
         raise ValueError(f"tensor '{name}' is of type {str(tensor.dtype).removeprefix('torch.')}")
-    if not bool(tensor.float().isfinite().all()):
+    if is_float and not bool(tensor.float().isfinite().all()):
         raise ValueError(f"tensor '{name}' holds values that are not finite")
 
 

@@ -23,7 +23,7 @@ from sane_plugins.features import (
 )
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.properties.dataset import STRUCTURE, FeatureDataset
-from sane_plugins.properties.estimates import AnyEstimate
+from sane_plugins.properties.estimates import AnyEstimate, Estimate
 from sane_plugins.properties.head_file import AnyHead, load_heads
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights import WeightGraph
@@ -67,11 +67,16 @@ def predict(
     encoders = dict(ENCODERS)
     if "sane" in needed:
         model = load_model(encode) if sane is None else sane
-        _require_same_sane(chosen, model)
+        _require_same_sane(chosen, model, options.heads)
         encoders["sane"] = SaneEncoder(model)
     features = {name: encoders[name].features(graph, encode).numpy() for name in needed}
+    for name, head in chosen.items():
+        _require_same_features(options.heads or f"property '{name}'", name, head, features)
     features[STRUCTURE] = structure(graph)
-    return {name: head.estimate(features) for name, head in chosen.items()}
+    estimates = {name: head.estimate(features) for name, head in chosen.items()}
+    for name, estimate in estimates.items():
+        _require_number(options.heads or f"property '{name}'", name, estimate)
+    return estimates
 
 
 def extract_features(
@@ -114,13 +119,42 @@ def _select_heads(
     return {name: heads[name] for name in properties or heads}
 
 
-def _require_same_sane(heads: Mapping[str, AnyHead], model: SANE) -> None:
+def _require_same_features(
+    place: object, name: str, head: AnyHead, features: Mapping[str, Array]
+) -> None:
+    """Raise `ZooError` unless a head reads as many features as the encoders give."""
+    given = sum(len(features[encoder]) for encoder in head.encoders)
+    if given != len(head.support.centre):
+        raise ZooError(
+            place,
+            f"the head of '{name}' reads {len(head.support.centre)} features",
+            f"its encoders give {given}",
+            "fit it again with 'sane-plugins heads fit'",
+        )
+
+
+def _require_number(place: object, name: str, estimate: AnyEstimate) -> None:
+    """Raise `ZooError` for an estimate that is no number, or whose bounds are none."""
+    if isinstance(estimate, Estimate):
+        numbers, bounds = [estimate.value], estimate.interval
+    else:
+        numbers, bounds = [*estimate.probabilities.values()], ()
+    if not np.isfinite(numbers).all() or np.isnan(bounds).any():
+        raise ZooError(
+            place,
+            f"the head of '{name}' gives no number for this network",
+            "an estimate is finite",
+            "fit it again with 'sane-plugins heads fit'",
+        )
+
+
+def _require_same_sane(heads: Mapping[str, AnyHead], model: SANE, file: Path | None) -> None:
     model_fingerprint = fingerprint(model)
     for name, head in heads.items():
         if head.sane and head.sane != model_fingerprint:
             raise ZooError(
-                f"property '{name}'",
-                f"its head reads features of SANE {head.sane}",
+                file or f"property '{name}'",
+                f"the head of '{name}' reads features of SANE {head.sane}",
                 f"this SANE is {model_fingerprint}",
                 "use the SANE it was fitted with, or fit the head again",
             )

@@ -136,7 +136,7 @@ class WeightGraph:
         return not any(_count_unusable(tensor) for _, tensor in self.items())
 
     def require_finite(self) -> WeightGraph:
-        """Return the graph itself; raise `SourceError` where a tensor holds NaN, infinity or such huge values.
+        """Return the graph itself; raise `SourceError` where a tensor holds NaN, infinity or huge values.
 
         Half of what float32 holds is the limit, so that differences of weights are finite too.
         """
