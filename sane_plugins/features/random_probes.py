@@ -143,7 +143,7 @@ def _decisions(y: Array) -> Array:
 
 
 def _smaller_covariance(x: Array) -> Array:
-    """Return the covariance of rows (n, n), or of fewer columns a matrix of the same eigenvalues but zeros."""
+    """Return the covariance of rows (n, n), or a smaller matrix of its eigenvalues that are not 0."""
     if len(x) <= x.shape[1]:
         return np.cov(x).reshape(len(x), len(x))
     x = x - x.mean(1, keepdims=True)

@@ -1,4 +1,4 @@
-from .archives import Archive
+from .archives import Archive, max_unpacked
 from .artifact import (
     DENOISER,
     EMBEDDINGS,
@@ -55,6 +55,7 @@ __all__ = [
     "from_state_dict",
     "index_in",
     "load_artifact",
+    "max_unpacked",
     "open_file",
     "read_config",
     "read_description",

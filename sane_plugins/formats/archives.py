@@ -24,6 +24,11 @@ _EOCD, _ZIP64_LOCATOR, _ZIP64_EOCD = Struct("<4s4H2LH"), Struct("<4sLQL"), Struc
 _LOCAL_HEADER = Struct("<4s5H3L2H")
 
 
+def max_unpacked(packed: int) -> int:
+    """Return how many bytes a member of that many packed bytes may unpack to."""
+    return max(ROOM, MAX_COMPRESSION_RATIO * packed)
+
+
 class Archive:
     """A zip file with a checked directory; it stays open, so that the path may be replaced meanwhile.
 
@@ -136,7 +141,7 @@ def _check_member(path: Path, info: ZipInfo) -> None:
         )
     if info.compress_type == ZIP_STORED and info.compress_size != info.file_size:
         raise limit_error(path, f"'{name}' has two sizes", "a whole archive is needed")
-    if info.file_size > max(ROOM, MAX_COMPRESSION_RATIO * info.compress_size):
+    if info.file_size > max_unpacked(info.compress_size):
         raise limit_error(
             path,
             f"'{name}' gets {info.file_size} bytes out of {info.compress_size}",

@@ -200,7 +200,8 @@ class GroupTrainer:
             for name, value in self._state_tensors().items():
                 require_like(name, tensors[name], value)
             for epoch, rows in measured.items():
-                if int(epoch) not in self.schedule.keep or len(rows) != len(self.draws):
+                is_known = int(epoch) in self.schedule.keep and len(rows) == len(self.draws)
+                if not is_known or not all(isinstance(row, dict) for row in rows):
                     raise ValueError("it was measured at other epochs, or with other networks")
                 checkpoint = {"": self.stack.flat, **self.stack.buffers}
                 for name, value in checkpoint.items():
