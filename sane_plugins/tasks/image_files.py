@@ -34,6 +34,8 @@ def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             names = list(file.keys())
             arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in names}
+    except SaneError as error:
+        raise TaskError(path, error.found, error.needed, error.way_out) from error
     except Exception as error:  # damaged bytes may make NumPy raise anything
         raise TaskError(
             path,
