@@ -116,7 +116,8 @@ def _thinned(unit: Array, norm: Array) -> Array:
     most = min(max(_MIN_COMPARED_ROWS, _COMPARED_PER_COLUMN * unit.shape[1]), _MAX_COMPARED_ROWS)
     if len(unit) <= most:
         return unit
-    return unit[np.argsort(norm, kind="stable")[np.linspace(0, len(unit) - 1, most).astype(int)]]
+    order, places = np.argsort(norm, kind="stable"), np.linspace(0, len(unit) - 1, most)
+    return np.asarray(unit[order[places.astype(int)]])
 
 
 def spectrum(w: Array) -> Array:

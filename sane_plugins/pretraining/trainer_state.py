@@ -92,12 +92,12 @@ def _moments(
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
             moments.setdefault(int(index), {})[name] = value
-    for index, stored in moments.items():
-        if not 0 <= index < len(parameters) or stored.keys() != _MOMENTS:
-            raise ValueError(f"the optimiser's part {index} is not whole, or nobody's")
+    for number, stored in moments.items():
+        if not 0 <= number < len(parameters) or stored.keys() != _MOMENTS:
+            raise ValueError(f"the optimiser's part {number} is not whole, or nobody's")
         for name, value in stored.items():
-            like = torch.zeros(()) if name == "step" else parameters[index]
-            require_like(f"optimizer.{index}.{name}", value, like)
+            like = torch.zeros(()) if name == "step" else parameters[number]
+            require_like(f"optimizer.{number}.{name}", value, like)
     return moments
 
 

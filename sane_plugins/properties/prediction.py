@@ -136,10 +136,10 @@ def _require_same_features(
 def _require_number(place: object, name: str, estimate: AnyEstimate) -> None:
     """Raise `ZooError` for an estimate that is no number, or whose bounds are none."""
     if isinstance(estimate, Estimate):
-        numbers, bounds = [estimate.value], estimate.interval
+        is_number = np.isfinite(estimate.value) and not np.isnan(estimate.interval).any()
     else:
-        numbers, bounds = [*estimate.probabilities.values()], ()
-    if not np.isfinite(numbers).all() or np.isnan(bounds).any():
+        is_number = np.isfinite([*estimate.probabilities.values()]).all()
+    if not is_number:
         raise ZooError(
             place,
             f"the head of '{name}' gives no number for this network",

@@ -34,12 +34,11 @@ def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             names = list(file.keys())
             arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in names}
-    except SaneError as error:
-        raise TaskError(path, error.found, error.needed, error.way_out) from error
     except Exception as error:  # damaged bytes may make NumPy raise anything
+        reason = error.found if isinstance(error, SaneError) else first_line(error)
         raise TaskError(
             path,
-            "it cannot be read as an .npz file of plain arrays",
+            f"it cannot be read as an .npz file of plain arrays ({reason})",
             "a task file is one that numpy.savez wrote, without pickled objects",
             "save it again with numpy.savez, or give a folder with one sub-folder per class",
         ) from error
