@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -46,6 +46,19 @@ def require_field_types(options: Any) -> None:
                 f"{type(options).__name__}, {field.name}",
                 f"{_describe_value(value)} was given",
                 f"{_describe_type(hint)} is needed",
+                f"see help({type(options).__name__})",
+            )
+
+
+def require_ranges(options: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise `UsageError` for a field of a dataclass outside its range, both ends included."""
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise UsageError(
+                f"{type(options).__name__}, {name}",
+                f"{_describe_value(value)} was given",
+                f"it lies between {low} and {high}",
                 f"see help({type(options).__name__})",
             )
 

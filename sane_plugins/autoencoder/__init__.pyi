@@ -3,7 +3,7 @@ from .checkpoint import embedded_sane, fingerprint, load_sane, read_metadata, sa
 from .codec import Latents, decode, encode
 from .model import SANE, SANEConfig
 from .normalization import standardized_tokens
-from .streaming import WindowBatch, encode_stream
+from .streaming import WindowBatch, encode_stream, require_finite_result
 
 __all__ = [
     "SANE",
@@ -18,6 +18,7 @@ __all__ = [
     "fingerprint",
     "load_sane",
     "read_metadata",
+    "require_finite_result",
     "save_sane",
     "standardized_tokens",
 ]

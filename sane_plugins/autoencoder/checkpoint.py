@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from sane_plugins.autoencoder.model import SANE, SANEConfig
-from sane_plugins.formats import SANE_MODEL, load_artifact, read_description, save_artifact
+from sane_plugins.formats import (
+    SANE_MODEL,
+    fill_module,
+    load_artifact,
+    read_config,
+    read_description,
+    save_artifact,
+)
 
 
 def save_sane(
@@ -34,9 +41,10 @@ def load_sane(path: str | Path, device: torch.device | str = "cpu") -> SANE:
 
 
 def _build_model(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> SANE:
-    model = SANE(SANEConfig(**about["config"]))
-    model.load_state_dict({key: value.float() for key, value in tensors.items()})
-    return model.eval().requires_grad_(False)
+    config = read_config(SANEConfig, about["config"])
+    with torch.device("meta"):
+        model = SANE(config)
+    return fill_module(model, tensors)
 
 
 @lru_cache(maxsize=1)

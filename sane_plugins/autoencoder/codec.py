@@ -14,7 +14,7 @@ from sane_plugins.autoencoder.bfloat16 import Precision, precision_dtype
 from sane_plugins.autoencoder.halo_windows import cut_windows, join_windows
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import undo_standardization
-from sane_plugins.autoencoder.streaming import WindowBatch, encode_stream
+from sane_plugins.autoencoder.streaming import WindowBatch, encode_stream, require_finite_result
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.progress import Report, silent
@@ -51,7 +51,7 @@ def encode(
         values[batch.start : batch.start + len(batch.latents)] = batch.latents
 
     encode_stream(model, graph, keep, window=window, halo=halo, precision=precision, report=report)
-    return Latents(values, layout.spans)
+    return Latents(require_finite_result(graph, values), layout.spans)
 
 
 @torch.no_grad()

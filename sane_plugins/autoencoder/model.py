@@ -6,7 +6,7 @@ is four more numbers of every token, encoded and decoded with it; the published 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm, pad
 
+from sane_plugins.arguments import require_field_types, require_ranges
 from sane_plugins.autoencoder.positions import (
     POSITION_WIDTH,
     LearnedPositions,
@@ -21,6 +22,17 @@ from sane_plugins.autoencoder.positions import (
 )
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.weights import SIDE, TokenLayout
+
+_MAX_TABLE = 2**24
+_RANGES: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("token_width", "latent_width", "model_width", "heads"), (1, 2**16)),
+    "layers": (1, 2**8),
+    "projection_width": (1, 2**16),
+    "window": (1, 2**14),
+    "halo": (0, 2**14),
+    "slots": (0, 2**20),
+    "span": (0, 2**16),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +64,19 @@ class SANEConfig:
     span: int = 0
 
     def __post_init__(self) -> None:
+        require_field_types(self)
+        require_ranges(self, _RANGES)
         object.__setattr__(self, "tables", tuple(self.tables))
+        tables = (len(self.tables) in (0, 3)) and all(
+            type(n) is int and 0 < n <= _MAX_TABLE for n in self.tables
+        )
+        if not tables:
+            raise UsageError(
+                "SANEConfig, tables",
+                f"{str(self.tables)[:80]} was given",
+                f"sizes of three tables of up to {_MAX_TABLE} rows are needed, or none",
+                "see help(SANEConfig)",
+            )
         if self.model_width % self.heads or (self.tables and self.model_width % 2):
             raise UsageError(
                 "the SANE's shape",
@@ -115,7 +139,8 @@ class SANE(nn.Module):
         self.project = _projection_head(latent * span, config.projection_width)
         if config.scale == "zoo":
             self.register_buffer("zoo_scale", torch.tensor([[0.0, 1.0]]).repeat(config.slots, 1))
-        _initialize(self, config.layers)
+        if not self.latents_out.weight.is_meta:  # else a file's weights follow
+            _initialize(self, config.layers)
 
     def encode(
         self, values: torch.Tensor, side: torch.Tensor, positions: torch.Tensor

@@ -25,6 +25,7 @@ from sane_plugins.autoencoder.bfloat16 import (
 from sane_plugins.autoencoder.model import SANE
 from sane_plugins.autoencoder.normalization import standardized_blocks
 from sane_plugins.display import ShortRepr
+from sane_plugins.errors import SourceError
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.runtime import threads
 from sane_plugins.weights import TokenLayout, WeightGraph
@@ -80,6 +81,19 @@ def encode_stream(
         done = batch.start + len(batch.latents)
         if is_long:
             report(Progress(job="encode", done=done, total=len(layout), note=graph.source))
+
+
+def require_finite_result(graph: WeightGraph, result: torch.Tensor) -> torch.Tensor:
+    """Return what was computed from a network; raise `SourceError` where it is not finite."""
+    if not bool(result.isfinite().all()):
+        graph.require_finite()
+        raise SourceError(
+            graph.source,
+            "what this SANE computes from it is not finite",
+            "an embedding needs weights and a SANE of moderate size",
+            "check the weights' size with 'sane-plugins inspect', or use the shipped SANE",
+        )
+    return result
 
 
 def _read_inputs(

@@ -26,6 +26,7 @@ from sane_plugins.autoencoder import (
     embedded_sane,
     encode_stream,
     load_sane,
+    require_finite_result,
 )
 from sane_plugins.display import html_table
 from sane_plugins.errors import UsageError
@@ -125,6 +126,7 @@ class SaneEncoder:
         pool = LatentPool(graph, model)
         with _latent_store(options.latents, pool, model) as (take, latents):
             _encode_stream(model, graph, take, options)
+        require_finite_result(graph, pool.mean.float())
         return Encoding(
             latents=latents,
             spans=pool.spans,
@@ -143,9 +145,11 @@ class SaneEncoder:
         pool = LatentPool(graph, model)
         with _latent_store(probed, pool, model) as (take, latents):
             _encode_stream(model, graph, take, options)
-        return sane_features.features(
+        require_finite_result(graph, pool.mean.float())
+        features = sane_features.features(
             model, graph, pool.side, latents, window=options.window, halo=options.halo
         )
+        return require_finite_result(graph, features)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sane_plugins.errors import SourceError
 from sane_plugins.features import matrix_statistics
 from sane_plugins.features.random_probes import ACTIVITY, probe
 from sane_plugins.weights import Param, WeightGraph
@@ -29,16 +30,18 @@ PLACES = 5
 _NORM_ROLES = ("scale", "shift", "running_mean", "running_var")
 _NORM_LENGTH = 3
 _EPSILON = 1e-5
+_MAX_SPECTRUM = 2**14
 _QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def statistics(graph: WeightGraph) -> torch.Tensor:
     """Return the layer statistics (F,) float64 of a network; F is the same for every network.
 
-    Raises `SourceError` if a weight is not finite.
+    Raises `SourceError` if a weight is not finite, and for a matrix whose spectrum is out of reach.
     """
-    graph.require_finite()
     chain = _Chain(graph)
+    chain.require_spectra()
+    graph.require_finite()
     vectors = [
         (p.role, matrix_statistics.vector_features(_array(graph, p).ravel()))
         for p in graph.params
@@ -151,6 +154,18 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
         """Return whether there are matrices and each takes the previous one's outputs."""
         shapes = [self._shape(index) for index in range(len(self))]
         return bool(shapes) and all(a[0] == b[1] for a, b in pairwise(shapes))
+
+    def require_spectra(self) -> None:
+        """Raise `SourceError` for a matrix of more than 2^14 rows and columns: spectra take their cube."""
+        for index, slot in enumerate(self._slots):
+            rows, inputs, places = self._shape(index)
+            if min(rows, inputs * places) > _MAX_SPECTRUM:
+                raise SourceError(
+                    f"{self._graph.source}, '{slot.weight.key}'",
+                    f"its shape is {slot.weight.shape}",
+                    f"statistics are taken of matrices with at most {_MAX_SPECTRUM} rows or columns",
+                    "choose the encoder sane, which takes any size",
+                )
 
     def _shape(self, index: int) -> tuple[int, int, int]:
         weight = self._slots[index].weight

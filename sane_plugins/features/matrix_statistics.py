@@ -5,12 +5,16 @@ Matrices are (rows, inputs, places): output channels, input channels, and kernel
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 _EPSILON = 1e-12
 SIZES = 3
+_MAX_ROWS_AT_ONCE, _TILE = 2**11, 2**9
+_MIN_COMPARED_ROWS, _COMPARED_PER_COLUMN, _MAX_COMPARED_ROWS = 2**13, 2**10, 2**16
 
 
 def matrix_features(w: Array, bias: Array | None) -> Array:
@@ -56,8 +60,6 @@ def channel_features(w: Array) -> Array:
     flat = w.reshape(len(w), -1)
     total = float((flat**2).sum())
     out_norm, in_norm = np.sqrt((flat**2).sum(1)), np.sqrt((w**2).sum((0, 2)))
-    unit = flat / np.maximum(out_norm, _EPSILON)[:, None]
-    cosines = (unit @ unit.T)[np.triu_indices(len(flat), 1)] if len(flat) > 1 else np.zeros(1)
     dead = float((out_norm < 0.1 * out_norm.max()).mean())
     return np.array(
         [
@@ -68,13 +70,54 @@ def channel_features(w: Array) -> Array:
             clipped_log(_ratio((flat.sum(1) ** 2).sum(), total)),
             _ratio(np.abs(flat.mean(1)).mean(), flat.std()),
             _ratio(flat.mean(1).std(), flat.std()),
-            cosines.mean(),
-            np.abs(cosines).mean(),
-            cosines.max(),
-            cosines.min(),
-            cosines.std(),
+            *_cosine_statistics(flat / np.maximum(out_norm, _EPSILON)[:, None], out_norm),
         ]
     )
+
+
+def _cosine_statistics(unit: Array, norm: Array) -> list[float]:
+    """Return mean, mean size, maximum, minimum and deviation of the cosines of rows (n, k) of length 1."""
+    if len(unit) < 2:
+        return [0.0] * 5
+    if len(unit) > _MAX_ROWS_AT_ONCE:
+        return _streamed_cosine_statistics(_thinned(unit, norm).astype(np.float32))
+    cosines = _above_diagonal(unit @ unit.T)
+    return [cosines.mean(), np.abs(cosines).mean(), cosines.max(), cosines.min(), cosines.std()]
+
+
+def _streamed_cosine_statistics(unit: npt.NDArray[np.float32]) -> list[float]:
+    """Return the same from a tile of the cosines at a time, in single precision."""
+    count, total, size, squares, highest, lowest = 0, 0.0, 0.0, 0.0, -2.0, 2.0
+    tiles = [unit[start : start + _TILE] for start in range(0, len(unit), _TILE)]
+    for i, rows in enumerate(tiles):
+        for j, others in enumerate(tiles[i:]):
+            cosines = (rows @ others.T).ravel() if j else _above_diagonal(rows @ rows.T)
+            if not len(cosines):
+                continue
+            count += len(cosines)
+            total += float(cosines.sum())
+            squares += float(cosines @ cosines)
+            highest = max(highest, float(cosines.max()))
+            lowest = min(lowest, float(cosines.min()))
+            size += float(np.abs(cosines, out=cosines).sum())
+    mean = total / count
+    return [mean, size / count, highest, lowest, max(squares / count - mean * mean, 0.0) ** 0.5]
+
+
+def _above_diagonal(square: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return square[np.triu_indices(len(square), 1)]
+
+
+def _thinned(unit: Array, norm: Array) -> Array:
+    """Return so many rows that comparing all pairs is work in proportion to the matrix.
+
+    They are taken evenly along their order by `norm` (n,), so that the order of channels does not matter.
+    """
+    most = min(max(_MIN_COMPARED_ROWS, _COMPARED_PER_COLUMN * unit.shape[1]), _MAX_COMPARED_ROWS)
+    if len(unit) <= most:
+        return unit
+    order, places = np.argsort(norm, kind="stable"), np.linspace(0, len(unit) - 1, most)
+    return np.asarray(unit[order[places.astype(int)]])
 
 
 def spectrum(w: Array) -> Array:

@@ -17,6 +17,8 @@ Array = npt.NDArray[np.float64]
 _PROBES = 192
 _POSITION_CORRELATION = 0.8
 _EPSILON = 1e-12
+_MAX_SIDE = 2**16  # each of the probes takes as many numbers
+_MAX_RESPONSE = 1e100  # far from overflow when it is squared, or multiplied by the next matrix
 _ACTIVITY_FEATURES = 8
 _DECISION_FEATURES = 13
 
@@ -25,7 +27,8 @@ def probe(chain: Sequence[tuple[Array, Array | None]]) -> tuple[list[Array], Arr
     """Return activity per matrix, a list of (ACTIVITY,), and the decisions (DECISIONS,) of the outputs.
 
     chain: matrices (rows, inputs, places) with biases (rows,). From the first matrix whose inputs differ from
-    the previous outputs, activity is zero, and so are the decisions.
+    the previous outputs, or that has more than 2^16 rows or columns, activity is zero, and so are the
+    decisions.
     """
     layers, outputs = zip(
         *(_propagate(chain, activation) for activation in _ACTIVATIONS), strict=True
@@ -52,17 +55,22 @@ def _propagate(
     activities: list[Array] = []
     x, y = np.zeros((0, _PROBES)), np.zeros((0, _PROBES))
     for i, (w, bias) in enumerate(chain):
-        if i and w.shape[1] != len(x):
+        if (i and w.shape[1] != len(x)) or max(len(w), w[0].size) > _MAX_SIDE:
             break
         patches = _shifted(x, w.shape[2]) if i else _random_inputs(w.shape[1], w.shape[2])
-        y = np.einsum("rik,ikn->rn", w, patches, optimize=True)
+        y = _bounded(np.einsum("rik,ikn->rn", w, patches, optimize=True))
         input_std = float(y.std())
-        y = y if bias is None else y + bias[:, None]
+        y = y if bias is None else _bounded(y + bias[:, None])
         x = activation(y)
         activities.append(_activity(y, x, input_std))
     is_chain = 0 < len(activities) == len(chain)
     missing = [np.zeros(_ACTIVITY_FEATURES)] * (len(chain) - len(activities))
     return [*activities, *missing], _decisions(y) if is_chain else np.zeros(_DECISION_FEATURES)
+
+
+def _bounded(y: Array) -> Array:
+    """Return finite responses: those of a network with huge weights grow with every matrix."""
+    return np.clip(np.nan_to_num(y, copy=False), -_MAX_RESPONSE, _MAX_RESPONSE, out=y)
 
 
 def _random_inputs(inputs: int, places: int) -> Array:
@@ -108,10 +116,12 @@ def _decisions(y: Array) -> Array:
     p = exponent / exponent.sum(0)
     chosen = np.bincount(y.argmax(0), minlength=len(y)) / y.shape[1]
     centred = y - y.mean(0)
-    power = np.linalg.eigvalsh(np.cov(np.atleast_2d(centred)).reshape(len(y), len(y)))
+    power = np.linalg.eigvalsh(_smaller_covariance(centred))
     share = np.maximum(power[::-1], 0.0) / max(float(power.clip(0).sum()), _EPSILON)
     spread = centred.std(1)
-    margin = np.diff(np.sort(y, axis=0)[-2:], axis=0) if len(y) > 1 else np.zeros((1, y.shape[1]))
+    margin = np.zeros((1, y.shape[1]))
+    if len(y) > 1:
+        margin = np.diff(np.partition(y, (-2, -1), axis=0)[-2:], axis=0)
     scale = max(float(spread.mean()), _EPSILON)
     return np.array(
         [
@@ -130,6 +140,14 @@ def _decisions(y: Array) -> Array:
             _entropy(chosen),
         ]
     )
+
+
+def _smaller_covariance(x: Array) -> Array:
+    """Return the covariance of rows (n, n), or a smaller matrix of its eigenvalues that are not 0."""
+    if len(x) <= x.shape[1]:
+        return np.cov(x).reshape(len(x), len(x))
+    x = x - x.mean(1, keepdims=True)
+    return np.asarray(x.T @ x / (x.shape[1] - 1))
 
 
 def _entropy(p: Array) -> float:

@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import save_file
 
 from sane_plugins.atomic_files import write_whole
-from sane_plugins.errors import SaneError, SourceError, ZooError, first_line
+from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError, first_line
 from sane_plugins.formats.guards import require_file
 from sane_plugins.formats.lazy_tensors import LazyTensors
 
 T = TypeVar("T")
+M = TypeVar("M", bound=torch.nn.Module)
 Description = Mapping[str, Any]
 _ALIGNMENT = 8  # bytes that the header of a safetensors file is padded to
 
@@ -132,8 +133,51 @@ def load_artifact(
         raise
     except KeyError as error:
         raise kind.error(path, f"its part {error} is missing") from error
-    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        MemoryError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise kind.error(path, f"a part of it is wrong ({first_line(error)})") from error
+
+
+def read_config(config: type[T], stored: Any) -> T:
+    """Build a dataclass from the fields that a description holds; raise `ValueError` where it refuses one."""
+    try:
+        return config(**stored)
+    except UsageError as error:  # it would blame the caller, not the file
+        raise ValueError(f"{error.place}: {error.found}") from error
+
+
+def fill_module(module: M, tensors: Mapping[str, torch.Tensor]) -> M:
+    """Give a module that was built on the device `meta` its tensors, as float32, to be evaluated only.
+
+    Nothing is allocated before all names and shapes agree. Raises `ValueError` where they do not, and for
+    values that are no finite floating-point numbers.
+    """
+    needed = module.state_dict()
+    for key in sorted(needed.keys() ^ tensors.keys()):
+        raise ValueError(f"tensor '{key}' is {'missing' if key in needed else 'unknown'}")
+    for key, tensor in tensors.items():
+        require_like(key, tensor, needed[key])
+    module.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def require_like(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    """Raise `ValueError` unless a tensor has the shape and kind of another, and values that float32 holds."""
+    if tensor.shape != like.shape:
+        shapes = f"{tuple(tensor.shape)}, not {tuple(like.shape)}"
+        raise ValueError(f"tensor '{name}' has the shape {shapes}")
+    is_float = like.dtype.is_floating_point
+    if tensor.dtype.is_floating_point != is_float or not (is_float or tensor.dtype == like.dtype):
+        raise ValueError(f"tensor '{name}' is of type {str(tensor.dtype).removeprefix('torch.')}")
+    if is_float and not bool(tensor.float().isfinite().all()):
+        raise ValueError(f"tensor '{name}' holds values that are not finite")
 
 
 def read_description(kind: ArtifactKind, path: str | Path) -> dict[str, Any]:
@@ -167,7 +211,8 @@ def _open(kind: ArtifactKind, path: Path) -> tuple[LazyTensors, dict[str, Any]]:
     if not isinstance(description, dict):
         raise kind.error(path, "its description is no JSON object")
     if (version := description.get("version")) != kind.version:
-        raise kind.error(path, f"its version is {'not given' if version is None else version}")
+        given = "not given" if version is None else repr(version)[:40]
+        raise kind.error(path, f"its version is {given}")
     return stored, description
 
 

@@ -16,8 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from sane_plugins.arguments import require_field_types, require_ranges
 from sane_plugins.display import ShortRepr
-from sane_plugins.formats import DENOISER, load_artifact, save_artifact
+from sane_plugins.formats import DENOISER, fill_module, load_artifact, read_config, save_artifact
+
+_RANGES: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("latent", "places", "task", "width"), (1, 2**16)),
+    "blocks": (0, 2**8),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,10 @@ class DenoiserConfig:
     sane: str
     width: int = 96
     blocks: int = 3
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
+        require_ranges(self, _RANGES)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -151,6 +161,7 @@ def load_denoiser(path: str | Path) -> Denoiser:
 
 
 def _build_denoiser(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Denoiser:
-    model = Denoiser(DenoiserConfig(**metadata["config"]))
-    model.load_state_dict({key: value.float() for key, value in tensors.items()})
-    return model.eval().requires_grad_(False)
+    config = read_config(DenoiserConfig, metadata["config"])
+    with torch.device("meta"):
+        model = Denoiser(config)
+    return fill_module(model, tensors)

@@ -23,6 +23,7 @@ from torch import nn
 
 from sane_plugins.autoencoder import SANE
 from sane_plugins.display import ShortRepr, html_table
+from sane_plugins.errors import SourceError
 from sane_plugins.generation import SamplerError
 from sane_plugins.initialize.benefit import BenefitForecast, forecast_after_race
 from sane_plugins.initialize.budget import Budget, Completion
@@ -126,7 +127,7 @@ def initialize(
             problem, task, prompts, best.spec, search_result.trace, few_shot, rows
         )
     return Initialization(
-        graph=_graph(problem, best.module),
+        graph=_finite_graph(problem, best.module, best.origins),
         module=best.module.cpu().eval(),
         chosen=best.spec.kind.family,
         rows=rows,
@@ -182,7 +183,7 @@ def generate(
         built = CandidateBuilder(problem).build(spec, draw_latents(problem, trace, spec))
         provenance = build_provenance(problem, task, prompts, spec, trace)
     return Initialization(
-        graph=_graph(problem, built.module),
+        graph=_finite_graph(problem, built.module, built.origins),
         module=built.module.cpu().eval(),
         chosen=spec.kind.family,
         rows=(),
@@ -214,3 +215,20 @@ def _score_rows(
 def _graph(problem: InitializationProblem, module: nn.Module) -> WeightGraph:
     set_memory_format(module, torch.contiguous_format)
     return problem.read(deepcopy(module).cpu())
+
+
+def _finite_graph(
+    problem: InitializationProblem, module: nn.Module, origins: Mapping[str, Origin]
+) -> WeightGraph:
+    """Return the graph of a network; raise `SourceError` where weights that we made are not finite."""
+    graph = _graph(problem, module)
+    for key, origin in origins.items():
+        tensor = graph.tensors.get(key)
+        if origin is not Origin.DEFAULT and tensor is not None and not tensor.isfinite().all():
+            raise SourceError(
+                f"the initial weights, '{key}'",
+                "some values are not finite",
+                "initial weights are numbers",
+                "give prompts and images of moderate size, or the shipped SANE",
+            )
+    return graph

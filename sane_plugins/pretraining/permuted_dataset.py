@@ -118,7 +118,7 @@ def _group_by_architecture(zoos: Sequence[Zoo]) -> tuple[list[list[_Sample]], in
     for zoo in zoos:
         for entry in sorted(zoo.entries, key=lambda entry: entry.network):
             graph = zoo.graph(entry)
-            if all(tensor.isfinite().all() for _, tensor in graph.items()):
+            if graph.is_finite:
                 shapes = tuple((p.key, p.shape) for p in graph.params)
                 by_shapes.setdefault(shapes, []).append(_Sample(zoo, entry, graph))
             else:

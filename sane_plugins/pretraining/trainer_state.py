@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 
 from sane_plugins.autoencoder import SANE
 from sane_plugins.errors import UsageError
-from sane_plugins.formats import PRETRAINING_STATE, load_artifact, save_artifact
+from sane_plugins.formats import PRETRAINING_STATE, load_artifact, require_like, save_artifact
 from sane_plugins.pretraining.training_log import TrainingLog
 
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 _MAX_SAVE_FRACTION = 0.1  # of the run time may be spent on saving
 
 
@@ -64,20 +66,51 @@ def restore_state(run: TrainerState, path: Path) -> None:
 
     def load(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         _require_same_settings(path, json.loads(json.dumps(run.settings)), about["told"])
-        log, step = about["log"], about["step"]
+        log, step = about["log"], _count("step", about["step"])
+        sums = {str(name): _number("sum", value) for name, value in log["sums"].items()}
+        count, seconds = _count("count", log["count"]), _number("seconds", log["seconds"])
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        moments = _moments(run, tensors)
+        for key, like in run.model.state_dict().items():
+            require_like(key, model[key], like)
         run.model.load_state_dict(model)
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                moments.setdefault(int(index), {})[name] = value
         groups = run.optimizer.state_dict()["param_groups"]
         run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        run.log.sums, run.log.count, run.log.before = log["sums"], log["count"], log["seconds"]
+        run.log.sums, run.log.count, run.log.before = sums, count, seconds
         run.step = step
 
     load_artifact(PRETRAINING_STATE, path, load)
+
+
+def _moments(
+    run: TrainerState, tensors: Mapping[str, torch.Tensor]
+) -> dict[int, dict[str, torch.Tensor]]:
+    """Return the optimiser's moments by number of the parameter; raise `ValueError` where they do not fit."""
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = value
+    for number, stored in moments.items():
+        if not 0 <= number < len(parameters) or stored.keys() != _MOMENTS:
+            raise ValueError(f"the optimiser's part {number} is not whole, or nobody's")
+        for name, value in stored.items():
+            like = torch.zeros(()) if name == "step" else parameters[number]
+            require_like(f"optimizer.{number}.{name}", value, like)
+    return moments
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{name} is no whole number from 0 on")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not isfinite(value):
+        raise ValueError(f"{name} is no number")
+    return float(value)
 
 
 def _require_same_settings(

@@ -116,7 +116,7 @@ def _is_finite(zoo: Zoo, entry: Entry) -> bool:
     stored = entry.properties.get("finite")
     if stored is not None:
         return bool(stored)
-    return all(bool(tensor.isfinite().all()) for _, tensor in zoo.graph(entry).items())
+    return zoo.graph(entry).is_finite
 
 
 def _exclusion_note(count: int, reason: str) -> tuple[str, ...]:

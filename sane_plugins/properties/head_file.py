@@ -17,6 +17,7 @@ import torch
 from sane_plugins.formats import PROPERTY_HEADS, load_artifact, save_artifact
 from sane_plugins.properties.category_head import CategoryHead
 from sane_plugins.properties.conformal import Widths
+from sane_plugins.properties.head_checks import require_valid
 from sane_plugins.properties.in_distribution import TrainingSupport
 from sane_plugins.properties.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import MEMBER_TYPES, Array, Member, member_arrays
@@ -60,7 +61,15 @@ def _read_heads(
     about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, AnyHead]:
     stored = {key: value.numpy() for key, value in tensors.items()}
-    return {name: _read_head(name, head, stored) for name, head in about["heads"].items()}
+    heads = {name: _read_head(name, head, stored) for name, head in about["heads"].items()}
+    if not heads:
+        raise ValueError("there is no head")
+    for name, head in heads.items():
+        try:
+            require_valid(head)
+        except ValueError as error:
+            raise ValueError(f"head '{name[:40]}', {error}") from error
+    return heads
 
 
 def _read_head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> AnyHead:

@@ -34,11 +34,16 @@ class TrainingSupport:
     held_out: Array
 
     def distance(self, x: Array) -> Array:
-        """Return the squared distance (N,) of rows (N, F): Mahalanobis distance plus scaled residual."""
-        z = np.arcsinh((x - self.centre) / self.spread)
-        along = z @ self.directions
-        residual = (z**2).mean(1) - (along**2).sum(1) / z.shape[1]
-        return np.asarray((along**2 / self.power[:-1]).mean(1) + residual / self.power[-1])
+        """Return the squared distance (N,) of rows (N, F): Mahalanobis distance plus scaled residual.
+
+        What overflows is infinitely far.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            z = np.arcsinh((x - self.centre) / self.spread)
+            along = z @ self.directions
+            residual = (z**2).mean(1) - (along**2).sum(1) / z.shape[1]
+            distance = (along**2 / self.power[:-1]).mean(1) + residual / self.power[-1]
+        return np.where(np.isnan(distance), np.inf, distance)
 
     def typicality(self, x: Array) -> Array:
         """Return for rows (N, F) the fraction of held-out networks farther away, a conformal p-value."""

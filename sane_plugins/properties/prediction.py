@@ -24,7 +24,8 @@ from sane_plugins.features import (
 )
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.properties.dataset import STRUCTURE, FeatureDataset
-from sane_plugins.properties.estimates import AnyEstimate
+from sane_plugins.properties.estimates import AnyEstimate, Estimate
+from sane_plugins.properties.head import Head
 from sane_plugins.properties.head_file import AnyHead, load_heads
 from sane_plugins.properties.regressors import Array
 from sane_plugins.weights import WeightGraph
@@ -54,16 +55,20 @@ def predict(
     sane: SANE | None = None,
     options: PredictOptions | None = None,
     report: Report = silent,
-    attempt: Attempt = lambda _, estimate: estimate(),
+    attempt: Attempt | None = None,
 ) -> dict[str, AnyEstimate]:
     """Predict properties of one network; heads and SANE default to the embedded ones.
 
-    `attempt` makes the estimate of one head; where it returns None, the head is left out. Raises
+    `attempt` makes the estimate of one head of a plugin; where it returns None, the head is left out. Raises
     `SourceError` if a weight is not finite, `UsageError` for a property without a head, and `ZooError` if a
     head was fitted on another SANE's features.
     """
     options = options or PredictOptions()
     graph.require_finite()
+    if (
+        attempt is None or options.heads is not None
+    ):  # a file that the user named is whole or refused
+        attempt = _estimate_or_raise
     if options.heads is not None:
         heads = load_heads(options.heads)
     chosen = _select_heads(embedded_heads() if heads is None else heads, options.properties)
@@ -76,15 +81,18 @@ def predict(
         fitted_on = fingerprint(model)
         if sane is not None or options.sane is not None:  # it was chosen for all of the heads
             for name, head in chosen.items():
-                _require_same_sane(name, head, fitted_on)
+                _require_same_sane(options.heads, name, head, fitted_on)
         encoders["sane"] = SaneEncoder(model)
     features = {name: encoders[name].features(graph, encode).numpy() for name in needed}
     features[STRUCTURE] = structure(graph)
 
     def estimate(name: str, head: AnyHead) -> AnyEstimate:
-        _require_same_sane(name, head, fitted_on)
+        _require_same_sane(options.heads, name, head, fitted_on)
+        _require_same_features(options.heads, name, head, features)
         # A copy: a head of a plugin may change what it is given.
-        return head.estimate({key: x.copy() for key, x in features.items()})
+        result = head.estimate({key: x.copy() for key, x in features.items()})
+        _require_number(options.heads, name, result)
+        return result
 
     estimates = {
         name: attempt(head, partial(estimate, name, head)) for name, head in chosen.items()
@@ -132,11 +140,49 @@ def _select_heads(
     return {name: heads[name] for name in properties or heads}
 
 
-def _require_same_sane(name: str, head: AnyHead, model_fingerprint: str) -> None:
+def _estimate_or_raise(_: AnyHead, make: Callable[[], AnyEstimate]) -> AnyEstimate:
+    return make()
+
+
+def _require_same_features(
+    file: Path | None, name: str, head: AnyHead, features: Mapping[str, Array]
+) -> None:
+    """Raise `ZooError` unless a head reads as many features as the encoders give."""
+    given = sum(len(features[encoder]) for encoder in head.encoders)
+    if isinstance(head, Head) and given != len(head.support.centre):
+        raise ZooError(
+            _place(file, name),
+            f"the head of '{name}' reads {len(head.support.centre)} features",
+            f"its encoders give {given}",
+            "fit it again with 'sane-plugins heads fit'",
+        )
+
+
+def _require_number(file: Path | None, name: str, estimate: AnyEstimate) -> None:
+    """Raise `ZooError` for an estimate that is no number, or whose bounds are none."""
+    if isinstance(estimate, Estimate):
+        is_number = np.isfinite(estimate.value) and not np.isnan(estimate.interval).any()
+    else:
+        is_number = np.isfinite([*estimate.probabilities.values()]).all()
+    if not is_number:
+        raise ZooError(
+            _place(file, name),
+            f"the head of '{name}' gives no number for this network",
+            "an estimate is finite",
+            "fit it again with 'sane-plugins heads fit'",
+        )
+
+
+def _require_same_sane(file: Path | None, name: str, head: AnyHead, model_fingerprint: str) -> None:
     if head.sane and head.sane != model_fingerprint:
         raise ZooError(
-            f"property '{name}'",
-            f"its head reads features of SANE {head.sane}",
+            _place(file, name),
+            f"the head of '{name}' reads features of SANE {head.sane}",
             f"this SANE is {model_fingerprint}",
             "use the SANE it was fitted with, or fit the head again",
         )
+
+
+def _place(file: Path | None, name: str) -> object:
+    """Return where a head came from: a file of heads, or a plugin."""
+    return file or f"property '{name}'"

@@ -67,8 +67,9 @@ MEMBER_TYPES: Mapping[str, type[Trees] | type[Linear]] = {"trees": Trees, "linea
 
 
 def predict(members: Sequence[Member], x: Array) -> Array:
-    """Return the members' mean prediction (N,), or (N, C), for rows x (N, F)."""
-    return np.asarray(np.mean([member.predict(x) for member in members], axis=0))
+    """Return the members' mean prediction (N,), or (N, C), for rows x (N, F); infinite where it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(np.mean([member.predict(x) for member in members], axis=0))
 
 
 def member_arrays(member: Member) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,10 +10,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sane_plugins.errors import TaskError, first_line
+from sane_plugins.errors import SaneError, TaskError, first_line
 from sane_plugins.formats import Archive
 
 Array: TypeAlias = npt.NDArray[Any]
+MAX_IMAGE_PIXELS, MAX_TASK_VALUES = 2**26, 2**31
+_MAX_ENLARGEMENT = 32
+_MAX_EXPANSION, _ROOM = 100, 2**26  # decoded bytes for each of a file's, and in any case
+_BYTES_PER_PIXEL, _COLOURS = 4, 3
+_FINE_MODES = ("I", "F")  # numbers of any range, which 8 bits would clip
+_FORMATS = (
+    *("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000"),
+    *("AVIF", "ICO", "PCX", "QOI", "SGI"),
+)
 
 
 def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str, Array]:
@@ -26,9 +36,10 @@ def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str
             names = list(file.keys())
             arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in names}
     except Exception as error:  # damaged bytes may make NumPy raise anything
+        reason = error.found if isinstance(error, SaneError) else first_line(error)
         raise TaskError(
             path,
-            "it cannot be read as an .npz file of plain arrays",
+            f"it cannot be read as an .npz file of plain arrays ({reason})",
             "a task file is one that numpy.savez wrote, without pickled objects",
             "save it again with numpy.savez, or give a folder with one sub-folder per class",
         ) from error
@@ -69,23 +80,35 @@ def read_folder(path: Path, size: int | None) -> tuple[Array, Array, tuple[str, 
 
 
 def _read_images(files: Sequence[Path], size: int | None) -> Array:
-    """Return (N, H, W) if all images are grey, otherwise (N, H, W, 3)."""
+    """Return (N, H, W) if all images are grey, otherwise (N, H, W, 3), of 0 to 255 (float32 where finer)."""
     image = _pillow()
+    kept = _TaskSize(size)
     arrays: list[Array] = []
+    has_range: list[bool] = []
     for file in files:
         try:
-            with image.open(file) as opened:
-                picture = opened if opened.mode == "L" else opened.convert("RGB")
-                if size is not None:
-                    picture = picture.resize((size, size), image.Resampling.BILINEAR)
-                arrays.append(np.asarray(picture))
-        except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Pillow: the limits here are tighter
+                with image.open(file, formats=_known_formats(image)) as opened:
+                    kept.add(file, opened.size)
+                    arrays.append(_pixels(image, opened, size))
+                    has_range.append(_is_16_bit(opened) or opened.mode not in _FINE_MODES)
+        except SaneError:
+            raise
+        except Exception as error:  # damaged bytes may make Pillow raise anything
             raise TaskError(
                 file,
                 f"it cannot be read as an image ({first_line(error)})",
                 "the sub-folders of a task hold images only",
                 "remove or replace it",
             ) from error
+        if has_range[-1] != has_range[0]:
+            raise TaskError(
+                file,
+                "it and the images before it do not measure alike: one has pixels of any range",
+                "all pixels run from black to white, or none does",
+                "convert all images to one form",
+            )
         if arrays[-1].shape[:2] != arrays[0].shape[:2]:
             (height, width), (other, wide) = arrays[0].shape[:2], arrays[-1].shape[:2]
             raise TaskError(
@@ -97,6 +120,80 @@ def _read_images(files: Sequence[Path], size: int | None) -> Array:
     if any(a.ndim == 3 for a in arrays):
         arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, axis=2) for a in arrays]
     return np.stack(arrays)
+
+
+def _pixels(image: Any, opened: Any, size: int | None) -> Array:
+    """Return an image's pixels: grey (H, W), or colours (H, W, 3)."""
+    is_fine = _is_16_bit(opened) or opened.mode in _FINE_MODES
+    if is_fine:
+        picture = image.fromarray(np.asarray(opened, dtype=np.float32))
+    else:
+        picture = opened if opened.mode == "L" else opened.convert("RGB")
+    if size is not None:
+        picture = picture.resize((size, size), image.Resampling.BILINEAR)
+    pixels = np.asarray(picture)
+    return pixels / np.float32(257) if _is_16_bit(opened) else pixels  # 65535 / 257 is 255
+
+
+def _is_16_bit(opened: Any) -> bool:
+    """Return whether pixels run from 0 to 65535; older Pillows read PNG of 16 bits as 32."""
+    mode: str = opened.mode
+    return mode.startswith("I;16") or (mode == "I" and opened.format == "PNG")
+
+
+class _TaskSize:
+    """Adds up what the images of a task declare to hold, before any of it is decoded."""
+
+    def __init__(self, size: int | None) -> None:
+        self._size, self._kept, self._stored = size, 0, 0
+
+    def add(self, file: Path, declared: tuple[int, int]) -> None:
+        """Raise `TaskError` where this image, or all up to it, take more memory than such files may."""
+        (width, height), stored = declared, file.stat().st_size
+        pixels = width * height
+        if pixels > MAX_IMAGE_PIXELS or _BYTES_PER_PIXEL * pixels > _max_decoded(stored):
+            raise TaskError(
+                file,
+                f"it is {width} x {height} pixels in {stored:,} bytes",
+                f"an image has at most {MAX_IMAGE_PIXELS:,} pixels, 25 for each byte where it is large",
+                "shrink it, or remove it",
+            )
+        if self._size is not None:
+            require_resizable(file, (height, width), (self._size, self._size))
+            self._kept += _COLOURS * self._size**2
+            limit = MAX_TASK_VALUES
+        else:
+            self._stored += stored
+            self._kept += _COLOURS * pixels
+            limit = _max_decoded(self._stored)
+        if self._kept > limit:
+            raise TaskError(
+                file,
+                f"with it, the images are {self._kept:,} values",
+                f"files like these may hold {limit:,}",
+                "resize the images with --size, or give fewer",
+            )
+
+
+def _max_decoded(stored: int) -> int:
+    return max(_ROOM, _MAX_EXPANSION * stored)
+
+
+def require_resizable(place: object, old: tuple[int, int], new: tuple[int, int]) -> None:
+    """Raise `TaskError` where images are to become more than 32 times as high or wide as they are."""
+    if max(new) > _MAX_ENLARGEMENT * max(old):
+        raise TaskError(
+            place,
+            f"its images of {old[1]} x {old[0]} pixels were to become {new[1]} x {new[0]}",
+            f"they are made at most {_MAX_ENLARGEMENT} times as large",
+            "choose a smaller size",
+        )
+
+
+def _known_formats(image: Any) -> list[str]:
+    """Return the formats that are decoded in this process: Pillow reads others with programs it finds."""
+    image.init()
+    return [name for name in _FORMATS if name in image.OPEN]
 
 
 def _pillow() -> Any:

@@ -20,10 +20,15 @@ def accuracy(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 @torch.no_grad()
 def correct(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return which images are classified correctly, (N,) bool, in evaluation mode."""
+    """Return which images are classified correctly, (N,) bool, in evaluation mode.
+
+    Where the largest logit is NaN or infinite nothing is told, so the image is not.
+    """
     module.eval()
-    predictions = [logits(module, images).argmax(1) for images in x.split(_BATCH_SIZE)]
-    return torch.cat(predictions) == y
+    outputs = [logits(module, images) for images in x.split(_BATCH_SIZE)]
+    predictions = torch.cat([output.argmax(1) for output in outputs])
+    tells = torch.cat([output.amax(1).isfinite() for output in outputs])
+    return (predictions == y) & tells
 
 
 def logits(module: nn.Module, images: torch.Tensor) -> torch.Tensor:

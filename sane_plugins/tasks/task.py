@@ -14,10 +14,17 @@ from torch.nn.functional import interpolate
 from sane_plugins.arguments import require_type
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import TaskError, UsageError
-from sane_plugins.tasks.image_files import Array, read_folder, read_npz
+from sane_plugins.tasks.image_files import (
+    MAX_TASK_VALUES,
+    Array,
+    read_folder,
+    read_npz,
+    require_resizable,
+)
 from sane_plugins.tasks.torchvision_datasets import TORCHVISION, read_torchvision
 
 _TEST_SHARE = 0.2
+_MAX_CLASSES = 2**15
 _CHANNELS = (1, 2, 3, 4)
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
 
@@ -51,11 +58,14 @@ class Task(ShortRepr):
         size = (size, size) if isinstance(size, int) else size
         if size == self.size:
             return self
+        require_resizable(self.name, self.size, size)
+        images = len(self.y_train) + len(self.y_test)
+        _require_task_values(self.name, images * self.channels * size[0] * size[1])
         x_train, x_test = (
             interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
             for x in (self.x_train, self.x_test)
         )
-        x_train, x_test = _standardize(x_train, x_test)
+        x_train, x_test = _standardize(self.name, x_train, x_test)
         return replace(self, x_train=x_train, x_test=x_test)
 
     def repeated(self, channels: int) -> Task:
@@ -151,7 +161,7 @@ def _load_npz(path: Path) -> Task:
 
 def _split_test(name: str, x: Array, y: Array) -> Task:
     """Hold out test images with a fixed seed."""
-    _check_images(name, "x_train", x)
+    _require_images(name, "x_train", x)
     labels = _check_labels(name, "y_train", y, x)
     train, test = _stratified_split(labels, _TEST_SHARE, torch.Generator().manual_seed(0))
     if not len(test):
@@ -180,7 +190,7 @@ def _build_task(name: str, *arrays: Array) -> Task:
             f"those of x_train are {tuple(x_train.shape[1:])}",
             "give both the same size",
         )
-    x_train, x_test = _standardize(x_train, x_test)
+    x_train, x_test = _standardize(name, x_train, x_test)
     classes = tuple(str(c) for c in range(int(y_train.max()) + 1))
     return Task(
         name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, classes=classes
@@ -190,6 +200,33 @@ def _build_task(name: str, *arrays: Array) -> Task:
 def _check_images(name: str, key: str, array: Array) -> torch.Tensor:
     """Return (N, C, H, W) float32 from (N, H, W), (N, H, W, C) or (N, C, H, W)."""
     place = f"{name}, '{key}'"
+    _require_images(name, key, array)
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        images = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
+        raise TaskError(
+            place,
+            f"{bad} of {len(images)} images hold NaN, infinity or numbers beyond single precision",
+            "pixels must be finite",
+            "remove or repair these images",
+        )
+    if images.min() == images.max() and array.min() != array.max():
+        raise TaskError(
+            place,
+            f"its pixels differ by less than single precision tells apart, from {array.min()} on",
+            "images are computed with in single precision",
+            "subtract what they have in common",
+        )
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[3] in _CHANNELS:
+        images = images.permute(0, 3, 1, 2)
+    return images.contiguous()
+
+
+def _require_images(name: str, key: str, array: Array) -> None:
+    """Raise `TaskError` for arrays that are no images, or too many."""
+    place = f"{name}, '{key}'"
     if array.ndim not in (3, 4) or array.dtype.kind not in "uifb" or 0 in array.shape:
         raise TaskError(
             place,
@@ -197,26 +234,24 @@ def _check_images(name: str, key: str, array: Array) -> torch.Tensor:
             "images are numbers of shape (N, height, width) or (N, height, width, channels)",
             "reshape or convert the array",
         )
-    images = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.shape[3] in _CHANNELS:
-        images = images.permute(0, 3, 1, 2)
-    elif images.shape[1] not in _CHANNELS:
+    if array.ndim == 4 and not {array.shape[1], array.shape[3]} & {*_CHANNELS}:
         raise TaskError(
             place,
             f"its shape is {array.shape}",
             "an image has 1 to 4 channels, as its last axis",
             "reorder the axes to (N, height, width, channels)",
         )
-    if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
+    _require_task_values(place, array.size)
+
+
+def _require_task_values(place: str, values: int) -> None:
+    if values > MAX_TASK_VALUES:
         raise TaskError(
             place,
-            f"{bad} of {len(images)} images hold NaN or infinity",
-            "pixels must be finite",
-            "remove or repair these images",
+            f"its images are {values:,} values",
+            f"a task has at most {MAX_TASK_VALUES:,}",
+            "give fewer or smaller images",
         )
-    return images.contiguous()
 
 
 def _check_labels(name: str, key: str, array: Array, images: Array) -> torch.Tensor:
@@ -236,7 +271,15 @@ def _check_labels(name: str, key: str, array: Array, images: Array) -> torch.Ten
             f"there are {len(images)} images",
             "give one label for each image",
         )
-    return torch.from_numpy(array.reshape(-1).astype(np.int64))
+    labels = torch.from_numpy(array.reshape(-1).astype(np.int64))
+    if (classes := len(labels.unique())) > _MAX_CLASSES:
+        raise TaskError(
+            place,
+            f"there are {classes:,} classes",
+            f"a task has at most {_MAX_CLASSES:,}",
+            "give the images of fewer",
+        )
+    return labels
 
 
 def _check_classes(name: str, y_train: torch.Tensor, y_test: torch.Tensor) -> None:
@@ -270,8 +313,8 @@ def _stratified_split(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return sorted indices of a stratified split; classes of two or more images are in both parts."""
     kept_indices, held_out_indices = [], []
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
+    counts = labels.unique(return_counts=True)[1].tolist()
+    for members in labels.argsort(stable=True).split(counts):
         members = members[torch.randperm(len(members), generator=rng)]
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held_out_indices.append(members[:count])
@@ -279,12 +322,24 @@ def _stratified_split(
     return torch.cat(kept_indices).sort().values, torch.cat(held_out_indices).sort().values
 
 
-def _standardize(x_train: torch.Tensor, x_test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _standardize(
+    name: str, x_train: torch.Tensor, x_test: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Standardise per channel by the training images; a constant channel becomes 0."""
     mean = x_train.mean((0, 2, 3), keepdim=True)
     deviation = x_train.std((0, 2, 3), keepdim=True, correction=0)
-    deviation[deviation < 1e-6] = 1.0
-    return (x_train - mean) / deviation, (x_test - mean) / deviation
+    largest = torch.maximum(x_train.amax((0, 2, 3), True), -x_train.amin((0, 2, 3), True))
+    deviation[deviation <= 1e-6 * largest.clamp_max(1.0)] = 1.0
+    x_train, x_test = ((x - mean).div_(deviation) for x in (x_train, x_test))
+    # An infinite deviation would make finite images of 0.
+    if not all(bool(x.isfinite().all()) for x in (mean, deviation, x_train, x_test)):
+        raise TaskError(
+            name,
+            "its pixels are so large that their mean or deviation overflows",
+            "images are computed with in single precision",
+            "divide them by a number, such as their maximum",
+        )
+    return x_train, x_test
 
 
 def _abbreviate(numbers: Sequence[int]) -> str:

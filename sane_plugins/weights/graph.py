@@ -14,6 +14,8 @@ from sane_plugins.errors import SourceError
 from sane_plugins.weights.layers import MAX_AXES, Layer, Param, shape_text
 from sane_plugins.weights.token_layout import Slot, TokenLayout, find_slots
 
+_MAX_VALUE = torch.finfo(torch.float32).max / 2
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WeightGraph:
@@ -136,15 +138,29 @@ class WeightGraph:
         keys = dict.fromkeys([*self.tensors, *self.ties])
         return {key: self.tensors[self.ties.get(key, key)] for key in keys}
 
+    @property
+    def is_finite(self) -> bool:
+        """Return whether `require_finite` holds."""
+        return not any(_count_unusable(tensor) for _, tensor in self.items())
+
     def require_finite(self) -> WeightGraph:
-        """Return the graph itself; raise `SourceError` where a tensor holds NaN or infinity."""
+        """Return the graph itself; raise `SourceError` where a tensor holds NaN, infinity or huge values.
+
+        Half of what float32 holds is the limit, so that differences of weights are finite too.
+        """
         for param, tensor in self.items():
-            values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
-            if bad := int((~torch.isfinite(values)).sum()):
+            if bad := _count_unusable(tensor):
                 raise SourceError(
                     f"{self.source}, '{param.key}'",
-                    f"{bad} of {param.size} values are not finite",
+                    f"{bad} of {param.size} values are not finite, or above {_MAX_VALUE:.1g} in size",
                     "an embedding needs finite weights",
                     "check that training did not diverge",
                 )
         return self
+
+
+def _count_unusable(tensor: torch.Tensor) -> int:
+    """Return how many values are NaN, infinite, or too large to be computed with."""
+    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
+    usable = values.abs() <= min(_MAX_VALUE, torch.finfo(values.dtype).max)
+    return usable.numel() - int(usable.sum())

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sane_plugins.errors import UsageError
-from sane_plugins.formats import ZOO_TRAINING_STATE, load_artifact, save_artifact
+from sane_plugins.formats import ZOO_TRAINING_STATE, load_artifact, require_like, save_artifact
 from sane_plugins.zoo_training.batched_layers import BatchedBatchNorm2d, BatchedConv2d
 from sane_plugins.zoo_training.batched_networks import BatchedNetworks
 from sane_plugins.zoo_training.hyperparameters import Hyperparameters, build_initialized
@@ -171,13 +171,17 @@ class GroupTrainer:
 
     def save(self, path: Path, run_key: str) -> None:
         """Write the state atomically."""
-        tensors = {"weights": self.stack.flat, "first": self.first, "second": self.second}
-        tensors["alive"] = self.alive
-        tensors |= {f"buffer.{name}": value for name, value in self.stack.buffers.items()}
+        tensors = self._state_tensors()
         for epoch, checkpoint in self.kept.items():
             tensors |= {f"kept.{epoch}.{name}": value for name, value in checkpoint.items()}
         description = {"step": self.step, "told": run_key, "measured": self.measured}
         save_artifact(ZOO_TRAINING_STATE, description, tensors, path)
+
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        """Return what a state holds beside its checkpoints."""
+        tensors = {"weights": self.stack.flat, "first": self.first, "second": self.second}
+        tensors["alive"] = self.alive
+        return tensors | {f"buffer.{name}": value for name, value in self.stack.buffers.items()}
 
     def _restore(self, path: Path, run_key: str) -> None:
         """Load a saved state. Raises `UsageError` if that run had other options or images."""
@@ -190,13 +194,22 @@ class GroupTrainer:
                     "a run resumes with the same ones",
                     "repeat them, or add --force to start anew",
                 )
-            self.step = about["step"]
-            self.measured = {int(epoch): rows for epoch, rows in about["measured"].items()}
-            parts = (("first", self.first), ("second", self.second), ("alive", self.alive))
-            for name, value in (*parts, ("weights", self.stack.flat)):
+            step, measured = about["step"], about["measured"]
+            if type(step) is not int or not 0 <= step <= self.total:
+                raise ValueError(f"step is no whole number up to {self.total}")
+            for name, value in self._state_tensors().items():
+                require_like(name, tensors[name], value)
+            for epoch, rows in measured.items():
+                is_known = int(epoch) in self.schedule.keep and len(rows) == len(self.draws)
+                if not is_known or not all(isinstance(row, dict) for row in rows):
+                    raise ValueError("it was measured at other epochs, or with other networks")
+                checkpoint = {"": self.stack.flat, **self.stack.buffers}
+                for name, value in checkpoint.items():
+                    require_like(name, tensors[f"kept.{epoch}.{name}"], value)
+            for name, value in self._state_tensors().items():
                 value.copy_(tensors[name])
-            for name, buffer in self.stack.buffers.items():
-                buffer.copy_(tensors[f"buffer.{name}"])
+            self.step = step
+            self.measured = {int(epoch): rows for epoch, rows in measured.items()}
             self.kept = {epoch: epoch_tensors(tensors, epoch) for epoch in self.measured}
 
         load_artifact(ZOO_TRAINING_STATE, path, load)
