@@ -81,7 +81,7 @@ def page(
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         prepare(name, folder)
-        if any(folder.glob("*.dist-info")):  # installed there, which the working directory alone is not
+        if any(folder.glob("*.dist-info")):  # the working directory alone installs nothing
             path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
             patch.setenv("PYTHONPATH", path)
         yield folder
