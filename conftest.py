@@ -81,6 +81,9 @@ def page(
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         prepare(name, folder)
+        if any(folder.glob("*.dist-info")):  # the working directory alone installs nothing
+            path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+            patch.setenv("PYTHONPATH", path)
         yield folder
     for module in set(sys.modules) - before:  # pages may give different modules one name
         if str(getattr(sys.modules[module], "__file__", "")).startswith(str(folder)):

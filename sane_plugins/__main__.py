@@ -1,5 +1,12 @@
 """`python -m sane_plugins` is the command `sane-plugins`."""
 
+import os
+import sys
+
+# `python -m` searches the working directory before all that is installed; `sane-plugins` does not.
+if not getattr(sys.flags, "safe_path", False) and sys.path[:1] == [os.path.realpath(os.curdir)]:
+    del sys.path[0]
+
 from sane_plugins.cli import main
 
 if __name__ == "__main__":

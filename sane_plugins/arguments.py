@@ -6,7 +6,10 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -63,6 +66,55 @@ def require_ranges(options: Any, ranges: Mapping[str, tuple[float, float]]) -> N
             )
 
 
+def from_plain(hint: Any, stored: object, place: str) -> Any:
+    """Make a value of the annotated type of plain data of JSON, which may come from anyone.
+
+    Dataclasses are objects, tuples are lists, enumerations and paths are text. Raises `ArgumentTypeError`
+    about `place` and the field for what does not fit; numbers must be finite.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType) and type(None) in arguments:
+        if stored is None:
+            return None
+        hint = Union[tuple(x for x in arguments if x is not type(None))]  # noqa: UP007
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(stored, list):
+        kinds = arguments[:1] * len(stored) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) == len(stored):
+            return tuple(from_plain(kind, x, place) for kind, x in zip(kinds, stored, strict=True))
+    elif isinstance(hint, type) and isinstance(stored, Mapping) and is_dataclass(hint):
+        return _dataclass_from_plain(hint, stored, place)
+    elif isinstance(hint, type) and isinstance(stored, list) and hasattr(hint, "_fields"):
+        kinds = tuple(typing.get_type_hints(hint).values())
+        return hint(*from_plain(tuple.__class_getitem__(kinds), stored, place))
+    elif isinstance(hint, type) and isinstance(stored, str) and issubclass(hint, Enum | Path):
+        with suppress(ValueError):
+            return hint(stored)
+    elif isinstance(stored, float) and not isfinite(stored):
+        pass
+    elif _is_allowed(hint, stored):
+        return stored
+    raise ArgumentTypeError(
+        place,
+        f"{_describe_value(stored)} was given",
+        f"{_describe_type(hint)} is needed",
+        "see where it comes from",
+    )
+
+
+def _dataclass_from_plain(kind: type, stored: Mapping[str, Any], place: str) -> Any:
+    hints = {x.name: _resolve_annotation(kind, x.type) for x in fields(kind) if x.init}
+    required = {x.name for x in fields(kind) if x.default is x.default_factory is MISSING}
+    for found, names in (
+        ("is missing", required - stored.keys()),
+        ("is not known", stored.keys() - hints.keys()),
+    ):
+        if names:
+            name = f"'{min(map(str, names))[:80]}'"
+            raise ArgumentTypeError(place, f"{name} {found}", "all and no others are needed", "")
+    return kind(**{k: from_plain(hints[k], x, f"{place}, {k}") for k, x in stored.items()})
+
+
 def _resolve_annotation(owner: type, annotation: Any) -> Any:
     """Return the type of an annotation of ours; `object` if its name exists for type checkers only."""
     try:
@@ -78,7 +130,10 @@ def _is_allowed(hint: Any, value: object) -> bool:
     if origin is Literal:
         return any(value is element or value == element for element in typing.get_args(hint))
     if origin is tuple and isinstance(value, tuple | list):
-        return all(_is_allowed(typing.get_args(hint)[0], element) for element in value)
+        kinds = typing.get_args(hint)
+        if kinds[-1] is Ellipsis:
+            return all(_is_allowed(kinds[0], element) for element in value)
+        return len(kinds) == len(value) and all(map(_is_allowed, kinds, value))
     kind = origin or hint
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return True

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import PluginManager
 
 from sane_plugins import hooks
+from sane_plugins.architectures import FULL_TRUST
 from sane_plugins.arguments import require_type
 from sane_plugins.errors import PluginError, SourceError, UsageError
 from sane_plugins.plugins import (
@@ -99,6 +100,8 @@ class Host:
         self._own: set[str] = set()
         self._offers: dict[str, tuple[list[HookImpl], dict[str, Offer]]] = {}
         self._deaf: set[HookImpl] = set()  # observers that failed
+        # Names that `open` and `build` are called with are the caller's own: all may be built.
+        self.trust = FULL_TRUST
 
     def __repr__(self) -> str:
         return f"Host({self.pm.project_name!r}, plugins={len(self.plugins())}, problems={len(self.problems)})"

@@ -106,7 +106,7 @@ def train_a_zoo(folder: Path) -> None:
 
 
 def write_a_plugin(folder: Path) -> None:
-    """Lay the entry points where pip would: beside the modules, which are on the path of each command."""
+    """Lay the entry points where pip would: beside the modules, which PYTHONPATH names."""
     info = folder / "sane_more-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sane-more\nVersion: 0.1.0\n")

@@ -1,6 +1,6 @@
 from .building_blocks import PatchTokens
 from .dry_run import run_on_meta
-from .factory import build, build_by_name, is_function_name
+from .factory import build, build_by_name, is_function_name, require_trusted
 from .families import (
     ACTIVATIONS,
     FIXED_SIZE,
@@ -16,28 +16,37 @@ from .input_channels import set_input_channels
 from .model_library import build_model, build_named, open_named, unknown_model
 from .model_spec import ModelSpec, Notes, build_with_weights
 from .names import FAMILIES, SMALL_CNN, family_name, is_bare_name
+from .size_limit import Size, SizeLimit
 from .torchvision_import import import_torchvision
+from .trust import FULL_TRUST, NO_TRUST, Trust, describe_call
 
 __all__ = [
     "ACTIVATIONS",
     "FAMILIES",
     "FIXED_SIZE",
+    "FULL_TRUST",
+    "NO_TRUST",
     "SMALL_CNN",
     "TAKES_SIZE",
     "ModelSpec",
     "Notes",
     "PatchTokens",
+    "Size",
+    "SizeLimit",
+    "Trust",
     "build",
     "build_by_name",
     "build_model",
     "build_named",
     "build_with_weights",
+    "describe_call",
     "family_name",
     "import_torchvision",
     "is_bare_name",
     "is_function_name",
     "mlp",
     "open_named",
+    "require_trusted",
     "resnet",
     "run_on_meta",
     "set_input_channels",

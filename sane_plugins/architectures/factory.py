@@ -1,8 +1,13 @@
-"""Build networks by name: one of our families, or `package.module:function`."""
+"""Build networks by name: one of our families, or `package.module:function`.
+
+Names come from users, who mean what they type, and from files, which must not decide what code runs: a
+`Trust` says which functions may be called. Our families and torchvision's registered builders always may.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
 from types import ModuleType
@@ -11,30 +16,59 @@ from typing import Any
 from torch import nn
 
 from sane_plugins.architectures.families import ARCHITECTURES
+from sane_plugins.architectures.folder_import import modules_in
 from sane_plugins.architectures.names import FAMILIES, family_name
+from sane_plugins.architectures.size_limit import Size, SizeLimit
 from sane_plugins.architectures.torchvision_import import import_torchvision
+from sane_plugins.architectures.trust import (
+    FULL_TRUST,
+    NO_TRUST,
+    Trust,
+    describe_call,
+    distrusted,
+)
 from sane_plugins.errors import SaneError, SourceError
 
+_LIBRARY = "torchvision.models:"  # what `zoo add` writes for torchvision:NAME
 _CLASS_COUNT_ARGUMENTS = ("classes", "num_classes", "n_classes")
 
 
-def build(factory: Mapping[str, Any]) -> nn.Module:
+def build(
+    factory: Mapping[str, Any], trust: Trust = NO_TRUST, *, most: Size | None = None
+) -> nn.Module:
     """Build a network from a zoo's description: `name`, and arguments of the function it names.
 
-    Raises `SourceError` where it cannot be imported, does not take them, or returns something else.
+    A function that is neither ours nor a registered builder of torchvision must be in `trust`. With `most`,
+    ours and torchvision's are refused before they take memory for more than that. Raises
+    `SourceError` where it may not be called, does not take the arguments, or returns something else.
     """
-    name = str(factory["name"])
-    arguments = {key: value for key, value in factory.items() if key != "name"}
-    return _call_builder(name, _find_builder(name), arguments)
+    call = _prepare(factory, trust)
+    if most is None or trust.allows(call.name):
+        return call()
+    with SizeLimit(call.name, most):
+        return call()
 
 
-def build_by_name(name: str, classes: int | None) -> nn.Module:
+def build_by_name(name: str, classes: int | None, trust: Trust = FULL_TRUST) -> nn.Module:
     """Build a network, with `classes` where its function takes a class count. Raises as `build`."""
-    function = _find_builder(name)
+    function = _find_builder({"name": name}, trust, name)
     accepted = [key for key in _CLASS_COUNT_ARGUMENTS if key in _parameters(name, function)]
-    return _call_builder(
-        name, function, {accepted[0]: classes} if accepted and classes is not None else {}
-    )
+    arguments = {accepted[0]: classes} if accepted and classes is not None else {}
+    return _Call(name, function, arguments)()
+
+
+def require_trusted(factory: Mapping[str, Any], trust: Trust, place: object) -> None:
+    """Raise `SourceError` about `place` for a factory without a name, or whose function may not be called."""
+    name = factory.get("name")
+    if not isinstance(name, str):
+        raise SourceError(
+            place,
+            f"its factory names {'no function' if name is None else repr(name)[:80]}",
+            "the name of the function that builds it is needed",
+            "add it again with --factory package.module:function",
+        )
+    if not (family_name(name) or trust.allows(name) or _registered(name)):
+        raise distrusted(factory, place)
 
 
 def is_function_name(source: Any) -> bool:
@@ -43,9 +77,43 @@ def is_function_name(source: Any) -> bool:
     return bool(colon) and all(x.isidentifier() for x in (*module.split("."), function))
 
 
-def _find_builder(name: str) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class _Call:
+    """A function that builds a network, and its arguments."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: Mapping[str, Any]
+
+    def __call__(self) -> nn.Module:
+        return _call_builder(self.name, self.function, self.arguments)
+
+
+def _prepare(factory: Mapping[str, Any], trust: Trust) -> _Call:
+    place = factory.get("name", "factory")
+    function = _find_builder(factory, trust, place)
+    arguments = {key: value for key, value in factory.items() if key != "name"}
+    name = str(factory["name"])
+    if not trust.allows(name) and _registered(name):
+        if arguments.get("weights") is not None:
+            raise SourceError(
+                describe_call(factory),
+                "its weights would be downloaded",
+                "the weights are those of the file",
+                f"leave weights out, or add --factory {name}",
+            )
+        arguments["weights"] = None  # given, so that no older argument is taken for it
+    return _Call(name, function, arguments)
+
+
+def _find_builder(factory: Mapping[str, Any], trust: Trust, place: object) -> Callable[..., Any]:
+    require_trusted(factory, trust, place)
+    name = str(factory["name"])
     if family := family_name(name):
         return ARCHITECTURES[family]
+    if not trust.allows(name):
+        builder: Callable[..., Any] = _library().get_model_builder(_library_name(name))
+        return builder
     if not is_function_name(name):
         raise SourceError(
             name,
@@ -55,7 +123,8 @@ def _find_builder(name: str) -> Callable[..., Any]:
         )
     module, _, function = name.partition(":")
     try:
-        builder: Callable[..., Any] = getattr(_import(module), function)
+        with modules_in(trust.folder):
+            builder = getattr(_import(module), function)
     except Exception as error:  # the user's own code, which may raise anything
         raise SourceError(
             name,
@@ -64,6 +133,21 @@ def _find_builder(name: str) -> Callable[..., Any]:
             "check the name, and that its folder is on PYTHONPATH or the current one",
         ) from error
     return builder
+
+
+def _registered(name: str) -> bool:
+    """Return whether a name is that of a builder which torchvision lists among its models."""
+    return name.startswith(_LIBRARY) and _library_name(name) in _library().list_models(
+        module=_library()
+    )
+
+
+def _library() -> Any:
+    return import_torchvision().models
+
+
+def _library_name(name: str) -> str:
+    return name.removeprefix(_LIBRARY)
 
 
 def _import(module: str) -> ModuleType:

@@ -30,7 +30,8 @@ class Sources:
         from sane_plugins.weights import from_module
 
         graph = open_file(source)
-        if graph is not None or isinstance(source, Path):
+        # A file may be called like a function, and is none.
+        if graph is not None or isinstance(source, Path) or _exists(source):
             return graph
         module = self.sane_build(source, None)
         return None if module is None else from_module(module, source)
@@ -48,7 +49,9 @@ class Sources:
             return None
         # What begins with the name of a plugin that was switched off is that plugin's, not a module's.
         is_ours = is_function_name(source) and not self.host.is_off(source.partition(":")[0])
-        return build_by_name(source, classes) if family_name(source) or is_ours else None
+        if family_name(source) or is_ours:
+            return build_by_name(source, classes, self.host.trust)
+        return None
 
     @hookimpl(trylast=True)
     def sane_save(
@@ -65,6 +68,13 @@ class Sources:
         from sane_plugins.formats import check_save
 
         return check_save(graph, target)
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
 
 
 def _open_object(source: Any) -> WeightGraph | None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+    from sane_plugins.architectures import Trust
     from sane_plugins.host import Host
     from sane_plugins.progress import Progress
 
@@ -136,17 +135,20 @@ def progress_bars(host: Host) -> Iterator[None]:
             host.pm.unregister(observer)
 
 
-def open_host() -> Host:
-    """Load the installed plugins; print their failures to stderr, now and when the command ends."""
+def open_host(trust: Trust | None = None) -> Host:
+    """Load the installed plugins; print their failures to stderr, now and when the command ends.
+
+    `trust` says which functions may build networks by name: by default all, as the user types the names.
+    """
+    from sane_plugins.cli.trust import typed_trust
     from sane_plugins.host import Host
 
     context = click.get_current_context(silent=True)
     if context is not None:
         claim_standard_output()
         context.call_on_close(release_standard_output)
-    # package.module:function may lie in the working directory; installed packages come first.
-    sys.path.append(str(Path.cwd()))
     host = Host.installed()
+    host.trust = trust or typed_trust((), everything=True)
     told = tell_of_plugins(host, {x.plugin for x in host.problems})
     if context is not None:
         context.call_on_close(lambda: tell_of_plugins(host, _plugins_to_tell_of(host) - told))

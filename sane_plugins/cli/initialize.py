@@ -25,6 +25,7 @@ from sane_plugins.cli.console import (
 )
 from sane_plugins.cli.dataclass_options import dataclass_options
 from sane_plugins.cli.inputs import InputNames, resolve_prompts, resolve_sampler, resolve_target
+from sane_plugins.cli.trust import trust_option, typed_trust
 from sane_plugins.cli.verify import verify
 from sane_plugins.initialize import InitializeOptions
 from sane_plugins.runtime import require_device
@@ -91,6 +92,7 @@ class _InitCommand(click.Command):
     "--sane", type=click.Path(path_type=Path), help="A SANE of your own, from 'pretrain'."
 )
 @click.option("--factory", help="package.module:function that builds the network of a checkpoint.")
+@trust_option
 @click.option("--sampler", default="kde", show_default=True, help="How latents are drawn.")
 @click.option(
     "--samples",
@@ -171,7 +173,9 @@ class _InitCommand(click.Command):
 @click.version_option(__version__)
 @command_options
 @dataclass_options(names=InputNames, output=OutputFiles, options=InitializeOptions)
-def main(names: InputNames, output: OutputFiles, options: InitializeOptions, as_json: bool) -> None:
+def main(
+    names: InputNames, output: OutputFiles, options: InitializeOptions, trust: bool, as_json: bool
+) -> None:
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
     MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, a function
@@ -193,7 +197,8 @@ def main(names: InputNames, output: OutputFiles, options: InitializeOptions, as_
     target = resolve_target(host, names)
     host.check_save(host.open(target.module()), output.output, like=names.model, force=output.force)
     require_device(options.device)
-    prompts = [resolve_prompts(host, prompt, target) for prompt in names.prompts]
+    trusted = typed_trust((names.model, names.factory), trust)
+    prompts = [resolve_prompts(host, prompt, target, trusted) for prompt in names.prompts]
     sampler, budget = resolve_sampler(host, names.sampler), options.budget
     assert budget is not None  # the option has a default
     remaining = max(_MIN_BUDGET_FRACTION * budget, budget - (monotonic() - started))

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins.architectures import SMALL_CNN, family_name
+from sane_plugins.arguments import from_plain
 from sane_plugins.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sane_plugins.architectures import Trust
     from sane_plugins.generation import Prompts, Sampler
     from sane_plugins.host import Host
     from sane_plugins.tasks import Task
@@ -33,10 +35,9 @@ class InputNames:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> InputNames:
-        """Read what `to_json` wrote."""
-        sane = stored["sane"]
-        prompts = tuple(stored["prompts"])
-        return cls(**{**stored, "prompts": prompts, "sane": None if sane is None else Path(sane)})
+        """Read what `to_json` wrote. Raises `ArgumentTypeError`."""
+        names: InputNames = from_plain(cls, stored, "command")
+        return names
 
     def to_json(self) -> dict[str, Any]:
         """Return the names as a provenance holds them."""
@@ -101,15 +102,18 @@ def resolve_network(
     return _with_image_channels(Target(lambda: host.build(model, classes), task))
 
 
-def resolve_prompts(host: Host, source: str, target: Target) -> Prompts:
-    """Return the prompt that a source names, or those of a zoo folder that fit the target best."""
+def resolve_prompts(host: Host, source: str, target: Target, trust: Trust) -> Prompts:
+    """Return the prompt that a source names, or those of a zoo folder that fit the target best.
+
+    Of what a zoo names, only our architectures and the functions in `trust` are called.
+    """
     from sane_plugins.formats import index_in
     from sane_plugins.generation import Prompts, choose_prompts
     from sane_plugins.zoo import Zoo
 
     if not Path(source).is_dir() or index_in(Path(source)):
         return Prompts((host.open(source),), ())
-    return choose_prompts(target.module(), Zoo.open(source))
+    return choose_prompts(target.module(), Zoo.open(source, trust))
 
 
 def resolve_sampler(host: Host, name: str) -> Sampler:

@@ -80,7 +80,3 @@ def main() -> None:
     SOURCE is anything that an installed plugin opens: a .safetensors, .pt or .onnx file, or a name
     such as torchvision:resnet18. To initialise a network, see 'sane-init --help'.
     """
-
-
-if __name__ == "__main__":
-    main()

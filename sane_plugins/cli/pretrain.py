@@ -13,6 +13,7 @@ import click
 from sane_plugins import architectures, pretraining, tasks, zoo
 from sane_plugins.atomic_files import require_free
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
+from sane_plugins.cli.trust import trust_options
 from sane_plugins.errors import UsageError
 from sane_plugins.runtime import require_device
 
@@ -77,6 +78,7 @@ _PRESETS = ["default", "paper"]
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@trust_options
 @command_options
 def pretrain(
     zoos: tuple[Path, ...],
@@ -86,6 +88,7 @@ def pretrain(
     device: str,
     resume: bool,
     force: bool,
+    trust: architectures.Trust,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -95,7 +98,7 @@ def pretrain(
     """
     _require_free(output, force, resume)
     require_device(device)
-    opened = [zoo.Zoo.open(folder) for folder in zoos]
+    opened = [zoo.Zoo.open(folder, trust) for folder in zoos]
     config, options = _configuration(preset, opened, given)
     behavior = _behavior_term(images, opened) if options.behaviour else None
     host = open_host()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sane_plugins.architectures import Trust, family_name
+from sane_plugins.arguments import ArgumentTypeError
 from sane_plugins.cli.console import command_options, open_host, print_json, print_line
 from sane_plugins.cli.inputs import (
     InputNames,
@@ -18,31 +21,49 @@ from sane_plugins.cli.inputs import (
     resolve_sampler,
     resolve_target,
 )
-from sane_plugins.runtime import threads
+from sane_plugins.cli.trust import trust_options
+from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.runtime import require_device, threads
 
 if TYPE_CHECKING:
     from sane_plugins.autoencoder import SANE
     from sane_plugins.host import Host
+    from sane_plugins.initialize import Provenance
     from sane_plugins.weights import WeightGraph
 
 _INPUT_NAMES = {"sane": "the SANE", "task": "the task's images", "prompts": "the prompts"}
+_MAX_PIXELS = 2**28  # values of all images, which a file may have resized: 1 GiB
+_MAX_CHANNELS = 4
+_MAX_FILES = 200_000  # in a folder of images
+_MAX_VALUES, _MAX_TENSORS = 2**26, 20_000  # of a named network, where the file does not hold more
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=click.Path(path_type=Path))
+@trust_options
 @command_options
-def verify(file: Path, as_json: bool) -> None:
+def verify(file: Path, trust: Trust, as_json: bool) -> None:
     """Make the weights of FILE again, and tell whether the bytes are the same.
 
     FILE is what sane-init wrote; a form without room for its provenance has it in a file beside it.
     Nothing is searched or scored again; the task, the prompts and the code of the network must lie where
-    they lay. The exit code is 1 where bytes differ.
+    they lay. A function that FILE names is called only where --factory names it too. The exit code is 1 where
+    bytes differ.
 
     Example: sane-init verify digits.safetensors
     """
-    from sane_plugins.initialize import read_provenance
+    from sane_plugins.initialize import broken_provenance, read_provenance
 
-    differs = _describe_difference(open_host(), file, read_provenance(file))
+    provenance = read_provenance(file)
+    try:
+        names = InputNames.from_json(provenance.command)
+        _require_modest_images(names, trust)
+        differs = _describe_difference(open_host(trust), file, provenance, names, trust)
+    except ArgumentTypeError as error:
+        raise broken_provenance(file, error) from error
+    except SaneError as error:
+        place = f"{file} was made with {error.place}"
+        raise SourceError(place, error.found, error.needed, error.way_out) from error
     if as_json:
         print_json({"file": str(file), "same": not differs, "differs": differs})
     else:
@@ -51,37 +72,83 @@ def verify(file: Path, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _describe_difference(host: Host, file: Path, provenance: Mapping[str, Any]) -> str:
+def _describe_difference(
+    host: Host, file: Path, provenance: Provenance, names: InputNames, trust: Trust
+) -> str:
     """Return a sentence on what differs, empty if the bytes are the same."""
-    from sane_plugins.initialize import (
-        environment_info,
-        input_hashes,
-        options_from_provenance,
-        remake,
-    )
+    from sane_plugins.initialize import environment_info, input_hashes, remake
 
-    names = InputNames.from_json(provenance["command"])
+    options = provenance.options
+    require_device(options.device)
+    options = replace(options, sampler=resolve_sampler(host, names.sampler))
+    _require_modest_networks(host, file, names, trust)
     target = resolve_target(host, names)
-    prompts, sane = _prompts(host, names, target), _sane(names)
+    prompts, sane = _prompts(host, names, target, trust), _sane(names)
     inputs = input_hashes(target.task, prompts, sane)
-    changed = [
-        name
-        for key, name in _INPUT_NAMES.items()
-        if _hashes(inputs[key]) != _hashes(provenance[key])
-    ]
+    recorded = {
+        "sane": provenance.sane,
+        "task": provenance.task.hash,
+        "prompts": [prompt.hash for prompt in provenance.prompts],
+    }
+    changed = [name for key, name in _INPUT_NAMES.items() if _hashes(inputs[key]) != recorded[key]]
     if changed:
         return f"{' and '.join(changed)} are not those that the weights were made from"
-    options = options_from_provenance(provenance)
-    options = replace(options, sampler=resolve_sampler(host, names.sampler))
-    with threads(int(provenance["versions"]["threads"])):
+    with threads(provenance.threads):
         graph = remake(target.network, target.task, prompts, sane, options, provenance)
         environment = environment_info(options.device)
     with TemporaryDirectory() as folder:
-        reproduced, metadata = Path(folder) / file.name, {"provenance": provenance}
+        reproduced, metadata = Path(folder) / file.name, {"provenance": provenance.stored}
         path = host.save(graph, reproduced, metadata=metadata, like=names.model)
         if path.read_bytes() == file.read_bytes():
             return ""
-    return _describe_environment_difference(provenance["versions"], environment)
+    return _describe_environment_difference(provenance.versions, environment)
+
+
+def _require_modest_images(names: InputNames, trust: Trust) -> None:
+    """Raise `ArgumentTypeError` if a file has images resized to more than a GiB on its own word."""
+    from sane_plugins.formats import source_errors
+    from sane_plugins.tasks import load_task
+
+    if names.size is None or trust.everything:
+        return
+    folder = Path(names.task)
+    if folder.is_dir():  # its images may be of several sizes
+        with source_errors(folder):
+            values = _MAX_CHANNELS * sum(1 for _ in islice(folder.glob("*/*"), _MAX_FILES))
+    else:
+        task = load_task(names.task)
+        values = (len(task.y_train) + len(task.y_test)) * task.channels
+    if names.size < 1 or values * names.size**2 > _MAX_PIXELS:
+        raise ArgumentTypeError(
+            "command, size",
+            f"it is {names.size}",
+            f"at least 1, and at most {_MAX_PIXELS:,} values in all images together, is needed",
+            "",
+        )
+
+
+def _require_modest_networks(host: Host, file: Path, names: InputNames, trust: Trust) -> None:
+    """Raise `SourceError` for a name by which much is downloaded or built, before it is.
+
+    A function that the user names is the user's, and may not run without values.
+    """
+    from sane_plugins.architectures import Size, SizeLimit
+
+    most = Size(max(file.stat().st_size, _MAX_VALUES), _MAX_TENSORS)
+    for name in (names.factory, names.model, *names.prompts):
+        if name is None or trust.allows(name) or family_name(name) or Path(name).exists():
+            continue
+        architecture, at, weights = name.partition("@")
+        if at and not Path(weights).is_file():
+            raise SourceError(
+                name,
+                f"{weights} is no file",
+                "what a file names is not downloaded",
+                f"if you want that, add --factory {name}",
+            )
+        with SizeLimit(name, most):
+            host.build(architecture)
+        return
 
 
 def _describe_environment_difference(
@@ -104,12 +171,14 @@ def _hashes(inputs: Any) -> Any:
     return inputs["hash"] if isinstance(inputs, dict) else inputs
 
 
-def _prompts(host: Host, names: InputNames, target: Target) -> list[WeightGraph]:
+def _prompts(host: Host, names: InputNames, target: Target, trust: Trust) -> list[WeightGraph]:
     from sane_plugins.generation import choose_prompts, embedded_prompts
 
     if not names.prompts:
         return list(choose_prompts(target.module(), embedded_prompts()).graphs)
-    return [graph for x in names.prompts for graph in resolve_prompts(host, x, target).graphs]
+    return [
+        graph for x in names.prompts for graph in resolve_prompts(host, x, target, trust).graphs
+    ]
 
 
 def _sane(names: InputNames) -> SANE:

@@ -3,9 +3,10 @@ from .candidates import CandidateScore, Family, Kind, Origin
 from .options import InitializeOptions, TrainOptions
 from .pipeline import Initialization, generate, initialize, remake
 from .provenance import (
+    Provenance,
+    broken_provenance,
     environment_info,
     input_hashes,
-    options_from_provenance,
     read_provenance,
 )
 from .pruned import PrunedNetwork, first_task
@@ -20,15 +21,16 @@ __all__ = [
     "InitializeOptions",
     "Kind",
     "Origin",
+    "Provenance",
     "PrunedNetwork",
     "TrainOptions",
+    "broken_provenance",
     "environment_info",
     "first_task",
     "generate",
     "html_report",
     "initialize",
     "input_hashes",
-    "options_from_provenance",
     "read_provenance",
     "remake",
     "train_epochs",

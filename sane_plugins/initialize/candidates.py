@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -93,11 +93,6 @@ class CandidateSpec:
     round: int = 0
     scale: Scale = "own"
     layers: float = 1.0
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> CandidateSpec:
-        """Read what `dataclasses.asdict` wrote."""
-        return cls(**{**stored, "kind": Kind(stored["kind"])})
 
     def name(self, transfer: Transfer) -> str:
         """Return the candidate's name in tables; a prompt's is that of its network."""

@@ -39,7 +39,7 @@ from sane_plugins.initialize.candidates import (
 from sane_plugins.initialize.notes import generation_notes, result_notes, sampler_notes
 from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.problem import InitializationProblem, prepare
-from sane_plugins.initialize.provenance import build_provenance
+from sane_plugins.initialize.provenance import Provenance, build_provenance
 from sane_plugins.initialize.search import (
     FewShotPrompts,
     SearchResult,
@@ -150,15 +150,13 @@ def remake(
     prompts: Sequence[WeightGraph],
     sane: SANE,
     options: InitializeOptions,
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
 ) -> WeightGraph:
     """Reproduce the weights of a provenance: only the chosen candidate, without any search."""
     problem = prepare(target, task, prompts, sane, options)
-    spec = CandidateSpec.from_json(provenance["recipe"])
-    trace = SearchTrace.from_json(provenance["course"])
+    spec, trace, few_shot = provenance.recipe, provenance.course, provenance.few_shot
     with threads_for(problem.flops):
-        if stored := provenance["few_shot"]:
-            few_shot = FewShotPrompts.from_json(stored)
+        if few_shot is not None:
             problem = problem.with_prompts(train_few_shot(problem, few_shot, silent))
         built = CandidateBuilder(problem).build(spec, draw_latents(problem, trace, spec))
         return _graph(problem, built.module)

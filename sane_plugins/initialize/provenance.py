@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import sane_plugins
+from sane_plugins.arguments import ArgumentTypeError, from_plain
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import HEADER, LazyTensors, require_file, sidecar, source_errors
 from sane_plugins.generation import KDE, embedded_prompts, sampler_name
 from sane_plugins.initialize.candidates import CandidateScore, CandidateSpec
-from sane_plugins.initialize.options import InitializeOptions, TrainOptions
+from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.search import FewShotPrompts, SearchTrace
 from sane_plugins.tasks import Task
@@ -27,6 +30,129 @@ from sane_plugins.weights import WeightGraph, tensors_digest
 KEY = "provenance"
 SAFE = ".safetensors"
 FORMAT = 2
+_BROKEN = "what it says of its origin is broken"
+
+
+_MAX_BYTES = 2**28  # of a file beside the weights
+# Smallest and largest value of what can be used, and of what decides how much work it is.
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "options.candidates": (1, 100_000),
+    "options.keep": (1, 100),
+    "options.validation": (1e-6, 1 - 1e-6),
+    "options.validation_images": (1, 2**31),
+    "options.images": (1, 2**31),
+    "options.norm_batches": (1, 2**31),
+    "options.norm_batch": (1, 2**31),
+    "options.rounds": (1, 100),
+    "options.few_shot_epochs": (1, 1000),
+    "options.train.lr": (0, 1e6),
+    "options.train.momentum": (0, 1),
+    "options.train.weight_decay": (0, 1e6),
+    "options.train.batch": (1, 2**31),
+    "recipe.number": (0, 100_000),
+    "recipe.round": (0, 99),
+    "recipe.layers": (1e-6, 1),
+    "threads": (1, 1024),
+}
+_MAX_FEW_SHOT = 100  # networks
+_DEVICES = re.compile(r"(cpu|mps|(cuda|xpu)(:\d{1,3})?)")
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """What a provenance says of a task or a prompt: its name and the hash of its values."""
+
+    hash: str
+    name: str = ""
+    source: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class FewShotRecord:
+    """`FewShotPrompts`, under the names that files have."""
+
+    recipes: tuple[CandidateSpec, ...]
+    course: SearchTrace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a file says of its weights' origin, checked as far as it can be before anything is made.
+
+    `stored` is all of it as it was read. `options` lack the sampler and the SANE, which the command names.
+    """
+
+    stored: Mapping[str, Any]
+    command: Mapping[str, Any]
+    sane: str
+    task: InputRecord
+    prompts: tuple[InputRecord, ...]
+    recipe: CandidateSpec
+    course: SearchTrace
+    few_shot: FewShotPrompts | None
+    options: InitializeOptions
+    versions: Mapping[str, str]
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Provenance:
+        """Check what `build_provenance` and the command wrote. Raises `ArgumentTypeError`."""
+
+        def take(hint: Any, name: str, part: Mapping[str, Any] = stored) -> Any:
+            return from_plain(hint, part.get(name), name)
+
+        options = {
+            key: value
+            for key, value in take(Mapping, "options").items()
+            if key not in ("sampler", "model")
+        }
+        few_shot = take(FewShotRecord | None, "few_shot")
+        provenance = cls(
+            stored=stored,
+            command=take(Mapping, "command"),
+            sane=take(str, "sane"),
+            task=take(InputRecord, "task"),
+            prompts=take(tuple[InputRecord, ...], "prompts"),
+            recipe=take(CandidateSpec, "recipe"),
+            course=take(SearchTrace, "course"),
+            few_shot=few_shot and FewShotPrompts(few_shot.recipes, few_shot.course),
+            options=from_plain(InitializeOptions, options, "options"),
+            versions={
+                name: take(str, name, stored["versions"]) for name in take(Mapping, "versions")
+            },
+        )
+        provenance._require_ranges()
+        return provenance
+
+    @property
+    def threads(self) -> int:
+        """Return the number of threads that the weights were made with."""
+        text = self.versions.get("threads", "")
+        return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
+
+    def _require_ranges(self) -> None:
+        """Raise `ArgumentTypeError` for numbers that ask for more work than anyone does, or for none."""
+        for name, (least, most) in _RANGES.items():
+            value = attrgetter(name)(self)
+            if value is not None and not least <= value <= most:
+                raise _out_of_range(name, value, f"{least:,} to {most:,}")
+        if not _DEVICES.fullmatch(self.options.device):
+            raise _out_of_range("options.device", self.options.device, "cpu or cuda")
+        few_shot = len(self.few_shot.specs) if self.few_shot else 0
+        if few_shot > _MAX_FEW_SHOT:
+            raise _out_of_range("few_shot", few_shot, f"at most {_MAX_FEW_SHOT}")
+        specs = self.few_shot.specs if self.few_shot else ()
+        for spec in specs:
+            for name in ("number", "round", "layers"):
+                least, most = _RANGES[f"recipe.{name}"]
+                if not least <= getattr(spec, name) <= most:
+                    raise _out_of_range(
+                        f"few_shot.{name}", getattr(spec, name), f"{least} to {most}"
+                    )
+
+
+def _out_of_range(name: str, value: object, needed: str) -> ArgumentTypeError:
+    return ArgumentTypeError(name, f"it is {str(value)[:80]}", f"{needed} is needed", "")
 
 
 def build_provenance(
@@ -95,31 +221,39 @@ def options_to_json(options: InitializeOptions) -> dict[str, Any]:
     return {**record, "sampler": sampler_name(options.sampler), "model": str(options.sane or "")}
 
 
-def options_from_provenance(provenance: Mapping[str, Any]) -> InitializeOptions:
-    """Return the recorded options, apart from the sampler and the SANE, which are recorded by name."""
-    stored = {k: v for k, v in provenance["options"].items() if k not in ("sampler", "model")}
-    stored["train"] = TrainOptions(**stored["train"])
-    for name in ("include", "exclude"):
-        stored[name] = tuple(stored[name])
-    return InitializeOptions(**stored)
+def read_provenance(path: Path) -> Provenance:
+    """Return the provenance that `sane-init` stored with its file.
 
-
-def read_provenance(path: Path) -> dict[str, Any]:
-    """Return the provenance that `sane-init` stored with its file. Raises `SourceError` if there is none."""
+    Raises `SourceError` if there is none, or if it is not what `sane-init` writes.
+    """
     text = "{}"
     if require_file(path).suffix == SAFE:
         text = LazyTensors(path).metadata.get(HEADER, "{}")
-    elif sidecar(path).is_file():
-        text = sidecar(path).read_text(encoding="utf-8", errors="replace")
-    with source_errors(path, "what it says of its origin is broken", "a whole file"):
+    elif (beside := sidecar(path)).is_file():
+        with source_errors(beside), beside.open("rb") as file:
+            text = file.read(_MAX_BYTES).decode(errors="replace")
+    with source_errors(path, _BROKEN, "a whole file"):
         entry = json.loads(text)
-    provenance = entry.get(KEY) if isinstance(entry, dict) else None
-    if isinstance(provenance, dict) and provenance.get("format") == FORMAT:
-        return provenance
+    stored = entry.get(KEY) if isinstance(entry, dict) else None
+    if isinstance(stored, dict) and stored.get("format") == FORMAT:
+        try:
+            return Provenance.from_json(stored)
+        except ArgumentTypeError as error:
+            raise broken_provenance(path, error) from error
     raise SourceError(
         path,
         "it does not say where its weights come from",
         "the provenance that sane-init writes",
+        "name a file from sane-init",
+    )
+
+
+def broken_provenance(path: Path, error: ArgumentTypeError) -> SourceError:
+    """Return the error for a file whose provenance says what `sane-init` does not."""
+    return SourceError(
+        path,
+        f"{_BROKEN} ({error.place}: {error.found})",
+        f"{error.needed} there",
         "name a file from sane-init",
     )
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sane_plugins.errors import SourceError
 from sane_plugins.generation import SamplerError, draw
 from sane_plugins.initialize.budget import Budget, Completion, Stage
 from sane_plugins.initialize.candidates import (
@@ -47,12 +48,6 @@ class SearchTrace:
 
     near: tuple[int, ...] = ()
     lineage: tuple[tuple[DrawId, ...], ...] = ()
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> SearchTrace:
-        """Read what `dataclasses.asdict` wrote."""
-        lineage = tuple(tuple(DrawId(*draw) for draw in draws) for draws in stored["lineage"])
-        return cls(tuple(stored["near"]), lineage)
 
     def with_round(self, draws: Sequence[DrawId]) -> SearchTrace:
         """Return the trace with one more round, drawn near these draws."""
@@ -117,12 +112,6 @@ class FewShotPrompts:
 
     specs: tuple[CandidateSpec, ...]
     trace: SearchTrace
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> FewShotPrompts:
-        """Read what `to_json` wrote."""
-        specs = tuple(CandidateSpec.from_json(spec) for spec in stored["recipes"])
-        return cls(specs, SearchTrace.from_json(stored["course"]))
 
     def to_json(self) -> dict[str, Any]:
         """Return what a provenance holds."""
@@ -235,23 +224,45 @@ def draws_per_round(problem: InitializationProblem) -> int:
 def draw_round(problem: InitializationProblem, trace: SearchTrace, round_: int) -> torch.Tensor:
     """Draw the latents (count, B, T, L) of a round, B of prompts placed side by side.
 
-    They are drawn without a score, so that they can be made again at any time.
+    They are drawn without a score, so that they can be made again at any time. Raises `SourceError` for a
+    trace of other prompts or draws than there are.
     """
-    prompts = problem.transfer.prompts[list(trace.near)]
-    if round_:
-        earlier = trace.lineage[round_ - 1]
-        prompts = torch.cat([draw_round(problem, trace, d.round)[d.number] for d in earlier])
-    rng = random_stream(problem.options.seed, "round", round_)
-    shape = (draws_per_round(problem), problem.transfer.prompts_per_network)
-    latents = draw(problem.sampler, prompts, shape[0] * shape[1], rng)
-    return latents.view(*shape, *latents.shape[1:])
+    draws, side_by_side = draws_per_round(problem), problem.transfer.prompts_per_network
+    _require_known("prompt", trace.near, len(problem.transfer.prompts))
+    prompts, rounds = problem.transfer.prompts[list(trace.near)], list[torch.Tensor]()
+    for number in range(round_ + 1):
+        if number:
+            _require_known("round", (number - 1,), len(trace.lineage))
+            earlier = trace.lineage[number - 1]
+            _require_known("round", [d.round for d in earlier], number)
+            _require_known("draw", [d.number for d in earlier], draws)
+            prompts = torch.cat([rounds[d.round][d.number] for d in earlier])
+        rng = random_stream(problem.options.seed, "round", number)
+        latents = draw(problem.sampler, prompts, draws * side_by_side, rng)
+        rounds.append(latents.view(draws, side_by_side, *latents.shape[1:]))
+    return rounds[round_]
+
+
+def _require_known(what: str, numbers: Sequence[int], count: int) -> None:
+    """Raise `SourceError` unless there are numbers, and each is of one of `count` things."""
+    unknown = [number for number in numbers if not 0 <= number < count]
+    if unknown or not numbers:
+        raise SourceError(
+            "its course",
+            f"it names {what} {unknown[0]}" if unknown else f"it names no {what}",
+            f"they are numbered from 0, and {count} in all",
+            "name a file from sane-init",
+        )
 
 
 def draw_latents(
     problem: InitializationProblem, trace: SearchTrace, spec: CandidateSpec
 ) -> torch.Tensor | None:
     """Draw the latents (B, T, L) that a SANE candidate is decoded from; None for any other kind."""
-    return draw_round(problem, trace, spec.round)[spec.number] if spec.kind is Kind.SANE else None
+    if spec.kind is not Kind.SANE:
+        return None
+    _require_known("draw", (spec.number,), draws_per_round(problem))
+    return draw_round(problem, trace, spec.round)[spec.number]
 
 
 def train_few_shot(

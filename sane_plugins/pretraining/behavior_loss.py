@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from sane_plugins.architectures import build
+from sane_plugins.architectures import Trust, build
 from sane_plugins.pretraining.permuted_dataset import PermutedDataset, token_indices
 from sane_plugins.pretraining.view_batch import ViewBatch
 from sane_plugins.weights import RUNNING, Scale
@@ -53,7 +53,7 @@ class BehaviorLoss:
         decoded, original = decoder.decode(batch, values[: len(batch)], side[: len(batch)])
         losses = []
         for factory, rows in _rows_by_factory(batch).items():
-            module = self._module(factory).to(values.device)
+            module = self._module(factory, batch.dataset.trust).to(values.device)
             with torch.no_grad():
                 expected = _outputs(module, {key: x[rows] for key, x in original.items()}, sampled)
             outputs = _outputs(module, {key: x[rows] for key, x in decoded.items()}, sampled)
@@ -61,9 +61,10 @@ class BehaviorLoss:
             losses.append(torch.log1p(error / expected.flatten(1).var(1).clamp(min=_MIN_VARIANCE)))
         return torch.cat(losses).sum() / len(batch) if losses else values.sum() * 0
 
-    def _module(self, factory: str) -> nn.Module:
+    def _module(self, factory: str, trust: Trust) -> nn.Module:
         if factory not in self._modules:
-            self._modules[factory] = build(json.loads(factory)).eval().requires_grad_(False)
+            module = build(json.loads(factory), trust)
+            self._modules[factory] = module.eval().requires_grad_(False)
         return self._modules[factory]
 
 

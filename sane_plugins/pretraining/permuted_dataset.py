@@ -11,6 +11,7 @@ from itertools import groupby
 
 import torch
 
+from sane_plugins.architectures import NO_TRUST, Trust
 from sane_plugins.autoencoder import SANEConfig, standardized_tokens
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import UsageError
@@ -38,7 +39,7 @@ class PermutedDataset(ShortRepr):
     permuted network to its index in the aligned one, with the identity in row 0; mask (T, D);
     positions (T, P); side (N, T, 4), which is permutation-invariant. `zoo_scale` (M, 2) is the zoo-wise
     scale, if it was divided out. `entries` are the N networks, `template` has their shapes, and `zoo` is
-    the zoo's name.
+    the zoo's name. `trust` says which functions may be called to build them.
     """
 
     values: torch.Tensor
@@ -51,6 +52,7 @@ class PermutedDataset(ShortRepr):
     entries: tuple[Entry, ...]
     template: WeightGraph
     zoo: str
+    trust: Trust = NO_TRUST
 
     def all_tokens(self, network: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
         """Return all tokens (B, T, D) for network and view indices, both (B,)."""
@@ -159,6 +161,7 @@ def _build_architecture_datasets(
             tuple(sample.entry for sample in members),
             template,
             members[0].zoo.name,
+            members[0].zoo.trust,
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sane_plugins.architectures import NO_TRUST, Trust
 from sane_plugins.arguments import require_field_types
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, UsageError, ZooError
@@ -33,10 +34,15 @@ Open = Callable[[Path], WeightGraph]
 
 @dataclass(frozen=True, kw_only=True)
 class AddOptions:
-    """How to build the networks (`name` and arguments of a factory), and how to name runs from files."""
+    """How to build the networks (`name` and arguments of a factory), and how to name runs from files.
+
+    `factory` is the caller's own and is called; of what zoos below the folder name, only our architectures
+    and the functions in `trust` are.
+    """
 
     factory: Mapping[str, Any] = field(default_factory=dict)
     run_name: Callable[[str], RunName] = name_by_number
+    trust: Trust = NO_TRUST
 
     def __post_init__(self) -> None:
         require_field_types(self)
@@ -77,21 +83,23 @@ def add_networks(
             "name the folder that holds the files",
         )
     result = Added()
-    appender = _ZooAppender(out, result)
-    sources = list(_find_sources(folder, out, open_, options))
+    trust = _with_own_factory(options)
+    appender = _ZooAppender(out, result, trust)
+    sources = list(_find_sources(folder, out, open_, options, result, trust))
     for i, item in enumerate(sources):
         report(Progress(job="add networks", done=i, total=len(sources), note=item.source))
         try:
             appender.take(item)
         except SaneError as error:
-            result.unread[item.source] = str(error)
+            result.unread[item.place] = str(error)
     appender.finish()
     report(Progress(job="add networks", done=len(sources), total=len(sources)))
     if not (result.added or result.already or result.equal):
-        reason = next(iter(result.unread.values()), "it holds no files")
+        reason = next(iter(result.unread.values()), "it holds no files").rstrip(".")
+        count = max(len(sources), len(result.unread))
         raise ZooError(
             folder,
-            f"none of its {len(sources)} files could be read (the first: {reason.rstrip('.')})",
+            f"none of its {count} files could be read (the first: {reason})",
             "at least one network is needed",
             "name the folder that holds the files",
         )
@@ -100,16 +108,29 @@ def add_networks(
 
 @dataclass(frozen=True)
 class _Source:
-    """A network to add: its source, its name, and how to read and build it."""
+    """A network to add: its source, its name, how to read and build it, and its place below the folder."""
 
     source: str
+    place: str
     name: RunName
     read: Callable[[], WeightGraph]
     factory: Mapping[str, Any]
 
 
-def _find_sources(folder: Path, out: Path, open_: Open, options: AddOptions) -> Iterator[_Source]:
-    """Yield all networks below a folder, sorted by path: entries of zoos, then files."""
+def _with_own_factory(options: AddOptions) -> Trust:
+    """Return what the caller trusts: what was said, and the function that the caller names."""
+    name = options.factory.get("name")
+    names = options.trust.names | ({name} if isinstance(name, str) else set())
+    return replace(options.trust, names=names)
+
+
+def _find_sources(
+    folder: Path, out: Path, open_: Open, options: AddOptions, result: Added, trust: Trust
+) -> Iterator[_Source]:
+    """Yield all networks below a folder, sorted by path: entries of zoos, then files.
+
+    A zoo that cannot be read is recorded as unread.
+    """
     root, out_folder = folder.resolve(), out.resolve()
     files = sorted(
         path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder)
@@ -118,7 +139,11 @@ def _find_sources(folder: Path, out: Path, open_: Open, options: AddOptions) -> 
     zoos = {path.parent for path in files if path.name == NAME}
     shards = {path.with_name(name) for path in files for name in _shard_names(path)}
     for zoo in sorted(zoos):
-        yield from _zoo_sources(Zoo.open(zoo))
+        place = (root.name / zoo.relative_to(folder)).as_posix()
+        try:
+            yield from _zoo_sources(Zoo.open(zoo, trust), place)
+        except SaneError as error:
+            result.unread[place] = str(error)
     for path in files:
         has_index = any(path.parent.glob(f"*{INDEX}"))
         if (
@@ -128,13 +153,17 @@ def _find_sources(folder: Path, out: Path, open_: Open, options: AddOptions) -> 
         ):
             continue
         source = f"{root.name}/{path.relative_to(folder).as_posix()}"
-        yield _Source(source, options.run_name(source), partial(open_, path), options.factory)
+        name = options.run_name(source)
+        yield _Source(source, source, name, partial(open_, path), options.factory)
 
 
-def _zoo_sources(zoo: Zoo) -> Iterator[_Source]:
+def _zoo_sources(zoo: Zoo, place: str) -> Iterator[_Source]:
     for entry in zoo.entries:
         name = RunName(f"{zoo.name}/{entry.network}", entry.checkpoint, dict(entry.properties))
-        yield _Source(f"{zoo.name}/{entry.key}", name, partial(zoo.graph, entry), entry.factory)
+        source = f"{zoo.name}/{entry.key}"
+        yield _Source(
+            source, f"{place}/{entry.key}", name, partial(zoo.graph, entry), entry.factory
+        )
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
@@ -155,11 +184,13 @@ def _shard_names(path: Path) -> list[str]:
 class _ZooAppender:
     """A zoo being added to, committed every few seconds."""
 
-    def __init__(self, out: Path, result: Added) -> None:
-        self._result = result
+    def __init__(self, out: Path, result: Added, trust: Trust) -> None:
+        self._result, self._trust = result, trust
         index = read_index(out) if is_zoo(out) else ZooIndex(out.resolve().name, (), {})
         self._writer = ShardWriter(out, index)
-        self._known_networks = KnownNetworks(Zoo(index.name, index.entries, out, index.forms))
+        self._known_networks = KnownNetworks(
+            Zoo(index.name, index.entries, out, index.forms, self._trust)
+        )
         self._last_commit, self._has_changes = time.monotonic(), False
 
     def take(self, source: _Source) -> None:
@@ -189,7 +220,7 @@ class _ZooAppender:
 
     def _checked_factory(self, source: _Source, graph: WeightGraph) -> Mapping[str, Any]:
         """Return the factory if it builds this network; otherwise record why and return an empty one."""
-        if source.factory and (mismatch := weight_mismatch(source.factory, graph)):
+        if source.factory and (mismatch := weight_mismatch(source.factory, graph, self._trust)):
             self._result.unbuilt[source.source] = (
                 f"it and what {source.factory['name']} builds {mismatch}"
             )

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from sane_plugins.architectures import NO_TRUST, Trust
 from sane_plugins.arguments import require_field_types
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, ZooError, first_line
@@ -28,12 +29,14 @@ _SAVE_SECONDS = 10.0  # longest work that a kill may lose
 class EvaluateOptions:
     """Evaluate on the first `images` test images and the first `images` training images.
 
-    `force` replaces earlier measurements.
+    `force` replaces earlier measurements. Networks are built by our architectures, and by those functions
+    that the zoo names which are in `trust`.
     """
 
     images: int = 4000
     device: str = "cpu"
     force: bool = False
+    trust: Trust = NO_TRUST
 
     def __post_init__(self) -> None:
         require_field_types(self)
@@ -56,7 +59,7 @@ def evaluate_zoo(
     Existing measurements are kept unless `force`. The index is consistent at all times; after a kill the
     same call resumes.
     """
-    zoo = Zoo.open(folder)
+    zoo = Zoo.open(folder, options.trust)
     images = _EvaluationImages.of(task, options)
     result = Evaluated()
     pending: dict[str, dict[str, Property]] = {}

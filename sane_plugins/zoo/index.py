@@ -6,17 +6,18 @@ Version 1 (one JSON object in `index.json`, next to one `weights.safetensors`) c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sane_plugins.arguments import ArgumentTypeError, require_field_types, require_type
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.display import ShortRepr
-from sane_plugins.errors import ZooError
+from sane_plugins.errors import ZooError, first_line
 
 VERSION = 2
 NAME = "index.jsonl"
@@ -24,7 +25,10 @@ OLD_NAME = "index.json"
 OLD_WEIGHTS = "weights.safetensors"
 Property = float | str | bool
 
+_MAX_BYTES = 2**28  # of an index
+
 _OPTIONAL_FIELDS = ("digest", "source", "container", "form")
+_TEXT_FIELDS = ("network", "checkpoint", "file", *_OPTIONAL_FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ def read_index(folder: Path) -> ZooIndex:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ZooError(
             path,
-            f"this is no whole index ({error})",
+            f"this is no whole index ({_reason(error)})",
             f"version 1 or {VERSION} is needed",
             "make the zoo again with 'sane-plugins zoo import' or 'zoo add'",
         ) from error
@@ -138,6 +142,13 @@ def read_text(path: Path) -> str:
             "check the path; 'sane-plugins zoo import' and 'zoo add' make a zoo folder",
         )
     try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise ZooError(
+                path,
+                f"it has {size:,} bytes",
+                f"an index has at most {_MAX_BYTES:,}",
+                "split the zoo",
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ZooError(
@@ -146,6 +157,12 @@ def read_text(path: Path) -> str:
             "a zoo's index is needed",
             "check the path; 'sane-plugins zoo import' makes one",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ArgumentTypeError):
+        return f"{error.place}: {error.found}, but {error.needed}"
+    return f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
 
 
 def _parse(text: str) -> ZooIndex:
@@ -164,28 +181,45 @@ def _parse_version1(text: str) -> ZooIndex:
     index = json.loads(text)
     if index["version"] != 1:
         raise ValueError(f"version {index['version']}")
-    entries = tuple(Entry(**record) for record in index["entries"])
-    return ZooIndex(str(index["name"]), tuple(_with_file(entries, OLD_WEIGHTS)), {})
-
-
-def _with_file(entries: tuple[Entry, ...], file: str) -> Iterator[Entry]:
-    for entry in entries:
-        yield replace(entry, file=file)
+    entries = (Entry(**{**record, "file": OLD_WEIGHTS}) for record in index["entries"])
+    return ZooIndex(str(index["name"]), tuple(map(_checked, entries)), {})
 
 
 def _checked(entry: Entry) -> Entry:
-    """Return the entry after checking that its file lies in the zoo's own folder."""
+    """Return the entry after checking its types, and that its file lies in the zoo's own folder."""
+    for name in _TEXT_FIELDS:
+        if not isinstance(getattr(entry, name), str):
+            raise ValueError(f"the {name} of an entry is no text")
+    if not (isinstance(entry.factory, dict) and isinstance(entry.properties, dict)):
+        raise ValueError(f"the factory or properties of {entry.key!a} have no names")
+    for name, value in entry.properties.items():
+        if not isinstance(value, float | int | str):
+            raise ValueError(f"the property {name!a} of {entry.key!a} is no number or text")
     if not entry.file or Path(entry.file).name != entry.file:
         raise ValueError(f"the file {entry.file!a} is no plain name")
     return entry
 
 
 def _parse_form(record: Mapping[str, Any]) -> Form:
+    """Return a form whose ties and axes are of tensors that it has."""
     tensors = tuple((str(k), str(kind), tuple(shape)) for k, kind, shape in record["tensors"])
-    names, ties = {name for name, _, _ in tensors}, record["ties"]
-    if names & ties.keys() or not {*ties.values()} <= names:
-        raise ValueError("a form ties a name that has a tensor, or to one that has none")
-    return Form(tensors=tensors, ties=ties, axes=record["axes"])
+    form = Form(tensors=tensors, ties=record["ties"], axes=record["axes"])
+    require_field_types(form)
+    ranks = {name: len(shape) for name, _, shape in tensors}
+    for size in (size for _, _, shape in tensors for size in shape):
+        require_type("shape", size, int)
+        if not 0 <= size < 2**63:
+            raise ValueError(f"a shape has the size {size}")
+    if ranks.keys() & form.ties.keys():
+        raise ValueError("a form ties a name that has a tensor")
+    for name in (*form.ties.values(), *form.axes):
+        if name not in ranks:
+            raise ValueError(f"{ascii(name)[:80]} is no tensor of the form")
+    for name, axis in form.axes.items():
+        require_type("axis", axis, int)
+        if not -ranks[name] <= axis < ranks[name]:
+            raise ValueError(f"{ascii(name)[:80]} has no axis {axis}")
+    return form
 
 
 def _to_record(entry: Entry) -> dict[str, Any]:

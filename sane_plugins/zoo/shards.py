@@ -130,6 +130,8 @@ def open_tensors(path: Path) -> Any:
     It is memory-mapped (`safe_open`): indexed files never change, and an entry is a small part of one.
     """
     try:
+        if not path.is_file():  # opening a pipe would wait for its other end
+            raise FileNotFoundError("there is no such file")
         return _open_cached(path, path.stat().st_mtime_ns)
     except (OSError, SafetensorError) as error:
         raise ZooError(

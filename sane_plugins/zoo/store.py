@@ -8,9 +8,12 @@ never puts one run on both sides.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +21,43 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sane_plugins.architectures import build
+from sane_plugins.architectures import (
+    NO_TRUST,
+    Size,
+    Trust,
+    build,
+    describe_call,
+    require_trusted,
+)
 from sane_plugins.arguments import require_type
 from sane_plugins.display import html_table
-from sane_plugins.errors import UsageError, ZooError
+from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
 from sane_plugins.formats import from_state_dict
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo.index import Entry, Form, Property, ZooIndex, is_zoo, read_index, write_index
 from sane_plugins.zoo.published import read_published
 from sane_plugins.zoo.shards import ShardWriter, open_tensors
 
+_log = logging.getLogger(__name__)
+_MOST_NAMES = 3  # of functions that a note names
+# What a network may build beside what is stored: counters, and buffers that are not saved.
+_SPARE = Size(values=2**20, tensors=2**7)
+_MOST_TENSORS = 10_000  # of a network whose tensors are yet to be read
 _TensorSpecs = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, repr=False)
 class Zoo:
-    """Entries and the folder that holds their tensors; `forms` describes their tensors by form name."""
+    """Entries and the folder that holds their tensors; `forms` describes their tensors by form name.
+
+    `trust` says which functions that entries name may be called to build them, beside our architectures.
+    """
 
     name: str
     entries: tuple[Entry, ...]
     folder: Path
     forms: Mapping[str, Form] = field(default_factory=dict, hash=False)
+    trust: Trust = field(default=NO_TRUST, compare=False)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -59,11 +78,17 @@ class Zoo:
         return html_table(repr(self), ("network", "checkpoint", *names), rows)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Zoo:
-        """Open a zoo folder. Raises `ZooError` if there is none or its version is newer."""
+    def open(cls, folder: str | Path, trust: Trust = NO_TRUST) -> Zoo:
+        """Open a zoo folder. Raises `ZooError` if there is none or its version is newer.
+
+        Nothing that its entries name is called unless it is one of our architectures or in `trust`.
+        """
         require_type("Zoo.open, folder", folder, str, Path)
+        require_type("Zoo.open, trust", trust, Trust)
         index = read_index(Path(folder))
-        return cls(index.name, index.entries, Path(folder), index.forms)
+        zoo = cls(index.name, index.entries, Path(folder), index.forms, trust)
+        zoo._tell_what_is_trusted()
+        return zoo
 
     @property
     def weights(self) -> Path:
@@ -80,11 +105,14 @@ class Zoo:
         path = self.folder / entry.file
         file, prefix = open_tensors(path), entry.key + "/"
         form = self.forms.get(entry.form)
-        keys = (
-            [key for key, _, _ in form.tensors]
-            if form
-            else _tensor_names(json.dumps(dict(entry.factory)))
-        )
+        if form:
+            keys = [key for key, _, _ in form.tensors]
+        else:
+            factory = self._trusted_factory(entry)
+            # Its own tensors are yet to be known: at most all in the file, of a byte for each value.
+            most = Size(path.stat().st_size + _SPARE.values, _MOST_TENSORS)
+            with self._about(entry):
+                keys = [*_tensor_names(factory, self.trust, most)]
         try:
             tensors = {name: file.get_tensor(prefix + name) for name in keys}
         except SafetensorError as error:
@@ -103,7 +131,9 @@ class Zoo:
             form = self.forms[entry.form]
             return from_state_dict(tensors, source, ties=form.ties, axes=form.axes)
         specs = tuple((key, x.dtype, tuple(x.shape)) for key, x in tensors.items())
-        template = _template(json.dumps(dict(entry.factory)), specs)
+        factory = self._trusted_factory(entry)
+        with self._about(entry):
+            template = _template(factory, specs, self.trust)
         return replace(template, tensors={**template.tensors, **tensors}, source=source)
 
     def module(self, entry: Entry) -> nn.Module:
@@ -118,10 +148,42 @@ class Zoo:
                 "running a network needs one",
                 "add it again with --factory package.module:function",
             )
-        state = self.state_dict(entry)
-        module = build(entry.factory)
+        factory, state = self._trusted_factory(entry), self.state_dict(entry)
+        most = _most(x.numel() for x in state.values())
+        with self._about(entry):
+            module = build(json.loads(factory), self.trust, most=most)
         _load_state(module, state, f"{self.name}:{entry.key}")
         return module.eval()
+
+    def _trusted_factory(self, entry: Entry) -> str:
+        """Return an entry's factory as JSON. Raises `SourceError` if it may not be called."""
+        require_trusted(entry.factory, self.trust, f"{self.folder}, '{entry.key}'")
+        return json.dumps(dict(entry.factory))
+
+    @contextmanager
+    def _about(self, entry: Entry) -> Iterator[None]:
+        """Say of an error in the block which entry it is about."""
+        try:
+            yield
+        except (SourceError, ZooError) as error:
+            place = f"{self.folder}, '{entry.key}', {error.place}"
+            raise ZooError(place, error.found, error.needed, error.way_out) from error
+
+    def _tell_what_is_trusted(self) -> None:
+        """Say which functions are called because all are trusted, before any is."""
+        if not self.trust.everything:
+            return
+        calls: dict[str, str] = {}
+        for entry in self.entries:
+            try:
+                require_trusted(entry.factory, NO_TRUST, self.folder)
+            except SaneError:
+                if entry.factory:
+                    calls.setdefault(str(entry.factory.get("name")), describe_call(entry.factory))
+        if calls:
+            more = f", and {len(calls) - _MOST_NAMES} more" if len(calls) > _MOST_NAMES else ""
+            shown = ", ".join(ascii(call)[1:-1] for call in [*calls.values()][:_MOST_NAMES])
+            _log.warning("%s: trusted, so this is called: %s%s", self.folder, shown, more)
 
     def where(self, keep: Callable[[Entry], bool]) -> Zoo:
         """Return the zoo filtered to entries for which `keep` is true."""
@@ -214,10 +276,11 @@ def _split_points(fractions: Iterable[float], total: int) -> list[int]:
     return ends
 
 
-def weight_mismatch(factory: Mapping[str, Any], graph: WeightGraph) -> str:
+def weight_mismatch(factory: Mapping[str, Any], graph: WeightGraph, trust: Trust) -> str:
     """Describe which weights of a network differ from what a factory builds; empty if none do."""
-    expected = _parameter_shapes(json.dumps(dict(factory)))
     given = {param.key: param.shape for param in graph.params}
+    most = _most(prod(shape) for shape in given.values())
+    expected = _parameter_shapes(json.dumps(dict(factory)), trust, most)
     mismatched = [
         key for key in dict.fromkeys([*expected, *given]) if expected.get(key) != given.get(key)
     ]
@@ -225,21 +288,29 @@ def weight_mismatch(factory: Mapping[str, Any], graph: WeightGraph) -> str:
     return f"differ in {', '.join(mismatched[:3])}{more}" if mismatched else ""
 
 
-@lru_cache(maxsize=64)
-def _parameter_shapes(factory: str) -> Mapping[str, tuple[int, ...]]:
-    return {p.key: p.shape for p in from_module(build(json.loads(factory))).params}
+def _most(stored: Iterable[int]) -> Size:
+    """Return how large a network may be whose tensors hold so many values each."""
+    counts = [*stored]
+    return Size(2 * sum(counts) + _SPARE.values, 2 * len(counts) + _SPARE.tensors)
 
 
 @lru_cache(maxsize=64)
-def _tensor_names(factory: str) -> tuple[str, ...]:
+def _parameter_shapes(factory: str, trust: Trust, most: Size) -> Mapping[str, tuple[int, ...]]:
+    module = build(json.loads(factory), trust, most=most)
+    return {p.key: p.shape for p in from_module(module).params}
+
+
+@lru_cache(maxsize=64)
+def _tensor_names(factory: str, trust: Trust, most: Size) -> tuple[str, ...]:
     """Return an architecture's tensor names, in order."""
-    return tuple(build(json.loads(factory)).state_dict())
+    return tuple(build(json.loads(factory), trust, most=most).state_dict())
 
 
 @lru_cache(maxsize=64)
-def _template(factory: str, specs: _TensorSpecs) -> WeightGraph:
+def _template(factory: str, specs: _TensorSpecs, trust: Trust) -> WeightGraph:
     """Return an architecture's graph, traced once and cached; entries differ only in tensors."""
-    module = build(json.loads(factory))
+    most = _most(prod(shape) for _, _, shape in specs)
+    module = build(json.loads(factory), trust, most=most)
     state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in specs}
     _load_state(module, state, json.loads(factory)["name"])
     return from_module(module)

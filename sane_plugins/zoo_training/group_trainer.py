@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from sane_plugins.architectures import NO_TRUST, Trust
 from sane_plugins.errors import UsageError
 from sane_plugins.formats import ZOO_TRAINING_STATE, load_artifact, require_like, save_artifact
 from sane_plugins.zoo_training.batched_layers import BatchedBatchNorm2d, BatchedConv2d
@@ -36,10 +37,11 @@ class GroupTrainer:
         factory: Mapping[str, Any],
         images: TrainingImages,
         schedule: Schedule,
+        trust: Trust = NO_TRUST,
     ) -> None:
         self.draws, self.factory, self.images, self.schedule = draws, factory, images, schedule
         self.stack = BatchedNetworks(
-            [build_initialized(draw, factory) for draw in draws], schedule.device
+            [build_initialized(draw, factory, trust) for draw in draws], schedule.device
         )
         self.first, self.second = (torch.zeros_like(self.stack.flat) for _ in range(2))
         self.alive = torch.ones(len(draws), dtype=torch.bool, device=schedule.device)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from sane_plugins.architectures import build
+from sane_plugins.architectures import NO_TRUST, Trust, build
 
 T = TypeVar("T")
 _SMALL_STD = 0.1
@@ -63,11 +63,13 @@ def draw_hyperparameters(
     return [_draw(ranges, rng, seed * 100_000 + i) for i in range(count)]
 
 
-def build_initialized(draw: Hyperparameters, factory: Mapping[str, Any]) -> nn.Module:
+def build_initialized(
+    draw: Hyperparameters, factory: Mapping[str, Any], trust: Trust = NO_TRUST
+) -> nn.Module:
     """Build a network with initial weights that depend only on its own hyper-parameters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw.seed)
-        network = build(factory)
+        network = build(factory, trust)
         if draw.init != "default":
             _initialize(network, INITIALIZATIONS[draw.init])
     return network

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from sane_plugins.architectures import Trust
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.runtime import threads
 from sane_plugins.zoo_training.group_trainer import GroupTrainer
@@ -27,6 +28,8 @@ _REPORT_SECONDS = 0.5
 # glibc returns freed large tensors to the system at once, and allocating them again is slow. It ignores
 # thresholds above 32 MB.
 _MALLOC_SETTINGS = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+# A worker starts as `python -c`, which searches the working directory first, until it has our path.
+_PATH_SETTINGS = {"PYTHONSAFEPATH": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class GroupJob:
     index: int
     draws: Sequence[Hyperparameters]
     factory: Mapping[str, Any]
+    trust: Trust
     schedule: Schedule
     state: Path
     run_key: str
@@ -59,7 +63,8 @@ def train_groups(
 def _train(job: GroupJob, images: TrainingImages) -> Iterator[int]:
     """Train one group on one thread, so that the result does not depend on the number of processes."""
     with threads(1):
-        group = GroupTrainer(job.draws, job.factory, images.on(job.schedule.device), job.schedule)
+        on_device = images.on(job.schedule.device)
+        group = GroupTrainer(job.draws, job.factory, on_device, job.schedule, job.trust)
         yield from group.run(job.state, job.run_key)
 
 
@@ -71,7 +76,7 @@ def _train_in_processes(
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
     with (
-        _environment(_MALLOC_SETTINGS),
+        _environment(_MALLOC_SETTINGS | _PATH_SETTINGS),
         ProcessPoolExecutor(processes, context, _start_worker, (str(shared), events)) as pool,
     ):
         futures = [pool.submit(_train_in_worker, job) for job in jobs]

@@ -7,14 +7,14 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sane_plugins.architectures import family_name
+from sane_plugins.architectures import Trust, family_name
 from sane_plugins.arguments import require_field_types
 from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report, silent
@@ -70,20 +70,22 @@ def train_zoo(
     resume: bool = False,
     force: bool = False,
     report: Report = silent,
+    trust: Trust | None = None,
 ) -> Zoo:
     """Train a zoo and write it to the folder `out`, byte-identical for any number of processes.
 
     Until the end, the state of every group is kept in a folder next to `out`. It is saved every
     `save_every` steps, or by default so that saving takes about 2 % of the time; a resumed run takes the
-    same steps as an uninterrupted one.
+    same steps as an uninterrupted one. `trust` says which function may be called to build the networks;
+    without it, that is the one which the options name.
     """
-    out = Path(out)
+    out, trust = Path(out), trust or Trust(frozenset({options.architecture}))
     state = out.with_name(out.name + ".state")
     if resume and not state.exists() and is_zoo(out):
-        return Zoo.open(out)
+        return Zoo.open(out, trust)
     _require_start(out, state, resume, force)
     run_key = _run_key(images, options)
-    jobs = plan_jobs(images, options, state, run_key, save_every)
+    jobs = plan_jobs(images, options, state, run_key, save_every, trust)
     state.mkdir(parents=True, exist_ok=True)
     progress = _Progress(options, images, report)
     for index, step in train_groups(jobs, images, state, processes):
@@ -93,7 +95,7 @@ def train_zoo(
     )
     zoo = write_zoo(out, options.name, items, force=resume or force)
     shutil.rmtree(state)
-    return zoo
+    return replace(zoo, trust=trust)
 
 
 def draw_groups(options: ZooOptions) -> list[list[Hyperparameters]]:
@@ -145,7 +147,12 @@ def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
 
 
 def plan_jobs(
-    images: TrainingImages, options: ZooOptions, state: Path, run_key: str, save_every: int | None
+    images: TrainingImages,
+    options: ZooOptions,
+    state: Path,
+    run_key: str,
+    save_every: int | None,
+    trust: Trust,
 ) -> list[GroupJob]:
     """Split the networks into groups and return one job per group."""
     schedule = Schedule(
@@ -163,6 +170,7 @@ def plan_jobs(
             index=i,
             draws=draws,
             factory=network_factory(options, draws[0], channels, classes),
+            trust=trust,
             schedule=schedule,
             state=state / f"group-{i:04d}.safetensors",
             run_key=run_key,
@@ -180,7 +188,7 @@ def _require_trainable(jobs: list[GroupJob], images: TrainingImages) -> None:
         key = json.dumps(job.factory, sort_keys=True)
         if key not in seen:
             BatchedNetworks(
-                [build_initialized(job.draws[0], job.factory)], "cpu"
+                [build_initialized(job.draws[0], job.factory, job.trust)], "cpu"
             ).require_same_outputs(images.x_test[:2])
         seen.add(key)
 
@@ -212,7 +220,8 @@ def _zoo_items(
     """Yield every checkpoint of the finished groups as a zoo entry and state dict."""
     for job in jobs:
         record, tensors = load_group_state(job.state)
-        stack = BatchedNetworks([build_initialized(draw, job.factory) for draw in job.draws], "cpu")
+        networks = [build_initialized(draw, job.factory, job.trust) for draw in job.draws]
+        stack = BatchedNetworks(networks, "cpu")
         for epoch, rows in record["measured"].items():
             buffers = epoch_tensors(tensors, int(epoch))
             flat = buffers.pop("")

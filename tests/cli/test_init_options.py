@@ -12,7 +12,7 @@ from sane_plugins.cli.initialize import OutputFiles, main
 from sane_plugins.cli.inputs import InputNames
 from sane_plugins.initialize import InitializeOptions
 
-COMMON = {"as_json", "debug", "version", "help"}
+COMMON = {"as_json", "debug", "version", "help", "trust"}
 
 
 def test_every_option_is_a_field_of_one_group() -> None:

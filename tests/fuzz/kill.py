@@ -230,7 +230,7 @@ def _measured(job: Job, scratch: Path, kills: int, rng: random.Random) -> dict[s
 
 def _start(job: Job, folder: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "sane_plugins.cli.main", *job.command(folder)]
+    command = [sys.executable, "-m", "sane_plugins", *job.command(folder)]
     scratch = folder.parents[1]
     places = [str(scratch), *filter(None, [os.environ.get("PYTHONPATH")])]
     told = {"PYTHONPATH": os.pathsep.join(places), "KILL_OBSERVED": str(folder / "observed")}

@@ -106,7 +106,7 @@ def test_what_is_needed_of_a_dataset_is_built_once(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(behavior_loss, "token_indices", counted)
     modules: list[str] = []
     monkeypatch.setattr(
-        behavior_loss, "build", lambda told: modules.append(str(told)) or build(told)
+        behavior_loss, "build", lambda told, _: modules.append(str(told)) or build(told)
     )
     for dataset in datasets * 5:
         batch = draw_windows(dataset, 4, 32, rng)

@@ -61,7 +61,7 @@ def pretrain(zoos: list[str], out: Path, processes: int, *arguments: str) -> str
             sys.executable,
             "-m",
             *(several if processes > 1 else []),
-            "sane_plugins.cli.main",
+            "sane_plugins",
             "pretrain",
             *zoos,
             "-o",
@@ -101,7 +101,7 @@ def started(
         [
             sys.executable,
             "-m",
-            "sane_plugins.cli.main",
+            "sane_plugins",
             "pretrain",
             *zoos,
             "-o",

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from sane_plugins.architectures import build, small_cnn
+from sane_plugins.architectures import FULL_TRUST, build, small_cnn
 from sane_plugins.autoencoder import (
     SANEConfig,
     decode,
@@ -77,18 +77,19 @@ def normed() -> nn.Module:
 def make(folder: Path, name: str, factory, networks: int = 4) -> Zoo:
     """Write a zoo of random networks with two checkpoints each."""
     torch.manual_seed(0)
-    return write_zoo(
+    write_zoo(
         folder / name,
         name,
         [
             (
                 Entry(network=str(n), checkpoint=str(c), factory=factory, properties={"epoch": c}),
-                build(factory).state_dict(),
+                build(factory, FULL_TRUST).state_dict(),
             )
             for n in range(networks)
             for c in range(2)
         ],
     )
+    return Zoo.open(folder / name, FULL_TRUST)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_every_view_of_every_architecture_is_the_same_function(mixed) -> None:
         for values in views:
             cut = Tokens(values, dataset.mask, torch.zeros(len(values), 3))
             graph = undo_scale(detokenize(cut, dataset.template), scale)
-            module = build(dataset.entries[3].factory)
+            module = build(dataset.entries[3].factory, FULL_TRUST)
             module.load_state_dict(
                 {k: graph.tensors.get(k, v) for k, v in module.state_dict().items()}
             )

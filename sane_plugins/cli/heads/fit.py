@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from sane_plugins import features, properties, zoo
+from sane_plugins.architectures import Trust
 from sane_plugins.atomic_files import require_free
 from sane_plugins.cli.console import command_options, note, open_host, progress_bars
 from sane_plugins.cli.heads.show import print_heads
+from sane_plugins.cli.trust import trust_options
 
 _FILE = click.Path(path_type=Path)
 _PROPERTIES = ("test_accuracy", "gap", "epoch")
@@ -37,6 +39,7 @@ _PROPERTIES = ("test_accuracy", "gap", "epoch")
 @click.option("--sane", type=_FILE, help="A SANE of your own, from 'pretrain'.")
 @click.option("--seed", default=0, show_default=True, help="Of the folds of cross-validation.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@trust_options
 @command_options
 def fit(
     zoos: tuple[Path, ...],
@@ -46,6 +49,7 @@ def fit(
     sane: Path | None,
     seed: int,
     force: bool,
+    trust: Trust,
     as_json: bool,
 ) -> None:
     """Fit a head per property to zoos whose networks have it."""
@@ -53,7 +57,7 @@ def fit(
     options = properties.FitOptions(properties=names, features=feature_set, seed=seed)
     host = open_host()
     with progress_bars(host):
-        opened = [zoo.Zoo.open(folder) for folder in zoos]
+        opened = [zoo.Zoo.open(folder, trust) for folder in zoos]
         model = features.load_model(features.EncodeOptions(sane=sane))
         fitted = properties.fit_heads(opened, model, options, host.report)
     properties.save_heads(fitted.heads, output)

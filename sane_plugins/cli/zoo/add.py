@@ -18,6 +18,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.trust import trust_option, typed_trust
 from sane_plugins.cli.zoo.settings import parse_settings
 from sane_plugins.errors import UsageError
 
@@ -41,6 +42,7 @@ _MAX_LISTED = 20  # files of a kind; JSON has all
     metavar="NAME=VALUE",
     help="An argument of the factory; repeat for more.",
 )
+@trust_option
 @click.option(
     "--network-pattern",
     default="",
@@ -58,6 +60,7 @@ def add(
     output: Path,
     factory: str | None,
     settings: tuple[str, ...],
+    trust: bool,
     network_pattern: str,
     no_runs: bool,
     as_json: bool,
@@ -66,13 +69,18 @@ def add(
 
     Files whose names differ by the number of an epoch, step or checkpoint alone are one network's
     checkpoints, so that splits keep them on one side. The zoo holds copies; nothing in it is replaced.
+    Zoos below DIR may name functions that build their networks: other than our own architectures, only the
+    one in --factory is called, unless --trust is given.
 
     Example: sane-plugins zoo add runs/ -o my-zoo --factory my_package.models:build --set classes=10
     """
     host = open_host()
     by_name = zoo.name_by_file if no_runs else zoo.name_by_number
     run_name = zoo.name_by_pattern(network_pattern) if network_pattern else by_name
-    options = zoo.AddOptions(factory=_factory(factory, settings), run_name=run_name)
+    built_by = _factory(factory, settings)
+    options = zoo.AddOptions(
+        factory=built_by, run_name=run_name, trust=typed_trust([built_by.get("name")], trust)
+    )
     with progress_bars(host):
         result = zoo.add_networks(folder, output, host.open, options, host.report)
     _print(result, zoo.Zoo.open(output), as_json)
@@ -96,7 +104,7 @@ def _factory(name: str | None, settings: Sequence[str]) -> dict[str, Any]:
         name = f"torchvision.models:{name.removeprefix(_TORCHVISION)}"
     arguments = parse_settings(settings, ("name",), "--factory names it", "classes=10")
     factory = {"name": architectures.family_name(name) or name, **arguments}
-    architectures.build(factory)
+    architectures.build(factory, typed_trust([factory["name"]], everything=False))
     return factory
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sane_plugins import tasks, zoo
+from sane_plugins.architectures import Trust
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -16,6 +17,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.trust import trust_options
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.runtime import require_device
 
@@ -47,6 +49,7 @@ _MAX_LISTED = 20
 @click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--force", is_flag=True, help="Replace properties that are there.")
+@trust_options
 @command_options
 def evaluate(
     folder: Path,
@@ -56,12 +59,14 @@ def evaluate(
     size: int | None,
     device: str,
     force: bool,
+    trust: Trust,
     as_json: bool,
 ) -> None:
     """Measure a zoo's networks on a task, or join a table of properties to them; the zoo keeps both.
 
     Measured are test_accuracy, train_accuracy, gap, test_loss, train_loss and finite. Properties that are
-    there stay, unless --force. A network that cannot be built, or does not take the images, is listed.
+    there stay, unless --force. A network that cannot be built, or does not take the images, is listed; so
+    is one that is built by a function of its own, unless --factory names it.
 
     Example: sane-plugins zoo evaluate my-zoo --task mnist.npz
     """
@@ -76,7 +81,8 @@ def evaluate(
     if table is not None:
         summary |= _join_table(folder, table, force)
     if data is not None:
-        summary |= _measure(folder, data, images, size, device, force)
+        options = zoo.EvaluateOptions(images=images, device=device, force=force, trust=trust)
+        summary |= _measure(folder, data, size, options)
     if as_json:
         print_json(summary)
         return
@@ -89,13 +95,12 @@ def evaluate(
 
 
 def _measure(
-    folder: Path, data: str, images: int, size: int | None, device: str, force: bool
+    folder: Path, data: str, size: int | None, options: zoo.EvaluateOptions
 ) -> dict[str, Any]:
     """Measure every network on the images of a task."""
-    require_device(device)
+    require_device(options.device)
     zoo.read_index(folder)  # raises for a folder that is not a zoo, before images are loaded
     task = tasks.load_task(data, size)
-    options = zoo.EvaluateOptions(images=images, device=device, force=force)
     host = open_host()
     with progress_bars(host):
         result = zoo.evaluate_zoo(folder, task, options, host.report)

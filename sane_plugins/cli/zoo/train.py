@@ -17,6 +17,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.trust import typed_trust
 from sane_plugins.cli.zoo.settings import parse_settings
 from sane_plugins.errors import UsageError
 from sane_plugins.runtime import require_device
@@ -163,6 +164,7 @@ def train(
             resume=resume,
             force=force,
             report=host.report,
+            trust=typed_trust([architecture], everything=False),
         )
     _print(trained, output, as_json)
 
