@@ -72,6 +72,8 @@ def _private_draws() -> type[AbstractContextManager[object]]:
     class PrivateDraws(TorchDispatchMode):
         """Gives a generator to every operation that draws random numbers."""
 
+        supports_higher_order_operators = True
+
         def __init__(self, generator: torch.Generator) -> None:
             super().__init__()
             self._generators = {"cpu": generator}
@@ -84,7 +86,8 @@ def _private_draws() -> type[AbstractContextManager[object]]:
             kwargs: dict[str, Any] | None = None,
         ) -> Any:
             kwargs = kwargs or {}
-            if torch.Tag.nondeterministic_seeded not in func.tags or any(
+            draws = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+            if not draws or any(
                 isinstance(value, torch.Generator) for value in (*args, *kwargs.values())
             ):
                 return func(*args, **kwargs)
@@ -122,9 +125,7 @@ def _with_generator(func: Any) -> Any:
     return getattr(func.overloadpacket, name, None) if name else None
 
 
-def _draw_as_global(
-    draw: Callable[[], T], generator: torch.Generator, device: torch.device
-) -> T:
+def _draw_as_global(draw: Callable[[], T], generator: torch.Generator, device: torch.device) -> T:
     """Draw with an operation that takes no generator: the global one has this one's state meanwhile."""
     import torch
 

@@ -133,4 +133,3 @@ def _image_count(module: nn.Module) -> int:
     parameters = signature(module.forward).parameters.values()
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     return max(1, sum(p.kind in kinds and p.default is Parameter.empty for p in parameters))
-

@@ -37,9 +37,22 @@ def logits(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
+class _NoModules:
+    """In place of the counter's list of modules, kept by hooks that modules of all threads would call."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self) -> None:
+        pass
+
+
 def forward_flops(module: nn.Module, images: torch.Tensor) -> int:
     """Return the FLOPs of a forward pass on images (N, C, H, W), at least 1."""
     counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()
     with counter, torch.no_grad():
         module.eval()(images)
     return max(1, int(counter.get_total_flops()))
