@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import cache, partial
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache, partial
 from hashlib import sha256
 from threading import Lock, RLock, Thread, local
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sane_plugins.errors import UsageError
 
@@ -54,7 +54,17 @@ def seeded(rng: torch.Generator) -> Iterator[None]:
         yield
 
 
-def drawing_from(generator: torch.Generator) -> AbstractContextManager[object]:
+class Draws(Protocol):
+    """A context manager, usable again and again, that knows whether anything was drawn in it."""
+
+    has_drawn: bool
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+def drawing_from(generator: torch.Generator) -> Draws:
     """Let this thread's torch functions draw from `generator` where none is given, instead of the global one.
 
     The numbers are those that the global generator would give from the same state; neither it nor
@@ -64,7 +74,7 @@ def drawing_from(generator: torch.Generator) -> AbstractContextManager[object]:
 
 
 @cache
-def _private_draws() -> type[AbstractContextManager[object]]:
+def _private_draws() -> Callable[[torch.Generator], Draws]:
     """Return the mode of `drawing_from`; a class of torch's, so it is made when torch is in use."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -76,6 +86,7 @@ def _private_draws() -> type[AbstractContextManager[object]]:
 
         def __init__(self, generator: torch.Generator) -> None:
             super().__init__()
+            self.has_drawn = False
             self._generators = {"cpu": generator}
 
         def __torch_dispatch__(
@@ -86,11 +97,11 @@ def _private_draws() -> type[AbstractContextManager[object]]:
             kwargs: dict[str, Any] | None = None,
         ) -> Any:
             kwargs = kwargs or {}
-            draws = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
-            if not draws or any(
+            if not _is_random(func) or any(
                 isinstance(value, torch.Generator) for value in (*args, *kwargs.values())
             ):
                 return func(*args, **kwargs)
+            self.has_drawn = True
             device = _device_of(args, kwargs)
             if device.type not in ("cpu", "cuda"):
                 return func(*args, **kwargs)
@@ -106,6 +117,14 @@ def _private_draws() -> type[AbstractContextManager[object]]:
             return self._generators[str(device)]
 
     return PrivateDraws
+
+
+@lru_cache(maxsize=4096)
+def _is_random(func: Any) -> bool:
+    """Return whether an operation of torch's draws random numbers where no generator is given."""
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
 
 
 def _device_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:

@@ -63,10 +63,9 @@ def _run(module: nn.Module, channels: int, image_size: int) -> DryRun:
     tracker = _ImageTracker(state, images)
     output: tuple[int, ...] = ()
     draws = drawing_from(torch.Generator())
-    with without_warnings(), draws, torch.no_grad(), tracker:
-        # Any code runs in a forward, so anything may be raised there; how far it got is the answer.
-        with suppress(Exception):
-            output = _first_shape(functional_call(module, state, tuple(images)))
+    # Any code runs in a forward, so anything may be raised there; how far it got is the answer.
+    with suppress(Exception), without_warnings(), draws, torch.no_grad(), tracker:
+        output = _first_shape(functional_call(module, state, tuple(images)))
     return DryRun(
         channels=channels,
         image_size=image_size,
