@@ -5,16 +5,21 @@ Layers are recognised by module type, function object and method; never by a lay
 
 from __future__ import annotations
 
+import builtins
+import math
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from threading import Lock
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx._symbolic_trace import _autowrap_check, _patch_wrapped_functions, _Patcher
+from torch.fx._symbolic_trace import (
+    _create_wrapped_func,
+    _wrapped_fns_to_patch,
+)
 
 from sane_plugins.runtime import drawing_from
 from sane_plugins.weights.channel_ops import ChannelOps
@@ -24,6 +29,12 @@ from sane_plugins.weights.module_channels import module_channel_op
 from sane_plugins.weights.module_copies import ModuleCopies
 
 _DISTURBED_TRIALS, _PAUSE = 100, 0.02  # traces, and seconds between them
+_FX_MARK = "_Patcher__fx_already_patched"  # of what `fx.Tracer` puts in place of functions
+_FOREIGN_ERROR = "module is not installed as a submodule"  # of an `fx.Tracer` that gets our calls
+
+
+class _UnknownModuleError(Exception):
+    """A module was called that is no submodule of the traced one."""
 
 
 def trace(module: nn.Module) -> tuple[Layer, ...] | None:
@@ -38,9 +49,9 @@ def trace(module: nn.Module) -> tuple[Layer, ...] | None:
         tracer = _Tracer(param_shapes_constant=True)
         try:
             graph = tracer.trace(module)
-        except Exception:  # any code runs in a forward, so anything may be raised there
+        except Exception as error:  # any code runs in a forward, so anything may be raised there
             graph = None
-            tracer.note_disturbance()
+            tracer.note_failure(error)
         if not tracer.is_disturbed:
             break
         time.sleep(_PAUSE)
@@ -61,11 +72,11 @@ class _Tracer(fx.Tracer):
         """Trace a module; the module itself is not called and not changed."""
         copies = ModuleCopies(in_evaluation=True)
         self.root = copies.of(root)
-        self.submodule_paths = {part: name for name, part in self.root.named_modules()}
+        self._paths = {part: name for name, part in self.root.named_modules()}
         self.graph = fx.Graph(tracer_cls=type(self))
         self.tensor_attrs = {
             value: f"{path}.{name}" if path else name
-            for part, path in self.submodule_paths.items()
+            for part, path in self._paths.items()
             for name, value in vars(part).items()
             if isinstance(value, torch.Tensor)
         }
@@ -77,15 +88,22 @@ class _Tracer(fx.Tracer):
             # What torch calls in place of the forward, where a module was compiled.
             vars(part).update(_parameters=recorded, _compiled_call_impl=partial(self._call, part))
         with _wrapped_functions, drawing_from(torch.Generator()):
-            for namespace in (function.__globals__, *map(vars, self._autowrap_search)):
-                _wrapped_functions.wrap(namespace, self._autowrap_function_ids)
+            for namespace in (function.__globals__, vars(math)):
+                _wrapped_functions.wrap(namespace)
             output = self.create_arg(function(*arguments))
             self.create_node("output", "output", (output,), {})
         return self.graph
 
-    def note_disturbance(self) -> None:
-        """Note whether another thread's trace, or this module, may be the cause of a failure."""
-        self.is_disturbed |= hasattr(nn.Module.__call__, "__fx_already_patched")
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return a submodule's name; raise `_UnknownModuleError` for any other module."""
+        if (path := self._paths.get(mod)) is None:
+            raise _UnknownModuleError(type(mod).__name__)
+        return path
+
+    def note_failure(self, error: Exception) -> None:
+        """Note whether another trace in this process, rather than the module, caused a failure."""
+        is_foreign = str(error) == _FOREIGN_ERROR or not _wrapped_functions.are_in_place()
+        self.is_disturbed = self.is_disturbed or is_foreign
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Stop at modules that hooks change before each call, and at compiled ones."""
@@ -104,8 +122,8 @@ class _Tracer(fx.Tracer):
         last, stack = next(iter(reversed(self.graph.nodes)), None), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:  # any code runs in a forward, so anything may be raised there
-            self.note_disturbance()
+        except Exception as error:  # any code runs in a forward, so anything may be raised there
+            self.note_failure(error)
             self.module_stack = stack
             while (node := next(iter(reversed(self.graph.nodes)), None)) is not last and node:
                 self.graph.erase_node(node)
@@ -114,7 +132,7 @@ class _Tracer(fx.Tracer):
     def _call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Record a call of a module; its hooks do not run, as they would keep symbolic values."""
         namespace = getattr(module.forward, "__globals__", {})
-        _wrapped_functions.wrap(namespace, self._autowrap_function_ids)
+        _wrapped_functions.wrap(namespace)
         return self.call_module(module, module.forward, args, kwargs)
 
 
@@ -135,13 +153,19 @@ class _WrappedFunctions:
     """
 
     def __init__(self) -> None:
-        self._lock, self._traces, self._patcher = Lock(), 0, _Patcher()
+        self._lock, self._traces = Lock(), 0
+        self._wrappers: list[_Wrapper] = []
+        self._namespaces: dict[int, dict[str, Any]] = {}
 
     def __enter__(self) -> None:
         with self._lock:
             self._traces += 1
-            if self._traces == 1:
-                _patch_wrapped_functions(self._patcher)
+            for (_, name), namespace in (
+                _wrapped_fns_to_patch.copy().items() if not self._wrappers else ()
+            ):
+                self._wrap(namespace, name)
+            for wrapper in self._wrappers:
+                wrapper.put()
 
     def __exit__(
         self,
@@ -152,14 +176,79 @@ class _WrappedFunctions:
         with self._lock:
             self._traces -= 1
             if not self._traces:
-                self._patcher.__exit__(None, None, None)
+                for wrapper in self._wrappers:
+                    wrapper.retire()
+                self._wrappers.clear()
+                self._namespaces.clear()
 
-    def wrap(self, namespace: dict[str, Any], function_ids: set[int]) -> None:
-        """Wrap the functions of these ids in the namespace."""
+    def are_in_place(self) -> bool:
+        """Return whether no other trace of this process has put functions back that it had wrapped."""
         with self._lock:
-            _autowrap_check(self._patcher, namespace, function_ids)
+            return all(wrapper.is_in_place() for wrapper in self._wrappers)
+
+    def wrap(self, namespace: dict[str, Any]) -> None:
+        """Wrap the functions of `math` in a namespace."""
+        with self._lock:
+            if id(namespace) in self._namespaces:
+                return
+            self._namespaces[id(namespace)] = namespace
+            for name, value in [*namespace.items()]:
+                if name[:1] != "_" and callable(value) and id(_plain(value)) in _MATH_IDS:
+                    self._wrap(namespace, name)
+
+    def _wrap(self, namespace: dict[str, Any], name: str) -> None:
+        self._wrappers.append(_Wrapper(namespace, name))
+        self._wrappers[-1].put()
 
 
+class _Wrapper:
+    """Stands in a namespace for one of its functions, or for a builtin, and records symbolic calls."""
+
+    def __init__(self, namespace: dict[str, Any], name: str) -> None:
+        self._namespace, self._name, self._is_retired = namespace, name, False
+        self._found = namespace.get(name)
+        function = _plain(getattr(builtins, name) if self._found is None else self._found)
+        record = _create_wrapped_func(function)
+
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self._is_retired:  # another trace had wrapped this, and has put it back
+                self._take_away()
+            return record(*args, **kwargs)
+
+        self._function: Any = wrapper
+        setattr(wrapper, _FX_MARK, True)
+
+    def is_in_place(self) -> bool:
+        """Return whether the name means this wrapper."""
+        return self._namespace.get(self._name) is self._function
+
+    def put(self) -> None:
+        """Put the wrapper in its place."""
+        self._namespace[self._name] = self._function
+
+    def retire(self) -> None:
+        """Put the function back, now or when the trace that has wrapped this wrapper has ended."""
+        self._is_retired = True
+        self._take_away()
+
+    def _take_away(self) -> None:
+        if not self.is_in_place():
+            return
+        if self._found is None:
+            del self._namespace[self._name]
+        else:
+            self._namespace[self._name] = self._found
+
+
+def _plain(function: Any) -> Any:
+    """Return a function that another trace may have wrapped."""
+    while hasattr(function, _FX_MARK):
+        function = function.__wrapped__
+    return function
+
+
+_MATH_IDS = {id(_plain(value)) for name, value in vars(math).items() if name[:1] != "_"}
 _wrapped_functions = _WrappedFunctions()
 
 

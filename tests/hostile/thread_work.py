@@ -98,9 +98,7 @@ class Work:
         )
         if not with_initialize:
             return found
-        made = self.host.initialize(
-            partial(build, self.number), self.task, [self.module], OPTIONS
-        )
+        made = self.host.initialize(partial(build, self.number), self.task, [self.module], OPTIONS)
         tensors = {key: value.numpy().tobytes() for key, value in made.graph.tensors.items()}
         scores = [(row.name, row.before, row.last, row.chosen) for row in made.rows]
         return (*found, tensors, scores, repr(made.forecast))
