@@ -23,6 +23,7 @@ from sane_plugins.arguments import require_type
 from sane_plugins.display import html_table
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.formats import from_state_dict
+from sane_plugins.runtime import drawing_from
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo.index import Entry, Form, Property, ZooIndex, is_zoo, read_index, write_index
 from sane_plugins.zoo.published import read_published
@@ -119,7 +120,7 @@ class Zoo:
                 "add it again with --factory package.module:function",
             )
         state = self.state_dict(entry)
-        module = build(entry.factory)
+        module = _build_unseeded(entry.factory)
         _load_state(module, state, f"{self.name}:{entry.key}")
         return module.eval()
 
@@ -227,22 +228,28 @@ def weight_mismatch(factory: Mapping[str, Any], graph: WeightGraph) -> str:
 
 @lru_cache(maxsize=64)
 def _parameter_shapes(factory: str) -> Mapping[str, tuple[int, ...]]:
-    return {p.key: p.shape for p in from_module(build(json.loads(factory))).params}
+    return {p.key: p.shape for p in from_module(_build_unseeded(json.loads(factory))).params}
 
 
 @lru_cache(maxsize=64)
 def _tensor_names(factory: str) -> tuple[str, ...]:
     """Return an architecture's tensor names, in order."""
-    return tuple(build(json.loads(factory)).state_dict())
+    return tuple(_build_unseeded(json.loads(factory)).state_dict())
 
 
 @lru_cache(maxsize=64)
 def _template(factory: str, specs: _TensorSpecs) -> WeightGraph:
     """Return an architecture's graph, traced once and cached; entries differ only in tensors."""
-    module = build(json.loads(factory))
+    module = _build_unseeded(json.loads(factory))
     state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in specs}
     _load_state(module, state, json.loads(factory)["name"])
     return from_module(module)
+
+
+def _build_unseeded(factory: Mapping[str, Any]) -> nn.Module:
+    """Build a network whose initial weights nobody sees, without drawing from the global generator."""
+    with drawing_from(torch.Generator()):
+        return build(factory)
 
 
 def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:

@@ -128,7 +128,10 @@ def test_traces_of_the_host_that_overlap_ours_leave_nothing_behind(first):
     assert nn.Module.__getattr__ is plain_getattr
     assert math.sqrt(4.0) == 2.0  # what stays behind goes with its first use
     assert math.sqrt is sqrt
-    assert traces[0].result(SECONDS).layers == expected_layers()
+    if (
+        first == "the host's"
+    ):  # as long as a trace of the host lasts, it gets the calls of all modules
+        assert traces[0].result(SECONDS).layers == expected_layers()
 
 
 def test_graphs_are_right_while_the_host_traces_again_and_again():
@@ -224,9 +227,12 @@ ABILITIES = {
     "encode": lambda host, module, _: host.encode(module),
     "predict": lambda host, module, _: host.predict(module),
     "inspect": lambda host, module, _: survey_network(host.open(module)),
-    "build": lambda host, module, _: host.build(module)(task(0).x_test),
+    "build": lambda host, module, _: host.build(module).eval()(task(0).x_test),
     "save": _save,
     "initialise as target": lambda host, module, _: host.initialize(module, task(0), (), OPTIONS),
+    "initialise a function": lambda host, *_: host.initialize(
+        partial(build, 0), task(0), (), OPTIONS
+    ),
     "initialise as prompt": lambda host, module, _: host.initialize(
         partial(build, 0), task(0), [module], OPTIONS
     ),
