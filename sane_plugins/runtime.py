@@ -77,7 +77,7 @@ def drawing_from(generator: torch.Generator) -> Draws:
 def _private_draws() -> Callable[[torch.Generator], Draws]:
     """Return the mode of `drawing_from`; a class of torch's, so it is made when torch is in use."""
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
     class PrivateDraws(TorchDispatchMode):
         """Gives a generator to every operation that draws random numbers."""
@@ -88,6 +88,19 @@ def _private_draws() -> Callable[[torch.Generator], Draws]:
             super().__init__()
             self.has_drawn = False
             self._generators = {"cpu": generator}
+
+        # The base notes in variables of the process whether any mode is on; threads would mix these up.
+        def __enter__(self) -> PrivateDraws:
+            _push_mode(self)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            _pop_mode()
+
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            """Do without torch's compiler, which takes seconds to import."""
+            return False
 
         def __torch_dispatch__(
             self,
