@@ -85,7 +85,7 @@ def _private_draws() -> Callable[[torch.Generator], Draws]:
         supports_higher_order_operators = True
 
         def __init__(self, generator: torch.Generator) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.has_drawn = False
             self._generators = {"cpu": generator}
 
@@ -182,10 +182,11 @@ def without_warnings() -> Iterator[None]:
     One filter is put in front of those of the process, and stays: it matches in such blocks only.
     """
     before, _quiet.is_on = _quiet.is_on, True
-    if next(iter(warnings.filters), None) is not _QUIET_FILTER:
+    filters: Any = warnings.filters
+    if next(iter(filters), None) is not _QUIET_FILTER:
         with suppress(ValueError):
-            warnings.filters.remove(_QUIET_FILTER)
-        warnings.filters.insert(0, _QUIET_FILTER)
+            filters.remove(_QUIET_FILTER)
+        filters.insert(0, _QUIET_FILTER)
         warnings._filters_mutated()  # type: ignore[attr-defined]
     try:
         yield

@@ -58,7 +58,7 @@ class _Counting(_FlopCounterMode):
 def forward_flops(module: nn.Module, images: torch.Tensor) -> int:
     """Return the FLOPs of a forward pass on images (N, C, H, W), at least 1."""
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with _Counting(counter), torch.no_grad():
         module.eval()(images)
     return max(1, int(counter.get_total_flops()))

@@ -20,15 +20,18 @@ from torch import nn
 
 def copy_module(module: nn.Module) -> nn.Module:
     """Return a copy that shares no tensor; what cannot be copied, such as a lock, is shared."""
+    copied: nn.Module
     try:
-        return deepcopy(module)
+        copied = deepcopy(module)
     except Exception:  # __deepcopy__ and __reduce__ of any attribute may raise anything
-        return ModuleCopies(_copy_parameter).of(module)
+        copied = ModuleCopies(_copy_parameter).of(module)
+    return copied
 
 
 def evaluation_copy(module: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode that shares the parameters, and nothing else that can be copied."""
-    return ModuleCopies(in_evaluation=True).of(module)
+    copied: nn.Module = ModuleCopies(in_evaluation=True).of(module)
+    return copied
 
 
 class ModuleCopies:
@@ -51,9 +54,10 @@ class ModuleCopies:
             return self._copies[id(value)][1]
         if isinstance(value, nn.Module):
             return self._module(value)
+        if isinstance(value, nn.Parameter):
+            return self._keep(value, self._parameter(value))
         if isinstance(value, torch.Tensor):
-            is_parameter = isinstance(value, nn.Parameter)
-            return self._keep(value, self._parameter(value) if is_parameter else _clone(value))
+            return self._keep(value, _clone(value))
         if type(value) in (dict, OrderedDict):
             copied = self._keep(value, type(value)())
             copied.update((key, self.of(part)) for key, part in value.items())

@@ -128,8 +128,9 @@ def _pruning_hooks(part: nn.Module) -> dict[str, BasePruningMethod]:
 
 def _evaluation_value(part: nn.Module, attribute: str) -> torch.Tensor:
     """Return a tensor's value in evaluation mode; in training, reading it updates spectral norm."""
+    steps: nn.Module = part.parametrizations[attribute]  # type: ignore[index, assignment]
     with torch.no_grad():
-        value: torch.Tensor = evaluation_copy(part.parametrizations[attribute])()  # type: ignore[index, union-attr]
+        value: torch.Tensor = evaluation_copy(steps)()
     return value.detach()
 
 

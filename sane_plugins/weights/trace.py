@@ -72,7 +72,7 @@ class _Tracer(fx.Tracer):
         """Trace a module; the module itself is not called and not changed."""
         copies = ModuleCopies(in_evaluation=True)
         self.root = copies.of(root)
-        self._paths = {part: name for name, part in self.root.named_modules()}
+        self._paths: dict[nn.Module, str] = {part: name for name, part in self.root.named_modules()}
         self.graph = fx.Graph(tracer_cls=type(self))
         self.tensor_attrs = {
             value: f"{path}.{name}" if path else name
@@ -96,9 +96,9 @@ class _Tracer(fx.Tracer):
 
     def path_of_module(self, mod: nn.Module) -> str:
         """Return a submodule's name; raise `_UnknownModuleError` for any other module."""
-        if (path := self._paths.get(mod)) is None:
+        if mod not in self._paths:
             raise _UnknownModuleError(type(mod).__name__)
-        return path
+        return self._paths[mod]
 
     def note_failure(self, error: Exception) -> None:
         """Note whether another trace in this process, rather than the module, caused a failure."""
