@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from sane_plugins.architectures import (
 )
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import open_file
+from sane_plugins.runtime import without_warnings
 
 _PREFIX = "timm:"
 _NAME_NEEDED = "one of timm.list_models() is needed"
@@ -57,8 +57,7 @@ def import_timm() -> ModuleType:
             "run pip install 'sane-plugins[timm]'",
         )
     import_torchvision()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it still uses deprecated parts of torch
+    with without_warnings():  # it still uses deprecated parts of torch
         try:
             return import_module("timm")
         except ImportError as error:

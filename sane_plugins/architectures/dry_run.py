@@ -5,9 +5,8 @@ A symbolic trace does not suffice: detection and optical flow networks branch on
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any
@@ -16,6 +15,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+
+from sane_plugins.runtime import drawing_from, without_warnings
+from sane_plugins.weights import evaluation_copy
 
 _IMAGE_SIZES = (224, 128, 256, 384, 160, 512)  # pixels; some networks take one size only
 _VIDEO_FRAMES = 16
@@ -50,6 +52,7 @@ def run_on_meta(module: nn.Module, channels: int, image_size: int | None = None)
 
 
 def _run(module: nn.Module, channels: int, image_size: int) -> DryRun:
+    module = evaluation_copy(module)
     state = {
         key: torch.empty_like(tensor, device="meta")
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]
@@ -59,11 +62,10 @@ def _run(module: nn.Module, channels: int, image_size: int) -> DryRun:
     images = [torch.empty(shape, device="meta") for _ in range(_image_count(module))]
     tracker = _ImageTracker(state, images)
     output: tuple[int, ...] = ()
-    with _eval_mode(module), warnings.catch_warnings(), torch.no_grad(), tracker:
-        warnings.simplefilter("ignore")
-        # Any code runs in a forward, so anything may be raised there; how far it got is the answer.
-        with suppress(Exception):
-            output = _first_shape(functional_call(module, state, tuple(images)))
+    draws = drawing_from(torch.Generator())
+    # Any code runs in a forward, so anything may be raised there; how far it got is the answer.
+    with suppress(Exception), without_warnings(), draws, torch.no_grad(), tracker:
+        output = _first_shape(functional_call(module, state, tuple(images)))
     return DryRun(
         channels=channels,
         image_size=image_size,
@@ -130,15 +132,3 @@ def _image_count(module: nn.Module) -> int:
     parameters = signature(module.forward).parameters.values()
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     return max(1, sum(p.kind in kinds and p.default is Parameter.empty for p in parameters))
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for part in module.modules()}
-    try:
-        for part in modes:
-            part.training = False
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training

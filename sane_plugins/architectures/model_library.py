@@ -30,10 +30,10 @@ def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
         return None
     import torch
 
+    from sane_plugins.runtime import drawing_from
     from sane_plugins.weights import from_module
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with drawing_from(torch.Generator().manual_seed(0)):
         module, notes = import_module(builder).build(source.removeprefix(prefix), None)
     graph = from_module(module, source)
     return replace(graph, notes=(*graph.notes, *notes))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from functools import cache
 from importlib import import_module
+from threading import Lock
 from types import ModuleType
 
 import torch
 
 from sane_plugins.errors import SourceError
+from sane_plugins.runtime import without_warnings
 
 # torchvision registers fake implementations of these operators whether or not they were loaded.
 _SCHEMAS = (
@@ -21,9 +22,9 @@ _SCHEMAS = (
 # The schemas vanish with the object that declared them.
 _libraries: list[torch.library.Library] = []
 _log = logging.getLogger(__name__)
+_importing = Lock()  # a failed import is taken back, which must not meet another one
 
 
-@cache
 def import_torchvision() -> ModuleType:
     """Return the torchvision module.
 
@@ -31,6 +32,12 @@ def import_torchvision() -> ModuleType:
     declared, and a warning is logged once that detection models can be read but not run. Raises
     `SourceError` where torchvision is not installed or does not import.
     """
+    with _importing:
+        return _import_once()
+
+
+@cache
+def _import_once() -> ModuleType:
     try:
         return _import()
     except RuntimeError as error:
@@ -54,9 +61,8 @@ def import_torchvision() -> ModuleType:
 
 def _import() -> ModuleType:
     try:
-        with warnings.catch_warnings():
-            # Image files are read by pillow here, never by torchvision's own extension.
-            warnings.filterwarnings("ignore", message="Failed to load image Python extension")
+        # It warns without its own reader of image files, which are read by pillow here.
+        with without_warnings():
             return import_module("torchvision")
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":

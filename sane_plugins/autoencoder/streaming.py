@@ -27,7 +27,7 @@ from sane_plugins.autoencoder.normalization import standardized_blocks
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.runtime import threads
+from sane_plugins.runtime import set_threads, threads
 from sane_plugins.weights import TokenLayout, WeightGraph
 
 _BATCH = 32  # windows, whose activations fit into a core's cache
@@ -186,7 +186,7 @@ def _encode_parallel(
     encoder: _Encoder, inputs: Iterator[_BatchInput], workers: int
 ) -> Iterator[WindowBatch]:
     pending: deque[Future[WindowBatch]] = deque()
-    with ThreadPoolExecutor(workers, "encode", torch.set_num_threads, (1,)) as pool:
+    with ThreadPoolExecutor(workers, "encode", set_threads, (1,)) as pool:
         for each in inputs:
             pending.append(pool.submit(encoder, each))
             if len(pending) > 2 * workers:

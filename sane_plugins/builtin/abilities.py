@@ -90,6 +90,7 @@ class Abilities:
         from sane_plugins.autoencoder import embedded_sane, load_sane
         from sane_plugins.generation import SamplerError, choose_prompts, embedded_prompts
         from sane_plugins.initialize import InitializeOptions, generate, initialize
+        from sane_plugins.runtime import random_stream, seeded
         from sane_plugins.tasks import Task
 
         require_type("initialize, task", task, Task, way_out="read one with load_task()")
@@ -100,9 +101,9 @@ class Abilities:
         notes: tuple[str, ...] = ()
         graphs = tuple(self.host.open(prompt) for prompt in prompts)
         if not graphs:
-            chosen = choose_prompts(
-                target if isinstance(target, nn.Module) else target(), embedded_prompts()
-            )
+            with seeded(random_stream(0)):
+                module = target if isinstance(target, nn.Module) else target()
+            chosen = choose_prompts(module, embedded_prompts())
             graphs, notes = chosen.graphs, chosen.notes
         sane_path = options.sane if options is not None else None
         sane = embedded_sane() if sane_path is None else load_sane(sane_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +41,10 @@ class Sources:
         from torch import nn
 
         from sane_plugins.architectures import build_by_name, family_name, is_function_name
+        from sane_plugins.weights import copy_module
 
         if isinstance(source, nn.Module):
-            return deepcopy(source)
+            return copy_module(source)
         if not isinstance(source, str):
             return None
         # What begins with the name of a plugin that was switched off is that plugin's, not a module's.

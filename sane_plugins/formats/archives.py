@@ -64,7 +64,7 @@ class Archive:
 
     def read(self, name: str, start: int = 0) -> bytes:
         """Return a member's bytes from an offset on."""
-        with source_errors(self.path), self._zip.open(self.members[name]) as member:
+        with source_errors(self.path), self._lock, self._zip.open(self.members[name]) as member:
             member.seek(start)
             return member.read()
 
@@ -78,7 +78,7 @@ class Archive:
 
     def read_head(self, name: str, count: int) -> bytes:
         """Return the first bytes of a member."""
-        with source_errors(self.path), self._zip.open(self.members[name]) as member:
+        with source_errors(self.path), self._lock, self._zip.open(self.members[name]) as member:
             return member.read(count)
 
 

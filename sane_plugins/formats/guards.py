@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.runtime import without_warnings
 
 T = TypeVar("T")
 
@@ -32,18 +32,17 @@ def source_errors(
     path: Path | str, found: str = "it is broken", needed: str = "a whole file"
 ) -> Iterator[None]:
     """Turn any exception into `SourceError`, silence warnings: libraries raise anything on damaged data."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with without_warnings():
             yield
-        except SaneError:
-            raise
-        except OSError as error:
-            raise _read_error(path, error) from error
-        except Exception as error:
-            raise SourceError(
-                path, found, f"{needed} is needed", "copy or download it again"
-            ) from error
+    except SaneError:
+        raise
+    except OSError as error:
+        raise _read_error(path, error) from error
+    except Exception as error:
+        raise SourceError(
+            path, found, f"{needed} is needed", "copy or download it again"
+        ) from error
 
 
 def open_until_collected(owner: object, path: Path) -> BufferedReader:

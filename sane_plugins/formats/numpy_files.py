@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,7 @@ class _LazyArrays(Mapping[str, torch.Tensor]):
     def __init__(
         self, file: Archive | Path, headers: Mapping[str, tuple[str, _ArrayHeader]]
     ) -> None:
-        self._file, self._headers = file, headers
+        self._file, self._headers, self._lock = file, headers, Lock()
         self._open = open_until_collected(self, file) if isinstance(file, Path) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -161,8 +162,9 @@ class _LazyArrays(Mapping[str, torch.Tensor]):
         if self._open is None:
             assert isinstance(self._file, Archive)
             return self._file.read(name, array.start)
-        self._open.seek(array.start)
-        return self._open.read()
+        with self._lock:
+            self._open.seek(array.start)
+            return self._open.read()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._headers)

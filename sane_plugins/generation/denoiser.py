@@ -19,6 +19,7 @@ from torch import nn
 from sane_plugins.arguments import require_field_types, require_ranges
 from sane_plugins.display import ShortRepr
 from sane_plugins.formats import DENOISER, fill_module, load_artifact, read_config, save_artifact
+from sane_plugins.runtime import seeded
 
 _RANGES: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("latent", "places", "task", "width"), (1, 2**16)),
@@ -104,8 +105,7 @@ def fit_denoiser(
 
     Batches come from each group in turn; a fraction `blind` of the examples is shown without its task.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+    with seeded(rng):
         model = Denoiser(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)

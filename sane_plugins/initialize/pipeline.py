@@ -14,7 +14,6 @@ mean. Test images are not used. The method: docs/explanation/sane.md, section 6;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +52,7 @@ from sane_plugins.initialize.training import set_memory_format
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import threads_for
 from sane_plugins.tasks import Task
-from sane_plugins.weights import WeightGraph
+from sane_plugins.weights import WeightGraph, copy_module
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -212,7 +211,7 @@ def _score_rows(
 
 def _graph(problem: InitializationProblem, module: nn.Module) -> WeightGraph:
     set_memory_format(module, torch.contiguous_format)
-    return problem.read(deepcopy(module).cpu())
+    return problem.read(copy_module(module).cpu())
 
 
 def _finite_graph(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -25,7 +24,7 @@ from sane_plugins.initialize.pruned import PrunedNetwork, fresh_copies
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import random_stream, seeded
 from sane_plugins.tasks import Task, describe, forward_flops, require_fit
-from sane_plugins.weights import WeightGraph, from_module
+from sane_plugins.weights import WeightGraph, copy_module, from_module
 
 _EPOCH_FLOPS = 3e11  # about ten seconds on two cores
 _FORWARDS_PER_TRAINING_STEP = 3  # the cost of a training step, in forward passes
@@ -142,7 +141,7 @@ def _network_builder(
 ) -> tuple[Callable[[], nn.Module], bool]:
     """Return a function that builds the network, and whether each call draws fresh weights."""
     if isinstance(target, nn.Module):
-        return (lambda: deepcopy(target)), False
+        return (lambda: copy_module(target)), False
     return target, True
 
 

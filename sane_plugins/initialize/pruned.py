@@ -8,7 +8,6 @@ The method: docs/explanation/sane.md, section 14.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from sane_plugins.errors import UsageError
-from sane_plugins.weights import RUNNING, WeightGraph
+from sane_plugins.weights import RUNNING, WeightGraph, copy_module
 
 _SURVIVES_PREFIX, _OWN_PREFIX = "survives:", "own:"
 
@@ -118,7 +117,7 @@ def fresh_copies(module: nn.Module) -> Callable[[], nn.Module]:
     """Return a function that copies a module and resets its layers to their default initialisation."""
 
     def build() -> nn.Module:
-        fresh = deepcopy(module)
+        fresh = copy_module(module)
         for submodule in fresh.modules():
             if callable(reset := getattr(submodule, "reset_parameters", None)):
                 reset()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,7 @@ from sane_plugins.atomic_files import require_free, write_whole
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.inspection.survey import LayerStats, Survey, percent
 from sane_plugins.inspection.token_map import TokenMap, token_map
+from sane_plugins.runtime import without_warnings
 from sane_plugins.weights import WeightGraph
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def save_plot(graph: WeightGraph, survey: Survey, path: Path) -> Path:
     form = path.suffix.lower().removeprefix(".")
 
     def write(partial: Path) -> None:
-        with warnings.catch_warnings():
-            # Glyphs missing from the font are drawn as boxes, which needs no warning.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        with without_warnings():  # of glyphs missing from the font, which are drawn as boxes
             figure.savefig(partial, format=form, dpi=_DPI)
 
     return write_whole(path, write)

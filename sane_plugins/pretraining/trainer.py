@@ -23,6 +23,7 @@ from sane_plugins.pretraining.trainer_state import StateSaver, TrainerState, res
 from sane_plugins.pretraining.training_log import TrainingLog
 from sane_plugins.pretraining.training_step import BehaviorTerm, PretrainContext, take_step
 from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.runtime import drawing_from
 from sane_plugins.zoo import Zoo
 
 _RESULT_NEUTRAL_OPTIONS = {
@@ -116,8 +117,7 @@ def _new_run(
     datasets: Sequence[PermutedDataset],
     log: TrainingLog,
 ) -> TrainerState:
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
+    with drawing_from(torch.Generator().manual_seed(options.seed)):
         model = SANE(config)
     if config.scale == "zoo":
         model.get_buffer("zoo_scale").copy_(datasets[0].zoo_scale)

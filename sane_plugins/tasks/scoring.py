@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import _pop_mode, _push_mode
+from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
 from sane_plugins.errors import TaskError, first_line
 from sane_plugins.tasks.task import Task
@@ -37,10 +38,28 @@ def logits(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
+class _NoModules:
+    """In place of the counter's list of modules, kept by hooks that modules of all threads would call."""
+
+    parents = frozenset({"Global"})
+
+
+class _Counting(_FlopCounterMode):
+    """Counts in the calling thread; the base notes in variables of the process that it is on."""
+
+    def __enter__(self) -> _Counting:
+        _push_mode(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _pop_mode()
+
+
 def forward_flops(module: nn.Module, images: torch.Tensor) -> int:
     """Return the FLOPs of a forward pass on images (N, C, H, W), at least 1."""
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with _Counting(counter), torch.no_grad():
         module.eval()(images)
     return max(1, int(counter.get_total_flops()))
 

@@ -12,6 +12,7 @@ from .layers import (
     shape_text,
     vectors_last,
 )
+from .module_copies import copy_module, evaluation_copy
 from .modules import from_module, load_into
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
@@ -41,8 +42,10 @@ __all__ = [
     "Tokens",
     "WeightGraph",
     "apply_scale",
+    "copy_module",
     "cut_rows",
     "detokenize",
+    "evaluation_copy",
     "fit_scale",
     "from_module",
     "layer_name",

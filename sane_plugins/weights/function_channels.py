@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
+from sane_plugins.runtime import drawing_from
 from sane_plugins.weights.channel_ops import (
     JOIN,
     OPAQUE,
@@ -160,7 +161,7 @@ def _is_identity(node: fx.Node) -> bool:
     before = probe.clone()
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: probe)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with drawing_from(torch.Generator()):
             return node.target(*args, **kwargs) is probe and torch.equal(probe, before)
     except Exception:  # the function may raise anything for arguments it was not made for
         return False

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from sane_plugins.errors import SourceError
+from sane_plugins.weights.module_copies import evaluation_copy
 from sane_plugins.weights.tensor_identity import memory_key
 
 
@@ -127,17 +128,10 @@ def _pruning_hooks(part: nn.Module) -> dict[str, BasePruningMethod]:
 
 def _evaluation_value(part: nn.Module, attribute: str) -> torch.Tensor:
     """Return a tensor's value in evaluation mode; in training, reading it updates spectral norm."""
-    steps = list(part.parametrizations[attribute].modules())  # type: ignore[index, union-attr]
-    modes = [step.training for step in steps]
-    try:
-        for step in steps:
-            step.training = False
-        with torch.no_grad():
-            value: torch.Tensor = getattr(part, attribute)
-        return value.detach()
-    finally:
-        for step, mode in zip(steps, modes, strict=True):
-            step.training = mode
+    steps: nn.Module = part.parametrizations[attribute]  # type: ignore[index, assignment]
+    with torch.no_grad():
+        value: torch.Tensor = evaluation_copy(steps)()
+    return value.detach()
 
 
 def _write_parametrized(entry: ModuleTensor, tensor: torch.Tensor) -> None:

@@ -5,43 +5,111 @@ Layers are recognised by module type, function object and method; never by a lay
 
 from __future__ import annotations
 
+import builtins
+import math
+import time
 from collections.abc import Callable
+from functools import partial, wraps
+from threading import Lock
+from types import TracebackType
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import (
+    _create_wrapped_func,
+    _wrapped_fns_to_patch,
+)
 
+from sane_plugins.runtime import drawing_from
 from sane_plugins.weights.channel_ops import ChannelOps
 from sane_plugins.weights.function_channels import function_channel_ops, is_scalar
 from sane_plugins.weights.layers import Layer
 from sane_plugins.weights.module_channels import module_channel_op
+from sane_plugins.weights.module_copies import ModuleCopies
+
+_DISTURBED_TRIALS, _PAUSE = 100, 0.02  # traces, and seconds between them
+_FX_MARK = "_Patcher__fx_already_patched"  # of what `fx.Tracer` puts in place of functions
+_FOREIGN_ERROR = "module is not installed as a submodule"  # of an `fx.Tracer` that gets our calls
+
+
+class _UnknownModuleError(Exception):
+    """A module was called that is no submodule of the traced one."""
 
 
 def trace(module: nn.Module) -> tuple[Layer, ...] | None:
     """Return the layers in execution order, or None where the module cannot be traced.
 
     A module's layer has its qualified name and no params yet; its further calls end in `#1`, `#2`,
-    ... A `parameter` layer has its qualified key. Names of other layers start with `%`. The module is
-    traced in evaluation mode. A part that cannot be traced is one `opaque` layer.
+    ... A `parameter` layer has its qualified key. Names of other layers start with `%`. A copy of the
+    module is traced, in evaluation mode and without its hooks. A part that cannot be traced is one
+    `opaque` layer.
     """
-    modes = {part: part.training for part in module.modules()}
-    try:
-        for part in modes:
-            part.training = False
-        graph = _Tracer(param_shapes_constant=True).trace(module)
-    except Exception:  # any code runs in a forward, so anything may be raised there
-        return None
-    finally:
-        for part, training in modes.items():
-            part.training = training
-    return tuple(_LayerReader(module).read(graph))
+    for _ in range(_DISTURBED_TRIALS):
+        tracer = _Tracer(param_shapes_constant=True)
+        try:
+            graph = tracer.trace(module)
+        except Exception as error:  # any code runs in a forward, so anything may be raised there
+            graph = None
+            tracer.note_failure(error)
+        if not tracer.is_disturbed:
+            break
+        time.sleep(_PAUSE)
+    return None if graph is None else tuple(_LayerReader(module).read(graph))
 
 
 class _Tracer(fx.Tracer):
-    """Stops at torch's own layers, and at modules that cannot be traced."""
+    """Stops at torch's own layers, and at modules that cannot be traced.
+
+    `fx.Tracer` replaces `nn.Module.__call__` and `__getattr__` while it traces, for all threads. Here
+    only a copy of the traced module is told to record its calls and parameters. `is_disturbed` after
+    something failed while another thread traced in the other way: it then gets the calls of all modules.
+    """
+
+    is_disturbed = False
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        """Trace a module; the module itself is not called and not changed."""
+        copies = ModuleCopies(in_evaluation=True)
+        self.root = copies.of(root)
+        self._paths: dict[nn.Module, str] = {part: name for name, part in self.root.named_modules()}
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.tensor_attrs = {
+            value: f"{path}.{name}" if path else name
+            for part, path in self._paths.items()
+            for name, value in vars(part).items()
+            if isinstance(value, torch.Tensor)
+        }
+        function, arguments = self.create_args_for_root(type(root).forward, True, concrete_args)
+        proxies: dict[str, fx.Proxy] = {}
+        for part in copies.modules:
+            recorded = _RecordedParameters(vars(part).get("_parameters", {}))
+            recorded.record = partial(self.getattr, parameter_proxy_cache=proxies)
+            # What torch calls in place of the forward, where a module was compiled.
+            vars(part).update(_parameters=recorded, _compiled_call_impl=partial(self._call, part))
+        with _wrapped_functions, drawing_from(torch.Generator()):
+            for namespace in (function.__globals__, vars(math)):
+                _wrapped_functions.wrap(namespace)
+            output = self.create_arg(function(*arguments))
+            self.create_node("output", "output", (output,), {})
+        return self.graph
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return a submodule's name; raise `_UnknownModuleError` for any other module."""
+        if mod not in self._paths:
+            raise _UnknownModuleError(type(mod).__name__)
+        return self._paths[mod]
+
+    def note_failure(self, error: Exception) -> None:
+        """Note whether another trace in this process, rather than the module, caused a failure."""
+        is_foreign = str(error) == _FOREIGN_ERROR or not _wrapped_functions.are_in_place()
+        self.is_disturbed = self.is_disturbed or is_foreign
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Stop at modules with hooks too: a hook would run on, and keep, symbolic values."""
-        return bool(m._forward_pre_hooks) or super().is_leaf_module(m, module_qualified_name)
+        """Stop at modules that hooks change before each call, and at compiled ones."""
+        is_compiled = hasattr(m.forward, "_torchdynamo_orig_callable")
+        is_changed = bool(m._forward_pre_hooks)
+        return is_changed or is_compiled or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -54,11 +122,134 @@ class _Tracer(fx.Tracer):
         last, stack = next(iter(reversed(self.graph.nodes)), None), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:  # any code runs in a forward, so anything may be raised there
+        except Exception as error:  # any code runs in a forward, so anything may be raised there
+            self.note_failure(error)
             self.module_stack = stack
             while (node := next(iter(reversed(self.graph.nodes)), None)) is not last and node:
                 self.graph.erase_node(node)
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def _call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Record a call of a module; its hooks do not run, as they would keep symbolic values."""
+        namespace = getattr(module.forward, "__globals__", {})
+        _wrapped_functions.wrap(namespace)
+        return self.call_module(module, module.forward, args, kwargs)
+
+
+class _RecordedParameters(dict[str, Any]):
+    """A module's parameters by name; looking one up records it. Iteration gives the parameters themselves."""
+
+    record: Callable[[str, Any], Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.record(name, super().__getitem__(name))
+
+
+class _WrappedFunctions:
+    """Functions that are one step of a trace, such as `math.sqrt`, wrapped as long as any thread traces.
+
+    For arguments of other threads, which are not symbolic, a wrapped function is the function itself. No
+    lock is held while a module runs: it may wait for one of its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._traces = Lock(), 0
+        self._wrappers: list[_Wrapper] = []
+        self._namespaces: dict[int, dict[str, Any]] = {}
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._traces += 1
+            for (_, name), namespace in (
+                _wrapped_fns_to_patch.copy().items() if not self._wrappers else ()
+            ):
+                self._wrap(namespace, name)
+            for wrapper in self._wrappers:
+                wrapper.put()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._traces -= 1
+            if not self._traces:
+                for wrapper in self._wrappers:
+                    wrapper.retire()
+                self._wrappers.clear()
+                self._namespaces.clear()
+
+    def are_in_place(self) -> bool:
+        """Return whether no other trace of this process has put functions back that it had wrapped."""
+        with self._lock:
+            return all(wrapper.is_in_place() for wrapper in self._wrappers)
+
+    def wrap(self, namespace: dict[str, Any]) -> None:
+        """Wrap the functions of `math` in a namespace."""
+        with self._lock:
+            if id(namespace) in self._namespaces:
+                return
+            self._namespaces[id(namespace)] = namespace
+            for name, value in [*namespace.items()]:
+                if name[:1] != "_" and callable(value) and id(_plain(value)) in _MATH_IDS:
+                    self._wrap(namespace, name)
+
+    def _wrap(self, namespace: dict[str, Any], name: str) -> None:
+        self._wrappers.append(_Wrapper(namespace, name))
+        self._wrappers[-1].put()
+
+
+class _Wrapper:
+    """Stands in a namespace for one of its functions, or for a builtin, and records symbolic calls."""
+
+    def __init__(self, namespace: dict[str, Any], name: str) -> None:
+        self._namespace, self._name, self._is_retired = namespace, name, False
+        self._found = namespace.get(name)
+        function = _plain(getattr(builtins, name) if self._found is None else self._found)
+        record = _create_wrapped_func(function)
+
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self._is_retired:  # another trace had wrapped this, and has put it back
+                self._take_away()
+            return record(*args, **kwargs)
+
+        self._function: Any = wrapper
+        setattr(wrapper, _FX_MARK, True)
+
+    def is_in_place(self) -> bool:
+        """Return whether the name means this wrapper."""
+        return self._namespace.get(self._name) is self._function
+
+    def put(self) -> None:
+        """Put the wrapper in its place."""
+        self._namespace[self._name] = self._function
+
+    def retire(self) -> None:
+        """Put the function back, now or when the trace that has wrapped this wrapper has ended."""
+        self._is_retired = True
+        self._take_away()
+
+    def _take_away(self) -> None:
+        if not self.is_in_place():
+            return
+        if self._found is None:
+            del self._namespace[self._name]
+        else:
+            self._namespace[self._name] = self._found
+
+
+def _plain(function: Any) -> Any:
+    """Return a function that another trace may have wrapped."""
+    while hasattr(function, _FX_MARK):
+        function = function.__wrapped__
+    return function
+
+
+_MATH_IDS = {id(_plain(value)) for name, value in vars(math).items() if name[:1] != "_"}
+_wrapped_functions = _WrappedFunctions()
 
 
 class _LayerReader:

@@ -33,6 +33,7 @@ from sane_plugins.arguments import require_type
 from sane_plugins.display import html_table
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
 from sane_plugins.formats import from_state_dict
+from sane_plugins.runtime import drawing_from
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo.index import Entry, Form, Property, ZooIndex, is_zoo, read_index, write_index
 from sane_plugins.zoo.published import read_published
@@ -151,7 +152,7 @@ class Zoo:
         factory, state = self._trusted_factory(entry), self.state_dict(entry)
         most = _most(x.numel() for x in state.values())
         with self._about(entry):
-            module = build(json.loads(factory), self.trust, most=most)
+            module = _build_unseeded(factory, self.trust, most)
         _load_state(module, state, f"{self.name}:{entry.key}")
         return module.eval()
 
@@ -294,26 +295,38 @@ def _most(stored: Iterable[int]) -> Size:
     return Size(2 * sum(counts) + _SPARE.values, 2 * len(counts) + _SPARE.tensors)
 
 
+def _build_unseeded(factory: str, trust: Trust, most: Size) -> nn.Module:
+    """Build a network whose weights will be replaced, without a draw from the program's generator."""
+    with drawing_from(torch.Generator()):
+        return build(json.loads(factory), trust, most=most)
+
+
 @lru_cache(maxsize=64)
 def _parameter_shapes(factory: str, trust: Trust, most: Size) -> Mapping[str, tuple[int, ...]]:
-    module = build(json.loads(factory), trust, most=most)
+    module = _build_unseeded(factory, trust, most)
     return {p.key: p.shape for p in from_module(module).params}
 
 
 @lru_cache(maxsize=64)
 def _tensor_names(factory: str, trust: Trust, most: Size) -> tuple[str, ...]:
     """Return an architecture's tensor names, in order."""
-    return tuple(build(json.loads(factory), trust, most=most).state_dict())
+    return tuple(_build_unseeded(factory, trust, most).state_dict())
 
 
 @lru_cache(maxsize=64)
 def _template(factory: str, specs: _TensorSpecs, trust: Trust) -> WeightGraph:
     """Return an architecture's graph, traced once and cached; entries differ only in tensors."""
     most = _most(prod(shape) for _, _, shape in specs)
-    module = build(json.loads(factory), trust, most=most)
+    module = _build_unseeded(factory, trust, most)
     state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in specs}
     _load_state(module, state, json.loads(factory)["name"])
     return from_module(module)
+
+
+def _build_unseeded(factory: Mapping[str, Any]) -> nn.Module:
+    """Build a network whose initial weights nobody sees, without drawing from the global generator."""
+    with drawing_from(torch.Generator()):
+        return build(factory)
 
 
 def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sane_plugins.architectures import NO_TRUST, Trust, build
+from sane_plugins.runtime import drawing_from
 
 T = TypeVar("T")
 _SMALL_STD = 0.1
@@ -67,8 +68,7 @@ def build_initialized(
     draw: Hyperparameters, factory: Mapping[str, Any], trust: Trust = NO_TRUST
 ) -> nn.Module:
     """Build a network with initial weights that depend only on its own hyper-parameters."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw.seed)
+    with drawing_from(torch.Generator().manual_seed(draw.seed)):
         network = build(factory, trust)
         if draw.init != "default":
             _initialize(network, INITIALIZATIONS[draw.init])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ MAX_NESTING_DEPTH = 100  # of mappings and lists
 
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK", b"\x80"
 _OPTIMIZER_KEYS = {"state", "param_groups"}  # of torch.optim's state dicts
+_loading = Lock()  # torch keeps the sparse tensors of all loads in one list
 _SAVE_HINT = "save its state dict with safetensors.torch.save_file"
 _Part = TypeVar("_Part")
 _KeyPath = tuple[str, ...]
@@ -106,11 +108,12 @@ def _largest_network(path: Path, content: Any) -> WeightGraph:
 def _torch_load(path: Path, use_mmap: bool) -> Any:
     # A load that fails midway leaves sparse tensors behind, and the next one would check them too.
     leftovers: list[torch.Tensor] = getattr(torch._utils, "_sparse_tensors_to_validate", [])
-    leftovers.clear()
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
-    finally:
+    with _loading:
         leftovers.clear()
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
+        finally:
+            leftovers.clear()
 
 
 def _unpickle(path: Path, *, use_mmap: bool) -> Any:
