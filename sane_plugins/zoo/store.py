@@ -296,7 +296,7 @@ def _most(stored: Iterable[int]) -> Size:
 
 
 def _build_unseeded(factory: str, trust: Trust, most: Size) -> nn.Module:
-    """Build a network whose weights will be replaced, without a draw from the program's generator."""
+    """Build a network whose initial weights nobody sees, without drawing from the global generator."""
     with drawing_from(torch.Generator()):
         return build(json.loads(factory), trust, most=most)
 
@@ -321,12 +321,6 @@ def _template(factory: str, specs: _TensorSpecs, trust: Trust) -> WeightGraph:
     state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in specs}
     _load_state(module, state, json.loads(factory)["name"])
     return from_module(module)
-
-
-def _build_unseeded(factory: Mapping[str, Any]) -> nn.Module:
-    """Build a network whose initial weights nobody sees, without drawing from the global generator."""
-    with drawing_from(torch.Generator()):
-        return build(factory)
 
 
 def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:
