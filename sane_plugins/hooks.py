@@ -100,6 +100,16 @@ def sane_save(
 
 
 @hookspec(firstresult=True)
+def sane_side_files(target: Path) -> Sequence[Path] | None:
+    """Return the files that `sane_save` may write beside `target`, as that of an ONNX model's values.
+
+    Called before any work: where one exists, or is read by the same run, nothing is begun. Return an empty
+    list where there are none, or None where the form is not yours; without an answer it is
+    `<target>.provenance.json` alone.
+    """
+
+
+@hookspec(firstresult=True)
 def sane_check_save(graph: WeightGraph, target: Path, like: Any) -> bool | None:
     """Raise what `sane_save` would raise, before the work whose result is to be saved. Write nothing.
 

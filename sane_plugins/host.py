@@ -206,14 +206,16 @@ class Host:
 
         `metadata`, plain data of JSON, go into the file where its form has room, else into
         `<target>.provenance.json`. `like` is a source whose form is kept, such as an ONNX file's nodes.
+        Raises `UsageError` where a file is in the way without `force`, and where the graph is read from it.
         """
         from sane_plugins.weights import WeightGraph
 
         require_type("save, graph", graph, WeightGraph, way_out="read one with host.open()")
         require_type("save, target", target, str, Path)
-        from sane_plugins.atomic_files import require_free, write_all
+        from sane_plugins.atomic_files import write_all
 
-        target = require_free(Path(target), force)
+        self._require_outputs(graph, target, like, force)
+        target = Path(target)
         arguments = {"graph": graph, "target": target, "metadata": metadata, "like": like}
         writer, path = self._call_first("sane_save", arguments)
         if path is None:
@@ -229,9 +231,8 @@ class Host:
         self, graph: WeightGraph, target: str | Path, *, like: Any = None, force: bool = False
     ) -> None:
         """Raise what `save` would raise for such a network, before the work; nothing is written."""
-        from sane_plugins.atomic_files import require_free, require_writable
-
-        target = require_writable(require_free(Path(target), force))
+        self._require_outputs(graph, target, like, force)
+        target = Path(target)
         if self._first_answer("sane_check_save", graph=graph, target=target, like=like) is not None:
             return
         savers, checkers = (
@@ -240,6 +241,27 @@ class Host:
         )
         if savers <= checkers:  # a plugin without a check may still save it
             raise _unknown_suffix(target)
+
+    def planned_files(self, target: str | Path) -> list[str | Path]:
+        """Return the files that saving may write: the target, and those that its form has beside it."""
+        from sane_plugins.formats import sidecar
+
+        path = Path(target)
+        beside = self._first_answer("sane_side_files", target=path)
+        writers = self._implementations("sane_save")
+        takes_metadata = (bool(pick_arguments(x, {"metadata": None})) for x in writers)
+        if beside is None or not all(takes_metadata):
+            beside = [*(beside or ()), sidecar(path)]  # the host writes it
+        return [target, *dict.fromkeys(map(Path, beside))]
+
+    def _require_outputs(
+        self, graph: WeightGraph, target: str | Path, like: Any, force: bool
+    ) -> None:
+        from sane_plugins.atomic_files import require_outputs
+        from sane_plugins.formats import files_read
+
+        sources = [*files_read(graph), *([like] if isinstance(like, str | Path) else [])]
+        require_outputs(self.planned_files(target), force=force, sources=sources)
 
     # Abilities
 

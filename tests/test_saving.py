@@ -98,7 +98,7 @@ def test_a_check_answers_as_saving_would_and_writes_nothing(
 
 
 def test_a_check_asks_for_the_right_to_write(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sane_plugins.atomic_files.os.access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(SourceError, match="cannot be written"):
         Host.installed().check_save(from_module(nn.Linear(2, 2)), tmp_path / "net.pt")
 

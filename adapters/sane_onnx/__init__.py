@@ -46,6 +46,17 @@ def sane_save(
 
 
 @hookimpl
+def sane_side_files(target: Path) -> list[Path] | None:
+    """Return the file of values and that of the provenance, which may lie beside the model."""
+    if not _is_ours(target):
+        return None
+    _require_onnx(target)
+    from sane_onnx.write import side_files
+
+    return side_files(target)
+
+
+@hookimpl
 def sane_check_save(graph: WeightGraph, target: Path, like: Any) -> bool | None:
     """Raise what `sane_save` would raise, without writing anything."""
     if not _is_ours(target):

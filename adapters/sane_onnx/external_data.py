@@ -61,6 +61,11 @@ class ExternalFiles:
         self._tensors: dict[int, TensorProto] = {}  # holding a tensor keeps its id unique
         self._total = 0
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Return the real paths of the files that tensors were found in."""
+        return tuple(self._statuses)
+
     def require(self, tensor: TensorProto, needed: int) -> None:
         """Check location, offset and length of a tensor of `needed` bytes without reading.
 

@@ -29,6 +29,11 @@ class OnnxTensors(Mapping[str, torch.Tensor]):
     ) -> None:
         self.model, self.files, self._constants = model, files, constants
 
+    @property
+    def files_read(self) -> tuple[Path, ...]:
+        """Return the files of values beside the model."""
+        return self.files.paths
+
     def __getitem__(self, key: str) -> torch.Tensor:
         return self._constants[key].read()
 

@@ -17,9 +17,9 @@ from sane_onnx.inline import inline_model
 from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.read import OnnxTensors, read
 from sane_onnx.tensors import StoredTensor, is_external
-from sane_plugins.atomic_files import write_all
+from sane_plugins.atomic_files import require_outputs, write_all
 from sane_plugins.errors import SourceError
-from sane_plugins.formats import require_file, sidecar_writes
+from sane_plugins.formats import files_read, require_file, sidecar, sidecar_writes
 from sane_plugins.weights import WeightGraph
 
 # Bytes; readers map these files into memory, at multiples of the page size.
@@ -47,6 +47,11 @@ def write(
     return target
 
 
+def side_files(target: Path) -> list[Path]:
+    """Return the files that `write` may write beside the target."""
+    return [_data_path(target), sidecar(target)]
+
+
 def check(graph: WeightGraph, target: Path, like: Any = None) -> None:
     """Raise what `write` would raise, without writing anything."""
     model, stored = _updated_model(graph, target, like)
@@ -59,6 +64,9 @@ def _updated_model(
 ) -> tuple[ModelProto, list[StoredTensor]]:
     """Return the model with the graph's values, and the tensors whose values go to the external data file."""
     graph = _apply_template(like, graph, target)
+    # Values are read from their file again and again, so it must stay what it is.
+    if _data_path(target).exists():
+        require_outputs([_data_path(target)], force=True, sources=files_read(graph)[1:])
     origin = next((m for m in _base_mappings(graph.tensors) if isinstance(m, OnnxTensors)), None)
     if graph.container != "onnx" or origin is None:
         raise SourceError(
@@ -77,13 +85,6 @@ def _updated_model(
         sources[key].write(graph.tensors[key])
     _require_written(graph, model, origin, changed, sources, target)
     external = [x for x in _tensors(model) if is_external(x)]
-    if external and _data_path(target).exists():
-        raise SourceError(
-            _data_path(target),
-            "it exists",
-            "the weights go to a file of this name",
-            "remove it or name another target",
-        )
     stored_by_id = {
         id(x.tensor): x for x in inlined.constants.values() if isinstance(x, StoredTensor)
     }

@@ -63,6 +63,13 @@ class Sources:
         return save_network(graph, target, metadata)
 
     @hookimpl(trylast=True)
+    def sane_side_files(self, target: Path) -> list[Path] | None:
+        """Return the shards of an index and the file of the provenance, where the form needs them."""
+        from sane_plugins.formats import side_files
+
+        return side_files(target)
+
+    @hookimpl(trylast=True)
     def sane_check_save(self, graph: WeightGraph, target: Path) -> bool | None:
         """Return whether such a network would be written."""
         from sane_plugins.formats import check_save

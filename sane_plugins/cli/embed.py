@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 
 from sane_plugins import features
-from sane_plugins.atomic_files import require_free
+from sane_plugins.atomic_files import naming, private_folder
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -20,6 +19,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.sources import process_each, require_none_failed
 from sane_plugins.errors import SourceError
 
@@ -33,7 +33,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "-o",
     "--output",
-    type=_FILE,
+    type=OutputFile(),
     help="Write latents, embeddings and layer embeddings here (.safetensors).",
 )
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
@@ -47,15 +47,19 @@ def embed(
     as_json: bool,
 ) -> None:
     """Encode networks; each gets an embedding, and one per layer."""
-    if output is not None:
-        require_free(output, force)
     host = open_host()
+    require_free_outputs(host, [output], force, networks=sources, others=[sane])
     with _latent_files(output) as latent_file, progress_bars(host):
 
         def encode(source: str) -> features.Encoding:
             latents = latent_file(source) if latent_file else False
             options = features.EncodeOptions(encoder=encoder, sane=sane, latents=latents)
-            return host.encode(source, options)
+            try:
+                return host.encode(source, options)
+            except SourceError as error:
+                if output is None or error.place != str(latents):
+                    raise
+                raise SourceError(output, error.found, error.needed, error.way_out) from error
 
         encodings, failed = process_each(sources, encode)
         if latent_file and output is not None and encodings:
@@ -81,13 +85,7 @@ def _latent_files(output: Path | None) -> Iterator[Callable[[str], Path] | None]
     if output is None:
         yield None
         return
-    try:
-        with TemporaryDirectory(prefix=".latents-", dir=output.parent) as folder:
-            yield lambda source: Path(folder) / sha256(source.encode()).hexdigest()
-    except OSError as error:
-        raise SourceError(
-            output,
-            f"it cannot be written ({error.strerror})",
-            "room and the right to write are needed",
-            "choose another place",
-        ) from error
+    with ExitStack() as stack:
+        with naming(output):
+            folder = stack.enter_context(private_folder(output.parent))
+        yield lambda source: folder / sha256(source.encode()).hexdigest()

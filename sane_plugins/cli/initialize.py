@@ -12,7 +12,7 @@ import click
 
 from sane_plugins import __version__
 from sane_plugins.architectures import SMALL_CNN
-from sane_plugins.atomic_files import require_free, write_whole
+from sane_plugins.atomic_files import write_whole
 from sane_plugins.cli.console import (
     INTERRUPTED,
     command_options,
@@ -25,6 +25,7 @@ from sane_plugins.cli.console import (
 )
 from sane_plugins.cli.dataclass_options import dataclass_options
 from sane_plugins.cli.inputs import InputNames, resolve_prompts, resolve_sampler, resolve_target
+from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.trust import trust_option, typed_trust
 from sane_plugins.cli.verify import verify
 from sane_plugins.initialize import InitializeOptions
@@ -79,7 +80,7 @@ class _InitCommand(click.Command):
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     required=True,
     help="Where to write the weights (.safetensors, .pt, .onnx for an ONNX model).",
 )
@@ -166,10 +167,10 @@ class _InitCommand(click.Command):
     help="MODEL is a pruned checkpoint: initialise its zeros only, for a second task.",
 )
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write a page (.html) about it.")
+@click.option("--report", type=OutputFile(), help="Write a page (.html) about it.")
 @click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
-@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@click.option("--force", is_flag=True, help="Replace the output files if they exist.")
 @click.version_option(__version__)
 @command_options
 @dataclass_options(names=InputNames, output=OutputFiles, options=InitializeOptions)
@@ -190,10 +191,15 @@ def main(
     Example: sane-init small-cnn --task digits -o digits.safetensors
     """
     started = monotonic()
-    for path in (output.output, output.report):
-        if path is not None:
-            require_free(path, output.force)
     host = open_host()
+    first_task = _first_task_path(output.output) if options.pruned else None
+    require_free_outputs(
+        host,
+        [*host.planned_files(output.output), first_task, output.report],
+        output.force,
+        networks=[names.model, *names.prompts],
+        others=[names.task, names.sane],
+    )
     target = resolve_target(host, names)
     host.check_save(host.open(target.module()), output.output, like=names.model, force=output.force)
     require_device(options.device)
@@ -230,11 +236,15 @@ def main(
         raise SystemExit(INTERRUPTED)
 
 
+def _first_task_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.first-task.safetensors")
+
+
 def _write_first_task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
     """Write a pruned network's first task beside the second task's weights; return a note that says where."""
     from safetensors.torch import save_file
 
-    first = path.with_name(f"{path.stem}.first-task.safetensors")
+    first = _first_task_path(path)
     write_whole(first, lambda partial: save_file(dict(tensors), partial))
     return f"with {first}, these weights give the first task's network again, bit for bit"
 

@@ -16,6 +16,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--all-layers", is_flag=True, help="List every layer, however many there are.")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     help="Draw norms, weights and coverage into this file (.png, .pdf, .svg).",
 )
 @click.option("--force", is_flag=True, help="Replace the picture if it exists.")
@@ -64,6 +65,7 @@ def inspect(
 
         require_plot(plot, force)
     host = open_host()
+    require_free_outputs(host, [plot], force, networks=[source])
     graph = host.open(source)
     with progress_bars(host):
         survey = survey_network(graph, host.report, width)

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins import architectures, pretraining, tasks, zoo
-from sane_plugins.atomic_files import require_free
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
+from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.trust import trust_options
 from sane_plugins.errors import UsageError
 from sane_plugins.runtime import require_device
 
 if TYPE_CHECKING:
     import torch
+
+    from sane_plugins.host import Host
 
 _FILE = click.Path(path_type=Path)
 _COUNT = click.IntRange(1)
@@ -27,7 +29,7 @@ _PRESETS = ["default", "paper"]
 
 @click.command()
 @click.argument("zoos", metavar="ZOO...", type=_FILE, nargs=-1, required=True)
-@click.option("-o", "--output", type=_FILE, required=True, help="Where to write the SANE.")
+@click.option("-o", "--output", type=OutputFile(), required=True, help="Where to write the SANE.")
 @click.option(
     "--preset",
     type=click.Choice(_PRESETS),
@@ -77,7 +79,7 @@ _PRESETS = ["default", "paper"]
 @click.option("--log-every", type=_COUNT, help="Steps between lines of the log.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
-@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@click.option("--force", is_flag=True, help="Replace the output files if they exist.")
 @trust_options
 @command_options
 def pretrain(
@@ -96,12 +98,12 @@ def pretrain(
 
     Options that are not given are the preset's. Under torchrun, the processes share each batch.
     """
-    _require_free(output, force, resume)
+    host = open_host()
+    _require_free(host, output, force, resume, [*zoos, *(x.partition("=")[2] for x in images)])
     require_device(device)
     opened = [zoo.Zoo.open(folder, trust) for folder in zoos]
     config, options = _configuration(preset, opened, given)
     behavior = _behavior_term(images, opened) if options.behaviour else None
-    host = open_host()
     with pretraining.process_group(device) as own_device, progress_bars(host):
         pretraining.pretrain(
             opened,
@@ -177,7 +179,7 @@ def _training_images(source: str, for_zoo: zoo.Zoo) -> torch.Tensor:
 
 def _draw_and_print(output: Path, steps: int, as_json: bool) -> None:
     """Plot the log's curves if matplotlib is installed, and print what was written."""
-    log, curves = pretraining.log_path(output), output.with_name(output.name + ".png")
+    log, curves = pretraining.log_path(output), _curves_path(output)
     can_draw = find_spec("matplotlib") is not None
     if can_draw:
         pretraining.draw_curves(log, curves)
@@ -190,6 +192,24 @@ def _draw_and_print(output: Path, steps: int, as_json: bool) -> None:
         note(f"Written to {output}; use it with 'sane-init --sane' or 'sane-plugins embed --sane'.")
 
 
-def _require_free(output: Path, force: bool, resume: bool) -> None:
-    """Raise `UsageError` if the output exists, unless a resumed run was to replace it."""
-    require_free(output, force or (resume and pretraining.state_path(output).exists()))
+def _curves_path(output: Path) -> Path:
+    return output.with_name(output.name + ".png")
+
+
+def _require_free(
+    host: Host, output: Path, force: bool, resume: bool, sources: Sequence[str | Path]
+) -> None:
+    """Raise `UsageError` if an output exists, unless it is replaced, or goes on with, a resumed run's."""
+    state = pretraining.state_path(output)
+    require_free_outputs(host, [output, state], True, others=sources)
+    is_interrupted = state.is_file()
+    require_free_outputs(host, [output], force or (resume and is_interrupted), others=sources)
+    if is_interrupted and not (force or resume):
+        raise UsageError(
+            state,
+            "an interrupted run lies there",
+            "nothing is overwritten unasked",
+            "add --resume to go on, or --force to start anew",
+        )
+    beside = [pretraining.log_path(output), _curves_path(output)]
+    require_free_outputs(host, beside, force or resume, others=sources)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from sane_plugins.arguments import require_field_types
+from sane_plugins.atomic_files import naming
 from sane_plugins.autoencoder import (
     SANE,
     Precision,
@@ -172,7 +173,9 @@ def _latent_store(
 
             def write(batch: WindowBatch) -> None:
                 pool.take(batch)
-                batch.latents.cpu().numpy().tofile(file)
+                with naming(Path(destination)):
+                    file.write(batch.latents.cpu().numpy().tobytes())
+                    file.flush()
 
             yield write, None
 

@@ -20,7 +20,8 @@ from .artifact import (
 from .guards import require_file, source_errors
 from .lazy_tensors import LazyTensors
 from .reading import open_file
-from .sharded import index_in
+from .sharded import index_in, shard_names
+from .source_files import files_read
 from .state_dict import from_state_dict
 from .suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
 from .writing import (
@@ -30,6 +31,7 @@ from .writing import (
     save_network,
     save_safetensors,
     save_sharded,
+    side_files,
     sidecar,
     sidecar_writes,
 )
@@ -51,6 +53,7 @@ __all__ = [
     "LazyTensors",
     "StoredRows",
     "check_save",
+    "files_read",
     "fill_module",
     "from_state_dict",
     "index_in",
@@ -66,6 +69,8 @@ __all__ = [
     "save_network",
     "save_safetensors",
     "save_sharded",
+    "shard_names",
+    "side_files",
     "sidecar",
     "sidecar_writes",
     "source_errors",

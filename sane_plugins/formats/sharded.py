@@ -78,6 +78,18 @@ def open_index(path: Path) -> WeightGraph:
         return to_graph(files, tensors, path, entry, notes)
 
 
+def shard_names(path: Path) -> list[str]:
+    """Return the plain names in an index; none if it is no index or broken, since reading it reports that."""
+    if not path.name.endswith(INDEX):
+        return []
+    try:
+        require_json_size(path, path.stat().st_size)
+        names = parse_json(path, path.read_bytes())["weight_map"].values()
+        return [name for name in names if isinstance(name, str) and Path(name).name == name]
+    except (SourceError, OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []
+
+
 class _Shards(Mapping[str, torch.Tensor]):
     """Tensors of several files, read on access."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from sane_plugins.formats.suffixes import CHECKPOINTS, INDEX, SCRIPTS
 from sane_plugins.weights import WeightGraph
 
 SHARD = 5 * 10**9  # maximum bytes of tensors per file of a sharded network
+_SHARD_PATTERN = f"-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors"
 
 _FILE_CONTAINERS = {"safetensors", "checkpoint", "torchscript", "npz"}
 
@@ -53,6 +55,17 @@ def check_save(graph: WeightGraph, path: Path) -> bool | None:
 def sidecar(path: Path) -> Path:
     """Return the path of the metadata of a file whose format has no room for them."""
     return path.with_name(f"{path.name}.provenance.json")
+
+
+def side_files(path: Path) -> list[Path] | None:
+    """Return the files that saving may write or leave beside `path`; None for a suffix that is not ours."""
+    if _format_of(path) is None:
+        return None
+    if path.suffix == ".safetensors":
+        return []  # it has room for metadata
+    stem = glob.escape(path.name.removesuffix(INDEX))
+    shards = path.parent.glob(f"{stem}{_SHARD_PATTERN}") if path.name.endswith(INDEX) else []
+    return [*sorted(shards), sidecar(path)]
 
 
 def sidecar_writes(path: Path, metadata: Metadata | None) -> dict[Path, Callable[[Path], object]]:
@@ -92,7 +105,7 @@ def save_sharded(
     """Write an index `NAME.safetensors.index.json`, and shards of at most `limit` bytes beside it.
 
     One file's tensors are in memory at a time; a tensor larger than the limit has a file of its own. All are
-    renamed at the end, the index last.
+    renamed at the end, the index after the shards.
     """
     path = Path(path)
     _require_complete(graph, path)
@@ -113,7 +126,7 @@ def save_sharded(
     writes = {path.with_name(name): functools.partial(write, keys) for name, keys in parts}
     text = json.dumps(index, indent=2) + "\n"
     index_write = {path: lambda partial: partial.write_text(text)}
-    write_all({**writes, **sidecar_writes(path, metadata), **index_write})
+    write_all({**writes, **index_write, **sidecar_writes(path, metadata)})
     return path
 
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sane_plugins.atomic_files import require_free, write_whole
+from sane_plugins.atomic_files import require_outputs, write_whole
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.inspection.survey import LayerStats, Survey, percent
 from sane_plugins.inspection.token_map import TokenMap, token_map
@@ -59,7 +59,8 @@ def require_plot(path: Path, force: bool) -> Path:
             "pictures need it",
             "run pip install 'sane-plugins[plot]'",
         )
-    return require_free(path, force)
+    require_outputs([path], force=force)
+    return path
 
 
 def save_plot(graph: WeightGraph, survey: Survey, path: Path) -> Path:

@@ -248,6 +248,11 @@ def _require_true(answer: Any, _: Mapping[str, Any]) -> None:
         raise AnswerError(f"it returned {_show(answer)}, and True or None is needed")
 
 
+def _require_paths(answer: Any, _: Mapping[str, Any]) -> None:
+    if not isinstance(answer, list | tuple) or not all(isinstance(x, str | Path) for x in answer):
+        raise _wrong(answer, "a list of paths")
+
+
 def _require_initialization(answer: Any, _: Mapping[str, Any]) -> None:
     from sane_plugins.initialize import Initialization
 
@@ -272,6 +277,7 @@ _SINGLE: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "sane_open": _require_graph,
     "sane_build": _require_module,
     "sane_save": _require_written,
+    "sane_side_files": _require_paths,
     "sane_check_save": _require_true,
     "sane_progress": _require_nothing,
 }

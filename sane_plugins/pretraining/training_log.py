@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sane_plugins.atomic_files import write_whole
+from sane_plugins.atomic_files import append_text, write_whole
 
 
 @dataclass
@@ -32,6 +32,8 @@ class TrainingLog:
 
     def rewind(self, step: int) -> None:
         """Drop lines after the step that the run resumes from, and truncated lines."""
+        if not self.path.exists():  # a run that ends before its first line leaves nothing
+            return
         kept = [line for line in read_log(self.path) if line["step"] <= step] if step else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_whole(self.path, lambda partial: partial.write_text(text))
@@ -51,8 +53,7 @@ class TrainingLog:
 
     def write(self, line: Mapping[str, float]) -> None:
         """Append a line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_text(self.path, json.dumps(line) + "\n")
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

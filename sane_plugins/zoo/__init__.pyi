@@ -3,7 +3,14 @@ from .evaluate import Evaluated, EvaluateOptions, evaluate_zoo
 from .index import Entry, is_zoo, read_index
 from .property_table import join_table, read_table
 from .run_names import RunName, name_by_file, name_by_number, name_by_pattern
-from .store import Zoo, evaluation_pool, import_published, set_properties, write_zoo
+from .store import (
+    Zoo,
+    evaluation_pool,
+    import_published,
+    require_new_zoo,
+    set_properties,
+    write_zoo,
+)
 
 __all__ = [
     "AddOptions",
@@ -24,6 +31,7 @@ __all__ = [
     "name_by_pattern",
     "read_index",
     "read_table",
+    "require_new_zoo",
     "set_properties",
     "write_zoo",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +14,10 @@ import torch
 
 from sane_plugins.architectures import NO_TRUST, Trust
 from sane_plugins.arguments import require_field_types
+from sane_plugins.atomic_files import require_output_folder
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, UsageError, ZooError
-from sane_plugins.formats import INDEX
+from sane_plugins.formats import INDEX, shard_names
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo.deduplicate import KnownNetworks
@@ -82,6 +82,7 @@ def add_networks(
             "a folder of checkpoints is needed",
             "name the folder that holds the files",
         )
+    require_output_folder(out, [folder])
     result = Added()
     trust = _with_own_factory(options)
     appender = _ZooAppender(out, result, trust)
@@ -137,7 +138,7 @@ def _find_sources(
     )
     files = [path for path in files if not path.resolve().is_relative_to(out_folder)]
     zoos = {path.parent for path in files if path.name == NAME}
-    shards = {path.with_name(name) for path in files for name in _shard_names(path)}
+    shards = {path.with_name(name) for path in files for name in shard_names(path)}
     for zoo in sorted(zoos):
         place = (root.name / zoo.relative_to(folder)).as_posix()
         try:
@@ -168,17 +169,6 @@ def _zoo_sources(zoo: Zoo, place: str) -> Iterator[_Source]:
 
 def _is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _shard_names(path: Path) -> list[str]:
-    """Return the shard names listed in an index; none if it is broken, since reading it reports that."""
-    if not path.name.endswith(INDEX):
-        return []
-    try:
-        names = json.loads(path.read_bytes())["weight_map"].values()
-        return [name for name in names if isinstance(name, str) and Path(name).name == name]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return []
 
 
 class _ZooAppender:

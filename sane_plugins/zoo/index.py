@@ -128,7 +128,12 @@ def write_index(folder: Path, index: ZooIndex) -> None:
     header = {"version": VERSION, "name": index.name, "forms": forms}
     lines = [json.dumps(header), *(json.dumps(_to_record(entry)) for entry in index.entries)]
     text = "\n".join(lines) + "\n"
-    write_whole(folder / NAME, lambda partial: partial.write_text(text, encoding="utf-8"))
+    # A link in somebody else's folder leads where its maker wants.
+    write_whole(
+        folder / NAME,
+        lambda partial: partial.write_text(text, encoding="utf-8"),
+        follow_links=False,
+    )
     (folder / OLD_NAME).unlink(missing_ok=True)
 
 

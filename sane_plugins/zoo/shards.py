@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -14,11 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
-from sane_plugins.atomic_files import write_whole
+from sane_plugins.atomic_files import locked, naming, write_whole
 from sane_plugins.errors import ZooError
 from sane_plugins.weights import memory_key, tensor_digest
 from sane_plugins.zoo.index import NAME, OLD_NAME, OLD_WEIGHTS, Entry, Form, ZooIndex, write_index
 
+_SHARD_NAME = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
 LIMIT = 64 * 2**20  # bytes of tensors per file, and in memory while it is written
 
 
@@ -38,6 +40,7 @@ class ShardWriter:
         self._tensors: dict[str, torch.Tensor] = {}
         self._bytes = 0
         self._known_stamp = _index_stamp(folder)
+        self._is_version1 = (folder / OLD_NAME).is_file()
 
     def add(
         self,
@@ -81,16 +84,17 @@ class ShardWriter:
     def commit(self) -> None:
         """Write pending entries, then the index; delete files it no longer references."""
         self._flush()
-        if _index_stamp(self.folder) != self._known_stamp:
-            raise ZooError(
-                self.folder,
-                "another process changed the zoo meanwhile",
-                "one at a time may",
-                "run the command again",
-            )
-        write_index(self.folder, ZooIndex(self.name, tuple(self.entries), self.forms))
-        self._known_stamp = _index_stamp(self.folder)
-        self._delete_unused()
+        with locked(self.folder):
+            if _index_stamp(self.folder) != self._known_stamp:
+                raise ZooError(
+                    self.folder,
+                    "another process changed the zoo meanwhile",
+                    "one at a time may",
+                    "run the command again",
+                )
+            write_index(self.folder, ZooIndex(self.name, tuple(self.entries), self.forms))
+            self._known_stamp = _index_stamp(self.folder)
+            self._delete_unused()
 
     def _flush(self) -> None:
         """Write pending tensors to a file named by content hash; an indexed file never changes."""
@@ -98,15 +102,19 @@ class ShardWriter:
             return
         name = f"weights-{self._content_hash.hexdigest()[:16]}.safetensors"
         tensors = self._tensors
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / name, lambda partial: save_file(tensors, partial))
+        with naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(
+            self.folder / name, lambda partial: save_file(tensors, partial), follow_links=False
+        )
         self.entries += [replace(entry, file=name) for entry in self._pending]
         self._pending, self._tensors, self._bytes = [], {}, 0
         self._content_hash = sha256()
 
     def _delete_unused(self) -> None:
         used = {entry.file for entry in self.entries}
-        for path in [*self.folder.glob("weights-*.safetensors*"), self.folder / OLD_WEIGHTS]:
+        ours = [path for path in self.folder.iterdir() if _SHARD_NAME.fullmatch(path.name)]
+        for path in [*ours, *([self.folder / OLD_WEIGHTS] if self._is_version1 else [])]:
             if path.name not in used:
                 with suppress(OSError):  # a reader on Windows may have it open
                     path.unlink(missing_ok=True)

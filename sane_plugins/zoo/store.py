@@ -30,12 +30,24 @@ from sane_plugins.architectures import (
     require_trusted,
 )
 from sane_plugins.arguments import require_type
+from sane_plugins.atomic_files import locked, naming, require_output_folder, require_outputs
 from sane_plugins.display import html_table
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
 from sane_plugins.formats import from_state_dict
 from sane_plugins.runtime import drawing_from
 from sane_plugins.weights import WeightGraph, from_module
-from sane_plugins.zoo.index import Entry, Form, Property, ZooIndex, is_zoo, read_index, write_index
+from sane_plugins.zoo.index import (
+    NAME,
+    OLD_NAME,
+    OLD_WEIGHTS,
+    Entry,
+    Form,
+    Property,
+    ZooIndex,
+    is_zoo,
+    read_index,
+    write_index,
+)
 from sane_plugins.zoo.published import read_published
 from sane_plugins.zoo.shards import ShardWriter, open_tensors
 
@@ -218,6 +230,21 @@ def evaluation_pool(zoo: Zoo, fraction: float = 0.4, seed: int = 0) -> frozenset
     return frozenset(pool.networks)
 
 
+def require_new_zoo(folder: Path, force: bool, sources: Iterable[str | Path] = ()) -> None:
+    """Raise `UsageError` unless a run that reads `sources` may write a new zoo to a folder."""
+    require_output_folder(folder, sources)
+    if is_zoo(folder) and not force:
+        raise UsageError(
+            folder,
+            "a zoo exists there already",
+            "a new folder is needed",
+            "name another folder or add --force",
+        )
+    if folder.is_dir():
+        replaced = [folder / name for name in (NAME, OLD_NAME, OLD_WEIGHTS)]
+        require_outputs(replaced, force=True, sources=sources)
+
+
 def write_zoo(
     folder: str | Path,
     name: str,
@@ -226,14 +253,9 @@ def write_zoo(
 ) -> Zoo:
     """Write a zoo folder atomically; an existing zoo stays until the new one is complete."""
     folder = Path(folder)
-    if is_zoo(folder) and not force:
-        raise UsageError(
-            folder,
-            "a zoo exists there already",
-            "a new folder is needed",
-            "name another folder or add --force",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
+    require_new_zoo(folder, force)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(folder, ZooIndex(name, (), {}))
     seen = set[str]()
     for entry, state in items:
@@ -252,12 +274,13 @@ def write_zoo(
 
 def set_properties(folder: str | Path, found: Mapping[str, Mapping[str, Property]]) -> None:
     """Update entries' properties, given by entry key, in one atomic write."""
-    index = read_index(Path(folder))
-    entries = tuple(
-        replace(entry, properties={**entry.properties, **found.get(entry.key, {})})
-        for entry in index.entries
-    )
-    write_index(Path(folder), replace(index, entries=entries))
+    with locked(Path(folder)):
+        index = read_index(Path(folder))
+        entries = tuple(
+            replace(entry, properties={**entry.properties, **found.get(entry.key, {})})
+            for entry in index.entries
+        )
+        write_index(Path(folder), replace(index, entries=entries))
 
 
 def import_published(path: str | Path) -> Zoo:

@@ -5,7 +5,7 @@ from .hyperparameters import (
     build_initialized,
 )
 from .training_images import Schedule, TrainingImages
-from .zoo_trainer import ZooOptions, train_zoo
+from .zoo_trainer import ZooOptions, require_start, train_zoo
 
 __all__ = [
     "INITIALIZATIONS",
@@ -15,5 +15,6 @@ __all__ = [
     "TrainingImages",
     "ZooOptions",
     "build_initialized",
+    "require_start",
     "train_zoo",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,9 +18,10 @@ import torch
 
 from sane_plugins.architectures import Trust, family_name
 from sane_plugins.arguments import require_field_types
+from sane_plugins.atomic_files import naming
 from sane_plugins.errors import UsageError
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.zoo import Entry, Zoo, is_zoo, write_zoo
+from sane_plugins.zoo import Entry, Zoo, is_zoo, require_new_zoo, write_zoo
 from sane_plugins.zoo_training.batched_networks import BatchedNetworks
 from sane_plugins.zoo_training.group_trainer import epoch_tensors, load_group_state
 from sane_plugins.zoo_training.hyperparameters import (
@@ -32,6 +35,7 @@ from sane_plugins.zoo_training.worker_processes import GroupJob, train_groups
 
 _GROUP_SIZES = {"cpu": 12}  # larger groups do not fit into a CPU's cache
 _DEFAULT_GROUP_SIZE = 64
+_STATE_NAME = re.compile(r"(group-\d{4,}|images)\.safetensors|\.sane-plugins-.*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +84,16 @@ def train_zoo(
     without it, that is the one which the options name.
     """
     out, trust = Path(out), trust or Trust(frozenset({options.architecture}))
-    state = out.with_name(out.name + ".state")
+    state = _state_folder(out)
     if resume and not state.exists() and is_zoo(out):
         return Zoo.open(out, trust)
-    _require_start(out, state, resume, force)
+    require_start(out, resume, force)
     run_key = _run_key(images, options)
     jobs = plan_jobs(images, options, state, run_key, save_every, trust)
-    state.mkdir(parents=True, exist_ok=True)
+    if state.exists() and not resume:
+        shutil.rmtree(state)
+    with naming(state):
+        state.mkdir(parents=True, exist_ok=True)
     progress = _Progress(options, images, report)
     for index, step in train_groups(jobs, images, state, processes):
         progress.update(index, step, len(jobs[index].draws))
@@ -126,24 +133,36 @@ def network_factory(
     }
 
 
-def _require_start(out: Path, state: Path, resume: bool, force: bool) -> None:
-    """Raise `UsageError` if earlier output would be lost; with `force`, delete an earlier run's state."""
-    if state.exists() and not resume:
-        if not force:
+def require_start(out: Path, resume: bool, force: bool, sources: Iterable[str | Path] = ()) -> None:
+    """Raise `UsageError` if files would be lost: an earlier run's, or any that a run did not write."""
+    state = _state_folder(out)
+    if os.path.lexists(state):
+        if not _is_state(state):
+            raise UsageError(
+                state,
+                "it is not the folder of an interrupted run",
+                "the states of training are written there, and deleted at the end",
+                "name another zoo, or move it",
+            )
+        if not (resume or force):
             raise UsageError(
                 state,
                 "an interrupted run lies there",
                 "nothing is overwritten unasked",
                 "add --resume to go on, or --force to start anew",
             )
-        shutil.rmtree(state)
-    if is_zoo(out) and not (force or resume):
-        raise UsageError(
-            out,
-            "a zoo exists there already",
-            "a new folder is needed",
-            "name another folder or add --force",
-        )
+    require_new_zoo(out, force or resume, sources)
+
+
+def _state_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".state")
+
+
+def _is_state(folder: Path) -> bool:
+    """Return whether a folder holds nothing but the states of training."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(_STATE_NAME.fullmatch(path.name) for path in folder.iterdir())
 
 
 def plan_jobs(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sane_plugins.atomic_files import require_free
+from sane_plugins.atomic_files import require_outputs
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.formats import from_state_dict, open_file, save_checkpoint, save_safetensors
 from sane_plugins.weights import from_module, load_into, tokenize
@@ -150,9 +150,9 @@ def test_nothing_is_written_over_unasked(tmp_path) -> None:
     path = tmp_path / "net.safetensors"
     path.write_text("precious")
     with pytest.raises(UsageError, match="--force"):
-        require_free(path, force=False)
+        require_outputs([path])
     assert path.read_text() == "precious"
-    assert require_free(path, force=True) == path
+    require_outputs([path], force=True)
 
 
 def test_weights_of_another_shape_change_nothing() -> None:

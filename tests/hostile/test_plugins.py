@@ -253,6 +253,7 @@ class _Offers:
             "sane_build": "source, classes",
             "sane_save": "graph, target",
             "sane_check_save": "graph, target",
+            "sane_side_files": "target",
         }.get(hook, "")
         return eval(f"lambda {names}: answer", {"answer": answer})
 
@@ -305,6 +306,8 @@ WRONG_ENCODINGS = [
         ("sane_build", nn.Linear),
         ("sane_save", 3),
         ("sane_save", "elsewhere.safetensors"),
+        ("sane_side_files", "x.data"),
+        ("sane_side_files", [3]),
         ("sane_check_save", "yes"),
         ("sane_check_save", False),
     ],

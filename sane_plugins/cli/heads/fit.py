@@ -8,9 +8,9 @@ import click
 
 from sane_plugins import features, properties, zoo
 from sane_plugins.architectures import Trust
-from sane_plugins.atomic_files import require_free
 from sane_plugins.cli.console import command_options, note, open_host, progress_bars
 from sane_plugins.cli.heads.show import print_heads
+from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.trust import trust_options
 
 _FILE = click.Path(path_type=Path)
@@ -19,7 +19,7 @@ _PROPERTIES = ("test_accuracy", "gap", "epoch")
 
 @click.command()
 @click.argument("zoos", metavar="ZOO...", type=_FILE, nargs=-1, required=True)
-@click.option("-o", "--output", type=_FILE, required=True, help="Where to write the heads.")
+@click.option("-o", "--output", type=OutputFile(), required=True, help="Where to write the heads.")
 @click.option(
     "--property",
     "names",
@@ -53,9 +53,9 @@ def fit(
     as_json: bool,
 ) -> None:
     """Fit a head per property to zoos whose networks have it."""
-    require_free(output, force)
     options = properties.FitOptions(properties=names, features=feature_set, seed=seed)
     host = open_host()
+    require_free_outputs(host, [output], force, others=[*zoos, sane])
     with progress_bars(host):
         opened = [zoo.Zoo.open(folder, trust) for folder in zoos]
         model = features.load_model(features.EncodeOptions(sane=sane))

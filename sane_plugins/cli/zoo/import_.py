@@ -20,6 +20,7 @@ from sane_plugins.cli.zoo.show import print_zoo
 @command_options
 def import_zoo(index: Path, output: Path, force: bool, as_json: bool) -> None:
     """Import a published zoo: INDEX is its .json file, its .safetensors lies beside it."""
+    zoo.require_new_zoo(output, force, [index, index.with_suffix(".safetensors")])
     published = zoo.import_published(index)
     networks = ((entry, published.state_dict(entry)) for entry in published.entries)
     print_zoo(zoo.write_zoo(output, published.name, networks, force), as_json)

@@ -135,6 +135,7 @@ def train(
     Example: sane-plugins zoo train --task mnist.npz -o mnist-zoo --networks 50 --processes 2
     """
     require_device(device)
+    zoo_training.require_start(output, resume, force, [data])
     architecture = architectures.family_name(architecture) or architecture
     host = open_host()
     task = tasks.load_task(data, size)

@@ -11,7 +11,8 @@ import torch
 from onnxfiles import assert_permutes, assert_returns, export, opened, run, saved
 from torch import nn
 
-from sane_plugins.errors import SourceError
+from sane_plugins.errors import SourceError, UsageError
+from sane_plugins.host import Host
 from sane_plugins.symmetry import permutation_groups, permute, random_permutations
 from sane_plugins.weights import detokenize, tokenize
 
@@ -451,8 +452,9 @@ def test_weights_in_another_file_are_read_and_stay_there(tmp_path: Path) -> None
     assert assert_permutes(path, tmp_path / "out", _image(3)) == 3
     assert (tmp_path / "out" / "same.onnx.data").stat().st_size > graph.size * 4
     assert (tmp_path / "out" / "same.onnx").stat().st_size < 4000
-    with pytest.raises(SourceError, match="it exists"):
-        saved(graph, tmp_path / "out" / "same.onnx")
+    (tmp_path / "out" / "same.onnx").unlink()
+    with pytest.raises(UsageError, match=r"same\.onnx\.data: it exists"):
+        Host.installed().save(graph, tmp_path / "out" / "same.onnx")
 
 
 def test_a_data_file_that_is_lost_or_cut_is_told(tmp_path: Path) -> None:
