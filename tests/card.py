@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA card: its tensors say `cuda:0`, hold values, and mix with others as little as real ones.
+"""A stand-in for a CUDA card: its tensors say `cuda:0`, hold values, and mix as little as real ones.
 
 PyTorch's fake tensors need no card and refuse operands of two devices, but hold no values, so that code which
 reads one (`.item()`, `nonzero`) or indexes (without a CUDA build) cannot run on them. Here each operation is
@@ -251,16 +251,14 @@ def _require_generator(generator: torch.Generator, is_on_card: bool) -> None:
 
 
 def _require_index(func: Any, args: Any) -> None:
-    """Raise `RuntimeError` for an index that lies on the card, of a tensor that does not; fake tensors let it pass."""
-    if func.overloadpacket in _INDEXED and not isinstance(args[0], CardTensor):
-        if any(isinstance(x, CardTensor) for x in args[1]):
-            raise RuntimeError(
-                "indices should be either on cpu or on the device of the indexed tensor"
-            )
+    """Raise `RuntimeError` for an index on the card of a tensor elsewhere, which fake tensors let pass."""
+    is_of_cpu = func.overloadpacket in _INDEXED and not isinstance(args[0], CardTensor)
+    if is_of_cpu and any(isinstance(x, CardTensor) for x in args[1]):
+        raise RuntimeError("indices should be on cpu or on the device of the indexed tensor")
 
 
 def _lies_on_card(func: Any, args: Any, kwargs: Any) -> bool:
-    """Ask fake tensors whether the results lie on the card. Raises `RuntimeError` where operands do not mix."""
+    """Ask fake tensors whether results lie on the card. Raises `RuntimeError` where operands do not mix."""
 
     def fake(x: Any) -> Any:
         if not isinstance(x, torch.Tensor):

@@ -4,6 +4,7 @@ Each station runs on the stand-in of `card`, where operands of two devices are r
 gives what the CPU gives. Tests with the marker `gpu` run the same stations on a real one.
 """
 
+import ast
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,13 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from card import CardTensor, card
+from click.testing import CliRunner
 from torch import nn
 
+import sane_plugins
 from sane_plugins.architectures import build, small_cnn, wide_cnn
 from sane_plugins.autoencoder import SANE, SANEConfig, decode, embedded_sane, encode
+from sane_plugins.cli.initialize import main as sane_init
+from sane_plugins.cli.main import main as sane_plugins_command
 from sane_plugins.features import EncodeOptions, embed
 from sane_plugins.generation import (
     KDE,
+    Denoiser,
+    DenoiserConfig,
     Diffusion,
     Gaussian,
     SamplingContext,
@@ -28,6 +35,7 @@ from sane_plugins.generation import (
     fit_classifier,
     rescale,
 )
+from sane_plugins.generation.denoiser import denoise
 from sane_plugins.initialize import InitializeOptions, TrainOptions, initialize, train_epochs
 from sane_plugins.inspection import survey_network, survey_record
 from sane_plugins.pretraining import BehaviorLoss, PretrainOptions, pretrain
@@ -167,7 +175,11 @@ def test_tokens(gpu: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("config", [SMALL, SANEConfig(**{**vars(SMALL), "scale": "none"})])
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, replace(SMALL, scale="none"), replace(SMALL, tables=(999, 99, 999))],
+    ids=["computed places", "no scale", "learned places"],
+)
 @pytest.mark.filterwarnings("ignore:.*autocast.*:UserWarning")
 def test_encode_and_decode(gpu: str, precision, config: SANEConfig) -> None:
     torch.manual_seed(0)
@@ -197,6 +209,17 @@ def test_samplers(gpu: str, sampler) -> None:
         sampler = sampler.bound(SamplingContext(places, task, fingerprint(sane)))
     here = sampler(prompts, 2, torch.Generator().manual_seed(0))
     there = sampler(prompts.to(gpu), 2, torch.Generator().manual_seed(0))
+    assert is_on_card(there)
+    assert same(here, there)
+
+
+def test_the_denoiser(gpu: str) -> None:
+    torch.manual_seed(0)
+    config = DenoiserConfig(latent=8, places=_places().shape[1], task=SIZE, sane="")
+    model, places = Denoiser(config).eval(), _places()[:6]
+    noisy, told = torch.randn(1, 6, 8), torch.rand(SIZE)
+    here = denoise(model, noisy, places, told, 0.5, 2)
+    there = denoise(model.to(gpu), *(x.to(gpu) for x in (noisy, places, told)), 0.5, 2)
     assert is_on_card(there)
     assert same(here, there)
 
@@ -269,7 +292,7 @@ def test_what_is_shown_of_a_network_on_the_card(gpu: str) -> None:
 )
 def test_initialising(gpu: str, task: Task, target, more) -> None:
     prompts = [zoo.graph(entry) for zoo in [embedded_prompts()] for entry in zoo.entries[:2]]
-    options = InitializeOptions(candidates=2, keep=1, images=64, norm_batches=1, **more)
+    options = InitializeOptions(candidates=1, keep=1, images=64, norm_batches=1, **more)
     there = initialize(target, task, prompts, embedded_sane(), replace(options, device=gpu))
     assert len({row.kind for row in there.rows}) > 3
     assert all(x.isfinite().all() for _, x in there.graph.items())
@@ -326,3 +349,87 @@ def test_training_many_networks(gpu: str, tmp_path: Path) -> None:
 def test_measuring_a_zoo(gpu: str, tmp_path: Path, task: Task) -> None:
     zoo = _zoo(tmp_path / "zoo", 1)
     assert evaluate_zoo(zoo.folder, task, EvaluateOptions(images=20, device=gpu)).measured == 1
+
+
+# In these rooms tensors of a device are at work, and a tensor that is made says where, or is drawn with
+# numbers of the CPU, so that a seed means the same on every device. The others, and why they may lie on the CPU:
+_ROOMS = ("autoencoder", "generation", "initialize", "pretraining", "zoo_training")
+_FACTORIES = {
+    *("zeros", "ones", "empty", "full", "arange", "eye", "tensor", "as_tensor", "from_numpy"),
+    *("linspace", "logspace", "rand", "randn", "randint", "randperm", "scalar_tensor"),
+}
+_ON_THE_CPU = {
+    "indices, which may lie on the CPU whatever they index": {
+        *("join_windows", "visible_tokens", "owned_tokens", "_batch_indices", "resize_to_target"),
+        *("_concatenate_inputs", "_repeat_and_divide", "_source_of_channel", "matching_tokens"),
+        *("_matching_slot_tokens", "_rows_by_factory", "World.rows", "draw_windows"),
+        *("PermutedDataset.all_tokens", "_permutation_indices", "token_indices", "KDE.__call__"),
+        *("_NetworkDecoder.decode",),
+    },
+    "single numbers, which go with tensors of any device": {"Diffusion.__call__"},
+    "of a module, which is moved as a whole": {"SANE.__init__"},
+    "zoos and scales lie on the CPU": {
+        *("_shared_scale", "_build_architecture_datasets", "_sample_dataset"),
+    },
+}
+
+
+def _factory_calls(room: str) -> Iterator[tuple[str, str]]:
+    """Yield the function and the place of every call that makes a tensor and does not say where."""
+    for path in sorted((Path(sane_plugins.__file__).parent / room).rglob("*.py")):
+        for part in ast.parse(path.read_text()).body:
+            methods = part.body if isinstance(part, ast.ClassDef) else [part]
+            prefix = f"{part.name}." if isinstance(part, ast.ClassDef) else ""
+            for method in (x for x in methods if isinstance(x, ast.FunctionDef)):
+                for call in (x for x in ast.walk(method) if isinstance(x, ast.Call)):
+                    given = {x.arg for x in call.keywords}
+                    if _is_factory(call.func) and not given & {"device", "generator"}:
+                        yield prefix + method.name, f"{room}/{path.name}:{call.lineno}"
+
+
+def _is_factory(function: ast.expr) -> bool:
+    return (
+        isinstance(function, ast.Attribute)
+        and function.attr in _FACTORIES
+        and getattr(function.value, "id", "") == "torch"
+    )
+
+
+@pytest.mark.parametrize("room", _ROOMS)
+def test_what_is_made_says_where(room: str) -> None:
+    allowed = set().union(*_ON_THE_CPU.values())
+    for function, place in _factory_calls(room):
+        assert function in allowed, f"{place}: give device=, or list {function} with a reason"
+
+
+def test_the_list_holds_nothing_else() -> None:
+    found = {name for room in _ROOMS for name, _ in _factory_calls(room)}
+    assert set().union(*_ON_THE_CPU.values()) <= found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "nonsense\x1b[31m"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "net.pt"],
+        ["zoo", "evaluate", "zoo", "--task", "digits"],
+        ["zoo", "train", "-o", "zoo"],
+        ["pretrain", "zoo", "-o", "sane"],
+        ["init", "-o", "out.pt"],
+    ],
+    ids=lambda x: x[0],
+)
+def test_a_device_that_is_not_there_is_one_sentence(
+    device: str, arguments, tmp_path, monkeypatch
+) -> None:
+    command = sane_plugins_command
+    if arguments[0] == "init":
+        command, arguments = sane_init, arguments[1:]
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, [*arguments, "--device", device])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: --device ")
+    assert "leave it out to use the CPU" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
