@@ -366,7 +366,7 @@ _ON_THE_CPU = {
         *("PermutedDataset.all_tokens", "_permutation_indices", "token_indices", "KDE.__call__"),
         *("_NetworkDecoder.decode",),
     },
-    "single numbers, which go with tensors of any device": {"Diffusion.__call__"},
+    "single numbers, which go with tensors of any device": {"Diffusion.__call__", "_moments"},
     "of a module, which is moved as a whole": {"SANE.__init__"},
     "zoos and scales lie on the CPU": {
         *("_shared_scale", "_build_architecture_datasets", "_sample_dataset"),

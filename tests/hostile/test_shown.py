@@ -332,7 +332,11 @@ _GATES = {
     "rich": {"cli/console.py"},
     "jinja2": {"initialize/report.py"},
     "matplotlib": {"inspection/plot.py", "pretraining/training_log.py"},
-    "logging": {"architectures/model_library.py", "architectures/torchvision_import.py"},
+    # What is logged is shown too, where a program sets up nothing else.
+    "logging": {
+        *("architectures/model_library.py", "architectures/torchvision_import.py"),
+        "zoo/store.py",
+    },
 }
 _STREAMS = {"cli/console.py", "cli/results.py"}
 
