@@ -7,6 +7,8 @@ from dataclasses import fields
 from html import escape
 from itertools import islice
 
+from sane_plugins.errors import visible
+
 _MAX_ROWS = 40
 _MAX_REPR_LENGTH = 60
 
@@ -44,13 +46,17 @@ def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     rows = iter(rows)
     body = "".join(map(_row, islice(rows, _MAX_ROWS)))
     remaining = sum(1 for _ in rows)
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
     return (
-        f"<div><code>{escape(title)}</code><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<div><code>{_text(title)}</code><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         + (f"<p>and {remaining} more</p>" if remaining else "")
         + "</div>"
     )
 
 
 def _row(cells: Sequence[object]) -> str:
-    return "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _text(value: object) -> str:
+    return escape(visible(str(value)))

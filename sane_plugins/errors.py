@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from unicodedata import category
+
+_MOST_SHOWN = 1_000  # characters of one name or fact
+_MOST_MARKS = 6  # on one letter; more are drawn over the lines above and below
+# Printable to Python and yet unseen: fillers, joiners, blanks and variation selectors.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
 
 class SaneError(Exception):
     """A failure told as place, what was found, what was needed, and the way out."""
@@ -10,9 +20,8 @@ class SaneError(Exception):
 
     def __init__(self, place: object, found: str, needed: str, way_out: str) -> None:
         self.place, self.found, self.needed, self.way_out = str(place), found, needed, way_out
-        text = f"{place}: {found}, but {needed}; {way_out}."
-        # Names come from files: unprintable characters, which may break or hide the line, are escaped.
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+        place, found, needed, way_out = map(visible, (self.place, found, needed, way_out))
+        super().__init__(f"{place}: {found}, but {needed}; {way_out}.")
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.place, self.found, self.needed, self.way_out)
@@ -43,3 +52,23 @@ class PluginError(SaneError):
 def first_line(error: Exception) -> str:
     """Return the first line of another library's error message, short enough for a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+
+
+def visible(text: str, most: int = _MOST_SHOWN) -> str:
+    """Return text from a file or a plugin as it may be shown: on one line, all of it seen, its middle cut.
+
+    What Python does not call printable (controls, directions, zero width, tags, private use, lone surrogates,
+    spaces but the plain one), what is printable but unseen, and marks heaped on one letter are
+    escaped as in a literal. Letters of all scripts stay. `most`: characters of the text that are shown.
+    """
+    if len(text) > most:
+        end = most // 2
+        text = f"{text[:end]}…({len(text) - 2 * end:,} more)…{text[-end:]}"
+    if text.isascii() and text.isprintable():
+        return text
+    shown, marks = [], 0
+    for character in text:
+        marks = marks + 1 if category(character).startswith("M") else 0
+        is_seen = character.isprintable() and not _UNSEEN.match(character) and marks <= _MOST_MARKS
+        shown.append(character if is_seen else character.encode("unicode_escape").decode())
+    return "".join(shown)

@@ -30,7 +30,7 @@ def random_stream(seed: int, *labels: object) -> torch.Generator:
     """Return a random generator of its own for a seed and labels, independent of all others."""
     import torch
 
-    text = "/".join(map(str, (seed, *labels))).encode()
+    text = "/".join(map(str, (seed, *labels))).encode(errors="surrogatepass")
     return torch.Generator().manual_seed(int.from_bytes(sha256(text).digest()[:7], "big"))
 
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sane_plugins.errors import SourceError
+from sane_plugins.errors import SourceError, visible
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +68,7 @@ def build_model(
     if channels is not None:
         notes += set_input_channels(module, channels, prefix + source, spec.image_size)
     for note in notes:
-        _log.warning("%s%s: %s", prefix, source, note)
+        _log.warning("%s%s: %s", prefix, visible(source), visible(note))
     return module, notes
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import click
 
@@ -16,7 +18,7 @@ from sane_plugins.cli.results import (
     release_standard_output,
     result_stream,
 )
-from sane_plugins.errors import SaneError
+from sane_plugins.errors import SaneError, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -29,6 +31,35 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 INTERRUPTED = 130
 _TOLD_PROBLEMS = 3  # of one plugin
+_MOST_OF_A_LINE = 4_000  # characters; the four facts of an error are all shown
+_MOST_BESIDE_A_BAR = 100
+
+
+class VisibleCommand(click.Command):
+    """A command whose help and whose usage errors, which repeat what was typed, are `visible`."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the command line."""
+        with _visible_usage_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, or parse the command line of a subcommand and run that."""
+        with _visible_usage_errors():
+            return super().invoke(ctx)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help; a group's names the commands of plugins."""
+        return "\n".join(visible(line) for line in super().get_help(ctx).split("\n"))
+
+
+@contextmanager
+def _visible_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = visible(error.message)  # set before: click calls it final
+        raise
 
 
 def command_options(function: Callable[P, None]) -> Callable[..., None]:
@@ -67,35 +98,55 @@ def report_errors(debug: bool) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Print a message to stderr, apart from the result."""
-    click.echo(text, err=True)
+    """Print a message to stderr, apart from the result; as one line, `visible`."""
+    _write(visible(text, _MOST_OF_A_LINE), err=True)
 
 
 def print_line(text: str) -> None:
-    """Print a line of the result."""
-    click.echo(text, file=result_stream())
+    """Print a line of the result, `visible`."""
+    _write(visible(text, _MOST_OF_A_LINE))
 
 
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Print the result as JSON; paths and other objects become text."""
-    print_line(json.dumps(data, indent=2, default=str))
+    """Print the result as JSON in ASCII; paths and other objects become text, NaN and infinity null."""
+    _write(json.dumps(_without_nan(data), indent=2, default=str, allow_nan=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; numbers are aligned to the right."""
+    """Print a table, every cell `visible`; numbers are aligned to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text  # a name with brackets is no markup
 
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(visible(title)), title_justify="left")
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        table.add_column(Text(visible(column)), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(visible(str(cell))) for cell in row))
     # Piped output is read by programs and logs: it must not be cut at a guessed width.
     stream = result_stream()
-    Console(file=stream, width=None if stream.isatty() else 120).print(table)
+    console = Console(file=stream, width=None if stream.isatty() else 120)
+    with console.capture() as drawn:
+        console.print(table)
+    _write(drawn.get().removesuffix("\n"))
+
+
+def _write(text: str, err: bool = False) -> None:
+    """Print text; everything that a command prints passes here, and what the encoding lacks is escaped."""
+    stream = sys.stderr if err else result_stream()
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def _without_nan(data: Any) -> Any:
+    """Return data with None for floats that JSON cannot hold."""
+    if isinstance(data, Mapping):
+        return {key: _without_nan(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without_nan(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 class _ProgressBars:
@@ -109,8 +160,8 @@ class _ProgressBars:
     def sane_progress(self, event: Progress) -> None:
         """Move the bar of the event's job."""
         if event.job not in self._task_ids:
-            self._task_ids[event.job] = self._bars.add_task(event.job, total=event.total)
-        description = f"{event.job} {event.note}".strip()
+            self._task_ids[event.job] = self._bars.add_task("", total=event.total)
+        description = visible(f"{event.job} {event.note}".strip(), _MOST_BESIDE_A_BAR)
         self._bars.update(
             self._task_ids[event.job],
             completed=event.done,
@@ -124,9 +175,12 @@ def progress_bars(host: Host) -> Iterator[None]:
     """Draw a bar per job on stderr within the block, if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import Progress as Bars
+    from rich.progress import TextColumn
 
     console = Console(stderr=True)
-    with Bars(console=console, disable=not console.is_terminal, transient=True) as bars:
+    description = TextColumn("{task.description}", markup=False)  # names have brackets
+    columns = (description, *Bars.get_default_columns()[1:])
+    with Bars(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
         observer = _ProgressBars(bars)
         host.pm.register(observer)
         try:

@@ -88,4 +88,4 @@ def _latent_files(output: Path | None) -> Iterator[Callable[[str], Path] | None]
     with ExitStack() as stack:
         with naming(output):
             folder = stack.enter_context(private_folder(output.parent))
-        yield lambda source: folder / sha256(source.encode()).hexdigest()
+        yield lambda source: folder / sha256(source.encode(errors="surrogatepass")).hexdigest()

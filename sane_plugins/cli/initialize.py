@@ -15,6 +15,7 @@ from sane_plugins.architectures import SMALL_CNN
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.cli.console import (
     INTERRUPTED,
+    VisibleCommand,
     command_options,
     note,
     open_host,
@@ -48,7 +49,7 @@ class OutputFiles:
     force: bool
 
 
-class _InitCommand(click.Command):
+class _InitCommand(VisibleCommand):
     """One command, whose first argument may name another: `sane-init verify FILE`."""
 
     def make_context(

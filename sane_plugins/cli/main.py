@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sane_plugins import __version__
-from sane_plugins.cli.console import note, open_host, report_errors
+from sane_plugins.cli.console import VisibleCommand, note, open_host, report_errors
 from sane_plugins.cli.lazy_commands import LazyCommands
 from sane_plugins.cli.results import release_standard_output
 from sane_plugins.errors import SaneError
@@ -31,7 +31,7 @@ _COMMANDS = LazyCommands(
 )
 
 
-class PluginGroup(click.Group):
+class PluginGroup(VisibleCommand, click.Group):
     """Group of our commands and the commands of plugins."""
 
     def list_commands(self, context: click.Context) -> list[str]:

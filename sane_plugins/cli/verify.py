@@ -13,7 +13,13 @@ import click
 
 from sane_plugins.architectures import Trust, family_name
 from sane_plugins.arguments import ArgumentTypeError
-from sane_plugins.cli.console import command_options, open_host, print_json, print_line
+from sane_plugins.cli.console import (
+    VisibleCommand,
+    command_options,
+    open_host,
+    print_json,
+    print_line,
+)
 from sane_plugins.cli.inputs import (
     InputNames,
     Target,
@@ -38,7 +44,7 @@ _MAX_FILES = 200_000  # in a folder of images
 _MAX_VALUES, _MAX_TENSORS = 2**26, 20_000  # of a named network, where the file does not hold more
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=VisibleCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=click.Path(path_type=Path))
 @trust_options
 @command_options

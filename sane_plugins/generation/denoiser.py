@@ -138,7 +138,7 @@ def denoise(
     steps: int,
 ) -> torch.Tensor:
     """Denoise latents (B, T, L) from level `start` to 0, in deterministic steps (DDIM)."""
-    levels = torch.linspace(start, 0, steps + 1)
+    levels = torch.linspace(start, 0, steps + 1, device=noisy.device)
     for level, next_level in pairwise(levels):
         signal_scale, noise_scale = signal_and_noise(level)
         clean = model(noisy, places, level.expand(len(noisy)), task.expand(len(noisy), -1))

@@ -50,7 +50,7 @@ class Diffusion:
         latents = [
             denoise(
                 embedded_denoiser(),
-                x[None],
+                x[None].cpu(),  # where the shipped denoiser is, which all callers share
                 self.context.places,
                 self.context.task,
                 self.level,
@@ -58,7 +58,7 @@ class Diffusion:
             )
             for x in noisy
         ]  # one after the other: a large network's latents fill the memory
-        return torch.cat(latents)
+        return torch.cat(latents).to(prompts)
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,7 @@
 """The report of an initialisation: one self-contained HTML page, with its plots as SVG.
 
-The page is a jinja2 template, which escapes every value; this module computes what it shows.
+The page is a jinja2 template, which escapes every value and makes it visible; this module computes what
+it shows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from functools import lru_cache
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup, escape
 
+from sane_plugins.errors import visible
 from sane_plugins.initialize.candidates import CandidateScore, Kind, Label, Origin
 from sane_plugins.initialize.pipeline import Initialization
 from sane_plugins.weights import WeightGraph
@@ -44,7 +47,7 @@ def html_report(result: Initialization, verdict: str, notes: Sequence[str]) -> s
         bars=OriginBars.of(result.graph, result.origins),
         origins=list(dict.fromkeys(result.origins.values())),
         prompts=result.provenance["prompts"],
-        provenance=json.dumps(provenance, indent=1, default=str),
+        provenance=escape(json.dumps(provenance, indent=1, default=str)),  # ASCII, in many lines
         colors={name.label: color for name, color in _COLORS.items()},
     )
 
@@ -110,8 +113,9 @@ def _group(kind: Kind, lines: Sequence[_Points], longest: float) -> CurveGroup:
     )
 
 
-def _path(points: _Points, longest: float) -> str:
-    return " ".join(f"{_x(x, longest):.1f},{_y(y):.1f}" for x, y in points)
+def _path(points: _Points, longest: float) -> Markup:
+    """Return points as markup: there may be more of them than a name may have characters."""
+    return Markup(" ".join(f"{_x(x, longest):.1f},{_y(y):.1f}" for x, y in points))
 
 
 def _x(epochs: float, longest: float) -> float:
@@ -169,7 +173,7 @@ class OriginBars:
                 sizes[origin] = sizes.get(origin, 0) + p.size
             parts = tuple(_parts(sizes))
             total = sum(sizes.values())
-            bars.append(Bar(layer.name, layer.name[-26:], total, i * cls.row, parts))
+            bars.append(Bar(layer.name, visible(layer.name)[-26:], total, i * cls.row, parts))
         return cls(tuple(bars), len(layers) - _MAX_LAYERS, cls.row * len(bars) + 4)
 
 
@@ -184,8 +188,17 @@ def _parts(sizes: Mapping[Origin, int]) -> Iterator[BarPart]:
 @lru_cache(maxsize=1)
 def _template() -> Template:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+        autoescape=True,
+        finalize=_finish,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.globals["percent"] = lambda share: f"{100 * share:.1f} %"
     source = (files("sane_plugins.initialize") / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source)
+
+
+def _finish(value: object) -> object:
+    """Return a value as the page shows it, before jinja2 escapes it; macros give markup that is finished."""
+    return value if isinstance(value, Markup) else visible(str(value))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins.atomic_files import require_outputs, write_whole
-from sane_plugins.errors import SourceError, UsageError
+from sane_plugins.errors import SourceError, UsageError, visible
 from sane_plugins.inspection.survey import LayerStats, Survey, percent
 from sane_plugins.inspection.token_map import TokenMap, token_map
 from sane_plugins.runtime import without_warnings
@@ -113,7 +113,7 @@ def _plot_norms(axes: Axes, layers: Sequence[LayerStats]) -> None:
             floor,
             size,
             color=_COLORS.get(label, _OTHER_COLOR),
-            label=label,
+            label=_shorten(label),
         )
     positions = list(range(len(shown)))
     _scatter(
@@ -140,7 +140,9 @@ def _plot_norms(axes: Axes, layers: Sequence[LayerStats]) -> None:
     axes.set_xticks(positions[::step], names, rotation=90, fontsize=7, parse_math=False)
     axes.set_xlim(-0.7, len(shown) - 0.3)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    legend = axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _scatter(
@@ -276,7 +278,8 @@ def _color(layer: LayerStats) -> str:
 
 
 def _shorten(name: str, max_length: int = _MAX_LABEL_LENGTH) -> str:
-    """Shorten a name to its end, which is more specific, at a component boundary if possible."""
+    """Return the end of a name, which is more specific, at a component boundary if possible; `visible`."""
+    name = visible(name)
     if len(name) <= max_length:
         return name
     end = name[1 - max_length :]

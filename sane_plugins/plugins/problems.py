@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, TypeVar
 
-from sane_plugins.errors import PluginError, SaneError
+from sane_plugins.errors import PluginError, SaneError, visible
 
 T = TypeVar("T")
 
@@ -123,8 +123,7 @@ def describe_error(error: BaseException) -> str:
 def one_line(text: str) -> str:
     """Return a text as one printable line of limited length."""
     lines = (line.strip() for line in text[: 2 * _MAX_REASON].splitlines())
-    line = "; ".join(filter(None, lines))
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    line = visible("; ".join(filter(None, lines)), 2 * _MAX_REASON)
     return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."
 
 

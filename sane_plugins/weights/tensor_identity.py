@@ -19,7 +19,7 @@ def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Content hash of named tensors: names, types, shapes and values, in order."""
     digest = sha256()
     for key, tensor in tensors:
-        digest.update(f"{key} {tensor_digest(tensor)} ".encode())
+        digest.update(f"{key} {tensor_digest(tensor)} ".encode(errors="surrogatepass"))
     return digest.hexdigest()[:32]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from sane_plugins.architectures import NO_TRUST, Trust
 from sane_plugins.arguments import require_field_types
 from sane_plugins.atomic_files import require_output_folder
 from sane_plugins.display import ShortRepr
-from sane_plugins.errors import SaneError, UsageError, ZooError
+from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
 from sane_plugins.formats import INDEX, shard_names
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph
@@ -186,6 +186,7 @@ class _ZooAppender:
     def take(self, source: _Source) -> None:
         """Read a network and add it unless the zoo already holds it."""
         graph = source.read()
+        _require_unicode(source.source, graph.tensors)
         weights = {param.key: graph.tensors[param.key] for param in graph.params}
         weight_digest = digest(weights)
         factory = self._checked_factory(source, graph)
@@ -225,8 +226,8 @@ class _ZooAppender:
         buffers = {k: v for k, v in graph.tensors.items() if k not in weights and k not in ties}
         finite = all(bool(_widen_float8(x).isfinite().all()) for x in weights.values())
         entry = Entry(
-            network=source.name.network,
-            checkpoint=source.name.checkpoint,
+            network=_as_unicode(source.name.network),
+            checkpoint=_as_unicode(source.name.checkpoint),
             factory=factory,
             properties={**source.name.properties, "finite": finite},
             source=source.source,
@@ -248,6 +249,22 @@ class _ZooAppender:
     def _commit(self) -> None:
         self._writer.commit()
         self._last_commit, self._has_changes = time.monotonic(), False
+
+
+def _as_unicode(name: str) -> str:
+    """Return a name as a part of keys: bytes that are no Unicode, as file names may have, are escaped."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _require_unicode(source: str, keys: Iterable[str]) -> None:
+    """Raise `SourceError` for the key of a tensor that safetensors cannot hold."""
+    if odd := next((key for key in keys if _as_unicode(key) != key), None):
+        raise SourceError(
+            source,
+            f"the name of its tensor '{odd}' is no Unicode text",
+            "a zoo keeps tensors by their names",
+            "rename it",
+        )
 
 
 def _widen_float8(tensor: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,9 @@ class ShardWriter:
         self.forms[form.name] = form
         self._pending.append(entry)
         self._tensors |= tensors
-        self._content_hash.update(f"{entry.key} {form.name} {entry.digest}".encode())
+        self._content_hash.update(
+            f"{entry.key} {form.name} {entry.digest}".encode(errors="surrogatepass")
+        )
         self._content_hash.update(
             "".join(tensor_digest(x) for x in owned.values() if not x.is_floating_point()).encode()
         )
@@ -128,7 +130,9 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     floats = {key: value for key, value in tensors.items() if value.is_floating_point()}
     hashes = {key: tensor_digest(value) for key, value in floats.items()}
     values = sha256(" ".join(sorted(hashes.values())).encode())
-    named = sha256("\n".join(f"{key} {hashes[key]}" for key in sorted(hashes)).encode())
+    named = sha256(
+        "\n".join(f"{key} {hashes[key]}" for key in sorted(hashes)).encode(errors="surrogatepass")
+    )
     return values.hexdigest()[:32] + named.hexdigest()[:32]
 
 

@@ -32,7 +32,7 @@ from sane_plugins.architectures import (
 from sane_plugins.arguments import require_type
 from sane_plugins.atomic_files import locked, naming, require_output_folder, require_outputs
 from sane_plugins.display import html_table
-from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
+from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError, visible
 from sane_plugins.formats import from_state_dict
 from sane_plugins.runtime import drawing_from
 from sane_plugins.weights import WeightGraph, from_module
@@ -195,8 +195,9 @@ class Zoo:
                     calls.setdefault(str(entry.factory.get("name")), describe_call(entry.factory))
         if calls:
             more = f", and {len(calls) - _MOST_NAMES} more" if len(calls) > _MOST_NAMES else ""
-            shown = ", ".join(ascii(call)[1:-1] for call in [*calls.values()][:_MOST_NAMES])
-            _log.warning("%s: trusted, so this is called: %s%s", self.folder, shown, more)
+            shown = ", ".join(visible(call) for call in [*calls.values()][:_MOST_NAMES])
+            folder = visible(str(self.folder))
+            _log.warning("%s: trusted, so this is called: %s%s", folder, shown, more)
 
     def where(self, keep: Callable[[Entry], bool]) -> Zoo:
         """Return the zoo filtered to entries for which `keep` is true."""

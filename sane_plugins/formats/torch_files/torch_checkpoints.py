@@ -111,9 +111,17 @@ def _torch_load(path: Path, use_mmap: bool) -> Any:
     with _loading:
         leftovers.clear()
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
+            if use_mmap and _is_unicode(path):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         finally:
             leftovers.clear()
+
+
+def _is_unicode(path: Path) -> bool:
+    """Tell whether torch, which maps files by their names in UTF-8, can open a file by its name."""
+    return not re.search("[\ud800-\udfff]", str(path))
 
 
 def _unpickle(path: Path, *, use_mmap: bool) -> Any:
