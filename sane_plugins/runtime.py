@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from hashlib import sha256
 from threading import Lock, RLock, Thread, local
@@ -175,36 +175,40 @@ def _draw_as_global(draw: Callable[[], T], generator: torch.Generator, device: t
             default.set_state(saved)
 
 
+class _Silence(local):
+    """Whether the calling thread wants no warnings."""
+
+    is_on = False
+
+
+_silence = _Silence()
+
+
+class _AnyWhileSilent(type):
+    """Whose classes have every warning as a subclass, as long as the calling thread wants none."""
+
+    def __subclasscheck__(cls, _: type) -> bool:
+        return _silence.is_on
+
+
+class _UnwantedWarning(Warning, metaclass=_AnyWhileSilent):
+    """The category of a filter of one thread: others, and libraries that copy it, see an ordinary filter."""
+
+
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Silence Python's warnings in this thread within the block; `warnings.catch_warnings` would in all.
 
     One filter is put in front of those of the process, and stays: it matches in such blocks only.
     """
-    before, _quiet.is_on = _quiet.is_on, True
-    filters: Any = warnings.filters
-    if next(iter(filters), None) is not _QUIET_FILTER:
-        with suppress(ValueError):
-            filters.remove(_QUIET_FILTER)
-        filters.insert(0, _QUIET_FILTER)
-        warnings._filters_mutated()  # type: ignore[attr-defined]
+    before, _silence.is_on = _silence.is_on, True
+    first = next(iter(warnings.filters), None)
+    if first is None or first[2] is not _UnwantedWarning:
+        warnings.simplefilter("ignore", _UnwantedWarning)
     try:
         yield
     finally:
-        _quiet.is_on = before
-
-
-class _Quiet(local):
-    """Whether the calling thread wants no warnings; as the pattern of a filter, it matches their texts."""
-
-    is_on = False
-
-    def match(self, _: str) -> bool:
-        return self.is_on
-
-
-_quiet = _Quiet()
-_QUIET_FILTER: Any = ("ignore", _quiet, Warning, None, 0)
+        _silence.is_on = before
 
 
 @contextmanager

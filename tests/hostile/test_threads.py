@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 import os
+import pickle
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -403,6 +404,21 @@ def test_warnings_of_other_threads_are_heard():
         working.result(SECONDS)
         warnings.warn("heard later", stacklevel=1)
     assert [str(warning.message) for warning in heard] == ["heard", "heard later"]
+
+
+def test_the_filter_of_one_thread_is_like_any_other_to_libraries_that_copy_filters():
+    with warnings.catch_warnings():
+        with without_warnings():
+            warnings.warn("not heard", stacklevel=1)
+        copied = pickle.loads(pickle.dumps(warnings.filters[0]))
+        assert copied == warnings.filters[0]
+        action, message, category, module, line = copied
+        assert message is module is None
+        warnings.filterwarnings(
+            action, "", category, "", line
+        )  # as scikit-learn does for its workers
+        with pytest.warns(UserWarning, match="^heard$"):
+            warnings.warn("heard", stacklevel=1)
 
 
 def test_counting_operations_calls_no_hook_of_other_threads():
