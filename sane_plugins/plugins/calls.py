@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from functools import wraps
+from pathlib import Path
+from threading import local
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,17 @@ if TYPE_CHECKING:
     from pluggy import HookImpl
 
 _OBSERVED = "sane_progress"
+_Question = tuple[str, str, Mapping[str, Any]]
+
+
+class _Questions(local):
+    """What is being asked in this thread: (plugin, hook, arguments)."""
+
+    def __init__(self) -> None:
+        self.pending: list[_Question] = []
+
+
+_questions = _Questions()
 
 
 def is_wrapper(implementation: HookImpl) -> bool:
@@ -42,11 +55,19 @@ def ask(
     """Call an implementation; return its checked answer and None, or None and its problem.
 
     A `SaneError` of a hook whose first answer counts is raised: the source was the plugin's, and wrong.
+    A plugin that asks its host what it is being asked itself passes, so that the others answer it.
     `is_timed`: a plugin that takes long to offer, to observe, or to answer None gets a note.
     """
+    question = plugin, hook, arguments
+    if any(_is_same(question, pending) for pending in _questions.pending):
+        return None, None
     passed = () if hook in MANY_ANSWERS else (SaneError,)
     started = perf_counter()
-    answer, failure = failure_of(lambda: function(**arguments), *passed)
+    _questions.pending.append(question)
+    try:
+        answer, failure = failure_of(lambda: function(**arguments), *passed)
+    finally:
+        _questions.pending.pop()
     seconds = perf_counter() - started
     if is_timed and hook == _OBSERVED:
         record.note_if_slows_jobs(plugin, hook, seconds)
@@ -60,6 +81,14 @@ def ask(
             SaneError,  # of strict mode
         )
     return answer, None if failure is None else record.leave_out(plugin, failure, hook)
+
+
+def _is_same(question: _Question, other: _Question) -> bool:
+    (*asked, arguments), (*asked_before, before) = question, other
+    return asked == asked_before and all(
+        value is before.get(name) or (isinstance(value, str | Path) and value == before.get(name))
+        for name, value in arguments.items()
+    )
 
 
 def guard_implementation(
@@ -138,7 +167,10 @@ def _finish(hook: str, wrapper: Any, inner: Result[Any], is_old_style: bool) -> 
 
 def _checked(hook: str, inner: Result[Any], outcome: Result[Any]) -> Result[Any]:
     """Return a wrapper's outcome; raise `AnswerError` if the answer is gone, or became a wrong one."""
-    if outcome.exception is not None or hook in MANY_ANSWERS:
+    error = outcome.exception
+    if error is not None and error is not inner.exception and not isinstance(error, SaneError):
+        raise error  # forced by a wrapper of the older kind
+    if error is not None or hook in MANY_ANSWERS:
         return outcome
     value, before = outcome.get_result(), _answer_of(inner)
     if value is None and before is not None:
