@@ -20,17 +20,16 @@ if TYPE_CHECKING:
     from pluggy import HookImpl
 
 _OBSERVED = "sane_progress"
-_Question = tuple[str, str, Mapping[str, Any]]
 
 
-class _Questions(local):
-    """What is being asked in this thread: (plugin, hook, arguments)."""
+class _Asking(local):
+    """What this thread is asking: (plugin, hook, arguments), the outermost question first."""
 
     def __init__(self) -> None:
-        self.pending: list[_Question] = []
+        self.questions: list[tuple[str, str, Mapping[str, Any]]] = []
 
 
-_questions = _Questions()
+_asking = _Asking()
 
 
 def is_wrapper(implementation: HookImpl) -> bool:
@@ -58,16 +57,15 @@ def ask(
     A plugin that asks its host what it is being asked itself passes, so that the others answer it.
     `is_timed`: a plugin that takes long to offer, to observe, or to answer None gets a note.
     """
-    question = plugin, hook, arguments
-    if any(_is_same(question, pending) for pending in _questions.pending):
+    if _is_asked_already(plugin, hook, arguments):
         return None, None
     passed = () if hook in MANY_ANSWERS else (SaneError,)
     started = perf_counter()
-    _questions.pending.append(question)
+    _asking.questions.append((plugin, hook, arguments))
     try:
         answer, failure = failure_of(lambda: function(**arguments), *passed)
     finally:
-        _questions.pending.pop()
+        _asking.questions.pop()
     seconds = perf_counter() - started
     if is_timed and hook == _OBSERVED:
         record.note_if_slows_jobs(plugin, hook, seconds)
@@ -83,12 +81,18 @@ def ask(
     return answer, None if failure is None else record.leave_out(plugin, failure, hook)
 
 
-def _is_same(question: _Question, other: _Question) -> bool:
-    (*asked, arguments), (*asked_before, before) = question, other
-    return asked == asked_before and all(
-        value is before.get(name) or (isinstance(value, str | Path) and value == before.get(name))
-        for name, value in arguments.items()
+def _is_asked_already(plugin: str, hook: str, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a plugin is asked from within its own answer to the same question."""
+    return any(
+        plugin == other
+        and hook == other_hook
+        and all(_is_same(value, before.get(name)) for name, value in arguments.items())
+        for other, other_hook, before in _asking.questions
     )
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    return value is other or (isinstance(value, str | Path) and bool(value == other))
 
 
 def guard_implementation(
