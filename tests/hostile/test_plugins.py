@@ -176,6 +176,23 @@ def test_print_of_a_plugin_is_kept_apart_from_the_result(install, capfd) -> None
     assert "mine again" in capfd.readouterr().out
 
 
+def test_a_plugins_command_that_raises_is_named(install) -> None:
+    install(
+        "raising_command",
+        """
+        import click
+        @click.command()
+        def talk(): raise KeyError("oops")
+        @hookimpl
+        def sane_commands(): return [talk, click.Command("odd", params=["x"])]
+        """,
+    )
+    for name, reason in {"talk": "KeyError: 'oops'", "odd": "AttributeError"}.items():
+        done = CliRunner().invoke(command, [name])
+        assert done.exit_code == 1
+        assert f"command '{name}' of a plugin: it raised {reason}" in done.stderr
+
+
 def test_a_plugin_that_closes_standard_output_closes_nothing(install) -> None:
     install("closing", "import sys\nsys.stdout.close()\nprint('still')\n1 / 0")
     done = CliRunner().invoke(command, ["list", "--json"])
