@@ -6,7 +6,7 @@ An answer of another kind raises `AnswerError`; of several things by name, the w
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from math import isfinite, isnan
@@ -58,10 +58,15 @@ def require_no_coroutine(answer: Any) -> None:
 
 def _named_items(hook: str, answer: Any) -> Sequence[tuple[Any, Any]]:
     """Return (name, item) of all that an answer holds; a command knows its name itself."""
-    is_list = hook == "sane_commands"
-    if not isinstance(answer, (list, tuple) if is_list else Mapping):
-        raise _wrong(answer, "a list of commands" if is_list else "a mapping by name")
-    items = ((getattr(x, "name", ""), x) for x in answer) if is_list else iter(answer.items())
+    items: Iterator[tuple[Any, Any]]
+    if hook == "sane_commands":
+        if not isinstance(answer, list | tuple):
+            raise _wrong(answer, "a list of commands")
+        items = ((getattr(command, "name", ""), command) for command in answer)
+    else:
+        if not isinstance(answer, Mapping):
+            raise _wrong(answer, "a mapping by name")
+        items = iter(answer.items())
     pairs = list(islice(items, _MAX_ITEMS + 1))
     if len(pairs) > _MAX_ITEMS:
         raise AnswerError(f"it returned more than {_MAX_ITEMS} things")
