@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pluggy import HookCaller
 
 _HOOKSPECS = {name: value for name, value in vars(hooks).items() if name.startswith("sane_")}
-_MARKER = f"{PROJECT}:specifications"
+_MARKER = f"{PROJECT}::specifications"  # no plugin's name, which follows one colon
 # Two threads that attach to one manager would each find nothing there, and register everything twice;
 # reentrant, since a plugin may attach while it is imported.
 _attach_lock = RLock()
@@ -182,7 +182,7 @@ def _copy_with_marker(plugin: Any, project: str, guard: Callable[..., Any] | Non
     Each is named `PROJECT_HOOK`: some managers, such as pytest's, look at no other names.
     """
     mark_impl = HookimplMarker(project)
-    copy = ModuleType(getattr(plugin, "__name__", type(plugin).__name__))
+    copy = ModuleType(str(getattr(plugin, "__name__", type(plugin).__name__)))
     for name, options, function in hook_functions(plugin):
         options = _as_optional(options, name)
         if guard is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,7 @@ class Host:
         self._own: set[str] = set()
         self._offers: dict[str, tuple[list[HookImpl], dict[str, Offer]]] = {}
         self._deaf: set[HookImpl] = set()  # observers that failed
+        self._lock = Lock()
         # Names that `open` and `build` are called with are the caller's own: all may be built.
         self.trust = FULL_TRUST
 
@@ -320,7 +322,8 @@ class Host:
 
     def plugins(self) -> list[PluginInfo]:
         """Describe the registered plugins."""
-        return [self._info(name, plugin) for name, plugin in self.pm.list_name_plugin() if plugin]
+        named = self.pm.list_name_plugin()
+        return [self._info(name) for name, plugin in named if plugin is not None]
 
     def report(self, event: Progress) -> None:
         """Pass a step of a long job to every observer; one that raises is recorded and not asked again."""
@@ -496,11 +499,11 @@ class Host:
         known = self._offers.get(hook)
         if known is not None and known[0] == implementations:
             return known[1]
-        registered = [name for name, _ in self.pm.list_name_plugin()]
+        ranks = {name: i for i, (name, _) in enumerate(self.pm.list_name_plugin())}
         offers: dict[str, Offer] = {}
         for implementation in sorted(
             implementations,
-            key=lambda x: (x.plugin_name not in self._own, registered.index(x.plugin_name)),
+            key=lambda x: (x.plugin_name not in self._own, ranks.get(x.plugin_name, len(ranks))),
         ):
             plugin = self._plain_name(implementation.plugin_name)
             for name, value in (self._ask(hook, implementation, {})[0] or {}).items():
@@ -509,14 +512,22 @@ class Host:
                     self._record.leave_out(plugin, error, f"{_NOUNS[hook]} '{name}'")
                 else:
                     offers[name] = Offer(plugin, value)
-        self._offers[hook] = implementations, offers
-        return offers
+        with (
+            self._lock
+        ):  # threads that asked at once must hold the same objects, or `blame` knows none
+            known = self._offers.get(hook)
+            if known is None or known[0] != implementations:
+                self._offers[hook] = known = implementations, offers
+        return known[1]
 
-    def _info(self, name: str, plugin: Any) -> PluginInfo:
+    def _info(self, name: str) -> PluginInfo:
         distribution, version = self._distributions.get(name, ("", ""))
-        callers = self.pm.get_hookcallers(plugin) or []
-        names = tuple(sorted(caller.name for caller in callers))
-        return PluginInfo(name=name, distribution=distribution, version=version, hooks=names)
+        implemented = tuple(
+            hook
+            for hook, caller in sorted(vars(self.pm.hook).items())
+            if any(x.plugin_name == name for x in caller.get_hookimpls())
+        )
+        return PluginInfo(name=name, distribution=distribution, version=version, hooks=implemented)
 
 
 def open(source: Any) -> WeightGraph:

@@ -62,7 +62,7 @@ class BFloat16Encoder:
         assert isinstance(last, nn.LayerNorm)
         self._heads, self._width = config.heads, config.model_width
         device = model.latents_out.weight.device
-        centre = torch.eye(self._width, device=device) - 1 / self._width
+        centre = torch.eye(self._width, device=device, dtype=torch.float32) - 1 / self._width
         self._tokens_in = _pack(centre @ _float(model.tokens_in.weight))
         self._positions_in = _pack(centre @ _float(model.places_in.get_parameter("weight")))
         self._blocks = [_block(layer, centre) for layer in model.encoder.layers]

@@ -45,7 +45,9 @@ def encode(
 ) -> Latents:
     """Encode a network of any length on the model's device. Raises `SourceError` on NaN weights."""
     layout = graph.token_layout(model.config.token_width)
-    values = torch.empty(len(layout), model.config.latent_width, device=_device(model))
+    values = torch.empty(
+        len(layout), model.config.latent_width, device=_device(model), dtype=torch.float32
+    )
 
     def keep(batch: WindowBatch) -> None:
         values[batch.start : batch.start + len(batch.latents)] = batch.latents

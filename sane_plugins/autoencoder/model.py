@@ -138,7 +138,9 @@ class SANE(nn.Module):
         span = config.trained_span if config.projection == "window" else 1
         self.project = _projection_head(latent * span, config.projection_width)
         if config.scale == "zoo":
-            self.register_buffer("zoo_scale", torch.tensor([[0.0, 1.0]]).repeat(config.slots, 1))
+            self.register_buffer(
+                "zoo_scale", torch.tensor([[0.0, 1.0]], dtype=torch.float32).repeat(config.slots, 1)
+            )
         if not self.latents_out.weight.is_meta:  # else a file's weights follow
             _initialize(self, config.layers)
 

@@ -61,7 +61,7 @@ def undo_standardization(model: SANE, network: WeightGraph, side: torch.Tensor) 
 def _shared_scale(model: SANE, graph: WeightGraph, slots: int) -> torch.Tensor:
     """Return the mean and deviation (M, 2) shared by all networks."""
     if model.config.scale == "none":
-        return torch.tensor([[0.0, 1.0]]).repeat(slots, 1)
+        return torch.tensor([[0.0, 1.0]], dtype=torch.float32).repeat(slots, 1)
     shared: torch.Tensor = model.get_buffer("zoo_scale")
     if len(shared) != slots:
         raise SourceError(

@@ -102,7 +102,9 @@ def _read_inputs(
     """Yield the input of each batch of windows; neighbouring batches overlap by their halos."""
     device = model.latents_out.weight.device
     source = standardized_blocks(model, graph, device)
-    values, side = (torch.empty(0, n, device=device) for n in (model.config.token_width, 4))
+    values, side = (
+        torch.empty(0, n, device=device, dtype=torch.float32) for n in (model.config.token_width, 4)
+    )
     total = halo_windows.count_windows(tokens, window)
     step = _BATCH if device.type == "cpu" else _GPU_BATCH
     start = 0

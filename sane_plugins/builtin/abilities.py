@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from types import FunctionType, NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sane_plugins import hookimpl
 from sane_plugins.arguments import require_type
@@ -21,6 +22,26 @@ if TYPE_CHECKING:
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks import Task
 
+T = TypeVar("T")
+
+
+def _in_usual_modes(ability: Callable[..., T]) -> Callable[..., T]:
+    """Compute without the modes that a program's thread may be in: inference, no gradients, autocast."""
+
+    @wraps(ability)
+    def run(*args: Any, **named: Any) -> T:
+        import torch
+
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            return ability(*args, **named)
+
+    return run
+
 
 class Abilities:
     """Encode, predict and initialise, with what the plugins of a host open and offer."""
@@ -28,6 +49,7 @@ class Abilities:
     host: Host
 
     @hookimpl(trylast=True)
+    @_in_usual_modes
     def sane_encode(self, source: Any, options: EncodeOptions | None) -> Encoding:
         """Encode with the autoencoder, or whichever encoder the options name."""
         from sane_plugins.features import EncodeOptions, embed
@@ -50,6 +72,7 @@ class Abilities:
         return encoding
 
     @hookimpl(trylast=True)
+    @_in_usual_modes
     def sane_predict_properties(
         self, source: Any, options: PredictOptions | None
     ) -> Mapping[str, AnyEstimate]:
@@ -75,6 +98,7 @@ class Abilities:
         return estimates
 
     @hookimpl(trylast=True)
+    @_in_usual_modes
     def sane_initialize(
         self,
         target: Any,

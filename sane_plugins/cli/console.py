@@ -109,7 +109,7 @@ def print_line(text: str) -> None:
 
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print the result as JSON in ASCII; paths and other objects become text, NaN and infinity null."""
-    _write(json.dumps(_without_nan(data), indent=2, default=str, allow_nan=False))
+    _write(json.dumps(_to_plain(data), indent=2, default=str, allow_nan=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -140,13 +140,14 @@ def _write(text: str, err: bool = False) -> None:
     click.echo(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
-def _without_nan(data: Any) -> Any:
-    """Return data with None for floats that JSON cannot hold."""
+def _to_plain(data: Any) -> Any:
+    """Return data that JSON can hold: numbers of NumPy as numbers, NaN and infinity as None."""
     if isinstance(data, Mapping):
-        return {key: _without_nan(value) for key, value in data.items()}
+        return {key: _to_plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_without_nan(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+        return [_to_plain(value) for value in data]
+    number = data.item() if getattr(data, "ndim", None) == 0 else data
+    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 class _ProgressBars:

@@ -14,9 +14,17 @@ from sane_plugins import __version__
 from sane_plugins.cli.console import VisibleCommand, note, open_host, report_errors
 from sane_plugins.cli.lazy_commands import LazyCommands
 from sane_plugins.cli.results import release_standard_output
-from sane_plugins.errors import SaneError
+from sane_plugins.errors import PluginError, SaneError
+from sane_plugins.plugins import describe_error
 
 _PLUGIN_COMMANDS = "sane_plugins.commands"
+_TOLD_AS_THEY_ARE = (
+    SaneError,
+    click.ClickException,
+    click.exceptions.Exit,
+    click.Abort,
+    BrokenPipeError,
+)
 
 _COMMANDS = LazyCommands(
     {
@@ -43,14 +51,21 @@ class PluginGroup(VisibleCommand, click.Group):
         return super().get_command(context, name) or self._plugin_commands(context).get(name)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command; errors of a plugin's command are reported in one sentence, like ours."""
+        """Run a command; errors of a plugin's command are told in one sentence that names it."""
         try:
             return super().invoke(context)
-        except Exception:
+        except Exception as error:
             if context.invoked_subcommand in self.commands:
                 raise
             with report_errors(debug=False):
-                raise
+                if isinstance(error, _TOLD_AS_THEY_ARE):
+                    raise
+                raise PluginError(
+                    f"command '{context.invoked_subcommand}' of a plugin",
+                    f"it raised {describe_error(error)}",
+                    "it must end without",
+                    "tell its author; 'sane-plugins list --hook sane_commands' shows the plugin",
+                ) from error
 
     def _plugin_commands(self, context: click.Context) -> dict[str, click.Command]:
         """Return the commands of plugins, loaded once per run; help must work whatever plugins do."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -52,7 +51,7 @@ def predict(
     if as_json:
         print_json(
             {
-                source: {name: asdict(estimate) for name, estimate in estimates.items()}
+                source: {name: vars(estimate) for name, estimate in estimates.items()}
                 for source, estimates in predictions.items()
             }
         )

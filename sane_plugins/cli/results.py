@@ -9,7 +9,7 @@ import os
 import sys
 from contextlib import suppress
 from io import UnsupportedOperation
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 _DESCRIPTOR = 1
 
@@ -30,7 +30,7 @@ class _Claim:
                 buffering=1,
             )
             _point_at_standard_error(_DESCRIPTOR)
-        sys.stdout = sys.stderr
+        sys.stdout = cast(TextIO, _StandardError())
 
     def release(self) -> None:
         """Give standard output back."""
@@ -42,6 +42,16 @@ class _Claim:
                 OSError
             ):  # each line was written at once: a failure was raised, and told, then
                 self.results.close()
+
+
+class _StandardError:
+    """Standard error in the place of standard output: whoever closes that closes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def close(self) -> None:
+        """Stay open."""
 
 
 _claim: _Claim | None = None

@@ -203,7 +203,7 @@ class StatisticsEncoder:
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
         """Return the statistics; `layers` (M, 14) is s(W) of each slot's weight and bias."""
         return Encoding(
-            latents=torch.zeros(0, 0),
+            latents=torch.zeros(0, 0, dtype=torch.float32),
             spans=[],
             embedding=self.features(graph, options),
             layers=torch.from_numpy(np.stack(slot_moments(graph))),

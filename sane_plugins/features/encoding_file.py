@@ -17,14 +17,14 @@ def write_encodings(
     """Write `<source>/latents`, `/embedding` and `/layers` of each source atomically.
 
     `latents` maps sources to the files written through `EncodeOptions.latents`; encodings that hold their
-    latents need none.
+    latents need none. An encoder of a plugin may keep none: then there is no `<source>/latents`.
     """
     tensors: dict[str, torch.Tensor | StoredRows] = {}
     for source, encoding in encodings.items():
-        values = encoding.latents
-        tensors[f"{source}/latents"] = (
-            StoredRows(latents[source], encoding.tokens) if values is None else _to_storable(values)
-        )
+        if encoding.latents is not None:
+            tensors[f"{source}/latents"] = _to_storable(encoding.latents)
+        elif encoding.tokens and latents[source].exists():
+            tensors[f"{source}/latents"] = StoredRows(latents[source], encoding.tokens)
         tensors[f"{source}/embedding"] = _to_storable(encoding.embedding)
         tensors[f"{source}/layers"] = _to_storable(encoding.layers)
     return stream_artifact(EMBEDDINGS, tensors, output)

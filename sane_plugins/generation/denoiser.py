@@ -114,10 +114,12 @@ def fit_denoiser(
         examples = [group[i] for i in torch.randint(len(group), (batch,), generator=rng).tolist()]
         clean = torch.stack([x.latents for x in examples])
         task = torch.stack([x.task for x in examples])
-        task = task * (torch.rand(batch, 1, generator=rng) > blind)
-        level = torch.rand(batch, generator=rng)
+        task = task * (torch.rand(batch, 1, generator=rng, dtype=torch.float32) > blind)
+        level = torch.rand(batch, generator=rng, dtype=torch.float32)
         signal_scale, noise_scale = (part[:, None, None] for part in signal_and_noise(level))
-        noisy = signal_scale * clean + noise_scale * torch.randn(clean.shape, generator=rng)
+        noisy = signal_scale * clean + noise_scale * torch.randn(
+            clean.shape, generator=rng, dtype=torch.float32
+        )
         clean_estimate = model(noisy, examples[0].places, level, task)
         # The error of v is that of the clean latents over the noise's share.
         loss = ((clean_estimate - clean) / noise_scale.clamp_min(0.05)).square().mean()
@@ -138,7 +140,7 @@ def denoise(
     steps: int,
 ) -> torch.Tensor:
     """Denoise latents (B, T, L) from level `start` to 0, in deterministic steps (DDIM)."""
-    levels = torch.linspace(start, 0, steps + 1, device=noisy.device)
+    levels = torch.linspace(start, 0, steps + 1, device=noisy.device, dtype=torch.float32)
     for level, next_level in pairwise(levels):
         signal_scale, noise_scale = signal_and_noise(level)
         clean = model(noisy, places, level.expand(len(noisy)), task.expand(len(noisy), -1))

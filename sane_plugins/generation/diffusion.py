@@ -41,8 +41,10 @@ class Diffusion:
         """Return new latents (count, T, L)."""
         if self.context is None or self.level == 0:
             return prompts[balanced_prompt_indices(len(prompts), count, rng)]
-        signal_scale, noise_scale = signal_and_noise(torch.tensor(self.level))
-        noise = torch.randn(count, *prompts.shape[1:], generator=rng).to(prompts)
+        signal_scale, noise_scale = signal_and_noise(torch.tensor(self.level, dtype=torch.float32))
+        noise = torch.randn(count, *prompts.shape[1:], generator=rng, dtype=torch.float32).to(
+            prompts
+        )
         noisy = (
             signal_scale * prompts[balanced_prompt_indices(len(prompts), count, rng)]
             + noise_scale * noise

@@ -202,5 +202,5 @@ def _crop_or_pad(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
 def _symmetry_breaking_noise(param: Param) -> torch.Tensor:
     seed = int.from_bytes(sha256(param.key.encode(errors="surrogatepass")).digest()[:7], "big")
     return 1 + _SYMMETRY_BREAKING_STD * torch.randn(
-        param.shape, generator=torch.Generator().manual_seed(seed)
+        param.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32
     )

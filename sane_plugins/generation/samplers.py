@@ -142,7 +142,9 @@ class KDE:
             prompt_index = torch.randint(networks, (count, tokens), generator=rng)
             centre = prompts[prompt_index, torch.arange(tokens)]
         noise_tokens = 1 if self.noise == "shared" else tokens
-        noise = torch.randn(count, noise_tokens, width, generator=rng).to(prompts)
+        noise = torch.randn(count, noise_tokens, width, generator=rng, dtype=torch.float32).to(
+            prompts
+        )
         return centre + self.bandwidth * _latent_std(prompts) * noise
 
 
@@ -154,7 +156,9 @@ class Gaussian:
 
     def __call__(self, prompts: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:
         """Return new latents (count, T, L)."""
-        noise = torch.randn(count, *prompts.shape[1:], generator=rng).to(prompts)
+        noise = torch.randn(count, *prompts.shape[1:], generator=rng, dtype=torch.float32).to(
+            prompts
+        )
         return prompts.mean(0) + self.spread * prompts.std(0, correction=0) * noise
 
 

@@ -6,7 +6,9 @@ An answer of another kind raises `AnswerError`; of several things by name, the w
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from math import isfinite, isnan
 from numbers import Real
 from pathlib import Path
@@ -17,6 +19,7 @@ from sane_plugins.plugins.problems import AnswerError, failure_of
 Check = Callable[[Any], None]
 LeaveOut = Callable[[str, BaseException], object]
 _MAX_NAME = 100
+_MAX_ITEMS = 1000
 
 
 def check_answer(hook: str, answer: Any, arguments: Mapping[str, Any], leave_out: LeaveOut) -> Any:
@@ -24,7 +27,7 @@ def check_answer(hook: str, answer: Any, arguments: Mapping[str, Any], leave_out
     require_no_coroutine(answer)
     if hook in _ITEMS:
         noun, check = _ITEMS[hook]
-        pairs = _named_commands(answer) if hook == "sane_commands" else _named_items(answer)
+        pairs = _named_items(hook, answer)
         right = _right_items(noun, pairs, check, leave_out)
         if pairs and not right and hook not in MANY_ANSWERS:
             raise AnswerError("nothing of what it returned can be used")
@@ -53,16 +56,21 @@ def require_no_coroutine(answer: Any) -> None:
         raise AnswerError(f"it returned {_kind(answer)}, and hooks are plain functions")
 
 
-def _named_items(answer: Any) -> Sequence[tuple[Any, Any]]:
-    if not isinstance(answer, Mapping):
-        raise _wrong(answer, "a mapping by name")
-    return list(answer.items())
-
-
-def _named_commands(answer: Any) -> Sequence[tuple[Any, Any]]:
-    if not isinstance(answer, list | tuple):
-        raise _wrong(answer, "a list of commands")
-    return [(getattr(command, "name", ""), command) for command in answer]
+def _named_items(hook: str, answer: Any) -> Sequence[tuple[Any, Any]]:
+    """Return (name, item) of all that an answer holds; a command knows its name itself."""
+    items: Iterator[tuple[Any, Any]]
+    if hook == "sane_commands":
+        if not isinstance(answer, list | tuple):
+            raise _wrong(answer, "a list of commands")
+        items = ((getattr(command, "name", ""), command) for command in answer)
+    else:
+        if not isinstance(answer, Mapping):
+            raise _wrong(answer, "a mapping by name")
+        items = iter(answer.items())
+    pairs = list(islice(items, _MAX_ITEMS + 1))
+    if len(pairs) > _MAX_ITEMS:
+        raise AnswerError(f"it returned more than {_MAX_ITEMS} things")
+    return pairs
 
 
 def _right_items(
@@ -70,12 +78,7 @@ def _right_items(
 ) -> dict[str, Any]:
     right: dict[str, Any] = {}
     for name, value in pairs:
-
-        def require_right(name: Any = name, value: Any = value) -> None:
-            check(value)
-            _require_name(name)
-
-        _, failure = failure_of(require_right)
+        _, failure = failure_of(partial(_require_item, check, name, value))
         if failure is None:
             right[str(name)] = value
         else:
@@ -83,10 +86,17 @@ def _right_items(
     return right
 
 
-def _require_name(name: Any) -> None:
+def _require_item(check: Check, name: Any, value: Any) -> None:
+    check(value)
+    require_name(name)
+
+
+def require_name(name: Any) -> None:
+    """Raise `AnswerError` unless a name can be shown and typed."""
     if not isinstance(name, str):
         raise AnswerError(f"its name is {_kind(name)} where a text is needed")
-    if not name.strip() or not name.isprintable() or len(name) > _MAX_NAME:
+    text = str(name)  # what will be shown of a subclass
+    if not text.strip() or not text.isprintable() or len(text) > _MAX_NAME:
         raise AnswerError(f"its name is not a printable text of 1 to {_MAX_NAME} characters")
 
 
@@ -125,6 +135,10 @@ def _require_head(value: Any) -> None:
     unknown = [x for x in value.encoders if not isinstance(x, str) or x not in ENCODERS]
     if unknown:
         raise AnswerError(f"it reads features of {_show(unknown[0])}, which is no built-in encoder")
+    for name, score in value.scores.items():
+        require_name(name)
+        if not _is_number(score):
+            raise AnswerError(f"its score of {name} is {_show(score)}, and a number is needed")
 
 
 def _require_engine(value: Any) -> None:
@@ -138,6 +152,8 @@ def check_command(value: Any) -> None:
 
     if not isinstance(value, click.Command):
         raise AnswerError(f"it is {_kind(value)} where a click.Command is needed")
+    if inspect.iscoroutinefunction(value.callback):
+        raise AnswerError("its function is 'async def', and click would never run it")
     value.get_short_help_str()
 
 
@@ -153,6 +169,7 @@ def _require_encoding(value: Any, device: str = "cpu") -> None:
     )
     if not all(isinstance(name, str) for name in value.names):
         raise AnswerError("its names are not texts")
+    _require_spans(value.spans, len(value.names))
     if value.embedding.ndim != 1:
         raise AnswerError(f"its embedding has shape {_shape(value.embedding)}, and (E,) is needed")
     if value.layers.ndim != 2 or len(value.layers) != len(value.names):
@@ -168,6 +185,8 @@ def _require_encoding(value: Any, device: str = "cpu") -> None:
             raise AnswerError(f"its {name} are {_kind(tensor)}")
         if tensor.device.type not in ("cpu", torch.device(device).type):
             raise AnswerError(f"its {name} are on {tensor.device}, and {device} was asked for")
+        if tensor.layout != torch.strided or tensor.is_complex():
+            raise AnswerError(f"its {name} are no dense tensor of real numbers")
         # Latents may be large, and what is not finite in them is not in their means either.
         if name != "latents" and not bool(torch.isfinite(tensor).all()):
             raise AnswerError(f"its {name} hold numbers that are not finite")
@@ -177,6 +196,15 @@ def _require_encoding(value: Any, device: str = "cpu") -> None:
         raise AnswerError(
             f"its latents have shape {_shape(value.latents)}, and ({value.tokens}, L) is needed"
         )
+
+
+def _require_spans(spans: Any, names: int) -> None:
+    if not isinstance(spans, list | tuple) or len(spans) not in (0, names):
+        raise AnswerError(f"its spans are not a list of {names} token ranges, and not empty")
+    for span in spans:
+        is_pair = isinstance(span, list | tuple) and [type(x) for x in span] == [int, int]
+        if not is_pair or not 0 <= span[0] <= span[1]:
+            raise AnswerError("one of its spans is no range of tokens")
 
 
 def _require_estimate(value: Any) -> None:
@@ -196,10 +224,9 @@ def _require_estimate(value: Any) -> None:
             raise AnswerError(f"its value is {_show(value.value)}, and a finite number is needed")
         _require_interval(value.interval)
         return
-    if not isinstance(value.probabilities, Mapping):
-        raise AnswerError(f"its probabilities are {_kind(value.probabilities)}")
+    _require_types(value, {"value": str, "set": (tuple, list), "probabilities": Mapping})
     for name, share in value.probabilities.items():
-        _require_name(name)
+        require_name(name)
         _require_share(share, f"probability of {name}")
     for name in (value.value, *value.set):
         if name not in value.probabilities:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from functools import wraps
+from pathlib import Path
+from threading import local
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
     from pluggy import HookImpl
 
 _OBSERVED = "sane_progress"
+
+
+class _Asking(local):
+    """What this thread is asking: (plugin, hook, arguments), the outermost question first."""
+
+    def __init__(self) -> None:
+        self.questions: list[tuple[str, str, Mapping[str, Any]]] = []
+
+
+_asking = _Asking()
 
 
 def is_wrapper(implementation: HookImpl) -> bool:
@@ -42,11 +54,18 @@ def ask(
     """Call an implementation; return its checked answer and None, or None and its problem.
 
     A `SaneError` of a hook whose first answer counts is raised: the source was the plugin's, and wrong.
+    A plugin that asks its host what it is being asked itself passes, so that the others answer it.
     `is_timed`: a plugin that takes long to offer, to observe, or to answer None gets a note.
     """
+    if _is_asked_already(plugin, hook, arguments):
+        return None, None
     passed = () if hook in MANY_ANSWERS else (SaneError,)
     started = perf_counter()
-    answer, failure = failure_of(lambda: function(**arguments), *passed)
+    _asking.questions.append((plugin, hook, arguments))
+    try:
+        answer, failure = failure_of(lambda: function(**arguments), *passed)
+    finally:
+        _asking.questions.pop()
     seconds = perf_counter() - started
     if is_timed and hook == _OBSERVED:
         record.note_if_slows_jobs(plugin, hook, seconds)
@@ -60,6 +79,20 @@ def ask(
             SaneError,  # of strict mode
         )
     return answer, None if failure is None else record.leave_out(plugin, failure, hook)
+
+
+def _is_asked_already(plugin: str, hook: str, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a plugin is asked from within its own answer to the same question."""
+    return any(
+        plugin == other
+        and hook == other_hook
+        and all(_is_same(value, before.get(name)) for name, value in arguments.items())
+        for other, other_hook, before in _asking.questions
+    )
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    return value is other or (isinstance(value, str | Path) and bool(value == other))
 
 
 def guard_implementation(
@@ -138,7 +171,10 @@ def _finish(hook: str, wrapper: Any, inner: Result[Any], is_old_style: bool) -> 
 
 def _checked(hook: str, inner: Result[Any], outcome: Result[Any]) -> Result[Any]:
     """Return a wrapper's outcome; raise `AnswerError` if the answer is gone, or became a wrong one."""
-    if outcome.exception is not None or hook in MANY_ANSWERS:
+    error = outcome.exception
+    if error is not None and error is not inner.exception and not isinstance(error, SaneError):
+        raise error  # forced by a wrapper of the older kind
+    if error is not None or hook in MANY_ANSWERS:
         return outcome
     value, before = outcome.get_result(), _answer_of(inner)
     if value is None and before is not None:

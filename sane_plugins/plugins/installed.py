@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import Distribution, EntryPoint, distributions
+from pathlib import Path
 from typing import Any
 
 from sane_plugins.errors import PluginError
-from sane_plugins.plugins.problems import failure_of
+from sane_plugins.plugins.answers import require_name
+from sane_plugins.plugins.problems import failure_of, one_line
 
 GROUP = "sane_plugins"
 _OWN_DISTRIBUTION = "sane-plugins"
@@ -26,7 +28,12 @@ def installed_points(leave_out: Callable[[str, BaseException], object]) -> list[
     only where PYTHONPATH names it.
     """
     found: dict[str, list[EntryPoint]] = {}
-    for distribution in distributions(path=[x for x in sys.path if not _is_working_directory(x)]):
+    path = [x for x in sys.path if isinstance(x, str) and not _is_working_directory(x)]
+    installed: list[Distribution] = []
+    _, failure = failure_of(lambda: installed.extend(distributions(path=path)))
+    if failure is not None:  # of another's finder; what was found before it remains
+        leave_out("(finder of distributions)", failure)
+    for distribution in installed:
         points, failure = failure_of(partial(_points_of, distribution))
         name = _text_of(distribution, "name") if points or failure else ""
         if failure is not None:  # its list cannot be read, and hides no other
@@ -44,16 +51,22 @@ def _points_of(distribution: Distribution) -> list[EntryPoint]:
 
 
 def _is_working_directory(entry: str) -> bool:
-    here = os.path.realpath(os.curdir)
+    """Return whether an entry of the path is the working directory, and PYTHONPATH does not name it."""
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.path.realpath(entry) == here and not any(
-        part and os.path.realpath(part) == here for part in named
-    )
+    return _is_here(entry) and not any(_is_here(part) for part in named if part)
+
+
+def _is_here(entry: str) -> bool:
+    try:
+        return Path(entry).samefile(Path.cwd())
+    except (OSError, ValueError):  # one of them is gone, or is no path
+        return False
 
 
 def load_point(point: EntryPoint) -> Any:
     """Import what an entry point names. Raises what the import raises."""
-    if not re.fullmatch(r"\s*[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\])?\s*", point.value):
+    require_name(point.name)
+    if not re.fullmatch(r"[\w.]+(\s*:\s*[\w.]+)?\s*(\[.*\])?", point.value.strip()):
         raise PluginError(
             f"plugin {point.name}",
             f"its entry point is '{point.value}'",
@@ -99,4 +112,4 @@ def distribution_version(point: EntryPoint) -> str:
 def _text_of(distribution: Distribution | None, field: str) -> str:
     """Return a field of a distribution's metadata, which raise where their file is missing or broken."""
     text, _ = failure_of(lambda: getattr(distribution, field))
-    return text if isinstance(text, str) else ""
+    return one_line(text) if isinstance(text, str) else ""

@@ -58,7 +58,7 @@ class Record:
     def leave_out(self, plugin: str, error: BaseException, place: str = "") -> Problem:
         """Keep that a plugin's answer, or offer, was left out; return the problem, new or not."""
         reason = describe_error(error).removeprefix(f"plugin {plugin}: ")
-        problem = Problem(plugin, reason, error, place)
+        problem = Problem(one_line(plugin), reason, error, one_line(place))
         if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
             raise PluginError(
                 f"plugin {plugin}",
@@ -73,7 +73,7 @@ class Record:
     def note(self, plugin: str, text: str, topic: str) -> None:
         """Keep a note, the first on its topic."""
         if self._is_new(plugin, f"note {topic}"):
-            self.notes.append(PluginNote(plugin, one_line(text)))
+            self.notes.append(PluginNote(one_line(plugin), one_line(text)))
 
     def note_if_slow(self, plugin: str, what: str, seconds: float) -> None:
         """Note that a call which should take no time took longer than `SLOW_SECONDS`."""
@@ -117,7 +117,7 @@ def describe_error(error: BaseException) -> str:
         text = f"its message cannot be shown ({type(failure).__name__})"
     if not isinstance(error, SaneError | AnswerError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return one_line(text or "")
+    return one_line(text or "") or type(error).__name__
 
 
 def one_line(text: str) -> str:

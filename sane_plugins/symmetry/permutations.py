@@ -87,8 +87,8 @@ def _group_name(first: AxisSlice) -> str:
 
 def _random_permutation(group: PermutationGroup, rng: torch.Generator) -> torch.Tensor:
     block = group.size // group.blocks
-    draws = torch.rand(group.blocks, block, generator=rng, device=rng.device).argsort(dim=1).cpu()
-    return (draws + block * torch.arange(group.blocks)[:, None]).flatten()
+    draws = torch.rand(group.blocks, block, generator=rng, device=rng.device, dtype=torch.float32)
+    return (draws.argsort(dim=1).cpu() + block * torch.arange(group.blocks)[:, None]).flatten()
 
 
 def _require_permutation(

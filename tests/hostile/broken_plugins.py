@@ -101,6 +101,32 @@ AT_CALL: dict[str, tuple[str, str]] = {
         "import click\n@hookimpl\ndef sane_commands(): return [click.Command('mine', help=3)]",
         "Error",
     ),
+    "forcing_wrapper": (
+        "@hookimpl(hookwrapper=True)\ndef sane_open(source):\n"
+        "    result = yield\n    result.force_exception(KeyError('forced'))",
+        "KeyError: 'forced'",
+    ),
+    "endless_engines": (
+        "from collections.abc import Mapping\nfrom itertools import count\n"
+        "class M(dict):\n    def items(self): return ((str(i), map) for i in count())\n"
+        "@hookimpl\ndef sane_engines(): return M()",
+        "more than 1000",
+    ),
+    "async_command": (
+        "import click\n@click.command()\nasync def later(): ...\n"
+        "@hookimpl\ndef sane_commands(): return [later]",
+        "async def",
+    ),
+    "silent_error": (
+        "from sane_plugins.errors import SaneError\nclass Silent(SaneError):\n"
+        "    def __init__(self): ...\n@hookimpl\ndef sane_engines(): raise Silent",
+        "Silent",
+    ),
+    "masked_name": (
+        "class S(str):\n    def __str__(self): return '\\x1b[31m'\n"
+        "@hookimpl\ndef sane_engines(): return {S('mine'): map}",
+        "printable",
+    ),
     "raising_observer": ("@hookimpl\ndef sane_progress(event): raise OSError('no')", "OSError: no"),
     "printing": (
         "import os, subprocess\nprint('at import')\nos.write(1, b'raw')\n"

@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from hostile.bounded import run, run_python
 from hostile.broken_plugins import AT_CALL, AT_IMPORT, NOTED, install_plugin
+from safetensors.torch import load_file
 from torch import nn
 
 from sane_plugins import attach, hookimpl
@@ -26,7 +27,7 @@ from sane_plugins.host import Host
 from sane_plugins.initialize import InitializeOptions
 from sane_plugins.plugins import SLOW_SECONDS
 from sane_plugins.progress import Progress
-from sane_plugins.properties import Estimate, PredictOptions, embedded_heads
+from sane_plugins.properties import CategoryEstimate, Estimate, PredictOptions, embedded_heads
 from sane_plugins.tasks import load_task
 
 BROKEN = {**AT_IMPORT, **AT_CALL}
@@ -175,6 +176,89 @@ def test_print_of_a_plugin_is_kept_apart_from_the_result(install, capfd) -> None
     assert "mine again" in capfd.readouterr().out
 
 
+def test_a_plugins_command_that_raises_is_named(install) -> None:
+    install(
+        "raising_command",
+        """
+        import click
+        @click.command()
+        def talk(): raise KeyError("oops")
+        @hookimpl
+        def sane_commands(): return [talk, click.Command("odd", params=["x"])]
+        """,
+    )
+    for name, reason in {"talk": "KeyError: 'oops'", "odd": "AttributeError"}.items():
+        done = CliRunner().invoke(command, [name])
+        assert done.exit_code == 1
+        assert f"command '{name}' of a plugin: it raised {reason}" in done.stderr
+
+
+def test_a_plugin_that_closes_standard_output_closes_nothing(install) -> None:
+    install("closing", "import sys\nsys.stdout.close()\nprint('still')\n1 / 0")
+    done = CliRunner().invoke(command, ["list", "--json"])
+    assert json.loads(done.stdout)["problems"]
+    assert "still" in done.stderr
+    assert "Note: plugin closing" in done.stderr
+
+
+def test_numbers_of_numpy_are_numbers_in_json(install) -> None:
+    install(
+        "numpy_head",
+        """
+        from types import MappingProxyType
+        import numpy as np
+        from sane_plugins.properties import CategoryEstimate, Estimate
+        class Head:
+            features, sane, score, scores, encoders = "f", "", "s", {}, ("statistics",)
+            def __init__(self, *estimate): self.fields = estimate
+            def estimate(self, features):
+                kind, fields = self.fields
+                return kind(property="p", coverage=0.9, features="f", **fields)
+        @hookimpl
+        def sane_property_heads():
+            number = {"value": np.float32(0.5), "unit": "", "interval": (np.float32(0), np.int64(1))}
+            shares = MappingProxyType({"a": np.float32(1)})
+            kind = {"value": "a", "probabilities": shares, "set": ("a",)}
+            return {
+                "number": Head(Estimate, {**number, "in_distribution": np.bool_(True)}),
+                "kind": Head(CategoryEstimate, {**kind, "in_distribution": np.bool_(False)}),
+            }
+        """,
+    )
+    names = ["--property", "number", "--property", "kind"]
+    done = CliRunner().invoke(command, ["predict", "small-cnn", "--json", *names])
+    assert done.exit_code == 0, done.stderr
+    answer = json.loads(done.stdout)["small-cnn"]
+    assert answer["number"]["value"] == 0.5
+    assert answer["number"]["interval"] == [0, 1]
+    assert answer["number"]["in_distribution"] is True
+    assert answer["kind"]["probabilities"] == {"a": 1}
+    assert answer["kind"]["in_distribution"] is False
+
+
+@pytest.mark.parametrize("spans", [[], [(0, 4)]])
+def test_encodings_without_latents_are_written_without(install, tmp_path, spans) -> None:
+    install(
+        "keeps_none",
+        f"""
+        import torch
+        from sane_plugins.features import Encoding
+        class Encoder:
+            name = "mine"
+            def encode(self, graph, options):
+                return Encoding(latents=None, spans={spans}, embedding=torch.zeros(3),
+                                layers=torch.zeros(1, 3), names=("w",), encoder="mine")
+            def features(self, graph, options): return torch.zeros(3)
+        @hookimpl
+        def sane_encoders(): return {{"mine": Encoder()}}
+        """,
+    )
+    out = tmp_path / "out.safetensors"
+    done = CliRunner().invoke(command, ["embed", "small-cnn", "--encoder", "mine", "-o", str(out)])
+    assert done.exit_code == 0, done.stderr
+    assert set(load_file(out)) == {"small-cnn/embedding", "small-cnn/layers"}
+
+
 def test_a_library_call_leaves_standard_output_alone(install, capsys) -> None:
     install("printing", "print('hello')")
     Host.installed()
@@ -201,6 +285,10 @@ def test_a_commands_own_output_is_its_own(install) -> None:
         ("[sane_plugins]\nodd = not a module!\n", "its entry point is 'not a module!'"),
         ("[sane_plugins]\nodd = no_such_module_at_all\n", "No module named"),
         ("[sane_plugins]\nodd = odd:missing\n", "has no attribute 'missing'"),
+        (f"[sane_plugins]\nodd = a{' ' * 50_000}!\n", "its entry point is 'a"),
+        ("[sane_plugins]\n\x1b[31modd = odd\n", "printable"),
+        ("[sane_plugins]\n\u202eodd = odd\n", "printable"),
+        (f"[sane_plugins]\n{'o' * 1000} = odd\n", "printable"),
         ("[sane_plugins]\nodd = odd\nodd = json\n", "a plugin of that name too"),
         ("[sane_plugins]\nodd\n", "TypeError"),
         ("[sane_plugins]\nbuiltin = odd\n", "a plugin of that name too"),
@@ -213,6 +301,81 @@ def test_odd_entry_points_are_named(install, points: str, reason: str, metadata:
     _use(host)
     assert len(host.problems) == 1
     assert reason in host.problems[0].error
+    assert host.problems[0].plugin.isprintable()
+
+
+@pytest.mark.parametrize("entry", [None, 3, b"/tmp", "/no/such", "/" + "x" * 5000])
+def test_the_path_may_hold_what_is_no_folder(install, monkeypatch, entry) -> None:
+    install("here", "@hookimpl\ndef sane_engines(): return {'mine': map}")
+    monkeypatch.setattr(sys, "path", [entry, *sys.path])
+    host = Host.installed()
+    assert {"local", "mine"} <= set(host.engines())
+    assert not host.problems
+
+
+def test_a_finder_that_fails_hides_no_plugin(monkeypatch) -> None:
+    class Finder:
+        def find_spec(self, *_):
+            return None
+
+        def find_distributions(self, _):
+            raise OSError("no")
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    host = Host.installed()
+    _use(host)
+    assert [x.error for x in host.problems] == ["OSError: no"]
+
+
+def test_plugins_are_found_where_the_working_directory_is_gone(tmp_path, monkeypatch) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    _use(Host.installed())
+
+
+ODD_OBJECTS = {
+    "falsy": "class P:\n    def __len__(self): return 0",
+    "no_truth": "class P:\n    def __bool__(self): raise OSError",
+    "no_hash": "class P:\n    __hash__ = None",
+    "no_name": "class P:\n    __name__ = 3",
+    "specifications": "class P: ...",
+}
+
+
+@pytest.mark.parametrize("name", ODD_OBJECTS)
+def test_an_odd_object_is_a_plugin_like_any_other(install, name: str) -> None:
+    hook = "\n    @hookimpl\n    def sane_engines(self): return {'mine': map}\nsane_plugin = lambda h: P()"
+    install(name, ODD_OBJECTS[name].replace("class P: ...", "class P:\n    x = 3") + hook)
+    undo = attach(pluggy.PluginManager("host"))
+    for host in (Host.installed(), undo.host):
+        _use(host)
+        assert "mine" in host.engines()
+        assert any(x.name.endswith(name) and x.hooks for x in host.plugins())
+        assert not host.problems
+    undo()
+    assert not undo.pm.get_plugins()
+
+
+def test_plugins_that_ask_what_they_are_asked_get_the_others_answer(install) -> None:
+    for name in ("first", "second"):
+        install(
+            name,
+            """
+            def sane_plugin(host):
+                class Asking:
+                    @hookimpl
+                    def sane_open(self, source): return host.open(source)
+                    @hookimpl
+                    def sane_samplers(self): return {"mine": host.samplers()["kde"]}
+                    @hookimpl
+                    def sane_progress(self, event): host.report(event)
+                return Asking()
+            """,
+        )
+    for host in (Host.installed(), attach(pluggy.PluginManager("host")).host):
+        _use(host)
+        assert {x.place for x in host.problems} == {"sampler 'mine'"}  # both offer it
 
 
 @pytest.mark.parametrize(
@@ -269,6 +432,17 @@ ESTIMATE = Estimate(
 )
 
 
+CATEGORY = CategoryEstimate(
+    property="p",
+    value="ab",
+    probabilities={"ab": 1.0},
+    set=("ab",),
+    coverage=0.9,
+    in_distribution=True,
+    features="f",
+)
+
+
 def _encoding(**fields) -> Encoding:
     good = {
         "latents": None,
@@ -291,6 +465,12 @@ WRONG_ENCODINGS = [
     _encoding(names=(3,)),
     _encoding(latents=torch.zeros(4, 2)),
     _encoding(layers=None),
+    _encoding(spans=None),
+    _encoding(spans=["x"]),
+    _encoding(spans=[(0, -5)]),
+    _encoding(spans=[(0, 1), (1, 2)]),
+    _encoding(embedding=torch.zeros(3, dtype=torch.complex64)),
+    _encoding(embedding=torch.zeros(3).to_sparse()),
 ]
 
 
@@ -363,6 +543,9 @@ WRONG_ESTIMATES = [
     lambda _: Estimate(**{**vars(ESTIMATE), "interval": None}),
     lambda _: Estimate(**{**vars(ESTIMATE), "coverage": 3}),
     lambda _: Estimate(**{**vars(ESTIMATE), "property": 3}),
+    lambda _: CategoryEstimate(**{**vars(CATEGORY), "set": "ab"}),
+    lambda _: CategoryEstimate(**{**vars(CATEGORY), "value": ["ab"]}),
+    lambda _: CategoryEstimate(**{**vars(CATEGORY), "probabilities": None}),
 ]
 
 
@@ -395,6 +578,8 @@ def test_each_heads_failure_is_its_own(host) -> None:
         _Head(None, encoders=("nobody",)),
         _Head(None, encoders=3),
         _Head(None, scores=None),
+        _Head(None, scores={"a": "b"}),
+        _Head(None, scores={3: 0.5}),
         _Head(None, sane=None),
     ],
 )
@@ -591,6 +776,18 @@ def test_slow_plugins_are_named_with_their_seconds(install, monkeypatch) -> None
     assert "sane_progress took 0.1 s in 1 calls" in told["slow_observer"]
     assert not host.problems
     assert SLOW_SECONDS == 2
+
+
+def test_threads_that_ask_at_once_hold_the_same_offers() -> None:
+    for _ in range(5):
+        host, start = Host.installed(), Barrier(8)
+
+        def ask(_, host=host, start=start) -> int:
+            start.wait()
+            return id(host.samplers()["kde"])
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(ask, range(8)))) == 1
 
 
 def test_eight_threads_attach_and_detach_in_a_storm(install) -> None:
