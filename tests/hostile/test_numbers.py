@@ -12,7 +12,7 @@ from torch import nn
 
 from sane_plugins.autoencoder import SANE, SANEConfig, encode
 from sane_plugins.errors import SourceError
-from sane_plugins.features import EncodeOptions, embed, statistics
+from sane_plugins.features import ENCODERS, EncodeOptions, embed, statistics
 from sane_plugins.features.matrix_statistics import channel_features, spectrum
 from sane_plugins.features.random_probes import probe
 from sane_plugins.formats import from_state_dict
@@ -153,6 +153,21 @@ def test_statistics_of_any_shape_are_small_work(shape: tuple[int, int], tmp_path
     outcome = run_python("-c", code, cwd=tmp_path)
     assert outcome.code == 0, outcome.stderr
     outcome.require_small(seconds=20)
+
+
+def test_predictions_from_an_embedding_table_are_small_work(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    torch.save({"wte.weight": torch.randn(50257, 64, generator=RNG)}, path)
+    assert run("predict", path).require_small().code == 0
+
+
+def test_a_network_that_is_not_probed_is_not_encoded_to_predict_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sane_plugins.features.encoders._encode_stream", None)
+    unprobed = torch.zeros(1).expand(2**15 + 1, 2)
+    graph = from_state_dict({"w": unprobed}, "net")
+    assert ENCODERS["sane"].features(graph, EncodeOptions()).isfinite().all()
 
 
 def test_a_spectrum_out_of_reach_is_refused_by_shape() -> None:
