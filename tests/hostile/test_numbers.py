@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sane_plugins.features.matrix_statistics import channel_features, spectrum
 from sane_plugins.features.random_probes import probe
 from sane_plugins.formats import from_state_dict
 from sane_plugins.host import Host
+from sane_plugins.inspection import survey_network, survey_record
 from sane_plugins.tasks import correct
 from sane_plugins.weights import WeightGraph
 
@@ -187,3 +189,10 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path) -> None:
     outcome = run("predict", path).require_small()
     assert str(path) in outcome.require_sentence()
     assert "builtin" not in outcome.stderr
+
+
+@pytest.mark.parametrize("weight", BEYOND.values(), ids=BEYOND)
+def test_weights_out_of_reach_are_inspected_in_finite_numbers(weight: torch.Tensor) -> None:
+    survey = survey_network(_network(weight))
+    assert 0 < survey.nonfinite <= weight.numel()
+    json.dumps(survey_record(survey), allow_nan=False)
