@@ -22,7 +22,13 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.features import matrix_statistics
-from sane_plugins.features.random_probes import ACTIVITY, is_small, probe, probe_decisions
+from sane_plugins.features.random_probes import (
+    ACTIVITY,
+    MAX_MATRICES,
+    is_small,
+    probe,
+    probe_decisions,
+)
 from sane_plugins.weights import Param, WeightGraph
 
 Array = npt.NDArray[np.float64]
@@ -154,7 +160,7 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
         """Return whether there are matrices, each small and taking the previous one's outputs."""
         shapes = [self._shape(index) for index in range(len(self))]
         return (
-            bool(shapes)
+            0 < len(shapes) <= MAX_MATRICES
             and all(map(is_small, shapes))
             and all(a[0] == b[1] for a, b in pairwise(shapes))
         )

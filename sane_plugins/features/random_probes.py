@@ -20,6 +20,7 @@ _PROBES = 192
 _POSITION_CORRELATION = 0.8
 _EPSILON = 1e-12
 _MAX_ROWS, _MAX_COLUMNS = 2**15, 2**16  # each of the probes takes as many numbers
+MAX_MATRICES = 2**10  # of a chain that is probed
 _MAX_RESPONSE = 1e100  # far from overflow when it is squared, or multiplied by the next matrix
 _ACTIVITY_FEATURES = 8
 _DECISION_FEATURES = 13
@@ -29,7 +30,8 @@ def probe(chain: Sequence[tuple[Array, Array | None]]) -> tuple[list[Array], Arr
     """Return activity per matrix, a list of (ACTIVITY,), and the decisions (DECISIONS,) of the outputs.
 
     chain: matrices (rows, inputs, places) with biases (rows,). From the first matrix whose inputs differ from
-    the previous outputs, or that is too large (`is_small`), activity is zero, and so are the decisions.
+    the previous outputs, or that is too large (`is_small`), activity is zero, and so are the decisions. Of
+    more than `MAX_MATRICES`, none is probed.
     """
     rows, last = [], _last_responses()
     for response in _responses(chain):
@@ -79,6 +81,8 @@ class _Response:
 
 def _responses(chain: Sequence[tuple[Array, Array | None]]) -> Iterator[_Response]:
     """Yield what each matrix responds, with one activation after the other."""
+    if len(chain) > MAX_MATRICES:
+        return
     x = [np.zeros((0, _PROBES))] * _COUNT
     for place, (w, bias) in enumerate(chain):
         if not is_small(w.shape) or (place and w.shape[1] != len(x[0])):

@@ -196,3 +196,10 @@ def test_weights_out_of_reach_are_inspected_in_finite_numbers(weight: torch.Tens
     survey = survey_network(_network(weight))
     assert 0 < survey.nonfinite <= weight.numel()
     json.dumps(survey_record(survey), allow_nan=False)
+
+
+def test_chains_of_very_many_matrices_are_not_probed() -> None:
+    activities, decisions = probe([(np.ones((1, 1, 1)), None)] * 1025)
+    assert len(activities) == 1025
+    assert not np.any(activities)
+    assert not decisions.any()
