@@ -2,7 +2,7 @@ from .bfloat16 import Precision
 from .checkpoint import embedded_sane, fingerprint, load_sane, read_metadata, save_sane
 from .codec import Latents, decode, encode
 from .model import SANE, SANEConfig
-from .normalization import standardized_tokens
+from .normalization import standardized_blocks, standardized_tokens
 from .streaming import WindowBatch, encode_stream, require_finite_result
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "read_metadata",
     "require_finite_result",
     "save_sane",
+    "standardized_blocks",
     "standardized_tokens",
 ]

@@ -141,14 +141,15 @@ class SaneEncoder:
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:
         """Return slot scales along the depth, and the decoded network's responses to random inputs."""
         model = self.model or load_model(options)
-        probed = is_probed(graph)
-        graph = sort_channels(graph) if probed else graph
-        pool = LatentPool(graph, model)
-        with _latent_store(probed, pool, model) as (take, latents):
-            _encode_stream(model, graph, take, options)
-        require_finite_result(graph, pool.mean.float())
+        latents = None
+        if is_probed(graph):
+            graph = sort_channels(graph)
+            pool = LatentPool(graph, model)
+            with _latent_store(True, pool, model) as (take, latents):
+                _encode_stream(model, graph, take, options)
+            require_finite_result(graph, pool.mean.float())
         features = sane_features.features(
-            model, graph, pool.side, latents, window=options.window, halo=options.halo
+            model, graph, latents, window=options.window, halo=options.halo
         )
         return require_finite_result(graph, features)
 

@@ -22,7 +22,13 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.features import matrix_statistics
-from sane_plugins.features.random_probes import ACTIVITY, probe
+from sane_plugins.features.random_probes import (
+    ACTIVITY,
+    MAX_MATRICES,
+    is_small,
+    probe,
+    probe_decisions,
+)
 from sane_plugins.weights import Param, WeightGraph
 
 Array = npt.NDArray[np.float64]
@@ -61,12 +67,12 @@ def statistics(graph: WeightGraph) -> torch.Tensor:
 
 def decisions(graph: WeightGraph) -> Array:
     """Return decision statistics on random inputs (DECISIONS,); zeros if the network is not a chain."""
-    return probe(_FoldedChain(graph))[1]
+    return probe_decisions(_FoldedChain(graph))
 
 
 def is_chain(graph: WeightGraph) -> bool:
-    """Return whether, by shape, each matrix takes the previous one's outputs, so that probes propagate."""
-    return _Chain(graph).is_whole
+    """Return whether probes reach the outputs: each matrix is small and takes the previous one's outputs."""
+    return _Chain(graph).is_probed
 
 
 def unterthiner_statistics(graph: WeightGraph) -> torch.Tensor:
@@ -150,10 +156,14 @@ class _Chain(Sequence[tuple[Array, Array | None]]):
         return w.reshape(self._shape(index)), bias
 
     @property
-    def is_whole(self) -> bool:
-        """Return whether there are matrices and each takes the previous one's outputs."""
+    def is_probed(self) -> bool:
+        """Return whether there are matrices, each small and taking the previous one's outputs."""
         shapes = [self._shape(index) for index in range(len(self))]
-        return bool(shapes) and all(a[0] == b[1] for a, b in pairwise(shapes))
+        return (
+            0 < len(shapes) <= MAX_MATRICES
+            and all(map(is_small, shapes))
+            and all(a[0] == b[1] for a, b in pairwise(shapes))
+        )
 
     def require_spectra(self) -> None:
         """Raise `SourceError` for a matrix of more than 2^14 rows and columns: spectra take their cube."""

@@ -14,7 +14,7 @@ Array = npt.NDArray[np.float64]
 _EPSILON = 1e-12
 SIZES = 3
 _MAX_ROWS_AT_ONCE, _TILE = 2**11, 2**9
-_MIN_COMPARED_ROWS, _COMPARED_PER_COLUMN, _MAX_COMPARED_ROWS = 2**13, 2**10, 2**16
+_MIN_COMPARED_ROWS, _COMPARED_PER_COLUMN, _MAX_COMPARED_ROWS = 2**13, 2**8, 2**16
 
 
 def matrix_features(w: Array, bias: Array | None) -> Array:

@@ -7,7 +7,9 @@ The method: docs/explanation/sane.md, section 5.5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,8 @@ Array = npt.NDArray[np.float64]
 _PROBES = 192
 _POSITION_CORRELATION = 0.8
 _EPSILON = 1e-12
-_MAX_SIDE = 2**16  # each of the probes takes as many numbers
+_MAX_ROWS, _MAX_COLUMNS = 2**15, 2**16  # each of the probes takes as many numbers
+MAX_MATRICES = 2**10  # of a chain that is probed
 _MAX_RESPONSE = 1e100  # far from overflow when it is squared, or multiplied by the next matrix
 _ACTIVITY_FEATURES = 8
 _DECISION_FEATURES = 13
@@ -27,13 +30,29 @@ def probe(chain: Sequence[tuple[Array, Array | None]]) -> tuple[list[Array], Arr
     """Return activity per matrix, a list of (ACTIVITY,), and the decisions (DECISIONS,) of the outputs.
 
     chain: matrices (rows, inputs, places) with biases (rows,). From the first matrix whose inputs differ from
-    the previous outputs, or that has more than 2^16 rows or columns, activity is zero, and so are the
-    decisions.
+    the previous outputs, or that is too large (`is_small`), activity is zero, and so are the decisions. Of
+    more than `MAX_MATRICES`, none is probed.
     """
-    layers, outputs = zip(
-        *(_propagate(chain, activation) for activation in _ACTIVATIONS), strict=True
-    )
-    return [np.concatenate(each) for each in zip(*layers, strict=True)], np.concatenate(outputs)
+    rows, last = [], _last_responses()
+    for response in _responses(chain):
+        rows.append(_activity(response))
+        last.append(response)
+    rows += [np.zeros(_ACTIVITY_FEATURES)] * (_COUNT * len(chain) - len(rows))
+    activities = [np.concatenate(rows[i : i + _COUNT]) for i in range(0, len(rows), _COUNT)]
+    return activities, _last_decisions(last, len(chain))
+
+
+def probe_decisions(chain: Sequence[tuple[Array, Array | None]]) -> Array:
+    """Return the decisions that `probe` returns, without the activity."""
+    last = _last_responses()
+    last.extend(_responses(chain))
+    return _last_decisions(last, len(chain))
+
+
+def is_small(shape: tuple[int, int, int]) -> bool:
+    """Return whether a matrix (rows, inputs, places) is probed."""
+    rows, inputs, places = shape
+    return rows <= _MAX_ROWS and inputs * places <= _MAX_COLUMNS
 
 
 def _relu(x: Array) -> Array:
@@ -45,27 +64,56 @@ def _sigmoid(x: Array) -> Array:
 
 
 _ACTIVATIONS: Sequence[Callable[[Array], Array]] = (_relu, np.tanh, _sigmoid)
-ACTIVITY = _ACTIVITY_FEATURES * len(_ACTIVATIONS)
-DECISIONS = _DECISION_FEATURES * len(_ACTIVATIONS)
+_COUNT = len(_ACTIVATIONS)
+ACTIVITY = _ACTIVITY_FEATURES * _COUNT
+DECISIONS = _DECISION_FEATURES * _COUNT
 
 
-def _propagate(
-    chain: Sequence[tuple[Array, Array | None]], activation: Callable[[Array], Array]
-) -> tuple[list[Array], Array]:
-    activities: list[Array] = []
-    x, y = np.zeros((0, _PROBES)), np.zeros((0, _PROBES))
-    for i, (w, bias) in enumerate(chain):
-        if (i and w.shape[1] != len(x)) or max(len(w), w[0].size) > _MAX_SIDE:
-            break
-        patches = _shifted(x, w.shape[2]) if i else _random_inputs(w.shape[1], w.shape[2])
-        y = _bounded(np.einsum("rik,ikn->rn", w, patches, optimize=True))
-        input_std = float(y.std())
-        y = y if bias is None else _bounded(y + bias[:, None])
-        x = activation(y)
-        activities.append(_activity(y, x, input_std))
-    is_chain = 0 < len(activities) == len(chain)
-    missing = [np.zeros(_ACTIVITY_FEATURES)] * (len(chain) - len(activities))
-    return [*activities, *missing], _decisions(y) if is_chain else np.zeros(_DECISION_FEATURES)
+@dataclass(frozen=True)
+class _Response:
+    """What matrix `place` responds to the probes: y (rows, n), its activations, and the deviation of W x."""
+
+    place: int
+    y: Array
+    x: Array
+    input_std: float
+
+
+def _responses(chain: Sequence[tuple[Array, Array | None]]) -> Iterator[_Response]:
+    """Yield what each matrix responds, with one activation after the other."""
+    if len(chain) > MAX_MATRICES:
+        return
+    x = [np.zeros((0, _PROBES))] * _COUNT
+    for place, (w, bias) in enumerate(chain):
+        if not is_small(w.shape) or (place and w.shape[1] != len(x[0])):
+            return
+        for i, activation in enumerate(_ACTIVATIONS):
+            if place:
+                y, input_std = _respond(w, bias, _shifted(x[i], w.shape[2]))
+            elif not i:  # no activation comes before the first matrix
+                y, input_std = _respond(w, bias, _random_inputs(w.shape[1], w.shape[2]))
+            x[i] = activation(y)
+            yield _Response(place, y, x[i], input_std)
+
+
+def _respond(w: Array, bias: Array | None, patches: Array) -> tuple[Array, float]:
+    """Return W x + b (rows, n), and the deviation of W x."""
+    y = _bounded(np.einsum("rik,ikn->rn", w, patches, optimize=True))
+    input_std = float(y.std())
+    return y if bias is None else _bounded(y + bias[:, None]), input_std
+
+
+def _last_responses() -> deque[_Response]:
+    return deque(maxlen=_COUNT)
+
+
+def _last_decisions(last: Sequence[_Response], matrices: int) -> Array:
+    """Return the decisions of the last matrix for each activation; zeros if it was not reached."""
+    if not last or last[-1].place != matrices - 1:
+        return np.zeros(DECISIONS)
+    if matrices == 1:
+        return np.tile(_decisions(last[0].y), _COUNT)
+    return np.concatenate([_decisions(response.y) for response in last])
 
 
 def _bounded(y: Array) -> Array:
@@ -93,12 +141,13 @@ def _log(x: float) -> float:
     return float(np.log(max(x, _EPSILON)))
 
 
-def _activity(y: Array, x: Array, input_std: float) -> Array:
+def _activity(response: _Response) -> Array:
+    y, x = response.y, response.x
     active = (y > 0).mean(1)
     within, between = float(y.std(1).mean()), float(y.mean(1).std())
     return np.array(
         [
-            _log(input_std),
+            _log(response.input_std),
             _log(within),
             _log(between / max(within, _EPSILON)),
             float((active < 0.02).mean()),
@@ -112,8 +161,9 @@ def _activity(y: Array, x: Array, input_std: float) -> Array:
 
 def _decisions(y: Array) -> Array:
     """Return confidence, diversity and balance of the last matrix's softmax decisions."""
-    exponent = np.exp(y - y.max(0))
-    p = exponent / exponent.sum(0)
+    p = y - y.max(0)
+    np.exp(p, out=p)
+    p /= p.sum(0)
     chosen = np.bincount(y.argmax(0), minlength=len(y)) / y.shape[1]
     centred = y - y.mean(0)
     power = np.linalg.eigvalsh(_smaller_covariance(centred))
@@ -151,4 +201,7 @@ def _smaller_covariance(x: Array) -> Array:
 
 
 def _entropy(p: Array) -> float:
-    return -float((p * np.log(p + _EPSILON)).sum())
+    product = p + _EPSILON
+    np.log(product, out=product)
+    product *= p
+    return -float(product.sum())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sane_plugins.autoencoder import SANE, WindowBatch, decode
+from sane_plugins.autoencoder import SANE, WindowBatch, decode, standardized_blocks
 from sane_plugins.features.layer_statistics import (
     PLACES,
     Array,
@@ -29,7 +29,7 @@ _MAX_DECISION = 1e6
 
 
 class LatentPool:
-    """Mean latents and side information of each slot, pooled incrementally from window batches."""
+    """Mean latents of each slot, pooled incrementally from window batches."""
 
     def __init__(self, graph: WeightGraph, model: SANE) -> None:
         layout = graph.token_layout(model.config.token_width)
@@ -37,12 +37,10 @@ class LatentPool:
         like = model.latents_out.weight
         self.spans, self._sizes = layout.spans, sizes.to(like.device)[:, None]
         self._sums = like.new_zeros(len(sizes), model.config.latent_width, dtype=torch.float64)
-        self.side = like.new_zeros(len(sizes), SIDE, dtype=torch.float64)
 
     def take(self, batch: WindowBatch) -> None:
-        """Add the latents and side information of a batch."""
+        """Add the latents of a batch."""
         self._sums.index_add_(0, batch.slot, batch.latents.double())
-        self.side[batch.slot] = batch.side.double()
 
     @property
     def mean(self) -> torch.Tensor:
@@ -73,7 +71,6 @@ def sort_channels(graph: WeightGraph) -> WeightGraph:
 def features(
     model: SANE,
     graph: WeightGraph,
-    side: torch.Tensor,
     latents: torch.Tensor | None,
     *,
     window: int | None,
@@ -81,9 +78,9 @@ def features(
 ) -> torch.Tensor:
     """Return features (F,) float64 of a network: scales along its depth, and the decoded one's decisions.
 
-    side (M, 4) of its slots; latents (T, L), or None if it is not probed: its decisions are then 0.
+    latents (T, L), or None if it is not probed: its decisions are then 0.
     """
-    slots = list(zip(graph.slots, side.cpu().numpy(), strict=True))
+    slots = list(zip(graph.slots, _sides(model, graph), strict=True))
     matrices = [row for slot, row in slots if len(slot.weight.shape) > 1]
     vectors = [(slot.weight.role, row[:2]) for slot, row in slots if len(slot.weight.shape) < 2]
     network_decisions = np.zeros(DECISIONS)
@@ -93,6 +90,12 @@ def features(
         )
     scales = resample(matrices, PLACES, SIDE).ravel()
     return torch.from_numpy(np.concatenate([scales, by_role(vectors, 2), network_decisions]))
+
+
+def _sides(model: SANE, graph: WeightGraph) -> Array:
+    """Return the side information (M, 4) of the slots."""
+    sides = {block.slot: block.side for block in standardized_blocks(model, graph)}
+    return torch.stack([sides[i] for i in range(len(graph.slots))]).double().numpy()
 
 
 def _norm_order(graph: WeightGraph, group: PermutationGroup) -> torch.Tensor:

@@ -15,7 +15,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.weights import MAX_AXES, shape_text
 
 TENSORS = 300_000  # of one network
-FREE_TENSORS = 1_000  # however small the file is; more need
+FREE_TENSORS = 3_000  # however small the file is; more need
 BYTES_PER_TENSOR = 1024  # of the file each, so that reading them is in proportion to it
 NAME = 1_000  # characters of a tensor's name
 JSON_BYTES = 64_000_000

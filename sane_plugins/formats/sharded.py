@@ -20,6 +20,7 @@ from sane_plugins.formats.suffixes import INDEX
 from sane_plugins.weights import WeightGraph
 
 MAX_SHARDS = 2_000  # all of them stay open
+_MAX_FILE_NAME = 255  # no file system takes a longer one
 
 
 def index_in(folder: Path) -> Path | None:
@@ -120,7 +121,8 @@ def _read_index(path: Path) -> tuple[dict[str, str], str]:
 
 def _shard_path(index: Path, name: str) -> Path:
     """Return the path of a shard: beside the index, or in the blobs of a Hugging Face cache."""
-    if Path(name).name != name or {"/", "\\", "\0", ":"} & {*name} or name in ("", ".", ".."):
+    is_plain = Path(name).name == name and not {"/", "\\", "\0", ":"} & {*name}
+    if not is_plain or name in ("", ".", "..") or len(name) > _MAX_FILE_NAME:
         raise _index_error(
             index, f"it names {ascii(name)[:80]}", "the plain names of files beside it are read"
         )

@@ -8,7 +8,7 @@ from math import sqrt
 
 import torch
 
-from sane_plugins.weights import Kind, Layer, Param, Role
+from sane_plugins.weights import MAX_VALUE, Kind, Layer, Param, Role
 
 # Values converted to float64 at a time, so that memory does not grow with the tensor.
 _CHUNK_SIZE = 1 << 20
@@ -40,7 +40,8 @@ class ChannelStats:
 class TensorStats:
     """Statistics of one tensor. Moments are those of its finite values.
 
-    `zeros` is the number of values equal to 0, `nonfinite` the number that are NaN or infinite.
+    `zeros` is the number of values equal to 0, `nonfinite` the number that are NaN, infinite, or above half
+    of what float32 holds.
     """
 
     key: str
@@ -120,8 +121,9 @@ class _Moments:
 
     def add(self, piece: torch.Tensor) -> None:
         values = piece.double()
-        if not bool(values.sum().isfinite()):
-            values = values[values.isfinite()]
+        low, high = torch.aminmax(values)
+        if not bool((low >= -MAX_VALUE) & (high <= MAX_VALUE)):
+            values = values[values.abs() <= MAX_VALUE]
         if not (count := values.numel()):
             return
         variance, mean = torch.var_mean(values, correction=0)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sane_plugins.inspection.survey import LayerStats, Portion, Survey, percent
 from sane_plugins.inspection.tensor_stats import TensorStats
+from sane_plugins.weights import MAX_VALUE
 
 _NO_TOPOLOGY = "no topology: "  # prefix of a note that gives the reason
 MAX_TABLE_LAYERS = 40  # longer tables are abbreviated
@@ -166,8 +167,8 @@ def _zero_lines(survey: Survey) -> Iterator[str]:
         yield f"Channels: {' and '.join(sides)} of weight matrices hold only zeros."
     if survey.nonfinite:
         yield (
-            f"Warning: {survey.nonfinite:,} values are NaN or infinite; such a network cannot be"
-            " encoded."
+            f"Warning: {survey.nonfinite:,} values are NaN, infinite or above {MAX_VALUE:.1g};"
+            " properties cannot be predicted from such a network."
         )
 
 

@@ -21,7 +21,7 @@ _BYTES_PER_PIXEL, _COLOURS = 4, 3
 _FINE_MODES = ("I", "F")  # numbers of any range, which 8 bits would clip
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000"),
-    *("AVIF", "ICO", "PCX", "QOI", "SGI"),
+    *("AVIF", "PCX", "QOI", "SGI"),  # not ICO: its images may be larger than they are declared
 )
 
 

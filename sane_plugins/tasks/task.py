@@ -328,14 +328,16 @@ def _standardize(
     """Standardise per channel by the training images; a constant channel becomes 0."""
     mean = x_train.mean((0, 2, 3), keepdim=True)
     deviation = x_train.std((0, 2, 3), keepdim=True, correction=0)
-    largest = torch.maximum(x_train.amax((0, 2, 3), True), -x_train.amin((0, 2, 3), True))
+    high, low = x_train.amax((0, 2, 3), True), x_train.amin((0, 2, 3), True)
+    mean = torch.where(high == low, high, mean)  # a computed one is not exact
+    largest = torch.maximum(high, -low)
     deviation[deviation <= 1e-6 * largest.clamp_max(1.0)] = 1.0
     x_train, x_test = ((x - mean).div_(deviation) for x in (x_train, x_test))
     # An infinite deviation would make finite images of 0.
     if not all(bool(x.isfinite().all()) for x in (mean, deviation, x_train, x_test)):
         raise TaskError(
             name,
-            "its pixels are so large that their mean or deviation overflows",
+            "its pixels are so large, or so small, that their mean or deviation overflows",
             "images are computed with in single precision",
             "divide them by a number, such as their maximum",
         )

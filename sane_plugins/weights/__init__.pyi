@@ -1,5 +1,5 @@
 from .channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
-from .graph import WeightGraph
+from .graph import MAX_VALUE, WeightGraph
 from .layers import (
     MAX_AXES,
     NORM_ROLES,
@@ -23,6 +23,7 @@ from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, t
 __all__ = [
     "JOIN",
     "MAX_AXES",
+    "MAX_VALUE",
     "NORM_ROLES",
     "OPAQUE",
     "POINTWISE",

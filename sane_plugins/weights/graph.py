@@ -14,7 +14,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.weights.layers import MAX_AXES, Layer, Param, shape_text
 from sane_plugins.weights.token_layout import Slot, TokenLayout, find_slots
 
-_MAX_VALUE = torch.finfo(torch.float32).max / 2
+MAX_VALUE = torch.finfo(torch.float32).max / 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -152,7 +152,7 @@ class WeightGraph:
             if bad := _count_unusable(tensor):
                 raise SourceError(
                     f"{self.source}, '{param.key}'",
-                    f"{bad} of {param.size} values are not finite, or above {_MAX_VALUE:.1g} in size",
+                    f"{bad} of {param.size} values are not finite, or above {MAX_VALUE:.1g} in size",
                     "an embedding needs finite weights",
                     "check that training did not diverge",
                 )
@@ -162,5 +162,5 @@ class WeightGraph:
 def _count_unusable(tensor: torch.Tensor) -> int:
     """Return how many values are NaN, infinite, or too large to be computed with."""
     values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
-    usable = values.abs() <= min(_MAX_VALUE, torch.finfo(values.dtype).max)
+    usable = values.abs() <= min(MAX_VALUE, torch.finfo(values.dtype).max)
     return usable.numel() - int(usable.sum())

@@ -265,7 +265,7 @@ def write_many(folder: Path, suffix: str, count: int) -> Path:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
 def test_a_small_file_has_few_tensors(suffix: str, tmp_path) -> None:
-    assert open_file(write_many(tmp_path, suffix, 1_000)).size == 1_000
+    assert open_file(write_many(tmp_path, suffix, 3_000)).size == 3_000
     refuse(write_many(tmp_path, suffix, 20_000), "tells of 20000 tensors in")
 
 
@@ -483,3 +483,17 @@ def test_wide_groups_are_not_compared_channel_by_channel() -> None:
     graph = from_module(module)
     with pytest.raises(SourceError, match="100000 channels may change places"):
         alignment(graph, graph, torch.Generator().manual_seed(0))
+
+
+# sentences that say what it is
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_whole_module_is_told_from_a_broken_file(legacy: bool, tmp_path) -> None:
+    path = tmp_path / "net.pt"
+    torch.save(nn.Linear(2, 2), path, _use_new_zipfile_serialization=not legacy)
+    refuse(path, r"net\.pt: it holds pickled objects \(torch\.nn\.modules\.linear\.Linear\)")
+
+
+def test_a_file_name_that_no_system_takes_is_told_in_short(tmp_path) -> None:
+    refuse(write_index(tmp_path, {"weight_map": {"a": "x" * 5_000}}), "plain names")

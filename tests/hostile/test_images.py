@@ -103,6 +103,19 @@ def test_every_mode_is_read_or_refused(mode: str, tmp_path: Path) -> None:
     assert load_task(folder).x_train.isfinite().all()
 
 
+def test_icons_may_be_larger_than_they_say_and_are_not_read(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, _grey, suffix=".ico")
+    with pytest.raises(TaskError, match=r"0\.ico: it cannot be read as an image"):
+        load_task(folder)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e7, 1e20, 1e38])
+def test_a_constant_channel_is_0(value: float, tmp_path: Path) -> None:
+    task = load_task(_npz(tmp_path, x_train=np.stack([X, np.full_like(X, value)], -1)))
+    assert not task.x_train[:, 1].any()
+    assert not task.x_test[:, 1].any()
+
+
 def test_no_other_program_is_started_for_an_image(tmp_path: Path) -> None:
     folder = _folder(tmp_path, lambda i: _grey(i).convert("RGB"), suffix=".eps")
     with pytest.raises(TaskError, match="cannot be read as an image"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import nn
 
 from sane_plugins.autoencoder import SANE, SANEConfig, encode
 from sane_plugins.errors import SourceError
-from sane_plugins.features import EncodeOptions, embed, statistics
+from sane_plugins.features import ENCODERS, EncodeOptions, embed, statistics
 from sane_plugins.features.matrix_statistics import channel_features, spectrum
 from sane_plugins.features.random_probes import probe
 from sane_plugins.formats import from_state_dict
 from sane_plugins.host import Host
+from sane_plugins.inspection import survey_network, survey_record
 from sane_plugins.tasks import correct
 from sane_plugins.weights import WeightGraph
 
@@ -155,6 +157,21 @@ def test_statistics_of_any_shape_are_small_work(shape: tuple[int, int], tmp_path
     outcome.require_small(seconds=20)
 
 
+def test_predictions_from_an_embedding_table_are_small_work(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    torch.save({"wte.weight": torch.randn(50257, 64, generator=RNG)}, path)
+    assert run("predict", path).require_small().code == 0
+
+
+def test_a_network_that_is_not_probed_is_not_encoded_to_predict_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sane_plugins.features.encoders._encode_stream", None)
+    unprobed = torch.zeros(1).expand(2**15 + 1, 2)
+    graph = from_state_dict({"w": unprobed}, "net")
+    assert ENCODERS["sane"].features(graph, EncodeOptions()).isfinite().all()
+
+
 def test_a_spectrum_out_of_reach_is_refused_by_shape() -> None:
     graph = from_state_dict({"w": torch.zeros(1).expand(20_000, 20_000)}, "net")
     with pytest.raises(SourceError, match="'w': its shape is"):
@@ -172,3 +189,17 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path) -> None:
     outcome = run("predict", path).require_small()
     assert str(path) in outcome.require_sentence()
     assert "builtin" not in outcome.stderr
+
+
+@pytest.mark.parametrize("weight", BEYOND.values(), ids=BEYOND)
+def test_weights_out_of_reach_are_inspected_in_finite_numbers(weight: torch.Tensor) -> None:
+    survey = survey_network(_network(weight))
+    assert 0 < survey.nonfinite <= weight.numel()
+    json.dumps(survey_record(survey), allow_nan=False)
+
+
+def test_chains_of_very_many_matrices_are_not_probed() -> None:
+    activities, decisions = probe([(np.ones((1, 1, 1)), None)] * 1025)
+    assert len(activities) == 1025
+    assert not np.any(activities)
+    assert not decisions.any()

@@ -114,7 +114,7 @@ def test_not_finite_values_are_told_and_left_out(tmp_path) -> None:
     weight = torch.tensor([[3.0, float("nan")], [float("inf"), 4.0]])
     torch.save({"weight": weight}, tmp_path / "net.pt")
     text = _inspect(tmp_path / "net.pt").stdout
-    assert "2 values are NaN or infinite" in text
+    assert "2 values are NaN, infinite" in text
     told = json.loads(_inspect(tmp_path / "net.pt", "--json").stdout)
     assert told["not_finite"] == 2
     assert told["layers"][0]["rms"] == pytest.approx(12.5**0.5)

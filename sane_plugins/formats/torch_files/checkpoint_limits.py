@@ -20,6 +20,7 @@ from sane_plugins.formats.torch_files.pickle_scan import (
 )
 
 MAX_PICKLE_BYTES = 64 * 2**20
+SAVE_HINT = "save its state dict with safetensors.torch.save_file"
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's legacy format, before zip files
 # Called with a number, they allocate that many values.
@@ -84,6 +85,8 @@ def _pickle_errors(path: Path) -> Any:
 
 def _vet(path: Path, scan: Scan, held: Mapping[str, int], nbytes: int) -> None:
     """Raise where a storage is larger than its data, or all tensors together are larger than the file."""
+    for name in scan.modules:
+        raise pickled_objects_error(path, name)
     for storage in scan.storages:
         if storage.nbytes > held[storage.key]:
             raise _size_error(path, storage.nbytes, held[storage.key])
@@ -117,6 +120,16 @@ def require_backed(path: Path, tensors: list[PickledTensor], nbytes: int) -> Non
         raise _size_error(path, requested, held)
     if any(t.end > t.storage.room for t in distinct):
         raise _size_error(path, max(t.end for t in distinct), held)
+
+
+def pickled_objects_error(path: Path, name: str) -> SourceError:
+    """Return the error for a checkpoint that holds an object of a class or function of that name."""
+    return SourceError(
+        path,
+        f"it holds pickled objects ({name[:80]}), which can run code",
+        "only plain tensors are read",
+        f"where you trust the file, read it with torch.load(path, weights_only=False) and {SAVE_HINT}",
+    )
 
 
 def _size_error(path: Path, requested: int, held: int) -> SourceError:

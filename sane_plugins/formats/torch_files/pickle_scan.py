@@ -127,13 +127,17 @@ class Inert:
 
 
 class Scan(pickle.Unpickler):
-    """A pickle's content as inert records; `made` lists them, `storages` the storages they refer to."""
+    """A pickle's content as inert records; `made` lists them, `storages` the storages they refer to.
+
+    `modules` names the classes of modules that torch's legacy format holds as a whole.
+    """
 
     def __init__(self, data: bytes, most: int) -> None:
         _check_opcodes(data, most)
         super().__init__(io.BytesIO(data))
         self.made: list[Inert] = []
         self.storages: dict[Storage, None] = {}
+        self.modules: list[str] = []
         self._classes: dict[str, type] = {"collections.OrderedDict": OrderedDict}
         self.content = self.load()
 
@@ -148,8 +152,11 @@ class Scan(pickle.Unpickler):
             )
         return self._classes[name]
 
-    def persistent_load(self, pid: Any) -> Storage:
-        """Return the storage that a persistent id refers to."""
+    def persistent_load(self, pid: Any) -> Any:
+        """Return the storage, or the class of a module, that a persistent id refers to."""
+        if pid[0] == "module":
+            self.modules.append(pid[1].name)
+            return pid[1]
         _, kind, key, _, count = pid[:5]
         dtype = _TYPES[kind.name.rpartition(".")[2].removesuffix("Storage")]
         if not (isinstance(key, str) and isinstance(count, int) and count >= 0):

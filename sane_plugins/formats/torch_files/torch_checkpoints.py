@@ -18,7 +18,12 @@ from sane_plugins.formats.dequantize import describe_content
 from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.limits import NAME, expanded_bytes, require_names, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
-from sane_plugins.formats.torch_files.checkpoint_limits import vet_legacy, vet_zip
+from sane_plugins.formats.torch_files.checkpoint_limits import (
+    SAVE_HINT,
+    pickled_objects_error,
+    vet_legacy,
+    vet_zip,
+)
 from sane_plugins.formats.torch_files.torchscript import open_script
 from sane_plugins.weights import WeightGraph
 
@@ -27,7 +32,6 @@ MAX_NESTING_DEPTH = 100  # of mappings and lists
 _ZIP_MAGIC, _PICKLE_MAGIC = b"PK", b"\x80"
 _OPTIMIZER_KEYS = {"state", "param_groups"}  # of torch.optim's state dicts
 _loading = Lock()  # torch keeps the sparse tensors of all loads in one list
-_SAVE_HINT = "save its state dict with safetensors.torch.save_file"
 _Part = TypeVar("_Part")
 _KeyPath = tuple[str, ...]
 _FoundStateDict = tuple[_KeyPath, dict[str, torch.Tensor]]
@@ -141,14 +145,9 @@ def _unpickling_error(path: Path, message: str) -> SourceError:
             path,
             "it is broken, or was not written by torch.save",
             "a whole checkpoint of plain tensors is needed",
-            f"download it again or, where you trust it, read it with what wrote it and {_SAVE_HINT}",
+            f"download it again or, where you trust it, read it with what wrote it and {SAVE_HINT}",
         )
-    return SourceError(
-        path,
-        f"it holds pickled objects ({match[1][:80]}), which can run code",
-        "only plain tensors are read",
-        f"where you trust the file, read it with torch.load(path, weights_only=False) and {_SAVE_HINT}",
-    )
+    return pickled_objects_error(path, match[1])
 
 
 def _state_dicts(path: Path, content: Any) -> tuple[list[_FoundStateDict], list[_KeyPath]]:
