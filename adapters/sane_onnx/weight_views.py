@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
+from sane_onnx.limits import AXES
 from sane_onnx.operators import attributes
 from sane_onnx.proto import STANDARD
 from sane_plugins.weights import Param
@@ -51,7 +52,7 @@ def trace_views(
             continue
         source = views.get(node.input[0])
         view = _view_after(node, source, integers) if source is not None else None
-        if view is not None:
+        if view is not None and len(view.shape) <= AXES:
             views[node.output[0]] = view
     return views
 
