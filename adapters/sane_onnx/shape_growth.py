@@ -77,40 +77,45 @@ class _Bounds:
 
     def rank_after(self, node: NodeProto) -> int:
         """Return a bound on the rank of a node's outputs."""
-        first, second = (self.ranks.get(name, 0) for name in (*node.input[:2], "", "")[:2])
-        operands = node.input if node.op_type == "ConstantOfShape" else node.input[1:]
-        listed = sum(self.lengths.get(name, 0) for name in operands)
-        listed += sum(len(a.ints) for a in node.attribute)
-        if node.op_type in ("Gather", "GatherND"):
-            return max(first + second - 1, 0)
-        if node.op_type == "Unsqueeze":
-            return first + listed
-        if node.op_type == "Squeeze" or _drops_axes(node):
-            return max(first - listed, 0)
-        if node.op_type == "Einsum":
+        operator = node.op_type
+        ranks = [self.ranks.get(name, 0) for name in node.input] or [0]
+        if operator in ("Gather", "GatherND"):
+            return max(sum(ranks[:2]) - 1, 0)
+        if operator == "Unsqueeze":
+            return ranks[0] + self._listed(node)
+        if operator == "Squeeze" or _drops_axes(node):
+            return max(ranks[0] - self._listed(node), 0)
+        if operator == "Einsum":
             return sum(len(a.s) for a in node.attribute)
-        if node.op_type in _RANK_FROM_LIST:
-            return max(listed + 2, first if node.op_type == "Expand" else 0)
-        widest = max((self.ranks.get(name, 0) for name in node.input), default=0)
-        return widest + 1 if node.op_type in _DEEPER else max(widest, _MIN_RANK)
+        if operator in _RANK_FROM_LIST:
+            return max(self._listed(node) + 2, ranks[0] if operator == "Expand" else 0)
+        widest = max(ranks)
+        return widest + 1 if operator in _DEEPER else max(widest, _MIN_RANK)
+
+    def _listed(self, node: NodeProto) -> int:
+        """Return how many axes or sizes a node's attributes and operands list."""
+        operands = node.input if node.op_type == "ConstantOfShape" else node.input[1:]
+        stated = sum(len(a.ints) for a in node.attribute)
+        return stated + sum(self.lengths.get(name, 0) for name in operands)
 
     def length_after(self, node: NodeProto) -> int:
         """Return a bound on how many sizes a node's output lists; 0 where it lists none."""
-        if not node.input:
-            return 0
-        if node.op_type == "Shape":
-            return self.ranks.get(node.input[0], 0)
+        operator = node.op_type
+        if operator == "Shape":
+            return self.ranks.get(node.input[0], 0) if node.input else 0
         lengths = [self.lengths.get(name, 0) for name in node.input if name]
-        if node.op_type == "Concat":
+        if not any(lengths):
+            return 0
+        if operator == "Concat":
             return sum(lengths) if all(lengths) else 0
-        if node.op_type in _ARITHMETIC:
-            return max(lengths, default=0) if all(lengths) else 0
+        if operator in _ARITHMETIC:
+            return max(lengths) if all(lengths) else 0
         first = self.lengths.get(node.input[0], 0)
-        if node.op_type == "Gather":
+        if operator == "Gather":
             return max(lengths[-1], 1) if first else 0
-        if node.op_type == "Squeeze":
+        if operator == "Squeeze":
             return min(first, 1)
-        return min(first, self._sliced(node)) if node.op_type == "Slice" else first
+        return min(first, self._sliced(node)) if operator == "Slice" else first
 
     def _sliced(self, node: NodeProto) -> int:
         """Return how long a list is at most that a Slice with constant bounds takes out of any."""
