@@ -80,4 +80,6 @@ def _run(tag: bytes, wire_type: int) -> re.Pattern[bytes]:
 
 
 def _integer(varint: bytes) -> int:
+    if len(varint) == 1:
+        return varint[0]
     return sum((byte & 127) << 7 * i for i, byte in enumerate(varint))
