@@ -282,7 +282,6 @@ class _Inliner:
             raise limits.too_many(
                 self._path,
                 f"it has more than {self._most_nodes} nodes and constants, functions and graphs in line",
-                "so many are read",
             )
         if node is not None:
             self._count_bytes(node.ByteSize() + _LINK_BYTES * (len(node.input) + len(node.output)))
@@ -293,7 +292,6 @@ class _Inliner:
             raise limits.too_many(
                 self._path,
                 f"its functions and graphs stand for more than {limits.INLINED_BYTES >> 20} MiB of nodes",
-                "so many are read",
             )
 
     def _bind_attributes(self, function: FunctionProto, call: NodeProto) -> list[NodeProto]:

@@ -13,7 +13,7 @@ from sane_plugins.errors import SourceError
 
 FILE_BYTES = 2**31 - 1  # protobuf's own limit
 PARTS = 1_000_000  # messages and texts; parsed, one of two bytes takes two hundred
-NODES = 40_000  # in the file, and with constants once functions and subgraphs are inlined
+NODES = 30_000  # in the file, and with constants once functions and subgraphs are inlined
 WEIGHTS = 10_000
 BYTES_PER_PART = 1024  # of the file: for each so many there may be one part, node or weight more
 DEPTH = 60  # of functions and subgraphs in each other
@@ -49,6 +49,6 @@ def shape_problem(shape: Sequence[int]) -> str:
     return ""
 
 
-def too_many(path: Path | str, found: str, limit: str) -> SourceError:
+def too_many(path: Path | str, found: str, needed: str = "at most so many are read") -> SourceError:
     """Return the error for a model that exceeds a limit."""
-    return SourceError(path, found, f"at most {limit}", "export the network in a smaller form")
+    return SourceError(path, found, needed, "export the network in a smaller form")

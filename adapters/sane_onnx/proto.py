@@ -125,7 +125,7 @@ def _require_names(path: Path, graph: GraphProto | FunctionProto) -> None:
             raise invalid_model(path, "a name in it is no text")
         if len(name) > limits.NAME:
             found = f"a name in it has {len(name)} characters"
-            raise limits.too_many(path, found, f"{limits.NAME} are read")
+            raise limits.too_many(path, found, f"names of at most {limits.NAME} are read")
     for node in graph.node:
         for _, inner in subgraphs(node):
             _require_names(path, inner)

@@ -84,7 +84,7 @@ def _require_few_weights(path: Path, count: int, nbytes: int) -> None:
     most = limits.allowance(limits.WEIGHTS, nbytes)
     if count > most:
         found = f"it has {count} weights in {nbytes} bytes"
-        raise limits.too_many(path, found, f"{most} are read of so many bytes")
+        raise limits.too_many(path, found, f"at most {most} are read of so many bytes")
 
 
 def _has_torch_dtype(constant: Constant) -> bool:

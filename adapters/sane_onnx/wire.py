@@ -16,8 +16,11 @@ from onnx import ModelProto, NodeProto
 from sane_onnx import limits
 
 _VARINT, _EIGHT_BYTES, _BYTES, _GROUPS, _FOUR_BYTES = 0, 1, 2, (3, 4), 5
-_VALUES = {_VARINT: rb"[\x80-\xff]*[\x00-\x7f]", _EIGHT_BYTES: rb".{8}", _FOUR_BYTES: rb".{4}"}
-_READ_VARINT = re.compile(rb"[\x80-\xff]{0,9}[\x00-\x7f]")
+_VALUES = {
+    _VARINT: re.compile(rb"[\x80-\xff]{0,9}[\x00-\x7f]"),
+    _EIGHT_BYTES: re.compile(rb".{8}", re.DOTALL),
+    _FOUR_BYTES: re.compile(rb".{4}", re.DOTALL),
+}
 
 
 def require_few_parts(path: Path, data: bytes) -> None:
@@ -36,35 +39,40 @@ def require_few_parts(path: Path, data: bytes) -> None:
             continue
         parts += 1
         if parts > most_parts:
-            raise limits.too_many(path, f"it has more than {most_parts} parts", "so many are read")
-        tag = _READ_VARINT.match(data, position)
-        if tag is None:
-            return
-        position, number = tag.end(), _integer(tag.group())
+            raise limits.too_many(path, f"it has more than {most_parts} parts")
+        start = position
+        number, position = _varint(data, position)
         wire_type = number & 7
         if wire_type == _BYTES:
-            length = _READ_VARINT.match(data, position)
-            if length is None:
-                return
-            position = length.end()
+            length, position = _varint(data, position)
             kind = _messages(kinds[-1]).get(number >> 3)
             if kind is None:
-                position += _integer(length.group())
+                position += length
                 continue
-            ends.append(position + _integer(length.group()))
+            ends.append(min(position + length, ends[-1]))
             kinds.append(kind)
             nodes += kind is NodeProto.DESCRIPTOR
             if nodes > most_nodes:
-                raise limits.too_many(
-                    path, f"it has more than {most_nodes} nodes", "so many are read"
-                )
+                raise limits.too_many(path, f"it has more than {most_nodes} nodes")
         elif wire_type in _VALUES:
-            values = _run(tag.group(), wire_type).match(data, tag.start(), ends[-1])
+            # A list repeats its tag, which is one byte in all lists that ONNX knows.
+            pattern = _run(data[start]) if data[start] < 128 else _VALUES[wire_type]
+            values = pattern.match(data, start if data[start] < 128 else position)
             if values is None:
                 return
             position = values.end()
         elif wire_type not in _GROUPS:  # the fields of a group are counted as the message's own
             return
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return the integer at a position, 7 bits a byte, and the position after it, or 0 and the end."""
+    if position < len(data) and data[position] < 128:
+        return data[position], position + 1
+    match = _VALUES[_VARINT].match(data, position)
+    if match is None:
+        return 0, len(data)
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(match.group())), match.end()
 
 
 @cache
@@ -74,12 +82,7 @@ def _messages(descriptor: Any) -> Mapping[int, Any]:
 
 
 @cache
-def _run(tag: bytes, wire_type: int) -> re.Pattern[bytes]:
-    """Return the pattern of a field's values one after the other, as a list is stored."""
-    return re.compile(b"(?:" + re.escape(tag) + _VALUES[wire_type] + b")+", re.DOTALL)
-
-
-def _integer(varint: bytes) -> int:
-    if len(varint) == 1:
-        return varint[0]
-    return sum((byte & 127) << 7 * i for i, byte in enumerate(varint))
+def _run(tag: int) -> re.Pattern[bytes]:
+    """Return the pattern of values of one field after each other, each behind its tag of one byte."""
+    value = _VALUES[tag & 7].pattern
+    return re.compile(b"(?:" + re.escape(bytes([tag])) + value + b")+", re.DOTALL)
