@@ -10,16 +10,16 @@ from math import prod
 from pathlib import Path
 
 from sane_plugins.errors import SourceError
+from sane_plugins.weights import MAX_AXES
 
 FILE_BYTES = 2**31 - 1  # protobuf's own limit
 PARTS = 1_000_000  # messages and texts; parsed, one of two bytes takes two hundred
 NODES = 30_000  # in the file, and with constants once functions and subgraphs are inlined
-WEIGHTS = 10_000
+WEIGHTS = 1_000  # as many as of other forms
 BYTES_PER_PART = 1024  # of the file: for each so many there may be one part, node or weight more
 DEPTH = 60  # of functions and subgraphs in each other
 INLINED_BYTES = 64 * 2**20  # of nodes and names that functions and subgraphs stand for
 NAME = 1_000  # characters
-AXES = 32  # as many as NumPy 1 computes with
 REPEATED_BYTES = 2**30  # that ConstantOfShape repeats one value to
 MAX_EXPANSION = 100  # sparse tensors made dense may take as many times the file's size,
 ROOM = 16 * 2**20  # and so many bytes in any case
@@ -42,8 +42,8 @@ def expanded_bytes(nbytes: int) -> int:
 
 def shape_problem(shape: Sequence[int]) -> str:
     """Return why there can be no tensor of this shape, however its values are stored; empty if there can."""
-    if len(shape) > AXES:
-        return f"it has {len(shape)} axes, more than {AXES}"
+    if len(shape) > MAX_AXES:
+        return f"it has {len(shape)} axes, more than {MAX_AXES}"
     if min(shape, default=0) < 0 or prod(size for size in shape if size) > _MAX_VALUES:
         return f"its shape is {tuple(shape)}"
     return ""
