@@ -119,13 +119,14 @@ class _Bounds:
 
     def _sliced(self, node: NodeProto) -> int:
         """Return how long a list is at most that a Slice with constant bounds takes out of any."""
-        bounds = [self.numbers.get(name) for name in node.input[1:3]] or [
+        stated = [self.numbers.get(name) for name in node.input[1:3]] or [
             a.ints[0]
             for name in ("starts", "ends")
             for a in node.attribute
             if a.name == name and a.ints
         ]
-        if len(bounds) < 2 or None in bounds or (bounds[0] < 0) != (bounds[1] < 0):
+        bounds = [bound for bound in stated if bound is not None]
+        if len(bounds) < 2 or (bounds[0] < 0) != (bounds[1] < 0):
             return _UNBOUNDED
         return max(bounds[1] - bounds[0], 0)
 
