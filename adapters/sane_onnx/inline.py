@@ -38,6 +38,7 @@ _NESTED_ATTRIBUTES = (
     AttributeProto.SPARSE_TENSOR,
     AttributeProto.SPARSE_TENSORS,
 )
+_COPY_BYTES = 512  # that a copy of a node takes at least, with its attributes
 _LINK_BYTES = 32  # that an input or an output takes at least, beside its name
 
 
@@ -281,7 +282,7 @@ class _Inliner:
         if self._node_count > self._most_nodes:
             raise limits.too_many(
                 self._path,
-                f"it has more than {self._most_nodes} nodes and constants, functions and graphs in line",
+                f"its functions and graphs stand for more than {self._most_nodes} nodes and constants",
             )
         if node is not None:
             self._count_bytes(node.ByteSize() + _LINK_BYTES * (len(node.input) + len(node.output)))
@@ -306,7 +307,7 @@ class _Inliner:
         ]
 
     def _bind_node(self, node: NodeProto, arguments: Mapping[str, AttributeProto]) -> NodeProto:
-        self._count_bytes(node.ByteSize())
+        self._count_bytes(_COPY_BYTES + node.ByteSize())
         copy = NodeProto()
         copy.CopyFrom(node)
         del copy.attribute[:]
