@@ -139,16 +139,16 @@ class LayerBuilder:
 
     def _scaled_outputs(self, node: NodeProto) -> list[str]:
         """Return the values from the output of an integer product to its dequantised form."""
-        values: list[str] = []
+        values: dict[str, None] = {}
         value = node.output[0]
         while node.op_type in ("ConvInteger", "MatMulInteger"):
             user, other = self._single_user(value)
             is_scaled = user.op_type == "Mul" and other in self._channel_free
-            if user.op_type != "Cast" and not is_scaled:
+            if (user.op_type != "Cast" and not is_scaled) or user.output[0] in values:  # a cycle
                 break
             value = user.output[0]
-            values.append(value)
-        return values
+            values[value] = None
+        return [*values]
 
     def _single_user(self, value: str) -> tuple[NodeProto, str]:
         """Return the single user of a value, and its other input; an empty node if there is none."""

@@ -9,7 +9,8 @@ from math import prod
 import torch
 from onnx import NodeProto
 
-from sane_onnx.constants import MAX_BYTES, Constant, ConstantOfShape, SparseConstant
+from sane_onnx import limits
+from sane_onnx.constants import Constant, ConstantOfShape, SparseConstant
 from sane_onnx.inline import InlinedModel
 from sane_onnx.operators import quantized_operators
 from sane_onnx.proto import STANDARD
@@ -73,7 +74,7 @@ def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
     quantized = quantized_operators.find_quantized_weights(inlined.nodes, inlined.constants)
     parameters = {name for weight in quantized.values() for name in weight.settings}
     attributes = _attribute_reasons(inlined)
-    classified, expanded_bytes = ClassifiedConstants(), 0
+    classified, expanded = ClassifiedConstants(), _Expanded(inlined.file_bytes)
     for key, constant in inlined.constants.items():
         readers = uses.nodes.get(key, ())
         if key in parameters:
@@ -84,11 +85,10 @@ def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
             reason = _reason_untouched(constant, readers, key in inlined.constant_nodes)
         if key in attributes and not reason:
             reason = attributes[key]
-        if not reason and isinstance(constant, ConstantOfShape | SparseConstant):
-            expanded_bytes += prod(constant.shape) * (constant.dtype or torch.float32).itemsize
-            if expanded_bytes > MAX_BYTES:
-                reason = f"with it more than {MAX_BYTES >> 30} GiB would be made from few numbers"
-                classified.missed[key] = prod(constant.shape)
+        if not reason and 0 in constant.shape:
+            reason = "it has no values"
+        if not reason and (reason := expanded.reason_untouched(constant)):
+            classified.missed[key] = prod(constant.shape)
         if reason:
             classified.untouched[key] = reason
             if isinstance(constant, StoredTensor) and is_external(constant.tensor):
@@ -99,6 +99,28 @@ def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
             _add_weight(classified, key, constant)
         classified.constants[key] = constant
     return classified
+
+
+class _Expanded:
+    """Counts the bytes that weights take which the file does not hold in full."""
+
+    def __init__(self, file_bytes: int) -> None:
+        self._most: dict[type, int] = {
+            ConstantOfShape: limits.REPEATED_BYTES,
+            SparseConstant: limits.expanded_bytes(file_bytes),
+        }
+        self._left = dict(self._most)
+
+    def reason_untouched(self, constant: Constant) -> str:
+        """Return why a weight is not expanded beside those before it; empty where it is, or is whole."""
+        kind = type(constant)
+        if kind not in self._left:
+            return ""
+        nbytes = prod(constant.shape) * (constant.dtype or torch.float32).itemsize
+        if nbytes > self._left[kind]:
+            return f"with it more than {self._most[kind] >> 20} MiB would be made from few numbers"
+        self._left[kind] -= nbytes
+        return ""
 
 
 def _add_weight(classified: ClassifiedConstants, key: str, constant: Constant) -> None:

@@ -9,11 +9,9 @@ from typing import Protocol
 import torch
 from onnx import AttributeProto, NodeProto, SparseTensorProto, helper
 
+from sane_onnx.limits import REPEATED_BYTES
 from sane_onnx.tensors import StoredTensor, set_bytes, to_bytes
 from sane_plugins.errors import SourceError
-
-# Limit for expanded constants: a file of a hundred bytes may ask for a terabyte.
-MAX_BYTES = 2**31
 
 
 class Constant(Protocol):
@@ -47,9 +45,16 @@ class ConstantOfShape:
         self.shape, self.dtype, self._place = shape, value.dtype, f"{place}, {node.output[0]!r}"
 
     def require(self) -> None:
-        """Raise `SourceError` where the expanded tensor is too large."""
-        require_size(self.shape, self.dtype, self._place)
+        """Raise `SourceError` where the tensor is too large, or there is not one value for all of it."""
+        require_size(self.shape, self.dtype, REPEATED_BYTES, self._place)
         self._value.require()
+        if self._value.size != 1:
+            raise SourceError(
+                self._place,
+                f"it repeats {self._value.size} values",
+                "ConstantOfShape repeats one",
+                "export the file again",
+            )
 
     def read(self) -> torch.Tensor:
         """Return the value, expanded to the shape without allocating memory."""
@@ -72,18 +77,22 @@ class ConstantOfShape:
 
 
 class SparseConstant:
-    """A sparse tensor (COO), read as a dense one and written as a sparse one."""
+    """A sparse tensor (COO), read as a dense one of at most `most_bytes`, and written as a sparse one."""
 
     def __init__(
-        self, sparse: SparseTensorProto, make: Callable[..., StoredTensor], place: str
+        self,
+        sparse: SparseTensorProto,
+        make: Callable[..., StoredTensor],
+        place: str,
+        most_bytes: int,
     ) -> None:
         self._values, self._indices = make(sparse.values), make(sparse.indices)
-        self._place = f"{place}, {sparse.values.name!r}"
+        self._place, self._most_bytes = f"{place}, {sparse.values.name!r}", most_bytes
         self.shape, self.dtype = tuple(sparse.dims), self._values.dtype
 
     def require(self) -> None:
-        """Raise `SourceError` where indices do not fit the shape or the dense form is too large."""
-        require_size(self.shape, self.dtype, self._place)
+        """Raise `SourceError` where the dense form is too large or indices do not fit the shape."""
+        require_size(self.shape, self.dtype, self._most_bytes, self._place)
         flat = self._flat_indices()
         if len(flat) != self._values.size or not bool(
             ((flat >= 0) & (flat < prod(self.shape))).all()
@@ -146,14 +155,13 @@ class FloatsAttribute:
         self._attribute.floats[:] = value.reshape(-1).tolist()
 
 
-def require_size(shape: tuple[int, ...], dtype: torch.dtype | None, place: str) -> None:
+def require_size(shape: tuple[int, ...], dtype: torch.dtype | None, most: int, place: str) -> None:
     """Raise `SourceError` where a tensor that the file does not hold in full would be too large."""
-    needed = prod(shape) * (dtype.itemsize if dtype else 1)
-    if min(shape, default=0) < 0 or needed > MAX_BYTES:
+    if prod(shape) * (dtype or torch.float32).itemsize > most:
         raise SourceError(
             place,
             f"a tensor of shape {shape} is to be made from a few numbers",
-            f"at most {MAX_BYTES >> 30} GiB are made so",
+            f"at most {most >> 20} MiB are made so",
             "export the network with its weights",
         )
 

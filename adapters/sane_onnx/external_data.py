@@ -66,6 +66,11 @@ class ExternalFiles:
         """Return the real paths of the files that tensors were found in."""
         return tuple(self._statuses)
 
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the files that tensors were found in so far."""
+        return sum({(s.st_dev, s.st_ino): s.st_size for s in self._statuses.values()}.values())
+
     def require(self, tensor: TensorProto, needed: int) -> None:
         """Check location, offset and length of a tensor of `needed` bytes without reading.
 
@@ -152,7 +157,7 @@ class ExternalFiles:
         if id(tensor) not in self._tensors:
             self._tensors[id(tensor)] = tensor
             self._total += needed
-        held = sum({(s.st_dev, s.st_ino): s.st_size for s in self._statuses.values()}.values())
+        held = self.nbytes
         if self._total > _MAX_SHARING_RATIO * held + _SHARING_SLACK_BYTES:
             raise _RejectedError(
                 f"is one of the model's files of {held} bytes, which its tensors so far would have "

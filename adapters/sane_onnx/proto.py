@@ -18,6 +18,8 @@ from onnx import (
     helper,
 )
 
+from sane_onnx import limits
+from sane_onnx.wire import require_few_parts
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import require_file
 
@@ -39,8 +41,8 @@ def load(path: Path) -> ModelProto:
     Raises `SourceError` where it is no ONNX model, broken, or made for one kind of hardware.
     """
     model = _parse(require_file(path))
-    if not all(_has_text_names(graph) for graph in (model.graph, *model.functions)):
-        raise invalid_model(path, "a name in it is no text")
+    for part in (model.graph, *model.functions):
+        _require_names(path, part)
     _require_usable(path, model)
     return model
 
@@ -74,7 +76,11 @@ def invalid_model(path: Path, reason: str) -> SourceError:
 
 def _parse(path: Path) -> ModelProto:
     try:
-        model = onnx.load_model(path, format="protobuf", load_external_data=False)
+        if path.stat().st_size > limits.FILE_BYTES:
+            raise invalid_model(path, "it is larger than 2 GiB, without the files beside it")
+        data = path.read_bytes()
+        require_few_parts(path, data)
+        model = onnx.load_model_from_string(data, format="protobuf")
         for part in (model.graph, *model.functions):
             _constants_to_tensors(part)
     except (DecodeError, OSError, ValueError, RuntimeError, TypeError) as error:
@@ -103,8 +109,8 @@ def _to_tensor(attribute: AttributeProto) -> None:
     attribute.CopyFrom(helper.make_attribute("value", tensor))
 
 
-def _has_text_names(graph: GraphProto | FunctionProto) -> bool:
-    """Return whether all names are valid UTF-8; the parser leaves invalid ones as bytes."""
+def _require_names(path: Path, graph: GraphProto | FunctionProto) -> None:
+    """Raise `SourceError` for a name that is too long, or no UTF-8; the parser leaves such as bytes."""
     names: list[object] = [value for node in graph.node for value in (*node.input, *node.output)]
     for node in graph.node:
         names += [node.name, node.op_type, node.domain, *(a.name for a in node.attribute)]
@@ -114,8 +120,15 @@ def _has_text_names(graph: GraphProto | FunctionProto) -> bool:
         names += [x.values.name for x in graph.sparse_initializer]
     else:
         names += [graph.name, graph.domain, *graph.input, *graph.output, *graph.attribute]
-    inner = (part for node in graph.node for _, part in subgraphs(node))
-    return all(isinstance(name, str) for name in names) and all(map(_has_text_names, inner))
+    for name in names:
+        if not isinstance(name, str):
+            raise invalid_model(path, "a name in it is no text")
+        if len(name) > limits.NAME:
+            found = f"a name in it has {len(name)} characters"
+            raise limits.too_many(path, found, f"names of at most {limits.NAME} are read")
+    for node in graph.node:
+        for _, inner in subgraphs(node):
+            _require_names(path, inner)
 
 
 def _require_usable(path: Path, model: ModelProto) -> None:

@@ -182,8 +182,10 @@ class QuantizedWeight:
             numbers = numbers.reshape(self.packed[0], -1)
         if self.block:
             length = self.shape[self.axis]  # a block may claim to be of any size
-            wide = numbers.repeat_interleave(min(self.block, length), self.axis)
-            return wide.narrow(self.axis, 0, length).expand(self.shape)
+            rest = [*self.shape[: self.axis], -1, *self.shape[self.axis + 1 :]]
+            blocks = numbers.narrow(self.axis, 0, -(-length // self.block)).expand(rest)
+            wide = blocks.repeat_interleave(min(self.block, length), self.axis)
+            return wide.narrow(self.axis, 0, length)
         shape = [1] * len(self.shape)
         shape[self.axis] = self.shape[self.axis]
         return numbers.reshape(shape)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from onnx import GraphProto, ModelProto, NodeProto
 
+from sane_onnx import limits
 from sane_onnx.build_layers import LayerBuilder
 from sane_onnx.classify_constants import ClassifiedConstants, Uses, classify
 from sane_onnx.constants import Constant
@@ -58,6 +59,7 @@ def read(path: Path) -> WeightGraph:
         uses = Uses.of(inlined)
         classified = classify(inlined, uses)
         _note_training_tensors(model, classified)
+        _require_few_weights(path, len(classified.params), inlined.file_bytes + files.nbytes)
         if not classified.params:
             raise _no_weights_error(path, classified.untouched)
         layers = LayerBuilder(path, model, inlined, uses, classified).build()
@@ -75,6 +77,14 @@ def read(path: Path) -> WeightGraph:
         notes=notes,
         container="onnx",
     )
+
+
+def _require_few_weights(path: Path, count: int, nbytes: int) -> None:
+    """Raise `SourceError` where there are more weights than in a network whose files have `nbytes`."""
+    most = limits.allowance(limits.WEIGHTS, nbytes)
+    if count > most:
+        found = f"it has {count} weights in {nbytes} bytes"
+        raise limits.too_many(path, found, f"at most {most} are read of so many bytes")
 
 
 def _has_torch_dtype(constant: Constant) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from onnx import (
@@ -17,11 +18,14 @@ from onnx import (
 
 from sane_onnx.constants import Constant
 from sane_onnx.inline import InlinedModel
+from sane_onnx.limits import INFERRED_SIZES
+from sane_onnx.shape_growth import Growth, bound_growth
 from sane_onnx.tensors import FLOATS, StoredTensor
 
 Shape = tuple[int | None, ...]
 # Integer tensors up to this size may hold shapes, whose values inference propagates.
 _MAX_SHAPE_VALUES = 1024
+_MAX_TYPE_BYTES = 2_000
 _ONNX_TYPES = {dtype: kind for kind, dtype in FLOATS.items()}
 
 
@@ -36,7 +40,8 @@ def infer_shapes(
     graph = skeleton.graph
     graph.name = "skeleton"
     for name, value in inlined.inputs.items():
-        if value.HasField("type"):
+        # Names of sizes are copied from value to value.
+        if value.HasField("type") and value.type.ByteSize() <= _MAX_TYPE_BYTES:
             graph.input.append(value)
             graph.input[-1].name = name
     for name, constant in inlined.constants.items():
@@ -56,9 +61,11 @@ def _declare(graph: GraphProto, name: str, constant: Constant) -> None:
     ):
         tensor = constant.tensor
         if constant.dtype is not None and not constant.dtype.is_floating_point:
-            values = constant.read().reshape(-1).tolist()
-            graph.initializer.append(
-                helper.make_tensor(name, tensor.data_type, constant.shape, values)
+            graph.initializer.add(
+                name=name,
+                data_type=tensor.data_type,
+                dims=constant.shape,
+                raw_data=bytes(constant.data()),
             )
             return
     kind = (
@@ -71,11 +78,30 @@ def _declare(graph: GraphProto, name: str, constant: Constant) -> None:
 
 
 def _infer_skeleton(skeleton: ModelProto) -> dict[str, Shape]:
-    graph = _infer(skeleton, data_propagation=False)
-    # Values are propagated one by one: lists longer than any real shape would exhaust memory.
-    if not any(map(_is_long_list, [*graph.input, *graph.value_info])):
-        graph = _infer(skeleton, data_propagation=True)
+    graph = skeleton.graph
+    growth = _bound_growth(graph)
+    if growth.axes <= INFERRED_SIZES:
+        graph = _infer(skeleton, data_propagation=False)
+        # Values are propagated one by one: lists longer than any real shape would exhaust memory.
+        is_short = not any(map(_is_long_list, [*graph.input, *graph.value_info]))
+        if is_short and growth.listed <= INFERRED_SIZES:
+            graph = _infer(skeleton, data_propagation=True)
     return _shapes(graph)
+
+
+def _bound_growth(graph: GraphProto) -> Growth:
+    """Return bounds on what inference would work out for a skeleton."""
+    shapes = _shapes(graph)
+    lists = [x.name for x in graph.input if _is_list(x)]
+    lists += [x.name for x in graph.initializer if len(x.dims) == 1]
+    numbers = {
+        x.name: int.from_bytes(x.raw_data, sys.byteorder, signed=True)
+        for x in graph.initializer
+        if [*x.dims] == [1]
+    }
+    lengths = {name: max(shapes[name][0] or 0, 0) for name in lists}
+    ranks = {name: len(shape) for name, shape in shapes.items()}
+    return bound_growth(graph.node, ranks, lengths, numbers, INFERRED_SIZES)
 
 
 def _infer(skeleton: ModelProto, data_propagation: bool) -> GraphProto:
@@ -93,10 +119,14 @@ def _infer(skeleton: ModelProto, data_propagation: bool) -> GraphProto:
         return skeleton.graph  # only operators that need no shapes are then understood
 
 
-def _is_long_list(value: ValueInfoProto) -> bool:
+def _is_list(value: ValueInfoProto) -> bool:
     kind = value.type.tensor_type
-    is_list = kind.elem_type in (TensorProto.INT32, TensorProto.INT64) and len(kind.shape.dim) == 1
-    return is_list and not 0 <= kind.shape.dim[0].dim_value <= _MAX_SHAPE_VALUES
+    return kind.elem_type in (TensorProto.INT32, TensorProto.INT64) and len(kind.shape.dim) == 1
+
+
+def _is_long_list(value: ValueInfoProto) -> bool:
+    size = value.type.tensor_type.shape.dim[0].dim_value if _is_list(value) else 0
+    return not 0 <= size <= _MAX_SHAPE_VALUES
 
 
 def _shapes(graph: GraphProto) -> dict[str, Shape]:

@@ -11,6 +11,7 @@ from onnx import TensorProto
 from onnx.numpy_helper import to_array
 
 from sane_onnx.external_data import ExternalFiles
+from sane_onnx.limits import shape_problem
 from sane_plugins.errors import SourceError
 
 FLOATS: Mapping[int, torch.dtype] = {
@@ -147,8 +148,8 @@ class StoredTensor:
             set_bytes(self.tensor, to_bytes(self.tensor, value))
 
     def _require_shape(self) -> None:
-        if min(self.shape, default=0) < 0:
-            raise self._invalid(f"its shape is {self.shape}")
+        if problem := shape_problem(self.tensor.dims):
+            raise self._invalid(problem)
         if self.dtype is None:
             raise self._invalid(f"{type_name(self.tensor)} values cannot be read")
 

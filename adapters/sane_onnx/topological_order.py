@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from onnx import NodeProto
 
@@ -13,22 +13,25 @@ def sort_topologically(nodes: Sequence[NodeProto]) -> list[NodeProto]:
     In a cycle some node comes before its inputs, and is refused when it is read as a layer.
     """
     producers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    order: dict[int, None] = {}
+
+    def producers_of(index: int) -> Iterator[int]:
+        names = nodes[index].input
+        return iter(sorted({producers[name] for name in names if name in producers}))
+
+    visited: set[int] = set()
+    order: list[int] = []
     for start in range(len(nodes)):
-        stack, visited = [start], {start}
+        if start in visited:
+            continue
+        visited.add(start)
+        stack = [(start, producers_of(start))]
         while stack:
-            missing = _first_missing(nodes[stack[-1]].input, producers, order, visited)
-            if missing is None:
-                order.setdefault(stack.pop())
+            index, missing = stack[-1]
+            first = next((x for x in missing if x not in visited), None)
+            if first is None:
+                order.append(index)
+                stack.pop()
             else:
-                stack.append(missing)
-                visited.add(missing)
+                visited.add(first)
+                stack.append((first, producers_of(first)))
     return [nodes[i] for i in order]
-
-
-def _first_missing(
-    names: Iterable[str], producers: dict[str, int], order: dict[int, None], visited: set[int]
-) -> int | None:
-    """Return the first producer of these values that was not visited yet."""
-    indices = {producers[name] for name in names if name in producers}
-    return min((x for x in indices if x not in order and x not in visited), default=None)

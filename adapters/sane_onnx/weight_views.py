@@ -9,7 +9,7 @@ from onnx import NodeProto
 
 from sane_onnx.operators import attributes
 from sane_onnx.proto import STANDARD
-from sane_plugins.weights import Param
+from sane_plugins.weights import MAX_AXES, Param
 
 _SHAPE_PRESERVING = ("Identity", "Cast", "CastLike", "DequantizeLinear")
 
@@ -51,7 +51,7 @@ def trace_views(
             continue
         source = views.get(node.input[0])
         view = _view_after(node, source, integers) if source is not None else None
-        if view is not None:
+        if view is not None and len(view.shape) <= MAX_AXES:
             views[node.output[0]] = view
     return views
 

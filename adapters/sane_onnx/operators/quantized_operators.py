@@ -119,6 +119,8 @@ def _packed_weight(
     bits, block = integer(node, "bits", 4), integer(node, "block_size", 0)
     if not isinstance(stored, StoredTensor) or scale is None or bits not in (2, 4, 8) or block < 1:
         return
+    if block * bits % 8:  # a block is whole bytes
+        return
     is_complete = (
         rows > 0 and columns > 0 and stored.size == rows * -(-columns // block) * block * bits // 8
     )

@@ -351,7 +351,7 @@ def test_nodes_out_of_order_are_sorted(tmp_path: Path) -> None:
 def test_every_real_file_gives_a_network_or_one_sentence(sane_data: Path) -> None:
     results = {}
     for path in sorted((sane_data / "onnx").rglob("*.onnx")):
-        start = time.monotonic()
+        start = time.process_time()
         try:
             graph = opened(path)
             covered = {p.key for p in graph.params} | graph.untouched.keys()
@@ -362,7 +362,7 @@ def test_every_real_file_gives_a_network_or_one_sentence(sane_data: Path) -> Non
         except SaneError as error:
             assert "\n" not in str(error)
             results[path.name] = "refused"
-        assert time.monotonic() - start < 10
+        assert time.process_time() - start < 10
     assert list(results.values()).count("read") >= 40
 
 
