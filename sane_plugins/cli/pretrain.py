@@ -13,7 +13,7 @@ import click
 from sane_plugins import architectures, pretraining, tasks, zoo
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
-from sane_plugins.cli.trust import trust_options
+from sane_plugins.cli.trust import forget_working_directory_style, trust_options
 from sane_plugins.errors import UsageError
 from sane_plugins.runtime import require_device
 
@@ -182,6 +182,7 @@ def _draw_and_print(output: Path, steps: int, as_json: bool) -> None:
     log, curves = pretraining.log_path(output), _curves_path(output)
     can_draw = find_spec("matplotlib") is not None
     if can_draw:
+        forget_working_directory_style()
         pretraining.draw_curves(log, curves)
     else:
         note("Note: no curves were drawn: install matplotlib with pip install 'sane-plugins[plot]'")
