@@ -100,6 +100,7 @@ def pretrain(
     """
     host = open_host()
     _require_free(host, output, force, resume, [*zoos, *(x.partition("=")[2] for x in images)])
+    forget_working_directory_style()
     require_device(device)
     opened = [zoo.Zoo.open(folder, trust) for folder in zoos]
     config, options = _configuration(preset, opened, given)
@@ -182,7 +183,6 @@ def _draw_and_print(output: Path, steps: int, as_json: bool) -> None:
     log, curves = pretraining.log_path(output), _curves_path(output)
     can_draw = find_spec("matplotlib") is not None
     if can_draw:
-        forget_working_directory_style()
         pretraining.draw_curves(log, curves)
     else:
         note("Note: no curves were drawn: install matplotlib with pip install 'sane-plugins[plot]'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def forget_working_directory_style() -> None:
     from sane_plugins.formats import source_errors
 
     file = Path("matplotlibrc")
-    if not file.exists():
+    if find_spec("matplotlib") is None or not file.exists():
         return
     with source_errors(file, "matplotlib cannot read it", "another folder"):
         import matplotlib as mpl

@@ -75,10 +75,10 @@ def add_networks(
     is not a folder, `ZooError` if no file could be read.
     """
     folder, out = Path(folder), Path(out)
-    if not folder.is_dir():
+    if not (exists(folder) and folder.is_dir()):
         raise UsageError(
             folder,
-            "it is a file" if folder.exists() else "it does not exist",
+            "it is a file" if exists(folder) else "it does not exist",
             "a folder of checkpoints is needed",
             "name the folder that holds the files",
         )

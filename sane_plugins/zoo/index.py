@@ -18,6 +18,7 @@ from sane_plugins.arguments import ArgumentTypeError, require_field_types, requi
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import ZooError, first_line
+from sane_plugins.formats import exists
 
 VERSION = 2
 NAME = "index.jsonl"
@@ -107,7 +108,7 @@ def is_zoo(folder: Path) -> bool:
 def read_index(folder: Path) -> ZooIndex:
     """Read a zoo's index. Raises `ZooError` if it is missing, damaged or of a newer version."""
     path = folder / NAME
-    is_new = path.is_file()
+    is_new = exists(path) and path.is_file()
     path = path if is_new else folder / OLD_NAME
     text = read_text(path)
     try:
@@ -139,7 +140,7 @@ def write_index(folder: Path, index: ZooIndex) -> None:
 
 def read_text(path: Path) -> str:
     """Read an index as text. Raises `ZooError` if it is missing or unreadable."""
-    if not path.is_file():
+    if not (exists(path) and path.is_file()):
         raise ZooError(
             path,
             "there is no such file",
