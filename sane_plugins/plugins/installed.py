@@ -52,8 +52,7 @@ def _points_of(distribution: Distribution) -> list[EntryPoint]:
 
 
 def _is_working_directory(entry: str) -> bool:
-    """Return whether an entry of the path is the working directory, and neither PYTHONPATH nor Python's own folder
-    of installed packages."""
+    """Return whether an entry is the working directory, unless PYTHONPATH names it or pip installs there."""
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     installed = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     return _is_here(entry) and not any(_is_here(part) for part in (*named, *installed) if part)

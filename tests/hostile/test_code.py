@@ -538,3 +538,12 @@ def test_another_network_is_initialised_near_a_zoo_of_ones_own_function(tmp_path
     assert f"--factory {name}" in done.stderr
     done = CliRunner().invoke(sane_init, [*command, "--factory", name])
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("command", ["show LONG", "add LONG -o zoo", "evaluate LONG --task digits"])
+def test_a_name_too_long_for_a_zoo_is_told(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["zoo", *command.replace("LONG", 5000 * "x").split()])
+    assert done.exit_code in (1, 2)
+    assert "unexpected" not in done.stderr
+    assert "xxx" in done.stderr
