@@ -175,10 +175,12 @@ class Host:
         graph: WeightGraph | None = self._first_answer("sane_open", source=source)
         if graph is not None:
             return graph
-        exists = isinstance(source, str | Path) and Path(source).exists()
+        from sane_plugins.formats import exists
+
+        is_file = isinstance(source, str | Path) and exists(source)
         raise SourceError(
             _source_name(source),
-            "no plugin reads this file" if exists else "no plugin knows it",
+            "no plugin reads this file" if is_file else "no plugin knows it",
             "a module, a state dict, a file or a name such as torchvision:resnet18 is needed",
             "check the name and its suffix, or see 'sane-plugins list'",
         )

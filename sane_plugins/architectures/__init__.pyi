@@ -1,6 +1,6 @@
 from .building_blocks import PatchTokens
 from .dry_run import run_on_meta
-from .factory import build, build_by_name, is_function_name, require_trusted
+from .factory import build, build_by_name, require_trusted
 from .families import (
     ACTIVATIONS,
     FIXED_SIZE,
@@ -18,7 +18,7 @@ from .model_spec import ModelSpec, Notes, build_with_weights
 from .names import FAMILIES, SMALL_CNN, family_name, is_bare_name
 from .size_limit import Size, SizeLimit
 from .torchvision_import import import_torchvision
-from .trust import FULL_TRUST, NO_TRUST, Trust, describe_call
+from .trust import FULL_TRUST, NO_TRUST, Trust, describe_call, is_function_name
 
 __all__ = [
     "ACTIVATIONS",

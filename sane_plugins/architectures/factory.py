@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from sane_plugins.architectures.families import ARCHITECTURES
-from sane_plugins.architectures.folder_import import modules_in
+from sane_plugins.architectures.folder_import import is_installed, modules_in
 from sane_plugins.architectures.names import FAMILIES, family_name
 from sane_plugins.architectures.size_limit import Size, SizeLimit
 from sane_plugins.architectures.torchvision_import import import_torchvision
@@ -26,8 +26,9 @@ from sane_plugins.architectures.trust import (
     Trust,
     describe_call,
     distrusted,
+    is_function_name,
 )
-from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.errors import SaneError, SourceError, first_line
 
 _LIBRARY = "torchvision.models:"  # what `zoo add` writes for torchvision:NAME
 _CLASS_COUNT_ARGUMENTS = ("classes", "num_classes", "n_classes")
@@ -69,12 +70,6 @@ def require_trusted(factory: Mapping[str, Any], trust: Trust, place: object) -> 
         )
     if not (family_name(name) or trust.allows(name) or _registered(name)):
         raise distrusted(factory, place)
-
-
-def is_function_name(source: Any) -> bool:
-    """Return whether a source looks like `package.module:function`."""
-    module, colon, function = source.partition(":") if isinstance(source, str) else ("", "", "")
-    return bool(colon) and all(x.isidentifier() for x in (*module.split("."), function))
 
 
 @dataclass(frozen=True)
@@ -123,8 +118,9 @@ def _find_builder(factory: Mapping[str, Any], trust: Trust, place: object) -> Ca
         )
     module, _, function = name.partition(":")
     try:
-        with modules_in(trust.folder):
-            builder = getattr(_import(module), function)
+        # What is installed imports nothing from the folder: it probes for modules that it can do without.
+        with modules_in(None if is_installed(module) else trust.folder):
+            imported = _import(module)
     except Exception as error:  # the user's own code, which may raise anything
         raise SourceError(
             name,
@@ -132,7 +128,14 @@ def _find_builder(factory: Mapping[str, Any], trust: Trust, place: object) -> Ca
             "package.module:function must exist",
             "check the name, and that its folder is on PYTHONPATH or the current one",
         ) from error
-    return builder
+    if not hasattr(imported, function):
+        raise SourceError(
+            name,
+            f"{getattr(imported, '__file__', None) or module} has no '{function}'",
+            "package.module:function must exist",
+            "check the name; what is installed comes before the current folder",
+        )
+    return getattr(imported, function)  # type: ignore[no-any-return]
 
 
 def _registered(name: str) -> bool:
@@ -189,9 +192,11 @@ def _call_builder(
         given = f"with {', '.join(arguments)}" if arguments else "without arguments"
         raise SourceError(
             name,
-            f"it raises {type(error).__name__}: {error}",
+            f"it raises {type(error).__name__}: {first_line(error)}",
             f"it must work {given}",
-            "correct them, or name another function",
+            "put the folder of what it imports on PYTHONPATH"
+            if isinstance(error, ImportError)
+            else "correct them, or name another function",
         ) from error
     if not isinstance(module, nn.Module):
         raise SourceError(

@@ -11,6 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 
+def is_installed(module: str) -> bool:
+    """Return whether a module, or the package that holds it, is found without any folder of ours."""
+    top = module.partition(".")[0]
+    return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
+
+
 @contextmanager
 def modules_in(folder: Path | None) -> Iterator[None]:
     """Let this thread import modules that lie in a folder, after all that is installed; other threads do not.

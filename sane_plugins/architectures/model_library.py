@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sane_plugins.weights import WeightGraph
 
 _log = logging.getLogger(__name__)
+_MAX_DIGITS = 18
 
 
 def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
@@ -81,10 +82,11 @@ def parse_name(text: str, classes: int | None, source: str) -> tuple[str, int | 
     options: dict[str, int] = {}
     for setting in settings:
         option, _, number = setting.partition("=")
-        if option not in ("classes", "channels") or not number.isdecimal() or not int(number):
+        is_count = number.isdecimal() and len(number) <= _MAX_DIGITS and int(number)
+        if option not in ("classes", "channels") or not is_count:
             raise SourceError(
                 source,
-                f"'{setting}' follows the name",
+                f"'{setting[:80]}' follows the name",
                 "classes=N or channels=N may follow",
                 "write NAME,classes=10,channels=1@WEIGHTS",
             )

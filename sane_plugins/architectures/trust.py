@@ -42,9 +42,19 @@ def describe_call(factory: Mapping[str, Any]) -> str:
 
 def distrusted(factory: Mapping[str, Any], place: object) -> SourceError:
     """Return the error for a file that names a function which the user did not."""
+    name = str(factory.get("name"))
+    # A way out is copied into a shell, so it holds no name that cannot be a function's.
     return SourceError(
         place,
         f"it asks to call {describe_call(factory)}",
         "from files only our own architectures and torchvision's are built, and code that you name yourself",
-        f"if you know it, add --factory {factory.get('name')}, or --trust for all that the file names",
+        f"if you know it, add --factory {name}, or --trust for all that the file names"
+        if is_function_name(name) and len(name) <= _MAX_SHOWN
+        else "that is no function: add it again with --factory package.module:function",
     )
+
+
+def is_function_name(source: Any) -> bool:
+    """Return whether a source looks like `package.module:function`."""
+    module, colon, function = source.partition(":") if isinstance(source, str) else ("", "", "")
+    return bool(colon) and all(x.isidentifier() for x in (*module.split("."), function))

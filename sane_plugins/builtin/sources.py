@@ -25,12 +25,12 @@ class Sources:
         """Read a graph as it is, a module, a state dict, a file of tensors, or what a name builds."""
         if not isinstance(source, str | Path):
             return _open_object(source)
-        from sane_plugins.formats import open_file
+        from sane_plugins.formats import exists, open_file
         from sane_plugins.weights import from_module
 
         graph = open_file(source)
         # A file may be called like a function, and is none.
-        if graph is not None or isinstance(source, Path) or _exists(source):
+        if graph is not None or isinstance(source, Path) or exists(source):
             return graph
         module = self.sane_build(source, None)
         return None if module is None else from_module(module, source)
@@ -75,13 +75,6 @@ class Sources:
         from sane_plugins.formats import check_save
 
         return check_save(graph, target)
-
-
-def _exists(source: str) -> bool:
-    try:
-        return Path(source).exists()
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        return False
 
 
 def _open_object(source: Any) -> WeightGraph | None:

@@ -93,7 +93,11 @@ class _InitCommand(VisibleCommand):
 @click.option(
     "--sane", type=click.Path(path_type=Path), help="A SANE of your own, from 'pretrain'."
 )
-@click.option("--factory", help="package.module:function that builds the network of a checkpoint.")
+@click.option(
+    "--factory",
+    help="package.module:function that builds the network of a checkpoint, or that a zoo of --prompts"
+    " names where MODEL is a name.",
+)
 @trust_option
 @click.option("--sampler", default="kde", show_default=True, help="How latents are drawn.")
 @click.option(

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sane_plugins.architectures import SMALL_CNN, family_name
+from sane_plugins.architectures import SMALL_CNN, family_name, is_bare_name, is_function_name
 from sane_plugins.arguments import from_plain
 from sane_plugins.errors import SourceError, UsageError
 
@@ -62,10 +62,16 @@ class Target:
 
 def resolve_target(host: Host, names: InputNames) -> Target:
     """Read the images, and find the network that MODEL names, for their classes."""
+    from sane_plugins.formats import exists
     from sane_plugins.tasks import load_task
 
     task = load_task(names.task, names.size)
-    return resolve_network(host, names.model, names.factory, task, resize=names.size is None)
+    # Of a name that builds its network, --factory says what the prompts may ask for.
+    is_built = (is_function_name(names.model) or is_bare_name(names.model)) and not exists(
+        names.model
+    )
+    factory = None if is_built and names.prompts else names.factory
+    return resolve_network(host, names.model, factory, task, resize=names.size is None)
 
 
 def resolve_network(
@@ -75,12 +81,14 @@ def resolve_network(
 
     `resize` allows the images to be resized to what the network takes where that is known.
     """
+    from sane_plugins.formats import exists
+
     classes = len(task.classes)
     if family_name(model) == family_name(SMALL_CNN):
         return _small_cnn(task, resize)
     if factory is not None:
         return _with_image_channels(Target(_load_checkpoint(host, model, factory, classes), task))
-    if Path(model).exists():
+    if exists(model):
         raise UsageError(
             model,
             "a file holds weights, not the code that runs them",
@@ -88,10 +96,8 @@ def resolve_network(
             "name it with --factory package.module:function",
         )
     prefix, colon, _ = model.partition(":")
-    is_function_name = (
-        colon and len(prefix) > 1 and all(p.isidentifier() for p in prefix.split("."))
-    )
-    if not is_function_name and (Path(model).suffix or Path(model).name != model):
+    has_prefix = colon and len(prefix) > 1 and all(p.isidentifier() for p in prefix.split("."))
+    if not has_prefix and (Path(model).suffix or Path(model).name != model):
         raise SourceError(
             model, "it does not exist", "a network's name or file is needed", "check the path"
         )
@@ -107,11 +113,11 @@ def resolve_prompts(host: Host, source: str, target: Target, trust: Trust) -> Pr
 
     Of what a zoo names, only our architectures and the functions in `trust` are called.
     """
-    from sane_plugins.formats import index_in
+    from sane_plugins.formats import exists, index_in
     from sane_plugins.generation import Prompts, choose_prompts
     from sane_plugins.zoo import Zoo
 
-    if not Path(source).is_dir() or index_in(Path(source)):
+    if not (exists(source) and Path(source).is_dir()) or index_in(Path(source)):
         return Prompts((host.open(source),), ())
     return choose_prompts(target.module(), Zoo.open(source, trust))
 

@@ -17,6 +17,7 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.trust import forget_working_directory_style
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def inspect(
         from sane_plugins.inspection import require_plot, save_plot
 
         require_plot(plot, force)
+        forget_working_directory_style()
     host = open_host()
     require_free_outputs(host, [plot], force, networks=[source])
     graph = host.open(source)

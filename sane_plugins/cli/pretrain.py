@@ -13,7 +13,7 @@ import click
 from sane_plugins import architectures, pretraining, tasks, zoo
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
-from sane_plugins.cli.trust import trust_options
+from sane_plugins.cli.trust import forget_working_directory_style, trust_options
 from sane_plugins.errors import UsageError
 from sane_plugins.runtime import require_device
 
@@ -100,6 +100,7 @@ def pretrain(
     """
     host = open_host()
     _require_free(host, output, force, resume, [*zoos, *(x.partition("=")[2] for x in images)])
+    forget_working_directory_style()
     require_device(device)
     opened = [zoo.Zoo.open(folder, trust) for folder in zoos]
     config, options = _configuration(preset, opened, given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,20 @@ def working_directory() -> Path | None:
         return Path.cwd()
     except OSError:
         return None
+
+
+def forget_working_directory_style() -> None:
+    """Undo what a `matplotlibrc` in the working directory asks for: it may have LaTeX called.
+
+    Raises `SourceError` for one that cannot be read, which keeps matplotlib from being imported.
+    """
+    from sane_plugins.formats import source_errors
+
+    file = Path("matplotlibrc")
+    if find_spec("matplotlib") is None or not file.exists():
+        return
+    with source_errors(file, "matplotlib cannot read it", "another folder"):
+        import matplotlib as mpl
+
+        if Path(mpl.matplotlib_fname()).absolute() == file.absolute():
+            mpl.rcdefaults()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sane_plugins.architectures import Trust, family_name
+from sane_plugins.architectures import Trust, family_name, is_function_name
 from sane_plugins.arguments import ArgumentTypeError
 from sane_plugins.cli.console import (
     VisibleCommand,
     command_options,
+    note,
     open_host,
     print_json,
     print_line,
@@ -41,7 +43,11 @@ _INPUT_NAMES = {"sane": "the SANE", "task": "the task's images", "prompts": "the
 _MAX_PIXELS = 2**28  # values of all images, which a file may have resized: 1 GiB
 _MAX_CHANNELS = 4
 _MAX_FILES = 200_000  # in a folder of images
-_MAX_VALUES, _MAX_TENSORS = 2**26, 20_000  # of a named network, where the file does not hold more
+# Of all named networks, where the file does not hold more.
+_MAX_VALUES, _MAX_TENSORS = 2**26, 20_000
+_MAX_PROMPTS = 256  # names of prompts
+_MAX_SHOWN = 200  # characters of a name
+_PLAIN = r"[\w.:@,=/-]{1,200}"  # a name without characters that a shell understands
 
 
 @click.command(cls=VisibleCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,12 +69,13 @@ def verify(file: Path, trust: Trust, as_json: bool) -> None:
     provenance = read_provenance(file)
     try:
         names = InputNames.from_json(provenance.command)
+        _tell_what_is_trusted(file, names, trust)
         _require_modest_images(names, trust)
         differs = _describe_difference(open_host(trust), file, provenance, names, trust)
     except ArgumentTypeError as error:
         raise broken_provenance(file, error) from error
     except SaneError as error:
-        place = f"{file} was made with {error.place}"
+        place = f"{file} was made with {error.place[:_MAX_SHOWN]}"
         raise SourceError(place, error.found, error.needed, error.way_out) from error
     if as_json:
         print_json({"file": str(file), "same": not differs, "differs": differs})
@@ -112,13 +119,13 @@ def _describe_difference(
 
 def _require_modest_images(names: InputNames, trust: Trust) -> None:
     """Raise `ArgumentTypeError` if a file has images resized to more than a GiB on its own word."""
-    from sane_plugins.formats import source_errors
+    from sane_plugins.formats import exists, source_errors
     from sane_plugins.tasks import load_task
 
     if names.size is None or trust.everything:
         return
     folder = Path(names.task)
-    if folder.is_dir():  # its images may be of several sizes
+    if exists(folder) and folder.is_dir():  # its images may be of several sizes
         with source_errors(folder):
             values = _MAX_CHANNELS * sum(1 for _ in islice(folder.glob("*/*"), _MAX_FILES))
     else:
@@ -139,22 +146,45 @@ def _require_modest_networks(host: Host, file: Path, names: InputNames, trust: T
     A function that the user names is the user's, and may not run without values.
     """
     from sane_plugins.architectures import Size, SizeLimit
+    from sane_plugins.formats import exists
 
+    if len(names.prompts) > _MAX_PROMPTS and not trust.everything:
+        raise ArgumentTypeError(
+            "command, prompts",
+            f"there are {len(names.prompts):,}",
+            f"at most {_MAX_PROMPTS} are needed",
+            "",
+        )
     most = Size(max(file.stat().st_size, _MAX_VALUES), _MAX_TENSORS)
+    limit = SizeLimit("its networks, all together", most)
     for name in (names.factory, names.model, *names.prompts):
-        if name is None or trust.allows(name) or family_name(name) or Path(name).exists():
+        if name is None or trust.allows(name) or family_name(name) or exists(name):
             continue
         architecture, at, weights = name.partition("@")
-        if at and not Path(weights).is_file():
+        if at and not (exists(weights) and Path(weights).is_file()):
             raise SourceError(
                 name,
-                f"{weights} is no file",
+                f"{weights[:_MAX_SHOWN]} is no file",
                 "what a file names is not downloaded",
-                f"if you want that, add --factory {name}",
+                # A way out is copied into a shell.
+                f"if you want that, add --factory {name}"
+                if re.fullmatch(_PLAIN, name)
+                else "if you want that, add --trust",
             )
-        with SizeLimit(name, most):
+        with limit:
             host.build(architecture)
-        return
+
+
+def _tell_what_is_trusted(file: Path, names: InputNames, trust: Trust) -> None:
+    """Say which functions are called because all are trusted, before any is."""
+    from sane_plugins.formats import exists
+
+    named = (names.factory, names.model, *names.prompts)
+    called = [x for x in named if is_function_name(x) and not exists(str(x))]
+    if trust.everything and called:
+        note(
+            f"Note: {file}: trusted, so this is called: {', '.join(map(str, called))[:_MAX_SHOWN]}"
+        )
 
 
 def _describe_environment_difference(

@@ -17,7 +17,7 @@ from .artifact import (
     save_artifact,
     stream_artifact,
 )
-from .guards import require_file, source_errors
+from .guards import exists, require_file, source_errors
 from .lazy_tensors import LazyTensors
 from .reading import open_file
 from .sharded import index_in, shard_names
@@ -53,6 +53,7 @@ __all__ = [
     "LazyTensors",
     "StoredRows",
     "check_save",
+    "exists",
     "files_read",
     "fill_module",
     "from_state_dict",

@@ -72,6 +72,14 @@ def _size_and_mtime(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def exists(source: str | Path) -> bool:
+    """Return whether a path exists; what cannot be the name of a file, or be looked at, does not."""
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
 def _problem(path: Path) -> str:
     if path.is_dir():
         return "it is a folder"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import Distribution, EntryPoint, distributions
@@ -51,9 +52,10 @@ def _points_of(distribution: Distribution) -> list[EntryPoint]:
 
 
 def _is_working_directory(entry: str) -> bool:
-    """Return whether an entry of the path is the working directory, and PYTHONPATH does not name it."""
+    """Return whether an entry is the working directory, unless PYTHONPATH names it or pip installs there."""
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return _is_here(entry) and not any(_is_here(part) for part in named if part)
+    installed = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    return _is_here(entry) and not any(_is_here(part) for part in (*named, *installed) if part)
 
 
 def _is_here(entry: str) -> bool:

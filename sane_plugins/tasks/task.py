@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from sane_plugins.arguments import require_type
 from sane_plugins.display import ShortRepr
-from sane_plugins.errors import TaskError, UsageError
+from sane_plugins.errors import TaskError, UsageError, first_line
 from sane_plugins.tasks.image_files import (
     MAX_TASK_VALUES,
     Array,
@@ -24,6 +24,7 @@ from sane_plugins.tasks.image_files import (
 from sane_plugins.tasks.torchvision_datasets import TORCHVISION, read_torchvision
 
 _TEST_SHARE = 0.2
+_MAX_SHOWN = 4096  # characters of a name
 _MAX_CLASSES = 2**15
 _CHANNELS = (1, 2, 3, 4)
 _TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
@@ -117,6 +118,19 @@ def load_task(source: str | Path, size: int | None = None) -> Task:
     require_type("load_task, size", size, int, NoneType)
     if size is not None and size < 1:
         raise UsageError("--size", f"it is {size}", "a size is at least 1 pixel", "give another")
+    try:
+        task = _load(source, size)
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        raise TaskError(
+            f"{source}"[:_MAX_SHOWN],
+            f"it cannot be read ({error.strerror or first_line(error)})",
+            "images are needed",
+            "check the name, and the right to read all that lies there",
+        ) from error
+    return task if size is None else task.resized(size)
+
+
+def _load(source: str | Path, size: int | None) -> Task:
     path = Path(source)
     if source == "digits":
         task = _load_digits()
@@ -134,7 +148,7 @@ def load_task(source: str | Path, size: int | None = None) -> Task:
             "images are needed",
             "give an .npz file, a folder with one sub-folder per class, or 'digits'",
         )
-    return task if size is None else task.resized(size)
+    return task
 
 
 def _load_digits() -> Task:

@@ -17,7 +17,7 @@ from sane_plugins.arguments import require_field_types
 from sane_plugins.atomic_files import require_output_folder
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
-from sane_plugins.formats import INDEX, shard_names
+from sane_plugins.formats import INDEX, exists, shard_names
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo.deduplicate import KnownNetworks
@@ -75,10 +75,10 @@ def add_networks(
     is not a folder, `ZooError` if no file could be read.
     """
     folder, out = Path(folder), Path(out)
-    if not folder.is_dir():
+    if not (exists(folder) and folder.is_dir()):
         raise UsageError(
             folder,
-            "it is a file" if folder.exists() else "it does not exist",
+            "it is a file" if exists(folder) else "it does not exist",
             "a folder of checkpoints is needed",
             "name the folder that holds the files",
         )

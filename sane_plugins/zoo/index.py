@@ -18,6 +18,7 @@ from sane_plugins.arguments import ArgumentTypeError, require_field_types, requi
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import ZooError, first_line
+from sane_plugins.formats import exists
 
 VERSION = 2
 NAME = "index.jsonl"
@@ -107,7 +108,7 @@ def is_zoo(folder: Path) -> bool:
 def read_index(folder: Path) -> ZooIndex:
     """Read a zoo's index. Raises `ZooError` if it is missing, damaged or of a newer version."""
     path = folder / NAME
-    is_new = path.is_file()
+    is_new = exists(path) and path.is_file()
     path = path if is_new else folder / OLD_NAME
     text = read_text(path)
     try:
@@ -139,7 +140,7 @@ def write_index(folder: Path, index: ZooIndex) -> None:
 
 def read_text(path: Path) -> str:
     """Read an index as text. Raises `ZooError` if it is missing or unreadable."""
-    if not path.is_file():
+    if not (exists(path) and path.is_file()):
         raise ZooError(
             path,
             "there is no such file",
@@ -176,10 +177,10 @@ def _parse(text: str) -> ZooIndex:
     if header["version"] != VERSION:
         raise ValueError(f"version {header['version']}")
     forms = {name: _parse_form(record) for name, record in header["forms"].items()}
-    entries = tuple(_checked(Entry(**json.loads(line))) for line in lines[1:])
+    entries = tuple(check_entry(Entry(**json.loads(line))) for line in lines[1:])
     if missing := {entry.form for entry in entries} - {*forms, ""}:
         raise ValueError(f"the form {missing.pop()} is missing")
-    return ZooIndex(str(header["name"]), entries, forms)
+    return ZooIndex(_parse_name(header), entries, forms)
 
 
 def _parse_version1(text: str) -> ZooIndex:
@@ -187,14 +188,21 @@ def _parse_version1(text: str) -> ZooIndex:
     if index["version"] != 1:
         raise ValueError(f"version {index['version']}")
     entries = (Entry(**{**record, "file": OLD_WEIGHTS}) for record in index["entries"])
-    return ZooIndex(str(index["name"]), tuple(map(_checked, entries)), {})
+    return ZooIndex(_parse_name(index), tuple(map(check_entry, entries)), {})
 
 
-def _checked(entry: Entry) -> Entry:
+def _parse_name(header: Mapping[str, Any]) -> str:
+    name = str(header["name"])
+    name.encode()  # raises for lone surrogates
+    return name
+
+
+def check_entry(entry: Entry) -> Entry:
     """Return the entry after checking its types, and that its file lies in the zoo's own folder."""
     for name in _TEXT_FIELDS:
         if not isinstance(getattr(entry, name), str):
             raise ValueError(f"the {name} of an entry is no text")
+        getattr(entry, name).encode()  # raises for what no file of tensors can name
     if not (isinstance(entry.factory, dict) and isinstance(entry.properties, dict)):
         raise ValueError(f"the factory or properties of {entry.key!a} have no names")
     for name, value in entry.properties.items():
@@ -217,6 +225,8 @@ def _parse_form(record: Mapping[str, Any]) -> Form:
             raise ValueError(f"a shape has the size {size}")
     if ranks.keys() & form.ties.keys():
         raise ValueError("a form ties a name that has a tensor")
+    for name in (*ranks, *form.ties):
+        name.encode()
     for name in (*form.ties.values(), *form.axes):
         if name not in ranks:
             raise ValueError(f"{ascii(name)[:80]} is no tensor of the form")

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sane_plugins.errors import ZooError
-from sane_plugins.zoo.index import Entry, read_text
+from sane_plugins.zoo.index import Entry, check_entry, read_text
 from sane_plugins.zoo.shards import open_tensors
 
 
@@ -39,7 +39,7 @@ def read_published(path: Path) -> tuple[Entry, ...]:
     ) as error:
         raise ZooError(
             path,
-            f"a record or tensor is missing ({error})",
+            f"a record or tensor is missing or broken ({error})",
             "records with model, epoch, act and p are needed, and their tensors",
             "check that the .json and .safetensors belong together",
         ) from error
@@ -54,10 +54,11 @@ def _entry(record: Mapping[str, Any], channels: int, file: str) -> Entry:
         "dropout": record["p"],
     }
     properties = {key: value for key, value in record.items() if key != "model"}
-    return Entry(
+    entry = Entry(
         network=str(record["model"]),
         checkpoint=str(record["epoch"]),
         factory=factory,
         properties=properties,
         file=file,
     )
+    return check_entry(entry)  # before anything is written, or replaced

@@ -165,7 +165,7 @@ class Zoo:
         most = _most(x.numel() for x in state.values())
         with self._about(entry):
             module = _build_unseeded(factory, self.trust, most)
-        _load_state(module, state, f"{self.name}:{entry.key}")
+        _load_state(module, state, f"{self.folder}, '{entry.key}'")
         return module.eval()
 
     def _trusted_factory(self, entry: Entry) -> str:

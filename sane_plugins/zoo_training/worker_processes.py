@@ -74,11 +74,20 @@ def _train_in_processes(
     shared = folder / "images.safetensors"
     write_whole(shared, lambda partial: save_file(_contiguous(images), partial))
     context = multiprocessing.get_context("spawn")
-    events: Any = context.Queue()
-    with (
-        _environment(_MALLOC_SETTINGS | _PATH_SETTINGS),
-        ProcessPoolExecutor(processes, context, _start_worker, (str(shared), events)) as pool,
-    ):
+    with _environment(_MALLOC_SETTINGS | _PATH_SETTINGS):
+        events: Any = context.Queue()  # starts a process too, which counts semaphores
+        yield from _run_jobs(
+            jobs,
+            ProcessPoolExecutor(processes, context, _start_worker, (str(shared), events)),
+            events,
+        )
+
+
+def _run_jobs(
+    jobs: Sequence[GroupJob], executor: ProcessPoolExecutor, events: Any
+) -> Iterator[tuple[int, int]]:
+    """Run every job; yield its index and step, and end the processes where one fails."""
+    with executor as pool:
         futures = [pool.submit(_train_in_worker, job) for job in jobs]
         try:
             yield from _progress_events(futures, events)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from hostile.bounded import run, run_python
+from safetensors.torch import save_file
 
 from sane_plugins import Host
 from sane_plugins.architectures import FULL_TRUST, Size, Trust, build, build_by_name, small_cnn
@@ -110,6 +112,76 @@ def test_a_typed_function_may_lie_in_the_working_directory_and_import_its_neighb
     assert outcome.code == 0, outcome.stderr
 
 
+def test_what_is_installed_probes_for_nothing_in_the_working_directory(tmp_path, ran, monkeypatch):
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "installed_models.py").write_text(
+        "from torch import nn\ntry:\n    import accelerate_it\nexcept ImportError:\n    pass\n"
+        "def build(classes=3):\n    return nn.Linear(4, classes)\n"
+    )
+    (tmp_path / "accelerate_it.py").write_text(RUNS)
+    monkeypatch.syspath_prepend(str(library))
+    build_by_name("installed_models:build", 3, Trust(everything=True, folder=tmp_path))
+    assert not ran.exists()
+
+
+def test_functions_of_the_working_directory_may_import_one_another_in_turn(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / f"mine_{name}.py").write_text(BUILDER.format(sibling=f"mine_{name}_layers"))
+        (tmp_path / f"mine_{name}_layers.py").touch()
+    (tmp_path / "mine_package").mkdir()
+    for name in ("first", "second"):
+        text = BUILDER.format(sibling=f"mine_package_{name}")
+        (tmp_path / "mine_package" / f"{name}.py").write_text(text)
+        (tmp_path / f"mine_package_{name}.py").touch()
+    trust = Trust(everything=True, folder=tmp_path)
+    names = ("mine_first", "mine_second", "mine_package.first", "mine_package.second")
+    for name in names:
+        assert build_by_name(f"{name}:build", 3, trust).out_features == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("test:build", "installed comes before the current folder"),
+        ("mine_lazy:build", "PYTHONPATH"),
+        ("mine_missing:build", "PYTHONPATH"),
+    ],
+)
+def test_it_is_told_where_a_function_is_looked_for(tmp_path, source, told):
+    (tmp_path / "test.py").write_text("build = 1\n")
+    (tmp_path / "mine_lazy.py").write_text("def build():\n    import mine_not_there\n")
+    with pytest.raises(SourceError, match=told):
+        build_by_name(source, None, Trust(everything=True, folder=tmp_path))
+
+
+def test_the_folder_of_installed_packages_may_be_the_working_directory(monkeypatch):
+    monkeypatch.chdir(sysconfig.get_path("purelib"))
+    monkeypatch.setenv("PYTHONPATH", "")
+    if not list(Path.cwd().glob("sane_plugins*.dist-info")):
+        pytest.skip("it is not installed there")
+    assert "builtin" in {plugin.name for plugin in Host.installed().plugins()}
+
+
+def test_a_working_directory_that_was_deleted(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "builtin" in {plugin.name for plugin in Host.installed().plugins()}
+
+
+@pytest.mark.parametrize("text", [b"text.usetex: True\nsavefig.dpi: 1e9\n", b"\xff\xfe"])
+def test_pictures_follow_no_settings_of_the_working_directory(stranger, text):
+    if find_spec("matplotlib") is None:
+        pytest.skip("needs matplotlib")
+    (stranger / "matplotlibrc").write_bytes(text)
+    outcome = run("inspect", "small_cnn", "--plot", "out.png", cwd=stranger).require_small()
+    if text.startswith(b"text"):
+        assert outcome.code == 0, outcome.stderr
+    else:
+        assert "matplotlibrc" in outcome.require_sentence()
+
+
 @pytest.mark.parametrize("sibling", ["json", "no_such_module_anywhere"])
 def test_the_working_directory_is_left_again_also_after_a_failure(tmp_path, sibling):
     (tmp_path / "mine_once.py").write_text(BUILDER.format(sibling=sibling))
@@ -160,6 +232,8 @@ def test_installed_packages_come_before_the_working_directory(tmp_path, ran):
 def test_workers_of_a_zoo_find_the_function_and_nothing_else_of_the_folder(stranger, ran):
     for name in ("click", "rich", "sklearn"):
         (stranger / f"{name}.py").unlink()
+    for name in ("pickle", "socket", "runpy"):  # of what starts processes
+        (stranger / f"{name}.py").write_text(RUNS)
     (stranger / "mine.py").write_text(
         "from torch import nn\n\n\ndef build(channels_in, classes, act, dropout):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels_in, classes))\n"
@@ -194,6 +268,8 @@ FACTORIES = {
     "no name": {"depth": 3},
     "an empty name": {"name": None},
     "several names": {"name": ["os:abort"]},
+    "a line for a shell": {"name": "x:y; touch $RAN"},
+    "a long name": {"name": "m:" + 10**6 * "f"},
 }
 LIBRARY = {
     "no builder": {"name": "torchvision.models:list_models"},
@@ -213,6 +289,8 @@ LARGE = {
     "classes": {"name": "small_cnn", "classes": 10**12},
     "no number": {"name": "mlp", "width": "1e9"},
     "negative": {"name": "mlp", "width": -1},
+    "a negative depth": {"name": "mlp", "depth": -1},
+    "many digits": {"name": "mlp", "width": 10**4000},
     "a list": {"name": "mlp", "width": [[[]]]},
     "an attribute": {"name": "mlp", "act": "__class__"},
     "unhashable": {"name": "mlp", "act": {}},
@@ -278,6 +356,8 @@ def _require_refused(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(SaneError) as error:
             use(entry)
         assert str(folder) in str(error.value)
+        assert "--factory x:y;" not in str(error.value)
+        assert len(str(error.value)) < 1500
     if (folder / "index.jsonl").is_file():  # `add` reads no index of version 1
         with pytest.raises(ZooError, match="none of its 1"):
             add_networks(folder, tmp_path / "out", Host.installed().open, AddOptions())
@@ -330,9 +410,11 @@ def broken_indexes(header: dict, record: dict) -> dict[str, str]:
         "an empty property": {"properties": {"test_accuracy": None}},
         "another field": {"evil": 1},
         "another folder": {"file": "../x"},
+        "a name that is no text": {"checkpoint": "\ud800"},
         "no form": {"form": "no"},
     }
     forms = {
+        "a tensor that is no text": {"tensors": [["\ud800", "float32", [8]]]},
         "a tie to nothing": {"ties": {"a": "b"}},
         "an axis of nothing": {"axes": {"b": 0}},
         "a large axis": {"axes": {"0.weight": 2**70}},
@@ -342,6 +424,7 @@ def broken_indexes(header: dict, record: dict) -> dict[str, str]:
         "nothing": "",
         "another version": json.dumps({**header, "version": 99}),
         "nested": "[" * 100_000,
+        "its name": _lines({**header, "name": "\ud800"}, record),
         "no line": json.dumps(header) + "\n[]\n",
         **{kind: _lines(header, {**record, **changes}) for kind, changes in records.items()},
         **{kind: _lines(_with_form(header, **changes), record) for kind, changes in forms.items()},
@@ -417,3 +500,50 @@ def test_a_measurement_asks_for_the_function(harmless, tmp_path, ran):
 def test_the_size_limit_counts_before_memory_is_taken():
     with pytest.raises(SourceError, match="more than 100 values"):
         build({"name": "mlp", "width": 10**6, "size": 10**6}, most=Size(100, 10))
+
+
+PUBLISHED: dict[str, dict[str, object]] = {
+    "a list": {"test_accuracy": [1]},
+    "nothing": {"test_accuracy": None},
+    "no text": {"model": "\ud800"},
+    "no activation": {"act": []},
+    "a function": {"act": "os:abort"},
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_a_bad_published_zoo_replaces_no_good_one(harmless, tmp_path, kind):
+    out = tmp_path / "out"
+    shutil.copytree(harmless, out)
+    state = {f"m/1/{key}": x for key, x in small_cnn().state_dict().items()}
+    save_file(state, tmp_path / "new.safetensors")
+    record = {"model": "m", "epoch": 1, "act": "relu", "p": 0.0, **PUBLISHED[kind]}
+    (tmp_path / "new.json").write_text(json.dumps([record]))
+    command = ["zoo", "import", str(tmp_path / "new.json"), "-o", str(out), "--force"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1, done.output
+    assert "new.json" in done.stderr or kind in ("no activation", "a function")
+    assert (out / "index.jsonl").read_bytes() == (harmless / "index.jsonl").read_bytes()
+
+
+def test_another_network_is_initialised_near_a_zoo_of_ones_own_function(tmp_path):
+    from sane_plugins.cli.initialize import main as sane_init
+
+    name = f"{__name__}:_linear_of_the_user"
+    entry = Entry(network="a", checkpoint="1", factory={"name": name}, properties={})
+    write_zoo(tmp_path / "zoo", "zoo", [(entry, _linear_of_the_user().state_dict())])
+    command = ["sane_plugins.architectures.families:mlp", "--prompts", str(tmp_path / "zoo")]
+    command += ["--no-score", "--size", "28", "-o", str(tmp_path / "out.safetensors")]
+    done = CliRunner().invoke(sane_init, command)
+    assert f"--factory {name}" in done.stderr
+    done = CliRunner().invoke(sane_init, [*command, "--factory", name])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("command", ["show LONG", "add LONG -o zoo", "evaluate LONG --task digits"])
+def test_a_name_too_long_for_a_zoo_is_told(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["zoo", *command.replace("LONG", 5000 * "x").split()])
+    assert done.exit_code in (1, 2)
+    assert "unexpected" not in done.stderr
+    assert "xxx" in done.stderr

@@ -127,6 +127,24 @@ STRANGE: dict[str, dict[str, object]] = {
     "a large prompt": {"command.prompts": ["torchvision:vit_h_14"]},
     "a download": {"command.model": "torchvision:resnet18@DEFAULT"},
     "a prompt to download": {"command.prompts": ["torchvision:resnet18@DEFAULT"]},
+    "a download after a network": {
+        "command.model": "torchvision:squeezenet1_1",
+        "command.prompts": ["torchvision:resnet18@DEFAULT"],
+    },
+    "a large prompt after a network": {
+        "command.model": "torchvision:squeezenet1_1",
+        "command.prompts": ["torchvision:vit_h_14"],
+    },
+    "many networks": {"command.prompts": ["torchvision:squeezenet1_1"] * 200},
+    "many prompts": {"command.prompts": ["small_cnn"] * 20_000},
+    "many digits": {"command.model": "torchvision:resnet18,classes=" + 4500 * "9"},
+    "a folder that may not be read": {"command.task": "/proc"},
+    **{
+        f"a long {field}": {f"command.{field}": [5000 * "x"] if field == "prompts" else 5000 * "x"}
+        for field in ("model", "task", "prompts", "sane", "sampler")
+    },
+    "a long factory": {"command.model": "/etc/passwd", "command.factory": 5000 * "x"},
+    "a long file of weights": {"command.model": "torchvision:resnet18@" + 5000 * "x"},
     "a sampler": {"command.sampler": "os:abort"},
     "a device as task": {"command.task": "/dev/zero"},
     "a device as SANE": {"command.sane": "/dev/zero"},
@@ -181,6 +199,9 @@ def test_one_sentence_about_the_file(retold, kind):
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
     assert sentence.startswith(f"Error: {file}")
     assert "unexpected" not in sentence
+    assert "plugin" not in sentence.partition(": ")[0]
+    assert "fetched" not in sentence
+    assert len(sentence) < 1500
 
 
 def test_a_course_of_many_rounds_is_walked_once(retold):
@@ -215,7 +236,9 @@ def test_a_function_is_called_where_the_user_repeats_it(made, tmp_path):
     assert done.exit_code == 1
     assert f"--factory {name}" in done.stderr
     for more in (("--factory", name), ("--trust",)):
-        assert run("verify", output, *more).exit_code == 0
+        done = run("verify", output, *more)
+        assert done.exit_code == 0
+        assert (f"this is called: {name}" in done.stderr) == (more == ("--trust",))
 
 
 def test_a_file_cannot_end_the_process(retold):
