@@ -265,7 +265,7 @@ def require_device(device: str) -> None:
     import torch
 
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()  # which the device `meta` refuses
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"--device {device}",

@@ -10,7 +10,7 @@ import torch
 from onnx import AttributeProto, NodeProto, SparseTensorProto, helper
 
 from sane_onnx.limits import REPEATED_BYTES
-from sane_onnx.tensors import StoredTensor, set_bytes, to_bytes
+from sane_onnx.tensors import StoredTensor, set_bytes, to_bytes, type_name
 from sane_plugins.errors import SourceError
 
 
@@ -93,6 +93,13 @@ class SparseConstant:
     def require(self) -> None:
         """Raise `SourceError` where the dense form is too large or indices do not fit the shape."""
         require_size(self.shape, self.dtype, self._most_bytes, self._place)
+        if self._indices.dtype != torch.int64:
+            raise SourceError(
+                self._place,
+                f"the places of its values are of type {type_name(self._indices.tensor)}",
+                "INT64 is needed",
+                "export the file again",
+            )
         flat = self._flat_indices()
         if len(flat) != self._values.size or not bool(
             ((flat >= 0) & (flat < prod(self.shape))).all()
@@ -126,7 +133,7 @@ class SparseConstant:
 
     def _flat_indices(self) -> torch.Tensor:
         """Return each value's index in the flattened tensor."""
-        indices = self._indices.read().to(torch.int64)
+        indices = self._indices.read()
         if indices.ndim < 2:
             return indices.reshape(-1)
         strides = [prod(self.shape[i + 1 :]) for i in range(len(self.shape))]

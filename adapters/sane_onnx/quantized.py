@@ -53,6 +53,14 @@ class QuantizedWeight:
         """Raise `SourceError` where integers and scales do not fit each other."""
         for part in (self.stored, *self.scales, *([self.zero_point] if self.zero_point else [])):
             part.require()
+        for scale in self.scales:
+            if scale.dtype is None or not scale.dtype.is_floating_point:
+                raise SourceError(
+                    self.stored.place,
+                    f"its scales are of type {str(scale.dtype).removeprefix('torch.')}",
+                    "floating-point numbers are needed",
+                    "export the file again",
+                )
         try:
             self._broadcast(self._scale())
             if self.zero_point is not None:

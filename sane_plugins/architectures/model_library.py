@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sane_plugins.errors import SourceError, visible
+from sane_plugins.errors import SourceError, UsageError, visible
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sane_plugins.weights import WeightGraph
 
 _log = logging.getLogger(__name__)
-_MAX_DIGITS = 18
+_MOST = {"classes": 100_000, "channels": 10_000}
 
 
 def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
@@ -76,19 +76,26 @@ def build_model(
 def parse_name(text: str, classes: int | None, source: str) -> tuple[str, int | None, int | None]:
     """Parse NAME,classes=N,channels=N into the name, the class count, else `classes`, and the channels.
 
-    Raises `SourceError` for an unknown option, a number below 1, and a class count other than `classes`.
+    Raises `UsageError` for an unknown option and a number below 1 or too large, `SourceError` for a class
+    count other than `classes`.
     """
     name, *settings = text.split(",")
     options: dict[str, int] = {}
     for setting in settings:
         option, _, number = setting.partition("=")
-        is_count = number.isdecimal() and len(number) <= _MAX_DIGITS and int(number)
-        if option not in ("classes", "channels") or not is_count:
-            raise SourceError(
+        if option not in ("classes", "channels") or not number.isdecimal() or not int(number[:9]):
+            raise UsageError(
                 source,
                 f"'{setting[:80]}' follows the name",
                 "classes=N or channels=N may follow",
                 "write NAME,classes=10,channels=1@WEIGHTS",
+            )
+        if len(number) > 9 or int(number) > _MOST[option]:
+            raise UsageError(
+                source,
+                f"{option}={number[:20]} follows the name",
+                f"at most {_MOST[option]:,} {option} are built",
+                "check the number",
             )
         options[option] = int(number)
     count = options.get("classes", classes)

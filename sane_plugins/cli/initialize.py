@@ -26,10 +26,11 @@ from sane_plugins.cli.console import (
 )
 from sane_plugins.cli.dataclass_options import dataclass_options
 from sane_plugins.cli.inputs import InputNames, resolve_prompts, resolve_sampler, resolve_target
+from sane_plugins.cli.numbers import PIXELS, FiniteRange
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.trust import trust_option, typed_trust
 from sane_plugins.cli.verify import verify
-from sane_plugins.initialize import InitializeOptions
+from sane_plugins.initialize import MOST, InitializeOptions
 from sane_plugins.runtime import require_device
 
 if TYPE_CHECKING:
@@ -105,14 +106,14 @@ class _InitCommand(VisibleCommand):
     "candidates",
     default=16,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST["candidates"]),
     help="How many candidates to draw.",
 )
 @click.option(
     "--keep",
     default=3,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST["keep"]),
     help="How many of them, and of default initialisations, to train.",
 )
 @click.option(
@@ -126,35 +127,35 @@ class _InitCommand(VisibleCommand):
     "--rounds",
     default=3,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST["rounds"]),
     help="How often 'bootstrap' draws.",
 )
 @click.option(
     "--few-shot",
     default=0,
     show_default=True,
-    type=click.IntRange(0),
+    type=click.IntRange(0, MOST["few_shot"]),
     help="Train so many candidates on the task first, and draw near these.",
 )
 @click.option(
     "--few-shot-epochs",
     default=2,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST["few_shot_epochs"]),
     help="For how long '--few-shot' trains them.",
 )
 @click.option(
     "--epochs",
     default=1,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST["epochs"]),
     help="How long the last candidates are trained to choose by.",
 )
 @click.option(
     "--budget",
     default=45.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Seconds for drawing, scoring and training candidates.",
 )
 @click.option("--include", multiple=True, help="Initialise only tensors of this name (a glob).")
@@ -173,7 +174,7 @@ class _InitCommand(VisibleCommand):
 )
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--report", type=OutputFile(), help="Write a page (.html) about it.")
-@click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
+@click.option("--size", type=PIXELS, help="Resize images to SIZE x SIZE pixels.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
 @click.option("--force", is_flag=True, help="Replace the output files if they exist.")
 @click.version_option(__version__)

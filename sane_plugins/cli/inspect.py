@@ -16,6 +16,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.numbers import FiniteRange
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.trust import forget_working_directory_style
 from sane_plugins.errors import SourceError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fail-under",
     metavar="PERCENT",
-    type=click.FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     help="Exit with 1 where less than this share of the parameters could be read.",
 )
 @click.option(

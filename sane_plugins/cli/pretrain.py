@@ -12,6 +12,7 @@ import click
 
 from sane_plugins import architectures, pretraining, tasks, zoo
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
+from sane_plugins.cli.numbers import FiniteRange
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.trust import forget_working_directory_style, trust_options
 from sane_plugins.errors import UsageError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sane_plugins.host import Host
 
 _FILE = click.Path(path_type=Path)
-_COUNT = click.IntRange(1)
+_COUNT = click.IntRange(1, 2**31)
 _PRESETS = ["default", "paper"]
 
 
@@ -38,18 +39,18 @@ _PRESETS = ["default", "paper"]
     help="What measured best, or what was published; the options below change it.",
 )
 @click.option("--steps", type=_COUNT, help="Training steps.")
-@click.option("--batch", type=click.IntRange(2), help="Windows drawn at a time.")
+@click.option("--batch", type=click.IntRange(2, 2**16), help="Windows drawn at a time.")
 @click.option("--accumulate", type=_COUNT, help="Batches whose gradients make a step.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
-@click.option("--gamma", type=click.FloatRange(0, 1), help="Weight of the contrast of views.")
-@click.option("--behaviour", type=click.FloatRange(0), help="Weight of the networks' outputs.")
+@click.option("--lr", type=FiniteRange(0, min_open=True), help="Peak learning rate.")
+@click.option("--gamma", type=FiniteRange(0, 1), help="Weight of the contrast of views.")
+@click.option("--behaviour", type=FiniteRange(0), help="Weight of the networks' outputs.")
 @click.option(
     "--images",
     multiple=True,
     metavar="ZOO=TASK",
     help="Images for the networks of a zoo, for --behaviour; repeat for more.",
 )
-@click.option("--views", type=click.IntRange(0), help="Permutations of each network.")
+@click.option("--views", type=click.IntRange(0, 1000), help="Permutations of each network.")
 @click.option("--align/--no-align", "aligned", default=None, help="Align networks first.")
 @click.option(
     "--loss",
@@ -68,7 +69,7 @@ _PRESETS = ["default", "paper"]
 @click.option("--token-width", type=_COUNT, help="Values of a token.")
 @click.option("--window", type=_COUNT, help="Tokens that a window owns.")
 @click.option("--halo", type=click.IntRange(0), help="Tokens it sees on either side.")
-@click.option("--seed", type=int, help="Same seed, same bytes.")
+@click.option("--seed", type=click.IntRange(-(2**40), 2**40), help="Same seed, same bytes.")
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="Of the matrix products.")
 @click.option("--compile", "compiled", is_flag=True, default=None, help="Compile the SANE first.")
 @click.option(

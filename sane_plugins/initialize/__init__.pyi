@@ -1,6 +1,6 @@
 from .benefit import BenefitForecast
 from .candidates import CandidateScore, Family, Kind, Origin
-from .options import InitializeOptions, TrainOptions
+from .options import MOST, InitializeOptions, TrainOptions
 from .pipeline import Initialization, generate, initialize, remake
 from .provenance import (
     Provenance,
@@ -14,6 +14,7 @@ from .report import html_report
 from .training import train_epochs
 
 __all__ = [
+    "MOST",
     "BenefitForecast",
     "CandidateScore",
     "Family",

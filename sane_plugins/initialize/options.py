@@ -5,6 +5,7 @@ Light at import: the command line shows its help from here without torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +15,17 @@ from sane_plugins.arguments import require_field_types
 
 if TYPE_CHECKING:
     from sane_plugins.generation import Sampler
+
+
+# What the commands take at most: beyond it, a number was mistyped, or is a stranger's.
+MOST: Mapping[str, int] = {
+    "candidates": 100_000,
+    "keep": 100,
+    "rounds": 100,
+    "few_shot": 100,
+    "few_shot_epochs": 1_000,
+    "epochs": 1_000,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

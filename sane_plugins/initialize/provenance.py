@@ -21,7 +21,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.formats import HEADER, LazyTensors, require_file, sidecar, source_errors
 from sane_plugins.generation import KDE, embedded_prompts, sampler_name
 from sane_plugins.initialize.candidates import CandidateScore, CandidateSpec
-from sane_plugins.initialize.options import InitializeOptions
+from sane_plugins.initialize.options import MOST, InitializeOptions
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.search import FewShotPrompts, SearchTrace
 from sane_plugins.tasks import Task
@@ -36,25 +36,24 @@ _BROKEN = "what it says of its origin is broken"
 _MAX_BYTES = 2**28  # of a file beside the weights
 # Smallest and largest value of what can be used, and of what decides how much work it is.
 _RANGES: Mapping[str, tuple[float, float]] = {
-    "options.candidates": (1, 100_000),
-    "options.keep": (1, 100),
+    "options.candidates": (1, MOST["candidates"]),
+    "options.keep": (1, MOST["keep"]),
     "options.validation": (1e-6, 1 - 1e-6),
     "options.validation_images": (1, 2**31),
     "options.images": (1, 2**31),
     "options.norm_batches": (1, 2**31),
     "options.norm_batch": (1, 2**31),
-    "options.rounds": (1, 100),
-    "options.few_shot_epochs": (1, 1000),
+    "options.rounds": (1, MOST["rounds"]),
+    "options.few_shot_epochs": (1, MOST["few_shot_epochs"]),
     "options.train.lr": (0, 1e6),
     "options.train.momentum": (0, 1),
     "options.train.weight_decay": (0, 1e6),
     "options.train.batch": (1, 2**31),
-    "recipe.number": (0, 100_000),
-    "recipe.round": (0, 99),
+    "recipe.number": (0, MOST["candidates"]),
+    "recipe.round": (0, MOST["rounds"] - 1),
     "recipe.layers": (1e-6, 1),
     "threads": (1, 1024),
 }
-_MAX_FEW_SHOT = 100  # networks
 _DEVICES = re.compile(r"(cpu|mps|(cuda|xpu)(:\d{1,3})?)")
 
 
@@ -139,8 +138,8 @@ class Provenance:
         if not _DEVICES.fullmatch(self.options.device):
             raise _out_of_range("options.device", self.options.device, "cpu or cuda")
         few_shot = len(self.few_shot.specs) if self.few_shot else 0
-        if few_shot > _MAX_FEW_SHOT:
-            raise _out_of_range("few_shot", few_shot, f"at most {_MAX_FEW_SHOT}")
+        if few_shot > MOST["few_shot"]:
+            raise _out_of_range("few_shot", few_shot, f"at most {MOST['few_shot']}")
         specs = self.few_shot.specs if self.few_shot else ()
         for spec in specs:
             for name in ("number", "round", "layers"):

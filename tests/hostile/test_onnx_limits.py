@@ -452,3 +452,22 @@ def test_packed_weights_of_odd_sizes(rows, columns, bits, block, tmp_path: Path)
     tensors = [_bytes("q", TensorProto.UINT8, 6, 1, 8), _array("s", 6)]
     graph = _opened(_model(tmp_path / "m.onnx", _with(made), tensors))
     assert graph.missed == {"q": 48}
+
+
+@pytest.mark.parametrize("kind", ["BOOL", "INT32", "FLOAT", "COMPLEX64", "STRING", "FLOAT8E5M2"])
+def test_places_of_sparse_values_are_whole_numbers(kind: str, tmp_path: Path) -> None:
+    indices = TensorProto(name="i", data_type=TensorProto.DataType.Value(kind), dims=[1])
+    if kind == "STRING":
+        indices.string_data.append(b"1")
+    else:
+        indices.raw_data = bytes({"BOOL": 1, "FLOAT8E5M2": 1, "COMPLEX64": 8}.get(kind, 4))
+    sparse = onnx.SparseTensorProto(dims=[6], values=_array("t", 1), indices=indices)
+    _refused(_model(tmp_path / "m.onnx", _with(), sparse=[sparse]), kind, "INT64 is needed")
+
+
+@pytest.mark.parametrize("kind", ["UINT64", "INT8", "BOOL", "COMPLEX128"])
+def test_scales_are_fractions(kind: str, tmp_path: Path) -> None:
+    scale = TensorProto(name="s", data_type=TensorProto.DataType.Value(kind))
+    scale.raw_data = bytes({"UINT64": 8, "COMPLEX128": 16}.get(kind, 1))
+    nodes = _with(node("DequantizeLinear", ["q", "s"], ["d"]), node("MatMul", ["h", "d"], ["t"]))
+    _refused(_model(tmp_path / "m.onnx", nodes, [_bytes("q", INT8, 6, 6), scale]), "its scales are")

@@ -17,6 +17,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.numbers import PIXELS
 from sane_plugins.cli.trust import trust_options
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.runtime import require_device
@@ -46,7 +47,7 @@ _MAX_LISTED = 20
     type=click.IntRange(1),
     help="How many test images to measure on, and how many training images, at most.",
 )
-@click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
+@click.option("--size", type=PIXELS, help="Resize images to SIZE x SIZE pixels.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--force", is_flag=True, help="Replace properties that are there.")
 @trust_options

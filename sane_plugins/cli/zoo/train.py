@@ -17,6 +17,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.numbers import PIXELS, SEED
 from sane_plugins.cli.trust import typed_trust
 from sane_plugins.cli.zoo.settings import parse_settings
 from sane_plugins.errors import UsageError
@@ -54,11 +55,15 @@ _RESERVED = ("act", "dropout", "channels_in", "classes", "name")
     "--networks",
     default=200,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1_000_000),
     help="How many networks to train.",
 )
 @click.option(
-    "--epochs", default=12, show_default=True, type=click.IntRange(1), help="For how long, each."
+    "--epochs",
+    default=12,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="For how long, each.",
 )
 @click.option("--keep", help="Epochs after which networks are kept.  [default: 0,1,2,4,8,12]")
 @click.option(
@@ -69,7 +74,7 @@ _RESERVED = ("act", "dropout", "channels_in", "classes", "name")
     type=click.IntRange(2),
     help="How many images to train on, at most.",
 )
-@click.option("--size", type=click.IntRange(1), help="Resize images to SIZE x SIZE pixels.")
+@click.option("--size", type=PIXELS, help="Resize images to SIZE x SIZE pixels.")
 @click.option(
     "--batch", default=64, show_default=True, type=click.IntRange(1), help="Images a step."
 )
@@ -81,15 +86,13 @@ _RESERVED = ("act", "dropout", "channels_in", "classes", "name")
     type=click.Choice(["sgd", "adam"]),
     help="Draw from these optimisers only.",
 )
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Same seed, same bytes."
-)
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Same seed, same bytes.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option(
     "--processes",
     default=1,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1024),
     help="How many processes, of one thread each; the result is the same.",
 )
 @click.option("--group", type=click.IntRange(1), help="How many networks to train at once.")

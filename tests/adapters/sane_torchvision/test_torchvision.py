@@ -20,7 +20,7 @@ from torch import nn
 from sane_plugins import Host
 from sane_plugins.architectures import set_input_channels
 from sane_plugins.cli.inputs import resolve_network
-from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.errors import SaneError, SourceError, UsageError
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import detokenize, from_module, load_into, tokenize
 
@@ -262,7 +262,7 @@ def test_any_number_of_channels_can_be_read(channels: int) -> None:
     ],
 )
 def test_odd_options_are_refused(options: str, said: str) -> None:
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(UsageError, match=said):
         sane_torchvision.sane_build(f"torchvision:resnet18,{options}", None)
 
 
