@@ -568,7 +568,7 @@ def test_attributes_in_slots_are_copied_too():
 )
 def test_a_program_of_torchscript_is_one_step(compile_):
     part = compile_(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
-    assert set(from_module(part).params) == {"0.weight", "0.bias"}
+    assert {x.key for x in from_module(part).params} == {"0.weight", "0.bias"}
     layers = {x.name: x for x in from_module(nn.Sequential(part, nn.Linear(4, 2))).layers}
     assert layers["1"].inputs == ("0",)
     assert layers["0"].kind == "opaque"
