@@ -119,8 +119,9 @@ def test_a_forward_that_waits_for_a_lock_of_the_host_holds_nobody_up():
 def test_traces_of_the_host_that_overlap_ours_leave_nothing_behind(first):
     plain_call, plain_getattr, sqrt = nn.Module.__call__, nn.Module.__getattr__, math.sqrt
     one, other = Paused(), Paused()
-    traces = [in_thread(from_module, one), in_thread(fx.Tracer().trace, other)]
-    assert one.reached.wait(SECONDS)
+    ours = in_thread(from_module, one)
+    assert one.reached.wait(SECONDS)  # before the host's begins, which gets all calls
+    traces = [ours, in_thread(fx.Tracer().trace, other)]
     assert other.reached.wait(SECONDS)
     ends = [(one, traces[0]), (other, traces[1])]
     for module, tracing in ends if first == "ours" else ends[::-1]:
