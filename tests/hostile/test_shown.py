@@ -385,6 +385,5 @@ def test_a_zoo_that_names_a_lone_surrogate_is_answered(field: str, tmp_path: Pat
     zoo.write_zoo(tmp_path / "zoo", "small", [(entry, {"weight": torch.ones(4, 4)})])
     index = tmp_path / "zoo" / "index.jsonl"
     index.write_text(index.read_text().replace("QQ", "a\\ud800"))
-    opened = zoo.Zoo.open(tmp_path / "zoo")
-    with pytest.raises(ZooError, match="weights-"):
-        opened.graph(opened.entries[0])
+    with pytest.raises(ZooError):
+        zoo.Zoo.open(tmp_path / "zoo")
