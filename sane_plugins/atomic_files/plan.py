@@ -62,7 +62,7 @@ def require_outputs(
                 "name another file",
             )
         written[identity] = path
-        _require_folder(Path(os.path.realpath(path)) if path.is_symlink() else path)
+        _require_folder(path)
 
 
 def require_output_folder(folder: Path, sources: Iterable[str | Path] = ()) -> None:
@@ -110,11 +110,13 @@ def unwritable(path: Path, reason: str) -> SourceError:
 
 
 def _require_folder(path: Path) -> None:
-    if not path.parent.is_dir():
+    folder = Path(os.path.realpath(path) if path.is_symlink() else path).parent
+    if not folder.is_dir():
+        found = f"it leads to {folder}, which" if path.is_symlink() else "its folder"
         raise UsageError(
-            path, "its folder does not exist", "a folder to write to is needed", "make it first"
+            path, f"{found} does not exist", "a folder to write to is needed", "make it first"
         )
-    if not os.access(path.parent, os.W_OK):
+    if not os.access(folder, os.W_OK):
         raise unwritable(path, "Permission denied")
 
 

@@ -131,5 +131,5 @@ def _require_known(name: str, entries: Sequence[Entry]) -> None:
         f"property '{name}'",
         "no network of the zoos has it",
         f"one of {', '.join(known)} is needed",
-        "check the name, or extract_features it with 'sane-plugins zoo evaluate'",
+        "check the name, or measure it with 'sane-plugins zoo evaluate'",
     )

@@ -25,7 +25,8 @@ _ELEMENTWISE_MODULES = (
 
 def module_channel_op(module: nn.Module, inputs: int) -> ChannelOp:
     """Return the channel effect of a leaf module; `opaque` for anything but torch's known layers."""
-    if not type(module).forward.__module__.startswith("torch.nn"):
+    forward = getattr(type(module), "forward", None)  # TorchScript's has none to show
+    if not str(getattr(forward, "__module__", "")).startswith("torch.nn"):
         return OPAQUE[0]
     op = _from_attributes(module) or _from_type(module)
     is_unsupported = inputs != 1 or getattr(module, "return_indices", False)

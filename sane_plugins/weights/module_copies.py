@@ -1,12 +1,13 @@
 """Copies of a module and its submodules: one to look at, and one to change.
 
 Attributes such as locks, files and generators forbid `copy.deepcopy`; here they are shared. Modules,
-tensors, containers, and functions that refer to a module are copied, so that no code that a copy runs
-reaches the original through them.
+tensors, containers, and functions and plain objects that refer to a module are copied, so that no code
+that a copy runs reaches the original through them.
 """
 
 from __future__ import annotations
 
+import copyreg
 from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
@@ -24,7 +25,7 @@ def copy_module(module: nn.Module) -> nn.Module:
     try:
         copied = deepcopy(module)
     except Exception:  # __deepcopy__ and __reduce__ of any attribute may raise anything
-        copied = ModuleCopies(_copy_parameter).of(module)
+        copied = ModuleCopies(copy_parameter).of(module)
     return copied
 
 
@@ -70,12 +71,18 @@ class ModuleCopies:
             return self._keep(value, set(value))
         if type(value) is tuple:
             return tuple(map(self.of, value))
+        if isinstance(value, tuple) and hasattr(type(value), "_make"):  # a named tuple
+            return type(value)._make(map(self.of, value))
         if type(value) is partial:
             return partial(self.of(value.func), *self.of(value.args), **self.of(value.keywords))
         if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
             return MethodType(value.__func__, self.of(value.__self__))
         if isinstance(value, FunctionType) and any(map(_holds_module, value.__closure__ or ())):
             return self._keep(value, self._function(value))
+        if _is_holder(value):
+            copied = self._keep(value, object.__new__(type(value)))
+            vars(copied).update({name: self.of(part) for name, part in vars(value).items()})
+            return copied
         return value
 
     def _keep(self, value: Any, copied: Any) -> Any:
@@ -86,6 +93,9 @@ class ModuleCopies:
         copied: nn.Module = self._keep(module, object.__new__(type(module)))
         self.modules.append(copied)
         vars(copied).update({name: self.of(value) for name, value in vars(module).items()})
+        for name in copyreg._slotnames(type(module)):  # type: ignore[attr-defined]
+            if hasattr(module, name):
+                object.__setattr__(copied, name, self.of(getattr(module, name)))
         if self._in_evaluation:
             vars(copied)["training"] = False
         return copied
@@ -114,9 +124,18 @@ def _holds_module(cell: CellType) -> bool:
         return False
 
 
+def _is_holder(value: Any) -> bool:
+    """Return whether an object of an ordinary class has a module as attribute; none that ends anything."""
+    kind = type(value)
+    if kind.__new__ is not object.__new__ or hasattr(kind, "__del__"):
+        return False
+    return any(isinstance(part, nn.Module) for part in getattr(value, "__dict__", {}).values())
+
+
 def _clone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
-def _copy_parameter(parameter: nn.Parameter) -> nn.Parameter:
+def copy_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter of its own with the same values."""
     return nn.Parameter(_clone(parameter), parameter.requires_grad)

@@ -106,7 +106,7 @@ def _read_direct(name: str, part: nn.Module, reasons: dict[str, str]) -> Iterato
     originals = {f"{attribute}_orig": attribute for attribute in pruned}
     masks = {f"{attribute}_mask" for attribute in pruned}
     buffers = {k: v for k, v in part._buffers.items() if k not in part._non_persistent_buffers_set}
-    for attribute, value in (part._parameters | buffers).items():
+    for attribute, value in {**part._parameters, **buffers}.items():  # `|` is not TorchScript's
         if value is None:
             continue
         if attribute in originals or attribute in masks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import builtins
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from threading import Lock
 from types import TracebackType
@@ -20,13 +20,14 @@ from torch.fx._symbolic_trace import (
     _create_wrapped_func,
     _wrapped_fns_to_patch,
 )
+from torch.fx.proxy import ParameterProxy
 
 from sane_plugins.runtime import drawing_from
 from sane_plugins.weights.channel_ops import ChannelOps
 from sane_plugins.weights.function_channels import function_channel_ops, is_scalar
 from sane_plugins.weights.layers import Layer
 from sane_plugins.weights.module_channels import module_channel_op
-from sane_plugins.weights.module_copies import ModuleCopies
+from sane_plugins.weights.module_copies import ModuleCopies, copy_parameter
 
 _DISTURBED_TRIALS, _PAUSE = 100, 0.02  # traces, and seconds between them
 _FX_MARK = "_Patcher__fx_already_patched"  # of what `fx.Tracer` puts in place of functions
@@ -73,6 +74,9 @@ class _Tracer(fx.Tracer):
         copies = ModuleCopies(in_evaluation=True)
         self.root = copies.of(root)
         self._paths: dict[nn.Module, str] = {part: name for name, part in self.root.named_modules()}
+        self._keys = {id(value): key for key, value in self.root.named_parameters()}
+        self._copied: dict[int, nn.Parameter] = {}
+        self._proxies: dict[str, fx.Proxy] = {}
         self.graph = fx.Graph(tracer_cls=type(self))
         self.tensor_attrs = {
             value: f"{path}.{name}" if path else name
@@ -81,12 +85,14 @@ class _Tracer(fx.Tracer):
             if isinstance(value, torch.Tensor)
         }
         function, arguments = self.create_args_for_root(type(root).forward, True, concrete_args)
-        proxies: dict[str, fx.Proxy] = {}
         for part in copies.modules:
-            recorded = _RecordedParameters(vars(part).get("_parameters", {}))
-            recorded.record = partial(self.getattr, parameter_proxy_cache=proxies)
             # What torch calls in place of the forward, where a module was compiled.
-            vars(part).update(_parameters=recorded, _compiled_call_impl=partial(self._call, part))
+            vars(part)["_compiled_call_impl"] = partial(self._call, part)
+            if not isinstance(part, torch.jit.ScriptModule):
+                recorded = _RecordedParameters(vars(part).get("_parameters", {}))
+                recorded.record = self._stand_in
+                recorded.copied = self._copy_of
+                vars(part)["_parameters"] = recorded
         with _wrapped_functions, drawing_from(torch.Generator()):
             for namespace in (function.__globals__, vars(math)):
                 _wrapped_functions.wrap(namespace)
@@ -105,8 +111,38 @@ class _Tracer(fx.Tracer):
         is_foreign = str(error) == _FOREIGN_ERROR or not _wrapped_functions.are_in_place()
         self.is_disturbed = self.is_disturbed or is_foreign
 
+    def _stand_in(self, parameter: Any) -> Any:
+        """Return what stands for a parameter, or any other value as it is."""
+        key = self._keys.get(id(parameter))
+        if key is not None and key not in self._proxies:
+            self._proxies[key] = self.create_proxy(
+                "get_attr",
+                key,
+                (),
+                {},
+                proxy_factory_fn=lambda node: ParameterProxy(self, node, key, parameter),
+            )
+        return parameter if key is None else self._proxies[key]
+
+    def create_arg(self, a: Any) -> Any:
+        """Return what a node holds of an argument; a copied parameter is the parameter."""
+        if isinstance(a, nn.Parameter) and id(a) in self._keys:
+            return self.create_node("get_attr", self._keys[id(a)], (), {})
+        return super().create_arg(a)
+
+    def _copy_of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return a parameter's copy, always the same, of a name that is the parameter's."""
+        if id(parameter) not in self._copied:
+            copied = copy_parameter(parameter)
+            self._copied[id(parameter)] = self._copied[id(copied)] = copied
+            if (key := self._keys.get(id(parameter))) is not None:
+                self._keys[id(copied)] = key
+        return self._copied[id(parameter)]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Stop at modules that hooks change before each call, and at compiled ones."""
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
         is_compiled = hasattr(m.forward, "_torchdynamo_orig_callable")
         is_changed = bool(m._forward_pre_hooks)
         return is_changed or is_compiled or super().is_leaf_module(m, module_qualified_name)
@@ -137,12 +173,32 @@ class _Tracer(fx.Tracer):
 
 
 class _RecordedParameters(dict[str, Any]):
-    """A module's parameters by name; looking one up records it. Iteration gives the parameters themselves."""
+    """A module's parameters by name; looking one up records it.
 
-    record: Callable[[str, Any], Any]
+    Iteration gives copies: a forward may clip or normalise all parameters, and they are the host's.
+    """
+
+    record: Callable[[Any], Any]
+    copied: Callable[[nn.Parameter], nn.Parameter]
 
     def __getitem__(self, name: str) -> Any:
-        return self.record(name, super().__getitem__(name))
+        return self.record(super().__getitem__(name))
+
+    def __iter__(self) -> Iterator[str]:  # so that `dict(parameters)` looks them up
+        return super().__iter__()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return what stands for a parameter."""
+        return self.record(super().get(name, default))
+
+    def items(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
+        """Yield names and copies, made when they are asked for."""
+        for name, value in super().items():
+            yield name, None if value is None else self.copied(value)
+
+    def values(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield copies."""
+        return (value for _, value in self.items())
 
 
 class _WrappedFunctions:

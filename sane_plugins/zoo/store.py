@@ -128,7 +128,7 @@ class Zoo:
                 keys = [*_tensor_names(factory, self.trust, most)]
         try:
             tensors = {name: file.get_tensor(prefix + name) for name in keys}
-        except SafetensorError as error:
+        except (SafetensorError, UnicodeEncodeError) as error:  # a name may be no Unicode
             raise ZooError(
                 f"{path}, '{entry.key}'",
                 f"a tensor is missing ({error})",

@@ -163,6 +163,7 @@ def test_an_output_is_a_new_file_in_a_folder_that_is_there(here: Path, command: 
     os.mkfifo(here / f"pipe{end}")
     (here / f"null{end}").symlink_to("/dev/null")
     (here / f"broken{end}").symlink_to(here / "nowhere")
+    (here / f"astray{end}").symlink_to(here / "nowhere" / "new")
     (here / "file").write_text("precious")
     cases = {
         f"there{end}": ("it exists", False),
@@ -172,6 +173,7 @@ def test_an_output_is_a_new_file_in_a_folder_that_is_there(here: Path, command: 
         f"null{end}": ("it is a device", True),
         f"none/new{end}": ("its folder does not exist", True),
         f"file/new{end}": ("folder", True),
+        f"astray{end}": (f"astray{end}: it ", True),
         f"new{end}/": ("names a folder", True),
         f"{'x' * 260}{end}": ("name", True),
     }

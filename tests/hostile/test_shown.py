@@ -20,12 +20,13 @@ from hostile.bounded import run
 from torch import nn
 
 import sane_plugins
+from sane_plugins import zoo
 from sane_plugins.architectures import small_cnn
 from sane_plugins.cli import console
 from sane_plugins.cli.initialize import main as sane_init
 from sane_plugins.cli.main import main
 from sane_plugins.display import html_table
-from sane_plugins.errors import SourceError, visible
+from sane_plugins.errors import SourceError, ZooError, visible
 from sane_plugins.inspection import survey_network
 from sane_plugins.weights import from_module
 
@@ -375,3 +376,14 @@ def test_html_comes_from_one_table_and_one_page() -> None:
                 (answer,) = [x for x in ast.walk(node) if isinstance(x, ast.Return)]
                 assert isinstance(answer.value, ast.Call), module
                 assert _name(answer.value.func) == "html_table", module
+
+
+@pytest.mark.parametrize("field", ["network", "checkpoint"])
+def test_a_zoo_that_names_a_lone_surrogate_is_answered(field: str, tmp_path: Path) -> None:
+    names = {"network": "a", "checkpoint": "0", field: "QQ"}
+    entry = zoo.Entry(factory={}, properties={}, **names)
+    zoo.write_zoo(tmp_path / "zoo", "small", [(entry, {"weight": torch.ones(4, 4)})])
+    index = tmp_path / "zoo" / "index.jsonl"
+    index.write_text(index.read_text().replace("QQ", "a\\ud800"))
+    with pytest.raises(ZooError):
+        zoo.Zoo.open(tmp_path / "zoo")

@@ -9,6 +9,7 @@ import os
 import pickle
 import threading
 import warnings
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -118,8 +119,9 @@ def test_a_forward_that_waits_for_a_lock_of_the_host_holds_nobody_up():
 def test_traces_of_the_host_that_overlap_ours_leave_nothing_behind(first):
     plain_call, plain_getattr, sqrt = nn.Module.__call__, nn.Module.__getattr__, math.sqrt
     one, other = Paused(), Paused()
-    traces = [in_thread(from_module, one), in_thread(fx.Tracer().trace, other)]
-    assert one.reached.wait(SECONDS)
+    ours = in_thread(from_module, one)
+    assert one.reached.wait(SECONDS)  # before the host's begins, which gets all calls
+    traces = [ours, in_thread(fx.Tracer().trace, other)]
     assert other.reached.wait(SECONDS)
     ends = [(one, traces[0]), (other, traces[1])]
     for module, tracing in ends if first == "ours" else ends[::-1]:
@@ -462,3 +464,112 @@ def test_one_graph_is_read_by_many_threads(suffix, tmp_path, host):
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(32)))
+
+
+class _Halving(nn.Module):
+    """Changes all its parameters in its forward, as clipping and constraints on weights do."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change, self.inner = change, nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.change(self)
+        return self.inner(x)
+
+
+def _each(change):
+    return lambda module: [change(parameter) for parameter in module.parameters()]
+
+
+CHANGES = {
+    "clipped": _each(lambda x: x.data.clamp_(-0.01, 0.01)),
+    "another tensor": _each(lambda x: setattr(x, "data", x.data / 2)),
+    "through NumPy": _each(lambda x: x.detach().numpy().fill(1)),
+    "frozen": _each(lambda x: x.requires_grad_(False)),
+    "with a gradient": _each(lambda x: setattr(x, "grad", torch.ones_like(x))),
+    "by name": lambda module: module.inner._parameters.get("weight").data.zero_(),
+    "all": lambda module: [x.data.zero_() for x in dict(module.inner._parameters).values()],
+    "loaded": lambda module: module.load_state_dict(
+        {key: value * 0 for key, value in module.state_dict().items()}
+    ),
+    "halved": lambda module: module.half(),
+    "initialised": lambda module: nn.init.zeros_(next(module.parameters()).data),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_forward_that_changes_parameters_changes_none_of_the_hosts(change):
+    module = _Halving(CHANGES[change])
+    before = state_of(module)
+    kinds = {layer.name: layer.kind for layer in from_module(module).layers}
+    assert kinds["inner"] == "linear"
+    assert state_of(module) == before
+
+
+def test_parameters_that_are_iterated_are_those_of_the_module():
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for parameter in self.parameters():
+                x = torch.nn.functional.linear(x, parameter)
+            return torch.nn.functional.linear(x, self.first)
+
+    layers = {layer.name: layer for layer in from_module(Chain()).layers}
+    assert {"first", "second"} <= layers.keys()
+    assert layers["%linear_1"].inputs == ("%linear", "second")
+
+
+class _Holder:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+
+class _Slotted(nn.Linear):
+    __slots__ = ("scale",)
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.scale = 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+Named = namedtuple("Named", ["module"])
+
+
+@pytest.mark.parametrize("hold", [_Holder, Named])
+def test_a_trace_reaches_modules_that_other_objects_hold(hold):
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+            self.holder = hold(self.inner)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.holder.module(x)
+
+    module = Held()
+    assert {x.name: x.kind for x in from_module(module).layers}["inner"] == "linear"
+    assert module.holder.module is module.inner
+
+
+def test_attributes_in_slots_are_copied_too():
+    kinds = {x.name: x.kind for x in from_module(nn.Sequential(_Slotted(), nn.ReLU())).layers}
+    assert kinds["%linear"] == "linear"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "compile_", [torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(1, 4))]
+)
+def test_a_program_of_torchscript_is_one_step(compile_):
+    part = compile_(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    assert {x.key for x in from_module(part).params} == {"0.weight", "0.bias"}
+    layers = {x.name: x for x in from_module(nn.Sequential(part, nn.Linear(4, 2))).layers}
+    assert layers["1"].inputs == ("0",)
+    assert layers["0"].kind == "opaque"
