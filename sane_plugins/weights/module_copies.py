@@ -71,8 +71,8 @@ class ModuleCopies:
             return self._keep(value, set(value))
         if type(value) is tuple:
             return tuple(map(self.of, value))
-        if isinstance(value, tuple) and hasattr(type(value), "_make"):  # a named tuple
-            return type(value)._make(map(self.of, value))
+        if isinstance(value, tuple) and (make := getattr(value, "_make", None)):  # a named tuple
+            return make(map(self.of, value))
         if type(value) is partial:
             return partial(self.of(value.func), *self.of(value.args), **self.of(value.keywords))
         if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
@@ -126,7 +126,7 @@ def _holds_module(cell: CellType) -> bool:
 
 def _is_holder(value: Any) -> bool:
     """Return whether an object of an ordinary class has a module as attribute; none that ends anything."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind.__new__ is not object.__new__ or hasattr(kind, "__del__"):
         return False
     return any(isinstance(part, nn.Module) for part in getattr(value, "__dict__", {}).values())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sane_plugins.architectures import small_cnn
+from sane_plugins.arguments import from_plain
 from sane_plugins.autoencoder import embedded_sane
 from sane_plugins.generation import choose_prompts, embedded_prompts
 from sane_plugins.initialize import Family, InitializeOptions, Kind, Origin
@@ -40,7 +41,7 @@ def test_kinds_are_written_as_before_and_come_back() -> None:
 
 def test_a_spec_comes_back_from_a_file() -> None:
     spec = CandidateSpec(Kind.DEFAULT_FITTED, 3, 1, "default", 0.5)
-    again = CandidateSpec.from_json(json.loads(json.dumps(asdict(spec))))
+    again = from_plain(CandidateSpec, json.loads(json.dumps(asdict(spec))), "spec")
     assert again == spec
     assert again.kind is Kind.DEFAULT_FITTED
 

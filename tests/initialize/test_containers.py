@@ -75,7 +75,7 @@ def test_an_onnx_model_keeps_its_nodes(exported, tmp_path) -> None:
     images = torch.randn(3, 1, 28, 28)
     answer = torch.from_numpy(ReferenceEvaluator(after).run(None, {"input": images.numpy()})[0])
     assert torch.allclose(answer, module(images), atol=1e-3, rtol=1e-3)
-    again = run("verify", output)
+    again = run("verify", output, "--factory", FACTORY)
     assert again.exit_code == 0, again.output
 
 
@@ -129,7 +129,7 @@ def test_forms_without_room_tell_it_beside(tmp_path, suffix: str) -> None:
     assert (tmp_path / f"new{suffix}.provenance.json").is_file()
     graph = open_file(output)
     assert graph is not None
-    assert run("verify", output).exit_code == 0
+    assert run("verify", output, "--factory", FACTORY).exit_code == 0
     output.with_name(f"{output.name}.provenance.json").unlink()
     assert "does not say" in run("verify", output).stderr
 
@@ -139,4 +139,4 @@ def test_generation_alone_says_that_nothing_was_compared(tmp_path) -> None:
     done = run("small-cnn", "--no-score", "-o", output)
     assert done.exit_code == 0, done.output
     assert "without comparison" in done.stdout
-    assert run("verify", output).exit_code == 0
+    assert run("verify", output, "--factory", FACTORY).exit_code == 0

@@ -123,4 +123,4 @@ def test_the_command_writes_what_the_first_task_needs(tmp_path) -> None:
     shared = [key for key, value in first.state_dict().items() if again[key].shape == value.shape]
     assert len(shared) >= 8
     assert all(torch.equal(again[key], first.state_dict()[key]) for key in shared)
-    assert run(["verify", str(output)]).exit_code == 0
+    assert run(["verify", str(output), "--factory", FACTORY]).exit_code == 0

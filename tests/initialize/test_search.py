@@ -7,9 +7,11 @@ from time import monotonic
 import pytest
 from torch import nn
 
+from sane_plugins.arguments import from_plain
 from sane_plugins.initialize import CandidateScore, Kind
 from sane_plugins.initialize.budget import Budget, Completion, Stage
 from sane_plugins.initialize.candidates import Candidate, CandidateSpec
+from sane_plugins.initialize.provenance import FewShotRecord
 from sane_plugins.initialize.search import DrawId, FewShotPrompts, Leaderboard, SearchTrace
 
 
@@ -27,9 +29,11 @@ def test_a_trace_grows_into_a_new_one_and_comes_back_from_a_file() -> None:
     assert isinstance(hash(second), int)
     text = json.dumps(asdict(second))
     assert text == '{"near": [0, 2], "lineage": [[[0, 3], [0, 1]]]}'
-    assert SearchTrace.from_json(json.loads(text)) == second
+    assert from_plain(SearchTrace, json.loads(text), "search") == second
     few_shot = FewShotPrompts((CandidateSpec(Kind.SANE, 1),), second)
-    assert FewShotPrompts.from_json(json.loads(json.dumps(few_shot.to_json()))) == few_shot
+    stored = json.loads(json.dumps(few_shot.to_json()))
+    record = from_plain(FewShotRecord, stored, "few_shot")
+    assert FewShotPrompts(record.recipes, record.course) == few_shot
 
 
 def test_a_leaderboard_with_a_candidate_is_another_one() -> None:
