@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -50,9 +51,8 @@ def write_all(writes: Mapping[Path, Write], *, follow_links: bool = True) -> Non
                 partial = private[target.parent] / _partial_name(target.name)
                 mode = _create(partial)
                 _write(write, partial)
-                if target.is_file() and not target.is_symlink():
-                    mode = target.stat().st_mode & 0o777
-                partial.chmod(mode)  # safetensors makes files that only their owner can read
+                # safetensors makes files that only their owner can read.
+                partial.chmod(_permissions(target, mode))
             unfinished.append(_Unfinished(path, target, partial))
         _rename(unfinished)
 
@@ -148,6 +148,15 @@ def _create(partial: Path) -> int:
         return os.fstat(file).st_mode & 0o777
     finally:
         os.close(file)
+
+
+def _permissions(target: Path, new: int) -> int:
+    """Return the permissions of the file that is replaced, or `new`: another writer may take it away now."""
+    with suppress(FileNotFoundError):
+        status = target.lstat()
+        if stat.S_ISREG(status.st_mode):
+            return status.st_mode & 0o777
+    return new
 
 
 def _partial_name(name: str) -> str:

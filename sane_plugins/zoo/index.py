@@ -29,7 +29,8 @@ Property = float | str | bool
 _MAX_BYTES = 2**28  # of an index
 
 _OPTIONAL_FIELDS = ("digest", "source", "container", "form")
-_TEXT_FIELDS = ("network", "checkpoint", "file", *_OPTIONAL_FIELDS)
+_KEY_FIELDS = ("network", "checkpoint")  # parts of the names of tensors
+_TEXT_FIELDS = (*_KEY_FIELDS, "file", *_OPTIONAL_FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +203,7 @@ def check_entry(entry: Entry) -> Entry:
     for name in _TEXT_FIELDS:
         if not isinstance(getattr(entry, name), str):
             raise ValueError(f"the {name} of an entry is no text")
+    for name in _KEY_FIELDS:
         getattr(entry, name).encode()  # raises for what no file of tensors can name
     if not (isinstance(entry.factory, dict) and isinstance(entry.properties, dict)):
         raise ValueError(f"the factory or properties of {entry.key!a} have no names")

@@ -157,6 +157,8 @@ def test_new_files_may_lie_in_a_folder_of_one_network_and_be_replaced(here: Path
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_output_is_a_new_file_in_a_folder_that_is_there(here: Path, command: str) -> None:
+    if command == "inspect --plot":
+        pytest.importorskip("matplotlib")
     end = {"inspect --plot": ".png", "sane-init --report": ".html"}.get(command, ".safetensors")
     (here / f"there{end}").write_text("precious")
     (here / f"folder{end}").mkdir()

@@ -332,7 +332,8 @@ _PRINTS = {"print", "echo", "secho", "echo_via_pager", "progressbar", "prompt", 
 _GATES = {
     "rich": {"cli/console.py"},
     "jinja2": {"initialize/report.py"},
-    "matplotlib": {"inspection/plot.py", "pretraining/training_log.py"},
+    # cli/trust.py draws nothing.
+    "matplotlib": {"cli/trust.py", "inspection/plot.py", "pretraining/training_log.py"},
     # What is logged is shown too, where a program sets up nothing else.
     "logging": {
         *("architectures/model_library.py", "architectures/torchvision_import.py"),

@@ -99,7 +99,8 @@ def test_a_name_that_is_longer_than_any_file_s_is_not_there(length: int, tmp_pat
         (inspect, name),
         (show, name),
         (add, name, "-o", str(tmp_path / "zoo")),
-        (sane_init, name, "-o", str(tmp_path / "a.pt")),
+        # Without torchvision, a bare name is told to be one of its models, which is not there.
+        *([(sane_init, name, "-o", str(tmp_path / "a.pt"))] if find_spec("torchvision") else []),
         (sane_init, "--task", name, "-o", str(tmp_path / "a.pt")),
         (sane_init, "--prompts", name, "-o", str(tmp_path / "a.pt")),
     ):
