@@ -31,6 +31,9 @@ from sane_plugins.weights.module_copies import ModuleCopies, copy_parameter
 
 _DISTURBED_TRIALS, _PAUSE = 100, 0.02  # traces, and seconds between them
 _FX_MARK = "_Patcher__fx_already_patched"  # of what `fx.Tracer` puts in place of functions
+_FX_KEEPS = (
+    "__fx_already_patched"  # of what it leaves in place, instead of putting it back later, for good
+)
 _FOREIGN_ERROR = "module is not installed as a submodule"  # of an `fx.Tracer` that gets our calls
 
 
@@ -274,14 +277,17 @@ class _Wrapper:
 
         self._function: Any = wrapper
         setattr(wrapper, _FX_MARK, True)
+        setattr(wrapper, _FX_KEEPS, True)
 
     def is_in_place(self) -> bool:
         """Return whether the name means this wrapper."""
         return self._namespace.get(self._name) is self._function
 
     def put(self) -> None:
-        """Put the wrapper in its place."""
-        self._namespace[self._name] = self._function
+        """Put the wrapper in its place, in front of what is there now: a trace of others may have ended."""
+        if not self.is_in_place():
+            self._found = self._namespace.get(self._name)
+            self._namespace[self._name] = self._function
 
     def retire(self) -> None:
         """Put the function back, now or when the trace that has wrapped this wrapper has ended."""
