@@ -115,10 +115,11 @@ def _remove_if_left(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a folder; the lock last, so that a kill leaves it recognisable."""
-    with suppress(OSError):
+    try:
         for path in folder.iterdir():
             if path.name != _LOCK:
                 path.unlink()
         (folder / _LOCK).unlink()
         folder.rmdir()
-    shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # a library has made a folder in it
+        shutil.rmtree(folder, ignore_errors=True)
