@@ -104,7 +104,9 @@ class _Inliner:
         self._used_names: set[str] = set()
         self._suffixes: Counter[str] = Counter()
         self._node_count = self._inlined_bytes = 0
-        self._most_nodes = limits.allowance(limits.NODES, self.model.file_bytes)
+        stored = len(model.graph.node) + len(model.graph.initializer)
+        inlined = limits.allowance(limits.INLINED_NODES, self.model.file_bytes)
+        self._most_nodes = stored + inlined
 
     def run(self, graph: GraphProto) -> InlinedModel:
         names = _Scope()

@@ -14,7 +14,8 @@ from sane_plugins.weights import MAX_AXES
 
 FILE_BYTES = 2**31 - 1  # protobuf's own limit
 PARTS = 1_000_000  # messages and texts; parsed, one of two bytes takes two hundred
-NODES = 30_000  # in the file, and with constants once functions and subgraphs are inlined
+NODES = 30_000  # in the file
+INLINED_NODES = 10_000  # with constants, that functions and subgraphs stand for
 WEIGHTS = 3_000  # as many as of other forms
 BYTES_PER_PART = 1024  # of the file: for each so many there may be one part, node or weight more
 DEPTH = 60  # of functions and subgraphs in each other
