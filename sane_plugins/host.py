@@ -6,12 +6,11 @@ Light at import: what a plugin needs, it imports when it is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from threading import Lock
 from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,34 +23,28 @@ from sane_plugins.arguments import require_type
 from sane_plugins.errors import PluginError, SourceError, UsageError
 from sane_plugins.plugins import (
     AnswerError,
+    HookCalls,
     PluginNote,
     Problem,
     Record,
-    ask,
-    check_use,
-    describe_error,
     describe_oddities,
     distribution_name,
     distribution_version,
     failure_of,
-    guard_wrapper,
     installed_points,
     is_enabled,
     is_ours,
-    is_wrapper,
     load_point,
     make_for_host,
     parse_name_list,
     pick_arguments,
     plugin_names,
     require_supported,
-    to_plugin_error,
 )
 from sane_plugins.progress import Progress
 
 if TYPE_CHECKING:
     import click
-    from pluggy import HookImpl
     from torch import nn
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
@@ -62,13 +55,6 @@ if TYPE_CHECKING:
     from sane_plugins.weights import WeightGraph
 
 PROJECT = "sane_plugins"
-_NOUNS = {
-    "sane_encoders": "encoder",
-    "sane_samplers": "sampler",
-    "sane_property_heads": "head",
-    "sane_engines": "engine",
-    "sane_commands": "command",
-}
 _HOOKS = frozenset(name for name in vars(hooks) if name.startswith("sane_"))
 
 
@@ -82,14 +68,6 @@ class PluginInfo:
     hooks: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Offer:
-    """What a plugin offers under a name."""
-
-    plugin: str
-    value: Any
-
-
 class Host:
     """The plugins of one manager. `problems` lists the plugins and answers that were left out."""
 
@@ -99,9 +77,7 @@ class Host:
         self._names: set[str] = set()
         self._distributions: dict[str, tuple[str, str]] = {}
         self._own: set[str] = set()
-        self._offers: dict[str, tuple[list[HookImpl], dict[str, Offer]]] = {}
-        self._deaf: set[HookImpl] = set()  # observers that failed
-        self._lock = Lock()
+        self._calls = HookCalls(pm, self._record, self._own, self._plain_name)
         # Names that `open` and `build` are called with are the caller's own: all may be built.
         self.trust = FULL_TRUST
 
@@ -221,7 +197,7 @@ class Host:
         self._require_outputs(graph, target, like, force)
         target = Path(target)
         arguments = {"graph": graph, "target": target, "metadata": metadata, "like": like}
-        writer, path = self._call_first("sane_save", arguments)
+        writer, path = self._calls.first("sane_save", arguments)
         if path is None:
             raise _unknown_suffix(target)
         taken = pick_arguments(writer, arguments) if writer else {}  # none: a wrapper wrote it
@@ -240,7 +216,7 @@ class Host:
         if self._first_answer("sane_check_save", graph=graph, target=target, like=like) is not None:
             return
         savers, checkers = (
-            {x.plugin_name for x in self._implementations(hook)}
+            {x.plugin_name for x in self._calls.implementations(hook)}
             for hook in ("sane_save", "sane_check_save")
         )
         if savers <= checkers:  # a plugin without a check may still save it
@@ -252,7 +228,7 @@ class Host:
 
         path = Path(target)
         beside = self._first_answer("sane_side_files", target=path)
-        writers = self._implementations("sane_save")
+        writers = self._calls.implementations("sane_save")
         takes_metadata = (bool(pick_arguments(x, {"metadata": None})) for x in writers)
         if beside is None or not all(takes_metadata):
             beside = [*(beside or ()), sidecar(path)]  # the host writes it
@@ -316,7 +292,7 @@ class Host:
 
     def commands(self, taken: Collection[str] = ()) -> list[click.Command]:
         """Return the commands that plugins add, apart from those whose names are taken."""
-        offers = self._collected("sane_commands")
+        offers = self._calls.offers("sane_commands")
         for name in sorted(offers.keys() & set(taken)):
             error = AnswerError("it is the name of one of ours")
             self._record.leave_out(offers[name].plugin, error, f"command '{name}'")
@@ -329,11 +305,7 @@ class Host:
 
     def report(self, event: Progress) -> None:
         """Pass a step of a long job to every observer; one that raises is recorded and not asked again."""
-        for implementation in self._implementations("sane_progress"):
-            if implementation not in self._deaf:
-                _, problem = self._ask("sane_progress", implementation, {"event": event})
-                if problem is not None:
-                    self._deaf.add(implementation)
+        self._calls.observe(event)
 
     def use(
         self,
@@ -348,15 +320,11 @@ class Host:
 
         `raised` are errors that are not the plugin's fault. `device` is that of the results.
         """
-        result, failure = failure_of(lambda: check_use(hook, call(), device), *raised)
-        return result, None if failure is None else self.blame(hook, offered, failure)
+        return self._calls.use(hook, offered, call, device=device, raised=raised)
 
     def blame(self, hook: str, offered: Any, error: BaseException) -> Problem:
         """Record that what a plugin offered in answer to a hook failed when it was used."""
-        for name, offer in self._collected(hook).items():
-            if offer.value is offered:
-                return self._record.leave_out(offer.plugin, error, f"{_NOUNS[hook]} '{name}'")
-        return Problem("(unknown)", describe_error(error), error, _NOUNS[hook])
+        return self._calls.blame(hook, offered, error)
 
     def is_off(self, name: str) -> bool:
         """Return whether a plugin of that name is installed but disabled, blocked or unregistered."""
@@ -400,63 +368,11 @@ class Host:
             self._record.note_if_slow(name, "its import", perf_counter() - started)
         self._distributions[key] = distribution_name(point), distribution_version(point)
 
-    # Calling
-
-    def _implementations(self, hook: str) -> list[HookImpl]:
-        """Return the implementations of a hook that answer it, in calling order."""
-        implementations = getattr(self.pm.hook, hook).get_hookimpls()
-        return [x for x in reversed(implementations) if not is_wrapper(x)]
+    # Answers
 
     def _first_answer(self, hook: str, **arguments: Any) -> Any:
         """Return the first answer, or None. Raises `PluginError` if there is none and a plugin failed."""
-        return self._call_first(hook, arguments)[1]
-
-    def _call_first(self, hook: str, arguments: Mapping[str, Any]) -> tuple[HookImpl | None, Any]:
-        """Return the implementation that answered first, and its answer as wrapping plugins left it."""
-        answered: list[HookImpl] = []
-        failures: list[Problem] = []
-
-        def call() -> Any:
-            for implementation, answer in self._answers(hook, arguments, failures):
-                answered.append(implementation)
-                return answer
-            return None
-
-        implementations = getattr(self.pm.hook, hook).get_hookimpls()
-        for wrapper in filter(is_wrapper, implementations):  # the innermost first
-            call = self._wrapped(hook, wrapper, arguments, call)
-        answer = call()
-        if answer is None and failures:
-            raise to_plugin_error(failures[0]) from failures[0].cause
-        return next(iter(answered), None), answer
-
-    def _wrapped(
-        self, hook: str, wrapper: HookImpl, arguments: Mapping[str, Any], call: Callable[[], Any]
-    ) -> Callable[[], Any]:
-        """Return a call within a plugin's wrapper; one that fails leaves the answer as it was."""
-        guarded = guard_wrapper(
-            self._record,
-            hook,
-            self._plain_name(wrapper.plugin_name),
-            _unguarded(wrapper),
-            wrapper.hookwrapper,
-        )
-
-        def run() -> Any:
-            running = guarded(**pick_arguments(wrapper, arguments))
-            next(running)
-            try:
-                try:
-                    answer = call()
-                except BaseException as error:
-                    running.throw(error)
-                else:
-                    running.send(answer)
-            except StopIteration as stop:
-                return stop.value
-            raise AssertionError("a guarded wrapper yields once")
-
-        return run
+        return self._calls.first(hook, arguments)[1]
 
     def _required_answer(self, hook: str, **arguments: Any) -> Any:
         answer = self._first_answer(hook, **arguments)
@@ -465,62 +381,8 @@ class Host:
             raise PluginError(hook, "no plugin answered", "one is needed", way_out)
         return answer
 
-    def _answers(
-        self, hook: str, arguments: Mapping[str, Any], failures: list[Problem] | None = None
-    ) -> Iterator[tuple[HookImpl, Any]]:
-        """Yield (implementation, answer) in calling order; one that fails does not stop the others."""
-        for implementation in self._implementations(hook):
-            answer, problem = self._ask(hook, implementation, arguments)
-            if problem is not None and failures is not None:
-                failures.append(problem)
-            if answer is not None:
-                yield implementation, answer
-
-    def _ask(
-        self, hook: str, implementation: HookImpl, arguments: Mapping[str, Any]
-    ) -> tuple[Any, Problem | None]:
-        key = implementation.plugin_name
-        return ask(
-            self._record,
-            hook,
-            self._plain_name(key),
-            _unguarded(implementation),
-            pick_arguments(implementation, arguments),
-            is_timed=key not in self._own,  # the first of ours to be asked imports torch for all
-        )
-
     def _collect(self, hook: str) -> dict[str, Any]:
-        return {name: offer.value for name, offer in self._collected(hook).items()}
-
-    def _collected(self, hook: str) -> dict[str, Offer]:
-        """Return what plugins offer by name: ours keep their names, then whoever was registered first.
-
-        They are asked once, and again only when other plugins are registered.
-        """
-        implementations = self._implementations(hook)
-        known = self._offers.get(hook)
-        if known is not None and known[0] == implementations:
-            return known[1]
-        ranks = {name: i for i, (name, _) in enumerate(self.pm.list_name_plugin())}
-        offers: dict[str, Offer] = {}
-        for implementation in sorted(
-            implementations,
-            key=lambda x: (x.plugin_name not in self._own, ranks.get(x.plugin_name, len(ranks))),
-        ):
-            plugin = self._plain_name(implementation.plugin_name)
-            for name, value in (self._ask(hook, implementation, {})[0] or {}).items():
-                if name in offers:
-                    error = AnswerError(f"{offers[name].plugin} offers one of that name")
-                    self._record.leave_out(plugin, error, f"{_NOUNS[hook]} '{name}'")
-                else:
-                    offers[name] = Offer(plugin, value)
-        with (
-            self._lock
-        ):  # threads that asked at once must hold the same objects, or `blame` knows none
-            known = self._offers.get(hook)
-            if known is None or known[0] != implementations:
-                self._offers[hook] = known = implementations, offers
-        return known[1]
+        return {name: offer.value for name, offer in self._calls.offers(hook).items()}
 
     def _info(self, name: str) -> PluginInfo:
         distribution, version = self._distributions.get(name, ("", ""))
@@ -535,14 +397,6 @@ class Host:
 def open(source: Any) -> WeightGraph:
     """Read a network with the installed plugins; see `Host.open`."""
     return Host.installed().open(source)
-
-
-def _unguarded(implementation: HookImpl) -> Callable[..., Any]:
-    """Return the plugin's own function: what an attached manager calls is guarded already."""
-    function: Callable[..., Any] = getattr(
-        implementation.function, "unguarded", implementation.function
-    )
-    return function
 
 
 def _unknown_suffix(target: Path) -> UsageError:

@@ -1,5 +1,6 @@
-from .answers import check_answer, check_command, check_use
-from .calls import ask, guard_implementation, guard_wrapper, is_wrapper, pick_arguments
+from .answers import check_command
+from .calls import guard_implementation, guard_wrapper, pick_arguments
+from .hook_calls import HookCalls
 from .installed import (
     distribution_name,
     distribution_version,
@@ -25,13 +26,10 @@ from .validation import describe_oddities, hook_functions, make_for_host, requir
 __all__ = [
     "SLOW_SECONDS",
     "AnswerError",
+    "HookCalls",
     "PluginNote",
     "Problem",
     "Record",
-    "ask",
-    "check_answer",
-    "check_command",
-    "check_use",
     "describe_error",
     "describe_oddities",
     "distribution_name",
@@ -43,7 +41,6 @@ __all__ = [
     "installed_points",
     "is_enabled",
     "is_ours",
-    "is_wrapper",
     "load_point",
     "make_for_host",
     "parse_name_list",
