@@ -1,4 +1,3 @@
-from .answers import check_command
 from .calls import guard_implementation, guard_wrapper, pick_arguments
 from .hook_calls import HookCalls
 from .installed import (

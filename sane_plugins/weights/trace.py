@@ -31,9 +31,7 @@ from sane_plugins.weights.module_copies import ModuleCopies, copy_parameter
 
 _DISTURBED_TRIALS, _PAUSE = 100, 0.02  # traces, and seconds between them
 _FX_MARK = "_Patcher__fx_already_patched"  # of what `fx.Tracer` puts in place of functions
-_FX_KEEPS = (
-    "__fx_already_patched"  # of what it leaves in place, instead of putting it back later, for good
-)
+_FX_KEEPS = "__fx_already_patched"  # of what it leaves in place and never puts back later
 _FOREIGN_ERROR = "module is not installed as a submodule"  # of an `fx.Tracer` that gets our calls
 
 
