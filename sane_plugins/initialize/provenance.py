@@ -126,11 +126,14 @@ class Provenance:
     @property
     def threads(self) -> int:
         """Return the number of threads that the weights were made with."""
-        text = self.versions.get("threads", "")
-        return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
+        return int(self.versions["threads"])
 
     def _require_ranges(self) -> None:
         """Raise `ArgumentTypeError` for numbers that ask for more work than anyone does, or for none."""
+        threads = self.versions.get("threads", "missing")
+        if not re.fullmatch("[0-9]{1,9}", threads):
+            least, most = _RANGES["threads"]
+            raise _out_of_range("versions, threads", threads, f"{least:,} to {most:,}")
         for name, (least, most) in _RANGES.items():
             value = attrgetter(name)(self)
             if value is not None and not least <= value <= most:
