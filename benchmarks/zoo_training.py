@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from sane_plugins.architectures import NO_TRUST
 from sane_plugins.tasks import accuracy, load_task
 from sane_plugins.zoo_training import (
     Hyperparameters,
@@ -143,7 +144,7 @@ def compared(
 ) -> dict[str, Any]:
     """Train the networks of some groups at once, and one by one."""
     with tempfile.TemporaryDirectory() as folder:
-        jobs = plan_jobs(images, options, Path(folder), "", None)
+        jobs = plan_jobs(images, options, Path(folder), "", None, NO_TRUST)
         jobs = [jobs[index] for index in indices]
         start = time.perf_counter()
         for _ in train_groups(jobs, images, Path(folder), result["used_processes"]):

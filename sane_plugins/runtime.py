@@ -216,7 +216,8 @@ def threads(count: int) -> Iterator[None]:
     """Let torch compute with `count` threads in the calling thread, within the block."""
     import torch
 
-    previous = torch.get_num_threads()
+    with _thread_numbers:  # a thread that begins while another sets its number would take that one
+        previous = torch.get_num_threads()
     set_threads(count)
     try:
         yield
@@ -232,9 +233,9 @@ def set_threads(count: int) -> None:
     """
     import torch
 
-    if count == torch.get_num_threads():
-        return
     with _thread_numbers:
+        if count == torch.get_num_threads():
+            return
         at_begin = _in_new_thread(torch.get_num_threads)
         torch.set_num_threads(count)
         _in_new_thread(partial(torch.set_num_threads, at_begin))
