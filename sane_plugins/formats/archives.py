@@ -6,6 +6,7 @@ their offsets, and their compression ratios.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from struct import Struct
@@ -27,14 +28,18 @@ _LOCAL_HEADER = Struct("<4s5H3L2H")
 class Archive:
     """A zip file with a checked directory; it stays open, so that the path may be replaced meanwhile.
 
-    Raises `SourceError` for a file that is not a complete zip archive, or that exceeds the limits.
+    `data` is its content where it is part of another file, at `path`. Raises `SourceError` for a file that is
+    not a complete zip archive, or that exceeds the limits.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._lock = path, Lock()
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
+        self.path, self._lock, self._data = path, Lock(), data
         with source_errors(path, "it is broken, no whole zip archive"):
-            self._file = file = open_until_collected(self, path)
-            _check_directory(path, file)
+            self._file: BinaryIO = (
+                open_until_collected(self, path) if data is None else io.BytesIO(data)
+            )
+            file = self._file
+            _check_directory(path, file, self.nbytes)
             self._zip = ZipFile(file)
             infos = [info for info in self._zip.infolist() if not info.is_dir()]
             _check_members(path, infos)
@@ -42,17 +47,20 @@ class Archive:
         self.members = {info.filename: info for info in infos}
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._data is not None:
+            return Archive, (self.path, self._data)
         return reopen_later(Archive, self.path, self._file)
 
     @property
-    def stored(self) -> bool:
-        """Return whether every member is stored uncompressed."""
-        return all(info.compress_type == ZIP_STORED for info in self.members.values())
+    def is_plain_file(self) -> bool:
+        """Return whether the archive is a file, with every member stored uncompressed."""
+        members = self.members.values()
+        return self._data is None and all(x.compress_type == ZIP_STORED for x in members)
 
     @property
     def nbytes(self) -> int:
-        """Return the size of the file."""
-        return os.fstat(self._file.fileno()).st_size
+        """Return the size of the archive."""
+        return os.fstat(self._file.fileno()).st_size if self._data is None else len(self._data)
 
     def is_packed(self, name: str) -> bool:
         """Return whether a member is compressed, so that reading any part of it unpacks it."""
@@ -61,6 +69,10 @@ class Archive:
     def size(self, name: str) -> int:
         """Return the uncompressed size of a member in bytes."""
         return self.members[name].file_size
+
+    def start(self, name: str) -> int:
+        """Return where in the file a member's data begins."""
+        return self._starts[name]
 
     def read(self, name: str, start: int = 0) -> bytes:
         """Return a member's bytes from an offset on."""
@@ -82,9 +94,9 @@ class Archive:
             return member.read(count)
 
 
-def _check_directory(path: Path, file: BinaryIO) -> None:
+def _check_directory(path: Path, file: BinaryIO, size: int) -> None:
     """Refuse a directory that is too large to parse, or that is not where the end record says."""
-    count, length, start, end = _read_directory_end(file, path.stat().st_size)
+    count, length, start, end = _read_directory_end(file, size)
     if count > MEMBERS or length > MAX_DIRECTORY_BYTES_PER_MEMBER * (count + 1):
         raise limit_error(
             path,

@@ -99,6 +99,8 @@ def describe_content(
 
 
 def _unreadable_reason(tensor: torch.Tensor, valued: bool) -> str:
+    if reason := getattr(tensor, "unread_reason", ""):
+        return str(reason)
     if tensor.is_nested:
         return "nested tensors are not read"
     if valued and tensor.is_meta:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.runtime import without_warnings
@@ -53,7 +53,7 @@ def open_until_collected(owner: object, path: Path) -> BufferedReader:
 
 
 def reopen_later(
-    kind: Callable[[Path], T], path: Path, file: BufferedReader
+    kind: Callable[[Path], T], path: Path, file: BinaryIO
 ) -> tuple[Callable[..., T], tuple[Any, ...]]:
     """Return a pickle reduction that reopens a file in another process if it is still the same file."""
     return _reopen, (kind, path.absolute(), _size_and_mtime(os.fstat(file.fileno())))

@@ -51,13 +51,25 @@ class _ArrayHeader:
         return f"{self.dtype} values cannot be read"
 
 
-def open_arrays(path: Path) -> WeightGraph:
-    """Open the arrays of an `.npz` file by their names, or the array of an `.npy` file as `0`.
+def open_array(path: Path) -> WeightGraph:
+    """Open the array of an `.npy` file as `0`, as `open_arrays` does."""
+    return _open(path, path, {"0": ""})
+
+
+def open_arrays(path: Path, archive: Archive) -> WeightGraph:
+    """Open the arrays of an `.npz` file by their names.
 
     Raises `SourceError` for a file that is broken, exceeds the limits, or holds pickled objects.
     """
-    file: Archive | Path = path if path.suffix == ".npy" else _archive(path)
-    names = {"0": ""} if isinstance(file, Path) else _array_names(file)
+    return _open(path, archive, array_names(archive))
+
+
+def array_names(archive: Archive) -> dict[str, str]:
+    """Return the arrays of an archive, mapped to their members."""
+    return {name.removesuffix(".npy"): name for name in archive.members if name.endswith(".npy")}
+
+
+def _open(path: Path, file: Archive | Path, names: Mapping[str, str]) -> WeightGraph:
     with source_errors(path):
         require_tensor_count(path, len(names), path.stat().st_size)
         require_names(path, names)
@@ -81,31 +93,6 @@ def open_arrays(path: Path) -> WeightGraph:
 def _possible_weights(array: _ArrayHeader) -> int:
     """Return the number of values that may be weights; 0 for texts and dates."""
     return prod(array.shape) if array.dtype.kind in "Vf" and array.dtype.itemsize else 0
-
-
-def _archive(path: Path) -> Archive:
-    with source_errors(path), path.open("rb") as file:
-        magic = file.read(4)
-    if magic[:2] != b"PK":
-        raise SourceError(
-            path,
-            "this is no .npz archive",
-            "a file written by numpy.savez is needed",
-            "check that the download is complete and the suffix is right",
-        )
-    return Archive(path)
-
-
-def _array_names(archive: Archive) -> dict[str, str]:
-    names = {name.removesuffix(".npy"): name for name in archive.members if name.endswith(".npy")}
-    if not names:
-        raise SourceError(
-            archive.path,
-            "it is a zip archive of something else",
-            "arrays are needed",
-            "name a file that numpy.savez wrote",
-        )
-    return names
 
 
 def _read_array_header(path: Path, file: Archive | Path, name: str) -> _ArrayHeader:

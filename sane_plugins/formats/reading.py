@@ -1,33 +1,38 @@
-"""Read networks from files, by suffix: on demand where the form allows, never running code."""
+"""Read networks from files, by their content: on demand where the form allows, never running code."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sane_plugins.errors import SourceError
+from sane_plugins.formats.archives import Archive
+from sane_plugins.formats.detection import content_form, suffix_form
 from sane_plugins.formats.guards import require_file, source_errors
-from sane_plugins.formats.numpy_files import open_arrays
+from sane_plugins.formats.numpy_files import array_names, open_array, open_arrays
 from sane_plugins.formats.safetensors_files import open_safetensors
 from sane_plugins.formats.sharded import index_in, open_index
-from sane_plugins.formats.suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
-from sane_plugins.formats.torch_files.torch_checkpoints import open_checkpoint
+from sane_plugins.formats.suffixes import INDEX
+from sane_plugins.formats.torch_files.exported import find_programs, open_exported
+from sane_plugins.formats.torch_files.torch_checkpoints import open_archive, open_pickles
+from sane_plugins.formats.torch_files.torchscript import find_pickle, is_script, open_script
 from sane_plugins.weights import WeightGraph
+
+# What is wrong with a file of another content, by the form that its suffix promises.
+_NOT_AS_PROMISED = {
+    "torch": ("this is no torch checkpoint", "a file written by torch.save is needed"),
+    "NumPy": ("this is no .npz or .npy file", "a file written by numpy.savez is needed"),
+}
 
 
 def open_file(path: str | Path) -> WeightGraph | None:
     """Open a safetensors file, index or indexed folder, a torch file or a NumPy file; None for other files.
 
-    Raises `SourceError` for a file that is missing, broken, empty of weights, or that holds code.
+    The content decides which it is. Raises `SourceError` for a file that is missing, broken or without weights.
     """
     path = Path(path)
     if path.name.endswith(INDEX):
         return open_index(require_file(path))
-    if path.suffix == ".safetensors":
-        return open_safetensors(require_file(path))
-    if path.suffix in CHECKPOINTS + SCRIPTS:
-        return open_checkpoint(require_file(path))
-    if path.suffix in ARRAYS:
-        return open_arrays(require_file(path))
     if path.name.endswith(".bin.index.json"):
         raise SourceError(
             path,
@@ -35,11 +40,69 @@ def open_file(path: str | Path) -> WeightGraph | None:
             "an index of safetensors files is read",
             "convert the network to safetensors, or name its files one by one",
         )
-    return _open_folder(path)
+    if promised := suffix_form(path):
+        return _open_content(require_file(path)) or _open_promised(path, promised)
+    return _open_content(path) if _is_file(path) else _open_folder(path)
+
+
+def _open_content(path: Path) -> WeightGraph | None:
+    """Open a file whose content tells its form; a note says so where its suffix does not."""
+    form = content_form(path)
+    if form is None:
+        return None
+    if form == "safetensors":
+        found, graph = "safetensors", open_safetensors(path)
+    elif form == "npy":
+        found, graph = "NumPy", open_array(path)
+    elif form == "pickle":
+        found, graph = "torch", open_pickles(path)
+    else:
+        found, graph = _open_zip(path)
+    if found == suffix_form(path):
+        return graph
+    return replace(graph, notes=(f"read as a {found} file: its content says so", *graph.notes))
+
+
+def _open_zip(path: Path) -> tuple[str, WeightGraph]:
+    """Return the form and the network of a zip archive, which its members tell."""
+    archive = Archive(path)
+    if programs := find_programs(archive):
+        return "torch", open_exported(path, archive, programs)
+    if name := find_pickle(archive):
+        opened = open_script if is_script(archive, name) else open_archive
+        return "torch", opened(path, archive, name)
+    if array_names(archive):
+        return "NumPy", open_arrays(path, archive)
+    raise SourceError(
+        path,
+        "it is a zip archive of something else",
+        "tensors are needed",
+        "name a file that torch.save, torch.export.save, torch.jit.save or numpy.savez wrote",
+    )
+
+
+def _open_promised(path: Path, promised: str) -> WeightGraph:
+    """Raise the error for a file that is not what its suffix promises."""
+    if promised == "safetensors":
+        return open_safetensors(path)  # which says what is wrong with it
+    raise SourceError(
+        path,
+        *_NOT_AS_PROMISED[promised],
+        "check that the download is complete and the suffix is right",
+    )
+
+
+def _is_file(path: Path) -> bool:
+    with source_errors(path):
+        return _can_exist(path) and path.is_file()
 
 
 def _open_folder(path: Path) -> WeightGraph | None:
     with source_errors(path):
-        is_folder = len(str(path)) < 4096 and "\0" not in str(path) and path.is_dir()
+        is_folder = _can_exist(path) and path.is_dir()
     index = index_in(path) if is_folder else None
     return open_index(require_file(index)) if index else None
+
+
+def _can_exist(path: Path) -> bool:
+    return len(str(path)) < 4096 and "\0" not in str(path)

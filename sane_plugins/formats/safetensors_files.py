@@ -55,6 +55,7 @@ def to_graph(
         notes += (
             f"{wrong} of the ties in its metadata are none: those tensors are read as their own",
         )
+    ties |= _aliases(path, files, file_of)
     content = Content(
         tensors=tensors,
         described={k: (entries[k].shape, e) for k in keys if (e := entries[k].dtype)},
@@ -86,6 +87,24 @@ def _is_tie(
 ) -> bool:
     """Return whether two names share a tensor: the owner is none's alias, and the values are the same."""
     return owner not in ties and file_of[alias].same_values(alias, file_of[owner], owner)
+
+
+def _aliases(
+    path: Path, files: Sequence[LazyTensors], file_of: Mapping[str, LazyTensors]
+) -> dict[str, str]:
+    """Return the names that `safetensors.torch.save_model` left out, each with the one that it kept.
+
+    Its metadata hold one entry for each: of tensors that share their memory, it writes one.
+    """
+    told = [pair for file in files for pair in file.metadata.items()]
+    aliases = {
+        alias: kept
+        for alias, kept in told
+        if kept in file_of and alias not in file_of and alias not in (HEADER, "format")
+    }
+    require_tensor_count(path, len(file_of) + len(aliases), sum(file.size for file in files))
+    require_names(path, aliases)
+    return aliases
 
 
 def parse_network_entry(path: Path, text: str, keys: list[str]) -> dict[str, Any]:

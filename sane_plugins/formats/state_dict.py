@@ -8,6 +8,7 @@ from math import prod
 import torch
 
 from sane_plugins.formats.dequantize import Content, Described, describe_content
+from sane_plugins.formats.key_prefixes import rename_content, strip_wrapper_prefixes
 from sane_plugins.weights import (
     NORM_ROLES,
     Layer,
@@ -42,6 +43,12 @@ def from_state_dict(
     tensors that are read later.
     """
     content = content or describe_content(tensors, source)
+    names = strip_wrapper_prefixes([*content.described, *content.unread, *(ties or ())])
+    if names.plain:
+        content = rename_content(content, names)
+        ties = {names.of(key): names.of(owner) for key, owner in (ties or {}).items()} or ties
+        axes = {names.of(key): axis for key, axis in (axes or {}).items()}
+        notes += (f"names are the plain module's, without {', '.join(names.wrappers)}",)
     tensors, described, converted = content.tensors, content.described, dict(content.converted)
     pruned = _pruned_names(described)
     ties = _find_ties(tensors, described, converted, pruned) if ties is None else dict(ties)

@@ -1,6 +1,7 @@
-"""Suffixes that reading.py and writing.py go by; a new form is registered in these two."""
+"""Suffixes that promise a form, and by which writing.py goes; the content of a file says what it is."""
 
 INDEX = ".safetensors.index.json"
 CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
-SCRIPTS = (".jit", ".torchscript")
+SCRIPTS = (".jit", ".torchscript", ".ptl")
+EXPORTED = (".pt2",)
 ARRAYS = (".npz", ".npy")

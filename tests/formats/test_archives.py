@@ -19,7 +19,7 @@ from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.formats import archives, limits, open_file
-from sane_plugins.formats.torch_files import pickle_scan
+from sane_plugins.formats.torch_files import inert_pickle
 
 
 def refuses(path: Path, said: str | None = None) -> None:
@@ -197,8 +197,8 @@ def pickled_as(content) -> bytes:
 
 def write_checkpoint(path: Path, content, data: bytes = bytes(24), script: bool = False) -> Path:
     """Write a checkpoint, or a TorchScript archive, around a pickle made here."""
-    pickle_scan = content if isinstance(content, bytes) else pickled_as(content)
-    members = {"net/data.pkl": pickle_scan, "net/data/0": data, "net/version": b"3\n"}
+    pickled = content if isinstance(content, bytes) else pickled_as(content)
+    members = {"net/data.pkl": pickled, "net/data/0": data, "net/version": b"3\n"}
     return write_zip(path, members | ({"net/constants.pkl": pickled_as(())} if script else {}))
 
 
@@ -263,9 +263,9 @@ def test_the_old_form_does_not_allocate_what_it_says(tmp_path) -> None:
 )
 def test_a_pickle_makes_no_room(function, tmp_path) -> None:
     content = {"weight": _Tensor(6, (6,), (1,)), "x": _Call(function, 10**13)}
-    refuses(write_checkpoint(tmp_path / "net.pt", content), "makes objects")
+    assert open_file(write_checkpoint(tmp_path / "net.pt", content)).size == 6
     (tmp_path / "old.pt").write_bytes(pickled_as(_Call(function, 10**13)))
-    refuses(tmp_path / "old.pt", "makes objects")
+    refuses(tmp_path / "old.pt", "no mapping from names to tensors")
 
 
 def nested(depth: int, kind: str) -> bytes:
@@ -288,7 +288,7 @@ def test_deep_nesting_is_one_sentence(kind: str, form: str, tmp_path) -> None:
             path.write_bytes(legacy(content, b""))
         else:
             write_checkpoint(path, content, script=form == "script")
-        refuses(path, "nested")
+        refuses(path, "nested" if kind != "key" else "no mapping from|no floating-point tensor")
 
 
 @pytest.mark.parametrize("script", [False, True])
@@ -304,15 +304,11 @@ def test_structures_that_hold_themselves_end(script: bool, tmp_path) -> None:
     refuses(write_checkpoint(path, {"a": many}, script=script))
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"),
-    [("STEPS", b"N0" * 60), ("CLASSES", b"".join(b"cx\n%d\n0" % i for i in range(60)))],
-)
-def test_pickles_end(name: str, steps: bytes, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(pickle_scan, name, 50)
-    refuses(write_checkpoint(tmp_path / "net.pt", b"\x80\x02" + steps + b"}."), "too large")
+def test_pickles_end(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(inert_pickle, "STEPS", 50)
+    refuses(write_checkpoint(tmp_path / "net.pt", b"\x80\x02" + b"N0" * 60 + b"}."), "too large")
     far = b"\x80\x02}r\xff\xff\xff\x7f."
-    refuses(write_checkpoint(tmp_path / "net.pt", far), "too large")
+    refuses(write_checkpoint(tmp_path / "net.pt", far), "no mapping")
 
 
 class _Touch:
@@ -328,7 +324,9 @@ def test_code_never_runs(where: str, tmp_path) -> None:
     made, path = tmp_path / "made", tmp_path / "net.pt"
     content = {"weight": _Tensor(6, (6,), (1,)), "x": _Touch(made)}
     if where == "plain":
-        refuses(write_checkpoint(path, content), "can run code")
+        graph = open_file(write_checkpoint(path, content))
+        assert graph.size == 6
+        assert "its classes were not imported: posix.mkdir" in graph.notes
     else:
         write_checkpoint(path, content, script=True)
         if where == "constants":
@@ -484,14 +482,3 @@ def test_damage_gives_one_sentence_or_a_network(name: str, samples, tmp_path) ->
         inside = samples[name][:2] == b"PK" and rng.random() < 0.7
         path.write_bytes((damaged_inside if inside else damaged)(samples[name], rng))
         survives(path)
-
-
-def test_a_damaged_sparse_file_does_not_spoil_the_next(tmp_path: Path) -> None:
-    torch.save({"w": torch.ones(2, 2)}, tmp_path / "sound.pt")
-    # What a load leaves that fails between two tensors: places that do not fit.
-    stale = torch.sparse_coo_tensor(
-        torch.tensor([[9]]), torch.ones(1), (2,), check_invariants=False
-    )
-    torch._utils._sparse_tensors_to_validate.append(stale)
-    assert open_file(tmp_path / "sound.pt").size == 4
-    assert not torch._utils._sparse_tensors_to_validate

@@ -488,12 +488,5 @@ def test_wide_groups_are_not_compared_channel_by_channel() -> None:
 # sentences that say what it is
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_a_whole_module_is_told_from_a_broken_file(legacy: bool, tmp_path) -> None:
-    path = tmp_path / "net.pt"
-    torch.save(nn.Linear(2, 2), path, _use_new_zipfile_serialization=not legacy)
-    refuse(path, r"net\.pt: it holds pickled objects \(torch\.nn\.modules\.linear\.Linear\)")
-
-
 def test_a_file_name_that_no_system_takes_is_told_in_short(tmp_path) -> None:
     refuse(write_index(tmp_path, {"weight_map": {"a": "x" * 5_000}}), "plain names")

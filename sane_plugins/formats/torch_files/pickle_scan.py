@@ -1,27 +1,21 @@
-"""Scan torch pickles without running them: every class and function becomes an inert record.
-
-Used to check a checkpoint before torch loads it, and to read TorchScript archives, whose classes cannot be
-imported. Nothing is imported or called, and no tensor is allocated.
-"""
+"""The tensors and storages that a torch pickle describes; nothing is imported, called or allocated."""
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
-from collections import OrderedDict
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 
-STEPS = 3_000_000  # opcodes of one pickle
-FREE_STEPS = 500_000  # however small the file is; more need
-BYTES_PER_STEP = 16  # of the file each: a tensor takes some forty steps, and a KiB on average
-CLASSES = 20_000  # names of classes and functions in one pickle
-MAX_TUPLE_DEPTH = 100
+from sane_plugins.formats.torch_files.inert_pickle import (
+    Global,
+    Inert,
+    InertUnpickler,
+    PickleLimitError,
+)
 
 _TYPES = {
     "Double": torch.float64,
@@ -43,22 +37,19 @@ _TYPES = {
     "QUInt2x4": torch.quint2x4,
     "Untyped": torch.uint8,
 }
+_TORCH_TYPES = {f"torch.{k}": x for k, x in vars(torch).items() if isinstance(x, torch.dtype)}
 _REBUILD_FUNCTIONS = {
     f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "qtensor")
 }
-_TUPLE_OPCODES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
-
-
-class PickleLimitError(Exception):
-    """A pickle exceeds a limit."""
 
 
 class Storage(NamedTuple):
-    """A storage of the file: its key, type and number of values."""
+    """A storage of the file: its key, type, number of values, and the value of the key that it begins at."""
 
     key: str
     dtype: torch.dtype
     size: int
+    start: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +64,10 @@ class Storage(NamedTuple):
 
 @dataclass(frozen=True)
 class PickledTensor:
-    """A tensor as its pickle describes it; `quantizer` holds scheme, scales and zero points."""
+    """A tensor as its pickle describes it; `quantizer` holds scheme, scales and zero points.
+
+    `flags` names the lazy operations that are still to be applied: `conj` and `neg`.
+    """
 
     storage: Storage
     dtype: torch.dtype
@@ -81,6 +75,7 @@ class PickledTensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     quantizer: tuple[Any, ...] = ()
+    flags: frozenset[str] = frozenset()
 
     @property
     def count(self) -> int:
@@ -97,65 +92,16 @@ class PickledTensor:
         )
 
 
-class Inert:
-    """A stand-in for a pickled object: the arguments it was called with, its items and its state."""
+class Scan(InertUnpickler):
+    """A torch pickle's content as inert records; `storages` holds the storages that they refer to."""
 
-    __slots__ = ("args", "items", "state")
-    args: tuple[Any, ...]
-    items: list[Any]
-    state: Any
-    name: ClassVar[str] = ""
-    made: ClassVar[list[Inert]]
-
-    def __new__(cls, *args: Any) -> Inert:  # noqa: D102
-        self = object.__new__(cls)
-        self.args, self.state, self.items = args, None, []
-        cls.made.append(self)
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
-
-    def extend(self, values: Any) -> None:  # noqa: D102
-        self.items.extend(values)
-
-    def append(self, value: Any) -> None:  # noqa: D102
-        self.items.append(value)
-
-
-class Scan(pickle.Unpickler):
-    """A pickle's content as inert records; `made` lists them, `storages` the storages they refer to.
-
-    `modules` names the classes of modules that torch's legacy format holds as a whole.
-    """
-
-    def __init__(self, data: bytes, most: int) -> None:
-        _check_opcodes(data, most)
-        super().__init__(io.BytesIO(data))
-        self.made: list[Inert] = []
+    def __init__(self, stream: IO[bytes], most: int) -> None:
         self.storages: dict[Storage, None] = {}
-        self.modules: list[str] = []
-        self._classes: dict[str, type] = {"collections.OrderedDict": OrderedDict}
-        self.content = self.load()
-
-    def find_class(self, module: str, name: str) -> type:
-        """Return a class of inert records, whatever the name."""
-        name = f"{module}.{name}"
-        if name not in self._classes:
-            if len(self._classes) >= CLASSES:
-                raise PickleLimitError("too many classes")
-            self._classes[name] = type(
-                "Inert", (Inert,), {"name": name, "made": self.made, "__slots__": ()}
-            )
-        return self._classes[name]
+        super().__init__(stream, most)
 
     def persistent_load(self, pid: Any) -> Any:
         """Return the storage, or the class of a module, that a persistent id refers to."""
-        if pid[0] == "module":
-            self.modules.append(pid[1].name)
+        if pid[0] == "module":  # of torch's legacy form, with its source
             return pid[1]
         _, kind, key, _, count = pid[:5]
         dtype = _TYPES[kind.name.rpartition(".")[2].removesuffix("Storage")]
@@ -163,6 +109,8 @@ class Scan(pickle.Unpickler):
             raise PickleLimitError("no storage")
         storage = Storage(key, dtype, count)
         self.storages[storage] = None
+        if len(pid) > 5 and pid[5] is not None:
+            return _part(storage, *pid[5][1:])
         return storage
 
     def tensors(self) -> Iterator[tuple[Inert, PickledTensor]]:
@@ -172,83 +120,73 @@ class Scan(pickle.Unpickler):
                 yield record, found
 
 
+def _part(storage: Storage, start: int, count: int) -> Storage:
+    """Return a part of a storage, which old versions of torch wrote for views."""
+    _nonnegative_integers((start, count))
+    if start + count > storage.size:
+        raise ValueError("a part is larger than the whole")
+    return storage._replace(size=count, start=start)
+
+
 def pickled_tensor(record: Any) -> PickledTensor | None:
     """Return the tensor that an inert record describes; None for any other record.
 
     Raises `ValueError` or `TypeError` for a malformed record.
     """
-    if not isinstance(record, Inert) or record.name not in _REBUILD_FUNCTIONS:
+    if not isinstance(record, Inert):
         return None
-    storage, offset, shape, stride = record.args[:4]
+    if record.name in _REBUILD_FUNCTIONS:
+        return _rebuilt(record, record.args)
+    if re.fullmatch(r"torch\.(cuda\.)?\w*Tensor", record.name) and _is_old_state(record.state):
+        return _rebuilt(record, record.state)
+    return None
+
+
+def _is_old_state(state: Any) -> bool:
+    """Tell whether a state is what the first versions of torch gave a tensor."""
+    return isinstance(state, tuple) and len(state) == 4 and isinstance(state[0], Storage)
+
+
+def _rebuilt(record: Inert, args: tuple[Any, ...]) -> PickledTensor:
+    storage, offset, shape, stride = args[:4]
+    if not isinstance(storage, Storage):
+        raise ValueError("no storage")
     dtype, quantizer = storage.dtype, ()
     if record.name.endswith("_v3"):
-        dtype = getattr(torch, record.args[6].name.removeprefix("torch."))
-        storage = Storage(storage.key, dtype, storage.size // dtype.itemsize)
+        dtype = torch_dtype(args[6])
+        size, start = (n * storage.dtype.itemsize // dtype.itemsize for n in storage[2:])
+        storage = Storage(storage.key, dtype, size, start)
     elif record.name.endswith("qtensor"):
-        quantizer = record.args[4]
-    shape, stride = _nonnegative_integers(shape), _nonnegative_integers(stride)
+        quantizer = args[4]
+    shape, stride = integers(shape), integers(stride)
     _nonnegative_integers((offset,))
-    if len(shape) != len(stride) or not isinstance(storage, Storage):
+    if len(shape) != len(stride):
         raise ValueError("no tensor")
-    return PickledTensor(storage, dtype, offset, shape, stride, tuple(quantizer))
+    flags = _flags(args[7:8] if record.name.endswith("_v3") else args[6:7])
+    quantizer = tuple(quantizer)
+    return PickledTensor(
+        storage, dtype, offset, shape, stride, quantizer, frozenset() if quantizer else flags
+    )
+
+
+def _flags(metadata: tuple[Any, ...]) -> frozenset[str]:
+    told = metadata[0] if metadata and isinstance(metadata[0], dict) else {}
+    return frozenset(name for name in ("conj", "neg") if told.get(name) is True)
+
+
+def torch_dtype(name: Any) -> torch.dtype:
+    """Return the type that a pickle names. Raises `ValueError` where it is none."""
+    if not isinstance(name, Global) or name.name not in _TORCH_TYPES:
+        raise ValueError("no type")
+    return _TORCH_TYPES[name.name]
+
+
+def integers(numbers: Any) -> tuple[int, ...]:
+    """Return the non-negative integers of a tuple, a list or a pickled torch.Size."""
+    return _nonnegative_integers(numbers.args[0] if isinstance(numbers, Inert) else numbers)
 
 
 def _nonnegative_integers(numbers: Any) -> tuple[int, ...]:
-    """Return the non-negative integers of a tuple or a pickled torch.Size."""
-    numbers = numbers.args[0] if isinstance(numbers, Inert) else numbers
     if not all(isinstance(number, int) and 0 <= number < 2**63 for number in numbers):
         raise ValueError("no sizes")
     return tuple(numbers)
-
-
-def step_limit(nbytes: int) -> int:
-    """Return how many opcodes the pickle of a file of that size may have."""
-    return min(STEPS, FREE_STEPS + nbytes // BYTES_PER_STEP)
-
-
-def pickle_end(data: Any, most: int) -> int:
-    """Read a pickle's opcodes from the current position; return where the next pickle starts."""
-    for steps, _ in enumerate(pickletools.genops(data)):
-        if steps > most:
-            raise PickleLimitError("too many steps")
-    return int(data.tell())
-
-
-def _check_opcodes(data: bytes, most: int) -> None:
-    """Raise for too many opcodes, invalid memo indices, and tuples so deep that hashing one crashes."""
-    stack: list[int | None] = []  # nesting depth of tuples; None is a mark
-    memo: dict[Any, int | None] = {}
-    for steps, (op, arg, _) in enumerate(pickletools.genops(data)):
-        name = op.name
-        if steps > most or ("PUT" in name and int(arg or 0) > steps) or name == "FROZENSET":
-            raise PickleLimitError("too many steps, or too far places")
-        if name.endswith("PUT") or name == "MEMOIZE":
-            memo[len(memo) if arg is None else arg] = stack[-1]
-            continue
-        operands = _pop_operands(stack, op)
-        if name in _TUPLE_OPCODES:
-            depth = 1 + max((item or 0 for item in operands), default=0)
-            if depth > MAX_TUPLE_DEPTH:
-                raise PickleLimitError("too deep")
-            stack.append(depth)
-        elif name.endswith("GET"):
-            stack.append(memo[arg])
-        elif name == "DUP":
-            stack += operands * 2
-        else:
-            stack += [None if kind is pickletools.markobject else 0 for kind in op.stack_after]
-
-
-def _pop_operands(stack: list[int | None], op: pickletools.OpcodeInfo) -> list[int | None]:
-    """Pop an opcode's operands from the stack, down to the last mark where it takes one."""
-    operand_types = op.stack_before
-    count = len(operand_types)
-    operands: list[int | None] = []
-    if pickletools.markobject in operand_types:
-        while (item := stack.pop()) is not None:
-            operands.append(item)
-        count = operand_types.index(pickletools.markobject)
-    if count:
-        operands += stack[-count:]
-        del stack[-count:]
-    return operands

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
-from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -18,80 +15,43 @@ from sane_plugins.formats.dequantize import describe_content
 from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.limits import NAME, expanded_bytes, require_names, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
-from sane_plugins.formats.torch_files.checkpoint_limits import (
-    SAVE_HINT,
-    pickled_objects_error,
-    vet_legacy,
-    vet_zip,
+from sane_plugins.formats.torch_files.checkpoint_files import (
+    Checkpoint,
+    read_archive,
+    read_pickles,
 )
-from sane_plugins.formats.torch_files.torchscript import open_script
 from sane_plugins.weights import WeightGraph
 
 MAX_NESTING_DEPTH = 100  # of mappings and lists
 
-_ZIP_MAGIC, _PICKLE_MAGIC = b"PK", b"\x80"
 _OPTIMIZER_KEYS = {"state", "param_groups"}  # of torch.optim's state dicts
-_loading = Lock()  # torch keeps the sparse tensors of all loads in one list
 _Part = TypeVar("_Part")
 _KeyPath = tuple[str, ...]
 _FoundStateDict = tuple[_KeyPath, dict[str, torch.Tensor]]
 
 
-def open_checkpoint(path: Path) -> WeightGraph:
-    """Read a TorchScript archive's tensors, or a checkpoint's largest mapping from names to tensors.
+def open_archive(path: Path, archive: Archive, name: str) -> WeightGraph:
+    """Read a zip checkpoint's largest mapping from names to tensors; `name` is that of its pickle.
 
-    Notes say where it was found and what was not read. Raises `SourceError` for a file that is damaged, holds
-    code or holds no such mapping.
+    Notes say where it was found and what was not read. Raises `SourceError` for a file that is damaged or
+    holds no such mapping.
     """
+    return _largest_network(path, read_archive(path, archive, name))
+
+
+def open_pickles(path: Path) -> WeightGraph:
+    """Read a checkpoint of the form before zip files, as `open_archive` does."""
     with source_errors(path), path.open("rb") as file:
-        magic = file.read(2)
-    if not magic.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
-        raise SourceError(
-            path,
-            "this is no torch checkpoint",
-            "a file written by torch.save is needed",
-            "check that the download is complete and the suffix is right",
-        )
-    if magic != _ZIP_MAGIC:
-        vet_legacy(path)
-        return _largest_network(path, _unpickle(path, use_mmap=False))
-    archive = Archive(path)
-    content = _find_pickle(archive)
-    if content.removesuffix("data.pkl") + "constants.pkl" in archive.members:
-        return open_script(path, archive, content)
-    vet_zip(path, archive, content)
-    # Only uncompressed members can be mapped; a tensor is then read when it is used.
-    return _largest_network(path, _unpickle(path, use_mmap=archive.stored))
+        return _largest_network(path, read_pickles(path, file, path.stat().st_size))
 
 
-def _find_pickle(archive: Archive) -> str:
-    """Return the name of the pickle in the archive's single top-level folder."""
-    names = [name for name in archive.members if re.fullmatch(r"[^/]+/data\.pkl", name)]
-    if len(names) != 1:
-        raise SourceError(
-            archive.path,
-            "it is a zip archive of something else",
-            "a checkpoint is needed",
-            "name a file that torch.save or torch.jit.save wrote",
-        )
-    return names[0]
-
-
-def _largest_network(path: Path, content: Any) -> WeightGraph:
+def _largest_network(path: Path, checkpoint: Checkpoint) -> WeightGraph:
     with source_errors(path):
-        state_dicts, ignored = _state_dicts(path, content)
+        state_dicts, ignored = _state_dicts(path, checkpoint.content)
     if not state_dicts:
-        raise SourceError(
-            path,
-            "no mapping from names to tensors was found",
-            "a state dict is needed",
-            "save one with torch.save(module.state_dict(), path)",
-        )
+        raise _empty_error(path, checkpoint.classes)
     best = max(state_dicts, key=_weight_count)
     key_path, tensors = best
-    # DataParallel puts its own attribute before every key.
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     notes: tuple[str, ...] = (f"read from '{'.'.join(key_path)}'",) if key_path else ()
     others = [other for other in state_dicts if other is not best and _weight_count(other)]
     if others:
@@ -99,6 +59,8 @@ def _largest_network(path: Path, content: Any) -> WeightGraph:
         notes += (f"not read: {found}; save what is a network as a file of its own",)
     if ignored:
         notes += (f"the state of its optimiser is left out: {_shortened(ignored, '.'.join)}",)
+    if checkpoint.classes:
+        notes += (f"its classes were not imported: {_shortened([*checkpoint.classes], str)}",)
     with source_errors(path):
         nbytes = path.stat().st_size
         require_tensor_count(path, len(tensors), nbytes)
@@ -109,45 +71,14 @@ def _largest_network(path: Path, content: Any) -> WeightGraph:
         )
 
 
-def _torch_load(path: Path, use_mmap: bool) -> Any:
-    # A load that fails midway leaves sparse tensors behind, and the next one would check them too.
-    leftovers: list[torch.Tensor] = getattr(torch._utils, "_sparse_tensors_to_validate", [])
-    with _loading:
-        leftovers.clear()
-        try:
-            if use_mmap and _is_unicode(path):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-        finally:
-            leftovers.clear()
-
-
-def _is_unicode(path: Path) -> bool:
-    """Tell whether torch, which maps files by their names in UTF-8, can open a file by its name."""
-    return not re.search("[\ud800-\udfff]", str(path))
-
-
-def _unpickle(path: Path, *, use_mmap: bool) -> Any:
-    with source_errors(path, needed="a whole checkpoint"):
-        try:
-            # Unchecked, out-of-range indices of a sparse tensor would be written to when it is made dense.
-            with torch.sparse.check_sparse_tensor_invariants():
-                return _torch_load(path, use_mmap)
-        except UnpicklingError as error:
-            raise _unpickling_error(path, str(error)) from error
-
-
-def _unpickling_error(path: Path, message: str) -> SourceError:
-    match = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
-    if not match:
-        return SourceError(
-            path,
-            "it is broken, or was not written by torch.save",
-            "a whole checkpoint of plain tensors is needed",
-            f"download it again or, where you trust it, read it with what wrote it and {SAVE_HINT}",
-        )
-    return pickled_objects_error(path, match[1])
+def _empty_error(path: Path, classes: tuple[str, ...]) -> SourceError:
+    held = f" beside pickled objects ({_shortened([*classes], str)})" if classes else ""
+    return SourceError(
+        path,
+        f"no mapping from names to tensors was found{held}",
+        "a state dict is needed, and nothing that can run code is imported",
+        "save one with torch.save(module.state_dict(), path)",
+    )
 
 
 def _state_dicts(path: Path, content: Any) -> tuple[list[_FoundStateDict], list[_KeyPath]]:
