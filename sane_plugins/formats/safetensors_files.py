@@ -70,7 +70,7 @@ def to_graph(
         str(path),
         container="safetensors",
         ties=ties,
-        axes=_valid_axes(network_entry.get("axes", {}), entries),
+        axes=_valid_axes(network_entry.get("axes", {}), entries) if network_entry else None,
         notes=notes,
         content=content,
     )

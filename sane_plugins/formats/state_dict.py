@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -10,11 +11,10 @@ import torch
 from sane_plugins.formats.dequantize import Content, Described, describe_content
 from sane_plugins.formats.key_prefixes import rename_content, strip_wrapper_prefixes
 from sane_plugins.weights import (
-    NORM_ROLES,
     Layer,
     Param,
-    Role,
     WeightGraph,
+    describe_layers,
     layer_name,
     memory_key,
     vectors_last,
@@ -69,14 +69,9 @@ def from_state_dict(
             if may_be_weights and 0 not in shape:
                 missed[key] = prod(shape)
         elif key not in ties:
-            role = _role(attribute, len(shape), f"{owner}.running_mean" in described)
-            axis = (axes or {}).get(key, 0)
-            param = Param(key=key, role=role, shape=shape, dtype=dtype, axis=axis)
+            param = Param(key=key, role="other", shape=shape, dtype=dtype)
             grouped.setdefault(owner, []).append(param)
-    layers = tuple(
-        Layer(name=name, kind="unknown", params=vectors_last(params))
-        for name, params in grouped.items()
-    )
+    layers = _layers(grouped, axes, {*ties.values()})
     return WeightGraph(
         source=source,
         layers=layers,
@@ -90,6 +85,35 @@ def from_state_dict(
         notes=(NO_TOPOLOGY, *notes, *_notes(described, content)),
         container=container,
     )
+
+
+def _layers(
+    grouped: Mapping[str, Sequence[Param]], axes: Mapping[str, int] | None, tied: Collection[str]
+) -> tuple[Layer, ...]:
+    """Return layers with what their tensors' shapes say of them.
+
+    A module registers its weight before its bias; names that are sorted have them the other way round,
+    and still are in the network's order where layers differ in their numbers only.
+    """
+    is_registered = any(
+        len(first.shape) > len(second.shape) or first.key > second.key
+        for params in grouped.values()
+        for first, second in pairwise(params)
+    )
+    layers = [
+        Layer(name=name, kind="unknown", params=vectors_last(params))
+        for name, params in grouped.items()
+    ]
+    return describe_layers(layers, axes, tied, in_own_order=is_registered or _are_numbered(grouped))
+
+
+def _are_numbered(names: Iterable[str]) -> bool:
+    """Return whether each name differs from the next one first in a number."""
+    for one, other in pairwise(name.split(".") for name in names):
+        first = next(((a, b) for a, b in zip(one, other, strict=False) if a != b), ("", ""))
+        if not all(part.isdecimal() for part in first):
+            return False
+    return True
 
 
 def _notes(described: Described, content: Content) -> tuple[str, ...]:
@@ -161,10 +185,3 @@ def _find_ties(
             if first_names.setdefault(memory, name) != name:
                 ties[name] = first_names[memory]
     return ties
-
-
-def _role(attribute: str, rank: int, has_statistics: bool) -> Role:
-    """Return a tensor's role by torch's attribute names; nothing depends on it."""
-    if has_statistics:
-        return NORM_ROLES.get(attribute, "other")
-    return "weight" if rank > 1 else "bias" if attribute == "bias" else "other"

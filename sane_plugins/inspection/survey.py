@@ -195,7 +195,7 @@ def _unconnected(graph: WeightGraph) -> tuple[str, ...]:
     return tuple(
         layer.name
         for layer in graph.layers
-        if layer.params and layer.kind != "parameter" and not layer.inputs
+        if layer.params and not layer.inputs and not layer.is_value
     )
 
 

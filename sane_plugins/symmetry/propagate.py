@@ -49,7 +49,7 @@ class _ChannelFlow:
 
     def step(self, layer: Layer) -> None:
         """Compute a layer's output value from its inputs."""
-        if layer.kind == "parameter":
+        if layer.is_value:
             key = self._ties.get(layer.name, layer.name)
             param = layer.params[0] if len(layer.params) == 1 else None
             self.values[layer.name] = param or self._params.get(key)

@@ -1,5 +1,6 @@
 from .channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
 from .graph import MAX_VALUE, WeightGraph
+from .layer_context import describe_layers
 from .layers import (
     MAX_AXES,
     NORM_ROLES,
@@ -45,6 +46,7 @@ __all__ = [
     "apply_scale",
     "copy_module",
     "cut_rows",
+    "describe_layers",
     "detokenize",
     "evaluation_copy",
     "fit_scale",

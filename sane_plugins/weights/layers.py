@@ -85,6 +85,13 @@ class Layer:
     groups: int = 1
     dims: tuple[int, ...] = ()
 
+    @property
+    def is_value(self) -> bool:
+        """Return whether the layer only holds tensors, which other layers read by its name."""
+        return not self.inputs and (
+            self.kind == "parameter" or any(param.key == self.name for param in self.params)
+        )
+
 
 def shape_text(shape: Sequence[int]) -> str:
     """Return a shape as a message shows it: of many axes, the first."""

@@ -11,15 +11,16 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.modules import batchnorm, conv
 
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.layer_forms import LayerForm, Shape, layer_form, plain_roles
 from sane_plugins.weights.layers import (
     NORM_ROLES,
     Kind,
     Layer,
     Param,
-    Role,
     layer_name,
     vectors_last,
 )
@@ -32,7 +33,7 @@ from sane_plugins.weights.module_tensors import (
 )
 from sane_plugins.weights.trace import trace
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORMS = (batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
@@ -46,16 +47,21 @@ def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
     ties: dict[str, str] = {}
     params: dict[str, Param] = {}
     first_keys: dict[tuple[object, ...], str] = {}
+    forms = _forms(entries)
     for entry in entries:
         if not entry.value.is_floating_point():
             untouched[entry.key] = f"{entry.value.dtype} values are no weights"
         elif (key := first_keys.setdefault(entry.identity, entry.key)) == entry.key:
-            params[key] = _param(entry)
+            params[key] = _param(entry, forms[layer_name(key)])
         else:
             ties[entry.key] = key
     traced = trace(module)
-    owners = {p.key: p.module for p in entries if p.key in params or p.key in ties}
-    layers, missed = _layers(traced or (), {k: params[ties.get(k, k)] for k in owners}, owners)
+    owned = {
+        entry.key: params[ties.get(entry.key, entry.key)]
+        for entry in entries
+        if entry.key in params or entry.key in ties
+    }
+    layers, missed = _layers(traced or (), owned, forms)
     return WeightGraph(
         source=source or type(module).__name__,
         layers=layers,
@@ -148,47 +154,77 @@ def _mismatch(
     return SourceError(f"{graph.source}, '{key}'", found, needed, way_out)
 
 
-def _param(entry: ModuleTensor) -> Param:
+def _forms(entries: Sequence[ModuleTensor]) -> dict[str, LayerForm]:
+    """Return what each module with tensors is: by its class where it is torch's, else by its tensors."""
+    shapes: dict[str, dict[str, Shape]] = {}
+    modules: dict[str, nn.Module] = {}
+    for entry in entries:
+        if entry.value.is_floating_point():
+            name = layer_name(entry.key)
+            shapes.setdefault(name, {})[entry.attribute] = tuple(entry.value.shape)
+            modules[name] = entry.module
+    return {name: _form(module, shapes[name]) for name, module in modules.items()}
+
+
+def _form(module: nn.Module, shapes: Mapping[str, Shape]) -> LayerForm:
+    form, roles = layer_form(shapes), plain_roles(shapes)
+    if isinstance(module, conv._ConvNd):
+        is_transposed = isinstance(module, conv._ConvTransposeNd)
+        kind: Kind = "transposed_conv" if is_transposed else "conv"
+        return LayerForm(kind, roles, int(is_transposed), module.groups)
+    if isinstance(module, _NORMS):
+        return LayerForm("norm", {x: NORM_ROLES.get(x, "other") for x in shapes})
+    known = "opaque" if type(module) is nn.Module else module_channel_op(module, 1).kind
+    return form if known == "opaque" else LayerForm(known, roles)
+
+
+def _param(entry: ModuleTensor, form: LayerForm) -> Param:
     shape = tuple(entry.value.shape)
-    transposed = isinstance(entry.module, nn.modules.conv._ConvTransposeNd) and len(shape) > 1
-    return Param(
-        key=entry.key, role=_role(entry), shape=shape, dtype=entry.value.dtype, axis=int(transposed)
-    )
-
-
-def _role(entry: ModuleTensor) -> Role:
-    if isinstance(entry.module, _NORMS):
-        return NORM_ROLES.get(entry.attribute, "other")
-    if entry.value.ndim > 1:
-        return "weight" if type(entry.module).__module__.startswith("torch.nn") else "other"
-    return "bias" if entry.attribute.startswith("bias") else "other"
+    axis = form.axis if len(shape) > 1 and entry.attribute == "weight" else 0
+    role = form.roles[entry.attribute]
+    return Param(key=entry.key, role=role, shape=shape, dtype=entry.value.dtype, axis=axis)
 
 
 def _layers(
-    traced: Sequence[Layer], params: Mapping[str, Param], owners: Mapping[str, nn.Module]
+    traced: Sequence[Layer], params: Mapping[str, Param], forms: Mapping[str, LayerForm]
 ) -> tuple[tuple[Layer, ...], list[str]]:
     """Assign params to the traced layers; return all layers, and the names of layers that the trace missed.
 
     Params are grouped by their owning module, as in a file. Where the trace sees a module's tensors
-    one by one, all go to the first of them; modules inside a layer that the trace treats as a single
-    step become separate layers.
+    one by one, all go to the first of them; so they do where a module with tensors is opaque, which
+    then reads them. Modules inside a layer that the trace treats as a single step become separate layers.
     """
     names = {_module_name(layer.name) for layer in traced}
+    opaque = {layer.name for layer in traced if layer.kind == "opaque"}
     grouped: dict[str, list[Param]] = {}
-    kinds: dict[str, nn.Module] = {}
+    owners: dict[str, str] = {}
     missed: list[str] = []
     for owner, keys in _group_by_owner(params).items():
-        name = next((n for n in (owner, *keys) if n in names), owner)
+        places = keys if owner in opaque else (owner, *keys)
+        name = next((n for n in places if n in names), keys[0] if owner in opaque else owner)
         grouped[name] = list({params[key].key: params[key] for key in keys}.values())
-        kinds[name] = owners[keys[0]]
+        owners[name] = owner
         if name not in names and not _is_covered(name, names):
             missed.append(name)
-    layers = [
-        replace(layer, params=vectors_last(grouped.get(_module_name(layer.name), ())))
-        for layer in traced
-    ]
+    read = {owners[name]: name for name in grouped if owners[name] in opaque}
+    layers = []
+    for layer in traced:
+        name = _module_name(layer.name)
+        if name in grouped:
+            layer = replace(layer, params=vectors_last(grouped[name]))
+        if name in grouped and layer.kind == "parameter":
+            form = forms[owners[name]]
+            layer = replace(layer, kind=form.kind, groups=form.groups)
+        if layer.name in read:
+            layer = replace(layer, inputs=(*layer.inputs, read[layer.name]))
+        layers.append(layer)
     layers += [
-        Layer(name=name, kind=_kind(kinds[name]), params=vectors_last(grouped[name]))
+        Layer(
+            name=name,
+            kind=forms[owners[name]].kind,
+            groups=forms[owners[name]].groups,
+            params=vectors_last(grouped[name]),
+        )
         for name in grouped
         if name not in names
     ]
@@ -214,10 +250,6 @@ def _is_covered(name: str, names: set[str]) -> bool:
 def _module_name(name: str) -> str:
     """Return the name of the module that a layer calls, without the number of the call."""
     return name.partition("#")[0]
-
-
-def _kind(module: nn.Module) -> Kind:
-    return "unknown" if type(module) is nn.Module else module_channel_op(module, 1).kind
 
 
 def _notes(traced: tuple[Layer, ...] | None, missed: list[str]) -> Iterator[str]:
