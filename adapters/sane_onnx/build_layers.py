@@ -25,7 +25,6 @@ from sane_onnx.operators.operator_weights import NodeWeights, output_count, weig
 from sane_onnx.proto import STANDARD
 from sane_onnx.shapes import infer_shapes
 from sane_onnx.tensors import StoredTensor
-from sane_onnx.topological_order import sort_topologically
 from sane_onnx.weight_views import trace_views
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import OPAQUE, ChannelOps, Kind, Layer, Param, vectors_last
@@ -46,7 +45,7 @@ class LayerBuilder:
         classified: ClassifiedConstants,
     ) -> None:
         self._path, self._inlined, self._uses = path, inlined, uses
-        self._nodes = sort_topologically(inlined.nodes)
+        self._nodes = classified.nodes
         self._constants = inlined.constants
         self._shapes = infer_shapes(model, inlined, self._nodes)
         self._params = classified.params
@@ -56,8 +55,11 @@ class LayerBuilder:
             for name, constant in inlined.constants.items()
             if _is_integer_list(constant)
         }
-        self._views = trace_views(self._nodes, classified.params, self._integers)
+        self._views = trace_views(
+            self._nodes, classified.params, self._integers, classified.dequantized
+        )
         self._channel_free = self._find_channel_free()
+        self._settings = self._channel_free.union(self._constants)
         self._layers: dict[str, Layer] = {}
         self._suffixes: Counter[str] = Counter()
         self._values: dict[str, str] = {}
@@ -96,7 +98,7 @@ class LayerBuilder:
         ]
         is_single = outputs == list(node.output[:1]) or not outputs
         attribute_constants = self._inlined.attribute_constants.get(node.output[0], {})
-        weights = weights_of(node, self._views, self._shapes)
+        weights = weights_of(node, self._views, self._shapes, self._settings)
         if weights is not None and (is_single or weights.is_opaque):
             self._add_weight_layer(node, weights)
             return
@@ -123,16 +125,26 @@ class LayerBuilder:
         """Add a layer with weights; a constant vector that is added to its output becomes its bias."""
         params, outputs = weights.params, list(filter(None, node.output))
         outputs += self._scaled_outputs(node)
-        added = self._added_bias(outputs[-1], weights) if len(params) == 1 else None
-        if added is not None:
-            bias, output = added
+        is_last = len(params) == 1 and not has(node, "activation") and not weights.added
+        bias_sum = self._added_bias(outputs[-1], weights) if is_last else None
+        if bias_sum is not None:
+            bias, output = bias_sum
             params, outputs = (*params, bias), [*outputs, output]
         prefixes = (param.key.rpartition(".")[0] for param in params)
         name = next(filter(None, prefixes), params[0].key)
         inputs = self._inputs([weights.data])
         if weights.is_opaque:
-            inputs = (self._add(f"%before {name}", "opaque", inputs=inputs),)
+            used = {param.key for param in params}
+            others = [
+                x
+                for x in node.input
+                if x not in self._views or self._views[x].param.key not in used
+            ]
+            inputs = (self._add(f"%before {name}", "opaque", inputs=self._inputs(others)),)
         layer = self._add(name, weights.kind, params, inputs, weights.groups, weights.dims)
+        if weights.added and not weights.is_opaque:
+            summands = (layer, *self._inputs([weights.added]))
+            layer = self._add(f"%sum {name}", "join", inputs=summands)
         if weights.is_opaque:
             layer = self._add(f"%after {name}", "opaque", inputs=(layer,))
         self._values.update(dict.fromkeys(outputs, layer))

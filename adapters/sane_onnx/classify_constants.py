@@ -12,10 +12,13 @@ from onnx import NodeProto
 from sane_onnx import limits
 from sane_onnx.constants import Constant, ConstantOfShape, SparseConstant
 from sane_onnx.inline import InlinedModel
-from sane_onnx.operators import quantized_operators
+from sane_onnx.masks import is_mask
+from sane_onnx.operators.quantized_operators import scale_inputs
 from sane_onnx.proto import STANDARD
 from sane_onnx.quantized import QuantizedWeight
+from sane_onnx.quantized_weights import find_quantized_weights
 from sane_onnx.tensors import FLOATS, StoredTensor, is_external, type_name
+from sane_onnx.topological_order import sort_topologically
 from sane_plugins.weights import Param
 
 # Indices of inputs that parametrise an operator and are not weights.
@@ -28,10 +31,6 @@ _SETTING_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Range": (0, 1, 2),
     "Resize": (1, 2),
     "Upsample": (1,),
-    "QuantizeLinear": (1, 2),
-    "DequantizeLinear": (1, 2),
-    "QLinearConv": (1, 2, 4, 5, 6, 7),
-    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
     "LSTM": (4, 5, 6),
     "GRU": (4, 5),
     "RNN": (4, 5),
@@ -60,45 +59,61 @@ class Uses:
 
 @dataclass
 class ClassifiedConstants:
-    """All `constants` by key; the weights among them as `params`; why others are `untouched`."""
+    """All `constants` by key; the weights among them as `params`; why others are `untouched`.
 
+    `nodes` are the model's in topological order, `dequantized` values that arithmetic makes of integers.
+    """
+
+    nodes: list[NodeProto]
     params: dict[str, Param] = field(default_factory=dict)
     constants: dict[str, Constant] = field(default_factory=dict)
     untouched: dict[str, str] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
     converted: dict[str, str] = field(default_factory=dict)
+    dequantized: Mapping[str, str] = field(default_factory=dict)
 
 
 def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
     """Classify all constants. Raises `SourceError` for a weight whose values are incomplete."""
-    quantized = quantized_operators.find_quantized_weights(inlined.nodes, inlined.constants)
-    parameters = {name for weight in quantized.values() for name in weight.settings}
+    nodes = sort_topologically(inlined.nodes)
+    quantized = find_quantized_weights(nodes, inlined.constants, _ranks(inlined))
     attributes = _attribute_reasons(inlined)
-    classified, expanded = ClassifiedConstants(), _Expanded(inlined.file_bytes)
+    classified = ClassifiedConstants(nodes, dequantized=quantized.dequantized)
+    expanded = _Expanded(inlined.file_bytes)
     for key, constant in inlined.constants.items():
         readers = uses.nodes.get(key, ())
-        if key in parameters:
+        if key in quantized.settings:
             reason = "how weights are quantised"
-        elif key in quantized:
-            constant, reason = quantized[key], ""
+        elif key in quantized.weights:
+            constant, reason = quantized.weights[key], ""
+        elif key in quantized.not_read:
+            reason, classified.missed[key] = quantized.not_read[key]
         else:
             reason = _reason_untouched(constant, readers, key in inlined.constant_nodes)
         if key in attributes and not reason:
             reason = attributes[key]
         if not reason and 0 in constant.shape:
             reason = "it has no values"
+        if not reason and is_mask(constant, key, uses.nodes):
+            reason = "a mask: it holds infinities"
         if not reason and (reason := expanded.reason_untouched(constant)):
             classified.missed[key] = prod(constant.shape)
         if reason:
             classified.untouched[key] = reason
             if isinstance(constant, StoredTensor) and is_external(constant.tensor):
                 constant.require()  # a model that names a forbidden file is refused as a whole
-            if _is_quantized_weight_input(constant, readers) and key not in parameters:
-                classified.missed[key] = prod(constant.shape)
         else:
             _add_weight(classified, key, constant)
         classified.constants[key] = constant
+    for value, (reason, count) in quantized.other_uses.items():
+        classified.untouched[value], classified.missed[value] = reason, count
     return classified
+
+
+def _ranks(inlined: InlinedModel) -> dict[str, int]:
+    """Return the number of axes of each input of the model that states its shape."""
+    types = {name: value.type.tensor_type for name, value in inlined.inputs.items()}
+    return {name: len(x.shape.dim) for name, x in types.items() if x.HasField("shape")}
 
 
 class _Expanded:
@@ -147,21 +162,15 @@ def _reason_untouched(
             if isinstance(constant, StoredTensor)
             else str(constant.dtype)
         )
-        if _is_quantized_weight_input(constant, readers):
-            return f"{kind} values whose scales are not known constants"
         return f"{kind} values are no weights"
-    if readers and all(index in _SETTING_INPUTS.get(node.op_type, ()) for node, index in readers):
+    if readers and all(_is_setting(node, index) for node, index in readers):
         return f"a setting of {operators[0] if operators else readers[0][0].op_type}"
     # Exporters keep parameters as initializers, and numbers in the code as Constant nodes.
     return "a number in the computation" if not constant.shape and is_constant_node else ""
 
 
-def _is_quantized_weight_input(
-    constant: Constant, readers: Sequence[tuple[NodeProto, int]]
-) -> bool:
-    if constant.dtype in FLOATS.values() or not isinstance(constant, StoredTensor):
-        return False
-    return any(quantized_operators.is_weight_input(node, index) for node, index in readers)
+def _is_setting(node: NodeProto, index: int) -> bool:
+    return index in _SETTING_INPUTS.get(node.op_type, ()) or index in scale_inputs(node)
 
 
 def _attribute_reasons(inlined: InlinedModel) -> dict[str, str]:

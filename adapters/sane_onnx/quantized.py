@@ -6,54 +6,97 @@ values (ONNX, operator DequantizeLinear).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from sane_onnx.constants import Constant
-from sane_onnx.tensors import FLOATS, StoredTensor, integer_range, type_name
+from sane_onnx.bit_packing import Packing
+from sane_onnx.spread import Spread
+from sane_onnx.tensors import StoredTensor, integer_range, type_name
 from sane_plugins.errors import SourceError
 
 _TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True)
+class Dequantization:
+    """How a node makes floating-point numbers of `dtype` of stored ones, which `packing` may pack.
+
+    Without a scale they are only cast; without a zero point it is `default_zero`.
+    """
+
+    scale: Spread | None
+    zero: Spread | None
+    dtype: torch.dtype
+    default_zero: float = 0.0
+    packing: Packing | None = None
+
+    @property
+    def spreads(self) -> tuple[Spread, ...]:
+        """Return the scale and the zero point that there are."""
+        return tuple(spread for spread in (self.scale, self.zero) if spread is not None)
+
+    def simplified(self) -> Dequantization:
+        """Return the same for a tensor of one use: where a single number lies does not matter then."""
+        scale, zero = (x and x.simplified() for x in (self.scale, self.zero))
+        return replace(self, scale=scale, zero=zero)
+
+    def grids(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scale and zero point in shapes that broadcast to that of the stored tensor."""
+        scale = torch.tensor(1.0) if self.scale is None else self.scale.over(shape)
+        zero = torch.tensor(self.default_zero) if self.zero is None else self.zero.over(shape)
+        return scale, zero
+
+
 @dataclass(kw_only=True)
 class QuantizedWeight:
-    """Integers with scales along `axis`: one per `block` values; with block 0 one per channel or in total."""
+    """Stored integers, or floats of 8 or 4 bits, and how they are dequantised.
+
+    Several `parts` each dequantise a part of the tensor. `shape` is that of the weights.
+    """
 
     stored: StoredTensor
-    scales: tuple[Constant, ...]
-    zero_point: StoredTensor | None
-    axis: int = 0
-    block: int = 0
-    packed: tuple[int, int, int] | None = None  # rows, columns, bits: MatMulNBits
-    settings: tuple[str, ...] = ()
+    parts: tuple[Dequantization, ...]
     shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.shape = self.packed[:2] if self.packed else self.stored.shape
+        self.shape = self.stored.shape if self._packing is None else self._packing.shape
+
+    @property
+    def _packing(self) -> Packing | None:
+        return self.parts[0].packing
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the type of the scales, in which the network computes."""
-        return self.scales[-1].dtype or torch.float32
+        """Return the type in which the network computes."""
+        return self.parts[0].dtype
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Return the keys of the constants that scales and zero points come from."""
+        return tuple(name for part in self.parts for x in part.spreads for name in x.names)
 
     @property
     def description(self) -> str:
         """Describe the quantised type and the granularity of its scales."""
-        bits = f"{self.packed[2]}-bit blocks" if self.packed else type_name(self.stored.tensor)
-        count = prod(self.scales[-1].shape)
-        kind = (
-            "one scale" if count == 1 else "one scale per " + ("block" if self.block else "channel")
-        )
-        return f"dequantised from {bits}, {kind}"
+        kind = type_name(self.stored.tensor)
+        if self._packing is not None:
+            kind = f"{self._packing.bits}-bit blocks"
+        scale = self.parts[0].scale
+        if scale is None:
+            return f"converted from {kind}, not scaled"
+        if len(self.parts) > 1:
+            return f"dequantised from {kind}, {len(self.parts)} parts with scales of their own"
+        per = "channel" if scale.is_along_axis else "block"
+        return f"dequantised from {kind}, one scale" + (f" per {per}" if scale.count > 1 else "")
 
     def require(self) -> None:
         """Raise `SourceError` where integers and scales do not fit each other."""
-        for part in (self.stored, *self.scales, *([self.zero_point] if self.zero_point else [])):
-            part.require()
-        for scale in self.scales:
+        self.stored.require()
+        for spread in (x for part in self.parts for x in part.spreads):
+            for constant in (*spread.factors, *((spread.groups,) if spread.groups else ())):
+                constant.require()
+        for scale in (x for part in self.parts if part.scale for x in part.scale.factors):
             if scale.dtype is None or not scale.dtype.is_floating_point:
                 raise SourceError(
                     self.stored.place,
@@ -62,10 +105,9 @@ class QuantizedWeight:
                     "export the file again",
                 )
         try:
-            self._broadcast(self._scale())
-            if self.zero_point is not None:
-                self._broadcast(self._zero_points())
-        except (RuntimeError, IndexError) as error:
+            for grid in (x for part in self.parts for x in part.grids(self.shape)):
+                grid.expand(self.shape)
+        except (RuntimeError, IndexError, ValueError) as error:
             raise SourceError(
                 self.stored.place,
                 "its scales do not fit its shape",
@@ -75,8 +117,8 @@ class QuantizedWeight:
 
     def read(self) -> torch.Tensor:
         """Return the dequantised weights."""
-        values = self._integers().to(torch.float32) - self._broadcast_zero_points()
-        return (values * self._broadcast(self._scale())).to(self.dtype)
+        scale, zero = self._grids()
+        return ((self._stored_numbers() - zero) * scale).to(self.dtype)
 
     def write(self, value: torch.Tensor) -> None:
         """Quantise; a channel keeps its scale, takes that of another channel, or gets a new one if necessary.
@@ -84,30 +126,32 @@ class QuantizedWeight:
         Raises `SourceError` where the scales must change and other values depend on them.
         """
         value = value.to(torch.float32)
-        if self.stored.tensor.data_type in FLOATS or not _is_integer(self.stored):
-            self.stored.write(value / self._broadcast(self._scale()))  # 8-bit floats
+        scale, zero = self._grids()
+        if not self._is_integer:
+            self.stored.write(value / scale)  # small floats
             return
-        scale, offset = self._broadcast(self._scale()), self._broadcast_zero_points()
-        bits = self.packed[2] if self.packed else 0
-        low, high = (0, 2**bits - 1) if bits else integer_range(self.stored.tensor)
-        integers = torch.round(value / scale + offset)
-        error = ((integers - offset) * scale - value).abs() > _TOLERANCE * scale
+        low, high = self._range
+        numbers = self._round(value / scale + zero)
+        error = ((self._numbers(numbers) - zero) * scale - value).abs() > _TOLERANCE * scale.abs()
         if error.any() and self._rescale_channels(value, low, high):
             return
-        if ((integers < low) | (integers > high)).any():
+        if ((numbers < low) | (numbers > high)).any():
             raise SourceError(
                 self.stored.place,
                 "the new values lie beyond what its scales can hold",
                 f"{type_name(self.stored.tensor)} with these scales is needed",
                 "keep the values near the old ones, or write a file in floating point",
             )
-        self._write_integers(integers)
+        self._write_integers(numbers)
 
     def holds(self, value: torch.Tensor) -> bool:
         """Return whether the stored values equal these up to the rounding of their type."""
-        step = self._broadcast(self._scale()).abs()
-        # Integers round by half a step; 8-bit floats have at least two binary places.
-        float_error = 0.0 if _is_integer(self.stored) else 0.13 * value.float().abs()
+        step = self._grids()[0].abs()
+        if self._packing is not None and self._packing.codes:
+            step = step * self._packing.widest_gap
+        # Integers round by half a step; floats of 8 bits have at least two binary places, of 4 bits one.
+        places = 2 if self.stored.bits == 8 else 1
+        float_error = 0.0 if self._is_integer else 0.51 * 2.0**-places * value.float().abs()
         error = (self.read().float() - value.float()).abs()
         return bool((error <= 0.51 * step + float_error + 1e-6 * value.float().abs()).all())
 
@@ -117,11 +161,15 @@ class QuantizedWeight:
         A channel that none fits gets a new scale. Returns False, and writes nothing, where there is not
         one scale per channel.
         """
-        scale = self.scales[-1].read().float().reshape(-1)
-        if len(self.scales) > 1 or self.block or len(scale) == 1:
+        spread, zero_point = self.parts[0].scale, self.parts[0].zero
+        if len(self.parts) > 1 or self._packing or spread is None or not spread.is_plain:
             return False
-        rows = value.movedim(self.axis, 0).reshape(len(scale), -1)
-        zeros = self._zero_points().float().reshape(-1).expand(len(scale)).clone()
+        if zero_point is not None and not (zero_point.is_plain or zero_point.count == 1):
+            return False
+        scale = spread.numbers().reshape(-1)
+        rows = value.movedim(spread.axis, 0).reshape(len(scale), -1)
+        middle = torch.tensor(0.0) if zero_point is None else zero_point.numbers().reshape(-1)
+        zeros = middle.expand(len(scale)).clone()
         parameters: list[tuple[float, float]] = []
         for i, row in enumerate(rows):
             errors = _rounding_errors(row, scale, zeros, low, high)
@@ -133,79 +181,56 @@ class QuantizedWeight:
                 zero = float(zeros[i])
                 new_scale = float(row.abs().max()) / max(min(high - zero, zero - low), 1)
                 parameters.append((new_scale or float(scale[i]), zero))
-        shape = [-1 if i == self.axis % value.ndim else 1 for i in range(value.ndim)]
+        shape = [-1 if i == spread.axis % value.ndim else 1 for i in range(value.ndim)]
         scales, zero_points = torch.tensor(parameters).T
         integers = torch.round(value / scales.reshape(shape) + zero_points.reshape(shape))
-        self.scales[-1].write(scales.reshape(self.scales[-1].shape))
-        if self.zero_point is not None and prod(self.zero_point.shape) > 1:
-            self.zero_point.write(zero_points.reshape(self.zero_point.shape))
+        spread.factors[0].write(scales.reshape(spread.factors[0].shape))
+        if zero_point is not None and zero_point.count > 1:
+            zero_point.factors[0].write(zero_points.reshape(zero_point.factors[0].shape))
         self._write_integers(integers.clamp(low, high))
         return True
 
-    def _write_integers(self, integers: torch.Tensor) -> None:
-        if self.packed is None:
-            self.stored.write(integers)
-            return
-        rows, columns, bits = self.packed
-        values_per_byte, count = 8 // bits, prod(self.stored.shape) // rows * 8 // bits
-        padded = torch.zeros(rows, count, dtype=torch.uint8)
-        padded[:, :columns] = integers.to(torch.uint8)
-        parts = padded.reshape(rows, -1, values_per_byte)
-        packed = sum(
-            (parts[..., i] << bits * i for i in range(values_per_byte)),
-            torch.zeros_like(parts[..., 0]),
-        )
-        self.stored.write(packed.reshape(self.stored.shape))
+    @property
+    def _is_integer(self) -> bool:
+        return self.stored.dtype is not None and not self.stored.dtype.is_floating_point
 
-    def _integers(self) -> torch.Tensor:
+    @property
+    def _range(self) -> tuple[int, int]:
+        """Return the smallest and the largest code."""
+        packing = self._packing
+        return integer_range(self.stored.tensor) if packing is None else (0, 2**packing.bits - 1)
+
+    def _grids(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scales and zero points over the weights."""
+        if len(self.parts) == 1:
+            return self.parts[0].grids(self.shape)
+        scale, zero = (torch.full(self.shape, torch.nan) for _ in range(2))
+        for part in self.parts:
+            others = [x.expand(self.shape) for x in part.grids(self.shape)]
+            scale, zero = (
+                torch.where(mine.isnan(), other, mine)
+                for mine, other in zip((scale, zero), others, strict=True)
+            )
+        return scale, zero
+
+    def _stored_numbers(self) -> torch.Tensor:
+        """Return what is stored, before zero point and scale."""
         stored = self.stored.read()
-        if self.packed is None:
-            return stored
-        rows, columns, bits = self.packed
-        return _unpack(stored, bits).reshape(rows, -1)[:, :columns]
+        codes = stored if self._packing is None else self._packing.unpack(stored)
+        return self._numbers(codes.to(torch.float32))
 
-    def _scale(self) -> torch.Tensor:
-        scale = self.scales[0].read().float()
-        for other in self.scales[1:]:
-            scale = scale.reshape(-1) * other.read().float().reshape(-1)
-        return scale
+    def _numbers(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return what codes stand for."""
+        return codes if self._packing is None else self._packing.decode(codes)
 
-    def _zero_points(self) -> torch.Tensor:
-        if self.zero_point is None:
-            return torch.tensor(float(2 ** (self.packed[2] - 1)) if self.packed else 0.0)
-        zeros = self.zero_point.read()
-        if self.packed and not zeros.is_floating_point():
-            rows, columns, bits = self.packed
-            return _unpack(zeros, bits).reshape(rows, -1)[:, : -(-columns // self.block)].float()
-        return zeros.float()
+    def _round(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return the nearest codes."""
+        return torch.round(numbers) if self._packing is None else self._packing.encode(numbers)
 
-    def _broadcast_zero_points(self) -> torch.Tensor:
-        return self._broadcast(self._zero_points())
-
-    def _broadcast(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return scales or zero points in a shape that broadcasts to the values."""
-        if numbers.numel() == 1:
-            return numbers.reshape(())
-        if self.packed:
-            numbers = numbers.reshape(self.packed[0], -1)
-        if self.block:
-            length = self.shape[self.axis]  # a block may claim to be of any size
-            rest = [*self.shape[: self.axis], -1, *self.shape[self.axis + 1 :]]
-            blocks = numbers.narrow(self.axis, 0, -(-length // self.block)).expand(rest)
-            wide = blocks.repeat_interleave(min(self.block, length), self.axis)
-            return wide.narrow(self.axis, 0, length)
-        shape = [1] * len(self.shape)
-        shape[self.axis] = self.shape[self.axis]
-        return numbers.reshape(shape)
-
-
-def _unpack(stored: torch.Tensor, bits: int) -> torch.Tensor:
-    parts = [(stored >> bits * i) & (2**bits - 1) for i in range(8 // bits)]
-    return torch.stack(parts, dim=-1)
-
-
-def _is_integer(stored: StoredTensor) -> bool:
-    return stored.dtype is not None and not stored.dtype.is_floating_point
+    def _write_integers(self, codes: torch.Tensor) -> None:
+        packing = self._packing
+        packed = codes if packing is None else packing.pack(codes, self.stored.shape)
+        self.stored.write(packed)
 
 
 def _rounding_errors(

@@ -14,6 +14,17 @@ from sane_onnx.external_data import ExternalFiles
 from sane_onnx.limits import shape_problem
 from sane_plugins.errors import SourceError
 
+
+def _names() -> list[str]:
+    names: list[str] = TensorProto.DataType.keys()
+    return names
+
+
+def _kind(name: str) -> int:
+    """Return the number of a type, which versions of onnx before the type lack; then one that no type has."""
+    return TensorProto.DataType.Value(name) if name in _names() else -len(name)
+
+
 FLOATS: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
@@ -37,12 +48,20 @@ _OTHERS: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
     TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
 }
-# Two values per byte, low nibble first; read as torch's 8-bit integers.
-_FOUR_BIT: Mapping[int, torch.dtype] = {
+# Several values per byte, the low bits first; read as torch's 8-bit integers.
+_SMALL_INTEGERS: Mapping[int, torch.dtype] = {
     TensorProto.INT4: torch.int8,
     TensorProto.UINT4: torch.uint8,
+    _kind("INT2"): torch.int8,
+    _kind("UINT2"): torch.uint8,
 }
-_DTYPES: Mapping[int, torch.dtype] = {**FLOATS, **_OTHERS, **_FOUR_BIT}
+# Read as 8-bit floats, which hold every value of theirs: sign, and eight numbers.
+_FOUR_BIT_FLOATS: Mapping[int, torch.dtype] = {_kind("FLOAT4E2M1"): torch.float8_e4m3fn}
+_FOUR_BIT_NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_PACKED: Mapping[int, torch.dtype] = {**_SMALL_INTEGERS, **_FOUR_BIT_FLOATS}
+_POWERS_OF_TWO: Mapping[int, torch.dtype] = {_kind("FLOAT8E8M0"): torch.float8_e8m0fnu}
+_DTYPES: Mapping[int, torch.dtype] = {**FLOATS, **_OTHERS, **_POWERS_OF_TWO, **_PACKED}
+_NUMBERS_OF_OTHER_KINDS = (torch.bool, torch.complex64, torch.complex128)
 _DATA_FIELDS = (
     "float_data",
     "int32_data",
@@ -59,6 +78,11 @@ def type_name(tensor: TensorProto) -> str:
     return TensorProto.DataType.Name(tensor.data_type) if known else f"type {tensor.data_type}"
 
 
+def torch_dtype(kind: int) -> torch.dtype | None:
+    """Return the torch type that holds numbers of an ONNX type, if there is one."""
+    return _DTYPES.get(kind)
+
+
 def dtype_of(tensor: TensorProto) -> torch.dtype | None:
     """Return the torch type that holds a tensor's values; None for strings and exotic floats."""
     return _DTYPES.get(tensor.data_type)
@@ -66,10 +90,20 @@ def dtype_of(tensor: TensorProto) -> torch.dtype | None:
 
 def integer_range(tensor: TensorProto) -> tuple[int, int]:
     """Return the smallest and the largest value of an integer type."""
-    if tensor.data_type in _FOUR_BIT:
-        return (-8, 7) if tensor.data_type == TensorProto.INT4 else (0, 15)
+    if tensor.data_type in _SMALL_INTEGERS:
+        count = 2 ** bits_of(tensor)
+        is_signed = _SMALL_INTEGERS[tensor.data_type] == torch.int8
+        return (-count // 2, count // 2 - 1) if is_signed else (0, count - 1)
     info = torch.iinfo(_DTYPES[tensor.data_type])
     return info.min, info.max
+
+
+def bits_of(tensor: TensorProto) -> int:
+    """Return how many bits a stored value takes; 0 for a type that torch lacks."""
+    if tensor.data_type in _PACKED:
+        return 2 if type_name(tensor) in ("INT2", "UINT2") else 4
+    dtype = dtype_of(tensor)
+    return 8 * dtype.itemsize if dtype is not None else 0
 
 
 def is_external(tensor: TensorProto) -> bool:
@@ -95,10 +129,29 @@ class StoredTensor:
         return prod(self.shape) if min(self.shape, default=0) >= 0 else 0
 
     @property
+    def bits(self) -> int:
+        """Return how many bits a value takes."""
+        return bits_of(self.tensor)
+
+    @property
+    def is_quantized_type(self) -> bool:
+        """Return whether these are integers or small floats, of which weights may be made."""
+        is_other = self.dtype in (*FLOATS.values(), *_NUMBERS_OF_OTHER_KINDS)
+        return self.dtype is not None and not is_other and self.size > 0
+
+    @property
+    def is_wide(self) -> bool:
+        """Return whether the type is one of those that hold indices and sizes too."""
+        return self.bits >= 32
+
+    @property
+    def is_byte(self) -> bool:
+        """Return whether these are unsigned bytes, in which numbers of fewer bits may be packed."""
+        return self.tensor.data_type == TensorProto.UINT8
+
+    @property
     def _byte_count(self) -> int:
-        if self.tensor.data_type in _FOUR_BIT:
-            return ceil(self.size / 2)
-        return self.size * (self.dtype.itemsize if self.dtype else 0)
+        return ceil(self.size * self.bits / 8)
 
     def require(self) -> None:
         """Raise `SourceError` where the number of values does not match the shape."""
@@ -132,8 +185,8 @@ class StoredTensor:
         The bytes are read as they are: numpy has no bfloat16, and torch refuses what stands in for it.
         """
         data = self.data()
-        if self.tensor.data_type in _FOUR_BIT:
-            return _unpack_four_bit(data, self.tensor).reshape(self.shape)
+        if self.tensor.data_type in _PACKED:
+            return _unpack(data, self.tensor).reshape(self.shape)
         assert self.dtype is not None, "strings are never read"
         if not data:
             return torch.empty(self.shape, dtype=self.dtype)
@@ -171,22 +224,48 @@ def set_bytes(tensor: TensorProto, data: bytes) -> None:
 
 def to_bytes(tensor: TensorProto, value: torch.Tensor) -> bytes:
     """Return a value's bytes in the tensor's type."""
+    if tensor.data_type in _FOUR_BIT_FLOATS:
+        return _pack(_four_bit_codes(value), 4)
     flat = value.detach().to("cpu", _DTYPES[tensor.data_type]).reshape(-1)
     # A view as bytes needs a stride of 1, which `contiguous` does not guarantee for a single value.
     flat = flat.clone(memory_format=torch.contiguous_format)
     array = flat.view(torch.uint8).numpy()
-    if tensor.data_type in _FOUR_BIT:
-        low, high = np.resize(array & 15, len(array) + len(array) % 2).reshape(-1, 2).T
-        array = low | high << 4
-    return array.tobytes()
+    return _pack(array, bits_of(tensor)) if tensor.data_type in _PACKED else array.tobytes()
 
 
-def _unpack_four_bit(data: bytes | bytearray, tensor: TensorProto) -> torch.Tensor:
-    packed = np.frombuffer(data, dtype=np.uint8)
-    values = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[: prod(tensor.dims)]
-    if tensor.data_type == TensorProto.INT4:
-        values = (values.astype(np.int8) ^ 8) - 8
-    return torch.from_numpy(values.copy())
+def _pack(codes: np.ndarray, bits: int) -> bytes:
+    count = 8 // bits
+    padded = np.zeros(ceil(len(codes) / count) * count, dtype=np.uint8)
+    padded[: len(codes)] = codes & (2**bits - 1)
+    parts = padded.reshape(-1, count) << np.arange(0, 8, bits, dtype=np.uint8)
+    packed: np.ndarray = np.bitwise_or.reduce(parts, axis=1, dtype=np.uint8)
+    return packed.tobytes()
+
+
+def _unpack(data: bytes | bytearray, tensor: TensorProto) -> torch.Tensor:
+    bits, packed = bits_of(tensor), np.frombuffer(data, dtype=np.uint8)
+    parts = packed[:, None] >> np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (parts & (2**bits - 1)).reshape(-1)[: prod(tensor.dims)]
+    if tensor.data_type in _FOUR_BIT_FLOATS:
+        numbers = torch.tensor((*_FOUR_BIT_NUMBERS, *(-x for x in _FOUR_BIT_NUMBERS)))
+        return numbers[torch.from_numpy(codes).long()].to(torch.float8_e4m3fn)
+    if _PACKED[tensor.data_type] == torch.int8:
+        sign = 2 ** (bits - 1)
+        codes = (codes.astype(np.int8) ^ sign) - sign
+    return torch.from_numpy(codes.copy())
+
+
+def _four_bit_codes(value: torch.Tensor) -> np.ndarray:
+    """Return the codes of the nearest 4-bit floats; of two equally near ones the even code."""
+    numbers = value.detach().cpu().float().reshape(-1)
+    table = torch.tensor(_FOUR_BIT_NUMBERS)
+    middles = (table[1:] + table[:-1]) / 2
+    size = numbers.abs()
+    codes = torch.bucketize(size, middles)
+    is_tie = (codes < len(middles)) & (size == middles[codes.clamp(max=len(middles) - 1)])
+    codes = codes + (is_tie & (codes % 2 == 1)).long()
+    array: np.ndarray = (codes + 8 * numbers.signbit().long()).to(torch.uint8).numpy()
+    return array
 
 
 def _data_field_bytes(tensor: TensorProto, byte_count: int) -> bytes:
@@ -194,6 +273,6 @@ def _data_field_bytes(tensor: TensorProto, byte_count: int) -> bytes:
     count = sum(len(getattr(tensor, field)) for field in _DATA_FIELDS)
     if not count and byte_count:
         raise ValueError("it holds no values")
-    if tensor.data_type in _FOUR_BIT:
+    if tensor.data_type in _PACKED:
         return bytes(number & 255 for number in tensor.int32_data)
     return bytes(to_array(tensor).tobytes()) if count else b""

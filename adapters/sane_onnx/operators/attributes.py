@@ -17,6 +17,12 @@ def integers(node: NodeProto, name: str) -> list[int] | None:
     return None if attribute is None else list(attribute.ints)
 
 
+def text(node: NodeProto, name: str, default: str) -> str:
+    """Return a text attribute. Raises `ValueError` where it has another type."""
+    attribute = _find(node, name, AttributeProto.STRING)
+    return default if attribute is None else attribute.s.decode(errors="replace")
+
+
 def has(node: NodeProto, name: str) -> bool:
     """Return whether a node has this attribute."""
     return any(a.name == name for a in node.attribute)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnx import NodeProto
@@ -22,6 +22,7 @@ class NodeWeights:
     """Weights of a node, and `data`, the input that they are applied to.
 
     `is_opaque`: channels cannot be followed through the stored tensors, so none is permuted.
+    `added` is a value that the node adds to its output.
     """
 
     kind: Kind
@@ -30,6 +31,7 @@ class NodeWeights:
     groups: int = 1
     dims: tuple[int, ...] = ()
     is_opaque: bool = False
+    added: str = ""
 
 
 Views = Sequence[View]
@@ -37,11 +39,15 @@ _Rule = Callable[[NodeProto, Views, int | None], NodeWeights | None]
 
 
 def weights_of(
-    node: NodeProto, constants: Mapping[str, View], shapes: Mapping[str, Shape]
+    node: NodeProto,
+    constants: Mapping[str, View],
+    shapes: Mapping[str, Shape],
+    settings: Container[str],
 ) -> NodeWeights | None:
     """Return a node's weights; None where it has none, or not all of them are constants.
 
-    Input 0 is the data and the others are weights, unless `_INPUTS` says otherwise.
+    Input 0 is the data and the others are weights, unless `_INPUTS` says otherwise. `settings` are
+    values that depend on no channel.
     """
     rules = (
         _RULES if node.domain in STANDARD else _MICROSOFT_RULES if node.domain == MICROSOFT else {}
@@ -56,7 +62,16 @@ def weights_of(
     if data in constants or not views or len(views) < len(others):
         return None
     weights = rule(node, views, len(shapes[data]) if data in shapes else None)
-    return weights and replace(weights, data=data)
+    if weights is None:
+        return None
+    place = _ADDED.get(node.op_type, len(node.input))
+    added = node.input[place] if place < len(node.input) else ""
+    # What else it computes with is not followed.
+    known = {data, added, *(node.input[i] for i in indices if i < len(node.input))}
+    is_opaque = weights.is_opaque or any(
+        name and name not in known and name not in settings for name in node.input
+    )
+    return replace(weights, data=data, added=added, is_opaque=is_opaque)
 
 
 def output_count(weight: Param) -> int:
@@ -154,6 +169,15 @@ def _recurrent(_: NodeProto, views: Views, __: int | None) -> NodeWeights | None
     return NodeWeights("recurrent", params, is_opaque=True) if len(params) == len(views) else None
 
 
+def _quantized_recurrent(_: NodeProto, views: Views, __: int | None) -> NodeWeights | None:
+    """Take matrices (directions, inputs, gates x hidden), transposed against those of LSTM."""
+    weights = _recurrent(_, views, __)
+    if weights is None:
+        return None
+    params = (replace(x, axis=2) if len(x.shape) > 2 else x for x in weights.params)
+    return replace(weights, params=tuple(params))
+
+
 def _attention(node: NodeProto, views: Views, rank: int | None) -> NodeWeights | None:
     weights = _matmul(node, views, rank)
     return weights and replace(weights, kind="attention", is_opaque=True)
@@ -187,25 +211,38 @@ _RULES: Mapping[str, _Rule] = {
 _MICROSOFT_RULES: Mapping[str, _Rule] = {
     "Attention": _attention,
     "QAttention": _attention,
+    "DynamicQuantizeLSTM": _quantized_recurrent,
     "DynamicQuantizeMatMul": _matmul,
     "FusedConv": _conv,
     "FusedGemm": _gemm,
+    "GatherBlockQuantized": _embedding,
+    "GemmFloat8": _gemm,
+    "MatMulBlockQuantizedFp8Weight": _matmul_n_bits,
+    "MatMulBnb4": _matmul_n_bits,
     "MatMulIntegerToFloat": _matmul,
     "MatMulNBits": _matmul_n_bits,
     "QGemm": _gemm,
 }
+# Index of an input that is added to the output.
+_ADDED = {"FusedConv": 3, "NhwcFusedConv": 3}
 # Index of the data input, and indices of weights; all other inputs are settings.
 _INPUTS: Mapping[str, tuple[int, Sequence[int]]] = {
     "Attention": (0, (1, 2)),
     "ConvInteger": (0, (1,)),
     "DynamicQuantizeMatMul": (0, (1, 4)),
+    "DynamicQuantizeLSTM": (0, (1, 2, 3, 7)),
     "FusedConv": (0, (1, 2)),
     "GRU": (0, (1, 2, 3)),
     "Gather": (1, (0,)),
+    "GatherBlockQuantized": (1, (0,)),
+    "GemmFloat8": (0, (1, 2)),
     "LSTM": (0, (1, 2, 3, 7)),
     "MatMulInteger": (0, (1,)),
     "MatMulIntegerToFloat": (0, (1, 6)),
+    "MatMulBlockQuantizedFp8Weight": (0, (1, 4)),
+    "MatMulBnb4": (0, (1,)),
     "MatMulNBits": (0, (1, 5)),
+    "NhwcFusedConv": (0, (1, 2)),
     "QAttention": (0, (1, 2)),
     "QGemm": (0, (3, 6)),
     "QLinearConv": (0, (3, 8)),
