@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from sane_plugins.formats.guards import source_errors
+from sane_plugins.quantization import Described, find_quantized
 
 DENSE = 2**31  # bytes that all sparse tensors of a source may take once dense
 FLOATS = {
@@ -20,21 +21,27 @@ FLOATS = {
     torch.float8_e4m3fnuz,
     torch.float8_e5m2fnuz,
     torch.float8_e8m0fnu,
+    torch.float4_e2m1fn_x2,  # two values each; their shapes count pairs until they are decoded
 }
-Described = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+_Decode = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
     """Tensors of a source: shapes and types, what was converted, and what cannot be read.
 
-    `converted` says how; `unread` gives the number of values and the reason.
+    `converted` says how; `unread` gives the number of values and the reason, `missed` the same of tensors
+    that can be read, though not as weights. `settings` are no weights, `folded` is in other tensors.
     """
 
     tensors: Mapping[str, torch.Tensor]
     described: Described
     converted: Mapping[str, str] = field(default_factory=dict)
     unread: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    missed: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
 
 
 class _DenseTensors(Mapping[str, torch.Tensor]):
@@ -57,6 +64,59 @@ class _DenseTensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+class _DecodedTensors(Mapping[str, torch.Tensor]):
+    """Quantised weights, decoded from their parts on access, among a source's other tensors."""
+
+    def __init__(
+        self, source: str, tensors: Mapping[str, torch.Tensor], keys: Mapping[str, str | _Decode]
+    ) -> None:
+        self._source, self._tensors, self._keys = source, tensors, keys
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        stored = self._keys[key]
+        if isinstance(stored, str):
+            return self._tensors[stored]
+        with source_errors(f"{self._source}, '{key}'"):
+            return stored(self._tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def decode_quantized(content: Content, source: str) -> Content:
+    """Put quantised weights in the place of the first of their parts; count those that cannot be read."""
+    found = find_quantized(content.described, content.tensors)
+    if not (found.read or found.unread or found.settings):
+        return content
+    gone = {part for x in found.read.values() for part in x.parts}
+    described: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    keys: dict[str, str | _Decode] = {}
+    converted = {key: how for key, how in content.converted.items() if key not in gone}
+    for key, stored in content.described.items():
+        if weight := found.read.get(key):
+            described[weight.key] = weight.shape, weight.dtype
+            keys[weight.key] = weight.decode
+            if how := weight.how or content.converted.get(key):
+                converted[weight.key] = how
+        elif key not in gone:
+            described[key], keys[key] = stored, key
+    return replace(
+        content,
+        tensors=_DecodedTensors(source, content.tensors, keys),
+        described=described,
+        converted=converted,
+        missed={key: (x.count, x.reason) for key, x in found.unread.items()},
+        settings={
+            **found.settings,
+            **{key: reason for key, reason in found.parts.items() if key not in gone},
+        },
+        folded={key: found.parts[key] for key in gone if key in found.parts},
+    )
 
 
 def describe_content(

@@ -50,6 +50,7 @@ _TYPES: Mapping[str, str] = {
     "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F4": "float4_e2m1fn_x2",
 }
 
 
@@ -161,6 +162,10 @@ def _parse_entry(path: Path, key: str, record: Any, base: int) -> HeaderEntry:
     if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) or end < start:
         raise ValueError("sizes are whole numbers")
     require_shape(path, f"'{key}'", shape)
+    if dtype_name == "F4":
+        if not shape or shape[-1] % 2:
+            raise ValueError("4-bit values come in pairs")
+        shape = [*shape[:-1], shape[-1] // 2]  # torch counts the bytes
     dtype = getattr(torch, _TYPES.get(dtype_name, ""), None)
     size = prod(shape)
     if size > 8 * (end - start) if dtype is None else size * dtype.itemsize != end - start:

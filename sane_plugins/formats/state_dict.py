@@ -8,8 +8,9 @@ from math import prod
 
 import torch
 
-from sane_plugins.formats.dequantize import Content, Described, describe_content
+from sane_plugins.formats.dequantize import Content, decode_quantized, describe_content
 from sane_plugins.formats.key_prefixes import rename_content, strip_wrapper_prefixes
+from sane_plugins.quantization import FLOAT8, Described
 from sane_plugins.weights import (
     Layer,
     Param,
@@ -22,7 +23,9 @@ from sane_plugins.weights import (
 
 NO_TOPOLOGY = "no topology: a file of tensors does not say how they are connected"
 # Parts of the names that quantisers give to 32-bit integers that hold packed weights.
-_PACKED_NAMES = ("weight", "zeros", "packed")
+_PACKED_NAMES = ("weight", "packed", "qdata")
+_QUANTIZED_TYPES = {torch.int8, torch.uint8, torch.int16, torch.uint16}
+_PACKED_VALUES = 8  # in each of them, of 4 bits as a rule
 
 
 def from_state_dict(
@@ -49,9 +52,13 @@ def from_state_dict(
         ties = {names.of(key): names.of(owner) for key, owner in (ties or {}).items()} or ties
         axes = {names.of(key): axis for key, axis in (axes or {}).items()}
         notes += (f"names are the plain module's, without {', '.join(names.wrappers)}",)
+    content = decode_quantized(content, source)
     tensors, described, converted = content.tensors, content.described, dict(content.converted)
     pruned = _pruned_names(described)
-    ties = _find_ties(tensors, described, converted, pruned) if ties is None else dict(ties)
+    if ties is None:
+        ties = _find_ties(tensors, described, converted, pruned)
+    else:
+        ties = {alias: key for alias, key in ties.items() if {alias, key} <= described.keys()}
     if pruned:
         tensors = _fold_masks(tensors, pruned)
         described = {key: (tuple(x.shape), x.dtype) for key, x in tensors.items()}
@@ -60,14 +67,19 @@ def from_state_dict(
     reason = "part of a pruned tensor, folded into the tensor in use"
     untouched = {f"{key}_{part}": reason for key in pruned for part in ("orig", "mask")}
     untouched |= {key: reason for key, (_, reason) in content.unread.items()}
+    untouched |= content.folded
     missed = {key: count for key, (count, _) in content.unread.items() if count}
     grouped: dict[str, list[Param]] = {}
     for key, (shape, dtype) in described.items():
         owner, attribute = layer_name(key), key.rpartition(".")[2]
-        if not dtype.is_floating_point:
-            untouched[key], may_be_weights = _reason_untouched(attribute, shape, dtype)
-            if may_be_weights and 0 not in shape:
-                missed[key] = prod(shape)
+        if key in content.settings:
+            untouched[key] = content.settings[key]
+        elif key in content.missed:
+            missed[key], untouched[key] = content.missed[key]
+        elif not dtype.is_floating_point:
+            untouched[key], count = _reason_untouched(attribute, shape, dtype)
+            if count:
+                missed[key] = count
         elif key not in ties:
             param = Param(key=key, role="other", shape=shape, dtype=dtype)
             grouped.setdefault(owner, []).append(param)
@@ -120,6 +132,15 @@ def _notes(described: Described, content: Content) -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     if any("parametrizations" in key.split(".") for key in described):
         notes += ("its parametrisations are read as stored: a file does not say what they compute",)
+    plain_bytes = [
+        key
+        for key, (_, dtype) in described.items()
+        if dtype in FLOAT8 and not {key} & (content.settings.keys() | content.missed.keys())
+    ]
+    if plain_bytes:
+        notes += (
+            f"{len(plain_bytes)} tensors of 8-bit floats are read as stored: no scale lies beside them",
+        )
     if content.converted:
         count = len(content.converted)
         notes += (
@@ -130,15 +151,17 @@ def _notes(described: Described, content: Content) -> tuple[str, ...]:
 
 def _reason_untouched(
     attribute: str, shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[str, bool]:
-    """Return why a tensor that is not floating-point is left alone, and whether it may be weights."""
+) -> tuple[str, int]:
+    """Return why a tensor that is not floating-point is left alone, and how many weights it may hold."""
+    count = prod(shape)
     if dtype.is_complex:
-        return f"{dtype} values are not read as weights", True
-    packed = dtype == torch.int32 and any(part in attribute for part in _PACKED_NAMES)
-    if len(shape) > 1 and (dtype in (torch.int8, torch.uint8) or packed):
-        note = "may be quantised weights; their scales are not known to this reader"
-        return f"{dtype} values {note}", True
-    return f"{dtype} values are no weights", False
+        return f"{dtype} values are not read as weights", count
+    note = "may be quantised weights; their scales are not known to this reader"
+    if len(shape) > 1 and dtype in _QUANTIZED_TYPES:
+        return f"{dtype} values {note}", count
+    if len(shape) > 1 and dtype == torch.int32 and any(x in attribute for x in _PACKED_NAMES):
+        return f"{dtype} values {note} (counted as eight of 4 bits)", _PACKED_VALUES * count
+    return f"{dtype} values are no weights", 0
 
 
 def _pruned_names(described: Described) -> list[str]:

@@ -1,0 +1,106 @@
+"""Find the quantised weights of a source, by the names, shapes and types of the tensors that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sane_plugins.quantization.bitmask import find_bitmask
+from sane_plugins.quantization.bitsandbytes import find_four_bit
+from sane_plugins.quantization.four_bit_floats import find_float4, find_float4_blocks
+from sane_plugins.quantization.half_quadratic import find_half_quadratic
+from sane_plugins.quantization.packed_integers import find_packed_layer, find_packed_weight
+from sane_plugins.quantization.packed_params import find_packed_params
+from sane_plugins.quantization.scaled_weights import find_scaled, find_vectorwise
+from sane_plugins.quantization.stored import (
+    Described,
+    QuantizedTensor,
+    Stored,
+    Tensors,
+    UnreadTensor,
+    split_key,
+)
+
+_FORMATS: tuple[Callable[[str, Stored], QuantizedTensor | UnreadTensor | None], ...] = (
+    find_four_bit,
+    find_packed_layer,
+    find_packed_weight,
+    find_half_quadratic,
+    find_bitmask,
+    find_float4_blocks,
+    find_float4,
+    find_vectorwise,
+    find_scaled,
+    find_packed_params,
+)
+# What quantised layers keep of their activations, by the names of the formats.
+_ACTIVATIONS = (
+    "input_scale",
+    "output_scale",
+    "scale_input",
+    "input_zero_point",
+    "input_global_scale",
+    "input_scale_ub",
+    "k_scale",
+    "v_scale",
+    "q_scale",
+    "prob_scale",
+)
+_ACTIVATION = "a scale of activations, no weight"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What of a source's tensors is quantised weights.
+
+    `read` maps the first of a weight's parts to the weight, `unread` the stored values to what is known;
+    `parts` maps other parts to a reason, `settings` what belongs to no weight.
+    """
+
+    read: Mapping[str, QuantizedTensor] = field(default_factory=dict)
+    unread: Mapping[str, UnreadTensor] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_quantized(described: Described, tensors: Tensors) -> Quantized:
+    """Find quantised weights; of the values only small ones that describe others are read."""
+    stored = Stored(described, tensors)
+    read: dict[str, QuantizedTensor] = {}
+    unread: dict[str, UnreadTensor] = {}
+    parts: dict[str, str] = {}
+    targets: set[str] = set()
+    for key in described:
+        if key in parts:
+            continue
+        found = next((x for each in _FORMATS if (x := each(key, stored))), None)
+        if isinstance(found, QuantizedTensor) and found.key not in targets:
+            read[key] = found
+            targets.add(found.key)
+            parts |= {
+                part: f"part of the quantised '{found.key}', folded into it"
+                for part in found.parts
+                if part not in (key, found.key)
+            }
+        elif isinstance(found, UnreadTensor):
+            unread[key] = found
+            parts |= dict.fromkeys(found.parts, f"part of the quantised '{key}', which is not read")
+    weights = {*(x.key for x in read.values()), *unread}
+    settings = _settings(stored, {split_key(key)[0] for key in weights} if weights else set())
+    # A part may come before the tensor that it belongs to.
+    read = {key: x for key, x in read.items() if key not in parts}
+    return Quantized(read, unread, parts, {k: v for k, v in settings.items() if k not in parts})
+
+
+def _settings(stored: Stored, layers: set[str]) -> dict[str, str]:
+    """Return the scales of activations: by name beside a quantised weight, or with their zero point."""
+    settings = {}
+    for key in stored.described:
+        layer, attribute = split_key(key)
+        is_named = attribute in _ACTIVATIONS and layer in layers
+        zero = f"{layer}zero_point"
+        is_pair = attribute == "scale" and stored.first(zero) is not None
+        is_pair = is_pair and stored.is_real(key) and not stored.dtype(zero).is_floating_point
+        if is_named or (is_pair and stored.shape(zero) == stored.shape(key)):
+            settings[key] = _ACTIVATION
+    return settings
