@@ -9,6 +9,7 @@ from math import prod
 import torch
 
 from sane_plugins.formats.dequantize import Content, decode_quantized, describe_content
+from sane_plugins.formats.folding import Folded, fold
 from sane_plugins.formats.key_prefixes import rename_content, strip_wrapper_prefixes
 from sane_plugins.quantization import FLOAT8, Described
 from sane_plugins.weights import (
@@ -41,34 +42,34 @@ def from_state_dict(
     """Group a mapping of tensors into layers by the part of their keys before the last dot.
 
     Tensors that share memory are tied, unless `ties` (alias -> owner) says which are; quantised and sparse
-    tensors are made plain; pruning's `X_orig` and `X_mask` are folded into `X`; tensors that are not
-    floating-point are named in `untouched`, and in `missed` where they may be weights. `content` describes
-    tensors that are read later.
+    tensors are made plain; pruning, weight norm and spectral norm are folded into the tensor in use; tensors
+    that are not floating-point are named in `untouched`, and in `missed` where they may be weights.
+    `content` describes tensors that are read later.
     """
     content = content or describe_content(tensors, source)
     names = strip_wrapper_prefixes([*content.described, *content.unread, *(ties or ())])
+    axes = axes or {}
     if names.plain:
         content = rename_content(content, names)
         ties = {names.of(key): names.of(owner) for key, owner in (ties or {}).items()} or ties
-        axes = {names.of(key): axis for key, axis in (axes or {}).items()}
+        axes = {names.of(key): axis for key, axis in axes.items()}
         notes += (f"names are the plain module's, without {', '.join(names.wrappers)}",)
     content = decode_quantized(content, source)
-    tensors, described, converted = content.tensors, content.described, dict(content.converted)
-    pruned = _pruned_names(described)
-    if ties is None:
-        ties = _find_ties(tensors, described, converted, pruned)
-    else:
-        ties = {alias: key for alias, key in ties.items() if {alias, key} <= described.keys()}
-    if pruned:
-        tensors = _fold_masks(tensors, pruned)
-        described = {key: (tuple(x.shape), x.dtype) for key, x in tensors.items()}
-        converted = {key: how for key, how in converted.items() if key in tensors}
-        converted |= dict.fromkeys(pruned, "its pruning mask is folded in")
-    reason = "part of a pruned tensor, folded into the tensor in use"
-    untouched = {f"{key}_{part}": reason for key in pruned for part in ("orig", "mask")}
-    untouched |= {key: reason for key, (_, reason) in content.unread.items()}
-    untouched |= content.folded
-    missed = {key: count for key, (count, _) in content.unread.items() if count}
+    folded = fold(content.tensors, content.described, axes, source)
+    tensors, described = folded.tensors, folded.described
+    ties = _find_ties(content, folded) if ties is None else folded.used_ties(ties)
+    ties = {alias: key for alias, key in ties.items() if {alias, key} <= described.keys()}
+    axes = {key: axes.get(folded.main_source(key), 0) for key in described}
+    converted = {key: how for key, how in content.converted.items() if key in described} | {
+        key: f"its {part.rule} is folded in" for key, part in folded.computed.by_name.items()
+    }
+    unread = {**content.unread, **folded.unread}
+    untouched = {
+        **dict(folded.reasons()),
+        **{key: reason for key, (_, reason) in unread.items()},
+        **content.folded,
+    }
+    missed = {key: count for key, (count, _) in unread.items() if count}
     grouped: dict[str, list[Param]] = {}
     for key, (shape, dtype) in described.items():
         owner, attribute = layer_name(key), key.rpartition(".")[2]
@@ -96,6 +97,7 @@ def from_state_dict(
         },
         notes=(NO_TOPOLOGY, *notes, *_notes(described, content)),
         container=container,
+        stored_form=folded.stored_form(content.tensors),
     )
 
 
@@ -130,8 +132,6 @@ def _are_numbered(names: Iterable[str]) -> bool:
 
 def _notes(described: Described, content: Content) -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
-    if any("parametrizations" in key.split(".") for key in described):
-        notes += ("its parametrisations are read as stored: a file does not say what they compute",)
     plain_bytes = [
         key
         for key, (_, dtype) in described.items()
@@ -164,47 +164,14 @@ def _reason_untouched(
     return f"{dtype} values are no weights", 0
 
 
-def _pruned_names(described: Described) -> list[str]:
-    """Return the names that `torch.nn.utils.prune` stores as an original and a mask of one shape."""
-    plain = [key.removesuffix("_orig") for key in described if key.endswith("_orig")]
-    return [
-        key
-        for key in plain
-        if f"{key}_mask" in described
-        and key not in described
-        and described[f"{key}_mask"][0] == described[f"{key}_orig"][0]
-    ]
-
-
-def _fold_masks(tensors: Mapping[str, torch.Tensor], pruned: list[str]) -> dict[str, torch.Tensor]:
-    """Return the effective tensors: each pruned one replaces its original."""
-    plain = {f"{key}_orig": key for key in pruned}
-    masks = {f"{key}_mask" for key in pruned}
-    folded = {}
-    for key, tensor in tensors.items():
-        if key in plain:
-            folded[plain[key]] = tensor * tensors[f"{plain[key]}_mask"]
-        elif key not in masks:
-            folded[key] = tensor
-    return folded
-
-
-def _find_ties(
-    tensors: Mapping[str, torch.Tensor],
-    described: Described,
-    converted: Mapping[str, str],
-    pruned: list[str],
-) -> dict[str, str]:
-    """Return the names that share memory with an earlier one, mapped to that one."""
-    plain = {f"{key}_orig": key for key in pruned}
-    masks = {f"{key}_mask" for key in pruned}
+def _find_ties(content: Content, folded: Folded) -> dict[str, str]:
+    """Return the names whose stored tensors share memory with an earlier one's, mapped to that one."""
     first_names: dict[tuple[object, ...], str] = {}
     ties = {}
-    for key, (_, dtype) in described.items():
-        if dtype.is_floating_point and key not in masks and key not in converted:
-            memory, name = memory_key(tensors[key]), plain.get(key, key)
-            if key in plain:
-                memory += memory_key(tensors[f"{name}_mask"])
-            if first_names.setdefault(memory, name) != name:
-                ties[name] = first_names[memory]
+    for key, (_, dtype) in folded.described.items():
+        stored = folded.computed.stored_names(key)
+        if dtype.is_floating_point and not any(name in content.converted for name in stored):
+            memory = tuple(part for name in stored for part in memory_key(content.tensors[name]))
+            if first_names.setdefault(memory, key) != key:
+                ties[key] = first_names[memory]
     return ties

@@ -19,7 +19,7 @@ from sane_plugins.atomic_files import write_all
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.artifact import HEADER
 from sane_plugins.formats.suffixes import CHECKPOINTS, INDEX, SCRIPTS
-from sane_plugins.weights import WeightGraph
+from sane_plugins.weights import StoredState, WeightGraph
 
 SHARD = 5 * 10**9  # maximum bytes of tensors per file of a sharded network
 _SHARD_PATTERN = f"-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors"
@@ -45,9 +45,10 @@ def check_save(graph: WeightGraph, path: Path) -> bool | None:
         return None
     _require_complete(graph, path)
     dtypes = {param.key: param.dtype for param in graph.params}
-    for key in dict.fromkeys([*graph.tensors, *graph.ties]):
-        name = graph.ties.get(key, key)
-        dtype = dtypes[name] if name in dtypes else graph.tensors[name].dtype
+    state = graph.stored_state()
+    for key in _keys(state):
+        name = state.ties.get(key, key)
+        dtype = dtypes[name] if name in dtypes else state.tensors[name].dtype
         file_format.try_on(path, key, torch.empty(0, dtype=dtype))
     return True
 
@@ -86,9 +87,10 @@ def save_safetensors(
     """
     path = Path(path)
     _require_complete(graph, path)
-    state = _with_separate_memory(graph.state_dict())
+    stored = graph.stored_state()
+    state = _with_separate_memory(_all_tensors(stored))
     # One entry, because the format writes several in arbitrary order: same network, same bytes.
-    network_entry = _network_entry(graph, list(state))
+    network_entry = _network_entry(graph, stored, list(state))
     entries = {
         HEADER: json.dumps({**network_entry, **(metadata or {}), **network_entry}, default=str)
     }
@@ -109,17 +111,18 @@ def save_sharded(
     """
     path = Path(path)
     _require_complete(graph, path)
-    shards, total = _shards(graph, limit)
+    stored = graph.stored_state()
+    shards, total = _shards(graph, stored, limit)
     stem = path.name.removesuffix(INDEX)
     names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    network_entry = _network_entry(graph, [key for keys in shards for key in keys])
+    network_entry = _network_entry(graph, stored, [key for keys in shards for key in keys])
     index = {
         "metadata": {"total_size": total, HEADER: json.dumps(network_entry)},
         "weight_map": {key: name for name, keys in zip(names, shards, strict=True) for key in keys},
     }
 
     def write(keys: list[str], partial: Path) -> None:
-        state = _with_separate_memory({key: _resolve_tensor(graph, key) for key in keys})
+        state = _with_separate_memory({key: _resolve_tensor(stored, key) for key in keys})
         _save_file(path, state, partial, {"format": "pt"})
 
     parts = zip(names, shards, strict=True)
@@ -137,11 +140,12 @@ def save_arrays(graph: WeightGraph, path: str | Path, metadata: Metadata | None 
     """
     path = Path(path)
     _require_complete(graph, path)
+    stored = graph.stored_state()
 
     def write(partial: Path) -> None:
         with ZipFile(partial, "w") as archive:
-            for key in dict.fromkeys([*graph.tensors, *graph.ties]):
-                array = _to_numpy(path, key, _resolve_tensor(graph, key))
+            for key in _keys(stored):
+                array = _to_numpy(path, key, _resolve_tensor(stored, key))
                 # A fixed date: same network, same bytes.
                 with archive.open(ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
@@ -154,7 +158,8 @@ def save_checkpoint(graph: WeightGraph, path: str | Path, metadata: Metadata | N
     """Write a plain state dict with torch.save; ties are kept."""
     path = Path(path)
     _require_complete(graph, path)
-    write = {path: lambda partial: torch.save(graph.state_dict(), partial)}
+    state = _all_tensors(graph.stored_state())
+    write = {path: lambda partial: torch.save(state, partial)}
     write_all({**write, **sidecar_writes(path, metadata)})
     return path
 
@@ -206,10 +211,14 @@ def _require_complete(graph: WeightGraph, path: Path) -> None:
         )
 
 
-def _network_entry(graph: WeightGraph, keys: list[str]) -> dict[str, object]:
+def _network_entry(graph: WeightGraph, state: StoredState, keys: list[str]) -> dict[str, object]:
     """Return the metadata that tensors alone do not carry: key order, ties and output axes."""
-    axes = {param.key: param.axis for param in graph.params if param.axis}
-    return {"keys": keys, "ties": dict(graph.ties), "axes": axes}
+    axes = {
+        key: param.axis
+        for param in graph.params
+        if param.axis and (key := state.main_names.get(param.key, param.key)) in state.tensors
+    }
+    return {"keys": keys, "ties": dict(state.ties), "axes": axes}
 
 
 def _save_file(
@@ -234,15 +243,23 @@ def _unknown_type(path: Path, dtype: object) -> SourceError:
     )
 
 
-def _resolve_tensor(graph: WeightGraph, key: str) -> torch.Tensor:
-    return graph.tensors[graph.ties.get(key, key)]
+def _keys(state: StoredState) -> list[str]:
+    return list(dict.fromkeys([*state.tensors, *state.ties]))
 
 
-def _shards(graph: WeightGraph, limit: int) -> tuple[list[list[str]], int]:
+def _all_tensors(state: StoredState) -> dict[str, torch.Tensor]:
+    return {key: _resolve_tensor(state, key) for key in _keys(state)}
+
+
+def _resolve_tensor(state: StoredState, key: str) -> torch.Tensor:
+    return state.tensors[state.ties.get(key, key)]
+
+
+def _shards(graph: WeightGraph, state: StoredState, limit: int) -> tuple[list[list[str]], int]:
     """Return the keys of each shard, filled in order, and the total number of bytes."""
     shards: list[list[str]] = [[]]
     filled = total = 0
-    for key, size in _sizes(graph):
+    for key, size in _sizes(graph, state):
         if shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
@@ -251,12 +268,12 @@ def _shards(graph: WeightGraph, limit: int) -> tuple[list[list[str]], int]:
     return shards, total
 
 
-def _sizes(graph: WeightGraph) -> Iterator[tuple[str, int]]:
+def _sizes(graph: WeightGraph, state: StoredState) -> Iterator[tuple[str, int]]:
     """Yield the size of each tensor in bytes; only tensors that no layer owns are read for it."""
     sizes = {param.key: param.size * param.dtype.itemsize for param in graph.params}
-    for key in dict.fromkeys([*graph.tensors, *graph.ties]):
-        name = graph.ties.get(key, key)
-        yield key, sizes[name] if name in sizes else graph.tensors[name].nbytes
+    for key in _keys(state):
+        name = state.ties.get(key, key)
+        yield key, sizes[name] if name in sizes else state.tensors[name].nbytes
 
 
 def _to_numpy(path: Path, key: str, tensor: torch.Tensor) -> npt.NDArray[np.generic]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from sane_plugins.tasks import logits
+from sane_plugins.weights import from_module, load_nearest
 
 _BATCH_SIZE = 250
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -69,9 +70,9 @@ def fit_classifier(
         best = min(best, *losses)
     _, penalty, factor = best
     weight, bias = _ridge(features, labels, layer.out_features, penalty)
-    layer.weight.copy_(factor * weight)
-    if layer.bias is not None:
-        layer.bias.copy_(factor * bias)
+    fitted = {"weight": factor * weight} | ({} if layer.bias is None else {"bias": factor * bias})
+    # Its weight may be computed from others (weight norm), so it is not simply written.
+    load_nearest(layer, from_module(layer).replace(fitted))
 
 
 def _ridge(

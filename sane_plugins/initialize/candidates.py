@@ -15,7 +15,7 @@ from sane_plugins.generation import Transfer, condition, find_classifier, fit_cl
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import set_memory_format
 from sane_plugins.runtime import random_stream, seeded
-from sane_plugins.weights import RUNNING, WeightGraph, load_into
+from sane_plugins.weights import RUNNING, WeightGraph, load_nearest
 
 _CLASSIFIER_FIT_IMAGES = 2000
 _RESCALE_IMAGES = 64
@@ -199,7 +199,8 @@ class CandidateBuilder:
         graph = problem.read(module)
         keys = self._generated_keys(graph, spec)
         weights = {k: v for k, v in self._weights(spec, latents, graph).items() if k in keys}
-        load_into(module, graph.replace(weights))
+        # Of generated values, a pruned or parametrised module takes what it can hold.
+        load_nearest(module, graph.replace(weights))
         if problem.pruned is not None:
             module.load_state_dict(problem.pruned.with_survivors(module.state_dict()))
         origins = dict.fromkeys(weights, Origin(spec.kind.value)) if weights else {}

@@ -1,5 +1,14 @@
 from .channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
-from .graph import MAX_VALUE, WeightGraph
+from .computed_tensors import (
+    ComputedTensor,
+    ComputedTensors,
+    Pruned,
+    SpectrallyNormed,
+    WeightNormed,
+    is_rounded,
+    stored_ties,
+)
+from .graph import MAX_VALUE, StoredState, WeightGraph
 from .layer_context import describe_layers
 from .layers import (
     MAX_AXES,
@@ -13,8 +22,10 @@ from .layers import (
     shape_text,
     vectors_last,
 )
+from .loading import load_into, load_nearest
 from .module_copies import copy_module, evaluation_copy
-from .modules import from_module, load_into
+from .module_writes import computes_tensors
+from .modules import from_module
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
 from .token_layout import Slot, TokenLayout
@@ -33,17 +44,24 @@ __all__ = [
     "SPATIAL",
     "ChannelOp",
     "ChannelOps",
+    "ComputedTensor",
+    "ComputedTensors",
     "Kind",
     "Layer",
     "Param",
+    "Pruned",
     "Role",
     "Scale",
     "Slot",
+    "SpectrallyNormed",
+    "StoredState",
     "TokenBlock",
     "TokenLayout",
     "Tokens",
     "WeightGraph",
+    "WeightNormed",
     "apply_scale",
+    "computes_tensors",
     "copy_module",
     "cut_rows",
     "describe_layers",
@@ -51,10 +69,13 @@ __all__ = [
     "evaluation_copy",
     "fit_scale",
     "from_module",
+    "is_rounded",
     "layer_name",
     "load_into",
+    "load_nearest",
     "memory_key",
     "shape_text",
+    "stored_ties",
     "tensor_digest",
     "tensors_digest",
     "token_blocks",

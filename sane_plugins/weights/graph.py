@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -17,6 +17,19 @@ from sane_plugins.weights.token_layout import Slot, TokenLayout, find_slots
 MAX_VALUE = torch.finfo(torch.float32).max / 2
 
 
+@dataclass(frozen=True, eq=False)
+class StoredState:
+    """A network as a file of it has it: tensors by the names of the source, ties between these.
+
+    `main_names` has the names of tensors in use that are computed from stored ones: each with
+    the stored one of its shape.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    ties: Mapping[str, str]
+    main_names: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WeightGraph:
     """A network as ordered layers and a mapping from keys to tensors, which may be lazy.
@@ -26,7 +39,8 @@ class WeightGraph:
     values of those untouched tensors that may be weights and still could not be read. `converted`
     says for an owned tensor how its values differ from the stored ones (dequantised, pruning mask
     folded). `notes` says what a reader should know, such as a missing topology. `container` names
-    the source format (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`).
+    the source format (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`). `stored_form` makes
+    the source's own tensors of a graph where some in use are computed from others (weight norm).
     """
 
     source: str
@@ -38,6 +52,7 @@ class WeightGraph:
     converted: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     container: str = "state_dict"
+    stored_form: Callable[[WeightGraph], StoredState] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for param in (param for layer in self.layers for param in layer.params):
@@ -134,9 +149,18 @@ class WeightGraph:
         return copy
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Read every tensor of the source, tied and untouched ones included."""
+        """Read every tensor in use, tied and untouched ones included."""
         keys = dict.fromkeys([*self.tensors, *self.ties])
         return {key: self.tensors[self.ties.get(key, key)] for key in keys}
+
+    def stored_state(self) -> StoredState:
+        """Return the tensors under the names of the source, as a file of it or `load_state_dict` has them.
+
+        Raises `SourceError` where the source's form cannot hold a value that was exchanged.
+        """
+        if self.stored_form is not None:
+            return self.stored_form(self)
+        return StoredState(self.tensors, self.ties)
 
     @property
     def is_finite(self) -> bool:

@@ -1,7 +1,7 @@
-"""Read a network from a torch module, and load weights into one.
+"""Read a network from a torch module.
 
-Every floating-point parameter and buffer is owned by a layer. Pruning masks and parametrisations are
-folded: what the forward pass uses is what is read.
+Every floating-point parameter and buffer is owned by a layer. Pruning masks, norms of weights and
+parametrisations are folded: what the forward pass uses is what is read.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 from torch.nn.modules import batchnorm, conv
 
-from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.layer_forms import LayerForm, Shape, layer_form, plain_roles
 from sane_plugins.weights.layers import (
@@ -25,12 +23,9 @@ from sane_plugins.weights.layers import (
     vectors_last,
 )
 from sane_plugins.weights.module_channels import module_channel_op
-from sane_plugins.weights.module_tensors import (
-    ModuleTensor,
-    is_parametrized,
-    read_module_tensors,
-    write_module_tensor,
-)
+from sane_plugins.weights.module_state import ModuleState
+from sane_plugins.weights.module_tensors import ModuleTensor, read_module_tensors
+from sane_plugins.weights.module_writes import computes_tensors
 from sane_plugins.weights.trace import trace
 
 _NORMS = (batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -70,88 +65,8 @@ def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
         ties=ties,
         notes=tuple(_notes(traced, missed)),
         container="module",
+        stored_form=ModuleState(module) if computes_tensors(module) else None,
     )
-
-
-def load_into(module: nn.Module, graph: WeightGraph) -> None:
-    """Write a graph's tensors into a module of the same names; the inverse of `from_module`.
-
-    Pruned entries stay zero, and a parametrisation projects a value to what it can represent (an
-    orthogonal one to the nearest orthogonal matrix). Counters and index tables that the graph does not
-    hold stay as they are. Raises `SourceError`, and leaves the module as it was, where a weight is
-    missing, left over or of another shape, where tied names get different values, and where a
-    parametrisation has no inverse.
-    """
-    entries, _ = read_module_tensors(module)
-    _require_fit(entries, graph)
-    _require_equal_ties(entries, graph)
-    tensors = (
-        [*module.parameters(), *module.buffers()] if any(map(is_parametrized, entries)) else []
-    )
-    backup = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    with torch.no_grad():
-        try:
-            for entry in entries:
-                if (key := graph.ties.get(entry.key, entry.key)) in graph.tensors:
-                    tensor = graph.tensors[key]
-                    write_module_tensor(entry, tensor.to(entry.value.device, entry.value.dtype))
-        except SourceError:
-            for tensor, saved in backup:
-                tensor.copy_(saved)
-            raise
-
-
-def _require_fit(entries: Sequence[ModuleTensor], graph: WeightGraph) -> None:
-    """Raise `SourceError` unless the graph's weights have the names and shapes of the module's."""
-    shapes = {param.key: param.shape for param in graph.params}
-    unused = dict(shapes)
-    for entry in entries:
-        key = graph.ties.get(entry.key, entry.key)
-        shape = shapes.get(key)
-        if shape is None and key in graph.tensors:
-            shape = tuple(graph.tensors[key].shape)
-        unused.pop(key, None)
-        needed = tuple(entry.value.shape)
-        if entry.value.is_meta:
-            raise _mismatch(
-                graph,
-                entry.key,
-                "the module is on the meta device",
-                "it needs memory to be written",
-                "call module.to_empty(device='cpu') first",
-            )
-        if shape != needed and (shape is not None or entry.value.is_floating_point()):
-            found = "the tensor is missing" if shape is None else f"its shape is {shape}"
-            raise _mismatch(graph, entry.key, found, f"the module needs one of shape {needed}")
-    for key in unused:
-        raise _mismatch(graph, key, "the module has no such tensor", "no weight may be left over")
-
-
-def _require_equal_ties(entries: Sequence[ModuleTensor], graph: WeightGraph) -> None:
-    """Raise `SourceError` where names that the module ties would get different values."""
-    first_keys: dict[tuple[object, ...], str] = {}
-    for entry in entries:
-        key = graph.ties.get(entry.key, entry.key)
-        other = first_keys.setdefault(entry.identity, key)
-        if other == key or not entry.value.is_floating_point():
-            continue
-        if not torch.equal(graph.tensors[key], graph.tensors[other]):
-            raise _mismatch(
-                graph,
-                entry.key,
-                f"its values are not those of '{other}'",
-                "the module keeps both in one tensor",
-            )
-
-
-def _mismatch(
-    graph: WeightGraph,
-    key: str,
-    found: str,
-    needed: str,
-    way_out: str = "check that the weights belong to this module",
-) -> SourceError:
-    return SourceError(f"{graph.source}, '{key}'", found, needed, way_out)
 
 
 def _forms(entries: Sequence[ModuleTensor]) -> dict[str, LayerForm]:

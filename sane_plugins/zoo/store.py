@@ -35,7 +35,7 @@ from sane_plugins.display import html_table
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError, visible
 from sane_plugins.formats import from_state_dict
 from sane_plugins.runtime import drawing_from
-from sane_plugins.weights import WeightGraph, from_module
+from sane_plugins.weights import WeightGraph, computes_tensors, from_module, load_into
 from sane_plugins.zoo.index import (
     NAME,
     OLD_NAME,
@@ -343,12 +343,16 @@ def _template(factory: str, specs: _TensorSpecs, trust: Trust) -> WeightGraph:
     most = _most(prod(shape) for _, _, shape in specs)
     module = _build_unseeded(factory, trust, most)
     state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in specs}
-    _load_state(module, state, json.loads(factory)["name"])
+    if not computes_tensors(module):  # a norm of weights cannot give zeros
+        _load_state(module, state, json.loads(factory)["name"])
     return from_module(module)
 
 
 def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:
     """Load tensors into a module, adopting their dtypes; integer counters may be missing or extra."""
+    if computes_tensors(module):
+        load_into(module, from_state_dict(state, place))
+        return
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name in state and state[name].dtype != tensor.dtype:
             tensor.data = tensor.data.to(state[name].dtype)
