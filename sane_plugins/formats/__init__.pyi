@@ -17,10 +17,17 @@ from .artifact import (
     save_artifact,
     stream_artifact,
 )
-from .guards import exists, require_file, source_errors
+from .declared import declared_architecture
+from .dequantize import Content
+from .folders import Located, locate
+from .folder_members import folder_member
+from .foreign_forms import ForeignForm, foreign_form
+from .guards import exists, open_until_collected, reopen_later, require_file, source_errors
+from .hub_cache import cached_path, is_cache_internal, is_hub_name
 from .lazy_tensors import LazyTensors
+from .limits import require_names, require_shape, require_tensor_count
 from .reading import open_file
-from .sharded import index_in, shard_names
+from .sharded import shard_names
 from .source_files import files_read
 from .state_dict import from_state_dict
 from .suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
@@ -50,20 +57,34 @@ __all__ = [
     "ZOO_TRAINING_STATE",
     "Archive",
     "ArtifactKind",
+    "Content",
+    "ForeignForm",
     "LazyTensors",
+    "Located",
     "StoredRows",
+    "cached_path",
     "check_save",
+    "declared_architecture",
     "exists",
     "files_read",
     "fill_module",
+    "foreign_form",
     "from_state_dict",
-    "index_in",
+    "is_cache_internal",
+    "is_hub_name",
     "load_artifact",
+    "locate",
+    "folder_member",
     "open_file",
+    "open_until_collected",
     "read_config",
     "read_description",
+    "reopen_later",
     "require_file",
     "require_like",
+    "require_names",
+    "require_shape",
+    "require_tensor_count",
     "save_arrays",
     "save_artifact",
     "save_checkpoint",

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.guards import require_file, source_errors
+from sane_plugins.formats.declared import declarations
+from sane_plugins.formats.folders import locate
+from sane_plugins.formats.foreign_forms import foreign_form
+from sane_plugins.formats.guards import require_file
 from sane_plugins.formats.numpy_files import open_arrays
 from sane_plugins.formats.safetensors_files import open_safetensors
-from sane_plugins.formats.sharded import index_in, open_index
+from sane_plugins.formats.sharded import open_index
 from sane_plugins.formats.suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
 from sane_plugins.formats.torch_files.torch_checkpoints import open_checkpoint
 from sane_plugins.weights import WeightGraph
 
 
 def open_file(path: str | Path) -> WeightGraph | None:
-    """Open a safetensors file, index or indexed folder, a torch file or a NumPy file; None for other files.
+    """Open a safetensors file or index, a torch or NumPy file, or the one of a folder or of `hf:org/name`.
 
-    Raises `SourceError` for a file that is missing, broken, empty of weights, or that holds code.
+    None for anything else. Raises `SourceError` for a file that is missing, broken, empty of weights, that
+    holds code, or whose form is another library's; and for a folder of several networks.
     """
-    path = Path(path)
+    located = locate(path)
+    file = Path(path) if located is None else located.path
+    if form := foreign_form(file):
+        raise form.error(file)
+    graph = _open(file)
+    if graph is None:
+        return None
+    notes = (*declarations(file), *(located.notes if located else ()))
+    return replace(graph, notes=tuple(dict.fromkeys((*graph.notes, *notes))))
+
+
+def _open(path: Path) -> WeightGraph | None:
     if path.name.endswith(INDEX):
         return open_index(require_file(path))
     if path.suffix == ".safetensors":
@@ -35,11 +51,4 @@ def open_file(path: str | Path) -> WeightGraph | None:
             "an index of safetensors files is read",
             "convert the network to safetensors, or name its files one by one",
         )
-    return _open_folder(path)
-
-
-def _open_folder(path: Path) -> WeightGraph | None:
-    with source_errors(path):
-        is_folder = len(str(path)) < 4096 and "\0" not in str(path) and path.is_dir()
-    index = index_in(path) if is_folder else None
-    return open_index(require_file(index)) if index else None
+    return None
