@@ -19,8 +19,8 @@ from sane_gguf.header import Header, TensorPlace, read_header
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import (
     Content,
-    from_state_dict,
     folder_member,
+    from_state_dict,
     open_until_collected,
     reopen_later,
     require_file,

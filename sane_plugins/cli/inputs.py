@@ -62,14 +62,13 @@ class Target:
 
 def resolve_target(host: Host, names: InputNames) -> Target:
     """Read the images, and find the network that MODEL names, for their classes."""
-    from sane_plugins.formats import exists
+    from sane_plugins.formats import exists, is_hub_name
     from sane_plugins.tasks import load_task
 
     task = load_task(names.task, names.size)
     # Of a name that builds its network, --factory says what the prompts may ask for.
-    is_built = (is_function_name(names.model) or is_bare_name(names.model)) and not exists(
-        names.model
-    )
+    is_file = exists(names.model) or is_hub_name(names.model)
+    is_built = (is_function_name(names.model) or is_bare_name(names.model)) and not is_file
     factory = None if is_built and names.prompts else names.factory
     return resolve_network(host, names.model, factory, task, resize=names.size is None)
 

@@ -54,7 +54,7 @@ def _parts(source: str | Path | None) -> list[str | Path]:
 
 
 def _files_of(host: Host, network: str | Path) -> Iterator[str | Path]:
-    """Yield a network's file and those that it names; of a folder or a name on the hub, of the network in it."""
+    """Yield a network's file and those that it names; of a folder, those of its network."""
     from sane_plugins.formats import files_read, locate
 
     path = Path(network)

@@ -19,9 +19,10 @@ from .artifact import (
 )
 from .declared import declared_architecture
 from .dequantize import Content
-from .folders import Located, locate
 from .folder_members import folder_member
-from .foreign_forms import ForeignForm, foreign_form
+from .folders import Located, locate
+from .foreign_forms import foreign_form, holds_onnx
+from .foreign_table import ForeignForm
 from .guards import exists, open_until_collected, reopen_later, require_file, source_errors
 from .hub_cache import cached_path, is_cache_internal, is_hub_name
 from .lazy_tensors import LazyTensors
@@ -68,13 +69,14 @@ __all__ = [
     "exists",
     "files_read",
     "fill_module",
+    "folder_member",
     "foreign_form",
     "from_state_dict",
+    "holds_onnx",
     "is_cache_internal",
     "is_hub_name",
     "load_artifact",
     "locate",
-    "folder_member",
     "open_file",
     "open_until_collected",
     "read_config",

@@ -1,4 +1,4 @@
-"""What `config.json` beside weights says of their network: the name that timm, transformers or diffusers gave it.
+"""What `config.json` beside weights says of their network: the name by timm, transformers or diffusers.
 
 Only names are taken from it, and only to be told or compared; nothing is built by its word.
 """

@@ -34,7 +34,7 @@ def folder_member(folder: Path, place: str) -> Path:
     if not is_inside:
         raise SourceError(
             folder,
-            f"its '{place}' leads out of it",
+            f"its file '{place}' leads out of its folder",
             "the files of a network lie in its folder",
             f"name the file itself: {real}",
         )

@@ -1,4 +1,4 @@
-"""Which file holds the network of a folder: Hugging Face's, its cache's, MLflow's, or one with a single file."""
+"""Which file holds the network of a folder: of Hugging Face, its cache, MLflow, or with a single file."""
 
 from __future__ import annotations
 
@@ -92,6 +92,8 @@ def _in_folder(folder: Path) -> Located | None:
     if not candidates:
         if form := foreign_form(folder):
             raise form.error(folder)
+        if cached := hub_cache.repositories_in(folder):
+            raise _several(folder, cached)
         if len(inside) == 1 and len(names) == 0:
             return None
         if inside:
@@ -152,7 +154,7 @@ def _several(folder: Path, names: list[str]) -> SourceError:
         folder,
         f"it holds several networks ({_some(names)})",
         "one is needed",
-        "name one of these files",
+        "name one of these",
     )
 
 

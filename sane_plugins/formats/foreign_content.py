@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
+
+from sane_plugins.errors import SourceError
+from sane_plugins.formats.archives import Archive
 
 _HEAD, _TAIL = 2**16, 2**12
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -60,7 +65,7 @@ def is_keras_zip(ends: FileEnds) -> bool:
 
 
 def is_other_zip(ends: FileEnds) -> bool:
-    """Return whether it is a zip archive whose files lie at its top: torch's have a folder, NumPy's arrays."""
+    """Return whether it is a zip archive with files at its top: torch's have a folder, NumPy's arrays."""
     members = _members(ends)
     return bool(members) and not any(name.endswith((".npy", "data.pkl")) for name in members)
 
@@ -71,8 +76,12 @@ def is_tar(ends: FileEnds) -> bool:
 
 
 def is_saved_model(ends: FileEnds) -> bool:
-    """Return whether it is TensorFlow's `SavedModel` message: a schema version, then a graph with its tags."""
-    return _starts_with_version(ends) and _inner_tags(ends) in ((1, 2), (1, 4), (1, 5))
+    """Return whether it is TensorFlow's `SavedModel` message: a version, then a graph with its tags."""
+    is_named = (
+        ends.path.name == "saved_model.pb"
+    )  # its first field may be that of Core ML's message
+    tags = _inner_tags(ends)
+    return _starts_with_version(ends) and (is_named or tags in ((1, 2), (1, 4), (1, 5)))
 
 
 def is_core_ml(ends: FileEnds) -> bool:
@@ -81,15 +90,17 @@ def is_core_ml(ends: FileEnds) -> bool:
 
 
 def is_onnx(ends: FileEnds) -> bool:
-    """Return whether it is ONNX's `ModelProto`: a version, its producer, and a graph."""
+    """Return whether it is ONNX's `ModelProto`: a version, who wrote it, and a graph or its operators."""
     numbers = {number for number, wire, _ in _fields(ends.head) if wire == _BYTES}
-    return _starts_with_version(ends) and bool({7, 8} & numbers) and numbers <= {2, 3, 4, 6, 7, 8, 14}
+    return (
+        _starts_with_version(ends) and bool({7, 8} & numbers) and numbers <= {2, 3, 4, 6, 7, 8, 14}
+    )
 
 
 def is_graph_def(ends: FileEnds) -> bool:
     """Return whether it is TensorFlow's `GraphDef`: nodes, each with its name and its operation."""
     outer = next(_fields(ends.head), (0, 0, b""))
-    inner = [field for field, _ in zip(_fields(outer[2]), range(2))] if outer[:2] == (1, 2) else []
+    inner = [*islice(_fields(outer[2]), 2)] if outer[:2] == (1, 2) else []
     texts = [value for number, wire, value in inner if (number, wire) in ((1, 2), (2, 2))]
     return len(texts) == 2 and re.fullmatch(rb"[A-Z_]\w+", texts[1]) is not None
 
@@ -98,13 +109,15 @@ def is_tensorflow_checkpoint(ends: FileEnds) -> bool:
     """Return whether it is the index of a TensorFlow checkpoint, or its values beside one."""
     values = re.fullmatch(r"(.*)\.data-\d{5}-of-\d{5}", ends.path.name)
     beside = ends.path.with_name(f"{values[1]}.index") if values else ends.path
-    return beside != ends.path and beside.is_file() or ends.tail.endswith(_LEVELDB_END)
+    return (beside != ends.path and beside.is_file()) or ends.tail.endswith(_LEVELDB_END)
 
 
 def is_paddle_program(ends: FileEnds) -> bool:
     """Return whether it is Paddle's `ProgramDesc` (its first block has no parent) or its parameters."""
     outer = next(_fields(ends.head), (0, 0, b""))
-    is_program = outer[:2] == (1, 2) and outer[2].startswith(b"\x08\x00\x10" + b"\xff" * 9 + b"\x01")
+    is_program = outer[:2] == (1, 2) and outer[2].startswith(
+        b"\x08\x00\x10" + b"\xff" * 9 + b"\x01"
+    )
     length = int.from_bytes(ends.head[16:20], "little")
     return is_program or (
         ends.head[:16] == bytes(16) and 2 <= length <= 256 and ends.head[20:21] == b"\x08"
@@ -148,17 +161,21 @@ def is_mxnet(ends: FileEnds) -> bool:
 
 
 def is_sklearn(ends: FileEnds) -> bool:
-    """Return whether it is a pickle whose first class is scikit-learn's."""
-    found = re.search(rb"(?:c|\x8c.)([a-z_]\w*(?:\.\w+)*)[\n\x94]", ends.head[:256], re.DOTALL)
+    """Return whether it is a pickle, perhaps packed by joblib, whose first class is scikit-learn's."""
+    head = ends.head
+    if head[:1] == b"x" and int.from_bytes(head[:2], "big") % 31 == 0:  # zlib
+        with suppress(zlib.error):
+            head = zlib.decompressobj().decompress(head, 256)
+    found = re.search(rb"(?:c|\x8c.)([a-z_]\w*(?:\.\w+)*)[\n\x94]", head[:256], re.DOTALL)
     is_theirs = found is not None and found[1].split(b".")[0] == b"sklearn"
-    return ends.head.startswith(b"\x80") and is_theirs
+    return head.startswith(b"\x80") and is_theirs
 
 
 def is_trees(ends: FileEnds) -> bool:
     """Return whether it is a model of LightGBM, XGBoost or CatBoost."""
     head = ends.head.lstrip()
     return head.startswith((b"tree\nversion=", b"CBM1")) or (
-        head[:1] == b"{" and b'learner' in head[:64]
+        head[:1] == b"{" and b"learner" in head[:64]
     )
 
 
@@ -167,11 +184,9 @@ def _members(ends: FileEnds) -> set[str]:
     name = ends.head[30 : 30 + int.from_bytes(ends.head[26:28], "little")]
     if not ends.head.startswith(b"PK\3\4") or b"/" in name or name.endswith(b".npy"):
         return set()
-    try:
-        with ZipFile(ends.path) as archive:
-            return set(archive.namelist())
-    except (BadZipFile, ValueError, NotImplementedError):
-        return set()
+    with suppress(SourceError):
+        return {*Archive(ends.path).members}
+    return set()
 
 
 def _head_beside(ends: FileEnds, suffix: str) -> bytes:
@@ -194,7 +209,7 @@ def _starts_with_version(ends: FileEnds) -> bool:
 
 def _inner_tags(ends: FileEnds) -> tuple[int, int]:
     """Return the numbers of the first fields in the second field of a message, and in that."""
-    second = [field for field, _ in zip(_fields(ends.head), range(2))][1:]
+    second = [*islice(_fields(ends.head), 1, 2)]
     if not second or second[0][:2] != (2, _BYTES):
         return 0, 0
     inner = next(_fields(second[0][2]), (0, 0, b""))

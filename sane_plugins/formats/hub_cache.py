@@ -27,7 +27,8 @@ _NAME = re.compile(
 
 def is_hub_name(source: Any) -> bool:
     """Return whether a source is a name of Hugging Face's hub, such as `hf:org/name`."""
-    return isinstance(source, str) and source.startswith(PREFIX) and not exists(source)
+    is_named = isinstance(source, str | Path) and str(source).startswith(PREFIX)
+    return is_named and not exists(source)
 
 
 def cached_path(source: str) -> Path:
@@ -54,9 +55,19 @@ def is_cached_repository(folder: Path) -> bool:
     return folder.name.startswith("models--") and (folder / "snapshots").is_dir()
 
 
+def repositories_in(folder: Path) -> list[str]:
+    """Return the names of the networks that a folder keeps as the cache does."""
+    cached = (path for path in _folders(folder) if is_cached_repository(path))
+    return [PREFIX + _repository(path) for path in cached]
+
+
+def _repository(folder: Path) -> str:
+    return folder.name.removeprefix("models--").replace("--", "/")
+
+
 def snapshot_of(folder: Path) -> Path:
     """Return the files of a cached repository's main revision, or of its only one."""
-    repository = folder.name.removeprefix("models--").replace("--", "/")
+    repository = _repository(folder)
     revisions = [path.name for path in _folders(folder / "snapshots")]
     revision = _MAIN if (folder / "refs" / _MAIN).exists() else (*revisions, _MAIN)[0]
     if revision != _MAIN and len(revisions) > 1:
@@ -125,9 +136,7 @@ def _not_cached(
     found = f"it is not in the cache {cache}"
     if known:
         found = f"its revision '{revision}' is not in the cache {cache} ({', '.join(known[:8])})"
-    command = f"hf download {repository}" + (
-        f" --revision {revision}" if revision != _MAIN else ""
-    )
+    command = f"hf download {repository}" + (f" --revision {revision}" if revision != _MAIN else "")
     return SourceError(
         source, found, "only what is there is read, and nothing is downloaded", f"run {command}"
     )
