@@ -122,10 +122,12 @@ class _HeaderReader:
         if kind == _STRING:
             length = self._unpack(_COUNT)
             if length > _MAX_TEXT:
-                return self._skip(length)
+                self._skip(length)
+                return None
             return self._bytes(length).decode("utf-8", "replace")
         if kind == _ARRAY:
-            return self._skip_array(depth)
+            self._skip_array(depth)
+            return None
         if kind not in _SCALARS:
             raise ValueError(f"its metadata have values of the type {kind}")
         return self._unpack(_SCALARS[kind])
@@ -133,7 +135,8 @@ class _HeaderReader:
     def _skip_array(self, depth: int) -> None:
         kind, count = self._unpack(_NUMBER), self._unpack(_COUNT)
         if kind in _SCALARS:
-            return self._skip(count * _SCALARS[kind].size)
+            self._skip(count * _SCALARS[kind].size)
+            return
         self._strings += count
         if self._strings > STRINGS or depth > _MAX_DEPTH:
             raise ValueError("its metadata hold too many texts or arrays")
@@ -143,7 +146,6 @@ class _HeaderReader:
                 self._skip(self._unpack(_COUNT))
             else:
                 self._value(kind, depth + 1)
-        return None
 
     def _text(self) -> str:
         length = self._unpack(_COUNT)

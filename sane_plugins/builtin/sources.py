@@ -30,8 +30,8 @@ class Sources:
         from sane_plugins.weights import from_module
 
         if (located := locate(source)) is not None:  # its form may be another plugin's
-            graph = self.host.open(located.path)
-            return replace(graph, notes=tuple(dict.fromkeys((*graph.notes, *located.notes))))
+            found = self.host.open(located.path)
+            return replace(found, notes=tuple(dict.fromkeys((*found.notes, *located.notes))))
         graph = open_file(source)
         # A file may be called like a function, and is none.
         if graph is not None or isinstance(source, Path) or exists(source):

@@ -12,7 +12,7 @@ from sane_plugins.formats import hub_cache
 from sane_plugins.formats.declared import declarations
 from sane_plugins.formats.folder_members import folder_member
 from sane_plugins.formats.foreign_forms import foreign_form
-from sane_plugins.formats.guards import source_errors
+from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.mlflow_folders import MLMODEL, network_place, read_mlmodel
 from sane_plugins.formats.suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
 
@@ -98,7 +98,8 @@ def _in_folder(folder: Path) -> Located | None:
             return None
         if inside:
             raise _several(folder, inside)
-        return _foreign_file(folder, names)
+        _require_no_foreign_file(folder, names)
+        return None
     others = [name for name in (*networks, *inside) if name != candidates[0]]
     notes = (f"read from {candidates[0]}; not from {_some(others)}",) if others else ()
     path = folder_member(folder, candidates[0])
@@ -108,7 +109,7 @@ def _in_folder(folder: Path) -> Located | None:
 def _of_mlflow(folder: Path) -> Located:
     place, library = network_place(folder, read_mlmodel(folder_member(folder, MLMODEL)))
     path = folder_member(folder, place.rstrip("/"))
-    located = _in_folder(path) if path.is_dir() else Located(path)
+    located = _in_folder(path) if path.is_dir() else Located(require_file(path))
     if located is None:
         raise SourceError(
             path,
@@ -142,7 +143,7 @@ def _networks_in_folders(folder: Path) -> list[str]:
         return [*found()]
 
 
-def _foreign_file(folder: Path, names: list[str]) -> None:
+def _require_no_foreign_file(folder: Path, names: list[str]) -> None:
     """Raise `SourceError` where one of the files of a folder is of a form that is not read."""
     for name in names[:_MOST_FOLDERS]:
         if form := foreign_form(folder / name):

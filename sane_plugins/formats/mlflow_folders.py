@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.guards import source_errors
-from sane_plugins.formats.limits import require_json_size
 
 MLMODEL = "MLmodel"
+_MAX_BYTES = 4_000_000
 _LINE = re.compile(r"( *)([\w.-]+):(?:[ \t]+(.*?))?[ \t]*")
 _MAX_DEPTH = 20
 # What a flavour calls the file or folder of its model, below the folder.
@@ -49,8 +49,9 @@ def network_place(folder: Path, text: str) -> tuple[str, str]:
 
 def read_mlmodel(path: Path) -> str:
     """Return the text of a file `MLmodel`. Raises `SourceError` where it is none."""
-    with source_errors(path, "it is no text"):
-        require_json_size(path, path.stat().st_size)
+    with source_errors(path, "it is no text", f"a text of at most {_MAX_BYTES} bytes"):
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError("it is too large")
         return path.read_text(encoding="utf-8")
 
 
@@ -71,6 +72,5 @@ def _settings(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _unquoted(value: str) -> str:
-    quote = value[0]
-    is_quoted = quote in "'\"" and len(value) > 1 and value.endswith(quote)
-    return value[1:-1] if is_quoted else value.partition(" #")[0].rstrip()
+    quoted = re.match(r"(['\"])(.*?)\1(?:\s+#.*)?$", value)
+    return quoted[2] if quoted else value.partition(" #")[0].rstrip()
