@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +23,31 @@ def sane_open(source: Any) -> WeightGraph | None:
     from sane_plugins.formats import require_file
 
     path = require_file(Path(source))
-    if find_spec("gguf") is None:
-        from sane_plugins.errors import SourceError
-
-        raise SourceError(
-            path,
-            "the package gguf is not installed",
-            "GGUF files need it",
-            "run pip install 'sane-plugins[gguf]'",
-        )
+    _require_gguf(path)
     from sane_gguf.read import read
 
     return read(path)
+
+
+def _require_gguf(path: Path) -> None:
+    """Import the library. Raises `SourceError` where it is not there, or does not import."""
+    from sane_plugins.errors import SourceError, first_line
+    from sane_plugins.runtime import without_warnings
+
+    problem = "is not installed" if find_spec("gguf") is None else ""
+    try:
+        with without_warnings():
+            if not problem:
+                import_module("gguf")
+    except ImportError as error:
+        problem = f"does not import ({first_line(error)})"
+    if problem:
+        raise SourceError(
+            path,
+            f"the package gguf {problem}",
+            "GGUF files need it",
+            "run pip install 'sane-plugins[gguf]'",
+        )
 
 
 def _is_ours(path: Path) -> bool:

@@ -202,8 +202,9 @@ def test_names_of_the_hub_are_read_from_the_cache(cache: Path) -> None:
     ],
 )
 def test_the_cache_lies_where_its_variables_say(
-    variables: dict[str, str], place: str, cache, tmp_path, monkeypatch
+    variables: dict[str, str], place: str, cache: Path, tmp_path, monkeypatch
 ) -> None:
+    assert cache.parent == tmp_path
     monkeypatch.delenv("HF_HUB_CACHE")
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(tmp_path))
@@ -242,7 +243,7 @@ def test_what_the_cache_lacks_names_the_folder_and_the_command(
 
 def test_a_repository_without_weights_names_the_command(cache: Path) -> None:
     as_in_the_cache(cache, "org/name", "tokenizer.json")
-    with pytest.raises(SourceError, match="no weights of it.*run hf download org/name"):
+    with pytest.raises(SourceError, match=r"no weights of it.*run hf download org/name"):
         open_file("hf:org/name")
     with pytest.raises(SourceError, match=r"several networks \(hf:org/name\)"):
         open_file(cache)
@@ -250,8 +251,19 @@ def test_a_repository_without_weights_names_the_command(cache: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["hf:", "hf:/etc", "hf:../name", "hf:org/name/../x", "hf:org/name@../../x", "hf:org/name//x"]
-    + ["hf:org/name@..", "hf:org/name/a\\b", "hf:org/name@%2e%2e", "hf:org/name@main/..", "hf:a b"],
+    [
+        "hf:",
+        "hf:/etc",
+        "hf:../name",
+        "hf:org/name/../x",
+        "hf:org/name@../../x",
+        "hf:org/name//x",
+        "hf:org/name@..",
+        "hf:org/name/a\\b",
+        "hf:org/name@%2e%2e",
+        "hf:org/name@main/..",
+        "hf:a b",
+    ],
 )
 def test_names_that_lead_elsewhere_are_refused(name: str, cache: Path) -> None:
     as_in_the_cache(cache, "org/name", "model.safetensors")

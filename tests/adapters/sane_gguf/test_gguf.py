@@ -1,4 +1,4 @@
-"""GGUF files: values as the library gives them, honest coverage, and nothing believed that the file cannot hold."""
+"""GGUF files: the library's values, honest coverage, and nothing believed that a file cannot hold."""
 
 import pickle
 import struct
@@ -113,7 +113,7 @@ def test_known_types_without_code_are_missed_too(tmp_path) -> None:
     assert graph.coverage == pytest.approx(2 / 3)
 
 
-def test_the_network_is_used_as_any_other(network: Path, tmp_path) -> None:
+def test_the_network_is_used_as_any_other(network: Path) -> None:
     graph = sane_gguf.sane_open(str(network))
     assert graph.container == "gguf"
     assert "declared as llama (GGUF)" in graph.notes
@@ -149,7 +149,7 @@ def test_all_parts_of_a_split_file_are_read(tmp_path) -> None:
         }
         assert {*paths} <= {*files_read(graph)}
     paths[1].unlink()
-    with pytest.raises(SourceError, match="00002-of-00003.gguf: it does not exist"):
+    with pytest.raises(SourceError, match=r"00002-of-00003\.gguf: it does not exist"):
         sane_gguf.sane_open(paths[0])
     with pytest.raises(SourceError, match="is not called so"):
         sane_gguf.sane_open(paths[0].rename(tmp_path / "net.gguf"))
