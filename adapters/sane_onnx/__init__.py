@@ -18,9 +18,12 @@ SUFFIX = ".onnx"
 @hookimpl
 def sane_open(source: Any) -> WeightGraph | None:
     """Read an ONNX file. Raises `SourceError` where it is broken, or names other files to read."""
-    if not isinstance(source, str | Path) or not _is_ours(source):
+    if not isinstance(source, str | Path):
         return None
-    from sane_plugins.formats import require_file
+    from sane_plugins.formats import holds_onnx, require_file
+
+    if not _is_ours(source) and not holds_onnx(Path(source)):
+        return None
 
     path = require_file(Path(source))
     _require_onnx(source)

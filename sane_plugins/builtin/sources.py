@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,12 @@ class Sources:
         """Read a graph as it is, a module, a state dict, a file of tensors, or what a name builds."""
         if not isinstance(source, str | Path):
             return _open_object(source)
-        from sane_plugins.formats import exists, open_file
+        from sane_plugins.formats import exists, locate, open_file
         from sane_plugins.weights import from_module
 
+        if (located := locate(source)) is not None:  # its form may be another plugin's
+            found = self.host.open(located.path)
+            return replace(found, notes=tuple(dict.fromkeys((*found.notes, *located.notes))))
         graph = open_file(source)
         # A file may be called like a function, and is none.
         if graph is not None or isinstance(source, Path) or exists(source):

@@ -62,14 +62,13 @@ class Target:
 
 def resolve_target(host: Host, names: InputNames) -> Target:
     """Read the images, and find the network that MODEL names, for their classes."""
-    from sane_plugins.formats import exists
+    from sane_plugins.formats import exists, is_hub_name
     from sane_plugins.tasks import load_task
 
     task = load_task(names.task, names.size)
     # Of a name that builds its network, --factory says what the prompts may ask for.
-    is_built = (is_function_name(names.model) or is_bare_name(names.model)) and not exists(
-        names.model
-    )
+    is_file = exists(names.model) or is_hub_name(names.model)
+    is_built = (is_function_name(names.model) or is_bare_name(names.model)) and not is_file
     factory = None if is_built and names.prompts else names.factory
     return resolve_network(host, names.model, factory, task, resize=names.size is None)
 
@@ -81,14 +80,14 @@ def resolve_network(
 
     `resize` allows the images to be resized to what the network takes where that is known.
     """
-    from sane_plugins.formats import exists
+    from sane_plugins.formats import exists, is_hub_name
 
     classes = len(task.classes)
     if family_name(model) == family_name(SMALL_CNN):
         return _small_cnn(task, resize)
     if factory is not None:
         return _with_image_channels(Target(_load_checkpoint(host, model, factory, classes), task))
-    if exists(model):
+    if exists(model) or is_hub_name(model):
         raise UsageError(
             model,
             "a file holds weights, not the code that runs them",
@@ -113,11 +112,11 @@ def resolve_prompts(host: Host, source: str, target: Target, trust: Trust) -> Pr
 
     Of what a zoo names, only our architectures and the functions in `trust` are called.
     """
-    from sane_plugins.formats import exists, index_in
+    from sane_plugins.formats import exists, locate
     from sane_plugins.generation import Prompts, choose_prompts
     from sane_plugins.zoo import Zoo
 
-    if not (exists(source) and Path(source).is_dir()) or index_in(Path(source)):
+    if not (exists(source) and Path(source).is_dir()) or locate(source):
         return Prompts((host.open(source),), ())
     return choose_prompts(target.module(), Zoo.open(source, trust))
 

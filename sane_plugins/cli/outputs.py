@@ -54,8 +54,8 @@ def _parts(source: str | Path | None) -> list[str | Path]:
 
 
 def _files_of(host: Host, network: str | Path) -> Iterator[str | Path]:
-    """Yield a network's file and those that it names; of a folder, only these where it holds one network."""
-    from sane_plugins.formats import files_read, index_in
+    """Yield a network's file and those that it names; of a folder, those of its network."""
+    from sane_plugins.formats import files_read, locate
 
     path = Path(network)
     with suppress(
@@ -63,7 +63,7 @@ def _files_of(host: Host, network: str | Path) -> Iterator[str | Path]:
     ):  # reading it for its own sake tells what is wrong
         if path.is_file():
             yield from files_read(host.open(network))
-        elif path.is_dir() and (index := index_in(path)):
-            path = index
-            yield from files_read(host.open(index))
+        elif located := locate(network):
+            path = located.path
+            yield from files_read(host.open(path))
     yield path

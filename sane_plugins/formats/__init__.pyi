@@ -17,10 +17,18 @@ from .artifact import (
     save_artifact,
     stream_artifact,
 )
-from .guards import exists, require_file, source_errors
+from .declared import declared_architecture
+from .dequantize import Content
+from .folder_members import folder_member
+from .folders import Located, locate
+from .foreign_forms import foreign_form, holds_onnx
+from .foreign_table import ForeignForm
+from .guards import exists, open_until_collected, reopen_later, require_file, source_errors
+from .hub_cache import cached_path, is_cache_internal, is_hub_name
 from .lazy_tensors import LazyTensors
+from .limits import require_names, require_shape, require_tensor_count
 from .reading import open_file
-from .sharded import index_in, shard_names
+from .sharded import shard_names
 from .source_files import files_read
 from .state_dict import from_state_dict
 from .suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
@@ -50,20 +58,35 @@ __all__ = [
     "ZOO_TRAINING_STATE",
     "Archive",
     "ArtifactKind",
+    "Content",
+    "ForeignForm",
     "LazyTensors",
+    "Located",
     "StoredRows",
+    "cached_path",
     "check_save",
+    "declared_architecture",
     "exists",
     "files_read",
     "fill_module",
+    "folder_member",
+    "foreign_form",
     "from_state_dict",
-    "index_in",
+    "holds_onnx",
+    "is_cache_internal",
+    "is_hub_name",
     "load_artifact",
+    "locate",
     "open_file",
+    "open_until_collected",
     "read_config",
     "read_description",
+    "reopen_later",
     "require_file",
     "require_like",
+    "require_names",
+    "require_shape",
+    "require_tensor_count",
     "save_arrays",
     "save_artifact",
     "save_checkpoint",

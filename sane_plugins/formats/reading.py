@@ -7,11 +7,14 @@ from pathlib import Path
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
+from sane_plugins.formats.declared import declarations
 from sane_plugins.formats.detection import content_form, suffix_form
+from sane_plugins.formats.folders import locate
+from sane_plugins.formats.foreign_forms import foreign_form
 from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.numpy_files import array_names, open_array, open_arrays
 from sane_plugins.formats.safetensors_files import open_safetensors
-from sane_plugins.formats.sharded import index_in, open_index
+from sane_plugins.formats.sharded import open_index
 from sane_plugins.formats.suffixes import INDEX
 from sane_plugins.formats.torch_files.exported import find_programs, open_exported
 from sane_plugins.formats.torch_files.torch_checkpoints import open_archive, open_pickles
@@ -26,11 +29,23 @@ _NOT_AS_PROMISED = {
 
 
 def open_file(path: str | Path) -> WeightGraph | None:
-    """Open a safetensors file, index or indexed folder, a torch file or a NumPy file; None for other files.
+    """Open a safetensors file or index, a torch or NumPy file, or the one of a folder or of `hf:org/name`.
 
-    The content decides which it is. Raises `SourceError` for a file that is missing, broken or without weights.
+    The content decides which it is; None for anything else. Raises `SourceError` for a file that is missing,
+    broken, empty of weights, or whose form is another library's; and for a folder of several networks.
     """
-    path = Path(path)
+    located = locate(path)
+    file = Path(path) if located is None else located.path
+    if form := foreign_form(file):
+        raise form.error(file)
+    graph = _open(file)
+    if graph is None:
+        return None
+    notes = (*declarations(file), *(located.notes if located else ()))
+    return replace(graph, notes=tuple(dict.fromkeys((*graph.notes, *notes))))
+
+
+def _open(path: Path) -> WeightGraph | None:
     if path.name.endswith(INDEX):
         return open_index(require_file(path))
     if path.name.endswith(".bin.index.json"):
@@ -42,7 +57,7 @@ def open_file(path: str | Path) -> WeightGraph | None:
         )
     if promised := suffix_form(path):
         return _open_content(require_file(path)) or _open_promised(path, promised)
-    return _open_content(path) if _is_file(path) else _open_folder(path)
+    return _open_content(path) if _is_file(path) else None
 
 
 def _open_content(path: Path) -> WeightGraph | None:
@@ -95,13 +110,6 @@ def _open_promised(path: Path, promised: str) -> WeightGraph:
 def _is_file(path: Path) -> bool:
     with source_errors(path):
         return _can_exist(path) and path.is_file()
-
-
-def _open_folder(path: Path) -> WeightGraph | None:
-    with source_errors(path):
-        is_folder = _can_exist(path) and path.is_dir()
-    index = index_in(path) if is_folder else None
-    return open_index(require_file(index)) if index else None
 
 
 def _can_exist(path: Path) -> bool:

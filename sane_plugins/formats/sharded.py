@@ -12,6 +12,7 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.artifact import HEADER, require_network
+from sane_plugins.formats.folder_members import stays_inside
 from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.lazy_tensors import LazyTensors
 from sane_plugins.formats.limits import parse_json, require_json_size, require_tensor_count
@@ -21,23 +22,6 @@ from sane_plugins.weights import WeightGraph
 
 MAX_SHARDS = 2_000  # all of them stay open
 _MAX_FILE_NAME = 255  # no file system takes a longer one
-
-
-def index_in(folder: Path) -> Path | None:
-    """Return the index file in a folder, or None where it has none.
-
-    Raises `SourceError` where it has several.
-    """
-    with source_errors(folder):
-        indices = sorted(path for path in folder.iterdir() if path.name.endswith(INDEX))
-    if len(indices) > 1:
-        raise SourceError(
-            folder,
-            f"it holds several networks ({', '.join(path.name for path in indices[:4])})",
-            "one is needed",
-            "name one of the index files",
-        )
-    return indices[0] if indices else None
 
 
 def open_index(path: Path) -> WeightGraph:
@@ -128,19 +112,12 @@ def _shard_path(index: Path, name: str) -> Path:
         )
     path = index.parent / name
     with source_errors(path):
-        folder, real = index.parent.resolve(), path.resolve()
-        allowed = {folder, *_cache_blobs(folder)}
-    if real.parent not in allowed:
+        is_inside = stays_inside(path)
+    if not is_inside:
         raise _index_error(
             index, f"its file '{name}' leads out of its folder", "its files lie beside it"
         )
     return require_file(path)
-
-
-def _cache_blobs(folder: Path) -> set[Path]:
-    """Return the folder of blobs that a Hugging Face cache links to from `snapshots/<revision>/...`."""
-    blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
-    return {*blobs[:1]}
 
 
 def _index_error(path: Path, found: str, needed: str) -> SourceError:

@@ -17,7 +17,7 @@ from sane_plugins.arguments import require_field_types
 from sane_plugins.atomic_files import require_output_folder
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
-from sane_plugins.formats import INDEX, exists, shard_names
+from sane_plugins.formats import INDEX, exists, is_cache_internal, shard_names
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo.deduplicate import KnownNetworks
@@ -150,6 +150,7 @@ def _find_sources(
         if (
             path.parent in zoos
             or path in shards
+            or is_cache_internal(path)
             or (has_index and _SHARD_PATTERN.search(path.name))
         ):
             continue
