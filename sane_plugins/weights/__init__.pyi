@@ -14,6 +14,7 @@ from .layers import (
 )
 from .module_copies import copy_module, evaluation_copy
 from .modules import from_module, load_into
+from .natural_order import natural_key, recurrent_place
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
 from .token_layout import Slot, TokenLayout
@@ -52,6 +53,8 @@ __all__ = [
     "layer_name",
     "load_into",
     "memory_key",
+    "natural_key",
+    "recurrent_place",
     "shape_text",
     "tensor_digest",
     "tensors_digest",
