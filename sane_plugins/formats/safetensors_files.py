@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -16,9 +15,7 @@ from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.lazy_tensors import HeaderEntry, LazyTensors
 from sane_plugins.formats.limits import parse_json, require_names, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
-from sane_plugins.weights import WeightGraph
-
-_MAX_NUMBERS = 32  # of a name, when names are sorted
+from sane_plugins.weights import WeightGraph, natural_key
 
 
 def open_safetensors(path: Path) -> WeightGraph:
@@ -131,9 +128,3 @@ def _is_sorted(entries: Mapping[str, HeaderEntry]) -> bool:
     for key, entry in entries.items():
         names.setdefault(entry.dtype_name, []).append(key)
     return all(keys == sorted(keys) for keys in names.values())
-
-
-def natural_key(key: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts layer 10 after layer 2; of many numbers, the first are compared so."""
-    parts = re.split(r"(\d{1,18})", key, maxsplit=_MAX_NUMBERS)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

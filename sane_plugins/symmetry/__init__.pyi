@@ -1,3 +1,5 @@
+from .canonical import canonical_form
+from .canonical_layers import canonical_layers
 from .permutation_group import AxisSlice, PermutationGroup
 from .permutations import inverse, permutation_groups, permute, random_permutations
 from .weight_matching import align, alignment
@@ -7,6 +9,8 @@ __all__ = [
     "PermutationGroup",
     "align",
     "alignment",
+    "canonical_form",
+    "canonical_layers",
     "inverse",
     "permutation_groups",
     "permute",

@@ -27,6 +27,11 @@ class AxisSlice:
         index[self.offset : self.offset + self.length] = entries.flatten() + self.offset
         return index
 
+    def channels(self, tensor: torch.Tensor, count: int) -> torch.Tensor:
+        """Return what each of `count` channels owns of a tensor: (C, repeat, ...), a view where it can be."""
+        entries = tensor.movedim(self.axis, 0)[self.offset : self.offset + self.length]
+        return entries.unflatten(0, (count, self.repeat))
+
 
 @dataclass(frozen=True)
 class PermutationGroup:

@@ -26,6 +26,7 @@ from .loading import load_into, load_nearest
 from .module_copies import copy_module, evaluation_copy
 from .module_writes import computes_tensors
 from .modules import from_module
+from .natural_order import natural_key, recurrent_place
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
 from .token_layout import Slot, TokenLayout
@@ -74,6 +75,8 @@ __all__ = [
     "load_into",
     "load_nearest",
     "memory_key",
+    "natural_key",
+    "recurrent_place",
     "shape_text",
     "stored_ties",
     "tensor_digest",

@@ -53,18 +53,20 @@ class Slot:
 def find_slots(layers: Iterable[Layer]) -> tuple[Slot, ...]:
     """Return the slots of layers in their order; a tied tensor is in the slot of its first use.
 
-    A vector that follows a matrix of its own layer and has one value per output channel is that
+    A vector that follows the only matrix of its layer and has one value per output channel is that
     matrix's bias. A vector alone, and a matrix with one column, is one row.
     """
     seen: set[str] = set()
     slots: list[Slot] = []
     for layer in layers:
+        is_plain = sum(len(p.shape) > 1 for p in layer.params) == 1
         unassigned = deque(p for p in layer.params if p.key not in seen and 0 not in p.shape)
         seen.update(p.key for p in unassigned)
         while unassigned:
             weight = unassigned.popleft()
             rows = weight.shape[weight.axis] if len(weight.shape) > 1 else 1
-            has_bias = bool(unassigned) and len(weight.shape) > 1 and unassigned[0].shape == (rows,)
+            has_bias = is_plain and len(weight.shape) > 1 and bool(unassigned)
+            has_bias = has_bias and unassigned[0].shape == (rows,)
             bias = unassigned.popleft() if has_bias else None
             columns = prod(weight.shape) // rows + has_bias
             if columns == 1:

@@ -1,0 +1,28 @@
+"""The canonical form of a network: one order of layers, and of channels, for all forms that it comes in.
+
+The method: docs/explanation/sane.md, section 10.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sane_plugins.symmetry.canonical_channels import PermutedTensors, channel_order
+from sane_plugins.symmetry.canonical_layers import canonical_layers
+from sane_plugins.symmetry.permutations import permutation_groups
+from sane_plugins.weights import WeightGraph
+
+
+def canonical_form(graph: WeightGraph) -> WeightGraph:
+    """Return an equivalent network whose layers and channels are in canonical order.
+
+    It has the keys of the original. Channels are sorted within each permutation group (none without topology),
+    which reads each tensor of a group once now, and each again when it is used. What is computed of the
+    canonical form is the same for a module, its files, and copies with permuted channels.
+    """
+    ordered = canonical_layers(graph)
+    groups = permutation_groups(ordered)
+    if not groups:
+        return ordered
+    order = channel_order(ordered, groups)
+    return replace(ordered, tensors=PermutedTensors(ordered.tensors, groups, order))
