@@ -196,6 +196,7 @@ def test_folders_that_are_no_network(tmp_path, sharded) -> None:
     empty.mkdir()
     assert open_file(empty) is None
     (sharded.parent / "other.safetensors.index.json").write_text("{}")
+    sharded.rename(sharded.with_name("one.safetensors.index.json"))  # no name of Hugging Face's
     with pytest.raises(SourceError, match="several networks"):
         open_file(sharded.parent)
     with pytest.raises(SourceError, match="torch checkpoints"):
