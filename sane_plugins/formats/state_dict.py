@@ -58,7 +58,7 @@ def from_state_dict(
     folded = fold(content.tensors, content.described, axes, source)
     tensors, described = folded.tensors, folded.described
     ties = _find_ties(content, folded) if ties is None else folded.used_ties(ties)
-    ties = {alias: key for alias, key in ties.items() if {alias, key} <= described.keys()}
+    ties = {alias: key for alias, key in ties.items() if key in described}
     axes = {key: axes.get(folded.main_source(key), 0) for key in described}
     converted = {key: how for key, how in content.converted.items() if key in described} | {
         key: f"its {part.rule} is folded in" for key, part in folded.computed.by_name.items()
