@@ -330,6 +330,7 @@ def test_many_optimizers_make_a_short_note(tmp_path) -> None:
     assert len(notes[-1]) < 10_000
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_a_sparse_tensor_is_dense_in_proportion(tmp_path) -> None:
     huge = torch.sparse_coo_tensor(
         torch.zeros(2, 1, dtype=torch.int64), torch.ones(1), (2**14, 2**14)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -18,14 +18,13 @@ from sane_plugins.formats.torch_files.checkpoint_limits import (
     require_backed,
     require_held,
     scan_member,
-    size_error,
 )
 from sane_plugins.formats.torch_files.content import ContentBuilder
-from sane_plugins.formats.torch_files.inert_pickle import PickleLimitError, step_limit
+from sane_plugins.formats.torch_files.inert_pickle import step_limit
+from sane_plugins.formats.torch_files.pickle_rows import PlainScan, scan_row
 from sane_plugins.formats.torch_files.pickle_scan import Scan, Storage
 from sane_plugins.formats.torch_files.pickled_arrays import in_memory
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of the form before zip files
 _PLAIN_MODULES = {
     *("torch", "torch.cuda", "torch._utils", "torch._tensor", "torch.storage", "builtins"),
     *("collections", "_codecs", "torch.nn.parameter", "torch.serialization", "copyreg"),
@@ -56,25 +55,19 @@ def read_archive(path: Path, archive: Archive, name: str) -> Checkpoint:
         return _checkpoint(path, scan, read, archive.nbytes)
 
 
-def read_pickles(path: Path, file: io.BufferedIOBase, nbytes: int) -> Checkpoint:
-    """Read torch's older form, four pickles and the values of storages, or what is pickled otherwise."""
+def read_pickles(path: Path, file: IO[bytes], nbytes: int) -> Checkpoint:
+    """Read torch's older form, a row of pickles and the values of storages, or one plain pickle."""
     with _checkpoint_errors(path):
         head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
-        scan = Scan(head, step_limit(nbytes))
-        if scan.content != _MAGIC:
-            _require_held(path, scan, {}, nbytes)
-            return _checkpoint(path, scan, _no_storage, nbytes)
-        for _ in range(2):
-            Scan(head, step_limit(nbytes))
-        scan = Scan(head, step_limit(nbytes))
-        keys = Scan(head, step_limit(nbytes)).content
-        places = _places(path, scan, keys, head.tell(), nbytes)
-        _require_held(path, scan, {s.key: s.nbytes for s in scan.storages}, nbytes)
-        stored: dict[str, torch.UntypedStorage] = {}
+        row = scan_row(path, PlainScan(path, head, step_limit(nbytes)), head, nbytes)
+        scan = row.scan
+        stored = dict(scan.stored) if isinstance(scan, PlainScan) else {}
+        held = {s.key: s.nbytes for s in scan.storages}
+        _require_held(path, scan, held | {key: x.nbytes() for key, x in stored.items()}, nbytes)
 
         def read(storage: Storage) -> torch.UntypedStorage:
             if storage.key not in stored:
-                start, size = places[storage.key]
+                start, size = row.places[storage.key]
                 file.seek(start)
                 stored[storage.key] = in_memory(file.read(size))
             return stored[storage.key]
@@ -128,24 +121,3 @@ def _mapped(archive: Archive) -> torch.UntypedStorage | None:
     if not archive.is_plain_file or re.search("[\ud800-\udfff]", str(archive.path)):
         return None
     return torch.UntypedStorage.from_file(str(archive.path), False, archive.nbytes)
-
-
-def _places(
-    path: Path, scan: Scan, keys: Any, start: int, nbytes: int
-) -> dict[str, tuple[int, int]]:
-    """Return where each storage's values lie in the older form; eight bytes before them hold their number."""
-    sizes: dict[str, int] = {}
-    for storage in scan.storages:
-        sizes[storage.key] = max(storage.nbytes, sizes.get(storage.key, 0))
-    available = nbytes - start - 8 * len(sizes)
-    if sum(sizes.values()) > available:
-        raise size_error(path, sum(sizes.values()), available)
-    places = {}
-    for key in keys:
-        places[key] = (start + 8, sizes[key])
-        start += 8 + sizes[key]
-    return places
-
-
-def _no_storage(_: Storage) -> torch.UntypedStorage:
-    raise PickleLimitError("a storage without values")

@@ -22,7 +22,7 @@ from sane_plugins.formats.torch_files.pickle_scan import (
 from sane_plugins.formats.torch_files.pickled_arrays import ArrayStorages
 
 MAX_NESTING_DEPTH = 100  # of mappings, lists and objects
-MAX_ENTRIES = 6_000_000  # of all mappings, lists and objects; a shared one counts for each object
+MAX_ENTRIES = 3_000_000  # of all mappings, lists and objects; a shared one counts for each object
 MAX_MODULE_DEPTH = 200
 MAX_ATTRIBUTES = 500_000  # of all modules together; a shared one counts under each of its names
 

@@ -14,6 +14,7 @@ STEPS = 3_000_000  # opcodes of one pickle
 FREE_STEPS = 500_000  # however small the file is; more need
 BYTES_PER_STEP = 16  # of the file each: a tensor takes some forty steps, and a KiB on average
 
+_FEW = 16  # arguments cost nothing of their own
 _MARK = object()
 _MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # of Python 2
 _MAPPINGS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter"}
@@ -57,8 +58,9 @@ def step_limit(nbytes: int) -> int:
 class InertUnpickler:
     """One pickle's `content`: plain values, lists, dicts, and inert records, all of which `made` lists.
 
-    `names` holds the classes and functions that it names. Sets are read as lists. Keys of a dict that are no
-    text or whole number are replaced by a text. The stream is left behind the pickle.
+    `names` holds the classes and functions that it names; `left` steps of `most` were not needed. Sets are
+    read as lists. Keys of a dict that are no text or whole number are replaced by a text. The stream is left
+    behind the pickle.
     """
 
     def __init__(self, stream: IO[bytes], most: int) -> None:
@@ -66,7 +68,7 @@ class InertUnpickler:
         self.names: dict[str, Global] = {}
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._left = most
+        self.left = most
         self.content = self._run(stream)
 
     def persistent_load(self, pid: Any) -> Any:
@@ -93,8 +95,8 @@ class InertUnpickler:
         raise ValueError("no end")
 
     def _spend(self, steps: int) -> None:
-        self._left -= steps
-        if self._left < 0:
+        self.left -= steps
+        if self.left < 0:
             raise PickleLimitError("too many steps")
 
     def _pop_mark(self) -> list[Any]:
@@ -125,7 +127,7 @@ class InertUnpickler:
     def _make(self, maker: Any, args: Any) -> Any:
         """Return what stands for a call; mappings and lists of Python are made."""
         args = tuple(args) if isinstance(args, list | tuple) else (args,)
-        self._spend(len(args))  # one tuple may be the arguments of many calls
+        self._spend(len(args) // _FEW)  # one tuple may be the arguments of many calls
         name = maker.name if isinstance(maker, Global) else ""
         if name in _MAPPINGS:
             return self._mapping(args)

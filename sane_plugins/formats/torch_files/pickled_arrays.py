@@ -14,6 +14,7 @@ from sane_plugins.formats.torch_files.pickle_scan import PickledTensor, Storage,
 
 _RECONSTRUCT = re.compile(r"numpy\.(core|_core)\.multiarray\._reconstruct")
 _FROM_BUFFER = re.compile(r"numpy\.(core|_core)\.numeric\._frombuffer")
+_BYTES = ("_codecs.encode", "builtins.bytes", "builtins.bytearray")
 _CODE = re.compile(r"[<>=|]?([fiu][1248]|b1|c8|c16)")
 
 
@@ -43,10 +44,13 @@ class ArrayStorages:
 
     def _storage(self, source: Any, dtype: np.dtype[Any]) -> tuple[str, torch.dtype]:
         native = dtype.newbyteorder("=")
-        key = f"array {id(source)} {dtype.str}"
+        key = f"array {id(source)}{'' if dtype == native else dtype.str}"
         if key not in self._made:
-            data = np.frombuffer(_bytes(source), dtype).astype(native)
-            self._made[key] = in_memory(data.tobytes())
+            data = to_bytes(source)
+            swapped = (
+                data if dtype == native else np.frombuffer(data, dtype).astype(native).tobytes()
+            )
+            self._made[key] = in_memory(swapped)
         return key, torch.from_numpy(np.empty(0, native)).dtype
 
 
@@ -69,7 +73,7 @@ def _told(record: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], Any] | Non
     else:
         return None
     dtype = _dtype(kind)
-    return None if dtype is None else (integers(shape), bool(columns), dtype, _source(source))
+    return None if dtype is None else (integers(shape), bool(columns), dtype, bytes_source(source))
 
 
 def _dtype(record: Any) -> np.dtype[Any] | None:
@@ -83,16 +87,16 @@ def _dtype(record: Any) -> np.dtype[Any] | None:
     return np.dtype(code).newbyteorder(">" if is_big else "<")
 
 
-def _source(values: Any) -> Any:
-    """Return the bytes, or the text that stands for bytes in old protocols."""
-    if isinstance(values, Inert) and values.name in ("_codecs.encode", "builtins.bytearray"):
-        values = values.args[0] if values.args else b""
-    return (
-        _source(values) if isinstance(values, Inert) and values.name == "_codecs.encode" else values
-    )
+def bytes_source(values: Any) -> Any:
+    """Return the bytes of a record, or the text that stands for bytes in old protocols."""
+    for _ in range(2):  # a bytearray is made of bytes
+        if isinstance(values, Inert) and values.name in _BYTES:
+            values = values.args[0] if values.args else b""
+    return values
 
 
-def _bytes(source: Any) -> bytes:
+def to_bytes(source: Any) -> bytes:
+    """Return the bytes of what `bytes_source` returned."""
     if isinstance(source, str):
         return source.encode("latin-1")
     if not isinstance(source, bytes | bytearray):
