@@ -19,6 +19,7 @@ from .artifact import (
 )
 from .declared import declared_architecture
 from .dequantize import Content
+from .detection import content_form
 from .folder_members import folder_member
 from .folders import Located, locate
 from .foreign_forms import foreign_form, holds_onnx
@@ -31,7 +32,7 @@ from .reading import open_file
 from .sharded import shard_names
 from .source_files import files_read
 from .state_dict import from_state_dict
-from .suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
+from .suffixes import ARRAYS, CHECKPOINTS, EXPORTED, INDEX, SCRIPTS
 from .writing import (
     check_save,
     save_arrays,
@@ -49,6 +50,7 @@ __all__ = [
     "CHECKPOINTS",
     "DENOISER",
     "EMBEDDINGS",
+    "EXPORTED",
     "HEADER",
     "INDEX",
     "PRETRAINING_STATE",
@@ -65,6 +67,7 @@ __all__ = [
     "StoredRows",
     "cached_path",
     "check_save",
+    "content_form",
     "declared_architecture",
     "exists",
     "files_read",

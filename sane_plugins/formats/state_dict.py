@@ -51,7 +51,8 @@ def from_state_dict(
     axes = axes or {}
     if names.plain:
         content = rename_content(content, names)
-        ties = {names.of(key): names.of(owner) for key, owner in (ties or {}).items()} or ties
+        if ties is not None:
+            ties = {names.of(key): names.of(owner) for key, owner in ties.items()}
         axes = {names.of(key): axis for key, axis in axes.items()}
         notes += (f"names are the plain module's, without {', '.join(names.wrappers)}",)
     content = decode_quantized(content, source)

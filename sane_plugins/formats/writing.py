@@ -18,13 +18,13 @@ from safetensors.torch import save, save_file
 from sane_plugins.atomic_files import write_all
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.artifact import HEADER
-from sane_plugins.formats.suffixes import CHECKPOINTS, INDEX, SCRIPTS
+from sane_plugins.formats.suffixes import CHECKPOINTS, EXPORTED, INDEX, SCRIPTS
 from sane_plugins.weights import StoredState, WeightGraph
 
 SHARD = 5 * 10**9  # maximum bytes of tensors per file of a sharded network
 _SHARD_PATTERN = f"-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors"
 
-_FILE_CONTAINERS = {"safetensors", "checkpoint", "torchscript", "npz"}
+_FILE_CONTAINERS = {"safetensors", "checkpoint", "torchscript", "exported", "npz"}
 
 Metadata = Mapping[str, object]
 
@@ -173,9 +173,9 @@ class _Format:
 
 
 def _format_of(path: Path) -> _Format | None:
-    """Return the format of a suffix. Raises `SourceError` for a TorchScript archive."""
-    if path.suffix in SCRIPTS:
-        raise _torchscript_error(path)
+    """Return the format of a suffix. Raises `SourceError` for an archive of a program."""
+    if path.suffix in SCRIPTS + EXPORTED:
+        raise _program_error(path)
     if path.name.endswith(INDEX):
         return _Format(save_sharded, _require_safetensors_type)
     formats = {
@@ -186,10 +186,11 @@ def _format_of(path: Path) -> _Format | None:
     return formats.get(path.suffix)
 
 
-def _torchscript_error(path: Path) -> SourceError:
+def _program_error(path: Path) -> SourceError:
+    kind = "an archive of torch.export" if path.suffix in EXPORTED else "a TorchScript archive"
     return SourceError(
         path,
-        "a TorchScript archive holds a program",
+        f"{kind} holds a program",
         "weights alone do not make one",
         "write a .safetensors or .pt file, and load it into the module",
     )

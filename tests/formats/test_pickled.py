@@ -1,4 +1,4 @@
-"""What lies in pickles: modules, training checkpoints, arrays. Their classes are known here and never used."""
+"""What lies in pickles: modules, training checkpoints, arrays. Their classes are never used."""
 
 import argparse
 import datetime

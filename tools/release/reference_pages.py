@@ -30,7 +30,7 @@ from sane_plugins.builtin import portfolio
 from sane_plugins.cli.initialize import main as sane_init
 from sane_plugins.cli.main import main as sane_plugins
 from sane_plugins.cli.verify import verify
-from sane_plugins.formats import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
+from sane_plugins.formats import ARRAYS, CHECKPOINTS, EXPORTED, INDEX, SCRIPTS
 from sane_plugins.pretraining.presets import PRESETS
 from sane_plugins.zoo_training.hyperparameters import HyperparameterRanges
 
@@ -221,10 +221,11 @@ def suffixes() -> str:
         INDEX: "safetensors in several files",
         **dict.fromkeys(CHECKPOINTS, "torch checkpoint"),
         **dict.fromkeys(SCRIPTS, "TorchScript"),
+        **dict.fromkeys(EXPORTED, "torch.export"),
         **dict.fromkeys(ARRAYS, "NumPy"),
         ".onnx": "ONNX (extra `onnx`)",
     }
-    unwritten = {*SCRIPTS, *(x for x in ARRAYS if x != ".npz")}
+    unwritten = {*SCRIPTS, *EXPORTED, *(x for x in ARRAYS if x != ".npz")}
     own = {".onnx": "where it was read from ONNX"}
     rows = [
         (f"`{x}`", form, "yes", own.get(x, "no" if x in unwritten else "yes"))
