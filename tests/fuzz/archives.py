@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import pickletools
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from fuzz.case import NAMES, NUMBERS, Case, Mutation
+from fuzz.headers import any_json
 
 _BOMB = 200_000_000
 # Each would leave a trace that the guard sees, if it were ever called.
@@ -32,6 +34,10 @@ _GLOBALS = (
     b"c_codecs\nencode\n",
     b"ctorch._utils\n_rebuild_sparse_tensor\n",
     b"ctorch._utils\n_rebuild_qtensor\n",
+    b"ctorch.storage\n_load_from_bytes\n",
+    b"ctorch.nn.modules.linear\nLinear\n",
+    b"cnumpy._core.multiarray\n_reconstruct\n",
+    b"ctorch._tensor\n_rebuild_from_type_v2\n",
 )
 _OPCODES = (
     b"()0123456789.BCIJKLMNQRSTUVXabcdeghijlopqrstu}]\x80\x81\x85\x86\x87\x88\x89\x8a\x94\x95"
@@ -75,6 +81,31 @@ def pickled(case: Case) -> None:
         name = case.rng.choice([n for n in found if n.endswith(".pkl")])
     found[name] = _pickle(case.rng, found[name])
     _write(case, found)
+
+
+def told(case: Case) -> None:
+    """Change what the JSON of an exported program says of its tensors, or put a checkpoint in its place."""
+    found = _read(case)
+    names = [name for name in found if name.endswith("_config.json")]
+    if not names or case.rng.random() < 0.1:
+        inner = case.rng.choice([name for name in found if name.endswith(".pt")] or [*found])
+        found[inner] = _pickle(case.rng, found[inner])
+    for name in case.rng.sample(names, min(len(names), 1)):
+        text = json.loads(found[name])
+        for _ in range(case.rng.choice((1, 1, 3))):
+            _change_json(case.rng, text)
+        found[name] = json.dumps(text).encode()
+    _write(case, found)
+
+
+def _change_json(rng: Random, part: Any) -> None:
+    """Replace one value somewhere inside."""
+    while isinstance(part, dict | list) and part:
+        key = rng.choice([*part] if isinstance(part, dict) else range(len(part)))
+        if not isinstance(part[key], dict | list) or rng.random() < 0.15:
+            part[key] = any_json(rng)
+            return
+        part = part[key]
 
 
 def nested(case: Case) -> None:
@@ -307,5 +338,6 @@ CHECKPOINT: dict[str, Mutation] = {
     "pickle": pickled,
     "nested": nested,
 }
+EXPORTED: dict[str, Mutation] = {"members": members, "bomb": bomb, "told": told}
 NPZ: dict[str, Mutation] = {"members": members, "bomb": bomb, "numpy header": numpy_header}
 TORCHSCRIPT: dict[str, Mutation] = {"members": members, "bomb": bomb, "pickle": pickled}

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import pickle
 import warnings
+import zipfile
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
-FORMATS = ("onnx", "checkpoint", "safetensors", "sharded", "npz", "torchscript")
+FORMATS = ("onnx", "checkpoint", "safetensors", "sharded", "npz", "torchscript", "exported")
 # What no reader may ever bring back: the one value in all files outside of a case's folder.
 CANARY = 1234.578125
 _SUFFIXES = {
@@ -76,6 +79,12 @@ def _network() -> nn.Module:
     )
 
 
+def _tied() -> nn.Module:
+    module = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    module[1].weight = module[0].weight
+    return module
+
+
 def _torch_files(folder: Path) -> Iterator[Base]:
     network = _network()
     state = network.state_dict()
@@ -88,15 +97,31 @@ def _torch_files(folder: Path) -> Iterator[Base]:
         "nested.ckpt": {"epoch": 3, "model": {"net": half}, "ema": [state, 1.5]},
         "trained.pth": {"state_dict": state, "optimizer": optimizer.state_dict()},
     }
-    for name, content in contents.items():
+    modules = {
+        "whole.pt": network,
+        "best.pt": {"model": network.half(), "ema": None, "score": np.float64(0.5)},
+        "last.ckpt": {"state_dict": state, "args": Namespace(lr=np.float32(0.1), at=PurePath("x"))},
+        "arrays.pt": {"model": {key: value.numpy() for key, value in state.items()}},
+    }
+    for name, content in {**contents, **modules}.items():
         torch.save(content, folder / name)
         yield Base("checkpoint", folder / name)
+    network = network.float()
+    (folder / "whole.pkl").write_bytes(pickle.dumps(network))
+    torch.save(network, folder / "old_whole.pt", _use_new_zipfile_serialization=False)
+    yield from (Base("checkpoint", folder / name) for name in ("whole.pkl", "old_whole.pt"))
     torch.save(state, folder / "old.th", _use_new_zipfile_serialization=False)
     yield Base("checkpoint", folder / "old.th")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch wants to be rid of the form, which users still have
         torch.jit.trace(network.eval(), torch.ones(1, 1, 4, 4)).save(folder / "traced.jit")
+        program = torch.export.export(network, (torch.ones(1, 1, 4, 4),))
+        torch.export.save(program, folder / "program.pt2")
     yield Base("torchscript", folder / "traced.jit")
+    yield Base("exported", folder / "program.pt2")
+    with zipfile.ZipFile(folder / "older.pt2", "w") as archive:
+        archive.write(folder / "plain.pt", "serialized_state_dict.pt")
+    yield Base("exported", folder / "older.pt2")
     arrays = {key: value.numpy() for key, value in state.items()}
     np.savez(folder / "plain.npz", **arrays)
     np.savez_compressed(folder / "packed.npz", **arrays, extra=np.asfortranarray(np.eye(3)))
@@ -112,7 +137,8 @@ def _safetensors_files(folder: Path) -> Iterator[Base]:
     types = (torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.int8, torch.bool)
     mixed = {f"layer{i}.weight": torch.ones(3, 4).to(t) for i, t in enumerate(types)}
     save_file(mixed, folder / "mixed.safetensors")
-    for name in ("plain", "ours", "mixed"):
+    save_model(_tied(), str(folder / "tied.safetensors"))
+    for name in ("plain", "ours", "mixed", "tied"):
         yield Base("safetensors", folder / f"{name}.safetensors")
     shards = (folder / "model-1.safetensors", folder / "model-2.safetensors")
     for shard, part in zip(shards, (keys[:4], keys[4:]), strict=True):

@@ -30,12 +30,13 @@ _OWN: Mapping[str, dict[str, Mutation]] = {
     "onnx": protobuf.MUTATIONS,
     "checkpoint": archives.CHECKPOINT,
     "torchscript": archives.TORCHSCRIPT,
+    "exported": archives.EXPORTED,
     "safetensors": headers.SAFETENSORS,
     "sharded": headers.SHARDED,
     "npz": archives.NPZ,
 }
 # ONNX has the most to get wrong.
-_SHARES = {"onnx": 8, "checkpoint": 4, "torchscript": 2, "safetensors": 2, "sharded": 2, "npz": 2}
+_SHARES = {"onnx": 8, "checkpoint": 5, **dict.fromkeys(FORMATS[2:], 2)}
 
 
 class LostError(Exception):

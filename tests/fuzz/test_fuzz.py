@@ -79,10 +79,10 @@ def test_damaged_numpy_archives(files, tmp_path: Path, number: int) -> None:
     _survive(files, tmp_path, "npz", number)
 
 
-@settings(quiet, max_examples=40)
-@given(number=numbers)
-def test_damaged_torchscript_archives(files, tmp_path: Path, number: int) -> None:
-    _survive(files, tmp_path, "torchscript", number)
+@settings(quiet, max_examples=60)
+@given(number=numbers, form=st.sampled_from(["torchscript", "exported"]))
+def test_damaged_programs(files, tmp_path: Path, number: int, form: str) -> None:
+    _survive(files, tmp_path, form, number)
 
 
 @pytest.mark.parametrize("form", corpus.FORMATS)
