@@ -18,12 +18,9 @@ SUFFIX = ".onnx"
 @hookimpl
 def sane_open(source: Any) -> WeightGraph | None:
     """Read an ONNX file. Raises `SourceError` where it is broken, or names other files to read."""
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path) or not _holds_onnx(source):
         return None
-    from sane_plugins.formats import holds_onnx, require_file
-
-    if not _is_ours(source) and not holds_onnx(Path(source)):
-        return None
+    from sane_plugins.formats import require_file
 
     path = require_file(Path(source))
     _require_onnx(source)
@@ -69,6 +66,16 @@ def sane_check_save(graph: WeightGraph, target: Path, like: Any) -> bool | None:
 
     check(graph, Path(target), like)
     return True
+
+
+def _holds_onnx(source: str | Path) -> bool:
+    """Tell whether a file is a model: it begins as one, or has our suffix and begins as no other form does."""
+    from sane_plugins.formats import content_form, exists, holds_onnx
+
+    if not _is_ours(source):
+        return holds_onnx(Path(source))
+    is_file = exists(source) and Path(source).is_file()
+    return not is_file or content_form(Path(source)) is None
 
 
 def _is_ours(path: str | Path) -> bool:

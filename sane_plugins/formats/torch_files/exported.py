@@ -76,7 +76,9 @@ def _size(path: Path, archive: Archive, name: str) -> int:
     """Return how many bytes the weights of a program have."""
     if not _CONFIG.fullmatch(name):
         return archive.size(name)
-    return sum(x.count * x.dtype.itemsize for _, _, x in _entries(path, archive, name) if x is not None)
+    return sum(
+        x.count * x.dtype.itemsize for _, _, x in _entries(path, archive, name) if x is not None
+    )
 
 
 def _open_checkpoint(

@@ -531,3 +531,16 @@ def test_networks_inside_branches_are_permuted(sane_data: Path, name: str, tmp_p
             for p in (path, moved)
         )
         assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["net.model", "net", "net.pt", "net.ONNX"])
+def test_content_decides(name: str, tmp_path) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    _model(tmp_path / "net.onnx", [node], [_array("w", 6, 3)])
+    (tmp_path / "net.onnx").rename(tmp_path / name)
+    assert Host.installed().open(tmp_path / name).container == "onnx"
+
+
+def test_a_checkpoint_of_this_suffix_is_a_checkpoint(tmp_path) -> None:
+    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "net.onnx")
+    assert Host.installed().open(tmp_path / "net.onnx").container == "checkpoint"
