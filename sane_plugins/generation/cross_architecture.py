@@ -98,7 +98,7 @@ def _match_layers(
     """Return the prompt's layer for each layer of the target, or None where the prompt lacks a kind."""
     if [*map(_layer_form, target_layers)] == [*map(_layer_form, prompt_layers)]:
         return list(prompt_layers)
-    use_topology = prompt.has_topology and target.has_topology
+    use_topology = _consumers_are_known(prompt) and _consumers_are_known(target)
     prompt_signatures = _signatures(prompt, prompt_layers, use_topology)
     target_signatures = _signatures(target, target_layers, use_topology)
     matches = []
@@ -132,6 +132,11 @@ def _signatures(graph: WeightGraph, layers: Sequence[Layer], use_topology: bool)
         for name in layer.inputs:
             consumers.setdefault(name, []).append(layer)
     return [(_layer_form(layer), _consumer_kinds(layer, consumers)) for layer in layers]
+
+
+def _consumers_are_known(graph: WeightGraph) -> bool:
+    """Return whether all layers say what they read: where some do not, their order has to do."""
+    return all(layer.inputs or layer.is_value for layer in _layers_with_weights(graph))
 
 
 def _consumer_kinds(layer: Layer, consumers: Mapping[str, list[Layer]]) -> frozenset[str]:
