@@ -150,7 +150,7 @@ class _Context:
         weight = shapes.get("weight", ())
         if form.kind == "norm" and [*shapes] == ["weight"] and self._holds_slopes(i):
             return LayerForm("pointwise", plain_roles(shapes))
-        if form.kind == "linear" and (i in self._tables or (is_tied and "bias" not in shapes)):
+        if i in self._tables or (is_tied and form.kind == "linear" and self._gives_nothing(i)):
             return replace(form, kind="embedding")
         if form.kind != "conv" or 0 in weight:
             return form
