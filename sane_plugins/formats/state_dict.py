@@ -10,6 +10,7 @@ import torch
 
 from sane_plugins.formats.dequantize import Content, decode_quantized, describe_content
 from sane_plugins.formats.folding import Folded, fold
+from sane_plugins.formats.inferred_chain import infer_chain
 from sane_plugins.formats.key_prefixes import rename_content, strip_wrapper_prefixes
 from sane_plugins.quantization import FLOAT8, Described
 from sane_plugins.weights import (
@@ -86,9 +87,16 @@ def from_state_dict(
             param = Param(key=key, role="other", shape=shape, dtype=dtype)
             grouped.setdefault(owner, []).append(param)
     layers = _layers(grouped, axes, {*ties.values()})
+    # Shared or unread weights, and tables of indices, connect layers in ways that shapes do not show.
+    is_plain = (
+        not ties
+        and not missed
+        and all(prod(described[key][0]) == 1 for key in untouched if key in described)
+    )
+    connected, note = infer_chain(layers) if is_plain else ((), "")
     return WeightGraph(
         source=source,
-        layers=layers,
+        layers=connected or layers,
         tensors=tensors,
         untouched=untouched,
         ties=ties,
@@ -96,7 +104,7 @@ def from_state_dict(
         converted={
             key: how for key, how in converted.items() if key not in untouched and key not in ties
         },
-        notes=(NO_TOPOLOGY, *notes, *_notes(described, content)),
+        notes=(note or NO_TOPOLOGY, *notes, *_notes(described, content)),
         container=container,
         stored_form=folded.stored_form(content.tensors),
     )

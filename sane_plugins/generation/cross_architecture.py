@@ -98,7 +98,7 @@ def _match_layers(
     """Return the prompt's layer for each layer of the target, or None where the prompt lacks a kind."""
     if [*map(_layer_form, target_layers)] == [*map(_layer_form, prompt_layers)]:
         return list(prompt_layers)
-    use_topology = prompt.has_topology and target.has_topology
+    use_topology = _consumers_are_known(prompt) and _consumers_are_known(target)
     prompt_signatures = _signatures(prompt, prompt_layers, use_topology)
     target_signatures = _signatures(target, target_layers, use_topology)
     matches = []
@@ -126,12 +126,31 @@ def _where_equal(
 
 def _signatures(graph: WeightGraph, layers: Sequence[Layer], use_topology: bool) -> list[Signature]:
     if not use_topology:
-        return [(_layer_form(layer),) for layer in layers]
+        places = _places_in_blocks(layers)
+        return [(_layer_form(x), place) for x, place in zip(layers, places, strict=True)]
     consumers: dict[str, list[Layer]] = {}
     for layer in graph.layers:
         for name in layer.inputs:
             consumers.setdefault(name, []).append(layer)
     return [(_layer_form(layer), _consumer_kinds(layer, consumers)) for layer in layers]
+
+
+def _places_in_blocks(layers: Sequence[Layer]) -> list[int]:
+    """Return how many layers come before each in its block: the innermost part of its name with a number."""
+    counts: dict[tuple[str, ...], int] = {}
+    places = []
+    for layer in layers:
+        parts = layer.name.split(".")
+        numbered = [i for i, part in enumerate(parts) if part.isdecimal()]
+        block = tuple(parts[: numbered[-1] + 1]) if numbered else tuple(parts)
+        places.append(counts.get(block, 0))
+        counts[block] = places[-1] + 1
+    return places
+
+
+def _consumers_are_known(graph: WeightGraph) -> bool:
+    """Return whether all layers say what they read: where some do not, their order has to do."""
+    return all(layer.inputs or layer.is_value for layer in _layers_with_weights(graph))
 
 
 def _consumer_kinds(layer: Layer, consumers: Mapping[str, list[Layer]]) -> frozenset[str]:

@@ -272,17 +272,14 @@ def _matching_slot_tokens(slot: Slot, other: Slot, width: int) -> torch.Tensor:
 def _slot_kinds(*graphs: WeightGraph) -> list[list[tuple[str, int]]]:
     """Return for each slot of each network the layer's kind and the number of the tensor's axes.
 
-    A file of tensors has no kinds: where one network has none, the axes alone decide for all.
+    Where the layers of one network have no kinds, the axes alone decide for all.
     """
-    all_have_topology = all(graph.has_topology for graph in graphs)
+    have_kinds = all(layer.kind != "unknown" for graph in graphs for layer in graph.layers)
     result: list[list[tuple[str, int]]] = []
     for graph in graphs:
         kinds = {layer.name: layer.kind for layer in graph.layers}
         result.append(
-            [
-                (kinds[s.layer] if all_have_topology else "", len(s.weight.shape))
-                for s in graph.slots
-            ]
+            [(kinds[s.layer] if have_kinds else "", len(s.weight.shape)) for s in graph.slots]
         )
     return result
 

@@ -10,6 +10,7 @@ from sane_plugins.inspection.tensor_stats import TensorStats
 from sane_plugins.weights import MAX_VALUE
 
 _NO_TOPOLOGY = "no topology: "  # prefix of a note that gives the reason
+_INFERRED = "topology inferred: "  # prefix of a note that says what was inferred
 MAX_TABLE_LAYERS = 40  # longer tables are abbreviated
 _LAYERS_PER_END = 15  # layers shown at either end of a long table
 _MAX_NAME = 32  # characters of a name
@@ -73,7 +74,7 @@ def summary_lines(survey: Survey) -> Iterator[str]:
         f" {survey.token_width}."
     )
     yield from (f"Tied: {x} is the same tensor as {owner}." for x, owner in survey.ties.items())
-    yield from (f"Note: {x}." for x in survey.notes if not x.startswith(_NO_TOPOLOGY))
+    yield from (f"Note: {x}." for x in survey.notes if not x.startswith((_NO_TOPOLOGY, _INFERRED)))
 
 
 def _row(layer: LayerStats, survey: Survey, marks: dict[str, str]) -> tuple[str, ...]:
@@ -142,6 +143,9 @@ def _topology_lines(survey: Survey) -> Iterator[str]:
         "partly": f"known in part: {_few(survey.unconnected)} do not say what they read",
         "unknown": f"unknown: {_reason(survey)}",
     }[survey.topology]
+    for note in survey.notes:
+        if note.startswith(_INFERRED):
+            text = note.removeprefix("topology ")
     yield f"Topology {text}."
     if survey.groups:
         yield (

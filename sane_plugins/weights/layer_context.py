@@ -150,7 +150,7 @@ class _Context:
         weight = shapes.get("weight", ())
         if form.kind == "norm" and [*shapes] == ["weight"] and self._holds_slopes(i):
             return LayerForm("pointwise", plain_roles(shapes))
-        if form.kind == "linear" and (i in self._tables or (is_tied and "bias" not in shapes)):
+        if i in self._tables or (is_tied and form.kind == "linear" and self._gives_nothing(i)):
             return replace(form, kind="embedding")
         if form.kind != "conv" or 0 in weight:
             return form
@@ -197,7 +197,8 @@ class _Context:
     def _depthwise_groups(self, i: int, first: int) -> int:
         """Return the groups of a kernel whose second axis is 1: one channel is read, or each by itself."""
         before = self._before
-        if i == self._matrices[0] and (self._in_own_order or not self._readers_of_images):
+        is_first = i == self._matrices[0] or (not self._in_own_order and self._given[first] == 1)
+        if is_first and (self._in_own_order or not self._readers_of_images):
             return 1
         if not self._in_own_order or before < 2 or first % before:
             return first

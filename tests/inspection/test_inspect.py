@@ -181,6 +181,10 @@ def test_topology_and_symmetry_are_told(network) -> None:
     assert "Topology known" in text
     assert "38 hidden channels in 4 groups" in text
     text = _inspect(network).stdout
+    assert "Topology inferred: 5 of 5 layers" in text
+    assert "38 hidden channels in 4 groups" in text
+    torch.save(nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)]).state_dict(), network)
+    text = _inspect(network).stdout
     assert "Topology unknown: a file of tensors does not say" in text
     assert "Symmetry" not in text
 

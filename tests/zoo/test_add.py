@@ -100,7 +100,7 @@ def test_a_factory_given_later_is_taken(host, nets, tmp_path) -> None:
     zoo = Zoo.open(tmp_path / "zoo")
     with pytest.raises(ZooError, match="--factory"):
         zoo.module(zoo.entries[0])
-    assert not zoo.graph(zoo.entries[0]).has_topology
+    assert zoo.graph(zoo.entries[0]).notes[0].startswith("topology inferred")
     wrong = _add(host, nets, tmp_path / "zoo", factory={**CNN, "classes": 4})
     assert len(wrong.unbuilt) == 7
     assert not wrong.given_factory
