@@ -94,10 +94,10 @@ def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
             reason = attributes[key]
         if not reason and 0 in constant.shape:
             reason = "it has no values"
-        if not reason and is_mask(constant, key, uses.nodes):
-            reason = "a mask: it holds infinities"
         if not reason and (reason := expanded.reason_untouched(constant)):
             classified.missed[key] = prod(constant.shape)
+        if not reason and is_mask(constant, key, uses.nodes):
+            reason = "a mask: it holds infinities"
         if reason:
             classified.untouched[key] = reason
             if isinstance(constant, StoredTensor) and is_external(constant.tensor):

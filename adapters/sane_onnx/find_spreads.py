@@ -160,7 +160,17 @@ def _packing(rule: QuantizedInput, carried: Carried) -> Packing | None:
         return None
     shape = rule.size or (*carried.shape[:-1], carried.shape[-1] * 8 // rule.bits)
     packing = Packing(rule.bits, shape, rule.codes, bool(rule.codes))
+    if rule.size and not rule.codes and not _has_whole_blocks(rule, prod(carried.shape)):
+        return None
     return packing if packing.fits(prod(carried.shape)) else None
+
+
+def _has_whole_blocks(rule: QuantizedInput, nbytes: int) -> bool:
+    """Return whether rows are padded to whole blocks, and blocks are whole bytes."""
+    rows, columns = rule.size
+    if rule.block < 1 or rule.block * rule.bits % 8:
+        return False
+    return nbytes == rows * -(-columns // rule.block) * (rule.block * rule.bits // 8)
 
 
 def _block_counts(rule: QuantizedInput, shape: tuple[int, ...]) -> tuple[int, ...]:

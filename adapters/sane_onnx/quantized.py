@@ -16,6 +16,7 @@ from sane_onnx.tensors import StoredTensor, integer_range, type_name
 from sane_plugins.errors import SourceError
 
 _TOLERANCE = 1e-3
+_FINEST = 2.0**24  # steps that float32 tells apart
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ class QuantizedWeight:
                 parameters.append((float(scale[best]), float(zeros[best])))
             else:
                 zero = float(zeros[i])
-                new_scale = float(row.abs().max()) / max(min(high - zero, zero - low), 1)
+                above, below = (min(max(x, 1), _FINEST) for x in (high - zero, zero - low))
+                new_scale = max(float(row.max()) / above, -float(row.min()) / below)
                 parameters.append((new_scale or float(scale[i]), zero))
         shape = [-1 if i == spread.axis % value.ndim else 1 for i in range(value.ndim)]
         scales, zero_points = torch.tensor(parameters).T

@@ -23,7 +23,7 @@ _MAX_SIZES = 8  # longer lists are no sizes or axes of one tensor
 class QuantizedWeights:
     """Quantised `weights` by key, and the constants that are their `settings`.
 
-    `not_read` and `other_uses`: why numbers were not read, and how many weights they are, by key and by value.
+    `not_read` and `other_uses`: why numbers were not read, and how many weights, by key and by value.
     `dequantized` are values that arithmetic makes of quantised ones, with the value that they come from.
     """
 
@@ -51,16 +51,16 @@ def find_quantized_weights(
             continue
         _add(found, key, constant, flow)
     found.settings = {name for weight in found.weights.values() for name in weight.settings}
-    found.settings.difference_update(found.weights)
     for name in found.settings:
         found.not_read.pop(name, None)
+        found.weights.pop(name, None)
     return found
 
 
 def _add(found: QuantizedWeights, key: str, stored: StoredTensor, flow: ConstantFlow) -> None:
     uses, lost = flow.uses.get(key, []), flow.lost.get(key, [])
     is_plain = all(use.scale is None and use.zero is None for _, use in uses)
-    if is_plain and (stored.size == 1 or (stored.dtype is not None and _are_no_weights(stored))):
+    if is_plain and (stored.size == 1 or _are_no_weights(stored, bool(uses))):
         return
     if uses:
         stored.require()
@@ -92,9 +92,10 @@ def weight_count(node: NodeProto, stored: StoredTensor, flow: ConstantFlow) -> i
     return true_count(node, stored.size, stored.bits)
 
 
-def _are_no_weights(stored: StoredTensor) -> bool:
+def _are_no_weights(stored: StoredTensor, is_cast: bool) -> bool:
     """Return whether integers say nothing of the network: sizes, positions from 0 on, zeros and ones."""
-    if stored.dtype is None or stored.dtype.is_floating_point:
+    is_integer = stored.dtype is not None and not stored.dtype.is_floating_point
+    if not is_integer or not (stored.is_wide or is_cast):
         return False
     if stored.is_wide and len(stored.shape) < 2 and stored.size <= _MAX_SIZES:
         return True

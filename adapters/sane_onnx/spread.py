@@ -10,6 +10,7 @@ import torch
 from sane_onnx.bit_packing import Packing
 from sane_onnx.constants import Constant
 from sane_onnx.moves import Move
+from sane_onnx.tensors import StoredTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class Spread:
     def is_plain(self) -> bool:
         """Return whether the numbers are stored one by one for each index of `axis` of the stored tensor."""
         is_other = self.moves or self.packing or self.is_inverse or self.is_negative
-        return self.is_along_axis and not is_other and len(self.factors) == 1
+        is_stored = len(self.factors) == 1 and isinstance(self.factors[0], StoredTensor)
+        return self.is_along_axis and is_stored and not is_other
 
     def simplified(self) -> Spread:
         """Return the same numbers without steps that make no difference where they all are used."""

@@ -188,14 +188,17 @@ def _packed_input(node: NodeProto, index: int, is_byte: bool) -> QuantizedInput 
         if is_byte:
             return _blocks(bits, 2, 3, axis=axis, block=block)
         return QuantizedInput(scales=(2,), zero=3, axis=axis, block=block)
-    is_plain = text(node, "quant_type", "int") == "int" and not integer(
-        node, "weights_prepacked", -1
-    )
-    if operator == "QMoE" and index in _EXPERTS and is_plain:
+    if operator == "QMoE" and index in _EXPERTS and _has_plain_experts(node):
         scales, zero, name = _EXPERTS[index]
         own = integer(node, f"{name}_expert_weight_bits", integer(node, "expert_weight_bits", 4))
         return _blocks(own, scales, zero, axis=2, block=block, is_leading=block <= 0)
     return None
+
+
+def _has_plain_experts(node: NodeProto) -> bool:
+    """Return whether experts are integers in their own order, not in that of one kind of processor."""
+    is_plain = integer(node, "weights_prepacked", -1) == 0
+    return is_plain and text(node, "quant_type", "int") == "int"
 
 
 def _blocks(
