@@ -24,7 +24,7 @@ from sane_plugins.weights import StoredState, WeightGraph
 SHARD = 5 * 10**9  # maximum bytes of tensors per file of a sharded network
 _SHARD_PATTERN = f"-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors"
 
-_FILE_CONTAINERS = {"safetensors", "checkpoint", "torchscript", "npz"}
+_FILE_CONTAINERS = {"module", "safetensors", "checkpoint", "torchscript", "npz"}
 
 Metadata = Mapping[str, object]
 
