@@ -17,6 +17,7 @@ from math import ceil, isfinite
 import torch
 
 from sane_plugins.display import ShortRepr
+from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.scale import slot_scale
 from sane_plugins.weights.token_layout import Slot
@@ -67,6 +68,12 @@ def _read_slot(
     )
     if not all(map(isfinite, chain(*means_and_deviations))):
         graph.require_finite()
+        raise SourceError(
+            graph.source,
+            "it has constants with infinite values",
+            "they are no weights, and left out before it is encoded",
+            "encode what graph.require_finite() returns",
+        )
     rows = [slot.row_view(p, t.to(device)) for p, t in zip(slot.params, tensors, strict=True)]
     return rows, means_and_deviations, statistics.side[0].to(device)
 
