@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit weights (NF4, FP4): codes of a table, and one scale per block, which may be codes too."""
+"""bitsandbytes' 4-bit weights (NF4, FP4): codes of a table, a scale per block, which may be codes too."""
 
 from __future__ import annotations
 

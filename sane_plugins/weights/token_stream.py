@@ -24,6 +24,7 @@ from sane_plugins.weights.token_layout import Slot
 from sane_plugins.weights.tokens import cut_rows
 
 _MAX_TOKENS_PER_BLOCK = 4096
+_SUSPECT = 1e30  # means and deviations of a weight are far smaller
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,8 +67,9 @@ def _read_slot(
     means_and_deviations = list(
         zip(statistics.mean[0].tolist(), statistics.deviation[0].tolist(), strict=True)
     )
-    if not all(map(isfinite, chain(*means_and_deviations))):
-        graph.require_finite()
+    # Values that are too large are found here, whatever their number: a mean of many is not that large.
+    is_usual = all(isfinite(x) and abs(x) < _SUSPECT for x in chain(*means_and_deviations))
+    if not is_usual and graph.require_finite() is not graph:
         raise SourceError(
             graph.source,
             "it has constants with infinite values",
