@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 
@@ -14,6 +15,7 @@ from sane_plugins.quantization import (
     dequantized_from,
     find_quantized,
     is_wrapper,
+    unread_reason,
     unwrap,
 )
 
@@ -126,6 +128,18 @@ def decode_quantized(content: Content, source: str) -> Content:
         },
         folded={key: found.parts[key] for key in gone if key in found.parts},
     )
+
+
+def count_weights(content: Content, source: str) -> int:
+    """Return how many weights a source has, those that cannot be read included."""
+    content = decode_quantized(content, source)
+    count = sum(count for count, _ in (*content.unread.values(), *content.missed.values()))
+    for key, (shape, dtype) in content.described.items():
+        if key not in content.settings and key not in content.missed:
+            size = prod(shape)
+            is_float = dtype.is_floating_point
+            count += size if is_float else unread_reason(key.rpartition(".")[2], shape, dtype)[1]
+    return count
 
 
 def describe_content(

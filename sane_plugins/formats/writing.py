@@ -200,7 +200,9 @@ def _require_complete(graph: WeightGraph, path: Path) -> None:
     unread = [
         key
         for key in graph.missed
-        if key not in graph.tensors and graph.container in _FILE_CONTAINERS
+        if key in graph.untouched  # another network of the file is no part of this one
+        and key not in graph.tensors
+        and graph.container in _FILE_CONTAINERS
     ]
     if unread:
         raise SourceError(

@@ -137,7 +137,9 @@ def survey_network(graph: WeightGraph, report: Report = silent, width: int = 128
         graph, layers = finite, _layers(finite, report)
     unconnected, groups = _unconnected(graph), permutation_groups(graph)
     skipped = {key: reason for key, reason in graph.untouched.items() if key not in graph.missed}
-    missed = {key: graph.untouched.get(key, "could not be read") for key in graph.missed}
+    missed = {
+        key: graph.untouched.get(key, "in another network of the file") for key in graph.missed
+    }
     sizes = {p.key: p.size for p in graph.params}
     return Survey(
         source=graph.source,

@@ -41,7 +41,8 @@ class WeightGraph:
 
     `tensors` holds every tensor of the source. Those that no layer owns are named in `untouched`
     with the reason, or in `ties` (alias -> the key that owns the shared tensor). `missed` counts the
-    values of those untouched tensors that may be weights and still could not be read. `converted`
+    weights of those untouched tensors that may be some and still could not be read (a packed integer of
+    eight 4-bit values is eight), and of other networks in the same file, by their names there. `converted`
     says for an owned tensor how its values differ from the stored ones (dequantised, pruning mask
     folded). `notes` says what a reader should know, such as a missing topology. `container` names
     the source format (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`). `stored_form` makes
