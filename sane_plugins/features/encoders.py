@@ -30,7 +30,7 @@ from sane_plugins.autoencoder import (
     require_finite_result,
 )
 from sane_plugins.display import html_table
-from sane_plugins.errors import UsageError
+from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
 from sane_plugins.features.sane_features import LatentPool, is_probed, sort_channels
@@ -203,6 +203,7 @@ class StatisticsEncoder:
 
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
         """Return the statistics; `layers` (M, 14) is s(W) of each slot's weight and bias."""
+        graph = graph.require_finite()
         return Encoding(
             latents=torch.zeros(0, 0, dtype=torch.float32),
             spans=[],
@@ -240,7 +241,15 @@ def embed(
             f"one of {', '.join(sorted(encoders))} is needed",
             "check the name, or install its plugin",
         )
-    return encoders[options.encoder].encode(graph, options)
+    encoder = encoders[options.encoder]
+    try:
+        return encoder.encode(graph, options)
+    except SourceError:
+        # Looked for only now: weights are read once where all of them are finite.
+        finite = graph.require_finite()
+        if finite is graph:
+            raise
+    return encoder.encode(finite, options)
 
 
 def _slot_names(graph: WeightGraph) -> tuple[str, ...]:

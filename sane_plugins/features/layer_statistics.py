@@ -45,9 +45,9 @@ def statistics(graph: WeightGraph) -> torch.Tensor:
 
     Raises `SourceError` if a weight is not finite, and for a matrix whose spectrum is out of reach.
     """
+    graph = graph.require_finite()
     chain = _Chain(graph)
     chain.require_spectra()
-    graph.require_finite()
     vectors = [
         (p.role, matrix_statistics.vector_features(_array(graph, p).ravel()))
         for p in graph.params

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 
 from sane_plugins.formats.guards import source_errors
-from sane_plugins.quantization import Described, find_quantized
+from sane_plugins.quantization import (
+    Described,
+    can_unwrap,
+    dequantized_from,
+    find_quantized,
+    is_wrapper,
+    unread_reason,
+    unwrap,
+)
 
 DENSE = 2**31  # bytes that all sparse tensors of a source may take once dense
 FLOATS = {
@@ -57,6 +66,8 @@ class _DenseTensors(Mapping[str, torch.Tensor]):
         if key not in self._converted:
             return tensor
         with source_errors(f"{self._source}, '{key}'"):  # zero points out of range, for example
+            if is_wrapper(tensor):
+                return unwrap(tensor)
             return tensor.dequantize() if tensor.is_quantized else tensor.detach().to_dense()
 
     def __iter__(self) -> Iterator[str]:
@@ -90,7 +101,7 @@ class _DecodedTensors(Mapping[str, torch.Tensor]):
 
 def decode_quantized(content: Content, source: str) -> Content:
     """Put quantised weights in the place of the first of their parts; count those that cannot be read."""
-    found = find_quantized(content.described, content.tensors)
+    found = find_quantized(content.described, content.tensors, content.converted)
     if not (found.read or found.unread or found.settings):
         return content
     gone = {part for x in found.read.values() for part in x.parts}
@@ -119,6 +130,18 @@ def decode_quantized(content: Content, source: str) -> Content:
     )
 
 
+def count_weights(content: Content, source: str) -> int:
+    """Return how many weights a source has, those that cannot be read included."""
+    content = decode_quantized(content, source)
+    count = sum(count for count, _ in (*content.unread.values(), *content.missed.values()))
+    for key, (shape, dtype) in content.described.items():
+        if key not in content.settings and key not in content.missed:
+            size = prod(shape)
+            is_float = dtype.is_floating_point
+            count += size if is_float else unread_reason(key.rpartition(".")[2], shape, dtype)[1]
+    return count
+
+
 def describe_content(
     tensors: Mapping[str, torch.Tensor],
     source: str,
@@ -138,11 +161,9 @@ def describe_content(
             unread[key] = (tensor.numel(), reason)
             continue
         dtype = tensor.dtype
-        if tensor.is_quantized:
-            converted[key], dtype = (
-                f"dequantised from {_dtype_name(dtype)}, {_scale_granularity(tensor)}",
-                torch.float32,
-            )
+        if is_wrapper(tensor) or tensor.is_quantized:
+            converted[key] = dequantized_from(tensor)
+            dtype = torch.float32 if tensor.is_quantized else dtype
         elif tensor.layout != torch.strided:
             if (size := tensor.numel() * tensor.element_size()) > budget:
                 unread[key] = (tensor.numel(), f"as a dense tensor it has {size} bytes, too many")
@@ -163,6 +184,8 @@ def _unreadable_reason(tensor: torch.Tensor, valued: bool) -> str:
         return str(reason)
     if tensor.is_nested:
         return "nested tensors are not read"
+    if is_wrapper(tensor) and not can_unwrap(tensor):
+        return f"values of {type(tensor).__name__} are not read"
     if valued and tensor.is_meta:
         return "it has no values (meta device)"
     if tensor.is_quantized and not _has_valid_scales(tensor):
@@ -177,11 +200,3 @@ def _has_valid_scales(tensor: torch.Tensor) -> bool:
         return True
     axis, scales = tensor.q_per_channel_axis(), tensor.q_per_channel_scales()
     return axis < tensor.dim() and len(scales) == tensor.shape[axis]
-
-
-def _scale_granularity(tensor: torch.Tensor) -> str:
-    return "one scale" if "tensor" in str(tensor.qscheme()) else "one scale per channel"
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
-from math import prod
 
 import torch
 
@@ -12,7 +11,7 @@ from sane_plugins.formats.dequantize import Content, decode_quantized, describe_
 from sane_plugins.formats.folding import Folded, fold
 from sane_plugins.formats.inferred_chain import infer_chain
 from sane_plugins.formats.key_prefixes import rename_content, strip_wrapper_prefixes
-from sane_plugins.quantization import FLOAT8, Described
+from sane_plugins.quantization import FLOAT8, Described, unread_reason
 from sane_plugins.weights import (
     Layer,
     Param,
@@ -24,10 +23,6 @@ from sane_plugins.weights import (
 )
 
 NO_TOPOLOGY = "no topology: a file of tensors does not say how they are connected"
-# Parts of the names that quantisers give to 32-bit integers that hold packed weights.
-_PACKED_NAMES = ("weight", "packed", "qdata")
-_QUANTIZED_TYPES = {torch.int8, torch.uint8, torch.int16, torch.uint16}
-_PACKED_VALUES = 8  # in each of them, of 4 bits as a rule
 
 
 def from_state_dict(
@@ -80,7 +75,7 @@ def from_state_dict(
         elif key in content.missed:
             missed[key], untouched[key] = content.missed[key]
         elif not dtype.is_floating_point:
-            untouched[key], count = _reason_untouched(attribute, shape, dtype)
+            untouched[key], count = unread_reason(attribute, shape, dtype)
             if count:
                 missed[key] = count
         elif key not in ties:
@@ -156,21 +151,6 @@ def _notes(described: Described, content: Content) -> tuple[str, ...]:
             f"{count} quantised or sparse tensors are read as plain ones, and written as such",
         )
     return notes
-
-
-def _reason_untouched(
-    attribute: str, shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[str, int]:
-    """Return why a tensor that is not floating-point is left alone, and how many weights it may hold."""
-    count = prod(shape)
-    if dtype.is_complex:
-        return f"{dtype} values are not read as weights", count
-    note = "may be quantised weights; their scales are not known to this reader"
-    if len(shape) > 1 and dtype in _QUANTIZED_TYPES:
-        return f"{dtype} values {note}", count
-    if len(shape) > 1 and dtype == torch.int32 and any(x in attribute for x in _PACKED_NAMES):
-        return f"{dtype} values {note} (counted as eight of 4 bits)", _PACKED_VALUES * count
-    return f"{dtype} values are no weights", 0
 
 
 def _find_ties(content: Content, folded: Folded) -> dict[str, str]:

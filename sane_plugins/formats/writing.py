@@ -24,7 +24,7 @@ from sane_plugins.weights import StoredState, WeightGraph
 SHARD = 5 * 10**9  # maximum bytes of tensors per file of a sharded network
 _SHARD_PATTERN = f"-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors"
 
-_FILE_CONTAINERS = {"safetensors", "checkpoint", "torchscript", "exported", "npz"}
+_FILE_CONTAINERS = {"module", "safetensors", "checkpoint", "torchscript", "exported", "npz"}
 
 Metadata = Mapping[str, object]
 
@@ -201,7 +201,9 @@ def _require_complete(graph: WeightGraph, path: Path) -> None:
     unread = [
         key
         for key in graph.missed
-        if key not in graph.tensors and graph.container in _FILE_CONTAINERS
+        if key in graph.untouched  # another network of the file is no part of this one
+        and key not in graph.tensors
+        and graph.container in _FILE_CONTAINERS
     ]
     if unread:
         raise SourceError(

@@ -131,14 +131,20 @@ def survey_network(graph: WeightGraph, report: Report = silent, width: int = 128
 
     Raises `SourceError` if a tensor turns out to be unreadable.
     """
+    layers = _layers(graph, report)
+    infinite = [x.key for layer in layers for x in layer.tensors if x.nonfinite]
+    if infinite and (finite := graph.without_masks(infinite)) is not graph:
+        graph, layers = finite, _layers(finite, report)
     unconnected, groups = _unconnected(graph), permutation_groups(graph)
     skipped = {key: reason for key, reason in graph.untouched.items() if key not in graph.missed}
-    missed = {key: graph.untouched.get(key, "could not be read") for key in graph.missed}
+    missed = {
+        key: graph.untouched.get(key, "in another network of the file") for key in graph.missed
+    }
     sizes = {p.key: p.size for p in graph.params}
     return Survey(
         source=graph.source,
         container=graph.container,
-        layers=_layers(graph, report),
+        layers=layers,
         converted=_group_by_reason(graph.converted, sizes.__getitem__),
         missed=_group_by_reason(missed, graph.missed.__getitem__),
         skipped=_group_by_reason(skipped),

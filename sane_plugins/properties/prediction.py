@@ -64,7 +64,7 @@ def predict(
     head was fitted on another SANE's features.
     """
     options = options or PredictOptions()
-    graph.require_finite()
+    graph = graph.require_finite()
     if (
         attempt is None or options.heads is not None
     ):  # a file that the user named is whole or refused

@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit weights (NF4, FP4): codes of a table, one scale per block, which may be quantised too."""
+"""bitsandbytes' 4-bit weights (NF4, FP4): codes of a table, a scale per block, which may be codes too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _State:
 
 
 def find_four_bit(key: str, stored: Stored) -> QuantizedTensor | UnreadTensor | None:
-    """Recognise `W` with `W.absmax`, `W.quant_map` and the state that tells its shape, of any storage type."""
+    """Recognise `W`, of any type, with `W.absmax`, `W.quant_map` and the state that tells its shape."""
     absmax, table = f"{key}.absmax", f"{key}.quant_map"
     if absmax not in stored.described:
         return None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sane_plugins.quantization.bitmask import find_bitmask
 from sane_plugins.quantization.bitsandbytes import find_four_bit
 from sane_plugins.quantization.four_bit_floats import find_float4, find_float4_blocks
 from sane_plugins.quantization.half_quadratic import find_half_quadratic
-from sane_plugins.quantization.packed_integers import find_packed_layer, find_packed_weight
+from sane_plugins.quantization.packed_integers import (
+    find_packed_layer,
+    find_packed_rows,
+    find_packed_weight,
+)
 from sane_plugins.quantization.packed_params import find_packed_params
 from sane_plugins.quantization.scaled_weights import find_scaled, find_vectorwise
 from sane_plugins.quantization.stored import (
@@ -29,6 +33,7 @@ _FORMATS: tuple[Callable[[str, Stored], QuantizedTensor | UnreadTensor | None], 
     find_bitmask,
     find_float4_blocks,
     find_float4,
+    find_packed_rows,
     find_vectorwise,
     find_scaled,
     find_packed_params,
@@ -63,8 +68,13 @@ class Quantized:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_quantized(described: Described, tensors: Tensors) -> Quantized:
-    """Find quantised weights; of the values only small ones that describe others are read."""
+def find_quantized(
+    described: Described, tensors: Tensors, quantized: Iterable[str] = ()
+) -> Quantized:
+    """Find quantised weights; of the values only small ones that describe others are read.
+
+    `quantized` names tensors that are known to have been, and are plain by now.
+    """
     stored = Stored(described, tensors)
     read: dict[str, QuantizedTensor] = {}
     unread: dict[str, UnreadTensor] = {}
@@ -85,7 +95,8 @@ def find_quantized(described: Described, tensors: Tensors) -> Quantized:
         elif isinstance(found, UnreadTensor):
             unread[key] = found
             parts |= dict.fromkeys(found.parts, f"part of the quantised '{key}', which is not read")
-    weights = {*(x.key for x in read.values()), *unread}
+    weights = {*(x.key for x in read.values()), *(x.key or x.stored for x in unread.values())}
+    weights |= {*quantized}
     settings = _settings(stored, {split_key(key)[0] for key in weights} if weights else set())
     # A part may come before the tensor that it belongs to.
     read = {key: x for key, x in read.items() if key not in parts}

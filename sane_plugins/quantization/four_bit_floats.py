@@ -80,7 +80,7 @@ def find_float4_blocks(key: str, stored: Stored) -> QuantizedTensor | UnreadTens
 
 
 def decode_float4(packed: torch.Tensor) -> torch.Tensor:
-    """Return the values of packed 4-bit floats, twice as many along the last axis; the low half comes first."""
+    """Return the values of packed 4-bit floats, two for each byte of the last axis, the low half first."""
     codes = packed.view(torch.uint8)
     pairs = torch.stack([codes & 15, codes >> 4], -1)
     return _TABLE[pairs.int()].reshape(*packed.shape[:-1], 2 * packed.shape[-1])

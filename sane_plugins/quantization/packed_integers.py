@@ -71,6 +71,20 @@ def find_packed_weight(key: str, stored: Stored) -> Found:
     )
 
 
+def find_packed_rows(key: str, stored: Stored) -> Found:
+    """Recognise quanto's packed `W._data._data` with `W._scale`: the weight's shape is not stored."""
+    stem = key.removesuffix("._data._data")
+    scale, shift = f"{stem}._scale", f"{stem}._shift"
+    if stem == key or scale not in stored.described or stored.dtype(key) != torch.uint8:
+        return None
+    shape, scales = stored.shape(key), stored.shape(scale)
+    rows = scales[0] if len(scales) == 2 and len(shape) == 2 else 0
+    count = rows * shape[1] if shape and shape[0] < rows <= 8 * shape[0] else 2 * stored.size(key)
+    parts = stored.present(scale, shift)
+    reason = "quantised weights packed in bytes (quanto): their shape is not stored"
+    return UnreadTensor(key, count, reason, parts, stem)
+
+
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Return the unsigned values of 32-bit words on a new last axis, the lowest bits first."""
     shifts = torch.arange(0, _WORD, bits, dtype=torch.int32)

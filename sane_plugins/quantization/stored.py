@@ -35,12 +35,16 @@ class QuantizedTensor:
 
 @dataclass(frozen=True)
 class UnreadTensor:
-    """A quantised tensor whose layout is not certain: its stored values, true number of weights, and parts."""
+    """A quantised tensor whose layout is not certain: its stored values, true number of weights, and parts.
+
+    `key` is the weight's name where it is another than that of its values.
+    """
 
     stored: str
     count: int
     reason: str
     parts: tuple[str, ...] = ()
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from .computed_tensors import (
     is_rounded,
     stored_ties,
 )
-from .graph import MAX_VALUE, StoredState, WeightGraph
+from .graph import StoredState, WeightGraph
 from .layer_context import describe_layers
 from .layers import (
     MAX_AXES,
@@ -23,6 +23,7 @@ from .layers import (
     vectors_last,
 )
 from .loading import load_into, load_nearest
+from .masks import MAX_VALUE
 from .module_copies import copy_module, evaluation_copy
 from .module_writes import computes_tensors
 from .modules import from_module

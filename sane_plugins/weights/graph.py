@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -12,9 +12,14 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.layers import MAX_AXES, Layer, Param, shape_text
+from sane_plugins.weights.masks import (
+    MASK_REASON,
+    MAX_VALUE,
+    count_unusable,
+    is_mask,
+    mask_candidates,
+)
 from sane_plugins.weights.token_layout import Slot, TokenLayout, find_slots
-
-MAX_VALUE = torch.finfo(torch.float32).max / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,8 @@ class WeightGraph:
 
     `tensors` holds every tensor of the source. Those that no layer owns are named in `untouched`
     with the reason, or in `ties` (alias -> the key that owns the shared tensor). `missed` counts the
-    values of those untouched tensors that may be weights and still could not be read. `converted`
+    weights of those untouched tensors that may be some and still could not be read (a packed integer of
+    eight 4-bit values is eight), and of other networks in the same file, by their names there. `converted`
     says for an owned tensor how its values differ from the stored ones (dequantised, pruning mask
     folded). `notes` says what a reader should know, such as a missing topology. `container` names
     the source format (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`). `stored_form` makes
@@ -164,27 +170,49 @@ class WeightGraph:
 
     @property
     def is_finite(self) -> bool:
-        """Return whether `require_finite` holds."""
-        return not any(_count_unusable(tensor) for _, tensor in self.items())
+        """Return whether every value of every weight is finite, and of a size to compute with."""
+        return not any(count_unusable(tensor) for _, tensor in self.items())
 
     def require_finite(self) -> WeightGraph:
-        """Return the graph itself; raise `SourceError` where a tensor holds NaN, infinity or huge values.
+        """Return the graph to compute with: itself, or without masks, whose infinities are meant.
 
-        Half of what float32 holds is the limit, so that differences of weights are finite too.
+        Raises `SourceError` where another tensor holds NaN, infinity or huge values. Half of what float32
+        holds is the limit, so that differences of weights are finite too.
         """
+        masks = []
+        candidates = frozenset(mask_candidates(self.layers))
         for param, tensor in self.items():
-            if bad := _count_unusable(tensor):
+            if not (bad := count_unusable(tensor)):
+                continue
+            if param.key not in candidates or not is_mask(tensor):
                 raise SourceError(
                     f"{self.source}, '{param.key}'",
                     f"{bad} of {param.size} values are not finite, or above {MAX_VALUE:.1g} in size",
                     "an embedding needs finite weights",
                     "check that training did not diverge",
                 )
-        return self
+            masks.append(param.key)
+        return self._without_masks(masks) if masks else self
 
+    def without_masks(self, keys: Iterable[str]) -> WeightGraph:
+        """Return the network without those of the tensors that are masks: they become untouched."""
+        candidates = frozenset(mask_candidates(self.layers)) & frozenset(keys)
+        masks = [key for key in candidates if is_mask(self.tensors[key])]
+        return self._without_masks(masks) if masks else self
 
-def _count_unusable(tensor: torch.Tensor) -> int:
-    """Return how many values are NaN, infinite, or too large to be computed with."""
-    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
-    usable = values.abs() <= min(MAX_VALUE, torch.finfo(values.dtype).max)
-    return usable.numel() - int(usable.sum())
+    def _without_masks(self, keys: Collection[str]) -> WeightGraph:
+        """Return the network without some tensors, and without layers that had only these and none reads."""
+        read = {name for layer in self.layers for name in layer.inputs}
+        layers = []
+        for layer in self.layers:
+            params = tuple(param for param in layer.params if param.key not in keys)
+            if params or not layer.params or layer.inputs or layer.name in read:
+                layers.append(replace(layer, params=params))
+        note = f"{len(keys)} constants with infinite values are left out, as masks"
+        return replace(
+            self,
+            layers=tuple(layers),
+            untouched={**self.untouched, **dict.fromkeys(sorted(keys), MASK_REASON)},
+            converted={key: how for key, how in self.converted.items() if key not in keys},
+            notes=(*self.notes, note),
+        )

@@ -43,7 +43,7 @@ def load_nearest(module: nn.Module, graph: WeightGraph) -> None:
 
 
 def _write(module: nn.Module, graph: WeightGraph, *, exactly: bool) -> None:
-    entries, _ = read_module_tensors(module)
+    entries, _, _ = read_module_tensors(module)
     _require_fit(entries, graph)
     _require_equal_ties(entries, graph)
     backup = _Backup(module, entries)
@@ -140,6 +140,14 @@ def _require_fit(entries: Sequence[ModuleTensor], graph: WeightGraph) -> None:
     for entry in entries:
         key = graph.ties.get(entry.key, entry.key)
         shape = shapes.get(key)
+        if not entry.writable:
+            raise _mismatch(
+                graph,
+                entry.key,
+                "the module keeps it quantised, or makes it when it is saved",
+                "a value that is loaded is kept as it is",
+                "load the weights into the module before it is quantised",
+            )
         if shape is None and key in graph.tensors:
             tensor = graph.tensors[key]
             shape = tuple(tensor.shape)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +15,14 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from sane_plugins.errors import SourceError
+from sane_plugins.quantization import is_wrapper
 from sane_plugins.weights.hooked_tensors import hooked_tensors
 from sane_plugins.weights.module_copies import evaluation_copy
+from sane_plugins.weights.quantized_modules import (
+    decode_entries,
+    saved_tensors,
+    unregistered_tensors,
+)
 from sane_plugins.weights.tensor_identity import memory_key
 
 
@@ -23,7 +30,8 @@ from sane_plugins.weights.tensor_identity import memory_key
 class ModuleTensor:
     """One parameter or buffer: its owning module, its attribute there, and its effective value.
 
-    Entries of equal `identity` are the same tensor under several names (tied).
+    Entries of equal `identity` are the same tensor under several names (tied). One that is not `writable` is
+    quantised (`converted` says how), or made when the module is saved.
     """
 
     owner: str
@@ -31,6 +39,8 @@ class ModuleTensor:
     module: nn.Module
     value: torch.Tensor
     identity: tuple[object, ...]
+    writable: bool = True
+    converted: str = ""
 
     @property
     def key(self) -> str:
@@ -38,10 +48,13 @@ class ModuleTensor:
         return f"{self.owner}.{self.attribute}" if self.owner else self.attribute
 
 
-def read_module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str]]:
-    """Read parameters and buffers; map every other entry of the state dict to the reason it is left out.
+def read_module_tensors(
+    module: nn.Module,
+) -> tuple[list[ModuleTensor], dict[str, str], dict[str, int]]:
+    """Read parameters, buffers and what else is saved; say why entries are left out, and what is missed.
 
-    Raises `SourceError` where a lazy layer has no values yet.
+    The reasons may name entries too: those are no weights. Missed are weights that cannot be read, by their
+    number. Raises `SourceError` where a lazy layer has no values yet.
     """
     reasons: dict[str, str] = {}
     for key, value in (*module.named_parameters(), *module.named_buffers()):
@@ -52,13 +65,59 @@ def read_module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str
                 "the weights of a lazy layer are made by its first call",
                 "call the module once on an input",
             )
-    entries = list(_read_tree(module, reasons))
+    saved = list(saved_tensors(module))
+    stored = _with_saved(module, list(_read_tree(module, reasons)), saved, reasons)
+    entries, missed = decode_entries(stored, reasons)
+    known = [value for _, value in saved if torch.is_tensor(value)]
+    known += [*module.parameters(), *module.buffers()]
+    for key, tensor in unregistered_tensors(module, known, {entry.key for entry in stored}):
+        reasons[key] = "a tensor in a plain attribute: no parameter or buffer, so it is not saved"
+        missed[key] = tensor.numel()
+    return entries, reasons, missed
+
+
+def _with_saved(
+    module: nn.Module,
+    entries: list[ModuleTensor],
+    saved: list[tuple[str, Any]],
+    reasons: dict[str, str],
+) -> list[ModuleTensor]:
+    """Return the entries and the tensors that are made on saving, in the order of the state dict."""
     covered = {entry.key for entry in entries} | reasons.keys()
-    for key, value in module.state_dict().items():
-        if key not in covered:
-            kind = "a tensor made on saving" if torch.is_tensor(value) else type(value).__name__
-            reasons[key] = f"{kind}, no parameter or buffer"
-    return entries, reasons
+    names = {entry.identity: entry.key for entry in entries}
+    modules = dict(module.named_modules(remove_duplicate=False))
+    wrapped = {entry.key for entry in entries if is_wrapper(entry.value)}
+    made = []
+    for key, value in saved:
+        if key in covered:
+            continue
+        if part_of := wrapped.intersection(_enclosing(key)):
+            reasons[key] = f"part of the quantised '{part_of.pop()}', folded into it"
+        elif not torch.is_tensor(value):
+            reasons[key] = f"{type(value).__name__}, no parameter or buffer"
+        elif name := names.get(memory_key(value)):
+            reasons[key] = f"another name of '{name}'"
+        else:
+            owner, _, attribute = key.rpartition(".")
+            part = next(modules[x] for x in _enclosing(owner) if x in modules)
+            identity = (id(part), key.removeprefix(owner))
+            made.append(ModuleTensor(owner, attribute, part, value.detach(), identity, False))
+    if not made:
+        return entries
+    places, place = {key: i for i, (key, _) in enumerate(saved)}, -1
+    ordered = [(places[entry.key], entry) for entry in made]
+    for entry in entries:  # one that is folded has no place of its own
+        place = places.get(entry.key, place)
+        ordered.append((place, entry))
+    return [entry for _, entry in sorted(ordered, key=lambda pair: pair[0])]
+
+
+def _enclosing(name: str) -> Iterator[str]:
+    """Yield a module's name and those of the modules around it."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
 
 
 def _read_tree(module: nn.Module, reasons: dict[str, str]) -> Iterator[ModuleTensor]:

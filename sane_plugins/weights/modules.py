@@ -38,15 +38,15 @@ def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
     the same tokens. A layer that the trace did not reach has no inputs, and a note says so. The
     module is not changed. Raises `SourceError` where it has no weights, or an uninitialised lazy layer.
     """
-    entries, untouched = read_module_tensors(module)
+    entries, untouched, missed = read_module_tensors(module)
     ties: dict[str, str] = {}
     params: dict[str, Param] = {}
     first_keys: dict[tuple[object, ...], str] = {}
-    forms = _forms(entries)
+    forms = _forms([entry for entry in entries if entry.key not in untouched])
     for entry in entries:
-        if not entry.value.is_floating_point():
-            untouched[entry.key] = f"{entry.value.dtype} values are no weights"
-        elif (key := first_keys.setdefault(entry.identity, entry.key)) == entry.key:
+        if entry.key in untouched:
+            continue
+        if (key := first_keys.setdefault(entry.identity, entry.key)) == entry.key:
             params[key] = _param(entry, forms[layer_name(key)])
         else:
             ties[entry.key] = key
@@ -56,14 +56,16 @@ def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
         for entry in entries
         if entry.key in params or entry.key in ties
     }
-    layers, missed = _layers(traced or (), owned, forms)
+    layers, unreached = _layers(traced or (), owned, forms)
     return WeightGraph(
         source=source or type(module).__name__,
         layers=layers,
         tensors={entry.key: entry.value for entry in entries},
         untouched=untouched,
         ties=ties,
-        notes=tuple(_notes(traced, missed)),
+        missed=missed,
+        converted={x.key: x.converted for x in entries if x.converted and x.key in params},
+        notes=tuple(_notes(traced, unreached)),
         container="module",
         stored_form=ModuleState(module) if computes_tensors(module) else None,
     )

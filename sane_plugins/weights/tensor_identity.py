@@ -7,6 +7,8 @@ from hashlib import sha256
 
 import torch
 
+from sane_plugins.quantization import is_wrapper
+
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Content hash of a tensor: SHA-256 of its type, shape and values, bit for bit."""
@@ -25,6 +27,7 @@ def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 def memory_key(tensor: torch.Tensor) -> tuple[object, ...]:
     """Return a key that two tensors share exactly if they are the same view of the same memory."""
-    if not tensor.numel() or tensor.is_meta or tensor.layout != torch.strided:
+    plain = tensor.layout == torch.strided and not is_wrapper(tensor)
+    if not plain or not tensor.numel() or tensor.is_meta:
         return (id(tensor),)
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -17,12 +17,14 @@ from math import ceil, isfinite
 import torch
 
 from sane_plugins.display import ShortRepr
+from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.scale import slot_scale
 from sane_plugins.weights.token_layout import Slot
 from sane_plugins.weights.tokens import cut_rows
 
 _MAX_TOKENS_PER_BLOCK = 4096
+_SUSPECT = 1e30  # means and deviations of a weight are far smaller
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,8 +67,15 @@ def _read_slot(
     means_and_deviations = list(
         zip(statistics.mean[0].tolist(), statistics.deviation[0].tolist(), strict=True)
     )
-    if not all(map(isfinite, chain(*means_and_deviations))):
-        graph.require_finite()
+    # Values that are too large are found here, whatever their number: a mean of many is not that large.
+    is_usual = all(isfinite(x) and abs(x) < _SUSPECT for x in chain(*means_and_deviations))
+    if not is_usual and graph.require_finite() is not graph:
+        raise SourceError(
+            graph.source,
+            "it has constants with infinite values",
+            "they are no weights, and left out before it is encoded",
+            "encode what graph.require_finite() returns",
+        )
     rows = [slot.row_view(p, t.to(device)) for p, t in zip(slot.params, tensors, strict=True)]
     return rows, means_and_deviations, statistics.side[0].to(device)
 

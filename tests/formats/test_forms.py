@@ -241,17 +241,17 @@ def test_too_many_tensors_are_refused(tmp_path, sharded, monkeypatch) -> None:
 def test_types_that_torch_lacks_are_missed_and_not_lost(tmp_path) -> None:
     entries = {
         "a.weight": ("F8_E4M3", [4, 4], 16),
-        "a.scale": ("F8_E8M0", [4], 4),
-        "b.weight": ("F4", [4, 4], 8),
+        "a.table": ("F8_E8M0", [4], 4),
+        "b.weight": ("F6_E3M2", [4, 4], 12),
         "c.weight": ("F6_E2M3", [4, 4], 12),
         "d.weight": ("NEW", [3], 7),
         "e.steps": ("I64", [], 8),
     }
     graph = open_file(write_header(tmp_path / "net.safetensors", entries))
-    assert [param.key for param in graph.params] == ["a.weight", "a.scale"]
+    assert [param.key for param in graph.params] == ["a.weight", "a.table"]
     assert graph.missed == {"b.weight": 16, "c.weight": 16, "d.weight": 3}
     assert graph.coverage == 20 / 55
-    assert graph.untouched["b.weight"] == "F4 values cannot be read"
+    assert graph.untouched["b.weight"] == "F6_E3M2 values cannot be read"
     for write in (save_safetensors, save_checkpoint, save_sharded, save_arrays):
         with pytest.raises(SourceError, match=r"'b.weight' of .* could not be read"):
             write(graph, tmp_path / "other.safetensors")
@@ -260,19 +260,17 @@ def test_types_that_torch_lacks_are_missed_and_not_lost(tmp_path) -> None:
 def test_integers_that_may_be_weights_are_missed(tmp_path) -> None:
     state = {
         "a.weight": torch.ones(4, 8, dtype=torch.int8),
-        "a.SCB": torch.ones(4),
+        "a.other": torch.ones(4),
         "steps": torch.tensor(3),
-        "b.qweight": torch.ones(2, 8, dtype=torch.int32),
-        "b.scales": torch.ones(1, 8).half(),
-        "b.g_idx": torch.ones(16, dtype=torch.int32),
+        "b.packed": torch.ones(2, 8, dtype=torch.int32),
         "flags": torch.ones(9, dtype=torch.uint8),
     }
     save_file(state, tmp_path / "net.safetensors")
     graph = open_file(tmp_path / "net.safetensors")
-    assert graph.missed == {"a.weight": 32, "b.qweight": 16}
+    assert graph.missed == {"a.weight": 32, "b.packed": 128}
     doubt = "may be quantised weights; their scales are not known to this reader"
     assert {key for key, why in graph.untouched.items() if doubt in why} == graph.missed.keys()
-    assert graph.coverage == pytest.approx(12 / 60)
+    assert graph.coverage == pytest.approx(4 / 164)
     same(open_file(save_safetensors(graph, tmp_path / "again.safetensors")), state)
 
 

@@ -138,7 +138,8 @@ class ContentBuilder:
         if name in _SAME_TENSOR and args:
             return self.tensor(args[0])
         if name in _SUBCLASSES:
-            return self._make(Inert(args[0].name, args[2]))
+            tensor = self._make(Inert(args[0].name, args[2]))
+            return tensor if tensor is None else self._with_parts(tensor, args[3:])
         if name in _SPARSE:
             return self._sparse(*args[:2])
         if name == "torch._utils._rebuild_meta_tensor_no_storage":
@@ -189,6 +190,14 @@ class ContentBuilder:
         return torch.sparse_compressed_tensor(
             *tensors, size, layout=_COMPRESSED[kind], check_invariants=True
         )
+
+    def _with_parts(self, tensor: torch.Tensor, state: Any) -> torch.Tensor:
+        """Give a tensor without values those that its class makes it of, such as codes and scales."""
+        told = next((part for part in state if isinstance(part, dict)), {})
+        if tensor.is_meta:
+            parts = {key: self.tensor(x) for key, x in told.items() if isinstance(x, Inert)}
+            tensor.parts = {key: x for key, x in parts.items() if x is not None}  # type: ignore[attr-defined]
+        return tensor
 
     def _without_values(self, shape: Any, dtype: Any, reason: str = "") -> torch.Tensor:
         shape = integers(shape)

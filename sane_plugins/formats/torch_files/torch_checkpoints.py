@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import torch
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
-from sane_plugins.formats.dequantize import describe_content
+from sane_plugins.formats.dequantize import count_weights, describe_content
 from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.limits import NAME, expanded_bytes, require_names, require_tensor_count
 from sane_plugins.formats.state_dict import from_state_dict
@@ -20,10 +21,11 @@ from sane_plugins.formats.torch_files.checkpoint_files import (
     read_archive,
     read_pickles,
 )
-from sane_plugins.weights import WeightGraph
+from sane_plugins.weights import WeightGraph, memory_key
 
 MAX_NESTING_DEPTH = 100  # of mappings and lists
 
+_CODES = "qdata"  # torchao's name of the values that a scale is for
 _OPTIMIZER_KEYS = {"state", "param_groups"}  # of torch.optim's state dicts
 _Part = TypeVar("_Part")
 _KeyPath = tuple[str, ...]
@@ -50,10 +52,12 @@ def _largest_network(path: Path, checkpoint: Checkpoint) -> WeightGraph:
         state_dicts, ignored = _state_dicts(path, checkpoint.content)
     if not state_dicts:
         raise _empty_error(path, checkpoint.classes)
-    best = max(state_dicts, key=_weight_count)
+    with source_errors(path):
+        best = max(state_dicts, key=lambda found: _weight_count(found[1]))
+        apart = _weights_apart(best, state_dicts)
     key_path, tensors = best
     notes: tuple[str, ...] = (f"read from '{'.'.join(key_path)}'",) if key_path else ()
-    others = [other for other in state_dicts if other is not best and _weight_count(other)]
+    others = [other for other in state_dicts if other is not best and _weight_count(other[1])]
     if others:
         found = _shortened(others, _label)
         notes += (f"not read: {found}; save what is a network as a file of its own",)
@@ -66,9 +70,10 @@ def _largest_network(path: Path, checkpoint: Checkpoint) -> WeightGraph:
         require_tensor_count(path, len(tensors), nbytes)
         require_names(path, tensors)
         content = describe_content(tensors, str(path), valued=True, dense=expanded_bytes(nbytes))
-        return from_state_dict(
+        graph = from_state_dict(
             tensors, str(path), container="checkpoint", notes=notes, content=content
         )
+        return replace(graph, missed={**graph.missed, **apart})
 
 
 def _empty_error(path: Path, classes: tuple[str, ...]) -> SourceError:
@@ -108,7 +113,7 @@ def _state_dicts(path: Path, content: Any) -> tuple[list[_FoundStateDict], list[
             ignored += [key_path] if key_path else []
             continue
         entries = _entries(part)
-        tensors = {key: value for key, value in entries.items() if torch.is_tensor(value)}
+        tensors = dict(_tensors(entries))
         if tensors:
             packed = dict(_tuple_tensors(path, entries))
             seen |= {id(value) for key, value in entries.items() if f"{key}.0" in packed}
@@ -139,9 +144,35 @@ def _is_optimizer(key_path: _KeyPath, part: Any) -> bool:
     return has_optimizer_name or (isinstance(part, Mapping) and part.keys() >= _OPTIMIZER_KEYS)
 
 
-def _weight_count(state_dict: _FoundStateDict) -> int:
-    tensors = state_dict[1].values()
-    return sum(t.numel() for t in tensors if t.is_floating_point() or t.is_quantized)
+def _tensors(entries: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a mapping; of those that a class makes of codes and scales, these."""
+    for key, value in entries.items():
+        if torch.is_tensor(value):
+            parts = getattr(value, "parts", {})
+            codes = parts.get(_CODES)
+            if codes is not None and codes.shape == value.shape:  # not packed
+                yield from ((f"{key}.{name}", part) for name, part in parts.items())
+            else:
+                yield key, value
+
+
+def _weights_apart(best: _FoundStateDict, state_dicts: list[_FoundStateDict]) -> dict[str, int]:
+    """Count the weights of other networks in the file, by their key paths; shared tensors count once.
+
+    A lone number (a loss, the best accuracy) is a record of training.
+    """
+    counts: dict[str, int] = {}
+    seen = {memory_key(tensor) for tensor in best[1].values()}
+    for key_path, tensors in state_dicts:
+        fresh = {key: x for key, x in tensors.items() if memory_key(x) not in seen}
+        seen |= {memory_key(x) for x in fresh.values()}
+        if any(x.numel() > 1 for x in fresh.values()) and (count := _weight_count(fresh)):
+            counts[".".join(key_path) or _label(((), fresh))] = count
+    return counts
+
+
+def _weight_count(tensors: Mapping[str, torch.Tensor]) -> int:
+    return count_weights(describe_content(tensors, "", valued=True), "")
 
 
 def _shortened(parts: list[_Part], name: Callable[[_Part], str]) -> str:
