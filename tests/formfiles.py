@@ -100,6 +100,16 @@ def _(folder: Path) -> Form:
     return Form(source=index, values=state())
 
 
+@form("torch checkpoints in several files")
+def _(folder: Path) -> Form:
+    where = {key: f"pytorch_model-0000{1 + int(key[0]) // 2}-of-00002.bin" for key in state()}
+    for name in {*where.values()}:
+        saved(folder / name, {k: x for k, x in state().items() if where[k] == name})
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    return Form(source=folder, values=state())
+
+
 @form("torch checkpoint")
 def _(folder: Path) -> Form:
     return Form(source=saved(folder / "net.pt", state()), values=state())
@@ -407,7 +417,7 @@ def _(folder: Path) -> Form:
     scales = {"tensor": torch.tensor(0.002), "channel": torch.rand(16, 1) + 0.1}
     content, values = {**state()}, state()
     for name, scale in scales.items():
-        content |= {f"{name}.weight": codes, f"{name}.weight_scale": scale}
+        content |= {f"{name}.weight": codes.clone(), f"{name}.weight_scale": scale}
         values[f"{name}.weight"] = codes.float() * scale
     block = torch.rand(2, 2) + 0.1
     large = (torch.randn(256, 256) * 100).to(torch.float8_e4m3fn)

@@ -223,6 +223,7 @@ def suffixes() -> str:
         **dict.fromkeys(SCRIPTS, "TorchScript"),
         **dict.fromkeys(ARRAYS, "NumPy"),
         ".onnx": "ONNX (extra `onnx`)",
+        ".gguf": "GGUF (extra `gguf`)",
     }
     unwritten = {*SCRIPTS, *(x for x in ARRAYS if x != ".npz")}
     own = {".onnx": "where it was read from ONNX"}
