@@ -14,12 +14,18 @@ from sane_plugins.formats.folder_members import folder_member
 from sane_plugins.formats.foreign_forms import foreign_form
 from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.mlflow_folders import MLMODEL, network_place, read_mlmodel
-from sane_plugins.formats.suffixes import ARRAYS, CHECKPOINTS, INDEX, SCRIPTS
+from sane_plugins.formats.suffixes import (
+    ARRAYS,
+    CHECKPOINT_INDEX,
+    CHECKPOINTS,
+    EXPORTED,
+    INDEX,
+    SCRIPTS,
+)
 
-BIN_INDEX = ".bin.index.json"
 # The names under which Hugging Face's libraries keep one network; the first of a row that is there is read.
 _PUBLISHED = tuple(
-    (f"{safe}.safetensors", f"{safe}{INDEX}", f"{plain}.bin", f"{plain}{BIN_INDEX}")
+    (f"{safe}.safetensors", f"{safe}{INDEX}", f"{plain}.bin", f"{plain}{CHECKPOINT_INDEX}")
     for safe, plain in (
         ("model", "pytorch_model"),
         ("diffusion_pytorch_model", "diffusion_pytorch_model"),
@@ -27,7 +33,17 @@ _PUBLISHED = tuple(
         ("adapter_model", "adapter_model"),
     )
 )
-_FORMS = (".safetensors", INDEX, BIN_INDEX, *CHECKPOINTS, *SCRIPTS, ARRAYS[0], ".onnx", ".gguf")
+_FORMS = (
+    ".safetensors",
+    INDEX,
+    CHECKPOINT_INDEX,
+    *CHECKPOINTS,
+    *SCRIPTS,
+    *EXPORTED,
+    ARRAYS[0],
+    ".onnx",
+    ".gguf",
+)
 # What trainers keep beside a network to go on with, and a part of a network that an index names.
 _NO_NETWORK = re.compile(
     r"(?:training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(?:bin|pt|pth)"
@@ -86,18 +102,22 @@ def _in_folder(folder: Path) -> Located | None:
     networks = _networks(names)
     published = [row for row in (_present(row, networks) for row in _PUBLISHED) if row]
     candidates = [row[0] for row in published] or networks
-    if len(candidates) > 1:
-        raise _several(folder, candidates)
+    indices = [name for name in networks if name.endswith(INDEX)]
+    if len(indices) > 1 or len(candidates) > 1:
+        raise _several(folder, candidates if len(candidates) > 1 else indices)
     inside = _networks_in_folders(folder)
     if not candidates:
         if form := foreign_form(folder):
             raise form.error(folder)
         if cached := hub_cache.repositories_in(folder):
             raise _several(folder, cached)
-        if len(inside) == 1 and len(names) == 0:
-            return None
         if inside:
-            raise _several(folder, inside)
+            raise SourceError(
+                folder,
+                f"no network lies in it itself, only below it ({_some(inside)})",
+                "one is needed",
+                "name one of these",
+            )
         _require_no_foreign_file(folder, names)
         return None
     others = [name for name in (*networks, *inside) if name != candidates[0]]

@@ -15,8 +15,9 @@ from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.numpy_files import array_names, open_array, open_arrays
 from sane_plugins.formats.safetensors_files import open_safetensors
 from sane_plugins.formats.sharded import open_index
-from sane_plugins.formats.suffixes import INDEX
+from sane_plugins.formats.suffixes import CHECKPOINT_INDEX, INDEX
 from sane_plugins.formats.torch_files.exported import find_programs, open_exported
+from sane_plugins.formats.torch_files.sharded_checkpoints import open_checkpoint_index
 from sane_plugins.formats.torch_files.torch_checkpoints import open_archive, open_pickles
 from sane_plugins.formats.torch_files.torchscript import find_pickle, is_script, open_script
 from sane_plugins.weights import WeightGraph
@@ -48,13 +49,8 @@ def open_file(path: str | Path) -> WeightGraph | None:
 def _open(path: Path) -> WeightGraph | None:
     if path.name.endswith(INDEX):
         return open_index(require_file(path))
-    if path.name.endswith(".bin.index.json"):
-        raise SourceError(
-            path,
-            "it is an index of torch checkpoints",
-            "an index of safetensors files is read",
-            "convert the network to safetensors, or name its files one by one",
-        )
+    if path.name.endswith(CHECKPOINT_INDEX):
+        return open_checkpoint_index(require_file(path))
     if promised := suffix_form(path):
         return _open_content(require_file(path)) or _open_promised(path, promised)
     return _open_content(path) if _is_file(path) else None

@@ -17,7 +17,7 @@ from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.lazy_tensors import LazyTensors
 from sane_plugins.formats.limits import parse_json, require_json_size, require_tensor_count
 from sane_plugins.formats.safetensors_files import parse_network_entry, to_graph
-from sane_plugins.formats.suffixes import INDEX
+from sane_plugins.formats.suffixes import CHECKPOINT_INDEX, INDEX
 from sane_plugins.weights import WeightGraph
 
 MAX_SHARDS = 2_000  # all of them stay open
@@ -29,32 +29,26 @@ def open_index(path: Path) -> WeightGraph:
 
     Raises `SourceError` for a shard or tensor that is missing, given twice, or outside the index's folder.
     """
-    weight_map, network_entry = _read_index(path)
+    weight_map, network_entry = read_index(path)
     require_tensor_count(path, len(weight_map))
-    by_shard: dict[str, list[str]] = {}
-    for key, name in weight_map.items():
-        by_shard.setdefault(name, []).append(key)
-    if len(by_shard) > MAX_SHARDS:
-        raise _index_error(
-            path, f"it names {len(by_shard)} files", f"at most {MAX_SHARDS} are read"
-        )
+    by_shard = keys_by_shard(path, weight_map)
     file_of: dict[str, LazyTensors] = {}
     files = []
-    for name in sorted(by_shard):
-        file = LazyTensors(_shard_path(path, name))
+    for name in by_shard:
+        file = LazyTensors(shard_path(path, name))
         files.append(file)
         require_network(file.path, file.metadata)
         require_tensor_count(path, len(file_of) + len(file.entries))
         for key in file.entries:
             if key in file_of:
-                raise _index_error(
+                raise index_error(
                     path,
                     f"'{key}' is in two files ({file_of[key].path.name} and {name})",
                     "each tensor belongs in one",
                 )
             file_of[key] = file
         if missing := [key for key in by_shard[name] if key not in file.entries]:
-            raise _index_error(path, f"'{missing[0]}' is not in {name}", "the index says so")
+            raise index_error(path, f"'{missing[0]}' is not in {name}", "the index says so")
     extra = [key for key in file_of if key not in weight_map]
     notes = (f"{len(extra)} tensors are in its files though not in the index",) if extra else ()
     tensors = _Shards(file_of)
@@ -63,9 +57,20 @@ def open_index(path: Path) -> WeightGraph:
         return to_graph(files, tensors, path, entry, notes)
 
 
+def keys_by_shard(index: Path, weight_map: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the names of tensors by the file that an index says has them, in the order of the files."""
+    by_shard: dict[str, list[str]] = {name: [] for name in sorted({*weight_map.values()})}
+    for key, name in weight_map.items():
+        by_shard[name].append(key)
+    if len(by_shard) > MAX_SHARDS:
+        found = f"it names {len(by_shard)} files"
+        raise index_error(index, found, f"at most {MAX_SHARDS} are read")
+    return by_shard
+
+
 def shard_names(path: Path) -> list[str]:
     """Return the plain names in an index; none if it is no index or broken, since reading it reports that."""
-    if not path.name.endswith(INDEX):
+    if not path.name.endswith((INDEX, CHECKPOINT_INDEX)):
         return []
     try:
         require_json_size(path, path.stat().st_size)
@@ -91,7 +96,7 @@ class _Shards(Mapping[str, torch.Tensor]):
         return len(self._file_of)
 
 
-def _read_index(path: Path) -> tuple[dict[str, str], str]:
+def read_index(path: Path) -> tuple[dict[str, str], str]:
     """Return the map from tensor to file, and the entry that `save_sharded` wrote for the network."""
     with source_errors(path, "it is no index of safetensors files", "one with a weight_map"):
         require_json_size(path, path.stat().st_size)
@@ -103,22 +108,23 @@ def _read_index(path: Path) -> tuple[dict[str, str], str]:
         return weight_map, entry if isinstance(entry, str) else "{}"
 
 
-def _shard_path(index: Path, name: str) -> Path:
+def shard_path(index: Path, name: str) -> Path:
     """Return the path of a shard: beside the index, or in the blobs of a Hugging Face cache."""
     is_plain = Path(name).name == name and not {"/", "\\", "\0", ":"} & {*name}
     if not is_plain or name in ("", ".", "..") or len(name) > _MAX_FILE_NAME:
-        raise _index_error(
+        raise index_error(
             index, f"it names {ascii(name)[:80]}", "the plain names of files beside it are read"
         )
     path = index.parent / name
     with source_errors(path):
         is_inside = stays_inside(path)
     if not is_inside:
-        raise _index_error(
+        raise index_error(
             index, f"its file '{name}' leads out of its folder", "its files lie beside it"
         )
     return require_file(path)
 
 
-def _index_error(path: Path, found: str, needed: str) -> SourceError:
+def index_error(path: Path, found: str, needed: str) -> SourceError:
+    """Return the error for an index that does not fit its files."""
     return SourceError(path, found, needed, "download the folder again")

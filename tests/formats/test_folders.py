@@ -12,7 +12,7 @@ from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.formats import declared_architecture, locate, open_file, save_sharded
+from sane_plugins.formats import declared_architecture, files_read, locate, open_file, save_sharded
 from sane_plugins.weights import from_module, tokenize
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -141,7 +141,6 @@ def test_what_is_not_read_of_a_folder_is_told(tmp_path) -> None:
             ["model.safetensors", "open_clip_model.safetensors"],
             "model.safetensors, open_clip_model",
         ),
-        (["unet/model.safetensors", "vae/model.safetensors"], "unet/model.safetensors, vae/model"),
         ([f"{i}.ckpt" for i in range(9)], "5.ckpt and 3 more"),
     ],
 )
@@ -149,6 +148,13 @@ def test_several_networks_are_named(names: list[str], told: str, tmp_path) -> No
     with pytest.raises(SourceError, match="it holds several networks") as caught:
         open_file(write(tmp_path, *names))
     assert told in str(caught.value)
+
+
+def test_networks_below_a_folder_are_named(tmp_path) -> None:
+    write(tmp_path, "model_index.json", "unet/model.safetensors", "vae/model.safetensors")
+    with pytest.raises(SourceError, match=r"below it \(unet/model.safetensors, vae/model"):
+        open_file(tmp_path)
+    is_the_network(open_file(tmp_path / "unet"))
 
 
 def test_folders_without_networks_are_left_to_others(tmp_path) -> None:
@@ -172,6 +178,67 @@ def test_a_link_out_of_the_folder_is_refused(is_sharded: bool, tmp_path) -> None
         (folder / path.name).symlink_to(path)
     with pytest.raises(SourceError, match="leads out of its folder"):
         open_file(folder)
+
+
+# Torch checkpoints in several files
+
+
+def shards(folder: Path, **files: dict[str, torch.Tensor]) -> Path:
+    """Write checkpoints and their index, as transformers did before safetensors."""
+    where = {}
+    for name, state in files.items():
+        file = f"pytorch_model-{name[1:]}-of-00002.bin"
+        torch.save(state, folder / file)
+        where |= dict.fromkeys(state, file)
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return index
+
+
+def halves() -> dict[str, dict[str, torch.Tensor]]:
+    state = weights()
+    first = {key: x for key, x in state.items() if key[0] == "0"}
+    return {"_00001": first, "_00002": {key: x for key, x in state.items() if key not in first}}
+
+
+def test_torch_checkpoints_in_several_files(tmp_path) -> None:
+    index = shards(tmp_path, **halves())
+    for source in (index, tmp_path):
+        graph = open_file(source)
+        is_the_network(graph)
+        assert [layer.name for layer in graph.layers] == ["0", "2"]
+        assert {path.name for path in files_read(graph)} == {x.name for x in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda map_: map_.update({"0.weight": "../x.bin"}), "plain names"),
+        (lambda map_: map_.update({"0.weight": "/etc/passwd"}), "plain names"),
+        (lambda map_: map_.update({"0.weight": "none.bin"}), "it does not exist"),
+        (lambda map_: map_.update({"0.nothing": map_["0.weight"]}), "'0.nothing' is not in"),
+        (lambda map_: map_.update({"0.weight": "link.bin"}), "leads out of its folder"),
+        (lambda map_: map_.update({"more": "again.bin"}), "is in two files"),
+        (lambda map_: map_.update({"more": 3}), "no index"),
+        (lambda map_: map_.update({"more": "config.json"}), "."),
+    ],
+)
+def test_odd_shards_of_checkpoints_are_one_sentence(
+    change: Callable[[dict], object], said: str, tmp_path
+) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    index = shards(folder, **halves())
+    told = json.loads(index.read_text())
+    change(told["weight_map"])
+    index.write_text(json.dumps(told))
+    torch.save({"more": torch.ones(1), "0.bias": torch.ones(1)}, folder / "again.bin")
+    (folder / "config.json").write_text("{}")
+    torch.save(weights(), tmp_path / "other.bin")
+    (folder / "link.bin").symlink_to(tmp_path / "other.bin")
+    with pytest.raises(SourceError, match=said) as caught:
+        open_file(index)
+    assert "\n" not in str(caught.value)
 
 
 # The cache of Hugging Face

@@ -93,10 +93,10 @@ def test_what_is_read_is_no_foreign_form(tmp_path) -> None:
 def test_random_bytes_are_no_foreign_form(tmp_path) -> None:
     path, rng = tmp_path / "noise", np.random.default_rng(0)
     told = 0
-    for _ in range(2000):
+    for _ in range(400):
         path.write_bytes(rng.bytes(64))
         told += foreign_form(path) is not None
-    assert told <= 4
+    assert told <= 1
 
 
 def test_real_files_are_no_foreign_forms(sane_data) -> None:

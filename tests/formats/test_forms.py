@@ -199,7 +199,7 @@ def test_folders_that_are_no_network(tmp_path, sharded) -> None:
     sharded.rename(sharded.with_name("one.safetensors.index.json"))  # no name of Hugging Face's
     with pytest.raises(SourceError, match="several networks"):
         open_file(sharded.parent)
-    with pytest.raises(SourceError, match="torch checkpoints"):
+    with pytest.raises(SourceError, match="it does not exist"):
         open_file(tmp_path / "pytorch_model.bin.index.json")
 
 

@@ -274,9 +274,9 @@ def test_the_committed_page_of_formats_is_what_the_generator_gives(sane_data, tm
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    committed = (ROOT / "docs" / "reference" / "formats.md").read_text()
+    committed = (ROOT / "docs" / "reference" / "real-files.md").read_text()
     assert _without_runtime(page.read_text()) == _without_runtime(committed), (
-        "docs/reference/formats.md is out of date: run python tools/release/formats_table.py --data FOLDER"
+        "docs/reference/real-files.md is out of date: run python tools/release/formats_table.py --data FOLDER"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which real files are read: in full, in part, or not, and why. Writes docs/reference/formats.md.
+"""Which real files are read: in full, in part, or not, and why. Writes docs/reference/real-files.md.
 
     python tools/release/formats_table.py --data ../shared/data
 
@@ -65,7 +65,7 @@ def main() -> None:
     """Read every file, write the page and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reference" / "formats.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reference" / "real-files.md")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results" / "formats.json"
     )

@@ -224,6 +224,7 @@ def suffixes() -> str:
         **dict.fromkeys(EXPORTED, "torch.export"),
         **dict.fromkeys(ARRAYS, "NumPy"),
         ".onnx": "ONNX (extra `onnx`)",
+        ".gguf": "GGUF (extra `gguf`)",
     }
     unwritten = {*SCRIPTS, *EXPORTED, *(x for x in ARRAYS if x != ".npz")}
     own = {".onnx": "where it was read from ONNX"}

@@ -178,7 +178,7 @@ of 60 % of the rate of large square products was missed; against products of the
     ),
 )
 ELSEWHERE = {
-    "formats": "[which real files are read](reference/formats.md), `python tools/release/formats_table.py --data DIR`",
+    "formats": "[which real files are read](reference/real-files.md), `python tools/release/formats_table.py --data DIR`",
     "torchvision_models": "[every network of torchvision](reference/torchvision-models.md),"
     " `python tools/release/torchvision_table.py`",
     "fuzz": "damaged files, `python tests/fuzz/run.py --data DIR --cases 20000`: figures in"

@@ -21,6 +21,7 @@ from sane_plugins.formats.torch_files.checkpoint_files import (
     read_archive,
     read_pickles,
 )
+from sane_plugins.formats.torch_files.torchscript import find_pickle
 from sane_plugins.weights import WeightGraph, memory_key
 
 MAX_NESTING_DEPTH = 100  # of mappings and lists
@@ -45,6 +46,26 @@ def open_pickles(path: Path) -> WeightGraph:
     """Read a checkpoint of the form before zip files, as `open_archive` does."""
     with source_errors(path), path.open("rb") as file:
         return _largest_network(path, read_pickles(path, file, path.stat().st_size))
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint's largest mapping. Raises `SourceError` as `open_archive` does."""
+    with source_errors(path), path.open("rb") as file:
+        is_archive = file.read(2) == b"PK"
+        if not is_archive:
+            file.seek(0)
+            checkpoint = read_pickles(path, file, path.stat().st_size)
+    if is_archive:
+        archive = Archive(path)
+        name = find_pickle(archive)
+        if name is None:
+            raise _empty_error(path, ())
+        checkpoint = read_archive(path, archive, name)
+    with source_errors(path):
+        state_dicts, _ = _state_dicts(path, checkpoint.content)
+    if not state_dicts:
+        raise _empty_error(path, checkpoint.classes)
+    return max(state_dicts, key=_weight_count)[1]
 
 
 def _largest_network(path: Path, checkpoint: Checkpoint) -> WeightGraph:
