@@ -15,10 +15,7 @@ from sane_plugins.quantization.stored import (
     split_key,
 )
 
-_SETTINGS = (
-    "nbits group_size shape axis packing unpack_view_dtype view_as_float quant_scale quant_zero"
-    " compute_dtype offload_meta encoded_state_dict stores_quant_config channel_wise optimize round_zero"
-).split()
+_SETTINGS = ["nbits", "group_size", "shape", "axis", "packing", "unpack_view_dtype", "view_as_float", "quant_scale", "quant_zero", "compute_dtype", "offload_meta", "encoded_state_dict", "stores_quant_config", "channel_wise", "optimize", "round_zero"]
 _REASON = "quantised weights (HQQ) whose settings are not in the file, or of another kind"
 
 

@@ -199,16 +199,6 @@ class ComputedTensors:
         return name if part is None else self.main_source(part.main_source)
 
 
-def is_rounded(value: torch.Tensor, asked: torch.Tensor) -> bool:
-    """Return whether a computed value is the asked one but for the rounding of its type."""
-    difference = (value.double() - asked.double()).abs()
-    # Inner products are as long as the longest axis.
-    steps = 8 + 4 * max(asked.shape, default=1) ** 0.5
-    largest = float(asked.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if asked.numel() else 0.0
-    same = (value == asked) | (value.isnan() & asked.isnan())
-    return bool(((difference <= steps * torch.finfo(value.dtype).eps * largest) | same).all())
-
-
 def stored_ties(computed: ComputedTensors, ties: Mapping[str, str]) -> dict[str, str]:
     """Return the ties between stored tensors, given those between the tensors in use."""
     pairs = (
