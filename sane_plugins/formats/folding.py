@@ -190,7 +190,7 @@ def fold(
 def _replaced(described: Described, parts: Mapping[str, ComputedTensor]) -> Described:
     """Return shapes and types with each computed tensor where its first source stood."""
     users = {source: part for part in parts.values() for source in part.sources}
-    replaced = {}
+    replaced: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for key, description in described.items():
         if part := users.get(key):
             shape, dtype = described[part.main_source]

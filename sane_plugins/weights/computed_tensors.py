@@ -147,15 +147,16 @@ def unit_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _normalized(vector: torch.Tensor) -> torch.Tensor:
-    return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    unit: torch.Tensor = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    return unit
 
 
 def _turned(vector: torch.Tensor, cosine: float) -> torch.Tensor:
     """Return a unit vector at an angle of this cosine."""
     other = torch.zeros_like(vector)
     other[vector.abs().argmin()] = 1
-    other = _normalized(other - (other @ vector) * vector)
-    return cosine * vector + (1 - cosine**2) ** 0.5 * other
+    sine: float = (1 - cosine**2) ** 0.5
+    return cosine * vector + sine * _normalized(other - (other @ vector) * vector)
 
 
 class ComputedTensors:

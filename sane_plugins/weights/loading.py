@@ -75,9 +75,10 @@ class _Backup:
         for part, attributes, parameters, buffers in self._attributes:
             vars(part).clear()
             vars(part).update(attributes)
-            for registered, saved in ((part._parameters, parameters), (part._buffers, buffers)):
-                registered.clear()
-                registered.update(saved)
+            part._parameters.clear()
+            part._parameters.update(parameters)
+            part._buffers.clear()
+            part._buffers.update(buffers)
         with torch.no_grad():
             for tensor, values in self._tensors:
                 tensor.copy_(values)
@@ -86,7 +87,8 @@ class _Backup:
 def _computing_parts(entry: ModuleTensor) -> list[nn.Module]:
     parts = [entry.module]
     if parametrize.is_parametrized(entry.module, entry.attribute):
-        parts += entry.module.parametrizations[entry.attribute].modules()  # type: ignore[index]
+        steps: nn.Module = entry.module.parametrizations[entry.attribute]  # type: ignore[index, assignment]
+        parts += steps.modules()
     return parts
 
 
