@@ -115,9 +115,15 @@ def write_a_plugin(folder: Path) -> None:
     )
 
 
+def convert(folder: Path) -> None:
+    checkpoint(folder / "checkpoint.pt", own())
+    onnx_file(folder / "model.onnx")
+
+
 PAGES: dict[str, Callable[[Path], None]] = {
     "README": readme,
     "docs/tutorial/first-initialisation": tutorial,
+    "docs/how-to/convert-a-network": convert,
     "docs/how-to/embed-in-a-host": embed,
     "docs/how-to/fit-your-own-heads": own_heads,
     "docs/how-to/initialise-a-pruned-network": pruned_network,

@@ -28,6 +28,7 @@ _TOLD_AS_THEY_ARE = (
 
 _COMMANDS = LazyCommands(
     {
+        "convert": "sane_plugins.cli.convert:convert",
         "embed": "sane_plugins.cli.embed:embed",
         "heads": "sane_plugins.cli.heads:heads",
         "inspect": "sane_plugins.cli.inspect:inspect",

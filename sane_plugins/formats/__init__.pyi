@@ -17,6 +17,7 @@ from .artifact import (
     save_artifact,
     stream_artifact,
 )
+from .change_of_type import Rounding, with_dtype
 from .declared import declared_architecture
 from .dequantize import Content
 from .detection import content_form
@@ -32,6 +33,7 @@ from .reading import open_file
 from .sharded import shard_names
 from .source_files import files_read
 from .state_dict import from_state_dict
+from .stored_metadata import read_metadata
 from .suffixes import ARRAYS, CHECKPOINTS, EXPORTED, INDEX, SCRIPTS
 from .writing import (
     check_save,
@@ -64,6 +66,7 @@ __all__ = [
     "ForeignForm",
     "LazyTensors",
     "Located",
+    "Rounding",
     "StoredRows",
     "cached_path",
     "check_save",
@@ -84,6 +87,7 @@ __all__ = [
     "open_until_collected",
     "read_config",
     "read_description",
+    "read_metadata",
     "reopen_later",
     "require_file",
     "require_like",
@@ -102,4 +106,5 @@ __all__ = [
     "sidecar_writes",
     "source_errors",
     "stream_artifact",
+    "with_dtype",
 ]

@@ -134,16 +134,26 @@ class _UsedTensors(Mapping[str, torch.Tensor]):
         keys: Iterable[str],
     ) -> None:
         self._source, self._stored, self._computed = source, stored, computed
-        self._keys = list(keys)
+        self._keys = dict.fromkeys(keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys  # without computing it
 
     def __getitem__(self, key: str) -> torch.Tensor:
+        if key not in self._keys:
+            raise KeyError(key)
         if key not in self._computed.by_name:
             return self._stored[key]
         with source_errors(f"{self._source}, '{key}'"):
             return self._computed.value(key)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _used, (self._source, self._stored, [*self._computed.by_name.values()], self._keys)
+        return _used, (
+            self._source,
+            self._stored,
+            [*self._computed.by_name.values()],
+            [*self._keys],
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -180,7 +190,7 @@ def fold(
 def _replaced(described: Described, parts: Mapping[str, ComputedTensor]) -> Described:
     """Return shapes and types with each computed tensor where its first source stood."""
     users = {source: part for part in parts.values() for source in part.sources}
-    replaced = {}
+    replaced: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for key, description in described.items():
         if part := users.get(key):
             shape, dtype = described[part.main_source]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import sane_plugins
 from sane_plugins.arguments import ArgumentTypeError, from_plain
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError
-from sane_plugins.formats import HEADER, LazyTensors, require_file, sidecar, source_errors
+from sane_plugins.formats import read_metadata
 from sane_plugins.generation import KDE, embedded_prompts, sampler_name
 from sane_plugins.initialize.candidates import CandidateScore, CandidateSpec
 from sane_plugins.initialize.options import MOST, InitializeOptions
@@ -30,10 +29,8 @@ from sane_plugins.weights import WeightGraph, tensors_digest
 KEY = "provenance"
 SAFE = ".safetensors"
 FORMAT = 2
-_BROKEN = "what it says of its origin is broken"
 
 
-_MAX_BYTES = 2**28  # of a file beside the weights
 # Smallest and largest value of what can be used, and of what decides how much work it is.
 _RANGES: Mapping[str, tuple[float, float]] = {
     "options.candidates": (1, MOST["candidates"]),
@@ -228,15 +225,7 @@ def read_provenance(path: Path) -> Provenance:
 
     Raises `SourceError` if there is none, or if it is not what `sane-init` writes.
     """
-    text = "{}"
-    if require_file(path).suffix == SAFE:
-        text = LazyTensors(path).metadata.get(HEADER, "{}")
-    elif (beside := sidecar(path)).is_file():
-        with source_errors(beside), beside.open("rb") as file:
-            text = file.read(_MAX_BYTES).decode(errors="replace")
-    with source_errors(path, _BROKEN, "a whole file"):
-        entry = json.loads(text)
-    stored = entry.get(KEY) if isinstance(entry, dict) else None
+    stored = read_metadata(path).get(KEY)
     if isinstance(stored, dict) and stored.get("format") == FORMAT:
         try:
             return Provenance.from_json(stored)
@@ -254,7 +243,7 @@ def broken_provenance(path: Path, error: ArgumentTypeError) -> SourceError:
     """Return the error for a file whose provenance says what `sane-init` does not."""
     return SourceError(
         path,
-        f"{_BROKEN} ({error.place}: {error.found})",
+        f"what it says of its origin is broken ({error.place}: {error.found})",
         f"{error.needed} there",
         "name a file from sane-init",
     )

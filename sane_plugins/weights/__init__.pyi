@@ -5,7 +5,6 @@ from .computed_tensors import (
     Pruned,
     SpectrallyNormed,
     WeightNormed,
-    is_rounded,
     stored_ties,
 )
 from .graph import StoredState, WeightGraph
@@ -28,6 +27,7 @@ from .module_copies import copy_module, evaluation_copy
 from .module_writes import computes_tensors
 from .modules import from_module
 from .natural_order import natural_key, recurrent_place
+from .rounding import is_rounded, rounded_to
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
 from .token_layout import Slot, TokenLayout
@@ -78,6 +78,7 @@ __all__ = [
     "memory_key",
     "natural_key",
     "recurrent_place",
+    "rounded_to",
     "shape_text",
     "stored_ties",
     "tensor_digest",

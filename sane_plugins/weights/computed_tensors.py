@@ -147,15 +147,16 @@ def unit_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _normalized(vector: torch.Tensor) -> torch.Tensor:
-    return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    unit: torch.Tensor = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    return unit
 
 
 def _turned(vector: torch.Tensor, cosine: float) -> torch.Tensor:
     """Return a unit vector at an angle of this cosine."""
     other = torch.zeros_like(vector)
     other[vector.abs().argmin()] = 1
-    other = _normalized(other - (other @ vector) * vector)
-    return cosine * vector + (1 - cosine**2) ** 0.5 * other
+    sine: float = (1 - cosine**2) ** 0.5
+    return cosine * vector + sine * _normalized(other - (other @ vector) * vector)
 
 
 class ComputedTensors:
@@ -197,16 +198,6 @@ class ComputedTensors:
         """Return the name of the stored tensor that has a tensor's shape."""
         part = self.by_name.get(name)
         return name if part is None else self.main_source(part.main_source)
-
-
-def is_rounded(value: torch.Tensor, asked: torch.Tensor) -> bool:
-    """Return whether a computed value is the asked one but for the rounding of its type."""
-    difference = (value.double() - asked.double()).abs()
-    # Inner products are as long as the longest axis.
-    steps = 8 + 4 * max(asked.shape, default=1) ** 0.5
-    largest = float(asked.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if asked.numel() else 0.0
-    same = (value == asked) | (value.isnan() & asked.isnan())
-    return bool(((difference <= steps * torch.finfo(value.dtype).eps * largest) | same).all())
 
 
 def stored_ties(computed: ComputedTensors, ties: Mapping[str, str]) -> dict[str, str]:

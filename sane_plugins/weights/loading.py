@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.computed_tensors import is_rounded
 from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.module_tensors import ModuleTensor, read_module_tensors
 from sane_plugins.weights.module_writes import is_computed, write_module_tensor
+from sane_plugins.weights.rounding import is_rounded, rounded_to
 
 _COMPUTED = (
     "pruned entries must be zero, a spectral norm 1, an orthogonal matrix orthogonal",
@@ -51,7 +51,7 @@ def _write(module: nn.Module, graph: WeightGraph, *, exactly: bool) -> None:
         with torch.no_grad():
             for entry in entries:
                 if (key := graph.ties.get(entry.key, entry.key)) in graph.tensors:
-                    write_module_tensor(entry, _narrowed(entry, graph, key))
+                    write_module_tensor(entry, _in_its_type(entry, graph, key))
         _require_values(module, graph, exactly)
     except BaseException:
         backup.restore()
@@ -75,9 +75,10 @@ class _Backup:
         for part, attributes, parameters, buffers in self._attributes:
             vars(part).clear()
             vars(part).update(attributes)
-            for registered, saved in ((part._parameters, parameters), (part._buffers, buffers)):
-                registered.clear()
-                registered.update(saved)
+            part._parameters.clear()
+            part._parameters.update(parameters)
+            part._buffers.clear()
+            part._buffers.update(buffers)
         with torch.no_grad():
             for tensor, values in self._tensors:
                 tensor.copy_(values)
@@ -86,29 +87,24 @@ class _Backup:
 def _computing_parts(entry: ModuleTensor) -> list[nn.Module]:
     parts = [entry.module]
     if parametrize.is_parametrized(entry.module, entry.attribute):
-        parts += entry.module.parametrizations[entry.attribute].modules()  # type: ignore[index]
+        steps: nn.Module = entry.module.parametrizations[entry.attribute]  # type: ignore[index, assignment]
+        parts += steps.modules()
     return parts
 
 
-def _narrowed(entry: ModuleTensor, graph: WeightGraph, key: str) -> torch.Tensor:
+def _in_its_type(entry: ModuleTensor, graph: WeightGraph, key: str) -> torch.Tensor:
     """Return a graph's tensor in the module's type; raise `SourceError` where it does not hold its values."""
-    tensor = graph.tensors[key].detach().to(entry.value.device)
-    narrowed = tensor.to(entry.value.dtype)
-    if tensor.dtype == narrowed.dtype:
-        return narrowed
-    if narrowed.is_floating_point():
-        fits = bool((narrowed.double().isfinite() | ~tensor.double().isfinite()).all())
-    else:
-        fits = torch.equal(narrowed.to(tensor.dtype), tensor)
-    if not fits:
+    tensor, dtype = graph.tensors[key].detach().to(entry.value.device), entry.value.dtype
+    rounded = rounded_to(tensor, dtype)
+    if rounded is None:
         raise _mismatch(
             graph,
             entry.key,
-            f"some of its values are beyond {str(narrowed.dtype).removeprefix('torch.')}",
+            f"some of its values are beyond {str(dtype).removeprefix('torch.')}",
             "the module must hold them",
             "give the module a wider type, such as module.float()",
         )
-    return narrowed
+    return rounded
 
 
 def _require_values(module: nn.Module, graph: WeightGraph, exactly: bool) -> None:
@@ -117,7 +113,7 @@ def _require_values(module: nn.Module, graph: WeightGraph, exactly: bool) -> Non
         key = graph.ties.get(entry.key, entry.key)
         if key not in graph.tensors:
             continue
-        asked, computed = _narrowed(entry, graph, key), is_computed(entry)
+        asked, computed = _in_its_type(entry, graph, key), is_computed(entry)
         if computed and not exactly:
             continue
         if is_rounded(entry.value, asked) if computed else _same(entry.value, asked):

@@ -76,9 +76,7 @@ def _write_parametrized(entry: ModuleTensor, tensor: torch.Tensor) -> None:
         ) from error
 
 
-def _inverse(
-    steps: Sequence[nn.Module], value: torch.Tensor
-) -> torch.Tensor | Sequence[torch.Tensor]:
+def _inverse(steps: Sequence[nn.Module], value: torch.Tensor) -> Any:
     """Return what parametrisations make this value of; torch's inverses neglect vectors and zero rows."""
     inverse: Any = value
     for step in reversed(steps):

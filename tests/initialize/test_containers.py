@@ -5,12 +5,14 @@ import warnings
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from sane_plugins.architectures import small_cnn
 from sane_plugins.cli.initialize import main
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import open_file
 from sane_plugins.host import Host
+from sane_plugins.tasks import load_task
 
 FACTORY = "sane_plugins.architectures.families:small_cnn"
 
@@ -140,3 +142,55 @@ def test_generation_alone_says_that_nothing_was_compared(tmp_path) -> None:
     assert done.exit_code == 0, done.output
     assert "without comparison" in done.stdout
     assert run("verify", output, "--factory", FACTORY).exit_code == 0
+
+
+TARGETS = """
+import warnings
+
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+
+def body(one=lambda x: x, other=lambda x: x, last=lambda x: x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layers = one(nn.Conv2d(1, 8, 3)), nn.BatchNorm2d(8), nn.ReLU(), other(nn.Conv2d(8, 8, 3))
+        tail = nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), last(nn.Linear(32, 10))
+    return nn.Sequential(*layers, *tail)
+
+
+def newer():
+    return body(parametrizations.weight_norm, parametrizations.spectral_norm)
+
+
+def older():
+    return nn.DataParallel(body(weight_norm, spectral_norm, weight_norm))
+
+
+def pruned():
+    network = body(other=parametrizations.orthogonal)
+    prune.l1_unstructured(network[0], "weight", 0.3)
+    return network
+"""
+
+
+@pytest.mark.parametrize("name", ["newer", "older", "pruned"])
+def test_a_target_that_computes_its_weights_takes_its_file(
+    name: str, tmp_path, monkeypatch
+) -> None:
+    """The names of the file are those of the target, and what it computes is what was generated."""
+    (tmp_path / f"targets_{name}.py").write_text(TARGETS)
+    monkeypatch.chdir(tmp_path)
+    model, output = f"targets_{name}:{name}", tmp_path / "net.safetensors"
+    done = run(model, "--task", "digits", "--size", 28, "--no-score", "-o", output)
+    assert done.exit_code == 0, done.output
+    again = run("verify", output, "--factory", model)
+    assert again.exit_code == 0, again.output
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(1)  # masks and lengths of another draw
+    module = getattr(__import__(f"targets_{name}"), name)().eval()
+    module.load_state_dict(load_file(output))
+    task = load_task("digits").resized(28)
+    with torch.no_grad():
+        right = module(task.x_test).argmax(1) == task.y_test
+    assert float(right.float().mean()) > 0.5  # its classifier was fitted to just these features
