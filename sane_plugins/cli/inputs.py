@@ -178,7 +178,9 @@ def _recognized_target(host: Host, model: str, task: Task) -> Target:
         if param.key in stored and shapes[stored[param.key]] == param.shape
     }
     load_into(module, fresh.replace(fitting))
-    note = f"{model} is {graph.notes[0]}; if it computes otherwise, name what builds it with --factory"
+    note = (
+        f"{model} is {graph.notes[0]}; if it computes otherwise, name what builds it with --factory"
+    )
     return Target(module, task, (note,))
 
 

@@ -100,8 +100,8 @@ def _differing(shapes: Shapes, built: Shapes, builder: NamedBuilder) -> Iterator
             yield f"'{key}', which the file lacks"
         elif key not in built:
             yield f"'{key}', which the file has"
-    changed = {key for key in built.keys() & shapes.keys() if built[key] != shapes[key]}
-    if not changed:
+    changed = {key for key in built if built[key] != shapes.get(key)}
+    if not changed or built.keys() != shapes.keys():
         return
     lengths = {
         (key, axis): (built[key][axis], shapes[key][axis])
@@ -112,7 +112,7 @@ def _differing(shapes: Shapes, built: Shapes, builder: NamedBuilder) -> Iterator
     }
     allowed = {*_by_channels(lengths, built)}
     rest = {place: pair for place, pair in lengths.items() if place not in allowed}
-    allowed |= {*_by_classes(rest, builder)}
+    allowed |= {*_by_classes(rest, shapes, builder)}
     for key in built:
         axes = [axis for other, axis in lengths if other == key]
         if key in changed and not (axes and all((key, axis) in allowed for axis in axes)):
@@ -130,20 +130,24 @@ def _by_channels(
 
 
 def _by_classes(
-    lengths: Mapping[tuple[str, int], tuple[int, int]], builder: NamedBuilder
+    lengths: Mapping[tuple[str, int], tuple[int, int]], shapes: Shapes, builder: NamedBuilder
 ) -> Iterator[tuple[str, int]]:
     """Yield the places whose lengths are right for one other number of classes.
 
     Of a function that takes no number, those are the first axes of one layer's tensors.
     """
-    if not builder.per_class:
-        if len({layer_name(key) for key, _ in lengths}) == 1 and len({*lengths.values()}) == 1:
-            yield from (place for place in lengths if place[1] == 0)
-        return
-    counts = {
-        place: divmod(length - builder.per_class[place][1], builder.per_class[place][0])
-        for place, (_, length) in lengths.items()
-        if place in builder.per_class
-    }
-    if len({*counts.values()}) == 1:
-        yield from (place for place, (count, rest) in counts.items() if count > 0 and not rest)
+    if builder.per_class:
+        counts = {
+            divmod(shapes[key][axis] - start, more) if len(shapes[key]) > axis else (0, 0)
+            for (key, axis), (more, start) in builder.per_class.items()
+        }
+        if len(counts) == 1 and all(count > 0 and not rest for count, rest in counts):
+            yield from (place for place in lengths if place in builder.per_class)
+    elif len({layer_name(key) for key, _ in lengths}) == 1 and len({*lengths.values()}) == 1:
+        (name,), ((old, _),) = {layer_name(key) for key, _ in lengths}, {*lengths.values()}
+        heads = {
+            (key, 0)
+            for key, shape in stored_shapes(builder.network).items()
+            if layer_name(key) == name and shape[:1] == (old,)
+        }
+        yield from heads if heads == lengths.keys() else ()

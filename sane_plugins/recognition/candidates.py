@@ -20,7 +20,11 @@ BuildNamed = Callable[[str, int | None], nn.Module]
 """Builds a library's network by a name such as `timm:resnet10t`, as `Host.build` does."""
 _HEADLESS, _WITH_AUX = ",classes=0", ",aux=1"
 _USUAL_CHANNELS = 3  # of images, which libraries build for
-_UNTOLD = ("channels_in", "classes", "heads")  # arguments that are no part of an architecture's name
+_UNTOLD = (
+    "channels_in",
+    "classes",
+    "heads",
+)  # arguments that are no part of an architecture's name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,9 @@ class Signature:
 
     def _have_axes(self, shapes: Shapes) -> bool:
         ordered = [shapes[key] for key in sorted(shapes)]
-        return all(x.tensor < len(ordered) and x.axis < len(ordered[x.tensor]) for x in self.lengths)
+        return all(
+            x.tensor < len(ordered) and x.axis < len(ordered[x.tensor]) for x in self.lengths
+        )
 
 
 def float_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

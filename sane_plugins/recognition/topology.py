@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from typing import get_args
 
 import torch
 
@@ -12,7 +13,6 @@ from sane_plugins.symmetry import permutation_groups
 from sane_plugins.weights import (
     NORM_ROLES,
     Kind,
-    Layer,
     Param,
     WeightGraph,
     layer_name,
@@ -21,8 +21,9 @@ from sane_plugins.weights import (
 
 Names = Mapping[str, str]
 """Names in a network, by those in a file."""
+_WEIGHTED = get_args(Kind)[:7]  # kinds of layers with weights
 # How notes begin on what a network of the same names answers.
-_ANSWERED = ("no topology", "layers come in the order of their names")
+_ANSWERED = ("recognised as", "no topology", "layers come in the order of their names")
 LayerKinds = Sequence[tuple[Kind, int]]
 """Kind and groups of each layer with weights, by the layers' names in order."""
 
@@ -55,16 +56,16 @@ def with_layers_of(graph: WeightGraph, network: WeightGraph, names: Names) -> We
 
 
 def with_kinds(graph: WeightGraph, kinds: LayerKinds, names: Names) -> WeightGraph:
-    """Return a file's graph with layers of known kinds, and as before without connections."""
+    """Return a file's graph with the kinds of its layers; those of no kind of layer stay as they are."""
     by_name = dict(zip(_layer_names(names.values()), kinds, strict=True))
-    grouped: dict[str, list[Param]] = {}
-    for param in graph.params:
-        grouped.setdefault(layer_name(names[param.key]), []).append(param)
     layers = []
-    for name, params in grouped.items():
-        kind, groups = by_name[name]
-        typed = [_typed(param, kind, names) for param in params]
-        layers.append(Layer(name=name, kind=kind, params=vectors_last(typed), groups=groups))
+    for layer in graph.layers:
+        if layer.params:
+            kind, groups = by_name[layer_name(names[layer.params[0].key])]
+            if kind in _WEIGHTED:
+                params = vectors_last(_typed(param, kind, names) for param in layer.params)
+                layer = replace(layer, kind=kind, groups=groups, params=params)
+        layers.append(layer)
     return replace(graph, layers=tuple(layers))
 
 

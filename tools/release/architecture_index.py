@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sane_timm.build import import_timm
+from sane_torchvision.build import find
 from torch import nn
 
 from sane_plugins import Host
@@ -35,8 +37,6 @@ from sane_plugins.recognition import (
     topology_digest,
 )
 from sane_plugins.weights import from_module
-from sane_timm.build import import_timm
-from sane_torchvision.build import find
 
 INDEX = Path(__file__).parents[2] / "sane_plugins" / "data" / "architectures.json.xz"
 LIBRARIES = ("torchvision", "timm")
@@ -59,9 +59,7 @@ class Form:
 def torchvision_forms() -> Iterator[Form]:
     """Yield torchvision's networks, with and without auxiliary heads."""
 
-    def build(
-        spec: ModelSpec, with_aux: bool, classes: int | None, channels: int
-    ) -> nn.Module:
+    def build(spec: ModelSpec, with_aux: bool, classes: int | None, channels: int) -> nn.Module:
         module = spec.build(classes, with_aux)
         if channels != CHANNELS:
             set_input_channels(module, channels, spec.label, spec.image_size)
