@@ -32,6 +32,7 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
 
 
 def find(name: str) -> ModelSpec:
+    """Return how a network is built. Raises `SourceError` for an unknown name."""
     models = import_torchvision().models
     names = models.list_models()
     if name not in names:

@@ -1,4 +1,4 @@
-"""Models of a library by name, `PREFIX:NAME[,classes=N][,channels=N][,aux=1][@WEIGHTS]`: shared by the plugins."""
+"""Models of a library by name, `PREFIX:NAME[,classes=N][,channels=N][,aux=1][@WEIGHTS]`, for all plugins."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def build_model(
 def parse_name(
     text: str, classes: int | None, source: str
 ) -> tuple[str, int | None, int | None, bool]:
-    """Parse NAME,classes=N,channels=N,aux=1 into the name, the class count, else `classes`, the channels and aux.
+    """Parse NAME,classes=N,channels=N,aux=1 into name, class count, else `classes`, channels and aux.
 
-    Raises `UsageError` for an unknown option and a number that is none or too large, `SourceError` for a class
-    count other than `classes`.
+    Raises `UsageError` for an unknown option and a number that is none or too large, `SourceError` for
+    a class count other than `classes`.
     """
     name, *settings = text.split(",")
     options: dict[str, int] = {}

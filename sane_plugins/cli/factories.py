@@ -65,7 +65,7 @@ class Opener:
 
 
 def named_builders(host: Host, factories: Sequence[str]) -> Iterator[NamedBuilder]:
-    """Yield what builds networks: what is named itself, and what the networks of a named zoo were built by."""
+    """Yield what builds networks: what is named itself, and what built the networks of a named zoo."""
     from sane_plugins.recognition import NamedBuilder
     from sane_plugins.zoo import is_zoo
 

@@ -186,11 +186,11 @@ def main(
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
     MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, a function
-    package.module:function that builds a network, or a checkpoint that is recognised, or whose network
-    --factory builds (its weights then count as the default initialisation). Candidates, the default initialisation, the best prompt as
-    it is and the mean of the prompts are scored on held-out images of the task, and the better ones are
-    trained longer; the best one's initial weights are written. Where that is the default
-    initialisation, it is said. Ctrl-C writes the best so far (exit code 130).
+    package.module:function that builds a network, or a checkpoint, which is recognised or is what
+    --factory builds (its weights then count as the default initialisation). Candidates, the default
+    initialisation, the best prompt as it is and the mean of the prompts are scored on held-out images of
+    the task, and the better ones are trained longer; the best one's initial weights are written. Where
+    that is the default initialisation, it is said. Ctrl-C writes the best so far (exit code 130).
 
     'sane-init verify FILE' makes the weights of a file again.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from itertools import count
 from math import isqrt
 from typing import Any
 
 from sane_plugins.architectures import build
+from sane_plugins.errors import SaneError
 from sane_plugins.recognition.meta_build import build_on_meta
 from sane_plugins.recognition.signature import Shapes, float_shapes
 
@@ -22,9 +25,18 @@ def our_factories(shapes: Shapes) -> Iterator[Factory]:
         return
     for propose in _PROPOSALS:
         for factory in propose(shapes):
-            if float_shapes(build_on_meta(lambda factory=factory: build(factory))) == shapes:  # type: ignore[misc]
+            if _built_shapes(json.dumps(factory)) == shapes:
                 yield factory
                 break
+
+
+@lru_cache(maxsize=64)
+def _built_shapes(factory: str) -> Shapes:
+    """Return the shapes of what a factory, as JSON, builds; none where these arguments build nothing."""
+    try:
+        return float_shapes(build_on_meta(lambda: build(json.loads(factory))))
+    except SaneError:  # what was proposed by a stranger's shapes
+        return {}
 
 
 def _cnns(shapes: Shapes) -> Iterator[Factory]:

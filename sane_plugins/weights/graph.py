@@ -40,8 +40,8 @@ class WeightGraph:
     says for an owned tensor how its values differ from the stored ones (dequantised, pruning mask
     folded). `notes` says what a reader should know, such as a missing topology. `container` names
     the source format (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`). `stored_form` makes
-    the source's own tensors of a graph where some in use are computed from others (weight norm). `recognized` names the
-    architectures that a file's names and shapes are those of.
+    the source's own tensors of a graph where some in use are computed from others (weight norm).
+    `recognized` names the architectures that a file's names and shapes are those of.
     """
 
     source: str

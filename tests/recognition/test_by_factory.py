@@ -36,10 +36,9 @@ def needs_values():
 
 
 @pytest.fixture
-def networks(tmp_path, monkeypatch):
+def networks(tmp_path, monkeypatch) -> None:
     (tmp_path / "own_networks.py").write_text(NETWORKS)
     monkeypatch.chdir(tmp_path)
-    return {}
 
 
 def _built(classes: int = 10, channels: int = 3) -> nn.Module:
@@ -59,8 +58,9 @@ def _run(*arguments: object):
     ("factory", "classes", "channels"),
     [("build", 10, 3), ("build", 4, 1), ("fixed", 4, 1), ("needs_values", 10, 3)],
 )
+@pytest.mark.usefixtures("networks")
 def test_a_file_gets_the_layers_of_what_is_built(
-    networks, tmp_path, prefix, factory, classes, channels
+    tmp_path, prefix, factory, classes, channels
 ) -> None:
     network = _built(classes, channels)
     save_file(
@@ -76,8 +76,9 @@ def test_a_file_gets_the_layers_of_what_is_built(
     assert [x["kind"] for x in told["layers"]] == ["conv", "norm", "conv", "linear"]
 
 
+@pytest.mark.usefixtures("networks")
 @pytest.mark.parametrize("command", ["inspect", "embed", "predict"])
-def test_a_file_of_another_network_is_refused(networks, tmp_path, command: str) -> None:
+def test_a_file_of_another_network_is_refused(tmp_path, command: str) -> None:
     network = _built()
     network[3] = nn.Conv2d(8, 6, 1)
     torch.save(network.state_dict(), tmp_path / "net.pt")

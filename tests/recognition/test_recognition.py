@@ -149,12 +149,10 @@ def test_where_names_and_shapes_are_shared_all_are_told(host: Host) -> None:
     assert graph.has_topology
 
 
-def test_without_the_library_kinds_are_known_and_a_note_says_how_to_install_it(
-    host: Host, monkeypatch
-) -> None:
+def test_without_the_library_kinds_are_known_and_a_note_says_how_to_install_it(monkeypatch) -> None:
     timm = _timm()
     state = _on_meta(lambda: timm.create_model("regnetx_002", num_classes=5))
-    monkeypatch.setattr("sane_timm.build.find_spec", lambda name: None)
+    monkeypatch.setattr("sane_timm.build.find_spec", lambda _: None)
     graph = Host.installed().open(state)
     assert graph.recognized == ("timm:regnetx_002",)
     assert "pip install 'sane-plugins[timm]'" in graph.notes[0]
@@ -206,7 +204,7 @@ def test_the_index_is_small_and_names_each_architecture_once() -> None:
     assert sum(name.startswith("timm:") and "," not in name for name in names) > 1300
 
 
-def test_the_same_connections_have_the_same_digest(host: Host) -> None:
+def test_the_same_connections_have_the_same_digest() -> None:
     one = from_module(resnet(depth=8, act="relu"))
     assert topology_digest(one) == topology_digest(from_module(resnet(depth=8, act="tanh")))
     assert topology_digest(one) != topology_digest(from_module(resnet(depth=8, shortcut="conv")))
