@@ -79,7 +79,12 @@ def _find(name: str) -> ModelSpec:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
         return model
 
-    return ModelSpec(builder=builder, label=_PREFIX + name, image_size=_image_size(timm, name))
+    return ModelSpec(
+        builder=builder,
+        label=_PREFIX + name,
+        image_size=_image_size(timm, name),
+        has_headless_form=True,
+    )
 
 
 def _image_size(timm: ModuleType, name: str) -> int | None:

@@ -28,10 +28,11 @@ def build(source: str, classes: int | None) -> tuple[nn.Module, Notes]:
     With weights of another class count the classifier stays as initialised. Raises `SourceError` where the
     name is unknown, where it takes no class count, and where the weights are of another architecture.
     """
-    return build_model(source, classes, _PREFIX, _find, _load)
+    return build_model(source, classes, _PREFIX, find, _load)
 
 
-def _find(name: str) -> ModelSpec:
+def find(name: str) -> ModelSpec:
+    """Return how a network is built. Raises `SourceError` for an unknown name."""
     models = import_torchvision().models
     names = models.list_models()
     if name not in names:

@@ -1,4 +1,4 @@
-"""Models of a library by name, `PREFIX:NAME[,classes=N][,channels=N][@WEIGHTS]`: shared by the plugins."""
+"""Models of a library by name, `PREFIX:NAME[,classes=N][,channels=N][,aux=1][@WEIGHTS]`, for all plugins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sane_plugins.weights import WeightGraph
 
 _log = logging.getLogger(__name__)
-_MOST = {"classes": 100_000, "channels": 10_000}
+_MOST = {"classes": 100_000, "channels": 10_000, "aux": 1}
 
 
 def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
@@ -63,9 +63,23 @@ def build_model(
     from sane_plugins.architectures.input_channels import set_input_channels
 
     options, at, weights = source.partition("@")
-    name, count, channels = parse_name(options, classes, prefix + source)
+    name, count, channels, with_aux = parse_name(options, classes, prefix + source)
     spec = find(name)
-    module, notes = load(spec, weights, count) if at else (spec.build(count), ())
+    if with_aux and not spec.has_aux:
+        raise UsageError(
+            prefix + source,
+            "it has no auxiliary heads",
+            "aux=1 may follow the names of networks that have some",
+            "leave out aux=1",
+        )
+    if count == 0 and not spec.has_headless_form:
+        raise UsageError(
+            prefix + source,
+            "no classes were asked for",
+            "this network needs at least 1",
+            "write classes=10",
+        )
+    module, notes = load(spec, weights, count) if at else (spec.build(count, with_aux), ())
     if channels is not None:
         notes += set_input_channels(module, channels, prefix + source, spec.image_size)
     for note in notes:
@@ -73,17 +87,20 @@ def build_model(
     return module, notes
 
 
-def parse_name(text: str, classes: int | None, source: str) -> tuple[str, int | None, int | None]:
-    """Parse NAME,classes=N,channels=N into the name, the class count, else `classes`, and the channels.
+def parse_name(
+    text: str, classes: int | None, source: str
+) -> tuple[str, int | None, int | None, bool]:
+    """Parse NAME,classes=N,channels=N,aux=1 into name, class count, else `classes`, channels and aux.
 
-    Raises `UsageError` for an unknown option and a number below 1 or too large, `SourceError` for a class
-    count other than `classes`.
+    Raises `UsageError` for an unknown option and a number that is none or too large, `SourceError` for
+    a class count other than `classes`.
     """
     name, *settings = text.split(",")
     options: dict[str, int] = {}
     for setting in settings:
         option, _, number = setting.partition("=")
-        if option not in ("classes", "channels") or not number.isdecimal() or not int(number[:9]):
+        is_number = number.isdecimal() and (int(number[:9]) or option == "classes")
+        if option not in _MOST or not is_number:
             raise UsageError(
                 source,
                 f"'{setting[:80]}' follows the name",
@@ -106,7 +123,7 @@ def parse_name(text: str, classes: int | None, source: str) -> tuple[str, int | 
             f"{classes} classes are needed here",
             "leave out classes=N",
         )
-    return name, count, options.get("channels")
+    return name, count, options.get("channels"), "aux" in options
 
 
 def unknown_model(library: str, name: str, names: Iterable[str], needed: str) -> SourceError:

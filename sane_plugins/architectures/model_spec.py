@@ -16,24 +16,28 @@ from sane_plugins.errors import SourceError
 
 State = Mapping[str, torch.Tensor]
 Notes = tuple[str, ...]
+_AUXILIARY = ("aux_logits", "aux_loss")  # arguments that ask for heads which help training
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A library's builder of a model and its arguments; `label` names it in errors, `image_size`: pixels."""
+    """A library's builder of a model and its arguments; `label` names it in errors, `image_size`: pixels.
+
+    A network with a headless form is built without its classifier for 0 classes.
+    """
 
     builder: Callable[..., nn.Module]
     label: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     image_size: int | None = None
+    has_headless_form: bool = False
 
     def build(self, classes: int | None, with_aux: bool = False) -> nn.Module:
         """Build without weights, and without the auxiliary heads that only help training."""
         options: dict[str, Any] = {"weights": None, **self.arguments}
         if "weights_backbone" in self.parameters:
             options["weights_backbone"] = None  # the default is a download
-        if "aux_logits" in self.parameters:
-            options["aux_logits"] = with_aux
+        options |= {name: with_aux for name in _AUXILIARY if name in self.parameters}
         init_weights = self.parameters.get("init_weights")
         if init_weights is not None and init_weights.default is None:
             options["init_weights"] = False  # it would warn, and draw for minutes
@@ -56,6 +60,11 @@ class ModelSpec:
         except (NotImplementedError, RuntimeError):  # some compute their widths with tensors
             module = self.build(classes, with_aux)
         return {key: tensor.shape for key, tensor in module.state_dict().items()}
+
+    @property
+    def has_aux(self) -> bool:
+        """Return whether it can be built with auxiliary heads."""
+        return any(name in self.parameters for name in _AUXILIARY)
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -101,7 +110,7 @@ def _build_for(spec: ModelSpec, state: State) -> tuple[nn.Module, int | None]:
     """
     module = spec.build(None)
     module_state = module.state_dict()
-    with_aux = "aux_logits" in spec.parameters and bool(state.keys() - module_state)
+    with_aux = spec.has_aux and bool(state.keys() - module_state)
     heads = {
         key
         for key in _mismatched(module_state, state)

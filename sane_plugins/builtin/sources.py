@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sane_plugins.host import Host
+    from sane_plugins.recognition import Recognizer
     from sane_plugins.weights import WeightGraph
 
 
@@ -25,7 +27,7 @@ class Sources:
     def sane_open(self, source: Any) -> WeightGraph | None:
         """Read a graph as it is, a module, a state dict, a file of tensors, or what a name builds."""
         if not isinstance(source, str | Path):
-            return _open_object(source)
+            return self._open_object(source)
         from sane_plugins.formats import exists, locate, open_file
         from sane_plugins.weights import from_module
 
@@ -33,9 +35,11 @@ class Sources:
             found = self.host.open(located.path)
             return replace(found, notes=tuple(dict.fromkeys((*found.notes, *located.notes))))
         graph = open_file(source)
+        if graph is not None:
+            return self._recognizer.recognize(graph)
         # A file may be called like a function, and is none.
-        if graph is not None or isinstance(source, Path) or exists(source):
-            return graph
+        if isinstance(source, Path) or exists(source):
+            return None
         module = self.sane_build(source, None)
         return None if module is None else from_module(module, source)
 
@@ -80,17 +84,22 @@ class Sources:
 
         return check_save(graph, target)
 
+    @cached_property
+    def _recognizer(self) -> Recognizer:
+        from sane_plugins.recognition import Recognizer
 
-def _open_object(source: Any) -> WeightGraph | None:
-    from torch import is_tensor, nn
+        return Recognizer(self.host.build)
 
-    from sane_plugins.formats import from_state_dict
-    from sane_plugins.weights import WeightGraph, from_module
+    def _open_object(self, source: Any) -> WeightGraph | None:
+        from torch import is_tensor, nn
 
-    if isinstance(source, WeightGraph):
-        return source
-    if isinstance(source, nn.Module):
-        return from_module(source)
-    if isinstance(source, Mapping) and all(is_tensor(value) for value in source.values()):
-        return from_state_dict(source, "state dict")
-    return None
+        from sane_plugins.formats import from_state_dict
+        from sane_plugins.weights import WeightGraph, from_module
+
+        if isinstance(source, WeightGraph):
+            return source
+        if isinstance(source, nn.Module):
+            return from_module(source)
+        if isinstance(source, Mapping) and all(is_tensor(value) for value in source.values()):
+            return self._recognizer.recognize(from_state_dict(source, "state dict"))
+        return None

@@ -19,6 +19,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.sources import process_each, require_none_failed
 from sane_plugins.errors import SourceError
@@ -37,6 +38,7 @@ _FILE = click.Path(path_type=Path)
     help="Write latents, embeddings and layer embeddings here (.safetensors).",
 )
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@factory_option
 @command_options
 def embed(
     sources: tuple[str, ...],
@@ -44,10 +46,12 @@ def embed(
     sane: Path | None,
     output: Path | None,
     force: bool,
+    factories: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Encode networks; each gets an embedding, and one per layer."""
     host = open_host()
+    open_source = Opener(host, factories)
     require_free_outputs(host, [output], force, networks=sources, others=[sane])
     with _latent_files(output) as latent_file, progress_bars(host):
 
@@ -55,7 +59,7 @@ def embed(
             latents = latent_file(source) if latent_file else False
             options = features.EncodeOptions(encoder=encoder, sane=sane, latents=latents)
             try:
-                return host.encode(source, options)
+                return host.encode(open_source(source), options)
             except SourceError as error:
                 if output is None or error.place != str(latents):
                     raise
@@ -66,6 +70,7 @@ def embed(
             latents = {source: latent_file(source) for source in encodings}
             features.write_encodings(encodings, latents, output)
             note(f"Written to {output}.")
+    open_source.tell_recognized()
     if as_json:
         print_json({source: x.embedding.tolist() for source, x in encodings.items()})
     elif output is None:

@@ -96,8 +96,8 @@ class _InitCommand(VisibleCommand):
 )
 @click.option(
     "--factory",
-    help="package.module:function that builds the network of a checkpoint, or that a zoo of --prompts"
-    " names where MODEL is a name.",
+    help="What builds the network of a checkpoint, such as package.module:function; where MODEL is a name,"
+    " that of the prompts.",
 )
 @trust_option
 @click.option("--sampler", default="kde", show_default=True, help="How latents are drawn.")
@@ -186,11 +186,11 @@ def main(
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
     MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, a function
-    package.module:function that builds a network, or a checkpoint together with --factory (its weights
-    then count as the default initialisation). Candidates, the default initialisation, the best prompt as
-    it is and the mean of the prompts are scored on held-out images of the task, and the better ones are
-    trained longer; the best one's initial weights are written. Where that is the default
-    initialisation, it is said. Ctrl-C writes the best so far (exit code 130).
+    package.module:function that builds a network, or a checkpoint, which is recognised or is what
+    --factory builds (its weights then count as the default initialisation). Candidates, the default
+    initialisation, the best prompt as it is and the mean of the prompts are scored on held-out images of
+    the task, and the better ones are trained longer; the best one's initial weights are written. Where
+    that is the default initialisation, it is said. Ctrl-C writes the best so far (exit code 130).
 
     'sane-init verify FILE' makes the weights of a file again.
 
@@ -210,7 +210,7 @@ def main(
     host.check_save(host.open(target.module()), output.output, like=names.model, force=output.force)
     require_device(options.device)
     trusted = typed_trust((names.model, names.factory), trust)
-    prompts = [resolve_prompts(host, prompt, target, trusted) for prompt in names.prompts]
+    prompts = [resolve_prompts(host, names, prompt, target, trusted) for prompt in names.prompts]
     sampler, budget = resolve_sampler(host, names.sampler), options.budget
     assert budget is not None  # the option has a default
     remaining = max(_MIN_BUDGET_FRACTION * budget, budget - (monotonic() - started))

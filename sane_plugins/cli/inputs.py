@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sane_plugins.architectures import SMALL_CNN, family_name, is_bare_name, is_function_name
 from sane_plugins.arguments import from_plain
+from sane_plugins.cli.factories import Opener
 from sane_plugins.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -62,14 +63,10 @@ class Target:
 
 def resolve_target(host: Host, names: InputNames) -> Target:
     """Read the images, and find the network that MODEL names, for their classes."""
-    from sane_plugins.formats import exists, is_hub_name
     from sane_plugins.tasks import load_task
 
     task = load_task(names.task, names.size)
-    # Of a name that builds its network, --factory says what the prompts may ask for.
-    is_file = exists(names.model) or is_hub_name(names.model)
-    is_built = (is_function_name(names.model) or is_bare_name(names.model)) and not is_file
-    factory = None if is_built and names.prompts else names.factory
+    factory = None if _is_for_prompts(names) else names.factory
     return resolve_network(host, names.model, factory, task, resize=names.size is None)
 
 
@@ -88,12 +85,7 @@ def resolve_network(
     if factory is not None:
         return _with_image_channels(Target(_load_checkpoint(host, model, factory, classes), task))
     if exists(model) or is_hub_name(model):
-        raise UsageError(
-            model,
-            "a file holds weights, not the code that runs them",
-            "the function that builds the network is needed",
-            "name it with --factory package.module:function",
-        )
+        return _with_image_channels(_recognized_target(host, model, task))
     prefix, colon, _ = model.partition(":")
     has_prefix = colon and len(prefix) > 1 and all(p.isidentifier() for p in prefix.split("."))
     if not has_prefix and (Path(model).suffix or Path(model).name != model):
@@ -107,17 +99,23 @@ def resolve_network(
     return _with_image_channels(Target(lambda: host.build(model, classes), task))
 
 
-def resolve_prompts(host: Host, source: str, target: Target, trust: Trust) -> Prompts:
+def resolve_prompts(
+    host: Host, names: InputNames, source: str, target: Target, trust: Trust
+) -> Prompts:
     """Return the prompt that a source names, or those of a zoo folder that fit the target best.
 
-    Of what a zoo names, only our architectures and the functions in `trust` are called.
+    A file is what --factory builds where that is not for MODEL. Of what a zoo names, only our architectures
+    and the functions in `trust` are called.
     """
-    from sane_plugins.formats import exists, locate
     from sane_plugins.generation import Prompts, choose_prompts
     from sane_plugins.zoo import Zoo
 
-    if not (exists(source) and Path(source).is_dir()) or locate(source):
-        return Prompts((host.open(source),), ())
+    if not _is_zoo(source):
+        are_built = _is_for_prompts(names) and not any(map(_is_zoo, names.prompts))
+        factories = [names.factory] if names.factory and are_built else []
+        graph = Opener(host, factories)(source)
+        notes = (f"{source}: {graph.notes[0]}",) if graph.recognized else ()
+        return Prompts((graph,), notes)
     return choose_prompts(target.module(), Zoo.open(source, trust))
 
 
@@ -132,6 +130,58 @@ def resolve_sampler(host: Host, name: str) -> Sampler:
             "check the name, or install its plugin",
         )
     return samplers[name]
+
+
+def _is_for_prompts(names: InputNames) -> bool:
+    """Return whether --factory is about the prompts, as MODEL is a name that builds its network."""
+    from sane_plugins.formats import exists, is_hub_name
+
+    is_file = exists(names.model) or is_hub_name(names.model)
+    is_built = is_function_name(names.model) or is_bare_name(names.model)
+    return is_built and not is_file and bool(names.prompts)
+
+
+def _is_zoo(source: str) -> bool:
+    """Return whether a prompt is a folder of networks rather than one network."""
+    from sane_plugins.formats import exists, locate
+
+    return exists(source) and Path(source).is_dir() and not locate(source)
+
+
+def _recognized_target(host: Host, model: str, task: Task) -> Target:
+    """Return the network of a file that is recognised, for the task's classes, with the file's weights."""
+    import torch
+
+    from sane_plugins.recognition import find_candidates
+    from sane_plugins.runtime import seeded
+    from sane_plugins.weights import from_module, load_into
+
+    graph = host.open(model)
+    candidates = find_candidates(graph)
+    if not candidates:
+        raise UsageError(
+            model,
+            "a file holds weights, not the code that runs them",
+            "the function that builds the network is needed",
+            "name it with --factory package.module:function",
+        )
+    candidate = candidates[0]
+    # A classifier of another class count stays as drawn.
+    with seeded(torch.Generator().manual_seed(0)):
+        module = candidate.build_for(host.build, len(task.classes))
+    fresh = from_module(module)
+    stored = {plain: graph.ties.get(key, key) for key, plain in candidate.names.items()}
+    shapes = {param.key: param.shape for param in graph.params}
+    fitting = {
+        param.key: graph.tensors[stored[param.key]]
+        for param in fresh.params
+        if param.key in stored and shapes[stored[param.key]] == param.shape
+    }
+    load_into(module, fresh.replace(fitting))
+    note = (
+        f"{model} is {graph.notes[0]}; if it computes otherwise, name what builds it with --factory"
+    )
+    return Target(module, task, (note,))
 
 
 def _small_cnn(task: Task, resize: bool) -> Target:

@@ -16,6 +16,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.numbers import FiniteRange
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.trust import forget_working_directory_style
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--width", default=128, show_default=True, type=click.IntRange(1), help="Token width D."
 )
+@factory_option
 @command_options
 def inspect(
     source: str,
@@ -51,6 +53,7 @@ def inspect(
     force: bool,
     fail_under: float | None,
     width: int,
+    factories: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show a network's layers, how much of it was read, what was not and why, and what is zero."""
@@ -69,7 +72,7 @@ def inspect(
         forget_working_directory_style()
     host = open_host()
     require_free_outputs(host, [plot], force, networks=[source])
-    graph = host.open(source)
+    graph = Opener(host, factories)(source)
     with progress_bars(host):
         survey = survey_network(graph, host.report, width)
         if plot is not None:

@@ -16,6 +16,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.heads.show import best_scores
 from sane_plugins.cli.sources import process_each, require_none_failed
 from sane_plugins.runtime import require_device
@@ -30,6 +31,7 @@ _COLUMNS = ("source", "property", "value", "interval or set", "known kind")
 @click.option("--heads", type=_FILE, help="Heads of your own, from 'heads fit'.")
 @click.option("--sane", type=_FILE, help="The SANE that they were fitted with, if another.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@factory_option
 @command_options
 def predict(
     sources: tuple[str, ...],
@@ -37,21 +39,29 @@ def predict(
     heads: Path | None,
     sane: Path | None,
     device: str,
+    factories: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Predict accuracy, generalisation gap and training progress from weights alone."""
     require_device(device)
     host = open_host()
+    open_source = Opener(host, factories)
     available = host.property_heads() if heads is None else properties.load_heads(heads)
     options = properties.PredictOptions(
         properties=names or None, sane=sane, heads=heads, device=device
     )
     with progress_bars(host):
-        predictions, failed = process_each(sources, lambda source: host.predict(source, options))
+        predictions, failed = process_each(
+            sources, lambda source: host.predict(open_source(source), options)
+        )
+    open_source.tell_recognized()
     if as_json:
         print_json(
             {
-                source: {name: vars(estimate) for name, estimate in estimates.items()}
+                source: {
+                    name: {**vars(estimate), "recognized": open_source.recognized.get(source, ())}
+                    for name, estimate in estimates.items()
+                }
                 for source, estimates in predictions.items()
             }
         )

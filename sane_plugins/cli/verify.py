@@ -213,7 +213,9 @@ def _prompts(host: Host, names: InputNames, target: Target, trust: Trust) -> lis
     if not names.prompts:
         return list(choose_prompts(target.module(), embedded_prompts()).graphs)
     return [
-        graph for x in names.prompts for graph in resolve_prompts(host, x, target, trust).graphs
+        graph
+        for x in names.prompts
+        for graph in resolve_prompts(host, names, x, target, trust).graphs
     ]
 
 

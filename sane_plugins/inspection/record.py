@@ -23,6 +23,7 @@ def survey_record(survey: Survey) -> dict[str, Any]:
         "skipped": [{"reason": x.reason, "keys": x.keys} for x in survey.skipped],
         "sparsity": {"zeros": survey.zeros, "share": zeros, **asdict(survey.structure)},
         "not_finite": survey.nonfinite,
+        "recognized": list(survey.recognized),
         "topology": survey.topology != "unknown",
         "unconnected": survey.unconnected,
         "permutation_groups": survey.groups,

@@ -84,6 +84,7 @@ class Survey(ShortRepr):
     token_width: int
     ties: Mapping[str, str]
     notes: tuple[str, ...]
+    recognized: tuple[str, ...] = ()
 
     @cached_property
     def tensors(self) -> tuple[TensorStats, ...]:
@@ -156,6 +157,7 @@ def survey_network(graph: WeightGraph, report: Report = silent, width: int = 128
         token_width=width,
         ties=dict(graph.ties),
         notes=graph.notes,
+        recognized=graph.recognized,
     )
 
 

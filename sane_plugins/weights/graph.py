@@ -47,6 +47,7 @@ class WeightGraph:
     folded). `notes` says what a reader should know, such as a missing topology. `container` names
     the source format (`module`, `state_dict`, `safetensors`, `checkpoint`, `onnx`). `stored_form` makes
     the source's own tensors of a graph where some in use are computed from others (weight norm).
+    `recognized` names the architectures that a file's names and shapes are those of.
     """
 
     source: str
@@ -59,6 +60,7 @@ class WeightGraph:
     notes: tuple[str, ...] = ()
     container: str = "state_dict"
     stored_form: Callable[[WeightGraph], StoredState] | None = field(default=None, repr=False)
+    recognized: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for param in (param for layer in self.layers for param in layer.params):

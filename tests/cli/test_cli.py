@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 
-from sane_plugins.architectures import small_cnn
+from sane_plugins.architectures import resnet, small_cnn
 from sane_plugins.cli.initialize import main as sane_init
 from sane_plugins.cli.main import main as sane_plugins
 
@@ -86,6 +86,36 @@ def test_a_checkpoint_with_its_factory(task, tmp_path) -> None:
     done = _init(task(), tmp_path / "out.pt", tmp_path / "net.pt", "--factory", factory)
     assert done.exit_code == 0, done.stderr
     small_cnn(1, 3).load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("classes", [3, 10])
+def test_a_checkpoint_that_is_recognised(classes: int, task, tmp_path) -> None:
+    trained = resnet(classes=classes, depth=8, width=4)
+    state = {f"module.{key}": value for key, value in trained.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "net.th")
+    output = tmp_path / "o.pt"
+    done = _init(
+        task(), output, tmp_path / "net.th", "--no-score", "--prompts", tmp_path / "net.th"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "net.th is recognised as resnet,depth=8,width=4,shortcut=pad" in done.stderr
+    made = resnet(classes=3, depth=8, width=4)
+    made.load_state_dict(torch.load(output, weights_only=True))
+
+
+def test_a_checkpoint_of_an_unknown_network_needs_a_factory(task, tmp_path) -> None:
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)).state_dict(), tmp_path / "net.pt")
+    _refused(_init(task(), tmp_path / "o.pt", tmp_path / "net.pt"), "--factory", 2)
+
+
+def test_a_factory_says_what_the_prompts_are(task, tmp_path) -> None:
+    torch.save(small_cnn(1, 10).state_dict(), tmp_path / "prompt.pt")
+    more = ["--prompts", tmp_path / "prompt.pt", "--no-score", "--factory"]
+    name = "sane_plugins.architectures.families:small_cnn"
+    done = _init(task(), tmp_path / "o.pt", name, *more, name)
+    assert done.exit_code == 0, done.stderr
+    assert f"recognised as what {name} builds" in done.stderr
+    _refused(_init(task(), tmp_path / "p.pt", name, *more, "mlp"), "mlp builds differs", 1)
 
 
 def test_prompts_of_the_users_own(task, tmp_path) -> None:
@@ -253,7 +283,8 @@ def network(tmp_path):
 def test_inspect_counts_everything(network) -> None:
     told = json.loads(_run(sane_plugins, "inspect", network, "--json").stdout)
     assert told["parameters"] == 2464 == sum(layer["parameters"] for layer in told["layers"])
-    assert told["topology"] is False
+    assert told["recognized"] == ["small_cnn"]
+    assert told["topology"] is True
     assert told["dtypes"] == {"float32": 2464}
     assert "2,464 parameters (float32)" in _run(sane_plugins, "inspect", network).stdout
 

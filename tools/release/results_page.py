@@ -179,6 +179,8 @@ of 60 % of the rate of large square products was missed; against products of the
 )
 ELSEWHERE = {
     "formats": "[which real files are read](reference/real-files.md), `python tools/release/formats_table.py --data DIR`",
+    "recognition": "[architectures that are recognised](../benchmarks/results/recognition.md),"
+    " `python benchmarks/recognition.py --work DIR`",
     "torchvision_models": "[every network of torchvision](reference/torchvision-models.md),"
     " `python tools/release/torchvision_table.py`",
     "fuzz": "damaged files, `python tests/fuzz/run.py --data DIR --cases 20000`: figures in"

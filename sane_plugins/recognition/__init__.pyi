@@ -1,0 +1,28 @@
+from .by_factory import NamedBuilder, with_layers_built
+from .candidates import BuildNamed, Candidate, find_candidates
+from .index import IndexedArchitecture, indexed_architectures, kinds_text, pack_index
+from .meta_build import build_on_meta
+from .recognize import Recognizer
+from .signature import Counts, Length, Signature, fit_lengths, float_shapes
+from .topology import layer_kinds, topology_digest
+
+__all__ = [
+    "BuildNamed",
+    "Candidate",
+    "Counts",
+    "IndexedArchitecture",
+    "Length",
+    "NamedBuilder",
+    "Recognizer",
+    "Signature",
+    "build_on_meta",
+    "find_candidates",
+    "fit_lengths",
+    "float_shapes",
+    "indexed_architectures",
+    "kinds_text",
+    "layer_kinds",
+    "pack_index",
+    "topology_digest",
+    "with_layers_built",
+]

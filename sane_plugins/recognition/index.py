@@ -1,0 +1,89 @@
+"""The shipped index of architectures that others' libraries build, by what they are known by.
+
+`tools/release/architecture_index.py` writes it: JSON, compressed.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass
+from functools import cache
+from importlib.resources import files
+from typing import cast
+
+from sane_plugins.recognition.signature import Counts, Length, Shapes, Signature, names_digest
+from sane_plugins.recognition.topology import LayerKinds
+from sane_plugins.weights import Kind
+
+_FILE = "architectures.json.xz"
+
+
+@dataclass(frozen=True)
+class IndexedArchitecture:
+    """An architecture of a library: the name that a host builds, and what is known without building it.
+
+    `topology` is a digest that architectures of equal connections share.
+    """
+
+    source: str
+    signature: Signature
+    kinds_text: str
+    topology: str
+
+    @property
+    def kinds(self) -> LayerKinds:
+        """Return the kind and groups of each layer with weights, by the layers' names in order."""
+        pairs = (part.partition(":") for part in self.kinds_text.split())
+        return [(cast("Kind", kind), int(groups or 1)) for kind, _, groups in pairs]
+
+
+def kinds_text(kinds: LayerKinds) -> str:
+    """Return kinds as the index holds them: `conv norm conv:32 norm`, where 32 is a number of groups."""
+    return " ".join(f"{kind}:{groups}" if groups > 1 else kind for kind, groups in kinds)
+
+
+def find_indexed(shapes: Shapes) -> Iterator[tuple[IndexedArchitecture, Counts]]:
+    """Yield the architectures that have these shapes, and for which counts."""
+    for architecture in _by_names().get(names_digest(shapes), ()):
+        counts = architecture.signature.counts(shapes)
+        if counts is not None:
+            yield architecture, counts
+
+
+def indexed_architectures() -> tuple[IndexedArchitecture, ...]:
+    """Return all architectures of the index."""
+    return tuple(x for found in _by_names().values() for x in found)
+
+
+@cache
+def _by_names() -> Mapping[str, tuple[IndexedArchitecture, ...]]:
+    stored = files("sane_plugins").joinpath("data", _FILE).read_bytes()
+    content = json.loads(lzma.decompress(stored))
+    by_names: dict[str, list[IndexedArchitecture]] = {}
+    for source, names, shapes, lengths, kinds, topology in content["architectures"]:
+        signature = Signature(names, shapes, tuple(Length(*x) for x in lengths))
+        by_names.setdefault(names, []).append(
+            IndexedArchitecture(source, signature, content["kinds"][kinds], topology)
+        )
+    return {names: tuple(found) for names, found in by_names.items()}
+
+
+def pack_index(architectures: Iterable[IndexedArchitecture]) -> bytes:
+    """Return the content of the index's file."""
+    architectures = [*architectures]
+    kinds = sorted({x.kinds_text for x in architectures})
+    rows = [
+        (
+            x.source,
+            x.signature.names,
+            x.signature.shapes,
+            [astuple(length) for length in x.signature.lengths],
+            kinds.index(x.kinds_text),
+            x.topology,
+        )
+        for x in architectures
+    ]
+    text = json.dumps({"kinds": kinds, "architectures": rows}, separators=(",", ":"))
+    return lzma.compress(text.encode(), preset=9)

@@ -1,0 +1,39 @@
+"""Build networks without memory for their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from sane_plugins.runtime import drawing_from, without_warnings
+
+# Constructors compute lengths and rates with these, and ask for their values.
+_SMALL = frozenset((torch.linspace, torch.arange, torch.tensor, torch.logspace))
+
+
+def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return what a function builds, its weights without values and memory; nothing is drawn."""
+    draws = drawing_from(torch.Generator())
+    with draws, without_warnings(), torch.device("meta"), _SmallTablesInMemory():
+        return build()
+
+
+class _SmallTablesInMemory(TorchFunctionMode):
+    """A context in which ranges and given numbers have values, also on the meta device."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, on the CPU where its values may be asked for."""
+        kwargs = dict(kwargs or {})
+        if func in _SMALL:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
