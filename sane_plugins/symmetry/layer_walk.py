@@ -73,7 +73,9 @@ class LayerWalk:
         """Return digests of each layer's value by the values of the matrices that it depends on."""
         return self._digests(
             lambda layer: b" ".join(
-                sorted(values_digest(self._tensors[p.key]) for p in layer.params if _is_matrix(p.shape))
+                sorted(
+                    values_digest(self._tensors[p.key]) for p in layer.params if _is_matrix(p.shape)
+                )
             )
         )
 
