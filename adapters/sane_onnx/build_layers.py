@@ -12,6 +12,7 @@ import torch
 from onnx import ModelProto, NodeProto
 
 from sane_onnx.classify_constants import ClassifiedConstants, Uses
+from sane_onnx.constant_lists import fold_lists, repeated_numbers
 from sane_onnx.constants import Constant
 from sane_onnx.inline import InlinedModel
 from sane_onnx.operators.attributes import has
@@ -31,6 +32,7 @@ from sane_plugins.weights import OPAQUE, ChannelOps, Kind, Layer, Param, vectors
 
 # Lists of axes and shapes are shorter.
 _MAX_LIST_LENGTH = 64
+_BIASED = ("Conv", "ConvTranspose", "Gemm")  # their third input is a bias
 
 
 class LayerBuilder:
@@ -47,14 +49,15 @@ class LayerBuilder:
         self._path, self._inlined, self._uses = path, inlined, uses
         self._nodes = classified.nodes
         self._constants = inlined.constants
-        self._shapes = infer_shapes(model, inlined, self._nodes)
-        self._params = classified.params
-        self._shapes |= {key: param.shape for key, param in classified.params.items()}
-        self._integers = {
+        stored = {
             name: [int(x) for x in constant.read().tolist()]
             for name, constant in inlined.constants.items()
             if _is_integer_list(constant)
         }
+        self._integers = fold_lists(self._nodes, stored, _MAX_LIST_LENGTH)
+        self._shapes = infer_shapes(model, inlined, self._nodes, self._integers)
+        self._params = classified.params
+        self._shapes |= {key: param.shape for key, param in classified.params.items()}
         self._views = trace_views(
             self._nodes, classified.params, self._integers, classified.dequantized
         )
@@ -81,8 +84,8 @@ class LayerBuilder:
         return tuple(self._layers.values())
 
     def _find_channel_free(self) -> set[str]:
-        """Return values that no channel affects: per-tensor scales of activations, and their products."""
-        channel_free: set[str] = set()
+        """Return values that no channel affects: repeated numbers, scales of activations, their products."""
+        channel_free = repeated_numbers(self._nodes, self._constants, self._params)
         for node in self._nodes:
             if node.op_type == "DynamicQuantizeLinear":
                 channel_free.update(filter(None, node.output[1:]))
@@ -98,7 +101,7 @@ class LayerBuilder:
         ]
         is_single = outputs == list(node.output[:1]) or not outputs
         attribute_constants = self._inlined.attribute_constants.get(node.output[0], {})
-        weights = weights_of(node, self._views, self._shapes, self._settings)
+        weights = weights_of(self._without_numbers(node), self._views, self._shapes, self._settings)
         if weights is not None and (is_single or weights.is_opaque):
             self._add_weight_layer(node, weights)
             return
@@ -149,6 +152,15 @@ class LayerBuilder:
             layer = self._add(f"%after {name}", "opaque", inputs=(layer,))
         self._values.update(dict.fromkeys(outputs, layer))
 
+    def _without_numbers(self, node: NodeProto) -> NodeProto:
+        """Return a node without the inputs that are one number, such as a bias of zeros."""
+        if node.op_type not in _BIASED or not self._channel_free.intersection(node.input[2:]):
+            return node
+        plain = NodeProto()
+        plain.CopyFrom(node)
+        plain.input[2] = ""
+        return plain
+
     def _scaled_outputs(self, node: NodeProto) -> list[str]:
         """Return the values from the output of an integer product to its dequantised form."""
         values: dict[str, None] = {}
@@ -196,7 +208,12 @@ class LayerBuilder:
         else:
             # The shapes alone prove what a reshape does, however its target was computed.
             is_safe = node.op_type == "Reshape" or all(
-                not name or name in self._constants or name in self._views for name in others
+                not name
+                or name in self._constants
+                or name in self._views
+                or name in self._channel_free
+                or name in self._integers
+                for name in others
             )
         return ops if is_safe else OPAQUE
 

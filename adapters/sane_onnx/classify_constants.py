@@ -36,6 +36,8 @@ _SETTING_INPUTS: Mapping[str, tuple[int, ...]] = {
     "RNN": (4, 5),
 }
 
+_MAX_COMPARED = 2**16  # values of a constant
+
 
 @dataclass
 class Uses:
@@ -165,8 +167,25 @@ def _reason_untouched(
         return f"{kind} values are no weights"
     if readers and all(_is_setting(node, index) for node, index in readers):
         return f"a setting of {operators[0] if operators else readers[0][0].op_type}"
-    # Exporters keep parameters as initializers, and numbers in the code as Constant nodes.
-    return "a number in the computation" if not constant.shape and is_constant_node else ""
+    # Exporters keep parameters as initializers, and numbers in the code as Constant nodes, some as lists of one.
+    if not is_constant_node:
+        return ""
+    is_number = not constant.shape or (constant.shape == (1,) and not _are_biased(operators))
+    is_number = is_number or ({*operators} == {"Expand"} and _is_one_number(constant))
+    return "a number in the computation" if is_number else ""
+
+
+def _is_one_number(constant: Constant) -> bool:
+    """Return whether all values of a small constant are the same, as those of an initial state are."""
+    if not 0 < prod(constant.shape) <= _MAX_COMPARED:
+        return False
+    values = constant.read().reshape(-1)
+    return bool((values == values[0]).all())
+
+
+def _are_biased(operators: Sequence[str]) -> bool:
+    """Return whether a constant of one value may be the bias of a layer with one output."""
+    return bool({"Add", "Conv", "ConvTranspose", "Gemm", "MatMul"}.intersection(operators))
 
 
 def _is_setting(node: NodeProto, index: int) -> bool:

@@ -33,8 +33,9 @@ from sane_plugins.display import html_table
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
-from sane_plugins.features.sane_features import LatentPool, is_probed, sort_channels
+from sane_plugins.features.sane_features import LatentPool, is_probed
 from sane_plugins.progress import Report, silent
+from sane_plugins.symmetry import canonical_form, canonical_layers
 from sane_plugins.weights import WeightGraph
 
 
@@ -63,7 +64,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Encoding:
-    """Latents and embeddings of one network.
+    """Latents and embeddings of one network, in its canonical form (`symmetry.canonical_form`).
 
     `embedding` (E,), `layers` (M, E') for the M slots in `names`, and provenance. latents (T, L), with the
     half-open token range of each slot in `spans`, are None if they were not kept; both are empty if the
@@ -124,6 +125,7 @@ class SaneEncoder:
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
         """Return latents, if kept, and embeddings, the means of latents (paper section 3.4)."""
         model = self.model or load_model(options)
+        graph = canonical_form(graph)
         pool = LatentPool(graph, model)
         with _latent_store(options.latents, pool, model) as (take, latents):
             _encode_stream(model, graph, take, options)
@@ -142,8 +144,9 @@ class SaneEncoder:
         """Return slot scales along the depth, and the decoded network's responses to random inputs."""
         model = self.model or load_model(options)
         latents = None
+        graph = canonical_layers(graph)
         if is_probed(graph):
-            graph = sort_channels(graph)
+            graph = canonical_form(graph)
             pool = LatentPool(graph, model)
             with _latent_store(True, pool, model) as (take, latents):
                 _encode_stream(model, graph, take, options)
@@ -203,7 +206,7 @@ class StatisticsEncoder:
 
     def encode(self, graph: WeightGraph, options: EncodeOptions) -> Encoding:
         """Return the statistics; `layers` (M, 14) is s(W) of each slot's weight and bias."""
-        graph = graph.require_finite()
+        graph = canonical_layers(graph.require_finite())
         return Encoding(
             latents=torch.zeros(0, 0, dtype=torch.float32),
             spans=[],
@@ -216,7 +219,7 @@ class StatisticsEncoder:
 
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:  # noqa: ARG002
         """Return the layer statistics (F,)."""
-        return statistics(graph)
+        return statistics(canonical_layers(graph))
 
 
 ENCODERS: Mapping[str, Encoder] = MappingProxyType(

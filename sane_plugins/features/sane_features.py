@@ -21,7 +21,6 @@ from sane_plugins.features.layer_statistics import (
     resample,
 )
 from sane_plugins.features.random_probes import DECISIONS
-from sane_plugins.symmetry import PermutationGroup, permutation_groups, permute
 from sane_plugins.weights import SIDE, WeightGraph
 
 _MAX_PROBED_SIZE = 2**24
@@ -58,16 +57,6 @@ def is_probed(graph: WeightGraph) -> bool:
     return graph.size <= _MAX_PROBED_SIZE and is_chain(graph)
 
 
-def sort_channels(graph: WeightGraph) -> WeightGraph:
-    """Return an equivalent network with the channels of each permutation group sorted by norm.
-
-    The autoencoder is sensitive to channel order, so this canonical order makes its output independent of the
-    original one. A source without topology is unchanged.
-    """
-    groups = permutation_groups(graph)
-    return permute(graph, {group.name: _norm_order(graph, group) for group in groups}, groups)
-
-
 def features(
     model: SANE,
     graph: WeightGraph,
@@ -96,18 +85,6 @@ def _sides(model: SANE, graph: WeightGraph) -> Array:
     """Return the side information (M, 4) of the slots."""
     sides = {block.slot: block.side for block in standardized_blocks(model, graph)}
     return torch.stack([sides[i] for i in range(len(graph.slots))]).double().numpy()
-
-
-def _norm_order(graph: WeightGraph, group: PermutationGroup) -> torch.Tensor:
-    """Return the channel order of a group that sorts each block by the channels' squared norms."""
-    norms = torch.zeros(group.size, dtype=torch.float64)
-    for part in group.slices:
-        tensor = graph.tensors[part.key].detach().cpu().double().movedim(part.axis, 0)
-        channels = tensor[part.offset : part.offset + part.length]
-        norms += channels.reshape(group.size, -1).square().sum(1)
-    blocks = norms.view(group.blocks, -1)
-    offsets = torch.arange(group.blocks)[:, None] * blocks.shape[1]
-    return (blocks.argsort(dim=1, stable=True) + offsets).flatten()
 
 
 def _bounded_decisions(decoded: WeightGraph) -> Array:

@@ -10,6 +10,7 @@ from .denoiser import (
     save_denoiser,
 )
 from .diffusion import Diffusion
+from .prompt_form import connected_like, in_one_order
 from .prompts import Prompts, choose_prompts, embedded_prompts
 from .samplers import (
     KDE,
@@ -42,11 +43,13 @@ __all__ = [
     "choose_prompts",
     "condition",
     "conditioned",
+    "connected_like",
     "draw",
     "embedded_prompts",
     "find_classifier",
     "fit_classifier",
     "fit_denoiser",
+    "in_one_order",
     "load_denoiser",
     "plan_transfer",
     "rescale",

@@ -15,7 +15,7 @@ from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.generation.cross_architecture import Expansion, plan_expansion
 from sane_plugins.progress import Report, silent
-from sane_plugins.symmetry import align, permutation_groups
+from sane_plugins.symmetry import align, canonical_layers, permutation_groups
 from sane_plugins.weights import Slot, WeightGraph, apply_scale, fit_scale, undo_scale
 
 _MIN_STD = 1e-12
@@ -104,6 +104,7 @@ def plan_transfer(
             "at least one network is needed to sample near",
             "give one, or leave them out to use those that ship with the package",
         )
+    prompts, target = [canonical_layers(p) for p in prompts], canonical_layers(target)
     fitting = [p for p in prompts if _pair_in_order(p, target, classifier) is not None]
     first = fitting[0] if fitting else prompts[0]
     shapes = _param_shapes(first)
@@ -252,6 +253,7 @@ def _align_prompts(prompts: Sequence[WeightGraph], rng: torch.Generator) -> list
 
 def align_to_target(prompt: WeightGraph, target: WeightGraph, rng: torch.Generator) -> WeightGraph:
     """Permute a prompt's channels to match a target of the same shapes; return any other prompt unchanged."""
+    prompt, target = canonical_layers(prompt), canonical_layers(target)
     if not prompt.has_topology or _param_shapes(prompt) != _param_shapes(target):
         return prompt
     try:

@@ -16,7 +16,9 @@ from sane_plugins.generation import (
     Transfer,
     align_to_target,
     bind_sampler,
+    connected_like,
     find_classifier,
+    in_one_order,
     plan_transfer,
 )
 from sane_plugins.initialize.options import InitializeOptions
@@ -100,10 +102,13 @@ def prepare(
     classifier = _classifier_keys(module, graph, task)
     rng = random_stream(options.seed, "align")
     pruned = None
+    prompts = [connected_like(prompt, graph, classifier) for prompt in prompts]
     if options.pruned:
         pruned = PrunedNetwork.of(graph, classifier)
         build_network, is_fresh = fresh_copies(module), True
         prompts = [align_to_target(prompt, graph, rng) for prompt in prompts]
+    else:
+        prompts = [in_one_order(prompt) for prompt in prompts]
     transfer = plan_transfer(prompts, graph, classifier, sane, rng, report)
     return InitializationProblem(
         options=options,

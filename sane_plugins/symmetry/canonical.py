@@ -13,16 +13,16 @@ from sane_plugins.symmetry.permutations import permutation_groups
 from sane_plugins.weights import WeightGraph
 
 
-def canonical_form(graph: WeightGraph) -> WeightGraph:
+def canonical_form(graph: WeightGraph, *, largest_first: bool = False) -> WeightGraph:
     """Return an equivalent network whose layers and channels are in canonical order.
 
-    It has the keys of the original. Channels are sorted within each permutation group (none without topology),
-    which reads each tensor of a group once now, and each again when it is used. What is computed of the
+    It has the keys of the original. Channels are sorted by norm within each permutation group (there is none
+    without topology), which reads each tensor of a group once now, and again when it is used. What is computed of the
     canonical form is the same for a module, its files, and copies with permuted channels.
     """
     ordered = canonical_layers(graph)
     groups = permutation_groups(ordered)
     if not groups:
         return ordered
-    order = channel_order(ordered, groups)
+    order = channel_order(ordered, groups, -1 if largest_first else 1)
     return replace(ordered, tensors=PermutedTensors(ordered.tensors, groups, order))

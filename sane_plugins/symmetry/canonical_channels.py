@@ -19,9 +19,9 @@ _Slices = dict[str, list[tuple[PermutationGroup, AxisSlice]]]
 
 
 def channel_order(
-    graph: WeightGraph, groups: Sequence[PermutationGroup]
+    graph: WeightGraph, groups: Sequence[PermutationGroup], sign: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Return the permutation of each group that sorts its channels by norm, within its blocks.
+    """Return the permutation of each group that sorts its channels by `sign` times norm, within its blocks.
 
     The norm is that of all values that a channel owns. Equal norms are told apart by what the channels hold;
     channels that hold the same may be in any order.
@@ -30,7 +30,7 @@ def channel_order(
     tied = [group for group in groups if _has_ties(group, norms[group.name])]
     colors = refine(graph, groups, norms, tied) if tied else {}
     return {
-        group.name: _sorted_in_blocks(group, norms[group.name], colors.get(group.name))
+        group.name: _sorted_in_blocks(group, sign * norms[group.name], colors.get(group.name))
         for group in groups
     }
 

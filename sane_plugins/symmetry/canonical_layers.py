@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from graphlib import CycleError
+from itertools import chain
 
 from sane_plugins.symmetry.layer_walk import LayerWalk
 from sane_plugins.weights import (
@@ -46,36 +47,39 @@ def _by_name(layers: Iterable[Layer]) -> list[Layer]:
 
 
 def _split(graph: WeightGraph) -> Iterable[Layer]:
-    """Yield the layers, with each parameter that is used by itself in a layer of its own."""
-    params = {param.key: param for param in graph.params}
-    keys = {
-        layer.name: graph.ties.get(layer.name, layer.name)
-        for layer in graph.layers
-        if layer.kind == "parameter"
-    }
-    single = {key for key in keys.values() if key in params}
+    """Yield the layers, with each parameter where it is read: beside others only if they are read together."""
+    readers: dict[str, list[str]] = {}
     for layer in graph.layers:
-        if layer.kind != "parameter":
-            yield layer
-            continue
-        own = params.get(keys[layer.name])
-        rest = [p for p in layer.params if p.key not in single]
-        yield replace(layer, params=tuple(rest if own is None else [own, *rest]))
+        for name in layer.inputs:
+            readers.setdefault(name, []).append(layer.name)
+    parameters = [layer for layer in graph.layers if layer.kind == "parameter"]
+    params = {param.key: param for param in graph.params}
+    names: dict[str, str] = {}  # of the parameter layer that stands for a tensor
+    for layer in parameters:
+        names.setdefault(graph.ties.get(layer.name, layer.name), layer.name)
+    owned: dict[str, list[Param]] = {layer.name: [] for layer in parameters}
+    for layer in parameters:
+        for param in layer.params:
+            own = names.get(param.key, layer.name)
+            is_together = readers.get(own) == readers.get(layer.name)
+            owned[layer.name if is_together else own].append(params[param.key])
+    for layer in graph.layers:
+        yield replace(layer, params=tuple(owned[layer.name])) if layer.name in owned else layer
 
 
 def _merged(layers: Sequence[Layer]) -> list[Layer]:
     """Give matrix products and norms the parameters that they alone read, as a layer with weights has them."""
     readers = Counter(name for layer in layers for name in layer.inputs)
     given = {
-        layer.name: layer
+        layer.name: layer.params
         for layer in layers
-        if layer.kind == "parameter" and readers[layer.name] == 1 and len(layer.params) == 1
+        if layer.kind == "parameter" and readers[layer.name] == 1
     }
     taken: set[str] = set()
     merged = []
     for layer in layers:
         read = [name for name in layer.inputs if name in given]
-        params = (*layer.params, *(given[name].params[0] for name in read))
+        params = (*layer.params, *chain.from_iterable(given[name] for name in read))
         if read and _is_one_layer(layer, params):
             taken.update(read)
             inputs = tuple(name for name in layer.inputs if name not in given)

@@ -10,8 +10,8 @@ from torch import nn
 from sane_plugins.architectures import build, small_cnn
 from sane_plugins.features import EncodeOptions, SaneEncoder, statistics
 from sane_plugins.features.layer_statistics import decisions
-from sane_plugins.features.sane_features import is_probed, sort_channels
-from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.features.sane_features import is_probed
+from sane_plugins.symmetry import canonical_form, permutation_groups, permute, random_permutations
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo import import_published
 
@@ -86,7 +86,7 @@ def test_features_of_tiny_tensors_are_finite(kind: str, network: nn.Module) -> N
 def test_the_order_of_channels_is_canonical_and_keeps_the_function() -> None:
     torch.manual_seed(0)
     graph = from_module(build(ARCHITECTURES["resnet"]))
-    first, second = sort_channels(graph), sort_channels(shuffled(graph, 1))
+    first, second = canonical_form(graph), canonical_form(shuffled(graph, 1))
     for param, tensor in first.items():
         assert torch.equal(tensor, second.tensors[param.key])
     np.testing.assert_allclose(decisions(first), decisions(graph), rtol=1e-6, atol=1e-9)

@@ -31,8 +31,9 @@ from sane_plugins.initialize import (
     train_epochs,
 )
 from sane_plugins.initialize.training import TrainingRun
+from sane_plugins.symmetry import canonical_form
 from sane_plugins.tasks import Task, accuracy, load_task
-from sane_plugins.weights import Tokens, detokenize, from_module, tokenize
+from sane_plugins.weights import Tokens, detokenize, from_module, load_into, tokenize
 
 WIDTH = 16
 QUICK = InitializeOptions(candidates=4, keep=2)
@@ -62,9 +63,11 @@ def task() -> Task:
 
 @pytest.fixture(scope="module")
 def trained(task: Task) -> nn.Module:
+    """Return a trained network with its channels in the order that prompts are given."""
     torch.manual_seed(5)
     module = network()
     train_epochs(module, task, 8, TrainOptions(lr=3e-3), rng())
+    load_into(module, canonical_form(from_module(module), largest_first=True))
     return module
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sane_plugins.autoencoder import SANE, SANEConfig, decode, encode
-from sane_plugins.features import EncodeOptions, SaneEncoder
 from sane_plugins.weights import (
     Layer,
     Param,
@@ -135,8 +134,7 @@ def test_slots_are_found_once_for_a_graph_and_what_is_made_of_it(monkeypatch) ->
     real = graph_module.find_slots
     monkeypatch.setattr(graph_module, "find_slots", lambda x: calls.append(x) or real(x))
     model, graph = SANE(SMALL).eval(), network()
-    kept = SaneEncoder(model).encode(graph, EncodeOptions())
-    decode(model, kept.latents, graph)
+    decode(model, encode(model, graph).values, graph)
     detokenize(tokenize(graph, 16), apply_scale(graph, fit_scale(graph)))
     assert len(calls) == 1
     assert graph.token_layout(16) is graph.token_layout(16)

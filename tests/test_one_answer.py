@@ -1,0 +1,218 @@
+"""One network gives one answer: as a module, in files of every form, and with its channels in another order."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import onnxfiles
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from sane_plugins.architectures import mlp, resnet, small_cnn, vit
+from sane_plugins.features import EncodeOptions, SaneEncoder, StatisticsEncoder
+from sane_plugins.formats import from_state_dict, open_file
+from sane_plugins.generation import connected_like
+from sane_plugins.properties import predict
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import WeightGraph, from_module
+
+RELATIVE = 1e-4
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x)[0][:, -1])
+
+
+class Custom(nn.Module):
+    """Layers of its own making: bias before weight, a norm of parameters, a standardised convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(12, 1, 1))
+        self.bias, self.weight = nn.Parameter(torch.rand(12)), nn.Parameter(torch.rand(12, 3, 3, 3))
+        self.shift, self.scale = nn.Parameter(torch.rand(12)), nn.Parameter(torch.rand(12))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        x = functional.conv2d(x, weight, self.bias) * self.gain
+        x = functional.layer_norm(x.permute(0, 2, 3, 1), (12,), self.scale, self.shift)
+        return self.head(x.mean((1, 2)))
+
+
+class Branches(nn.Module):
+    """Three branches of the same shapes are summed; two more are concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.a, self.b, self.c = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.d, self.e, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        x = (self.a(x) + self.b(x)) + self.c(x)
+        return self.head(torch.cat([self.d(x), self.e(x)], 1))
+
+
+def _vgg() -> nn.Module:
+    layers: list[nn.Module] = []
+    for before, after in ((3, 16), (16, 32), (32, 32)):
+        layers += [nn.Conv2d(before, after, 3), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+
+
+def _torchvision(make: Callable[[object], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: make(pytest.importorskip("sane_torchvision").import_torchvision().models)
+
+
+def _timm(name: str, **options: object) -> Callable[[], nn.Module]:
+    return lambda: pytest.importorskip("timm").create_model(name, num_classes=10, **options)
+
+
+def _convnext(models) -> nn.Module:
+    block = models.convnext.CNBlockConfig
+    return models.ConvNeXt([block(16, 32, 2), block(32, None, 2)], num_classes=10)
+
+
+FAMILIES: Mapping[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "small cnn": (lambda: small_cnn(3), IMAGES[:, :, :32, :32]),
+    "mlp": (lambda: mlp(size=8, width=32, depth=3), torch.rand(2, 1, 8, 8)),
+    "resnet-20": (resnet, IMAGES[:, :, :32, :32]),
+    "vgg": (_vgg, IMAGES),
+    "vit": (vit, torch.rand(2, 1, 28, 28)),
+    "lstm": (Recurrent, torch.rand(2, 5, 8)),
+    "custom layers": (Custom, IMAGES[:, :, :8, :8]),
+    "branches": (Branches, IMAGES[:, :, :8, :8]),
+    "vision transformer": (
+        _torchvision(lambda m: m.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10)),
+        IMAGES[:, :, :32, :32],
+    ),
+    "timm vit": (
+        _timm("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=48, num_heads=4),
+        IMAGES[:, :, :32, :32],
+    ),
+    "convnext": (_torchvision(_convnext), IMAGES),
+    "densenet": (
+        _torchvision(lambda m: m.DenseNet(8, (2, 3, 2), 16, num_classes=10)),
+        IMAGES,
+    ),
+    "mobilenet": (_torchvision(lambda m: m.mobilenet_v2(num_classes=10, width_mult=0.25)), IMAGES),
+}
+LARGE: Mapping[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "resnet-18": (_torchvision(lambda m: m.resnet18(num_classes=10)), IMAGES),
+    "efficientnet": (_torchvision(lambda m: m.efficientnet_b0(num_classes=10)), IMAGES),
+    "efficientnet of timm": (_timm("efficientnet_lite0"), IMAGES),
+    "mobilenet v3": (_torchvision(lambda m: m.mobilenet_v3_small(num_classes=10)), IMAGES),
+    "shufflenet": (_torchvision(lambda m: m.shufflenet_v2_x0_5(num_classes=10)), IMAGES),
+    "googlenet": (
+        _torchvision(lambda m: m.GoogLeNet(10, aux_logits=False, init_weights=False)),
+        IMAGES,
+    ),
+}
+# The newer exporter writes the view of ConvNeXt's pooled map as a Gather by 64 places: its channels are fixed.
+CHANGED_BY_DYNAMO = ("convnext",)
+
+
+def made(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """Return a network in evaluation mode, whose norms do something, and an example of its input."""
+    make, example = {**FAMILIES, **LARGE}[name]
+    torch.manual_seed(0)
+    module = make().eval()
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for key, tensor in module.state_dict(keep_vars=True).items():
+            if tensor.is_floating_point():
+                is_variance = key.endswith("running_var")
+                tensor += 0.1 * torch.rand(tensor.shape, generator=rng) * (10 if is_variance else 1)
+    return module, example
+
+
+def shuffled(graph: WeightGraph, seed: int = 2) -> WeightGraph:
+    groups = permutation_groups(graph)
+    return permute(graph, random_permutations(groups, torch.Generator().manual_seed(seed)), groups)
+
+
+def answers(graph: WeightGraph) -> dict[str, torch.Tensor]:
+    """Return all that is said of a network."""
+    options = EncodeOptions(precision="float32")
+    kept = SaneEncoder().encode(graph, options)
+    found = {"embedding": kept.embedding, "layers": kept.layers, "latents": kept.latents}
+    found |= {x.name: x.features(graph, options) for x in (SaneEncoder(), StatisticsEncoder())}
+    for name, x in predict(graph).items():
+        values = [x.value, *x.interval] if hasattr(x, "interval") else [*x.probabilities.values()]
+        found[name] = torch.tensor(values, dtype=torch.float64)
+    return found
+
+
+def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        largest = float(value.abs().max())
+        error = float((found[name] - value).abs().max())
+        assert error <= RELATIVE * max(largest, 1e-6), (name, error, largest)
+
+
+def in_files(module: nn.Module, graph: WeightGraph, folder: Path) -> dict[str, WeightGraph]:
+    """Return the network as it is read from files of tensors, connected as the module is."""
+    state = {key: x.clone().contiguous() for key, x in module.state_dict().items()}
+    torch.save(state, folder / "net.pt")
+    torch.save(dict(sorted(state.items())), folder / "sorted.pt")
+    save_file(state, folder / "net.safetensors")
+    files = {path.name: open_file(path) for path in folder.iterdir()}
+    return {name: connected_like(x, graph, frozenset()) for name, x in files.items()}
+
+
+def check_all_forms(name: str, folder: Path, exporters: tuple[bool, ...]) -> None:
+    module, example = made(name)
+    graph = from_module(module)
+    expected = answers(graph)
+    files = in_files(module, graph, folder)
+    for form in files.values():
+        assert_same(answers(form), expected)
+    assert_same(answers(shuffled(graph)), expected)
+    assert_same(answers(shuffled(files["net.safetensors"])), expected)
+    for dynamo in exporters:
+        path = folder / f"{dynamo}.onnx"
+        options = {"optimize": False} if dynamo else {"do_constant_folding": False}
+        onnxfiles.export(module, example, path, dynamo, **options)
+        assert_same(answers(onnxfiles.opened(path)), expected)
+        assert_same(answers(shuffled(onnxfiles.opened(path))), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_all_forms_of_a_network_give_one_answer(name: str, tmp_path) -> None:
+    pytest.importorskip("onnx")
+    check_all_forms(name, tmp_path, (False,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [x for x in FAMILIES if x not in CHANGED_BY_DYNAMO])
+def test_both_exporters_of_torch_give_one_answer(name: str, tmp_path) -> None:
+    pytest.importorskip("onnxscript")
+    check_all_forms(name, tmp_path, (True,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_all_forms_of_a_larger_network_give_one_answer(name: str, tmp_path) -> None:
+    pytest.importorskip("onnxscript")
+    check_all_forms(name, tmp_path, (False, True))
+
+
+@pytest.mark.parametrize("name", ["small cnn", "resnet-20", "vit", "lstm", "branches"])
+def test_files_of_unknown_networks_give_one_answer(name: str, tmp_path) -> None:
+    module, _ = made(name)
+    state = {key: x.clone() for key, x in module.state_dict().items()}
+    save_file(state, tmp_path / "net.safetensors")
+    expected = answers(from_state_dict(state, "in order"))
+    assert_same(answers(from_state_dict(dict(reversed(state.items())), "reversed")), expected)
+    assert_same(answers(open_file(tmp_path / "net.safetensors")), expected)
