@@ -69,7 +69,7 @@ def sane_check_save(graph: WeightGraph, target: Path, like: Any) -> bool | None:
 
 
 def _holds_onnx(source: str | Path) -> bool:
-    """Tell whether a file is a model: it begins as one, or has our suffix and begins as no other form does."""
+    """Tell whether a file is a model: it begins as one, or has our suffix and begins as nothing else."""
     from sane_plugins.formats import content_form, exists, holds_onnx
 
     if not _is_ours(source):

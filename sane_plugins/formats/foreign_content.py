@@ -67,7 +67,8 @@ def is_keras_zip(ends: FileEnds) -> bool:
 def is_other_zip(ends: FileEnds) -> bool:
     """Return whether it is a zip archive with files at its top: torch's have a folder, NumPy's arrays."""
     members = _members(ends)
-    return bool(members) and not any(name.endswith((".npy", "data.pkl")) for name in members)
+    ours = (".npy", "data.pkl", "serialized_state_dict.pt", "serialized_state_dict.json")
+    return bool(members) and not any(name.endswith(ours) for name in members)
 
 
 def is_tar(ends: FileEnds) -> bool:
