@@ -302,3 +302,25 @@ def test_a_tensor_past_its_part_is_refused(tmp_path) -> None:
         open_file(write(tmp_path / "net.pt", START + tensor))
     fitting = tensor.replace(b"K\x04K\x04tt", b"K\x02K\x04tt")
     assert open_file(write(tmp_path / "net.pt", START + fitting)).size == 4
+
+
+def test_tensors_of_other_classes_are_counted_as_all_are(tmp_path) -> None:
+    storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x06tQ"
+    size = pickle.dumps((10**6, 10**6), 2)[2:-1]
+    plain = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    told = b"(" + storage + b"K\0" + size + b"K\0K\0\x86\x89}t"
+    for code in (plain + told + b"R", *(
+        b"ctorch._tensor\n%b\n(" % name + plain + b"cx\ny\n" + told + b"}tR"
+        for name in (b"_rebuild_from_type", b"_rebuild_from_type_v2")
+    )):  # fmt: skip
+        with pytest.raises(SaneError, match="ask for"):
+            open_file(write(tmp_path / "net.pt", START + code + b"."))
+
+
+def test_arrays_of_one_in_many_shapes_are_counted(tmp_path) -> None:
+    shapes = b"".join(
+        ARRAY.replace(b"J%b\x85", b"(" + b"K\1" * i + b"J%bt") % struct.pack("<i", 10**6)
+        for i in range(120)
+    )
+    with pytest.raises(SaneError, match="ask for"):
+        open_file(write(tmp_path / "net.pt", START + VALUES + b"(" + shapes + b"l."))

@@ -120,4 +120,6 @@ def _mapped(archive: Archive) -> torch.UntypedStorage | None:
     """Map a file of uncompressed members; torch maps files by names in UTF-8 only."""
     if not archive.is_plain_file or re.search("[\ud800-\udfff]", str(archive.path)):
         return None
-    return torch.UntypedStorage.from_file(str(archive.path), False, archive.nbytes)
+    mapped = torch.UntypedStorage.from_file(str(archive.path), False, archive.nbytes)
+    assert isinstance(mapped, torch.UntypedStorage)
+    return mapped

@@ -65,7 +65,7 @@ def open_exported(path: Path, archive: Archive, programs: list[str]) -> WeightGr
         sizes = {name: _size(path, archive, name) for name in programs}
         best = max(programs, key=sizes.__getitem__)
         others = [name for name in programs if name != best]
-        notes = ("its program is left out: weights only",)
+        notes: tuple[str, ...] = ("its program is left out: weights only",)
         notes += (f"not read: {', '.join(others[:8])}",) if others else ()
         if not _CONFIG.fullmatch(best):
             return _open_checkpoint(path, archive, best, notes)

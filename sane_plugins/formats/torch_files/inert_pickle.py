@@ -67,7 +67,7 @@ class InertUnpickler:
         self.made: list[Inert] = []
         self.names: dict[str, Global] = {}
         self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[Any, Any] = {}
         self.left = most
         self.content = self._run(stream)
 
@@ -85,7 +85,7 @@ class InertUnpickler:
             elif name in _CONSTANTS:
                 stack.append(_CONSTANTS[name]())
             elif name in _PUTS:
-                self._memo[len(self._memo) if argument is None else argument] = stack[-1]
+                self._memo[len(self._memo) if name == "MEMOIZE" else argument] = stack[-1]
             elif name in _GETS:
                 stack.append(self._memo[argument])
             elif name == "STOP":

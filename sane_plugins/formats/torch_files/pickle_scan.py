@@ -43,6 +43,13 @@ _REBUILD_FUNCTIONS = {
 }
 
 
+# They are given a function as above, and its arguments.
+SUBCLASS_FUNCTIONS = {
+    "torch._tensor._rebuild_from_type",
+    "torch._tensor._rebuild_from_type_v2",
+}
+
+
 class Storage(NamedTuple):
     """A storage of the file: its key, type, number of values, and the value of the key that it begins at."""
 
@@ -137,6 +144,8 @@ def pickled_tensor(record: Any) -> PickledTensor | None:
         return None
     if record.name in _REBUILD_FUNCTIONS:
         return _rebuilt(record, record.args)
+    if record.name in SUBCLASS_FUNCTIONS and isinstance(record.args[0], Global):
+        return pickled_tensor(Inert(record.args[0].name, record.args[2]))
     if re.fullmatch(r"torch\.(cuda\.)?\w*Tensor", record.name) and _is_old_state(record.state):
         return _rebuilt(record, record.state)
     return None
@@ -151,19 +160,19 @@ def _rebuilt(record: Inert, args: tuple[Any, ...]) -> PickledTensor:
     storage, offset, shape, stride = args[:4]
     if not isinstance(storage, Storage):
         raise ValueError("no storage")
-    dtype, quantizer = storage.dtype, ()
+    dtype = storage.dtype
+    quantizer: tuple[Any, ...] = ()
     if record.name.endswith("_v3"):
         dtype = torch_dtype(args[6])
         size, start = (n * storage.dtype.itemsize // dtype.itemsize for n in storage[2:])
         storage = Storage(storage.key, dtype, size, start)
     elif record.name.endswith("qtensor"):
-        quantizer = args[4]
+        quantizer = tuple(args[4])
     shape, stride = integers(shape), integers(stride)
     _nonnegative_integers((offset,))
     if len(shape) != len(stride):
         raise ValueError("no tensor")
     flags = _flags(args[7:8] if record.name.endswith("_v3") else args[6:7])
-    quantizer = tuple(quantizer)
     return PickledTensor(
         storage, dtype, offset, shape, stride, quantizer, frozenset() if quantizer else flags
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sane_plugins.formats.limits import expanded_bytes
+from sane_plugins.formats.torch_files.checkpoint_limits import size_error
 from sane_plugins.formats.torch_files.inert_pickle import Inert
 from sane_plugins.formats.torch_files.pickle_scan import PickledTensor, Storage, integers
 
@@ -21,7 +24,8 @@ _CODE = re.compile(r"[<>=|]?([fiu][1248]|b1|c8|c16)")
 class ArrayStorages:
     """The values of pickled arrays as storages, each made once however many arrays share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path, nbytes: int) -> None:
+        self._path, self._most, self._total = path, expanded_bytes(nbytes), 0
         self._made: dict[str, torch.UntypedStorage] = {}
 
     def __getitem__(self, key: str) -> torch.UntypedStorage:
@@ -30,7 +34,8 @@ class ArrayStorages:
     def tensor(self, record: Any) -> PickledTensor | None:
         """Return the tensor of an array's record; None for other records and arrays of no numbers.
 
-        Raises `ValueError` where it holds another number of values than its shape says.
+        Raises `ValueError` where it holds another number of values than its shape says, and `SourceError`
+        where all arrays together are larger than a file of its size may hold.
         """
         told = _told(record)
         if told is None:
@@ -40,6 +45,9 @@ class ArrayStorages:
         storage = Storage(values[0], values[1], prod(shape))
         if storage.nbytes != self[storage.key].nbytes():
             raise ValueError("another number of values than the shape says")
+        self._total += storage.nbytes
+        if self._total > self._most:  # many arrays of the same values
+            raise size_error(self._path, self._total, self._most)
         return PickledTensor(storage, storage.dtype, 0, shape, _strides(shape, columns))
 
     def _storage(self, source: Any, dtype: np.dtype[Any]) -> tuple[str, torch.dtype]:
@@ -84,7 +92,8 @@ def _dtype(record: Any) -> np.dtype[Any] | None:
     if not isinstance(code, str) or not _CODE.fullmatch(code):
         return None
     is_big = isinstance(state, tuple) and state[1:2] == (">",)
-    return np.dtype(code).newbyteorder(">" if is_big else "<")
+    found: np.dtype[Any] = np.dtype(code).newbyteorder(">" if is_big else "<")
+    return found
 
 
 def bytes_source(values: Any) -> Any:
