@@ -11,7 +11,7 @@ import torch
 from sane_plugins.formats.dequantize import Content, decode_quantized, describe_content
 from sane_plugins.formats.folding import Folded, fold
 from sane_plugins.formats.inferred_chain import infer_chain
-from sane_plugins.formats.key_prefixes import rename_content, strip_wrapper_prefixes
+from sane_plugins.formats.key_prefixes import rename_content
 from sane_plugins.quantization import FLOAT8, Described, unread_reason
 from sane_plugins.weights import (
     Layer,
@@ -20,6 +20,7 @@ from sane_plugins.weights import (
     describe_layers,
     layer_name,
     memory_key,
+    strip_wrapper_prefixes,
     vectors_last,
 )
 

@@ -33,6 +33,7 @@ from .tensor_identity import memory_key, tensor_digest, tensors_digest
 from .token_layout import Slot, TokenLayout
 from .token_stream import TokenBlock, token_blocks
 from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, tokenize
+from .wrapper_names import PlainNames, strip_wrapper_prefixes
 
 __all__ = [
     "JOIN",
@@ -51,6 +52,7 @@ __all__ = [
     "Kind",
     "Layer",
     "Param",
+    "PlainNames",
     "Pruned",
     "Role",
     "Scale",
@@ -81,6 +83,7 @@ __all__ = [
     "rounded_to",
     "shape_text",
     "stored_ties",
+    "strip_wrapper_prefixes",
     "tensor_digest",
     "tensors_digest",
     "token_blocks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.module_tensors import ModuleTensor, read_module_tensors
 from sane_plugins.weights.module_writes import is_computed, write_module_tensor
 from sane_plugins.weights.rounding import is_rounded, rounded_to
+from sane_plugins.weights.wrapper_names import strip_wrapper_prefixes
 
 _COMPUTED = (
     "pruned entries must be zero, a spectral norm 1, an orthogonal matrix orthogonal",
@@ -43,7 +45,7 @@ def load_nearest(module: nn.Module, graph: WeightGraph) -> None:
 
 
 def _write(module: nn.Module, graph: WeightGraph, *, exactly: bool) -> None:
-    entries, _, _ = read_module_tensors(module)
+    entries = _entries(module, graph)
     _require_fit(entries, graph)
     _require_equal_ties(entries, graph)
     backup = _Backup(module, entries)
@@ -56,6 +58,16 @@ def _write(module: nn.Module, graph: WeightGraph, *, exactly: bool) -> None:
     except BaseException:
         backup.restore()
         raise
+
+
+def _entries(module: nn.Module, graph: WeightGraph) -> Sequence[ModuleTensor]:
+    """Return a module's tensors; of a wrapped one by their plain names, where the graph has only those."""
+    entries, *_ = read_module_tensors(module)
+    names = strip_wrapper_prefixes([entry.key for entry in entries])
+    if not names.plain or not names.plain.keys().isdisjoint({*graph.tensors, *graph.ties}):
+        return entries
+    owners = [names.of(x.key).removesuffix(x.attribute).removesuffix(".") for x in entries]
+    return [replace(entry, owner=owner) for entry, owner in zip(entries, owners, strict=True)]
 
 
 class _Backup:
@@ -109,7 +121,7 @@ def _in_its_type(entry: ModuleTensor, graph: WeightGraph, key: str) -> torch.Ten
 
 def _require_values(module: nn.Module, graph: WeightGraph, exactly: bool) -> None:
     """Raise `SourceError` unless a forward pass in evaluation uses the graph's values."""
-    for entry in read_module_tensors(module)[0]:
+    for entry in _entries(module, graph):
         key = graph.ties.get(entry.key, entry.key)
         if key not in graph.tensors:
             continue

@@ -11,8 +11,7 @@ from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 
 from sane_plugins.formats import from_state_dict, open_file, save_checkpoint, save_safetensors
-from sane_plugins.formats.key_prefixes import strip_wrapper_prefixes
-from sane_plugins.weights import from_module, load_into, tokenize
+from sane_plugins.weights import from_module, load_into, strip_wrapper_prefixes, tokenize
 
 State = dict[str, torch.Tensor]
 
@@ -101,6 +100,27 @@ def test_averages_are_read_as_what_they_average(compiled: bool, tmp_path) -> Non
     assert [p.key for p in graph.params] == [p.key for p in from_module(network).params]
     assert any("AveragedModel" in note for note in graph.notes)
     load_into(Net(), graph)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.compile,
+        torch.optim.swa_utils.AveragedModel,
+        lambda net: nn.DataParallel(torch.compile(net)),
+    ],
+)
+def test_wrapped_modules_are_loaded_from_what_they_wrote(wrap, tmp_path) -> None:
+    torch.manual_seed(0)
+    one, other = wrap(Net()), wrap(Net())
+    torch.save(one.state_dict(), tmp_path / "net.pt")
+    for source in (open_file(tmp_path / "net.pt"), from_module(one)):
+        for target in (wrap(Net()), other):
+            load_into(target, source)
+            for key, tensor in one.state_dict().items():
+                assert torch.equal(target.state_dict()[key], tensor)
 
 
 @pytest.mark.parametrize(
