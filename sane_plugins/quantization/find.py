@@ -25,7 +25,9 @@ from sane_plugins.quantization.stored import (
     split_key,
 )
 
-_FORMATS: tuple[Callable[[str, Stored], QuantizedTensor | UnreadTensor | None], ...] = (
+_Find = Callable[[str, Stored], QuantizedTensor | UnreadTensor | None]
+_OF_FLOATS: tuple[_Find, ...] = (find_four_bit, find_bitmask, find_packed_params)
+_OF_ANY: tuple[_Find, ...] = (
     find_four_bit,
     find_packed_layer,
     find_packed_weight,
@@ -83,7 +85,8 @@ def find_quantized(
     for key in described:
         if key in parts:
             continue
-        found = next((x for each in _FORMATS if (x := each(key, stored))), None)
+        formats = _OF_FLOATS if stored.is_real(key) else _OF_ANY  # most tensors are plain floats
+        found = next((x for each in formats if (x := each(key, stored))), None)
         if isinstance(found, QuantizedTensor) and found.key not in targets:
             read[key] = found
             targets.add(found.key)
@@ -118,7 +121,7 @@ def _activations(weight: str) -> list[str]:
 def _affine_activations(stored: Stored) -> Iterator[str]:
     """Yield scales that lie beside their zero point, as torch.ao keeps those of a layer's output."""
     for key in stored.described:
-        layer, attribute = split_key(key)
+        layer, attribute = split_key(key) if key.endswith("scale") else ("", "")
         zero = f"{layer}zero_point"
         if attribute == "scale" and zero in stored.described and stored.is_real(key):
             is_pair = stored.shape(zero) == stored.shape(key)

@@ -142,6 +142,8 @@ def _gptq(key: str, stored: Stored, bits: int) -> QuantizedTensor | None:
     if not ordered and (not groups or inputs % groups):
         return None
     words = stored.tensors[zero]
+    if words.is_meta:
+        return None
     zeros = unpack(words, bits)
     middle = 2 ** (bits - 1)
     if zeros.numel() < _MIN_ZEROS or int(zeros.min()) != int(zeros.max()):
@@ -162,7 +164,7 @@ def _is_order(stored: Stored, key: str, inputs: int, groups: int) -> bool:
     if stored.shape(key) != (inputs,) or stored.dtype(key) not in (torch.int32, torch.int64):
         return False
     values = stored.tensors[key]
-    return inputs > 0 and int(values.min()) >= 0 and int(values.max()) < groups
+    return inputs > 0 and not values.is_meta and int(values.min()) >= 0 and int(values.max()) < groups
 
 
 def _row_bits(columns: int, packed: Sequence[int]) -> int:
