@@ -130,16 +130,21 @@ def decode_quantized(content: Content, source: str) -> Content:
     )
 
 
-def count_weights(content: Content, source: str) -> int:
-    """Return how many weights a source has, those that cannot be read included."""
-    content = decode_quantized(content, source)
-    count = sum(count for count, _ in (*content.unread.values(), *content.missed.values()))
+def count_weights(content: Content) -> tuple[int, int]:
+    """Return how many weights of a source are read, and how many are missed."""
+    content = decode_quantized(content, "")
+    read, missed = (
+        0,
+        sum(count for count, _ in (*content.unread.values(), *content.missed.values())),
+    )
     for key, (shape, dtype) in content.described.items():
-        if key not in content.settings and key not in content.missed:
-            size = prod(shape)
-            is_float = dtype.is_floating_point
-            count += size if is_float else unread_reason(key.rpartition(".")[2], shape, dtype)[1]
-    return count
+        if key in content.settings or key in content.missed:
+            continue
+        if dtype.is_floating_point:
+            read += prod(shape)
+        else:
+            missed += unread_reason(key.rpartition(".")[2], shape, dtype)[1]
+    return read, missed
 
 
 def describe_content(

@@ -13,9 +13,9 @@ from sane_plugins.quantization.stored import FLOAT8, QuantizedTensor, Stored, Te
 def find_bitmask(key: str, stored: Stored) -> QuantizedTensor | UnreadTensor | None:
     """Recognise `W.compressed` with `W.bitmask`, `W.shape` and `W.row_offsets`."""
     stem = key.removesuffix(".compressed")
-    mask, told, offsets = f"{stem}.bitmask", f"{stem}.shape", f"{stem}.row_offsets"
-    if stem == key or mask not in stored.described:
+    if stem == key or f"{stem}.bitmask" not in stored.described:
         return None
+    mask, told, offsets = f"{stem}.bitmask", f"{stem}.shape", f"{stem}.row_offsets"
     scales = stored.present(f"{stem}_scale", f"{stem}_zero_point")
     parts = stored.present(mask, told, offsets)
     shape = tuple(stored.numbers(told)) if told in stored.described else ()

@@ -32,9 +32,10 @@ class _State:
 
 def find_four_bit(key: str, stored: Stored) -> QuantizedTensor | UnreadTensor | None:
     """Recognise `W`, of any type, with `W.absmax`, `W.quant_map` and the state that tells its shape."""
-    absmax, table = f"{key}.absmax", f"{key}.quant_map"
+    absmax = f"{key}.absmax"
     if absmax not in stored.described:
         return None
+    table = f"{key}.quant_map"
     states = {kind: f"{key}.quant_state.bitsandbytes__{kind}" for kind in _KINDS}
     nested = f"{key}.nested_absmax", f"{key}.nested_quant_map"
     parts = stored.present(absmax, table, *nested, *states.values())

@@ -7,19 +7,24 @@ from math import prod
 
 import torch
 
+_TILE = 128  # rows and columns of the blocks of DeepSeek's files and their kind
+
 
 def block_shape(shape: Sequence[int], scales: Sequence[int]) -> tuple[int, ...] | None:
     """Return the shape of the block that shares a scale; None where the shapes leave it open.
 
     One scale is the tensor's; a vector of scales goes along the first axis. Elsewhere scales have the
-    tensor's axes. A last block may be smaller: then its size is a power of two (128, as a rule).
+    tensor's axes. A last block may be smaller: then it is one of 128 by 128, or its size a power of two.
     """
     if prod(scales) == 1:
         return tuple(shape)
-    if len(scales) == 1:
-        scales = (*scales, *[1] * (len(shape) - 1))
+    scales = (*scales, *[1] * (len(shape) - 1)) if len(scales) == 1 else tuple(scales)
     if len(scales) != len(shape):
         return None
+    if scales[-2:] == tuple(-(-size // _TILE) for size in shape[-2:]):
+        leading = [_block(size, count) for size, count in zip(shape[:-2], scales[:-2], strict=True)]
+        blocks = [*leading, *(min(size, _TILE) for size in shape[-2:])]
+        return tuple(blocks) if all(blocks) else None
     blocks = [_block(size, count) for size, count in zip(shape, scales, strict=True)]
     return tuple(blocks) if all(blocks) else None
 

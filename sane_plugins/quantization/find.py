@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from sane_plugins.quantization.bitmask import find_bitmask
 from sane_plugins.quantization.bitsandbytes import find_four_bit
@@ -25,7 +25,9 @@ from sane_plugins.quantization.stored import (
     split_key,
 )
 
-_FORMATS: tuple[Callable[[str, Stored], QuantizedTensor | UnreadTensor | None], ...] = (
+_Find = Callable[[str, Stored], QuantizedTensor | UnreadTensor | None]
+_OF_FLOATS: tuple[_Find, ...] = (find_four_bit, find_bitmask, find_packed_params)
+_OF_ANY: tuple[_Find, ...] = (
     find_four_bit,
     find_packed_layer,
     find_packed_weight,
@@ -83,7 +85,8 @@ def find_quantized(
     for key in described:
         if key in parts:
             continue
-        found = next((x for each in _FORMATS if (x := each(key, stored))), None)
+        formats = _OF_FLOATS if stored.is_real(key) else _OF_ANY  # most tensors are plain floats
+        found = next((x for each in formats if (x := each(key, stored))), None)
         if isinstance(found, QuantizedTensor) and found.key not in targets:
             read[key] = found
             targets.add(found.key)
@@ -95,23 +98,32 @@ def find_quantized(
         elif isinstance(found, UnreadTensor):
             unread[key] = found
             parts |= dict.fromkeys(found.parts, f"part of the quantised '{key}', which is not read")
-    weights = {*(x.key for x in read.values()), *(x.key or x.stored for x in unread.values())}
-    weights |= {*quantized}
-    settings = _settings(stored, {split_key(key)[0] for key in weights} if weights else set())
+    known = {*quantized, *(x.key or x.stored for x in unread.values())}
+    for key, weight in read.items():
+        activations = stored.present(*_activations(weight.key))
+        read[key] = replace(weight, parts=(*weight.parts, *activations))
+        parts |= dict.fromkeys(activations, _ACTIVATION)
+    settings = dict.fromkeys(
+        stored.present(*(x for key in known for x in _activations(key))), _ACTIVATION
+    )
+    settings |= dict.fromkeys(_affine_activations(stored), _ACTIVATION)
     # A part may come before the tensor that it belongs to.
     read = {key: x for key, x in read.items() if key not in parts}
     return Quantized(read, unread, parts, {k: v for k, v in settings.items() if k not in parts})
 
 
-def _settings(stored: Stored, layers: set[str]) -> dict[str, str]:
-    """Return the scales of activations: by name beside a quantised weight, or with their zero point."""
-    settings = {}
+def _activations(weight: str) -> list[str]:
+    """Return the names that formats give to scales of the activations beside a quantised weight."""
+    layer, _ = split_key(weight)
+    return [f"{layer}{name}" for name in _ACTIVATIONS]
+
+
+def _affine_activations(stored: Stored) -> Iterator[str]:
+    """Yield scales that lie beside their zero point, as torch.ao keeps those of a layer's output."""
     for key in stored.described:
-        layer, attribute = split_key(key)
-        is_named = attribute in _ACTIVATIONS and layer in layers
+        layer, attribute = split_key(key) if key.endswith("scale") else ("", "")
         zero = f"{layer}zero_point"
-        is_pair = attribute == "scale" and stored.first(zero) is not None
-        is_pair = is_pair and stored.is_real(key) and not stored.dtype(zero).is_floating_point
-        if is_named or (is_pair and stored.shape(zero) == stored.shape(key)):
-            settings[key] = _ACTIVATION
-    return settings
+        if attribute == "scale" and zero in stored.described and stored.is_real(key):
+            is_pair = stored.shape(zero) == stored.shape(key)
+            if is_pair and not stored.dtype(zero).is_floating_point:
+                yield key

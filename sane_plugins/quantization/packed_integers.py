@@ -18,6 +18,7 @@ from sane_plugins.quantization.stored import (
 
 _WORD = 32  # bits
 _USUAL_BITS = 4
+_SPARSE_THREES = 10  # values of 3 bits in a word, as they were packed once
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where value i of a word lies in it
 _MIN_ZEROS = 8  # zero points that must agree to tell GPTQ's two versions apart
 Found = QuantizedTensor | UnreadTensor | None
@@ -141,6 +142,8 @@ def _gptq(key: str, stored: Stored, bits: int) -> QuantizedTensor | None:
     if not ordered and (not groups or inputs % groups):
         return None
     words = stored.tensors[zero]
+    if words.is_meta:
+        return None
     zeros = unpack(words, bits)
     middle = 2 ** (bits - 1)
     if zeros.numel() < _MIN_ZEROS or int(zeros.min()) != int(zeros.max()):
@@ -161,18 +164,17 @@ def _is_order(stored: Stored, key: str, inputs: int, groups: int) -> bool:
     if stored.shape(key) != (inputs,) or stored.dtype(key) not in (torch.int32, torch.int64):
         return False
     values = stored.tensors[key]
-    return inputs > 0 and int(values.min()) >= 0 and int(values.max()) < groups
+    return inputs > 0 and not values.is_meta and int(values.min()) >= 0 and int(values.max()) < groups
 
 
 def _row_bits(columns: int, packed: Sequence[int]) -> int:
     """Return how many bits a value has in a row of words; 0 where several sizes give as many words."""
     if len(packed) != 2:
         return 0
-    fits = [
-        bits
-        for bits in range(1, 9)
-        if packed[1] in (-(-columns * bits // _WORD), -(-columns // (_WORD // bits)))
-    ]
+    dense = {bits: -(-columns * bits // _WORD) for bits in range(1, 9)}
+    fits = [bits for bits, words in dense.items() if words == packed[1]]
+    if packed[1] == -(-columns // _SPARSE_THREES):
+        fits.append(3)
     return fits[0] if len(fits) == 1 and _WORD % fits[0] == 0 else 0
 
 

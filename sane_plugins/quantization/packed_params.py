@@ -17,6 +17,8 @@ _NAMES = {
 
 def find_packed_params(key: str, stored: Stored) -> QuantizedTensor | None:
     """Recognise the weight and bias of a quantised linear layer or embedding by torch.ao's names."""
+    if "_packed_" not in key:
+        return None
     for ending, attribute in _NAMES.items():
         layer = key.removesuffix(ending)
         if layer != key and layer[-1:] in ("", "."):

@@ -80,10 +80,12 @@ class Stored:
         return dtype.is_floating_point and dtype.itemsize > 1
 
     def numbers(self, key: str, most: int = 32) -> list[int]:
-        """Return the values of a small integer tensor; empty where it is larger, or holds other values."""
-        if self.size(key) > most or self.dtype(key).is_floating_point:
+        """Return the values of a small integer tensor; empty where it is larger, or holds no such values."""
+        dtype = self.dtype(key)
+        if self.size(key) > most or dtype.is_floating_point or dtype.is_complex:
             return []
-        return [int(x) for x in self.tensors[key].reshape(-1).tolist()]
+        tensor = self.tensors[key]
+        return [] if tensor.is_meta else [int(x) for x in tensor.reshape(-1).tolist()]
 
 
 def split_key(key: str) -> tuple[str, str]:

@@ -65,7 +65,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         state_dicts, _ = _state_dicts(path, checkpoint.content)
     if not state_dicts:
         raise _empty_error(path, checkpoint.classes)
-    return max(state_dicts, key=_weight_count)[1]
+    return _largest(state_dicts)[1]
 
 
 def _largest_network(path: Path, checkpoint: Checkpoint) -> WeightGraph:
@@ -74,8 +74,8 @@ def _largest_network(path: Path, checkpoint: Checkpoint) -> WeightGraph:
     if not state_dicts:
         raise _empty_error(path, checkpoint.classes)
     with source_errors(path):
-        best = max(state_dicts, key=lambda found: _weight_count(found[1]))
-        apart = _weights_apart(best, state_dicts)
+        best = _largest(state_dicts)
+        apart = _weights_apart(best, state_dicts) if len(state_dicts) > 1 else {}
     key_path, tensors = best
     notes: tuple[str, ...] = (f"read from '{'.'.join(key_path)}'",) if key_path else ()
     others = [other for other in state_dicts if other is not best and _weight_count(other[1])]
@@ -187,13 +187,26 @@ def _weights_apart(best: _FoundStateDict, state_dicts: list[_FoundStateDict]) ->
     for key_path, tensors in state_dicts:
         fresh = {key: x for key, x in tensors.items() if memory_key(x) not in seen}
         seen |= {memory_key(x) for x in fresh.values()}
-        if any(x.numel() > 1 for x in fresh.values()) and (count := _weight_count(fresh)):
-            counts[".".join(key_path) or _label(((), fresh))] = count
+        if _weight_count({key: x for key, x in fresh.items() if x.numel() > 1}):
+            counts[".".join(key_path) or _label(((), fresh))] = _weight_count(fresh)
     return counts
 
 
+def _largest(state_dicts: list[_FoundStateDict]) -> _FoundStateDict:
+    """Return the network that is read: that of most weights, if some of them can be."""
+    if len(state_dicts) == 1:
+        return state_dicts[0]
+    return max(state_dicts, key=lambda found: _rank(found[1]))
+
+
+def _rank(tensors: Mapping[str, torch.Tensor]) -> tuple[bool, int]:
+    """Return whether a network has weights that can be read, and how many it has."""
+    read, missed = count_weights(describe_content(tensors, "", valued=True))
+    return read > 0, read + missed
+
+
 def _weight_count(tensors: Mapping[str, torch.Tensor]) -> int:
-    return count_weights(describe_content(tensors, "", valued=True), "")
+    return _rank(tensors)[1]
 
 
 def _shortened(parts: list[_Part], name: Callable[[_Part], str]) -> str:
