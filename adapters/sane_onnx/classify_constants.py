@@ -13,11 +13,12 @@ from sane_onnx import limits
 from sane_onnx.constants import Constant, ConstantOfShape, SparseConstant
 from sane_onnx.final_readers import final_readers
 from sane_onnx.inline import InlinedModel
-from sane_onnx.masks import is_mask
+from sane_onnx.masks import ELEMENTWISE, is_mask
 from sane_onnx.operators.quantized_operators import scale_inputs
 from sane_onnx.proto import STANDARD
 from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.quantized_weights import find_quantized_weights
+from sane_onnx.rounded import RoundedWeight
 from sane_onnx.tensors import FLOATS, StoredTensor, is_external, type_name
 from sane_onnx.topological_order import sort_topologically
 from sane_plugins.weights import Param
@@ -94,10 +95,11 @@ def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
         elif key in quantized.not_read:
             reason, classified.missed[key] = quantized.not_read[key]
         else:
-            is_number = key in inlined.constant_nodes and (has_initializers or not constant.shape)
+            final = final_readers(key, uses.nodes)
+            is_operand = has_initializers and all(x.op_type in ELEMENTWISE for x, _ in final)
+            is_number = key in inlined.constant_nodes and (is_operand or not constant.shape)
             reason = _reason_untouched(constant, readers, is_number)
-            if not reason and prod(constant.shape) > 1 and len(readers) == 1:
-                reason = _reason_untouched(constant, final_readers(key, uses.nodes), False)
+            reason = reason or _reason_untouched(constant, final, False)
         if key in attributes and not reason:
             reason = attributes[key]
         if not reason and 0 in constant.shape:
@@ -151,7 +153,7 @@ def _add_weight(classified: ClassifiedConstants, key: str, constant: Constant) -
     dtype = constant.dtype
     assert dtype is not None, "weights have a torch dtype"
     classified.params[key] = Param(key=key, role="other", shape=constant.shape, dtype=dtype)
-    if isinstance(constant, QuantizedWeight):
+    if isinstance(constant, QuantizedWeight | RoundedWeight):
         classified.converted[key] = constant.description
     elif isinstance(constant, ConstantOfShape):
         classified.converted[key] = "one value, repeated by ConstantOfShape"

@@ -9,7 +9,20 @@ from sane_onnx.final_readers import Readers, final_readers
 from sane_onnx.tensors import FLOATS
 from sane_plugins.weights import MAX_VALUE
 
-_ELEMENTWISE = ("Add", "And", "Div", "Max", "Min", "Mul", "Softmax", "Sub", "Sum", "Where")
+ELEMENTWISE = (
+    "Pow",
+    "Sqrt",
+    "Add",
+    "And",
+    "Div",
+    "Max",
+    "Min",
+    "Mul",
+    "Softmax",
+    "Sub",
+    "Sum",
+    "Where",
+)
 
 
 def is_mask(constant: Constant, key: str, readers: Readers) -> bool:
@@ -32,4 +45,4 @@ def is_mask(constant: Constant, key: str, readers: Readers) -> bool:
 def _is_elementwise_operand(key: str, readers: Readers) -> bool:
     """Return whether only elementwise operators compute with a value."""
     final = final_readers(key, readers)
-    return bool(final) and all(node.op_type in _ELEMENTWISE for node, _ in final)
+    return bool(final) and all(node.op_type in ELEMENTWISE for node, _ in final)
