@@ -96,7 +96,10 @@ def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
             reason, classified.missed[key] = quantized.not_read[key]
         else:
             final = final_readers(key, uses.nodes)
-            is_operand = has_initializers and all(x.op_type in ELEMENTWISE for x, _ in final)
+            # What is added may be the bias of a layer with one output.
+            is_operand = has_initializers and all(
+                x.op_type in ELEMENTWISE and x.op_type != "Add" for x, _ in final
+            )
             is_number = key in inlined.constant_nodes and (is_operand or not constant.shape)
             reason = _reason_untouched(constant, readers, is_number)
             reason = reason or _reason_untouched(constant, final, False)
