@@ -8,31 +8,24 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-import torch
 from onnx import ModelProto, NodeProto
 
+from sane_onnx.channel_free import ChannelFree
 from sane_onnx.classify_constants import ClassifiedConstants, Uses
-from sane_onnx.constant_lists import fold_lists, repeated_numbers
-from sane_onnx.constants import Constant
 from sane_onnx.inline import InlinedModel
+from sane_onnx.known_integers import infer_values
 from sane_onnx.operators.attributes import has
 from sane_onnx.operators.operator_channels import (
     OperatorCall,
     channel_ops,
     is_join,
-    is_shape_operator,
 )
 from sane_onnx.operators.operator_weights import NodeWeights, output_count, weights_of
 from sane_onnx.proto import STANDARD
-from sane_onnx.shapes import infer_shapes
-from sane_onnx.tensors import StoredTensor
+from sane_onnx.recurrent_parts import trace_parts
 from sane_onnx.weight_views import trace_views
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import OPAQUE, ChannelOps, Kind, Layer, Param, vectors_last
-
-# Lists of axes and shapes are shorter.
-_MAX_LIST_LENGTH = 64
-_BIASED = ("Conv", "ConvTranspose", "Gemm")  # their third input is a bias
 
 
 class LayerBuilder:
@@ -49,19 +42,15 @@ class LayerBuilder:
         self._path, self._inlined, self._uses = path, inlined, uses
         self._nodes = classified.nodes
         self._constants = inlined.constants
-        stored = {
-            name: [int(x) for x in constant.read().tolist()]
-            for name, constant in inlined.constants.items()
-            if _is_integer_list(constant)
-        }
-        self._integers = fold_lists(self._nodes, stored, _MAX_LIST_LENGTH)
-        self._shapes = infer_shapes(model, inlined, self._nodes, self._integers)
+        self._shapes, self._integers = infer_values(model, inlined, self._nodes)
         self._params = classified.params
         self._shapes |= {key: param.shape for key, param in classified.params.items()}
+        self._parts = trace_parts(self._nodes, classified.params)
         self._views = trace_views(
             self._nodes, classified.params, self._integers, classified.dequantized
         )
-        self._channel_free = self._find_channel_free()
+        free = ChannelFree(self._nodes, self._constants, classified.params, self._shapes)
+        self._channel_free, self._uniform = free.values, free.uniform
         self._settings = self._channel_free.union(self._constants)
         self._layers: dict[str, Layer] = {}
         self._suffixes: Counter[str] = Counter()
@@ -73,7 +62,9 @@ class LayerBuilder:
             self._values[name] = self._add(f"%{name}", "input")
         for node in self._nodes:
             is_known = all(
-                name in self._values or name in self._views for name in node.output if name
+                name in self._values or name in self._views or name in self._parts
+                for name in node.output
+                if name
             )
             if node.output and not is_known and not self._channel_free.issuperset(node.output):
                 self._add_node(node)
@@ -83,32 +74,17 @@ class LayerBuilder:
         self._inputs(key for key in self._params if key not in used)
         return tuple(self._layers.values())
 
-    def _find_channel_free(self) -> set[str]:
-        """Return values that no channel affects: repeated numbers, scales of activations, their products."""
-        channel_free = repeated_numbers(self._nodes, self._constants, self._params)
-        for node in self._nodes:
-            if node.op_type == "DynamicQuantizeLinear":
-                channel_free.update(filter(None, node.output[1:]))
-            elif node.op_type == "Mul" and channel_free.intersection(node.input):
-                rest = [x for x in node.input if x not in channel_free]
-                if all(x in self._constants and x not in self._params for x in rest):
-                    channel_free.update(node.output)
-        return channel_free
-
     def _add_node(self, node: NodeProto) -> None:
         outputs = [
             name for name in node.output if name in self._uses and name not in self._channel_free
         ]
         is_single = outputs == list(node.output[:1]) or not outputs
         attribute_constants = self._inlined.attribute_constants.get(node.output[0], {})
-        weights = weights_of(self._without_numbers(node), self._views, self._shapes, self._settings)
+        weights = weights_of(node, self._views, self._parts, self._shapes, self._settings)
         if weights is not None and (is_single or weights.is_opaque):
             self._add_weight_layer(node, weights)
             return
         name = f"%{node.output[0]}"
-        if is_shape_operator(node):
-            self._values[node.output[0]] = self._add(name, "input")
-            return
         ops = self._channel_ops(node) if is_single and not attribute_constants else OPAQUE
         follows_first = ops is not OPAQUE and not is_join(node)
         inputs = self._inputs(node.input[:1] if follows_first else node.input)
@@ -141,7 +117,8 @@ class LayerBuilder:
             others = [
                 x
                 for x in node.input
-                if x not in self._views or self._views[x].param.key not in used
+                if x not in self._parts
+                and (x not in self._views or self._views[x].param.key not in used)
             ]
             inputs = (self._add(f"%before {name}", "opaque", inputs=self._inputs(others)),)
         layer = self._add(name, weights.kind, params, inputs, weights.groups, weights.dims)
@@ -151,15 +128,6 @@ class LayerBuilder:
         if weights.is_opaque:
             layer = self._add(f"%after {name}", "opaque", inputs=(layer,))
         self._values.update(dict.fromkeys(outputs, layer))
-
-    def _without_numbers(self, node: NodeProto) -> NodeProto:
-        """Return a node without the inputs that are one number, such as a bias of zeros."""
-        if node.op_type not in _BIASED or not self._channel_free.intersection(node.input[2:]):
-            return node
-        plain = NodeProto()
-        plain.CopyFrom(node)
-        plain.input[2] = ""
-        return plain
 
     def _scaled_outputs(self, node: NodeProto) -> list[str]:
         """Return the values from the output of an integer product to its dequantised form."""
@@ -212,13 +180,14 @@ class LayerBuilder:
                 or name in self._constants
                 or name in self._views
                 or name in self._channel_free
-                or name in self._integers
                 for name in others
             )
         return ops if is_safe else OPAQUE
 
     def _is_weight_or_scalar(self, name: str) -> bool:
-        """Return whether an operand is a weight, a scalar or not a constant."""
+        """Return whether an operand is a weight, a scalar or the same everywhere, or not a constant."""
+        if name in self._channel_free:
+            return name in self._uniform
         tensor = self._constants.get(name)
         return tensor is None or name in self._params or prod(tensor.shape) == 1
 
@@ -244,6 +213,10 @@ class LayerBuilder:
             return name
         if value in self._constants:
             return None
+        if value in self._parts:
+            keys = [param.key for param in self._parts[value]]
+            self._values[value] = self._add(value, "opaque", inputs=self._inputs(keys))
+            return self._values[value]
         raise SourceError(
             f"{self._path}, {value!r}",
             "a node reads this value, which nothing before it gives",
@@ -269,12 +242,3 @@ class LayerBuilder:
             name=unique, kind=kind, params=params, inputs=inputs, groups=groups, dims=dims
         )
         return unique
-
-
-def _is_integer_list(constant: Constant) -> bool:
-    is_short = (
-        isinstance(constant, StoredTensor)
-        and len(constant.shape) == 1
-        and constant.size < _MAX_LIST_LENGTH
-    )
-    return is_short and constant.dtype == torch.int64

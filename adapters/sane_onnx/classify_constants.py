@@ -11,12 +11,14 @@ from onnx import NodeProto
 
 from sane_onnx import limits
 from sane_onnx.constants import Constant, ConstantOfShape, SparseConstant
+from sane_onnx.final_readers import final_readers
 from sane_onnx.inline import InlinedModel
-from sane_onnx.masks import is_mask
+from sane_onnx.masks import ELEMENTWISE, is_mask
 from sane_onnx.operators.quantized_operators import scale_inputs
 from sane_onnx.proto import STANDARD
 from sane_onnx.quantized import QuantizedWeight
 from sane_onnx.quantized_weights import find_quantized_weights
+from sane_onnx.rounded import RoundedWeight
 from sane_onnx.tensors import FLOATS, StoredTensor, is_external, type_name
 from sane_onnx.topological_order import sort_topologically
 from sane_plugins.weights import Param
@@ -35,8 +37,6 @@ _SETTING_INPUTS: Mapping[str, tuple[int, ...]] = {
     "GRU": (4, 5),
     "RNN": (4, 5),
 }
-
-_MAX_COMPARED = 2**16  # values of a constant
 
 
 @dataclass
@@ -80,6 +80,10 @@ def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
     nodes = sort_topologically(inlined.nodes)
     quantized = find_quantized_weights(nodes, inlined.constants, _ranks(inlined))
     attributes = _attribute_reasons(inlined)
+    has_initializers = any(
+        x.dtype in FLOATS.values() and key not in inlined.constant_nodes
+        for key, x in inlined.constants.items()
+    )
     classified = ClassifiedConstants(nodes, dequantized=quantized.dequantized)
     expanded = _Expanded(inlined.file_bytes)
     for key, constant in inlined.constants.items():
@@ -91,7 +95,14 @@ def classify(inlined: InlinedModel, uses: Uses) -> ClassifiedConstants:
         elif key in quantized.not_read:
             reason, classified.missed[key] = quantized.not_read[key]
         else:
-            reason = _reason_untouched(constant, readers, key in inlined.constant_nodes)
+            final = final_readers(key, uses.nodes)
+            # What is added may be the bias of a layer with one output.
+            is_operand = has_initializers and all(
+                x.op_type in ELEMENTWISE and x.op_type != "Add" for x, _ in final
+            )
+            is_number = key in inlined.constant_nodes and (is_operand or not constant.shape)
+            reason = _reason_untouched(constant, readers, is_number)
+            reason = reason or _reason_untouched(constant, final, False)
         if key in attributes and not reason:
             reason = attributes[key]
         if not reason and 0 in constant.shape:
@@ -145,7 +156,7 @@ def _add_weight(classified: ClassifiedConstants, key: str, constant: Constant) -
     dtype = constant.dtype
     assert dtype is not None, "weights have a torch dtype"
     classified.params[key] = Param(key=key, role="other", shape=constant.shape, dtype=dtype)
-    if isinstance(constant, QuantizedWeight):
+    if isinstance(constant, QuantizedWeight | RoundedWeight):
         classified.converted[key] = constant.description
     elif isinstance(constant, ConstantOfShape):
         classified.converted[key] = "one value, repeated by ConstantOfShape"
@@ -154,7 +165,7 @@ def _add_weight(classified: ClassifiedConstants, key: str, constant: Constant) -
 
 
 def _reason_untouched(
-    constant: Constant, readers: Sequence[tuple[NodeProto, int]], is_constant_node: bool
+    constant: Constant, readers: Sequence[tuple[NodeProto, int]], is_number: bool
 ) -> str:
     """Return why a constant is not a weight or cannot be read as one; empty for a weight."""
     operators = [node.op_type for node, _ in readers if node.domain in STANDARD]
@@ -167,25 +178,8 @@ def _reason_untouched(
         return f"{kind} values are no weights"
     if readers and all(_is_setting(node, index) for node, index in readers):
         return f"a setting of {operators[0] if operators else readers[0][0].op_type}"
-    # Exporters keep parameters as initializers, and numbers in the code as Constant nodes, some as lists of one.
-    if not is_constant_node:
-        return ""
-    is_number = not constant.shape or (constant.shape == (1,) and not _are_biased(operators))
-    is_number = is_number or ({*operators} == {"Expand"} and _is_one_number(constant))
-    return "a number in the computation" if is_number else ""
-
-
-def _is_one_number(constant: Constant) -> bool:
-    """Return whether all values of a small constant are the same, as those of an initial state are."""
-    if not 0 < prod(constant.shape) <= _MAX_COMPARED:
-        return False
-    values = constant.read().reshape(-1)
-    return bool((values == values[0]).all())
-
-
-def _are_biased(operators: Sequence[str]) -> bool:
-    """Return whether a constant of one value may be the bias of a layer with one output."""
-    return bool({"Add", "Conv", "ConvTranspose", "Gemm", "MatMul"}.intersection(operators))
+    # Exporters keep parameters as initializers, and numbers in the code as Constant nodes.
+    return "a number in the computation" if prod(constant.shape) == 1 and is_number else ""
 
 
 def _is_setting(node: NodeProto, index: int) -> bool:

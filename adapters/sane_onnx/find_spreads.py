@@ -19,6 +19,7 @@ from sane_onnx.quantized import Dequantization
 from sane_onnx.spread import Spread
 
 _MAX_CASTS = 8
+_BITS_OF_GROUPS = 4
 # In these a difference of two bytes fits.
 SIGNED = (torch.int16, torch.int32, torch.int64)
 
@@ -56,10 +57,11 @@ class SpreadFinder:
             return None
         if name := operand(rule.groups):
             groups = self.folder.find(name)
-            scale = replace(scale, groups=groups, names=(*scale.names, name))
-            zero = replace(zero, groups=groups) if zero else None
-            if groups is None:
+            # onnxruntime leaves packed zero points out with groups, and other bits go wrong.
+            if groups is None or rule.bits != _BITS_OF_GROUPS or (zero and zero.packing):
                 return None
+            scale = replace(scale, groups=groups, names=(*scale.names, name))
+            zero = zero and replace(zero, groups=groups)
         dtype = scale.factors[-1].dtype
         is_float = dtype is not None and dtype.is_floating_point and dtype.itemsize > 1
         return Dequantization(

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
-from onnx import NodeProto
 
 from sane_onnx.constants import Constant, ConstantOfShape
-from sane_onnx.operators.value_inputs import keeps_values
+from sane_onnx.final_readers import Readers, final_readers
 from sane_onnx.tensors import FLOATS
 from sane_plugins.weights import MAX_VALUE
 
-_ELEMENTWISE = ("Add", "And", "Div", "Max", "Min", "Mul", "Softmax", "Sub", "Sum", "Where")
-_PASSING = (
-    "Cast",
-    "CastLike",
-    "Identity",
-    "ScatterElements",
-    "ScatterND",
-    "Transpose",
-    "Unsqueeze",
+ELEMENTWISE = (
+    "Pow",
+    "Sqrt",
+    "Add",
+    "And",
+    "Div",
+    "Max",
+    "Min",
+    "Mul",
+    "Softmax",
+    "Sub",
+    "Sum",
+    "Where",
 )
-_MOST_READERS = 1000
-_Readers = Mapping[str, Sequence[tuple[NodeProto, int]]]
 
 
-def is_mask(constant: Constant, key: str, readers: _Readers) -> bool:
+def is_mask(constant: Constant, key: str, readers: Readers) -> bool:
     """Return whether a constant holds numbers too large for weights, as masks do, and is used as one."""
     if constant.dtype not in FLOATS.values() or not _is_elementwise_operand(key, readers):
         return False
@@ -43,14 +42,7 @@ def is_mask(constant: Constant, key: str, readers: _Readers) -> bool:
     return is_table or bool((is_huge | (size == 0) | (size == 1)).all())
 
 
-def _is_elementwise_operand(key: str, readers: _Readers) -> bool:
-    """Return whether only elementwise operators read a value, after it was moved or cast."""
-    pending, seen = [key], {key}
-    while pending:
-        for node, index in readers.get(pending.pop(), ()):
-            if node.op_type in _PASSING or (keeps_values(node, index) and node.op_type != "Where"):
-                pending += [x for x in node.output if x and x not in seen]
-                seen.update(node.output)
-            elif node.op_type not in _ELEMENTWISE or len(seen) > _MOST_READERS:
-                return False
-    return bool(readers.get(key))
+def _is_elementwise_operand(key: str, readers: Readers) -> bool:
+    """Return whether only elementwise operators compute with a value."""
+    final = final_readers(key, readers)
+    return bool(final) and all(node.op_type in ELEMENTWISE for node, _ in final)

@@ -14,6 +14,7 @@ from sane_onnx.constant_flow import ConstantFlow
 from sane_onnx.constants import Constant
 from sane_onnx.operators.quantized_operators import true_count
 from sane_onnx.quantized import QuantizedWeight
+from sane_onnx.rounded import RoundedWeight, find_rounded
 from sane_onnx.tensors import StoredTensor, type_name
 
 _MAX_SIZES = 8  # longer lists are no sizes or axes of one tensor
@@ -27,7 +28,7 @@ class QuantizedWeights:
     `dequantized` are values that arithmetic makes of quantised ones, with the value that they come from.
     """
 
-    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    weights: dict[str, QuantizedWeight | RoundedWeight] = field(default_factory=dict)
     settings: set[str] = field(default_factory=set)
     not_read: dict[str, tuple[str, int]] = field(default_factory=dict)
     other_uses: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -39,7 +40,10 @@ def find_quantized_weights(
 ) -> QuantizedWeights:
     """Find the quantised weights of a model, whose nodes are in topological order."""
     flow = ConstantFlow(nodes, constants, index_ranks)
-    found = QuantizedWeights(dequantized=flow.dequantized)
+    rounded = find_rounded(nodes, constants)
+    found = QuantizedWeights(
+        weights={**rounded}, dequantized={**flow.dequantized, **_passed(rounded)}
+    )
     read = {name for node in nodes for name in node.input}
     for key, constant in constants.items():
         if not isinstance(constant, StoredTensor):
@@ -60,7 +64,7 @@ def find_quantized_weights(
 def _add(found: QuantizedWeights, key: str, stored: StoredTensor, flow: ConstantFlow) -> None:
     uses, lost = flow.uses.get(key, []), flow.lost.get(key, [])
     is_plain = all(use.scale is None and use.zero is None for _, use in uses)
-    if is_plain and (stored.size == 1 or _are_no_weights(stored, bool(uses))):
+    if _are_positions(stored) or (is_plain and _are_no_weights(stored, bool(uses))):
         return
     if uses:
         stored.require()
@@ -81,6 +85,11 @@ def _add(found: QuantizedWeights, key: str, stored: StoredTensor, flow: Constant
         found.not_read[key] = (f"{kind} values whose scales are not known constants", max(counts))
 
 
+def _passed(rounded: Mapping[str, RoundedWeight]) -> dict[str, str]:
+    """Return the integers that weights are rounded to on the way."""
+    return {weight.node.output[0]: key for key, weight in rounded.items()}
+
+
 def weight_count(node: NodeProto, stored: StoredTensor, flow: ConstantFlow) -> int:
     """Return how many weights a tensor holds of which a node reads several from each number."""
     if node.op_type == "BitwiseAnd" and not node.domain:
@@ -93,17 +102,26 @@ def weight_count(node: NodeProto, stored: StoredTensor, flow: ConstantFlow) -> i
 
 
 def _are_no_weights(stored: StoredTensor, is_cast: bool) -> bool:
-    """Return whether integers say nothing of the network: sizes, positions from 0 on, zeros and ones."""
+    """Return whether integers say nothing of the network: a number, sizes, zeros and ones."""
     is_integer = stored.dtype is not None and not stored.dtype.is_floating_point
+    if stored.size == 1:
+        return True
     if not is_integer or not (stored.is_wide or is_cast):
         return False
     if stored.is_wide and len(stored.shape) < 2 and stored.size <= _MAX_SIZES:
         return True
     stored.require()
+    numbers = stored.read()
+    return bool(((numbers == 0) | (numbers == 1)).all())
+
+
+def _are_positions(stored: StoredTensor) -> bool:
+    """Return whether integers count from 0 on."""
+    if not stored.is_wide or stored.size <= _MAX_SIZES:
+        return False
+    stored.require()
     numbers = stored.read().reshape(-1)
-    if bool(((numbers == 0) | (numbers == 1)).all()):
-        return True
-    return stored.is_wide and torch.equal(numbers, torch.arange(len(numbers), dtype=numbers.dtype))
+    return torch.equal(numbers, torch.arange(len(numbers), dtype=numbers.dtype))
 
 
 def _may_hold_weights(stored: StoredTensor) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 from onnx import (
     GraphProto,
     ModelProto,
@@ -14,7 +13,6 @@ from onnx import (
     ValueInfoProto,
     checker,
     helper,
-    numpy_helper,
     shape_inference,
 )
 
@@ -35,13 +33,14 @@ def infer_shapes(
     model: ModelProto,
     inlined: InlinedModel,
     nodes: Iterable[NodeProto],
-    lists: Mapping[str, Sequence[int]],
+    computed: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Shape]:
     """Return the shape of every value whose rank is known; None stands for an unknown size.
 
-    Shapes stated in the file are not trusted, except those of its inputs. `lists` holds the integer lists
-    that are known, constants or not.
+    Shapes stated in the file are not trusted, except those of its inputs. `computed` are lists of integers
+    that nodes compute, and that are known.
     """
+    known = computed or {}
     skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = skeleton.graph
     graph.name = "skeleton"
@@ -52,10 +51,10 @@ def infer_shapes(
             graph.input[-1].name = name
     for name, constant in inlined.constants.items():
         _declare(graph, name, constant)
-    known = inlined.with_subgraphs | (lists.keys() - inlined.constants.keys())
-    for name in lists.keys() - inlined.constants.keys():
-        graph.initializer.append(numpy_helper.from_array(np.array(lists[name], np.int64), name))
-    graph.node.extend(n for n in nodes if not known.intersection(n.output[:1]))
+    for name, values in known.items():
+        graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+    hidden = inlined.with_subgraphs.union(known)
+    graph.node.extend(n for n in nodes if not hidden.intersection(n.output[:1]))
     graph.output.extend(ValueInfoProto(name=name) for name in inlined.outputs)
     shapes = _infer_skeleton(skeleton)
     return {**shapes, **{name: x.shape for name, x in inlined.constants.items()}}

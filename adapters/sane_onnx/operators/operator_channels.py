@@ -159,11 +159,6 @@ def is_join(node: NodeProto) -> bool:
     return node.domain in STANDARD and node.op_type in (*_JOINS, "Concat")
 
 
-def is_shape_operator(node: NodeProto) -> bool:
-    """Return whether a node's output depends on its input's shape only."""
-    return node.domain in STANDARD and node.op_type in ("Shape", "Size")
-
-
 def _op_along(kind: Kind, axes: tuple[int, ...]) -> ChannelOps:
     return (ChannelOp(kind, dims=axes),) if axes else OPAQUE
 

@@ -41,13 +41,14 @@ _Rule = Callable[[NodeProto, Views, int | None], NodeWeights | None]
 def weights_of(
     node: NodeProto,
     constants: Mapping[str, View],
+    parts: Mapping[str, tuple[Param, ...]],
     shapes: Mapping[str, Shape],
     settings: Container[str],
 ) -> NodeWeights | None:
     """Return a node's weights; None where it has none, or not all of them are constants.
 
-    Input 0 is the data and the others are weights, unless `_INPUTS` says otherwise. `settings` are
-    values that depend on no channel.
+    Input 0 is the data and the others are weights, unless `_INPUTS` says otherwise. `parts` are
+    the weights that other values are cut from, `settings` values that depend on no channel.
     """
     rules = (
         _RULES if node.domain in STANDARD else _MICROSOFT_RULES if node.domain == MICROSOFT else {}
@@ -58,8 +59,15 @@ def weights_of(
     first, indices = _INPUTS.get(node.op_type, (0, range(1, len(node.input))))
     data = node.input[first]
     others = [node.input[i] for i in indices if i < len(node.input) and node.input[i]]
-    views = [constants[name] for name in others if name in constants]
-    if data in constants or not views or len(views) < len(others):
+    # A bias of zeros, which exporters compute, is none.
+    others = [name for name in others if name in constants or name not in settings]
+    views = [
+        view
+        for name in others
+        for view in ([constants[name]] if name in constants else map(View.of, parts.get(name, ())))
+    ]
+    is_known = all(name in constants or name in parts for name in others)
+    if data in constants or not views or not is_known:
         return None
     weights = rule(node, views, len(shapes[data]) if data in shapes else None)
     if weights is None:
@@ -160,11 +168,20 @@ def _group_norm(node: NodeProto, views: Views, rank: int | None) -> NodeWeights 
 
 
 def _recurrent(_: NodeProto, views: Views, __: int | None) -> NodeWeights | None:
-    """Take matrices (directions, gates x hidden, inputs) and biases (directions, gates x hidden)."""
+    """Take matrices (directions, gates x hidden, inputs) and biases (directions, gates x hidden).
+
+    Tensors that these are cut from lack the axis of directions.
+    """
+    is_cut = any(len(view.shape) < 2 for view in views)
+    rank = 2 - is_cut
     params = tuple(
-        replace(x.param, role="weight" if len(x.shape) > 2 else "bias", axis=x.axes[1] or 0)
+        replace(
+            x.param,
+            role="weight" if len(x.shape) > rank else "bias",
+            axis=(x.axes[1 - is_cut] or 0) if len(x.axes) > 1 - is_cut else 0,
+        )
         for x in views
-        if len(x.shape) > 1
+        if len(x.shape) > rank - 1
     )
     return NodeWeights("recurrent", params, is_opaque=True) if len(params) == len(views) else None
 

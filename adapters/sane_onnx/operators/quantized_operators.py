@@ -191,7 +191,8 @@ def _packed_input(node: NodeProto, index: int, is_byte: bool) -> QuantizedInput 
     if operator == "QMoE" and index in _EXPERTS and _has_plain_experts(node):
         scales, zero, name = _EXPERTS[index]
         own = integer(node, f"{name}_expert_weight_bits", integer(node, "expert_weight_bits", 4))
-        return _blocks(own, scales, zero, axis=2, block=block, is_leading=block <= 0)
+        axis = 2 if block > 0 else 1
+        return _blocks(own, scales, zero, axis=axis, block=block, is_leading=block <= 0)
     return None
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from onnxfiles import assert_permutes, assert_returns, opened, run, saved
+from onnxfiles import assert_returns, opened, run, saved
 
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import WeightGraph
