@@ -126,20 +126,19 @@ def _record(graph: WeightGraph, source: str) -> dict[str, Any]:
     """Return where the output comes from; it holds no times and no folders of the machine."""
     from sane_plugins.formats import exists, files_read, read_metadata
 
-    files, origin = [], {}
-    if exists(source):
-        files = [path for path in files_read(graph) if path.is_file()]
-        with suppress(SourceError):  # what is broken there says nothing
-            told = read_metadata(files[0]) if files else {}
-            origin = {key: x for key, x in told.items() if key not in ("keys", "ties", "axes")}
+    is_file = graph.container != "module"
+    files = [path for path in files_read(graph) if path.is_file()] if is_file else []
+    told: Mapping[str, Any] = {}
+    with suppress(SourceError):  # what is broken there says nothing
+        told = read_metadata(files[0]) if files else {}
     return {
-        "source": Path(source).name if files else source,
+        "source": Path(source).name if exists(source) else source,
         "sha256": {path.name: _sha256(path) for path in files},
         "container": graph.container,
         "coverage": graph.coverage,
         "converted": dict(graph.converted),
         "missed": dict(graph.missed),
-        "origin": origin,
+        "origin": {key: x for key, x in told.items() if key not in ("keys", "ties", "axes")},
         "versions": {"sane-plugins": __version__},
     }
 
