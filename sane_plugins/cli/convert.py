@@ -13,6 +13,7 @@ import click
 
 from sane_plugins import __version__
 from sane_plugins.cli.console import command_options, note, open_host, print_json, print_line
+from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.errors import SourceError, UsageError
 
@@ -49,6 +50,7 @@ _SHOWN = 4
     "--partial", is_flag=True, help="Convert what was read where not all of SOURCE could be."
 )
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@factory_option
 @command_options
 def convert(
     source: str,
@@ -57,6 +59,7 @@ def convert(
     dtype: str | None,
     partial: bool,
     force: bool,
+    factories: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write a network in another form: the same names, the same values, bit for bit.
@@ -65,9 +68,10 @@ def convert(
     """
     _require_options(output, like, dtype)
     host = open_host()
+    open_source = Opener(host, factories)
     networks = [source, *([like] if like else [])]
     require_free_outputs(host, host.planned_files(output), force, networks=networks)
-    graph = host.open(source)
+    graph = open_source(source)
     _require_read(graph, source, partial)
     record = _record(graph, source)
     notes = [*graph.notes]
