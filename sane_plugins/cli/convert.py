@@ -13,6 +13,7 @@ import click
 
 from sane_plugins import __version__
 from sane_plugins.cli.console import command_options, note, open_host, print_json, print_line
+from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.errors import SourceError, UsageError
 
@@ -49,6 +50,7 @@ _SHOWN = 4
     "--partial", is_flag=True, help="Convert what was read where not all of SOURCE could be."
 )
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@factory_option
 @command_options
 def convert(
     source: str,
@@ -57,6 +59,7 @@ def convert(
     dtype: str | None,
     partial: bool,
     force: bool,
+    factories: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write a network in another form: the same names, the same values, bit for bit.
@@ -65,9 +68,10 @@ def convert(
     """
     _require_options(output, like, dtype)
     host = open_host()
+    open_source = Opener(host, factories)
     networks = [source, *([like] if like else [])]
     require_free_outputs(host, host.planned_files(output), force, networks=networks)
-    graph = host.open(source)
+    graph = open_source(source)
     _require_read(graph, source, partial)
     record = _record(graph, source)
     notes = [*graph.notes]
@@ -126,20 +130,19 @@ def _record(graph: WeightGraph, source: str) -> dict[str, Any]:
     """Return where the output comes from; it holds no times and no folders of the machine."""
     from sane_plugins.formats import exists, files_read, read_metadata
 
-    files, origin = [], {}
-    if exists(source):
-        files = [path for path in files_read(graph) if path.is_file()]
-        with suppress(SourceError):  # what is broken there says nothing
-            told = read_metadata(files[0]) if files else {}
-            origin = {key: x for key, x in told.items() if key not in ("keys", "ties", "axes")}
+    is_file = graph.container != "module"
+    files = [path for path in files_read(graph) if path.is_file()] if is_file else []
+    told: Mapping[str, Any] = {}
+    with suppress(SourceError):  # what is broken there says nothing
+        told = read_metadata(files[0]) if files else {}
     return {
-        "source": Path(source).name if files else source,
+        "source": Path(source).name if exists(source) else source,
         "sha256": {path.name: _sha256(path) for path in files},
         "container": graph.container,
         "coverage": graph.coverage,
         "converted": dict(graph.converted),
         "missed": dict(graph.missed),
-        "origin": origin,
+        "origin": {key: x for key, x in told.items() if key not in ("keys", "ties", "axes")},
         "versions": {"sane-plugins": __version__},
     }
 

@@ -23,11 +23,10 @@ def content_form(path: Path) -> Form | None:
     with source_errors(path), path.open("rb") as file:
         head = file.read(9)
         size = path.stat().st_size
-    for magic, form in _MAGICS:
-        if head.startswith(magic):
-            return form
-    is_header = head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
-    return "safetensors" if is_header else None
+    # First, because a header's length may begin with a pickle's two bytes.
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return "safetensors"
+    return next((form for magic, form in _MAGICS if head.startswith(magic)), None)
 
 
 def suffix_form(path: Path) -> str:

@@ -213,7 +213,7 @@ def _pruned(described: Described) -> Iterator[ComputedTensor]:
 def _weight_normed(described: Described) -> Iterator[ComputedTensor]:
     groups = _parametrized(described)
     for key in described:
-        found = _PARAMETRIZED.fullmatch(key)
+        found = _parametrization(key)
         if found and found["part"] == "original0":
             prefix = key.removesuffix("0")
             sources, name = (key, f"{prefix}1"), found["owner"] + found["name"]
@@ -249,7 +249,7 @@ def _length_axis(
 def _spectral(described: Described, axes: Mapping[str, int]) -> Iterator[ComputedTensor]:
     groups = _parametrized(described)
     for key in described:
-        found = _PARAMETRIZED.fullmatch(key)
+        found = _parametrization(key)
         if found and found["part"] == "original":
             prefix = key.removesuffix("original")
             sources, name = (key, f"{prefix}0._u", f"{prefix}0._v"), found["owner"] + found["name"]
@@ -283,11 +283,16 @@ def _row_axes(
     return tuple(x for x in (0, 1) if shape[x] == left[0] and left[0] * right[0] == size)
 
 
+def _parametrization(key: str) -> re.Match[str] | None:
+    # Names may be long and many, and the expression goes through all of one.
+    return _PARAMETRIZED.fullmatch(key) if "parametrizations." in key else None
+
+
 def _parametrized(described: Described) -> dict[tuple[str, str], list[str]]:
     """Return the keys of each parametrised tensor, by its owner's prefix and its name."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key in described:
-        if found := _PARAMETRIZED.fullmatch(key):
+        if found := _parametrization(key):
             groups.setdefault((found["owner"], found["name"]), []).append(key)
     return groups
 

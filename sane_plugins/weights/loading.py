@@ -11,8 +11,13 @@ from torch.nn.utils import parametrize
 
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.hooked_tensors import renew
 from sane_plugins.weights.module_tensors import ModuleTensor, read_module_tensors
-from sane_plugins.weights.module_writes import is_computed, write_module_tensor
+from sane_plugins.weights.module_writes import (
+    computes_tensors,
+    is_computed,
+    write_module_tensor,
+)
 from sane_plugins.weights.rounding import is_rounded, rounded_to
 from sane_plugins.weights.wrapper_names import strip_wrapper_prefixes
 
@@ -51,9 +56,15 @@ def _write(module: nn.Module, graph: WeightGraph, *, exactly: bool) -> None:
     backup = _Backup(module, entries)
     try:
         with torch.no_grad():
-            for entry in entries:
-                if (key := graph.ties.get(entry.key, entry.key)) in graph.tensors:
-                    write_module_tensor(entry, _in_its_type(entry, graph, key))
+            if pairs := _pairs_of_one_form(module, graph):
+                for own, stored in pairs:
+                    own.copy_(stored)
+                for entry in entries:
+                    renew(entry.module, entry.attribute)
+            else:
+                for entry in entries:
+                    if (key := graph.ties.get(entry.key, entry.key)) in graph.tensors:
+                        write_module_tensor(entry, _in_its_type(entry, graph, key))
         _require_values(module, graph, exactly)
     except BaseException:
         backup.restore()
@@ -68,6 +79,28 @@ def _entries(module: nn.Module, graph: WeightGraph) -> Sequence[ModuleTensor]:
         return entries
     owners = [names.of(x.key).removesuffix(x.attribute).removesuffix(".") for x in entries]
     return [replace(entry, owner=owner) for entry, owner in zip(entries, owners, strict=True)]
+
+
+def _pairs_of_one_form(
+    module: nn.Module, graph: WeightGraph
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return a module's own tensors, each with that of the graph's source, where both compute from the same.
+
+    What is computed is then the same whatever that is: vectors of spectral norm that did not converge, masks.
+    """
+    if graph.stored_form is None or not computes_tensors(module):
+        return []
+    own = {k: x for k, x in module.state_dict().items() if isinstance(x, torch.Tensor)}
+    try:
+        stored = graph.stored_state()
+        if own.keys() != {*stored.tensors, *stored.ties}:
+            return []
+        values = {key: stored.tensors[stored.ties.get(key, key)] for key in own}
+    except SourceError:  # its form cannot hold values that were exchanged; the module's may
+        return []
+    if any((own[key].shape, own[key].dtype) != (x.shape, x.dtype) for key, x in values.items()):
+        return []
+    return [(own[key], value) for key, value in values.items()]
 
 
 class _Backup:

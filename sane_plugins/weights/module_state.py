@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def module_state(module: nn.Module, graph: WeightGraph) -> StoredState:
     Raises `SourceError` where the module cannot hold them; see `load_into`.
     """
     copied = copy_module(module)
-    load_into(copied, graph)
+    load_into(copied, replace(graph, stored_form=None))
     state = {key: x for key, x in copied.state_dict().items() if isinstance(x, torch.Tensor)}
     first_keys: dict[tuple[object, ...], str] = {}
     owners = {key: first_keys.setdefault(memory_key(x), key) for key, x in state.items()}

@@ -247,6 +247,15 @@ def test_files_may_be_read_by_whom_the_system_lets(write, tmp_path) -> None:
     assert path.stat().st_mode == plain.stat().st_mode
 
 
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_begins_as_a_pickle_does(length: int, tmp_path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(length)
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header + bytes(8))
+    assert path.read_bytes()[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
+    assert open_file(path).size == 2
+
+
 @pytest.mark.parametrize("write", [save_safetensors, save_checkpoint])
 def test_a_full_disk_leaves_the_old_file(write, tmp_path) -> None:
     resource = pytest.importorskip("resource")
