@@ -150,6 +150,23 @@ def test_several_networks_are_named(names: list[str], told: str, tmp_path) -> No
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["weights", "net.model", "NET.PTH", "a.weights", "pickled"])
+def test_of_a_folder_the_content_decides_too(name: str, tmp_path) -> None:
+    for other in ("README.md", "a.json", "model.py", "empty"):
+        (tmp_path / other).write_text("{}" * (other != "empty"))
+    old = {"_use_new_zipfile_serialization": False} if name == "pickled" else {}
+    torch.save(weights(), tmp_path / name, **old)
+    is_the_network(open_file(tmp_path))
+
+
+def test_an_empty_folder_and_a_zoo_are_told(tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    zoo = write(tmp_path / "zoo", "index.jsonl", "weights-0.safetensors")
+    for folder in (tmp_path / "empty", zoo):
+        with pytest.raises(SourceError, match="no network lies in this folder"):
+            Host.installed().open(folder)
+
+
 def test_networks_below_a_folder_are_named(tmp_path) -> None:
     write(tmp_path, "model_index.json", "unet/model.safetensors", "vae/model.safetensors")
     with pytest.raises(SourceError, match=r"below it \(unet/model.safetensors, vae/model"):
@@ -206,7 +223,7 @@ def test_torch_checkpoints_in_several_files(tmp_path) -> None:
     for source in (index, tmp_path):
         graph = open_file(source)
         is_the_network(graph)
-        assert [layer.name for layer in graph.layers] == ["0", "2"]
+        assert [param.key for param in graph.params] == [*weights()]
         assert {path.name for path in files_read(graph)} == {x.name for x in tmp_path.iterdir()}
 
 

@@ -65,7 +65,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         state_dicts, _ = _state_dicts(path, checkpoint.content)
     if not state_dicts:
         raise _empty_error(path, checkpoint.classes)
-    return max(state_dicts, key=_weight_count)[1]
+    return max((tensors for _, tensors in state_dicts), key=_weight_count)
 
 
 def _largest_network(path: Path, checkpoint: Checkpoint) -> WeightGraph:
