@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,20 +160,22 @@ def _present(row: tuple[str, ...], names: list[str]) -> list[str]:
 
 def _networks_in_folders(folder: Path) -> list[str]:
     """Return the files of networks in the folders right below, as `unet/model.safetensors`."""
-
-    def found() -> Iterator[str]:
-        below = sorted(x for x in folder.iterdir() if x.is_dir() and not x.name.startswith("."))
-        for path in below[:_MOST_FOLDERS]:
-            names = sorted(x.name for x in path.iterdir() if x.is_file())
-            yield from (f"{path.name}/{name}" for name in _networks(names))
-
+    found = []
     with source_errors(folder):
-        return [*found()]
+        for path in _folders(folder):
+            names = sorted(x.name for x in path.iterdir() if x.is_file())
+            found += [f"{path.name}/{name}" for name in _networks(names)]
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    below = sorted(x for x in folder.iterdir() if x.is_dir() and not x.name.startswith("."))
+    return below[:_MOST_FOLDERS]
 
 
 def _require_no_foreign_file(folder: Path, names: list[str]) -> None:
-    """Raise `SourceError` where one of the files of a folder is of a form that is not read."""
-    for name in names[:_MOST_FILES]:
+    """Raise `SourceError` where a file or folder in a folder is of a form that is not read."""
+    for name in (*names[:_MOST_FILES], *(path.name for path in _folders(folder))):
         if form := foreign_form(folder / name):
             raise form.error(folder / name)
 

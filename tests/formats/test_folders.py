@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreignfiles import FOREIGN
 from safetensors.torch import save_file
 from torch import nn
 
@@ -422,6 +423,28 @@ def test_an_onnx_model_of_mlflow_is_read_by_its_plugin(tmp_path) -> None:
     folder = mlflow(tmp_path, "flavors:\n  onnx:\n    data: model.onnx\n")
     onnx.save(helper.make_model(graph), folder / "model.onnx")
     assert Host.installed().open(folder).container == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("place", "foreign"),
+    [
+        ("data: data", "data/model.keras"),
+        ("data: data", "data/tf2model/saved_model.pb"),
+        ("pickled_model: model.pkl", "model.pkl"),
+    ],
+)
+def test_mlflow_of_other_libraries_is_named(place: str, foreign: str, tmp_path) -> None:
+    folder = mlflow(tmp_path, f"flavors:\n  other:\n    {place}\n")
+    kind = {
+        "data/model.keras": "Keras `.keras`",
+        "data/tf2model/saved_model.pb": "`saved_model.pb`",
+        "model.pkl": "scikit-learn pickle",
+    }[foreign]
+    found, _, files = FOREIGN[kind]
+    (folder / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (folder / foreign).write_bytes(next(iter(files.values())))
+    with pytest.raises(SourceError, match=found):
+        Host.installed().open(folder)
 
 
 @pytest.mark.parametrize(
