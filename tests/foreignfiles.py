@@ -110,6 +110,16 @@ FOREIGN: dict[str, tuple[str, str, Files]] = {
         "tf2onnx.convert --tflite {}",
         {"model.tflite": b"\x1c\0\0\0TFL3" + bytes(99)},
     ),
+    "TensorFlow.js `model.json`": (
+        "TensorFlow.js",
+        "tensorflowjs_converter",
+        {"model.json": b'{"format": "layers-model", "modelTopology": {}, "weightsManifest": []}'},
+    ),
+    "Paddle `.json` (PIR)": (
+        "Paddle model",
+        "paddle2onnx",
+        {"inference.json": b'{"base_code":{"magic":"pir","trainable":false,"version":1}}'},
+    ),
     "Paddle `.pdmodel`": ("Paddle model", "paddle2onnx", {"net.pdmodel": field(1, BLOCK)}),
     "Paddle `.pdiparams`": (
         "Paddle model",

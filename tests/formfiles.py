@@ -141,7 +141,7 @@ def _(folder: Path) -> Form:
         "state_dict": {f"net.{key}": x for key, x in state().items()},
         "hyper_parameters": argparse.Namespace(lr=0.1, layers=[8, 4]),
         "best": np.float64(0.9),
-        "history": np.arange(3.0),
+        "history": np.arange(3),
         "saved": datetime.datetime(2026, 1, 2, 3, 4),
         "path": Path("runs"),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sane_plugins.errors import SourceError
+from sane_plugins.formats import HUB
 
 _MAX_SHOWN = 200  # characters of a call
 
@@ -55,6 +56,7 @@ def distrusted(factory: Mapping[str, Any], place: object) -> SourceError:
 
 
 def is_function_name(source: Any) -> bool:
-    """Return whether a source looks like `package.module:function`."""
+    """Return whether a source looks like `package.module:function`; `hf:name` is a name of the hub."""
     module, colon, function = source.partition(":") if isinstance(source, str) else ("", "", "")
-    return bool(colon) and all(x.isidentifier() for x in (*module.split("."), function))
+    is_named = bool(colon) and f"{module}:" != HUB
+    return is_named and all(x.isidentifier() for x in (*module.split("."), function))

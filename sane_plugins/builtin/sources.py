@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
+from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +38,13 @@ class Sources:
         graph = open_file(source)
         if graph is not None:
             return self._recognizer.recognize(graph)
+        if exists(source) and Path(source).is_dir():
+            raise SourceError(
+                source,
+                "no network lies in this folder",
+                "a folder with the file of one network is needed",
+                "name the file itself; what is in a zoo is shown by 'sane-plugins zoo show'",
+            )
         # A file may be called like a function, and is none.
         if isinstance(source, Path) or exists(source):
             return None

@@ -146,7 +146,7 @@ def _require_modest_networks(host: Host, file: Path, names: InputNames, trust: T
     A function that the user names is the user's, and may not run without values.
     """
     from sane_plugins.architectures import Size, SizeLimit
-    from sane_plugins.formats import exists
+    from sane_plugins.formats import exists, is_hub_name
 
     if len(names.prompts) > _MAX_PROMPTS and not trust.everything:
         raise ArgumentTypeError(
@@ -158,7 +158,8 @@ def _require_modest_networks(host: Host, file: Path, names: InputNames, trust: T
     most = Size(max(file.stat().st_size, _MAX_VALUES), _MAX_TENSORS)
     limit = SizeLimit("its networks, all together", most)
     for name in (names.factory, names.model, *names.prompts):
-        if name is None or trust.allows(name) or family_name(name) or exists(name):
+        is_file = name is not None and (exists(name) or is_hub_name(name))
+        if name is None or trust.allows(name) or family_name(name) or is_file:
             continue
         architecture, at, weights = name.partition("@")
         if at and not (exists(weights) and Path(weights).is_file()):

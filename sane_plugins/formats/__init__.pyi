@@ -35,7 +35,7 @@ from .sharded import shard_names
 from .source_files import files_read
 from .state_dict import from_state_dict
 from .stored_metadata import read_metadata
-from .suffixes import ARRAYS, CHECKPOINTS, EXPORTED, INDEX, SCRIPTS
+from .suffixes import ARRAYS, CHECKPOINTS, EXPORTED, HUB, INDEX, SCRIPTS
 from .writing import (
     check_save,
     save_arrays,
@@ -55,6 +55,7 @@ __all__ = [
     "EMBEDDINGS",
     "EXPORTED",
     "HEADER",
+    "HUB",
     "INDEX",
     "PRETRAINING_STATE",
     "PROPERTY_HEADS",

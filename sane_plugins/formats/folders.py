@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import hub_cache
 from sane_plugins.formats.declared import declarations
+from sane_plugins.formats.detection import content_form
 from sane_plugins.formats.folder_members import folder_member
-from sane_plugins.formats.foreign_forms import foreign_form
+from sane_plugins.formats.foreign_forms import foreign_form, holds_onnx
 from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.mlflow_folders import MLMODEL, network_place, read_mlmodel
 from sane_plugins.formats.suffixes import (
@@ -19,6 +19,7 @@ from sane_plugins.formats.suffixes import (
     CHECKPOINT_INDEX,
     CHECKPOINTS,
     EXPORTED,
+    HUB,
     INDEX,
     SCRIPTS,
 )
@@ -49,7 +50,7 @@ _NO_NETWORK = re.compile(
     r"(?:training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(?:bin|pt|pth)"
     r"|.*-\d{5}-of-\d{5}\.(?:safetensors|bin)"
 )
-_SHOWN, _MOST_FOLDERS = 6, 200
+_SHOWN, _MOST_FOLDERS, _MOST_FILES = 6, 200, 200
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _of_the_hub(source: str) -> Located:
         return Located(folder_member(path.parent, path.name), tuple(declarations(path)))
     located = _in_folder(path) if path.is_dir() else None
     if located is None:
-        repository = source.removeprefix(hub_cache.PREFIX).partition("@")[0]
+        repository = source.removeprefix(HUB).partition("@")[0]
         raise SourceError(
             source,
             f"the cache holds no weights of it ({path})",
@@ -99,7 +100,7 @@ def _in_folder(folder: Path) -> Located | None:
         return _of_mlflow(folder)
     if "index.jsonl" in names or {"index.json", "weights.safetensors"} <= {*names}:
         return None  # a zoo: many networks, each with a name of its own
-    networks = _networks(names)
+    networks = _networks(names) or _networks_by_content(folder, names)
     published = [row for row in (_present(row, networks) for row in _PUBLISHED) if row]
     candidates = [row[0] for row in published] or networks
     indices = [name for name in networks if name.endswith(INDEX)]
@@ -146,26 +147,35 @@ def _networks(names: list[str]) -> list[str]:
     return [x for x in names if x.lower().endswith(_FORMS) and not _NO_NETWORK.fullmatch(x)]
 
 
+def _networks_by_content(folder: Path, names: list[str]) -> list[str]:
+    """Return the files whose first bytes say that they are one, where no name does."""
+    paths = [folder / name for name in names[:_MOST_FILES] if not _NO_NETWORK.fullmatch(name)]
+    own = [path for path in paths if foreign_form(path) is None]
+    return [path.name for path in own if content_form(path) or holds_onnx(path)]
+
+
 def _present(row: tuple[str, ...], names: list[str]) -> list[str]:
     return [name for name in row if name in names]
 
 
 def _networks_in_folders(folder: Path) -> list[str]:
     """Return the files of networks in the folders right below, as `unet/model.safetensors`."""
-
-    def found() -> Iterator[str]:
-        below = sorted(x for x in folder.iterdir() if x.is_dir() and not x.name.startswith("."))
-        for path in below[:_MOST_FOLDERS]:
-            names = sorted(x.name for x in path.iterdir() if x.is_file())
-            yield from (f"{path.name}/{name}" for name in _networks(names))
-
+    found = []
     with source_errors(folder):
-        return [*found()]
+        for path in _folders(folder):
+            names = sorted(x.name for x in path.iterdir() if x.is_file())
+            found += [f"{path.name}/{name}" for name in _networks(names)]
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    below = sorted(x for x in folder.iterdir() if x.is_dir() and not x.name.startswith("."))
+    return below[:_MOST_FOLDERS]
 
 
 def _require_no_foreign_file(folder: Path, names: list[str]) -> None:
-    """Raise `SourceError` where one of the files of a folder is of a form that is not read."""
-    for name in names[:_MOST_FOLDERS]:
+    """Raise `SourceError` where a file or folder in a folder is of a form that is not read."""
+    for name in (*names[:_MOST_FILES], *(path.name for path in _folders(folder))):
         if form := foreign_form(folder / name):
             raise form.error(folder / name)
 

@@ -114,14 +114,17 @@ def is_tensorflow_checkpoint(ends: FileEnds) -> bool:
 
 
 def is_paddle_program(ends: FileEnds) -> bool:
-    """Return whether it is Paddle's `ProgramDesc` (its first block has no parent) or its parameters."""
+    """Return whether it is Paddle's `ProgramDesc` (whose first block has no parent), PIR, or parameters."""
     outer = next(_fields(ends.head), (0, 0, b""))
     is_program = outer[:2] == (1, 2) and outer[2].startswith(
         b"\x08\x00\x10" + b"\xff" * 9 + b"\x01"
     )
     length = int.from_bytes(ends.head[16:20], "little")
-    return is_program or (
-        ends.head[:16] == bytes(16) and 2 <= length <= 256 and ends.head[20:21] == b"\x08"
+    is_newer = ends.head[:1] == b"{" and b'"pir"' in ends.head[:200]
+    return (
+        is_program
+        or is_newer
+        or (ends.head[:16] == bytes(16) and 2 <= length <= 256 and ends.head[20:21] == b"\x08")
     )
 
 
@@ -154,6 +157,12 @@ def is_mnn(ends: FileEnds) -> bool:
     """Return whether it is MNN's: its flatbuffer has no mark, so the suffix must say so too."""
     offset = int.from_bytes(ends.head[:4], "little")
     return ends.path.suffix.lower() == ".mnn" and 4 <= offset < 256
+
+
+def is_tensorflow_js(ends: FileEnds) -> bool:
+    """Return whether it is the description of a network for TensorFlow.js."""
+    marks = (b'"modelTopology"', b'"weightsManifest"')
+    return ends.head[:1] == b"{" and any(x in ends.head or x in ends.tail for x in marks)
 
 
 def is_mxnet(ends: FileEnds) -> bool:

@@ -122,6 +122,14 @@ FILES: tuple[tuple[_Fits, ForeignForm], ...] = (
     ),
     (content.is_tensorflow_checkpoint, _CHECKPOINT),
     (
+        content.is_tensorflow_js,
+        ForeignForm(
+            "a TensorFlow.js model",
+            "pip install tensorflowjs, then tensorflowjs_converter --input_format=tfjs_layers_model"
+            f" --output_format=keras {{path}} model.h5, and {_TF2ONNX} --keras model.h5 --output model.onnx",
+        ),
+    ),
+    (
         content.is_paddle_program,
         ForeignForm(
             "a Paddle model",
@@ -229,8 +237,10 @@ FILES: tuple[tuple[_Fits, ForeignForm], ...] = (
     ),
     (content.is_trees, ForeignForm("a model of decision trees", _OTHER_KIND)),
     (
-        _starts(b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c"),
-        ForeignForm("a packed file (gzip, bzip2, xz, zstd or 7z)", _packed("7z x {path}")),
+        _starts(
+            b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c", b"Rar!"
+        ),
+        ForeignForm("a packed file (gzip, bzip2, xz, zstd, 7z or rar)", _packed("7z x {path}")),
     ),
     (
         content.is_tar,

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.guards import exists, source_errors
+from sane_plugins.formats.suffixes import HUB
 
-PREFIX = "hf:"
 _MAIN = "main"
 _MAX_REVISION = 200  # characters of a file in `refs`; a commit has 40
 # As huggingface_hub writes it: a revision ends at a slash, save for references to pull requests.
@@ -27,7 +27,7 @@ _NAME = re.compile(
 
 def is_hub_name(source: Any) -> bool:
     """Return whether a source is a name of Hugging Face's hub, such as `hf:org/name`."""
-    is_named = isinstance(source, str | Path) and str(source).startswith(PREFIX)
+    is_named = isinstance(source, str | Path) and str(source).startswith(HUB)
     return is_named and not exists(source)
 
 
@@ -58,7 +58,7 @@ def is_cached_repository(folder: Path) -> bool:
 def repositories_in(folder: Path) -> list[str]:
     """Return the names of the networks that a folder keeps as the cache does."""
     cached = (path for path in _folders(folder) if is_cached_repository(path))
-    return [PREFIX + _repository(path) for path in cached]
+    return [HUB + _repository(path) for path in cached]
 
 
 def _repository(folder: Path) -> str:

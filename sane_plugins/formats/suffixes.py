@@ -6,3 +6,4 @@ CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 SCRIPTS = (".jit", ".torchscript", ".ptl")
 EXPORTED = (".pt2",)
 ARRAYS = (".npz", ".npy")
+HUB = "hf:"  # what begins so is a name of Hugging Face's hub

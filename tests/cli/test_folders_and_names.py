@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from hostile.bounded import run
 from safetensors.torch import save_file
 
-from sane_plugins.architectures import NO_TRUST, small_cnn
-from sane_plugins.cli.inputs import Target, resolve_network, resolve_prompts
+from sane_plugins.architectures import NO_TRUST, is_function_name, small_cnn
+from sane_plugins.cli.inputs import InputNames, Target, resolve_network, resolve_prompts
 from sane_plugins.cli.main import main
-from sane_plugins.errors import UsageError
+from sane_plugins.errors import SourceError
 from sane_plugins.host import Host
 
 
@@ -64,18 +64,26 @@ def test_prompts_are_named_so_too(cache: Path) -> None:
     host = Host.installed()
     target = Target(small_cnn(), None)
     for source in ("hf:org/name", str(cache / "models--org--name")):
-        (graph,) = resolve_prompts(host, source, target, NO_TRUST).graphs
+        names = InputNames(
+            model="small-cnn",
+            factory=None,
+            task="",
+            size=None,
+            prompts=(source,),
+            sane=None,
+            sampler="kde",
+        )
+        (graph,) = resolve_prompts(host, names, source, target, NO_TRUST).graphs
         assert graph.size == sum(x.numel() for x in small_cnn().parameters())
 
 
 def test_a_name_of_the_hub_is_no_function(cache: Path) -> None:
-    assert cache.is_dir()
-
     class Task:
         classes = "ab"
 
-    with pytest.raises(UsageError, match="a file holds weights"):
+    with pytest.raises(SourceError, match=f"not in the cache {cache}"):
         resolve_network(Host.installed(), "hf:gpt2", None, Task(), resize=False)
+    assert not is_function_name("hf:gpt2")
 
 
 def test_a_cache_becomes_a_zoo_with_each_network_once(cache: Path, tmp_path) -> None:

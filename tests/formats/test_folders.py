@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreignfiles import FOREIGN
 from safetensors.torch import save_file
 from torch import nn
 
@@ -150,6 +151,23 @@ def test_several_networks_are_named(names: list[str], told: str, tmp_path) -> No
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["weights", "net.model", "NET.PTH", "a.weights", "pickled"])
+def test_of_a_folder_the_content_decides_too(name: str, tmp_path) -> None:
+    for other in ("README.md", "a.json", "model.py", "empty"):
+        (tmp_path / other).write_text("{}" * (other != "empty"))
+    old = {"_use_new_zipfile_serialization": False} if name == "pickled" else {}
+    torch.save(weights(), tmp_path / name, **old)
+    is_the_network(open_file(tmp_path))
+
+
+def test_an_empty_folder_and_a_zoo_are_told(tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    zoo = write(tmp_path / "zoo", "index.jsonl", "weights-0.safetensors")
+    for folder in (tmp_path / "empty", zoo):
+        with pytest.raises(SourceError, match="no network lies in this folder"):
+            Host.installed().open(folder)
+
+
 def test_networks_below_a_folder_are_named(tmp_path) -> None:
     write(tmp_path, "model_index.json", "unet/model.safetensors", "vae/model.safetensors")
     with pytest.raises(SourceError, match=r"below it \(unet/model.safetensors, vae/model"):
@@ -206,7 +224,7 @@ def test_torch_checkpoints_in_several_files(tmp_path) -> None:
     for source in (index, tmp_path):
         graph = open_file(source)
         is_the_network(graph)
-        assert [layer.name for layer in graph.layers] == ["0", "2"]
+        assert [param.key for param in graph.params] == [*weights()]
         assert {path.name for path in files_read(graph)} == {x.name for x in tmp_path.iterdir()}
 
 
@@ -405,6 +423,28 @@ def test_an_onnx_model_of_mlflow_is_read_by_its_plugin(tmp_path) -> None:
     folder = mlflow(tmp_path, "flavors:\n  onnx:\n    data: model.onnx\n")
     onnx.save(helper.make_model(graph), folder / "model.onnx")
     assert Host.installed().open(folder).container == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("place", "foreign"),
+    [
+        ("data: data", "data/model.keras"),
+        ("data: data", "data/tf2model/saved_model.pb"),
+        ("pickled_model: model.pkl", "model.pkl"),
+    ],
+)
+def test_mlflow_of_other_libraries_is_named(place: str, foreign: str, tmp_path) -> None:
+    folder = mlflow(tmp_path, f"flavors:\n  other:\n    {place}\n")
+    kind = {
+        "data/model.keras": "Keras `.keras`",
+        "data/tf2model/saved_model.pb": "`saved_model.pb`",
+        "model.pkl": "scikit-learn pickle",
+    }[foreign]
+    found, _, files = FOREIGN[kind]
+    (folder / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (folder / foreign).write_bytes(next(iter(files.values())))
+    with pytest.raises(SourceError, match=found):
+        Host.installed().open(folder)
 
 
 @pytest.mark.parametrize(
