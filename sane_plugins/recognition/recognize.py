@@ -85,8 +85,10 @@ def _require_indexed(candidate: Candidate, module: nn.Module) -> None:
 
 
 def _with_common_kinds(graph: WeightGraph, candidates: Sequence[Candidate]) -> WeightGraph:
-    """Return a network with the kinds of layers that all candidates have."""
-    kinds = [x.indexed.kinds for x in candidates if x.indexed]
+    """Return a network with the kinds of layers that all candidates have; those of others stay as they are."""
+    kinds = [x.indexed.kinds for x in candidates if x.indexed and x.indexed.kinds_text]
+    if not kinds:
+        return graph
     common = [same[0] if len({*same}) == 1 else _UNKNOWN for same in zip(*kinds, strict=True)]
     return with_kinds(graph, common, candidates[0].names)
 

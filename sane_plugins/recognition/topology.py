@@ -23,7 +23,12 @@ Names = Mapping[str, str]
 """Names in a network, by those in a file."""
 _WEIGHTED = get_args(Kind)[:7]  # kinds of layers with weights
 # How notes begin on what a network of the same names answers.
-_ANSWERED = ("recognised as", "no topology", "layers come in the order of their names")
+_ANSWERED = (
+    "recognised as",
+    "no topology",
+    "topology inferred",
+    "layers come in the order of their names",
+)
 LayerKinds = Sequence[tuple[Kind, int]]
 """Kind and groups of each layer with weights, by the layers' names in order."""
 

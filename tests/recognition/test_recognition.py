@@ -117,7 +117,7 @@ def test_torchvision_for_other_classes(name: str, host: Host) -> None:
 def test_torchvision_for_other_channels(channels: int, host: Host) -> None:
     _require("torchvision")
     graph = host.open(_on_meta(lambda: host.build(f"torchvision:densenet121,channels={channels}")))
-    (candidate,) = find_candidates(graph)
+    candidate = find_candidates(graph)[0]
     assert candidate.name == "torchvision:densenet121"
     assert (candidate.counts.classes, candidate.counts.channels) == (1000, channels)
 
