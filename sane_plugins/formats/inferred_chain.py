@@ -48,7 +48,7 @@ class _Matrix:
 
 
 @dataclass(frozen=True)
-class _Chain:
+class _WidthChain:
     """A network as one chain: its matrices, the width it begins with, and that of its flattened maps.
 
     `flattened` is (channels, channels times places) where convolutions end and linear layers begin.
@@ -61,38 +61,41 @@ class _Chain:
 
 def infer_chain(layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], str]:
     """Return the layers with the inputs that are certain, and a note; () and "" where none is."""
-    chain = _find_chain(layers)
-    vectors = _vectors(layers)
+    chain, vectors = _find_chain(layers), _vectors(layers)
     if chain is None or vectors is None or not _fits(vectors, chain):
         return (), ""
+    gives = Counter(matrix.gives for matrix in chain.matrices)
+    shared = {w for w, count in gives.items() if count > 1}
     links = [
-        (giver, reader) for giver, reader in _only_pairs(chain) if _is_certain(giver, reader, chain)
+        (giver, reader)
+        for giver, reader in _only_pairs(chain)
+        if giver.gives > max(shared, default=0) and reader.gives not in shared
+        if not (reader.is_conv and not giver.is_conv) and not _may_be_depthwise(giver, reader)
+        if _are_plain(vectors, giver, reader)
     ]
-    links = [(a, b) for a, b in links if _are_plain(vectors, a, b)]
     if not links:
         return (), ""
-    connected = _connect(layers, chain, links, vectors)
     names = {matrix.layer.name for pair in links for matrix in pair}
-    return connected, (
+    return _connect(layers, chain, links, vectors), (
         f"{INFERRED}{len(names)} of {len(chain.matrices)} layers with weight matrices are connected by"
         " their widths, taking it that the network is one chain and treats all channels alike between"
         " layers"
     )
 
 
-def _find_chain(layers: Sequence[Layer]) -> _Chain | None:
+def _find_chain(layers: Sequence[Layer]) -> _WidthChain | None:
     """Return the chain that all matrices form, or None."""
     matrices = [m for m in map(_matrix, layers) if m]
     ranks = {len(m.weight.shape) for m in matrices if m.is_conv}
     if len(matrices) < 2 or len(ranks) > 1 or any(m.layer.groups > 1 for m in matrices):
         return None
     if ends := _chain_ends(matrices):
-        return _Chain(tuple(matrices), ends[0], (0, 0))
+        return _WidthChain(tuple(matrices), ends[0], (0, 0))
     convs = _chain_ends([m for m in matrices if m.is_conv])
     linears = _chain_ends([m for m in matrices if not m.is_conv])
     if not convs or not linears or not _are_square_maps(convs[1], linears[0], *ranks):
         return None
-    return _Chain(tuple(matrices), convs[0], (convs[1], linears[0]))
+    return _WidthChain(tuple(matrices), convs[0], (convs[1], linears[0]))
 
 
 def _matrix(layer: Layer) -> _Matrix | None:
@@ -154,7 +157,7 @@ def _vectors(layers: Sequence[Layer]) -> dict[int, list[Layer]] | None:
     return by_width
 
 
-def _fits(vectors: Mapping[int, Sequence[Layer]], chain: _Chain) -> bool:
+def _fits(vectors: Mapping[int, Sequence[Layer]], chain: _WidthChain) -> bool:
     """Return whether every norm has a width of the chain, and no name is one that is given here."""
     widths = {w for m in chain.matrices for w in (m.reads, m.gives)}
     names = {m.layer.name for m in chain.matrices} | {
@@ -163,7 +166,7 @@ def _fits(vectors: Mapping[int, Sequence[Layer]], chain: _Chain) -> bool:
     return vectors.keys() <= widths and not names & {_INPUT, _UNKNOWN, _FLATTEN, _OUTPUT}
 
 
-def _only_pairs(chain: _Chain) -> Iterable[tuple[_Matrix, _Matrix]]:
+def _only_pairs(chain: _WidthChain) -> Iterable[tuple[_Matrix, _Matrix]]:
     """Yield the giver and the reader of each width that one layer gives and one reads."""
     givers: dict[int, list[_Matrix]] = {}
     readers: dict[int, list[_Matrix]] = {}
@@ -178,15 +181,6 @@ def _only_pairs(chain: _Chain) -> Iterable[tuple[_Matrix, _Matrix]]:
             given = [*given, *givers.get(features, ())]
         if len(given) == len(reading) == 1:
             yield given[0], reading[0]
-
-
-def _is_certain(giver: _Matrix, reader: _Matrix, chain: _Chain) -> bool:
-    """Return whether nothing else can be read or added where one layer reads another."""
-    gives = Counter(m.gives for m in chain.matrices)
-    is_sum_possible = gives[reader.gives] > 1
-    is_hidden = any(n > 1 and w > giver.gives for w, n in gives.items())
-    is_unflatten = reader.is_conv and not giver.is_conv
-    return not (is_sum_possible or is_hidden or is_unflatten or _may_be_depthwise(giver, reader))
 
 
 def _may_be_depthwise(giver: _Matrix, reader: _Matrix) -> bool:
@@ -208,7 +202,7 @@ def _are_plain(vectors: Mapping[int, Sequence[Layer]], giver: _Matrix, reader: _
 
 def _connect(
     layers: Sequence[Layer],
-    chain: _Chain,
+    chain: _WidthChain,
     links: Sequence[tuple[_Matrix, _Matrix]],
     vectors: Mapping[int, Sequence[Layer]],
 ) -> tuple[Layer, ...]:

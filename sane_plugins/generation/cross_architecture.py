@@ -136,14 +136,17 @@ def _signatures(graph: WeightGraph, layers: Sequence[Layer], use_topology: bool)
 
 
 def _places_in_blocks(layers: Sequence[Layer]) -> list[int]:
-    """Return how many layers come before each in its block: the innermost part of its name with a number."""
+    """Return how many layers come before each in its block, the innermost numbered part of its name.
+
+    A layer in no block has the place -1.
+    """
     counts: dict[tuple[str, ...], int] = {}
     places = []
     for layer in layers:
         parts = layer.name.split(".")
         numbered = [i for i, part in enumerate(parts) if part.isdecimal()]
-        block = tuple(parts[: numbered[-1] + 1]) if numbered else tuple(parts)
-        places.append(counts.get(block, 0))
+        block = tuple(parts[: numbered[-1] + 1]) if numbered else ()
+        places.append(counts.get(block, 0) if block else -1)
         counts[block] = places[-1] + 1
     return places
 
