@@ -167,7 +167,7 @@ def _reason_untouched(
         return f"{kind} values are no weights"
     if readers and all(_is_setting(node, index) for node, index in readers):
         return f"a setting of {operators[0] if operators else readers[0][0].op_type}"
-    # Exporters keep parameters as initializers, and numbers in the code as Constant nodes, some as lists of one.
+    # Exporters keep parameters as initializers, and numbers in the code as Constant nodes.
     if not is_constant_node:
         return ""
     is_number = not constant.shape or (constant.shape == (1,) and not _are_biased(operators))

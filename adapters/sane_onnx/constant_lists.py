@@ -51,8 +51,8 @@ def repeated_numbers(
     numbers = {name for name, x in constants.items() if prod(x.shape) == 1 and name not in params}
     computed: set[str] = set()
     for node in nodes:
-        if node.domain in STANDARD and node.op_type in _KEEP_NUMBERS and len(node.output) == 1:
-            if node.input and node.input[0] in numbers:
-                numbers.add(node.output[0])
-                computed.add(node.output[0])
+        is_kept = node.domain in STANDARD and node.op_type in _KEEP_NUMBERS
+        if is_kept and len(node.output) == 1 and numbers.intersection(node.input[:1]):
+            numbers.add(node.output[0])
+            computed.add(node.output[0])
     return computed
