@@ -1,4 +1,4 @@
-"""One network gives one answer: as a module, in files of every form, and with its channels in another order."""
+"""One network gives one answer: as a module, in files of every form, with channels in any order."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -118,7 +118,7 @@ LARGE: Mapping[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
         IMAGES,
     ),
 }
-# The newer exporter writes the view of ConvNeXt's pooled map as a Gather by 64 places: its channels are fixed.
+# The newer exporter writes ConvNeXt's pooled map as a Gather by 64 places, so that its channels are fixed.
 CHANGED_BY_DYNAMO = ("convnext",)
 
 

@@ -75,7 +75,7 @@ def _split(graph: WeightGraph) -> Iterable[Layer]:
 
 
 def _merged(layers: Sequence[Layer]) -> list[Layer]:
-    """Give matrix products and norms the parameters that they alone read, as layers with weights have them."""
+    """Give matrix products and norms the parameters that they alone read, as torch's layers have."""
     readers = Counter(name for layer in layers for name in layer.inputs)
     given = {
         layer.name: layer.params

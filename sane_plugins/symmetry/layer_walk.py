@@ -60,7 +60,7 @@ class LayerWalk:
         return depth + is_deeper
 
     def _digests(self, label: Callable[[Layer], bytes]) -> dict[str, bytes]:
-        """Return a digest of each layer's value: of the weights that it depends on, by their layers' labels."""
+        """Return a digest of each layer's value: of the weights that it depends on, by labels."""
         digests: dict[str, bytes] = {}
         for name in self._sorted:
             layer = self._layers[name]
