@@ -219,7 +219,7 @@ class StatisticsEncoder:
 
     def features(self, graph: WeightGraph, options: EncodeOptions) -> torch.Tensor:  # noqa: ARG002
         """Return the layer statistics (F,)."""
-        return statistics(canonical_layers(graph))
+        return statistics(canonical_form(graph))
 
 
 ENCODERS: Mapping[str, Encoder] = MappingProxyType(

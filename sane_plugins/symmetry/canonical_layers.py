@@ -8,7 +8,7 @@ The method: docs/explanation/sane.md, section 10.4.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from graphlib import CycleError
 from itertools import chain
@@ -18,12 +18,19 @@ from sane_plugins.weights import (
     NORM_ROLES,
     Layer,
     Param,
+    Role,
     WeightGraph,
     natural_key,
     recurrent_place,
 )
 
 _MATRIX_KINDS = ("linear", "conv", "transposed_conv")
+# By their number: of `layer_norm` and `group_norm`, and of `batch_norm`.
+_READ_ROLES: Mapping[int, tuple[Role, ...]] = {
+    1: ("scale",),
+    2: ("scale", "shift"),
+    4: ("running_mean", "running_var", "scale", "shift"),
+}
 _ROLE_PLACES = {role: place for place, role in enumerate(NORM_ROLES.values())}
 
 
@@ -47,7 +54,7 @@ def _by_name(layers: Iterable[Layer]) -> list[Layer]:
 
 
 def _split(graph: WeightGraph) -> Iterable[Layer]:
-    """Yield the layers, with each parameter where it is read: beside others only if they are read together."""
+    """Yield the layers, with each parameter where it is read: beside others if they are read together."""
     readers: dict[str, list[str]] = {}
     for layer in graph.layers:
         for name in layer.inputs:
@@ -68,7 +75,7 @@ def _split(graph: WeightGraph) -> Iterable[Layer]:
 
 
 def _merged(layers: Sequence[Layer]) -> list[Layer]:
-    """Give matrix products and norms the parameters that they alone read, as a layer with weights has them."""
+    """Give matrix products and norms the parameters that they alone read, as torch's layers have."""
     readers = Counter(name for layer in layers for name in layer.inputs)
     given = {
         layer.name: layer.params
@@ -82,10 +89,19 @@ def _merged(layers: Sequence[Layer]) -> list[Layer]:
         params = (*layer.params, *chain.from_iterable(given[name] for name in read))
         if read and _is_one_layer(layer, params):
             taken.update(read)
+            params = _with_roles(layer, params)
             inputs = tuple(name for name in layer.inputs if name not in given)
             layer = replace(layer, params=params, inputs=inputs)
         merged.append(layer)
     return [layer for layer in merged if layer.name not in taken]
+
+
+def _with_roles(layer: Layer, params: tuple[Param, ...]) -> tuple[Param, ...]:
+    """Return the parameters that a norm reads with the roles that torch's functions take them in."""
+    roles = _READ_ROLES.get(len(params), ())
+    if layer.kind != "norm" or layer.params or len(roles) != len(params):
+        return params
+    return tuple(replace(param, role=role) for param, role in zip(params, roles, strict=True))
 
 
 def _is_one_layer(layer: Layer, params: Sequence[Param]) -> bool:

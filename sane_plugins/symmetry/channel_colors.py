@@ -80,7 +80,7 @@ def _next_colors(
 def _axis_colors(
     size: int, parts: Sequence[tuple[PermutationGroup, AxisSlice]], colors: _Colors
 ) -> torch.Tensor:
-    """Return the color (size,) of each entry of an axis: of its channel, or its number where that is fixed."""
+    """Return the color (size,) of each entry of an axis: its channel's, or its number where that is fixed."""
     found = _mix(torch.arange(size))
     for group, part in parts:
         within = _mix(torch.arange(part.repeat))

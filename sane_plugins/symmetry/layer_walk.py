@@ -14,10 +14,11 @@ from hashlib import sha256
 
 import torch
 
-from sane_plugins.symmetry.invariant_content import values_digest
-from sane_plugins.weights import Layer, natural_key
+from sane_plugins.symmetry.invariant_content import squared_norms, values_digest
+from sane_plugins.weights import Layer, Param, natural_key
 
 _NOTHING = -1  # the depth of what no input of the network reaches
+_NOTHING_READ = b""  # the digest of what depends on no weights
 
 
 class LayerWalk:
@@ -36,7 +37,7 @@ class LayerWalk:
         for name in self._sorted:
             self._depth[name] = self._depth_of(name)
         numbers = {name: str(i).encode() for i, name in enumerate(self._layers)}
-        self._structure = self._digests(lambda layer: repr(_matrix_shapes(layer)).encode())
+        self._structure = self._digests(lambda layer: repr(_shapes(layer)).encode())
         self._origin = self._digests(lambda layer: numbers[layer.name])
         self._inside = self._unreached_by_parent()
 
@@ -55,29 +56,47 @@ class LayerWalk:
         if layer.kind == "input":
             return 0
         depth = max((self._depth[x] for x in self._inputs[name]), default=_NOTHING)
-        return depth if depth == _NOTHING else depth + bool(_matrix_shapes(layer))
+        is_deeper = depth != _NOTHING and bool(_weights(layer))
+        return depth + is_deeper
 
     def _digests(self, label: Callable[[Layer], bytes]) -> dict[str, bytes]:
-        """Return a digest of each layer's value: of the layers with matrices that it depends on, labelled."""
+        """Return a digest of each layer's value: of the weights that it depends on, by labels."""
         digests: dict[str, bytes] = {}
         for name in self._sorted:
             layer = self._layers[name]
-            parts = sorted({digests[x] for x in self._inputs[name]})
-            if _matrix_shapes(layer) or not parts:
+            parts = sorted({digests[x] for x in self._inputs[name]} - {_NOTHING_READ})
+            if layer.kind == "input" or _shapes(layer):
                 parts.append(label(layer))
-            digests[name] = parts[0] if len(parts) == 1 and self._inputs[name] else _hash(parts)
+                digests[name] = sha256(b"|".join(parts)).digest()
+            elif len(parts) > 1:
+                digests[name] = sha256(b"|".join(parts)).digest()
+            else:
+                digests[name] = parts[0] if parts else _NOTHING_READ
         return digests
 
     @cached_property
     def _content(self) -> dict[str, bytes]:
-        """Return digests of each layer's value by the values of the matrices that it depends on."""
+        """Return digests of each layer's value by the values of the weights that it depends on."""
         return self._digests(
             lambda layer: b" ".join(
-                sorted(
-                    values_digest(self._tensors[p.key]) for p in layer.params if _is_matrix(p.shape)
-                )
+                sorted(values_digest(self._tensors[p.key]) for p in _weights(layer))
             )
         )
+
+    def _sizes(self, name: str) -> list[float]:
+        """Return the squared norms of the weights that a branch ends with, in ascending order.
+
+        They hardly move where the weights hardly move, so that a trained network keeps its order.
+        """
+        found, seen, pending = [], {name}, [name]
+        while pending:
+            name = pending.pop()
+            weights = _weights(self._layers[name])
+            found += [float(squared_norms(self._tensors[p.key].detach()[None])) for p in weights]
+            new = [x for x in self._inputs[name] if x not in seen and not weights]
+            seen.update(new)
+            pending += new
+        return sorted(found)
 
     def _roots(self) -> Iterator[str]:
         """Yield the outputs, and then the other layers that no layer reads."""
@@ -111,7 +130,10 @@ class LayerWalk:
         for key in sorted(branches):
             alike = branches[key]
             if len({self._origin[x] for x in alike}) > 1:
-                alike = sorted(alike, key=lambda x: self._content[x])
+                sizes = {x: self._sizes(x) for x in alike}
+                is_clear = len({tuple(x) for x in sizes.values()}) == len(sizes)
+                content = dict.fromkeys(alike, b"") if is_clear else self._content
+                alike = sorted(alike, key=lambda x: (sizes[x], content[x]))
             ordered += alike
         return ordered
 
@@ -130,20 +152,14 @@ class LayerWalk:
         return inside
 
 
-def _is_matrix(shape: tuple[int, ...]) -> bool:
-    return len(shape) > 1
+def _weights(layer: Layer) -> list[Param]:
+    """Return a layer's matrices; of a lone parameter, any weights but a single number."""
+    least = 1 if layer.kind == "parameter" else 2
+    return [p for p in layer.params if len(p.shape) >= least and p.size > 1]
 
 
-def _matrix_shapes(layer: Layer) -> list[tuple[int, ...]]:
-    """Return the shapes of a layer's matrices, rows first; a lone parameter's does not count."""
-    if layer.kind == "parameter":
-        return []
+def _shapes(layer: Layer) -> list[tuple[int, ...]]:
+    """Return the shapes of a layer's weights, rows first."""
     return sorted(
-        (p.shape[p.axis], *p.shape[: p.axis], *p.shape[p.axis + 1 :])
-        for p in layer.params
-        if _is_matrix(p.shape)
+        (p.shape[p.axis], *p.shape[: p.axis], *p.shape[p.axis + 1 :]) for p in _weights(layer)
     )
-
-
-def _hash(parts: Iterable[bytes]) -> bytes:
-    return sha256(b"|".join(parts)).digest()

@@ -181,6 +181,8 @@ ELSEWHERE = {
     "formats": "[which real files are read](reference/real-files.md), `python tools/release/formats_table.py --data DIR`",
     "recognition": "[architectures that are recognised](../benchmarks/results/recognition.md),"
     " `python benchmarks/recognition.py --work DIR`",
+    "canonical_order": "[what the order of channels costs](../benchmarks/results/canonical_order.md),"
+    " `python benchmarks/canonical_order.py --data DIR`",
     "torchvision_models": "[every network of torchvision](reference/torchvision-models.md),"
     " `python tools/release/torchvision_table.py`",
     "fuzz": "damaged files, `python tests/fuzz/run.py --data DIR --cases 20000`: figures in"
