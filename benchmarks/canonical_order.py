@@ -28,8 +28,8 @@ from sane_plugins.architectures import resnet
 from sane_plugins.autoencoder import SANE, embedded_sane, encode
 from sane_plugins.features import EncodeOptions, SaneEncoder
 from sane_plugins.formats import open_file, save_network
-from sane_plugins.initialize import TrainOptions, train_epochs
 from sane_plugins.generation import connected_like
+from sane_plugins.initialize import TrainOptions, train_epochs
 from sane_plugins.properties import PredictOptions, predict
 from sane_plugins.symmetry import (
     canonical_form,

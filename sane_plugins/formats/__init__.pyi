@@ -27,7 +27,6 @@ from .foreign_forms import foreign_form, holds_onnx
 from .foreign_table import ForeignForm
 from .guards import exists, open_until_collected, reopen_later, require_file, source_errors
 from .hub_cache import cached_path, is_cache_internal, is_hub_name
-from .key_prefixes import strip_wrapper_prefixes
 from .lazy_tensors import LazyTensors
 from .limits import require_names, require_shape, require_tensor_count
 from .reading import open_file
@@ -108,6 +107,5 @@ __all__ = [
     "sidecar_writes",
     "source_errors",
     "stream_artifact",
-    "strip_wrapper_prefixes",
     "with_dtype",
 ]

@@ -164,7 +164,9 @@ def _is_order(stored: Stored, key: str, inputs: int, groups: int) -> bool:
     if stored.shape(key) != (inputs,) or stored.dtype(key) not in (torch.int32, torch.int64):
         return False
     values = stored.tensors[key]
-    return inputs > 0 and not values.is_meta and int(values.min()) >= 0 and int(values.max()) < groups
+    return (
+        inputs > 0 and not values.is_meta and int(values.min()) >= 0 and int(values.max()) < groups
+    )
 
 
 def _row_bits(columns: int, packed: Sequence[int]) -> int:

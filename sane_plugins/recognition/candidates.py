@@ -9,12 +9,11 @@ from typing import Any
 from torch import nn
 
 from sane_plugins.architectures import build
-from sane_plugins.formats import strip_wrapper_prefixes
 from sane_plugins.recognition.index import IndexedArchitecture, find_indexed
 from sane_plugins.recognition.our_families import our_factories
 from sane_plugins.recognition.signature import Counts, Shapes
 from sane_plugins.recognition.topology import Names
-from sane_plugins.weights import WeightGraph
+from sane_plugins.weights import WeightGraph, strip_wrapper_prefixes
 
 BuildNamed = Callable[[str, int | None], nn.Module]
 """Builds a library's network by a name such as `timm:resnet10t`, as `Host.build` does."""
