@@ -23,11 +23,12 @@ from torch.fx._symbolic_trace import (
 from torch.fx.proxy import ParameterProxy
 
 from sane_plugins.runtime import drawing_from
-from sane_plugins.weights.channel_ops import ChannelOps
+from sane_plugins.weights.channel_ops import OPAQUE, SPATIAL, ChannelOp, ChannelOps
 from sane_plugins.weights.function_channels import function_channel_ops, is_scalar
 from sane_plugins.weights.layers import Layer
 from sane_plugins.weights.module_channels import module_channel_op
 from sane_plugins.weights.module_copies import ModuleCopies, copy_parameter
+from sane_plugins.weights.probed_convolutions import is_plain_convolution
 
 _DISTURBED_TRIALS, _PAUSE = 100, 0.02  # traces, and seconds between them
 _FX_MARK = "_Patcher__fx_already_patched"  # of what `fx.Tracer` puts in place of functions
@@ -312,11 +313,16 @@ _MATH_IDS = {id(_plain(value)) for name, value in vars(math).items() if name[:1]
 _wrapped_functions = _WrappedFunctions()
 
 
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
 class _LayerReader:
     """Converts a traced graph to layers."""
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = dict(module.named_modules())
+        stored = module.state_dict(keep_vars=True).keys()
+        self._computed_buffers = {k: x for k, x in module.named_buffers() if k not in stored}
         self._layers: dict[str, Layer] = {}
         self._names: dict[fx.Node, str] = {}
         self._calls: dict[str, int] = {}
@@ -344,7 +350,12 @@ class _LayerReader:
         if node.op == "output":
             return [Layer(name=name, kind="output", inputs=inputs)]
         if node.op == "call_module":
-            ops: ChannelOps = (module_channel_op(self._modules[str(node.target)], len(inputs)),)
+            module = self._modules[str(node.target)]
+            ops: ChannelOps = (module_channel_op(module, len(inputs)),)
+            if ops == OPAQUE and is_plain_convolution(module):
+                ops, inputs = (ChannelOp("conv", groups=int(module.groups)),), inputs[:1]  # type: ignore[arg-type]
+        elif self._is_blur(node):
+            ops, inputs = (ChannelOp("pointwise", dims=SPATIAL),), inputs[:1]
         else:
             ops = function_channel_ops(node, len(inputs))
         layers: list[Layer] = []
@@ -359,6 +370,27 @@ class _LayerReader:
                 )
             )
         return layers
+
+    def _is_blur(self, node: fx.Node) -> bool:
+        """Return whether a convolution has one filter for every channel, which is no weight but computed.
+
+        Of a network on the meta device nobody knows.
+        """
+        name = str(getattr(node.target, "__name__", ""))
+        if node.op != "call_function" or name not in ("conv1d", "conv2d", "conv3d"):
+            return False
+        given = dict(zip(_CONV_ARGUMENTS, node.args, strict=False)) | node.kwargs
+        weight = given.get("weight")
+        if (
+            not isinstance(weight, fx.Node)
+            or weight.op != "get_attr"
+            or given.get("bias") is not None
+        ):
+            return False
+        filters = self._computed_buffers.get(str(weight.target))
+        if filters is None or filters.is_meta or given.get("groups", 1) != len(filters):
+            return False
+        return bool((filters == filters[:1]).all())
 
     def _name(self, node: fx.Node) -> str:
         if node.op == "get_attr":
