@@ -161,7 +161,7 @@ def training(state: dict[str, torch.Tensor]) -> dict[str, object]:
         "state_dict": state,
         "pytorch-lightning_version": "2.5",
         "hyper_parameters": argparse.Namespace(lr=np.float32(0.1), path=pathlib.PurePosixPath("x")),
-        "callbacks": {"stop": Callback(), "count": Counter("aab")},
+        "callbacks": {"stop": Callback(), "count": Counter("aab"), "best": torch.tensor([0.5, 1])},
         "when": datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
         "history": defaultdict(list, {"loss": [np.float64(1.0), 0.5]}),
         "optimizer_states": [optimizer.state_dict()],

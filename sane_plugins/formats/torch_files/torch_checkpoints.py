@@ -28,6 +28,8 @@ MAX_NESTING_DEPTH = 100  # of mappings and lists
 
 _CODES = "qdata"  # torchao's name of the values that a scale is for
 _OPTIMIZER_KEYS = {"state", "param_groups"}  # of torch.optim's state dicts
+_LIGHTNING_VERSION = "pytorch-lightning_version"  # in each checkpoint of Lightning, as these may be
+_LIGHTNING_RECORDS = ("callbacks", "loops", "lr_schedulers", "hyper_parameters")
 _Part = TypeVar("_Part")
 _KeyPath = tuple[str, ...]
 _FoundStateDict = tuple[_KeyPath, dict[str, torch.Tensor]]
@@ -133,6 +135,8 @@ def _state_dicts(path: Path, content: Any) -> tuple[list[_FoundStateDict], list[
         if _is_optimizer(key_path, part):
             ignored += [key_path] if key_path else []
             continue
+        if _is_training_record(key_path, content):
+            continue
         entries = _entries(part)
         tensors = dict(_tensors(entries))
         if tensors:
@@ -163,6 +167,12 @@ def _tuple_tensors(path: Path, entries: Mapping[str, Any]) -> Iterator[tuple[str
 def _is_optimizer(key_path: _KeyPath, part: Any) -> bool:
     has_optimizer_name = bool(key_path) and key_path[-1].lower().startswith("optim")
     return has_optimizer_name or (isinstance(part, Mapping) and part.keys() >= _OPTIMIZER_KEYS)
+
+
+def _is_training_record(key_path: _KeyPath, content: Any) -> bool:
+    """Tell whether a part is what Lightning's trainer writes of itself: scores, counters, schedules."""
+    is_record = len(key_path) == 1 and key_path[0] in _LIGHTNING_RECORDS
+    return is_record and isinstance(content, Mapping) and _LIGHTNING_VERSION in content
 
 
 def _tensors(entries: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
