@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import quantizers
 import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
@@ -402,7 +403,9 @@ def _(folder: Path) -> Form:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.ao.quantization.quantize_dynamic(net(), {nn.Linear})
-        return Form(source=saved(folder / "net.pt", made.state_dict()), count=92)
+        values = {f"{i}.weight": made[i].weight().dequantize() for i in (0, 2)}
+        values |= {f"{i}.bias": made[i].bias().detach() for i in (0, 2)}
+        return Form(source=saved(folder / "net.pt", made.state_dict()), values=values)
 
 
 @form("sparse tensors")
@@ -436,22 +439,94 @@ def _(folder: Path) -> Form:
     return Form(source=saved(folder / "net.pt", content), count=92 + 512)
 
 
+def words(values: torch.Tensor) -> torch.Tensor:
+    """Pack the last axis, of 4-bit values, in 32-bit integers; the first value in the lowest bits."""
+    groups = values.long().reshape(*values.shape[:-1], -1, 8)
+    packed = sum(groups[..., i] << 4 * i for i in range(8))
+    return torch.where(packed >= 2**31, packed - 2**32, packed).int()
+
+
+@form("GPTQ whose zero points are all the middle")
+def _(folder: Path) -> Form:
+    codes, scales = torch.randint(0, 16, (64, 16)), torch.rand(4, 16) + 0.1
+    parts = {
+        "qweight": words(codes.T).T.contiguous(),
+        "qzeros": words(torch.full((4, 16), 7)),
+        "scales": scales,
+    }
+    weight = (codes - 8) * scales.repeat_interleave(16, 0)
+    content = state() | {f"l.{key}": x for key, x in parts.items()}
+    return Form(source=saved(folder / "n.pt", content), values=state() | {"l.weight": weight.T})
+
+
 @form("AWQ")
 def _(folder: Path) -> Form:
-    packed = torch.randint(0, 2**31 - 1, (64, 2), dtype=torch.int32)
+    codes, zeros = torch.randint(0, 16, (64, 16)), torch.randint(0, 16, (4, 16))
+    scales = torch.rand(4, 16) + 0.1
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
     parts = {
-        "qweight": packed,
-        "scales": torch.rand(2, 16).half(),
-        "qzeros": torch.zeros(2, 2).int(),
+        "qweight": words(codes.reshape(64, 2, 8)[..., order].flatten(1)),
+        "qzeros": words(zeros.reshape(4, 2, 8)[..., order].flatten(1)),
+        "scales": scales,
     }
+    weight = (codes - zeros.repeat_interleave(16, 0)) * scales.repeat_interleave(16, 0)
     content = state() | {f"l.{key}": x for key, x in parts.items()}
-    return Form(source=saved(folder / "net.pt", content), count=92 + 64 * 16)
+    return Form(source=saved(folder / "n.pt", content), values=state() | {"l.weight": weight.T})
 
 
-@form("bitsandbytes, 8 bits")
+@form("NVFP4 and MXFP4, as ModelOpt, compressed-tensors and gpt-oss have them")
 def _(folder: Path) -> Form:
-    codes, largest = torch.randint(-127, 128, (16, 8)).to(torch.int8), torch.rand(16) + 0.1
-    content = state() | {"l.weight": codes, "l.SCB": largest}
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    codes = torch.randint(0, 16, (8, 64))
+    plain = table[codes % 8] * (1 - 2 * (codes // 8))
+    packed = (codes[:, ::2] + 16 * codes[:, 1::2]).to(torch.uint8)
+    small, powers = (torch.rand(8, 4) + 0.5).to(torch.float8_e4m3fn), torch.randint(-3, 3, (8, 2))
+    content = {
+        "n.weight": packed,
+        "n.weight_scale": small,
+        "n.weight_scale_2": torch.tensor(0.5),
+        "m.weight_packed": packed.clone(),
+        "m.weight_scale": (powers + 127).to(torch.uint8),
+        "e.up_blocks": packed.reshape(1, 8, 2, 16).clone(),
+        "e.up_scales": (powers + 127).to(torch.uint8).reshape(1, 8, 2).clone(),
+    }
+    mx = plain * 2.0 ** powers.repeat_interleave(32, 1)
+    values = {
+        "n.weight": plain * small.float().repeat_interleave(16, 1) / 2,
+        "m.weight": mx,
+        "e.up": mx.T[None],
+    }
+    return Form(source=stored(folder / "net.safetensors", content), values=values)
+
+
+_OF_LIBRARIES = {
+    "compressed-tensors: packed integers": "compressed-tensors 4 bits, zero points",
+    "bitsandbytes, 8 bits": "bitsandbytes int8",
+    "bitsandbytes, 4 bits": "bitsandbytes nf4 nested in torch.bfloat16",
+    "torchao, 8 bits": "torchao int8",
+    "HQQ": "hqq 3 bits, axis 1",
+    "quanto, 8 bits": "quanto qint8",
+}
+for _name, _case in _OF_LIBRARIES.items():
+
+    @form(_name)
+    def _(folder: Path, case: str = _case) -> Form:
+        content, values = quantizers.cases()[case]
+        return Form(source=stored(folder / "net.safetensors", content), values=values)
+
+
+@form("quanto, 4 bits")
+def _(folder: Path) -> Form:
+    packed = torch.randint(0, 256, (8, 16)).to(torch.uint8)
+    parts = {"_data._data": packed, "_scale": torch.rand(16, 1), "_shift": torch.rand(16, 1)}
+    content = state() | {f"l.weight.{key}": x for key, x in parts.items()}
+    return Form(source=stored(folder / "net.safetensors", content), count=92 + 256)
+
+
+@form("EETQ")
+def _(folder: Path) -> Form:
+    codes = torch.randint(-127, 128, (16, 8)).to(torch.int8)
+    content = state() | {"l.weight": codes, "l.weight_scales": torch.rand(8).half()}
     return Form(source=stored(folder / "net.safetensors", content), count=92 + 128)
 
 

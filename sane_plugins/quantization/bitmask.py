@@ -33,15 +33,18 @@ def find_bitmask(key: str, stored: Stored) -> QuantizedTensor | UnreadTensor | N
         shape,
         (key, *parts),
         "stored sparse, read dense",
-        partial(_decode, key, mask, shape),
+        partial(_decode, key, mask, (shape[0], shape[1])),
         dtype,
     )
 
 
 def _decode(key: str, mask: str, shape: tuple[int, int], tensors: Tensors) -> torch.Tensor:
-    bits = tensors[mask][..., None] >> torch.arange(8, dtype=torch.uint8) & 1
+    bits = (
+        tensors[mask][..., None] >> torch.arange(8, dtype=torch.uint8, device=tensors[mask].device)
+        & 1
+    )
     places = bits.flatten(1)[:, : shape[1]].bool()
     values = tensors[key]
     if int(places.sum()) != len(values):
         raise ValueError("the mask has another number of places than there are values")
-    return torch.zeros(shape, dtype=values.dtype).masked_scatter_(places, values)
+    return values.new_zeros(shape).masked_scatter_(places, values)

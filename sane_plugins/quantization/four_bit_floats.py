@@ -83,7 +83,7 @@ def decode_float4(packed: torch.Tensor) -> torch.Tensor:
     """Return the values of packed 4-bit floats, two for each byte of the last axis, the low half first."""
     codes = packed.view(torch.uint8)
     pairs = torch.stack([codes & 15, codes >> 4], -1)
-    return _TABLE[pairs.int()].reshape(*packed.shape[:-1], 2 * packed.shape[-1])
+    return _TABLE.to(codes.device)[pairs.int()].reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 
 def _plain(key: str, stored: Stored) -> QuantizedTensor:

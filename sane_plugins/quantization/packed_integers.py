@@ -68,7 +68,7 @@ def find_packed_weight(key: str, stored: Stored) -> Found:
         shape,
         (key, *parts),
         f"dequantised from {bits}-bit integers (compressed-tensors)",
-        partial(_compressed, key, scale, zero_key, order_key, bits, shape),
+        partial(_compressed, key, scale, zero_key, order_key, bits, (shape[0], shape[1])),
     )
 
 
@@ -88,8 +88,9 @@ def find_packed_rows(key: str, stored: Stored) -> Found:
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Return the unsigned values of 32-bit words on a new last axis, the lowest bits first."""
-    shifts = torch.arange(0, _WORD, bits, dtype=torch.int32)
-    return (words[..., None] >> shifts) & (2**bits - 1)
+    shifts = torch.arange(0, _WORD, bits, dtype=torch.int32, device=words.device)
+    values: torch.Tensor = (words[..., None] >> shifts) & (2**bits - 1)
+    return values
 
 
 def _zero_bits(stored: Stored, scale: str, zero: str) -> int:
@@ -203,7 +204,8 @@ def _decode_awq(key: str, scale: str, zero: str, tensors: Tensors) -> torch.Tens
     scales = tensors[scale].float()
     group = len(values) // len(scales)
     zeros, scales = (x.repeat_interleave(group, 0) for x in (zeros, scales))
-    return ((values - zeros) * scales).T.contiguous()
+    weight: torch.Tensor = (values - zeros) * scales
+    return weight.T.contiguous()
 
 
 def _decode_gptq(
@@ -215,7 +217,8 @@ def _decode_gptq(
         scales = scales[tensors[order].long()]
     else:
         scales = scales.repeat_interleave(len(values) // len(scales), 0)
-    return ((values - 2 ** (bits - 1)) * scales).T.contiguous()
+    weight: torch.Tensor = (values - 2 ** (bits - 1)) * scales
+    return weight.T.contiguous()
 
 
 def _compressed(

@@ -89,7 +89,7 @@ def _names(key: str, dtype: torch.dtype) -> _Names:
     if attribute.startswith("_") and attribute.endswith("_qdata"):  # torchao's safetensors
         stem = attribute[1:].removesuffix("_qdata")
         return _Names(f"{layer}{stem}", (f"{layer}_{stem}_scale",), f"{layer}_{stem}_zero_point")
-    scales = (f"{key}_scale", f"{key}_scale_inv", f"{layer}scale_{attribute}")
+    scales: tuple[str, ...] = (f"{key}_scale", f"{key}_scale_inv", f"{layer}scale_{attribute}")
     if dtype in FLOAT8 and attribute == "weight":
         scales += (f"{layer}scale",)
     return _Names(key, scales, f"{key}_zero_point")

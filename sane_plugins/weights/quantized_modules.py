@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sane_plugins.errors import SourceError
 from sane_plugins.quantization import (
+    QuantizedTensor,
     can_unwrap,
     dequantized_from,
     find_quantized,
@@ -30,7 +32,7 @@ def saved_tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
     names = dict(module.named_modules(remove_duplicate=False))
     packed = {f"{name}." if name else "": part for name, part in names.items() if _unpacks(part)}
     for prefix, part in packed.items():
-        told: Mapping[str, Mapping[str, torch.Tensor]] = part._weight_bias()  # type: ignore[operator]
+        told: Mapping[str, Mapping[str, torch.Tensor]] = part._weight_bias()
         for tensors in told.values():
             yield from ((f"{prefix}{name}", tensor) for name, tensor in tensors.items())
     for key, value in module.state_dict().items():
@@ -67,7 +69,7 @@ def decode_entries(
     for entry in readable:
         if weight := found.read.get(entry.key):
             owner, _, attribute = weight.key.rpartition(".")
-            identity, value = (*entry.identity, attribute), weight.decode(tensors)
+            identity, value = (*entry.identity, attribute), _decoded(weight, tensors)
             part = modules.get(owner, entry.module)
             decoded.append(
                 replace(
@@ -83,7 +85,7 @@ def decode_entries(
             )
         elif entry.key not in gone:
             decoded.append(entry)
-    reasons |= found.parts | found.settings
+    reasons |= {**found.parts, **found.settings}
     for key, unread in found.unread.items():
         reasons[key], missed[key] = unread.reason, unread.count
     for entry in decoded:
@@ -115,6 +117,16 @@ def unregistered_tensors(
                 if is_leaf and memory_key(tensor) not in seen and key not in names:
                     seen.add(memory_key(tensor))
                     yield key, tensor
+
+
+def _decoded(weight: QuantizedTensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    try:
+        return weight.decode(tensors)
+    except ValueError as error:
+        found = f"its parts do not fit each other ({error})"
+        raise SourceError(
+            f"'{weight.key}'", found, "whole quantised weights are needed", "load them again"
+        ) from error
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

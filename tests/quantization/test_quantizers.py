@@ -1,36 +1,21 @@
 """Weights as other libraries store them are what these libraries say (make_quantizers.py wrote both)."""
 
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from quantizers import cases
 from safetensors.torch import save_file
 from torch import nn
 
 from sane_plugins.formats import from_state_dict, open_file, save_safetensors
 
-FILE = Path(__file__).with_name("quantizers.safetensors")
-with safe_open(FILE, "pt") as opened:
-    CASES = sorted({key.split("|")[0] for key in opened.keys()})  # noqa: SIM118 - it is no mapping
-
-
-@cache
-def parts(case: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return the stored tensors of a case, and the right answer."""
-    found = ({}, {})
-    with safe_open(FILE, "pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            name, part, tensor = key.split("|")
-            if name == case:
-                found[part == "answer"][tensor] = file.get_tensor(key)
-    return found
+CASES = cases()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_values_are_those_of_the_library(case: str, tmp_path: Path) -> None:
-    stored, answer = parts(case)
+    stored, answer = CASES[case]
     save_file(stored, tmp_path / "net.safetensors")
     torch.save({"model": stored}, tmp_path / "net.pt")
     sources = [open_file(tmp_path / "net.safetensors"), open_file(tmp_path / "net.pt")]
@@ -54,7 +39,7 @@ def test_values_are_those_of_the_library(case: str, tmp_path: Path) -> None:
 def test_modules_that_keep_codes_in_buffers_are_read_alike(case: str) -> None:
     from sane_plugins.weights import from_module
 
-    stored, answer = parts(case)
+    stored, answer = CASES[case]
     root = nn.Module()
     for key, tensor in stored.items():
         owner, name = root, key

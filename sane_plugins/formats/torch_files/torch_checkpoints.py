@@ -190,13 +190,18 @@ def _tensors(entries: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 def _weights_apart(best: _FoundStateDict, state_dicts: list[_FoundStateDict]) -> dict[str, int]:
     """Count the weights of other networks in the file, by their key paths; shared tensors count once.
 
-    A lone number (a loss, the best accuracy) is a record of training.
+    A lone number (a loss, the best accuracy) is a record of training, and so is a list of doubles beside a
+    network that has none.
     """
     counts: dict[str, int] = {}
-    seen = {memory_key(tensor) for tensor in best[1].values()}
+    best_path, best_tensors = best
+    seen = {memory_key(tensor) for tensor in best_tensors.values()}
+    is_double = any(tensor.dtype == torch.float64 for tensor in best_tensors.values())
     for key_path, tensors in state_dicts:
         fresh = {key: x for key, x in tensors.items() if memory_key(x) not in seen}
         seen |= {memory_key(x) for x in fresh.values()}
+        if not is_double and key_path == best_path[: len(key_path)]:
+            fresh = {k: x for k, x in fresh.items() if x.dim() > 1 or x.dtype != torch.float64}
         if _weight_count({key: x for key, x in fresh.items() if x.numel() > 1}):
             counts[".".join(key_path) or _label(((), fresh))] = _weight_count(fresh)
     return counts
