@@ -72,7 +72,8 @@ class Packing:
         parts = wide.reshape(-1, 8 // self.bits)
         parts = parts.flip(1) if self.is_high_first else parts
         shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8)
-        return (parts << shifts).sum(1).to(torch.uint8).reshape(shape)
+        packed: torch.Tensor = (parts << shifts).sum(1).to(torch.uint8)
+        return packed.reshape(shape)
 
 
 def unpack_bits(stored: torch.Tensor, bits: int, is_high_first: bool = False) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -18,7 +18,12 @@ from sane_plugins.errors import SourceError
 
 _MOST_VALUES = 2**24
 _DEEPEST = 16
-_ARITHMETIC = {"Add": torch.add, "Div": torch.div, "Mul": torch.mul, "Sub": torch.sub}
+_ARITHMETIC: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "Add": torch.Tensor.add,
+    "Div": torch.Tensor.div,
+    "Mul": torch.Tensor.mul,
+    "Sub": torch.Tensor.sub,
+}
 
 
 @dataclass(frozen=True, eq=False)
