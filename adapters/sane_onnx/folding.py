@@ -129,7 +129,8 @@ class Folder:
         if operator == "Cast":
             dtype = FLOATS.get(integer(node, "to", 0))
             return first.to(dtype) if dtype is not None else None
-        if operator == "DequantizeLinear" and all(x.numel() == 1 for x in values[1:]):
+        is_single = len(values) > 1 and all(x.numel() == 1 for x in values[1:])
+        if operator == "DequantizeLinear" and is_single:
             shifted = first.float() - (values[2].float() if len(values) > 2 else 0)
             return (shifted * values[1].float()).to(values[1].dtype)
         is_exact = all(x.is_floating_point() and x.dtype.itemsize > 1 for x in values)

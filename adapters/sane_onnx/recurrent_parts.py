@@ -45,7 +45,7 @@ def _parts_of(
             return {}
         moved = [x for i, x in enumerate(node.input) if keeps_values(node, i)]
         if not moved and node.op_type in _PASSING and node.domain in STANDARD:
-            moved = [node.input[0]]
+            moved = [*node.input[:1]]
         if not moved:
             return {}
         order.append(value)
