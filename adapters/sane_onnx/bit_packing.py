@@ -30,7 +30,7 @@ class Packing:
     def fits(self, nbytes: int) -> bool:
         """Return whether so many bytes hold the tensor."""
         rows = prod(self.shape[:-1])
-        return self.size > 0 and nbytes * 8 // self.bits >= rows * self.shape[-1]
+        return min(self.shape) > 0 and nbytes * 8 // self.bits >= rows * self.shape[-1]
 
     @property
     def widest_gap(self) -> float:
@@ -72,11 +72,13 @@ class Packing:
         parts = wide.reshape(-1, 8 // self.bits)
         parts = parts.flip(1) if self.is_high_first else parts
         shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8)
-        return (parts << shifts).sum(1).to(torch.uint8).reshape(shape)
+        packed: torch.Tensor = (parts << shifts).sum(1).to(torch.uint8)
+        return packed.reshape(shape)
 
 
 def unpack_bits(stored: torch.Tensor, bits: int, is_high_first: bool = False) -> torch.Tensor:
     """Return the numbers of each byte along the last axis, one after the other."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    parts = (stored.unsqueeze(-1) >> (shifts.flip(0) if is_high_first else shifts)) & (2**bits - 1)
+    shifts = shifts.flip(0) if is_high_first else shifts
+    parts: torch.Tensor = (stored.unsqueeze(-1) >> shifts) & (2**bits - 1)
     return parts.flatten(-2) if stored.ndim else parts

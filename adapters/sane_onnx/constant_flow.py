@@ -23,6 +23,7 @@ from sane_onnx.operators.value_inputs import carries_values, keeps_values
 from sane_onnx.proto import STANDARD
 from sane_onnx.quantized import Dequantization
 from sane_onnx.tensors import StoredTensor
+from sane_plugins.weights import MAX_AXES
 
 
 class ConstantFlow:
@@ -130,7 +131,8 @@ class ConstantFlow:
         steps = moves_of(node, carried.shape, self._spreads.folder.integers)
         if steps is None and node.op_type == "Gather" and len(node.input) == 2:
             axis, rank = integer(node, "axis", 0), self._ranks.get(node.input[1])
-            if rank is not None and -len(carried.shape) <= axis < len(carried.shape):
+            is_inside = -len(carried.shape) <= axis < len(carried.shape)
+            if rank is not None and rank <= MAX_AXES and is_inside:
                 return [(look_up(carried.shape, axis % len(carried.shape), rank),)]
         return steps
 

@@ -158,7 +158,8 @@ class SpreadFinder:
 
 def _packing(rule: QuantizedInput, carried: Carried) -> Packing | None:
     """Return how the stored bytes are packed; None where they are not, or were moved."""
-    if not rule.bits or carried.moves is None or carried.moves or not carried.shape:
+    is_byte = carried.dtype in (torch.uint8, torch.int8)
+    if not rule.bits or not is_byte or carried.moves is None or carried.moves or not carried.shape:
         return None
     shape = rule.size or (*carried.shape[:-1], carried.shape[-1] * 8 // rule.bits)
     packing = Packing(rule.bits, shape, rule.codes, bool(rule.codes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -18,7 +18,12 @@ from sane_plugins.errors import SourceError
 
 _MOST_VALUES = 2**24
 _DEEPEST = 16
-_ARITHMETIC = {"Add": torch.add, "Div": torch.div, "Mul": torch.mul, "Sub": torch.sub}
+_ARITHMETIC: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "Add": torch.Tensor.add,
+    "Div": torch.Tensor.div,
+    "Mul": torch.Tensor.mul,
+    "Sub": torch.Tensor.sub,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +129,8 @@ class Folder:
         if operator == "Cast":
             dtype = FLOATS.get(integer(node, "to", 0))
             return first.to(dtype) if dtype is not None else None
-        if operator == "DequantizeLinear" and all(x.numel() == 1 for x in values[1:]):
+        is_single = len(values) > 1 and all(x.numel() == 1 for x in values[1:])
+        if operator == "DequantizeLinear" and is_single:
             shifted = first.float() - (values[2].float() if len(values) > 2 else 0)
             return (shifted * values[1].float()).to(values[1].dtype)
         is_exact = all(x.is_floating_point() and x.dtype.itemsize > 1 for x in values)

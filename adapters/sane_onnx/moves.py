@@ -195,8 +195,8 @@ def _slice(node: NodeProto, shape: Shape, integers: Integers) -> _Steps | None:
         if not -len(shape) <= axis < len(shape):
             return None
         axis %= len(shape)
-        end = None if step < 0 and end <= -_LONGEST else end  # the front itself
-        moves.append(pick(shape, axis, range(shape[axis])[slice(start, end, step)]))
+        stop = None if step < 0 and end <= -_LONGEST else end  # the front itself
+        moves.append(pick(shape, axis, range(shape[axis])[slice(start, stop, step)]))
         shape = moves[-1].after
     return [tuple(moves)]
 

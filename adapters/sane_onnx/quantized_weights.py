@@ -120,8 +120,8 @@ def _are_positions(stored: StoredTensor) -> bool:
     if not stored.is_wide or stored.size <= _MAX_SIZES:
         return False
     stored.require()
-    numbers = stored.read().reshape(-1)
-    return torch.equal(numbers, torch.arange(len(numbers), dtype=numbers.dtype))
+    numbers = stored.read().reshape(-1).to(torch.int64)
+    return torch.equal(numbers, torch.arange(len(numbers)))
 
 
 def _may_hold_weights(stored: StoredTensor) -> bool:

@@ -34,7 +34,8 @@ def _parts_of(
     name: str, producers: Mapping[str, NodeProto], params: Mapping[str, Param]
 ) -> dict[str, tuple[Param, ...]]:
     """Return the parts of one operand and of what it is made of; none where anything else goes into it."""
-    order, pending = [], [name]
+    order: list[str] = []
+    pending = [name]
     while pending:
         value = pending.pop()
         if value in params or value in order:
@@ -44,7 +45,7 @@ def _parts_of(
             return {}
         moved = [x for i, x in enumerate(node.input) if keeps_values(node, i)]
         if not moved and node.op_type in _PASSING and node.domain in STANDARD:
-            moved = [node.input[0]]
+            moved = [*node.input[:1]]
         if not moved:
             return {}
         order.append(value)

@@ -183,6 +183,12 @@ def _recurrent(_: NodeProto, views: Views, __: int | None) -> NodeWeights | None
         for x in views
         if len(x.shape) > rank - 1
     )
+    if is_cut:  # inputs of all directions, then their states: each direction's own belong together
+        weights = [param for param in params if param.role == "weight"]
+        half = len(weights) // 2
+        pairs = zip(weights[:half], weights[half:], strict=len(weights) % 2 == 0)
+        biases = [param for param in params if param.role != "weight"]
+        params = (*(param for pair in pairs for param in pair), *weights[2 * half :], *biases)
     return NodeWeights("recurrent", params, is_opaque=True) if len(params) == len(views) else None
 
 

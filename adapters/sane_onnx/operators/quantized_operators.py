@@ -213,7 +213,7 @@ def _blocks(
 
 def true_count(node: NodeProto, size: int, value_bits: int) -> int:
     """Return how many weights are packed in `size` stored integers of `value_bits` bits, as a node says."""
-    stated = {a.name: a.i for a in node.attribute if a.type == AttributeProto.INT}
+    stated: dict[str, int] = {a.name: a.i for a in node.attribute if a.type == AttributeProto.INT}
     count = stated.get("N", 0) * stated.get("K", 0)
     if 0 < count <= size * value_bits:
         return count
