@@ -46,19 +46,19 @@ def from_state_dict(
     """
     content = content or describe_content(tensors, source)
     names = strip_wrapper_prefixes([*content.described, *content.unread, *(ties or ())])
-    axes = axes or {}
     if names.plain:
         content = rename_content(content, names)
         if ties is not None:
             ties = {names.of(key): names.of(owner) for key, owner in ties.items()}
-        axes = {names.of(key): axis for key, axis in axes.items()}
+        axes = axes and {names.of(key): axis for key, axis in axes.items()}
         notes += (f"names are the plain module's, without {', '.join(names.wrappers)}",)
     content = decode_quantized(content, source)
-    folded = fold(content.tensors, content.described, axes, source)
+    folded = fold(content.tensors, content.described, axes or {}, source)
     tensors, described = folded.tensors, folded.described
     ties = _find_ties(content, folded) if ties is None else folded.used_ties(ties)
     ties = {alias: key for alias, key in ties.items() if key in described}
-    axes = {key: axes.get(folded.main_source(key), 0) for key in described}
+    if axes is not None:  # where they are not told, they are inferred
+        axes = {key: axes.get(folded.main_source(key), 0) for key in described}
     converted = {key: how for key, how in content.converted.items() if key in described} | {
         key: f"its {part.rule} is folded in" for key, part in folded.computed.by_name.items()
     }
