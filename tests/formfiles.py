@@ -397,7 +397,7 @@ def _(folder: Path) -> Form:
     return Form(source=saved(folder / "n.pt", state() | {"0.weight": stored_as}), values=values)
 
 
-@form("state dict of `quantize_dynamic`")
+@form("torch.ao: state dict of `quantize_dynamic` and of static quantisation")
 def _(folder: Path) -> Form:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -411,7 +411,9 @@ def _(folder: Path) -> Form:
     return Form(source=saved(folder / "net.pt", content), values=state())
 
 
-@form("FP8 beside `weight_scale` or `weight_scale_inv`: per tensor, channel, block")
+@form(
+    "FP8 beside `W_scale`, `W_scale_inv` or `scale_W`: per tensor, channel, block; scales of MX formats"
+)
 def _(folder: Path) -> Form:
     codes = (torch.randn(16, 16) * 100).to(torch.float8_e4m3fn)
     scales = {"tensor": torch.tensor(0.002), "channel": torch.rand(16, 1) + 0.1}
@@ -428,7 +430,7 @@ def _(folder: Path) -> Form:
     return Form(source=stored(folder / "net.safetensors", content), values=values)
 
 
-@form("GPTQ")
+@form("GPTQ with other zero points, or of 3 bits")
 def _(folder: Path) -> Form:
     packed = torch.randint(0, 2**31 - 1, (8, 8), dtype=torch.int32)
     parts = {"qweight": packed, "scales": torch.rand(2, 8), "qzeros": torch.zeros(2, 1).int()}
@@ -448,7 +450,7 @@ def _(folder: Path) -> Form:
     return Form(source=saved(folder / "net.pt", content), count=92 + 64 * 16)
 
 
-@form("bitsandbytes, 8 bits")
+@form("bitsandbytes: NF4, FP4 (with quantised scales too, in any storage type), int8")
 def _(folder: Path) -> Form:
     codes, largest = torch.randint(-127, 128, (16, 8)).to(torch.int8), torch.rand(16) + 0.1
     content = state() | {"l.weight": codes, "l.SCB": largest}
