@@ -12,6 +12,7 @@ from typing import Any
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.folder_members import stays_inside
+from sane_plugins.formats.guards import exists
 from sane_plugins.formats.limits import parse_json
 
 _MAX_BYTES = 2**20
@@ -48,6 +49,8 @@ def declarations(path: Path) -> Iterator[str]:
 
 def _config(path: Path, name: str) -> Mapping[str, Any]:
     """Return the JSON object in a file beside a file, or in a folder; empty where there is no such."""
+    if not exists(path):  # what a graph comes from need not be a file
+        return {}
     try:
         folder = path if path.is_dir() else path.parent
         config = folder / name

@@ -9,6 +9,7 @@ from threading import Lock
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.formats import declared_architecture
 from sane_plugins.recognition.candidates import BuildNamed, Candidate, find_candidates
 from sane_plugins.recognition.meta_build import build_on_meta
 from sane_plugins.recognition.signature import Signature, float_shapes
@@ -35,7 +36,7 @@ class Recognizer:
         Where several have its names and shapes, what they agree on is used. The same graph comes back where
         there is none.
         """
-        candidates = find_candidates(graph)
+        candidates = _as_declared(graph, find_candidates(graph))
         if not candidates:
             return graph
         recognized, note = tuple(x.name for x in candidates), _describe(candidates)
@@ -68,6 +69,13 @@ class Recognizer:
                 for name in [*self._networks][:-_MAX_KEPT]:
                     del self._networks[name]
         return network
+
+
+def _as_declared(graph: WeightGraph, candidates: list[Candidate]) -> list[Candidate]:
+    """Return the one that `config.json` beside a file names; all where it names none of them."""
+    declared = declared_architecture(graph.source) if len(candidates) > 1 else None
+    name = f"timm:{(declared or '').partition('.')[0]}"
+    return [x for x in candidates if x.name.partition(",")[0] == name] or candidates
 
 
 def _require_indexed(candidate: Candidate, module: nn.Module) -> None:
