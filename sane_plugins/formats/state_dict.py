@@ -46,7 +46,7 @@ def from_state_dict(
     """
     content = content or describe_content(tensors, source)
     names = strip_wrapper_prefixes([*content.described, *content.unread, *(ties or ())])
-    axes = axes or {}
+    are_axes_told, axes = axes is not None, axes or {}
     if names.plain:
         content = rename_content(content, names)
         if ties is not None:
@@ -83,7 +83,7 @@ def from_state_dict(
         elif key not in ties:
             param = Param(key=key, role="other", shape=shape, dtype=dtype)
             grouped.setdefault(owner, []).append(param)
-    layers = _layers(grouped, axes, {*ties.values()})
+    layers = _layers(grouped, axes if are_axes_told else None, {*ties.values()})
     # Shared or unread weights, and tables of indices, connect layers in ways that shapes do not show.
     is_plain = (
         not ties
