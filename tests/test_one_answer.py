@@ -76,7 +76,11 @@ def _torchvision(make: Callable[[object], nn.Module]) -> Callable[[], nn.Module]
 
 
 def _timm(name: str, **options: object) -> Callable[[], nn.Module]:
-    return lambda: pytest.importorskip("timm").create_model(name, num_classes=10, **options)
+    def make() -> nn.Module:
+        pytest.importorskip("sane_torchvision").import_torchvision()  # which timm imports
+        return pytest.importorskip("timm").create_model(name, num_classes=10, **options)
+
+    return make
 
 
 def _convnext(models) -> nn.Module:
