@@ -173,7 +173,7 @@ def measured(
 def accuracy(graph: WeightGraph) -> float:
     """Return the test accuracy that the shipped head predicts."""
     estimate = predict(graph, options=PredictOptions(properties=("test_accuracy",)))
-    return float(estimate["test_accuracy"].value)  # type: ignore[arg-type]
+    return float(estimate["test_accuracy"].value)
 
 
 def _row(name: str, change: str, measure: str, moved: Sequence[float]) -> dict[str, Any]:
@@ -195,8 +195,11 @@ def times(model: SANE, rounds: int = 2) -> dict[str, float]:
     graph, options = from_module(module), EncodeOptions(latents=False)
     found: dict[str, list[float]] = {"canonical_form": [], "all": []}
     with TemporaryDirectory() as folder:
-        path = save_network(graph, Path(folder) / "wide.safetensors", None)
-        stored = connected_like(open_file(path), graph, frozenset())
+        path = Path(folder) / "wide.safetensors"
+        save_network(graph, path, None)
+        read = open_file(path)
+        assert read is not None
+        stored = connected_like(read, graph, frozenset())
         for _ in range(rounds):
             started = perf_counter()
             canonical_form(stored)

@@ -14,6 +14,7 @@ from sane_plugins.architectures import mlp, resnet, small_cnn, vit
 from sane_plugins.features import EncodeOptions, SaneEncoder, StatisticsEncoder, structure
 from sane_plugins.formats import from_state_dict, open_file
 from sane_plugins.generation import connected_like
+from sane_plugins.host import Host
 from sane_plugins.properties import embedded_heads
 from sane_plugins.symmetry import permutation_groups, permute, random_permutations
 from sane_plugins.weights import WeightGraph, from_module
@@ -75,7 +76,11 @@ def _torchvision(make: Callable[[object], nn.Module]) -> Callable[[], nn.Module]
 
 
 def _timm(name: str, **options: object) -> Callable[[], nn.Module]:
-    return lambda: pytest.importorskip("timm").create_model(name, num_classes=10, **options)
+    def make() -> nn.Module:
+        pytest.importorskip("sane_torchvision").import_torchvision()  # which timm imports
+        return pytest.importorskip("timm").create_model(name, num_classes=10, **options)
+
+    return make
 
 
 def _convnext(models) -> nn.Module:
@@ -164,11 +169,12 @@ def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
 
 
 def in_files(module: nn.Module, graph: WeightGraph, folder: Path) -> dict[str, WeightGraph]:
-    """Return the network as it is read from files of tensors, connected as the module is."""
+    """Return the network as it is read from files of tensors, connected as it or the module says."""
     state = {key: x.clone().contiguous() for key, x in module.state_dict().items()}
     torch.save(state, folder / "net.pt")
     save_file(state, folder / "net.safetensors")
-    files = {path.name: open_file(path) for path in folder.iterdir()}
+    host = Host.installed()
+    files = {path.name: host.open(path) for path in folder.iterdir()}
     return {name: connected_like(x, graph, frozenset()) for name, x in files.items()}
 
 

@@ -17,8 +17,8 @@ def canonical_form(graph: WeightGraph, *, largest_first: bool = False) -> Weight
     """Return an equivalent network whose layers and channels are in canonical order.
 
     It has the keys of the original. Channels are sorted by norm within each permutation group (there is none
-    without topology), which reads each tensor of a group once now, and again when it is used. What is computed
-    of the canonical form is the same for a module, its files, and copies with permuted channels.
+    without topology): each tensor of a group is read once now, and again when it is used. What is computed of
+    the canonical form is the same for a module, its files, and copies with permuted channels.
     """
     ordered = canonical_layers(graph)
     groups = permutation_groups(ordered)

@@ -59,7 +59,7 @@ def _split(graph: WeightGraph) -> Iterable[Layer]:
     for layer in graph.layers:
         for name in layer.inputs:
             readers.setdefault(name, []).append(layer.name)
-    parameters = [layer for layer in graph.layers if layer.kind == "parameter"]
+    parameters = [layer for layer in graph.layers if layer.is_value]
     params = {param.key: param for param in graph.params}
     names: dict[str, str] = {}  # of the parameter layer that stands for a tensor
     for layer in parameters:
@@ -71,16 +71,16 @@ def _split(graph: WeightGraph) -> Iterable[Layer]:
             is_together = readers.get(own) == readers.get(layer.name)
             owned[layer.name if is_together else own].append(params[param.key])
     for layer in graph.layers:
-        yield replace(layer, params=tuple(owned[layer.name])) if layer.name in owned else layer
+        own_params = tuple(owned.get(layer.name, layer.params))
+        kind = layer.kind if own_params == layer.params else "parameter"
+        yield replace(layer, kind=kind, params=own_params)
 
 
 def _merged(layers: Sequence[Layer]) -> list[Layer]:
     """Give matrix products and norms the parameters that they alone read, as torch's layers have."""
     readers = Counter(name for layer in layers for name in layer.inputs)
     given = {
-        layer.name: layer.params
-        for layer in layers
-        if layer.kind == "parameter" and readers[layer.name] == 1
+        layer.name: layer.params for layer in layers if layer.is_value and readers[layer.name] == 1
     }
     taken: set[str] = set()
     merged = []

@@ -142,7 +142,7 @@ class LayerWalk:
         inside: dict[str, list[str]] = {}
         for name in sorted(self._layers, key=natural_key):
             layer = self._layers[name]
-            if layer.inputs or name in self._read or layer.kind in ("input", "parameter"):
+            if layer.inputs or name in self._read or layer.kind == "input" or layer.is_value:
                 continue
             parent = name.rpartition(".")[0]
             while parent and parent not in self._read and not self._inputs.get(parent):
@@ -154,7 +154,7 @@ class LayerWalk:
 
 def _weights(layer: Layer) -> list[Param]:
     """Return a layer's matrices; of a lone parameter, any weights but a single number."""
-    least = 1 if layer.kind == "parameter" else 2
+    least = 1 if layer.is_value else 2
     return [p for p in layer.params if len(p.shape) >= least and p.size > 1]
 
 

@@ -30,7 +30,7 @@ class AxisSlice:
     def channels(self, tensor: torch.Tensor, count: int) -> torch.Tensor:
         """Return what each of `count` channels owns of a tensor: (C, repeat, ...), a view where it can be."""
         entries = tensor.movedim(self.axis, 0)[self.offset : self.offset + self.length]
-        return entries.unflatten(0, (count, self.repeat))
+        return entries.reshape(count, self.repeat, *entries.shape[1:])
 
 
 @dataclass(frozen=True)
