@@ -59,7 +59,7 @@ def indexed_architectures() -> tuple[IndexedArchitecture, ...]:
 
 @cache
 def _by_names() -> Mapping[str, tuple[IndexedArchitecture, ...]]:
-    stored = files("sane_plugins").joinpath("data", _FILE).read_bytes()
+    stored = (files("sane_plugins") / "data" / _FILE).read_bytes()
     content = json.loads(lzma.decompress(stored))
     by_names: dict[str, list[IndexedArchitecture]] = {}
     for source, names, shapes, lengths, kinds, topology in content["architectures"]:

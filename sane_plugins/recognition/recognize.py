@@ -93,7 +93,7 @@ def _require_indexed(candidate: Candidate, module: nn.Module) -> None:
 
 
 def _with_common_kinds(graph: WeightGraph, candidates: Sequence[Candidate]) -> WeightGraph:
-    """Return a network with the kinds of layers that all candidates have; those of others stay as they are."""
+    """Return a network with the kinds of layers that all candidates have; other kinds stay as they are."""
     kinds = [x.indexed.kinds for x in candidates if x.indexed and x.indexed.kinds_text]
     if not kinds:
         return graph

@@ -6,6 +6,8 @@ nothing else says what they compute.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -28,7 +30,8 @@ def is_plain_convolution(module: nn.Module) -> bool:
     tensors = [*module.parameters(), *module.buffers()]
     if any(x.device.type != "cpu" for x in tensors) or parametrize.is_parametrized(module):
         return False
-    copy, rng = evaluation_copy(module), torch.Generator().manual_seed(0)
+    copy: Any = evaluation_copy(module)
+    rng = torch.Generator().manual_seed(0)
     spaces = zip(module.kernel_size, module.dilation, module.stride, strict=True)
     places = [d * (k - 1) + 1 + _MORE_PLACES * s for k, d, s in spaces]
     image = torch.randn(1, module.in_channels, *places, generator=rng).to(module.weight.dtype)
@@ -54,7 +57,7 @@ def _has_channels(output: object, image: torch.Tensor, channels: int) -> bool:
 
 
 def _follows(
-    module: conv._ConvNd,
+    module: Any,
     image: torch.Tensor,
     plain: torch.Tensor,
     groups: torch.Tensor,

@@ -353,7 +353,7 @@ class _LayerReader:
             module = self._modules[str(node.target)]
             ops: ChannelOps = (module_channel_op(module, len(inputs)),)
             if ops == OPAQUE and is_plain_convolution(module):
-                ops, inputs = (ChannelOp("conv", groups=int(module.groups)),), inputs[:1]  # type: ignore[arg-type]
+                ops, inputs = (ChannelOp("conv", groups=int(module.groups)),), inputs[:1]
         elif self._is_blur(node):
             ops, inputs = (ChannelOp("pointwise", dims=SPATIAL),), inputs[:1]
         else:
