@@ -97,9 +97,10 @@ def _merged(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _with_roles(layer: Layer, params: tuple[Param, ...]) -> tuple[Param, ...]:
-    """Return the parameters that a norm reads with the roles that torch's functions take them in."""
+    """Return what a norm reads, with roles: where none is known, as torch's functions take them."""
     roles = _READ_ROLES.get(len(params), ())
-    if layer.kind != "norm" or layer.params or len(roles) != len(params):
+    is_known = any(param.role in _ROLE_PLACES for param in params)
+    if layer.kind != "norm" or is_known or len(roles) != len(params):
         return params
     return tuple(replace(param, role=role) for param, role in zip(params, roles, strict=True))
 
