@@ -102,7 +102,9 @@ def _in_folder(folder: Path) -> Located | None:
         return None  # a zoo: many networks, each with a name of its own
     networks = _networks(names) or _networks_by_content(folder, names)
     published = [row for row in (_present(row, networks) for row in _PUBLISHED) if row]
-    candidates = [row[0] for row in published] or networks
+    indexes = [name for name in networks if name.endswith(INDEX)]
+    only_index = indexes if len(indexes) == 1 else []
+    candidates = [row[0] for row in published] or only_index or networks
     indices = [name for name in networks if name.endswith(INDEX)]
     if len(indices) > 1 or len(candidates) > 1:
         raise _several(folder, candidates if len(candidates) > 1 else indices)

@@ -25,27 +25,8 @@ def rows() -> dict[str, str]:
 ROWS = rows()
 
 
-# Layouts of quantised weights have a test of their own, with files that their libraries made.
-QUANTIZED = [
-    "modules of torch.ao, recurrent ones too",
-    "FP8 without a scale beside it",
-    "4-bit floats: plain, NVFP4 (ModelOpt, compressed-tensors), MXFP4 (gpt-oss, compressed-tensors)",
-    "int8 and uint8 beside `W_scale` and `W_zero_point`",
-    "torchao: 8-bit integers and floats, and fewer bits kept in 8; in checkpoints, safetensors and modules",
-    "torchao: packed integers, 4-bit and MX floats",
-    "GPTQ of 2, 4 or 8 bits whose zero points are all the middle",
-    "compressed-tensors: packed integers with `W_shape`, sparse bit masks",
-    "HQQ of 1 to 8 bits, settings encoded as tensors",
-    "quanto of 8 bits",
-    "quanto of 2 and 4 bits, EETQ, HQQ without its settings, MXFP6, a layout whose parts do not fit",
-    "tensors in plain attributes of a module",
-    "masks: constants whose infinities are meant",
-]
-
-
 def test_every_form_is_on_the_page_and_every_row_is_tested() -> None:
-    assert sorted(ROWS) == sorted([*FORMS, *FOREIGN, *QUANTIZED])
-    assert (Path(__file__).parents[1] / "quantization" / "test_layouts.py").exists()
+    assert sorted(ROWS) == sorted([*FORMS, *FOREIGN])
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name in FORMS])
