@@ -174,8 +174,9 @@ def _may_stand_for(first: dict[str, Any], other: dict[str, Any], host: Host) -> 
         if isinstance(
             part, nn.modules.batchnorm._BatchNorm
         ):  # fresh ones are the same for all channels
-            for tensor in (part.weight, part.bias, part.running_mean, part.running_var):
-                tensor.data.uniform_(0.5, 1.5, generator=rng)
+            for tensor in (*part.parameters(), *part.buffers()):
+                if tensor.is_floating_point():
+                    tensor.data.uniform_(0.5, 1.5, generator=rng)
     for size in SIZES:
         images = torch.randn(2, CHANNELS, size, size, generator=rng)
         try:
