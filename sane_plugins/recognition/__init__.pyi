@@ -1,5 +1,5 @@
 from .by_factory import NamedBuilder, with_layers_built
-from .candidates import BuildNamed, Candidate, find_candidates
+from .candidates import ArchitectureCandidate, BuildNamed, find_candidates
 from .index import IndexedArchitecture, indexed_architectures, kinds_text, pack_index
 from .meta_build import build_on_meta
 from .recognize import Recognizer
@@ -7,8 +7,8 @@ from .signature import Counts, Length, Signature, fit_lengths, float_shapes
 from .topology import layer_kinds, topology_digest
 
 __all__ = [
+    "ArchitectureCandidate",
     "BuildNamed",
-    "Candidate",
     "Counts",
     "IndexedArchitecture",
     "Length",

@@ -27,7 +27,7 @@ _UNTOLD = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class ArchitectureCandidate:
     """An architecture that has a network's names and shapes, for these counts of classes and channels.
 
     `names` are the architecture's names of tensors by the network's. It is in the index, or one of ours that
@@ -69,15 +69,17 @@ class Candidate:
         return build_named(name, classes)
 
 
-def find_candidates(graph: WeightGraph) -> list[Candidate]:
+def find_candidates(graph: WeightGraph) -> list[ArchitectureCandidate]:
     """Return the architectures of our families or of the index that have a network's names and shapes."""
     stored = stored_shapes(graph)
     for names in plain_names(stored):
         shapes = {names[key]: shape for key, shape in stored.items()}
         for factory in our_factories(shapes):
             counts = Counts(factory["classes"], factory["channels_in"])
-            return [Candidate(names=names, counts=counts, factory=factory)]
-        found = [Candidate(names=names, counts=n, indexed=x) for x, n in find_indexed(shapes)]
+            return [ArchitectureCandidate(names=names, counts=counts, factory=factory)]
+        found = [
+            ArchitectureCandidate(names=names, counts=n, indexed=x) for x, n in find_indexed(shapes)
+        ]
         if found:
             return found
     return []

@@ -10,7 +10,7 @@ from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.formats import declared_architecture
-from sane_plugins.recognition.candidates import BuildNamed, Candidate, find_candidates
+from sane_plugins.recognition.candidates import ArchitectureCandidate, BuildNamed, find_candidates
 from sane_plugins.recognition.meta_build import build_on_meta
 from sane_plugins.recognition.signature import Signature, float_shapes
 from sane_plugins.recognition.topology import with_kinds, with_layers_of
@@ -56,7 +56,7 @@ class Recognizer:
         notes = (f"{note}, but {_LOST} ({reason})", *graph.notes)
         return replace(_with_common_kinds(graph, candidates), recognized=recognized, notes=notes)
 
-    def _network(self, candidate: Candidate) -> WeightGraph:
+    def _network(self, candidate: ArchitectureCandidate) -> WeightGraph:
         """Return an architecture's network, without values. Raises `SaneError` where it cannot be built."""
         with self._lock:
             network = self._networks.get(candidate.name)
@@ -71,14 +71,16 @@ class Recognizer:
         return network
 
 
-def _as_declared(graph: WeightGraph, candidates: list[Candidate]) -> list[Candidate]:
+def _as_declared(
+    graph: WeightGraph, candidates: list[ArchitectureCandidate]
+) -> list[ArchitectureCandidate]:
     """Return the one that `config.json` beside a file names; all where it names none of them."""
     declared = declared_architecture(graph.source) if len(candidates) > 1 else None
     name = f"timm:{(declared or '').partition('.')[0]}"
     return [x for x in candidates if x.name.partition(",")[0] == name] or candidates
 
 
-def _require_indexed(candidate: Candidate, module: nn.Module) -> None:
+def _require_indexed(candidate: ArchitectureCandidate, module: nn.Module) -> None:
     """Raise `SourceError` where what is installed builds another network than that of the index."""
     if candidate.indexed is None:
         return
@@ -92,7 +94,9 @@ def _require_indexed(candidate: Candidate, module: nn.Module) -> None:
         )
 
 
-def _with_common_kinds(graph: WeightGraph, candidates: Sequence[Candidate]) -> WeightGraph:
+def _with_common_kinds(
+    graph: WeightGraph, candidates: Sequence[ArchitectureCandidate]
+) -> WeightGraph:
     """Return a network with the kinds of layers that all candidates have; other kinds stay as they are."""
     kinds = [x.indexed.kinds for x in candidates if x.indexed and x.indexed.kinds_text]
     if not kinds:
@@ -101,7 +105,7 @@ def _with_common_kinds(graph: WeightGraph, candidates: Sequence[Candidate]) -> W
     return with_kinds(graph, common, candidates[0].names)
 
 
-def _describe(candidates: Sequence[Candidate]) -> str:
+def _describe(candidates: Sequence[ArchitectureCandidate]) -> str:
     labels = [x.label for x in candidates]
     text = f"recognised as {labels[0]}"
     if len(labels) == 1:

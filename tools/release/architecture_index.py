@@ -3,8 +3,10 @@
     python tools/release/architecture_index.py --work DIR
 
 Builds every network of torchvision and timm on the meta device for several numbers of classes and input
-channels, and traces it: an hour on one core. What is done is kept in DIR, line by line, so that a run that was
-stopped goes on; another version of a library, or of what traces networks, needs another DIR.
+channels, and traces it: an hour or two on one core. Where several have the same names and shapes, and a trace sees
+more of one than of another, it is tried on random weights whether the channels of one may change places in the
+other. What is done is kept in DIR, line by line, so that a run that was stopped goes on; another version of a
+library, or of what traces networks, needs another DIR.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from sane_timm.build import import_timm
 from sane_torchvision.build import find
 from torch import nn
@@ -36,11 +39,15 @@ from sane_plugins.recognition import (
     pack_index,
     topology_digest,
 )
-from sane_plugins.weights import from_module
+from sane_plugins.runtime import seeded
+from sane_plugins.symmetry import permutation_groups, permute, random_permutations
+from sane_plugins.weights import from_module, load_into
 
 INDEX = Path(__file__).parents[2] / "sane_plugins" / "data" / "architectures.json.xz"
 LIBRARIES = ("torchvision", "timm")
 CHANNELS = 3
+SIZES = (64, 128, 224, 299)  # pixels of images on which two networks are compared
+TOLERANCE = 1e-3  # of an output's deviation; a channel out of place changes it by about one
 MANY = 1000  # channels and one class more, then one channel and two classes more
 
 
@@ -142,9 +149,55 @@ def survey(work: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _order(architecture: IndexedArchitecture) -> tuple[int, int, str]:
+def merge_topologies(rows: list[dict[str, Any]], host: Host) -> None:
+    """Give one digest to networks of the same names and shapes in which the same channels may change places."""
+    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for found in rows:
+        alike.setdefault((found["names"], found["shapes"]), []).append(found)
+    for first, *others in alike.values():
+        for other in others:
+            if other["topology"] != first["topology"] and _may_stand_for(first, other, host):
+                other["topology"] = first["topology"]
+        if not others:
+            first["topology"] = ""  # nothing to compare with
+
+
+def _may_stand_for(first: dict[str, Any], other: dict[str, Any], host: Host) -> bool:
+    """Return whether permuting another network's channels as the first one's keeps what it computes."""
+    rng = torch.Generator().manual_seed(0)
+    classes = 7 if any(length[2] for length in other["lengths"]) else None
+    network = from_module(build_on_meta(lambda: host.build(first["source"], classes)))
+    groups = permutation_groups(network)
+    with seeded(rng):
+        module = host.build(other["source"], classes).eval()
+    for part in module.modules():
+        if isinstance(
+            part, nn.modules.batchnorm._BatchNorm
+        ):  # fresh ones are the same for all channels
+            for tensor in (*part.parameters(), *part.buffers()):
+                if tensor.is_floating_point():
+                    tensor.data.uniform_(0.5, 1.5, generator=rng)
+    for size in SIZES:
+        images = torch.randn(2, CHANNELS, size, size, generator=rng)
+        try:
+            expected = _output(module, images)
+        except Exception:  # it does not take images of this size
+            continue
+        permuted = permute(from_module(module), random_permutations(groups, rng), groups)
+        load_into(module, permuted)
+        return bool((_output(module, images) - expected).abs().max() < TOLERANCE * expected.std())
+    return False
+
+
+@torch.no_grad()
+def _output(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    output = module(images)
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def _order(found: dict[str, Any]) -> tuple[int, int, str]:
     """Order by library, and put the plain form of a name before those that add to it."""
-    library, _, name = architecture.source.partition(":")
+    library, _, name = found["source"].partition(":")
     return LIBRARIES.index(library), len(name), name
 
 
@@ -152,17 +205,18 @@ def main() -> None:
     """Survey all networks, and write the index."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="Where rows are kept.")
-    rows = survey(parser.parse_args().work)
-    architectures = {
-        row["source"]: IndexedArchitecture(
-            row["source"],
-            Signature(row["names"], row["shapes"], tuple(Length(*x) for x in row["lengths"])),
-            row["kinds"],
-            row["topology"],
+    rows = sorted(survey(parser.parse_args().work), key=_order)
+    merge_topologies(rows, Host.installed())
+    architectures = [
+        IndexedArchitecture(
+            found["source"],
+            Signature(found["names"], found["shapes"], tuple(Length(*x) for x in found["lengths"])),
+            found["kinds"],
+            found["topology"],
         )
-        for row in rows
-    }
-    INDEX.write_bytes(pack_index(sorted(architectures.values(), key=_order)))
+        for found in rows
+    ]
+    INDEX.write_bytes(pack_index(architectures))
     print(f"{len(architectures)} networks, {INDEX.stat().st_size:,} bytes")
 
 
