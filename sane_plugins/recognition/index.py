@@ -24,8 +24,8 @@ _FILE = "architectures.json.xz"
 class IndexedArchitecture:
     """An architecture of a library: the name that a host builds, and what is known without building it.
 
-    `topology` is a digest that architectures of the same names and shapes share whose channels may change places
-    in the same way.
+    `topology` is a digest that architectures of the same names and shapes share whose channels may change
+    places in the same way.
     """
 
     source: str
