@@ -108,7 +108,7 @@ def unregistered_tensors(
     seen = {memory_key(tensor) for tensor in known}
     for name, part in module.named_modules():
         prefix = f"{name}." if name else ""
-        registered = [*part._parameters, *part._buffers]
+        registered = [*part._parameters.keys(), *part._buffers.keys()]
         for attribute, held in vars(part).items():
             if attribute.startswith("_") or any(x.startswith(f"{attribute}_") for x in registered):
                 continue
