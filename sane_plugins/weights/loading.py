@@ -25,6 +25,7 @@ _COMPUTED = (
     "pruned entries must be zero, a spectral norm 1, an orthogonal matrix orthogonal",
     "take off the pruning or parametrisation (torch.nn.utils), or give weights that fit it",
 )
+_IN_MEMORY = ("module", "state_dict")  # containers whose tensors may be a living module's
 _STORED = ("no tensor may lie in the memory of another", "give each tensor its own memory")
 
 
@@ -53,6 +54,8 @@ def _write(module: nn.Module, graph: WeightGraph, *, exactly: bool) -> None:
     entries = _entries(module, graph)
     _require_fit(entries, graph)
     _require_equal_ties(entries, graph)
+    if graph.container in _IN_MEMORY:
+        graph = replace(graph, tensors=_read_apart(module, graph))
     backup = _Backup(module, entries)
     try:
         with torch.no_grad():
@@ -69,6 +72,15 @@ def _write(module: nn.Module, graph: WeightGraph, *, exactly: bool) -> None:
     except BaseException:
         backup.restore()
         raise
+
+
+def _read_apart(module: nn.Module, graph: WeightGraph) -> dict[str, torch.Tensor]:
+    """Read all tensors of a graph: they may be the module's own, or be computed from these when read."""
+    own = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
+    tensors = {key: graph.tensors[key] for key in graph.tensors}
+    return {
+        key: x.clone() if x.untyped_storage().data_ptr() in own else x for key, x in tensors.items()
+    }
 
 
 def _entries(module: nn.Module, graph: WeightGraph) -> Sequence[ModuleTensor]:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -181,8 +182,14 @@ def test_topology_and_symmetry_are_told(network) -> None:
     assert "Topology known" in text
     assert "38 hidden channels in 4 groups" in text
     text = _inspect(network).stdout
-    assert "Topology inferred: 5 of 5 layers" in text
+    assert "Topology known" in text
     assert "38 hidden channels in 4 groups" in text
+    widths = (9, 7, 5, 3)
+    unknown = nn.Sequential(*[nn.Linear(a, b) for a, b in pairwise(widths)])
+    torch.save(unknown.state_dict(), network)
+    text = _inspect(network).stdout
+    assert "Topology inferred: 3 of 3 layers" in text
+    assert "12 hidden channels in 2 groups" in text
     torch.save(nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)]).state_dict(), network)
     text = _inspect(network).stdout
     assert "Topology unknown: a file of tensors does not say" in text
