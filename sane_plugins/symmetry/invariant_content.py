@@ -29,7 +29,8 @@ def squared_norms(rows: torch.Tensor) -> torch.Tensor:
     scale = 2.0 ** (_EXACT_BITS - ceil(log2(count)) - 1)
     step = max(_CHUNK_SIZE // count, 1)
     for start in range(0, len(rows), step):
-        squares = rows[start : start + step].reshape(-1, count).to("cpu", torch.float64).square_()
+        squares = rows[start : start + step].reshape(-1, count)
+        squares = squares.to("cpu", torch.float64, copy=True).square_()
         largest = squares.amax(1, keepdim=True)
         squares.div_(largest.where(largest > 0, 1)).mul_(scale).round_()
         norms[start : start + step] = squares.sum(1) * largest[:, 0] / scale

@@ -207,3 +207,12 @@ def test_each_tensor_is_read_once_for_the_order_and_once_when_it_is_used() -> No
     assert len(watched.reads) == len(set(watched.reads))
     watched.reads.clear()
     assert len(values(form)) == len(watched.reads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_networks_own_weights_stay(dtype: torch.dtype) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(dtype)
+    before = {key: x.clone() for key, x in module.state_dict().items()}
+    canonical_form(from_module(module)).state_dict()
+    for key, x in module.state_dict().items():
+        assert torch.equal(x, before[key])
