@@ -21,7 +21,9 @@ def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         try:
             with _SmallTablesInMemory():
                 return build()
-        except Exception:  # a few compute with ranges and weights together; any code runs in a constructor
+        except (
+            Exception
+        ):  # a few compute with ranges and weights together; any code runs in a constructor
             return build()
 
 
