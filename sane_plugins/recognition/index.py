@@ -78,7 +78,7 @@ class _StoredIndex:
 
 @cache
 def _read_index() -> _StoredIndex:
-    stored = files("sane_plugins").joinpath("data", _FILE).read_bytes()
+    stored = (files("sane_plugins") / "data" / _FILE).read_bytes()
     content = json.loads(lzma.decompress(stored))
     rows: dict[str, list[Any]] = {}
     for row in content["architectures"]:
