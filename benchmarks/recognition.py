@@ -39,7 +39,7 @@ _SECONDS = """
 import time
 from sane_plugins.recognition import index
 started = time.perf_counter()
-index.indexed_architectures()
+[*index.find_indexed({})]
 print(time.perf_counter() - started)
 """
 Shapes = dict[str, tuple[int, ...]]

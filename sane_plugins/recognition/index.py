@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
 from importlib.resources import files
-from typing import cast
+from typing import Any, cast
 
 from sane_plugins.recognition.signature import Counts, Length, Shapes, Signature, names_digest
 from sane_plugins.recognition.topology import LayerKinds
@@ -47,28 +47,43 @@ def kinds_text(kinds: LayerKinds) -> str:
 
 def find_indexed(shapes: Shapes) -> Iterator[tuple[IndexedArchitecture, Counts]]:
     """Yield the architectures that have these shapes, and for which counts."""
-    for architecture in _by_names().get(names_digest(shapes), ()):
+    stored = _read_index()
+    for row in stored.rows.get(names_digest(shapes), ()):
+        architecture = stored.architecture(row)
         counts = architecture.signature.counts(shapes)
         if counts is not None:
             yield architecture, counts
 
 
-def indexed_architectures() -> tuple[IndexedArchitecture, ...]:
-    """Return all architectures of the index."""
-    return tuple(x for found in _by_names().values() for x in found)
+def indexed_architectures() -> Iterator[IndexedArchitecture]:
+    """Yield all architectures of the index."""
+    stored = _read_index()
+    for found in stored.rows.values():
+        yield from map(stored.architecture, found)
+
+
+@dataclass(frozen=True)
+class _StoredIndex:
+    """The rows of the index by the digest of their names, and the texts of kinds that they number."""
+
+    rows: Mapping[str, Sequence[Any]]
+    kinds: Sequence[str]
+
+    def architecture(self, row: Any) -> IndexedArchitecture:
+        """Return what a row holds."""
+        source, names, shapes, lengths, kinds, topology = row
+        signature = Signature(names, shapes, tuple(Length(*x) for x in lengths))
+        return IndexedArchitecture(source, signature, self.kinds[kinds], topology)
 
 
 @cache
-def _by_names() -> Mapping[str, tuple[IndexedArchitecture, ...]]:
+def _read_index() -> _StoredIndex:
     stored = (files("sane_plugins") / "data" / _FILE).read_bytes()
     content = json.loads(lzma.decompress(stored))
-    by_names: dict[str, list[IndexedArchitecture]] = {}
-    for source, names, shapes, lengths, kinds, topology in content["architectures"]:
-        signature = Signature(names, shapes, tuple(Length(*x) for x in lengths))
-        by_names.setdefault(names, []).append(
-            IndexedArchitecture(source, signature, content["kinds"][kinds], topology)
-        )
-    return {names: tuple(found) for names, found in by_names.items()}
+    rows: dict[str, list[Any]] = {}
+    for row in content["architectures"]:
+        rows.setdefault(row[1], []).append(row)
+    return _StoredIndex(rows, content["kinds"])
 
 
 def pack_index(architectures: Iterable[IndexedArchitecture]) -> bytes:

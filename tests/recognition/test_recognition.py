@@ -197,8 +197,7 @@ def test_a_length_of_classes_that_others_contradict_is_not_recognised(host: Host
 
 
 def test_the_index_is_small_and_names_each_architecture_once() -> None:
-    architectures = indexed_architectures()
-    names = [x.source for x in architectures]
+    names = [x.source for x in indexed_architectures()]
     assert len(names) == len({*names})
     assert sum(name.startswith("torchvision:") and "," not in name for name in names) == 121
     assert sum(name.startswith("timm:") and "," not in name for name in names) > 1300
