@@ -4,9 +4,8 @@
     python benchmarks/recognition.py --work DIR --every 50  # a quick look, printed only
 
 Every name of both libraries is built on the meta device for 5 classes, and for one input channel; the first has
-`module._orig_mod.` put in front too. It is recognised where it is among the candidates. In three
-copies of each one thing is wrong: a name is changed, a tensor left out or added, a length changed, or two shapes
-are exchanged.
+`module._orig_mod.` put in front too. It is recognised where its name is among the candidates. In three copies of each
+one thing is wrong: a name is changed, a tensor left out or added, a length changed, or two shapes are exchanged.
 DIR keeps what is done, so that a run that was stopped goes on.
 """
 
@@ -46,9 +45,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def candidates(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return the names of the architectures that have these shapes."""
+    """Return the names of the architectures that have these shapes, in whatever form (`timm:x,classes=0`)."""
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    return [x.name for x in find_candidates(from_state_dict(state, "benchmark"))]
+    found = find_candidates(from_state_dict(state, "benchmark"))
+    return [x.name.partition(",")[0] for x in found]
 
 
 def builders(name: str) -> Mapping[str, Callable[[], nn.Module]]:
