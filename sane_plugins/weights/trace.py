@@ -30,7 +30,8 @@ from sane_plugins.weights.module_channels import module_channel_op
 from sane_plugins.weights.module_copies import ModuleCopies, copy_parameter
 from sane_plugins.weights.probed_convolutions import is_plain_convolution
 
-_DISTURBED_TRIALS, _PAUSE = 100, 0.02  # traces, and seconds between them
+_DISTURBED_TRIALS, _DOUBTFUL_TRIALS, _PAUSE = 100, 3, 0.02  # traces, and seconds between them
+_UNWRAPPED_ERROR = "must be real number, not Proxy"  # of a function of `math` that is not wrapped
 _FX_MARK = "_Patcher__fx_already_patched"  # of what `fx.Tracer` puts in place of functions
 _FX_KEEPS = "__fx_already_patched"  # of what it leaves in place and never puts back later
 _FOREIGN_ERROR = "module is not installed as a submodule"  # of an `fx.Tracer` that gets our calls
@@ -48,14 +49,14 @@ def trace(module: nn.Module) -> tuple[Layer, ...] | None:
     module is traced, in evaluation mode and without its hooks. A part that cannot be traced is one
     `opaque` layer.
     """
-    for _ in range(_DISTURBED_TRIALS):
+    for trial in range(_DISTURBED_TRIALS):
         tracer = _Tracer(param_shapes_constant=True)
         try:
             graph = tracer.trace(module)
         except Exception as error:  # any code runs in a forward, so anything may be raised there
             graph = None
             tracer.note_failure(error)
-        if not tracer.is_disturbed:
+        if not tracer.is_disturbed or (tracer.is_doubtful and trial >= _DOUBTFUL_TRIALS):
             break
         time.sleep(_PAUSE)
     return None if graph is None else tuple(_LayerReader(module).read(graph))
@@ -67,9 +68,11 @@ class _Tracer(fx.Tracer):
     `fx.Tracer` replaces `nn.Module.__call__` and `__getattr__` while it traces, for all threads. Here
     only a copy of the traced module is told to record its calls and parameters. `is_disturbed` after
     something failed while another thread traced in the other way: it then gets the calls of all modules.
+    `is_doubtful` where the module itself may have failed.
     """
 
     is_disturbed = False
+    is_doubtful = False
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         """Trace a module; the module itself is not called and not changed."""
@@ -111,7 +114,9 @@ class _Tracer(fx.Tracer):
     def note_failure(self, error: Exception) -> None:
         """Note whether another trace in this process, rather than the module, caused a failure."""
         is_foreign = str(error) == _FOREIGN_ERROR or not _wrapped_functions.are_in_place()
-        self.is_disturbed = self.is_disturbed or is_foreign
+        # Another trace that ends may have taken the wrapper away for a moment, or the module holds a function.
+        self.is_doubtful = not is_foreign and str(error).startswith(_UNWRAPPED_ERROR)
+        self.is_disturbed = self.is_disturbed or is_foreign or self.is_doubtful
 
     def _stand_in(self, parameter: Any) -> Any:
         """Return what stands for a parameter, or any other value as it is."""
