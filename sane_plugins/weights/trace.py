@@ -114,7 +114,7 @@ class _Tracer(fx.Tracer):
     def note_failure(self, error: Exception) -> None:
         """Note whether another trace in this process, rather than the module, caused a failure."""
         is_foreign = str(error) == _FOREIGN_ERROR or not _wrapped_functions.are_in_place()
-        # Another trace that ends may have taken a wrapper away for a moment; or the module holds the function.
+        # Another trace that ends may have taken a wrapper away for a moment; or the module holds it.
         self.is_doubtful = not is_foreign and str(error).startswith(_UNWRAPPED_ERROR)
         self.is_disturbed = self.is_disturbed or is_foreign or self.is_doubtful
 
