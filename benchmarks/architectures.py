@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -170,6 +171,8 @@ def _by_library(case: Case, run: Run) -> nn.Module:
 def _by_command(case: Case, run: Run) -> nn.Module:
     """Initialise as a user does: a function that builds the network, a file of images, and one of weights."""
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(case.file, folder)
+        shutil.copy(case.images, Path(folder) / "images.npz")
         (Path(folder) / "networks.py").write_text(
             "from functools import partial\nfrom sane_plugins.architectures import resnet\n"
             f"def resnet_{case.depth}(classes=10):\n"
@@ -178,8 +181,8 @@ def _by_command(case: Case, run: Run) -> nn.Module:
         result = subprocess.run(
             [
                 *(sys.executable, "-c", "from sane_plugins.cli.initialize import main; main()"),
-                *(f"networks:resnet_{case.depth}", "--task", case.images.absolute()),
-                *("--prompts", case.file.absolute(), "--seed", str(case.seed)),
+                *(f"networks:resnet_{case.depth}", "--task", "images.npz"),
+                *("--prompts", case.file.name, "--seed", str(case.seed)),
                 *("-o", "initial.safetensors", "--json"),
             ],
             cwd=folder,
@@ -190,7 +193,7 @@ def _by_command(case: Case, run: Run) -> nn.Module:
         told = json.loads(result.stdout)
         weights = load_file(Path(folder) / "initial.safetensors")
     run["chosen"] = next(row["name"] for row in told["rows"] if row["chosen"])
-    run["command"] = told
+    run["rows"] = told["rows"]
     module = case.make()
     module.load_state_dict(weights)
     return module
