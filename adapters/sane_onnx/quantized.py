@@ -109,12 +109,7 @@ class QuantizedWeight:
             for grid in (x for part in self.parts for x in part.grids(self.shape)):
                 grid.expand(self.shape)
         except (RuntimeError, IndexError, ValueError) as error:
-            raise SourceError(
-                self.stored.place,
-                "its scales do not fit its shape",
-                "one scale for all, per channel or per block is needed",
-                "export the file again",
-            ) from error
+            raise misfit(self.stored) from error
 
     def read(self) -> torch.Tensor:
         """Return the dequantised weights."""
@@ -250,3 +245,13 @@ def _rounding_errors(
         error[(ratio < low - 0.5) | (ratio > high + 0.5)] = torch.inf
         worst[candidates] = torch.maximum(worst[candidates], error.amax(1))
     return worst
+
+
+def misfit(stored: StoredTensor) -> SourceError:
+    """Return the error for a tensor whose scales are of another shape than it."""
+    return SourceError(
+        stored.place,
+        "its scales do not fit its shape",
+        "one scale for all, per channel or per block is needed",
+        "export the file again",
+    )

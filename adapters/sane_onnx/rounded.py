@@ -14,7 +14,7 @@ from sane_onnx.find_spreads import SpreadFinder
 from sane_onnx.operators.attributes import integer
 from sane_onnx.operators.quantized_operators import QuantizedInput
 from sane_onnx.proto import MICROSOFT, STANDARD
-from sane_onnx.quantized import Dequantization
+from sane_onnx.quantized import Dequantization, misfit
 from sane_onnx.tensors import FLOATS, StoredTensor, torch_dtype
 from sane_plugins.errors import SourceError
 
@@ -61,12 +61,7 @@ class RoundedWeight:
         try:
             self._rounded(torch.zeros(()).expand(self.shape))
         except (RuntimeError, IndexError, ValueError) as error:
-            raise SourceError(
-                self.stored.place,
-                "its scales do not fit its shape",
-                "one scale for all, per channel or per block is needed",
-                "export the file again",
-            ) from error
+            raise misfit(self.stored) from error
 
     def read(self) -> torch.Tensor:
         """Return the values that the network computes with."""
