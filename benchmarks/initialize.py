@@ -25,7 +25,8 @@ from torch import nn
 
 from sane_plugins.architectures import small_cnn
 from sane_plugins.autoencoder import SANE, decode, embedded_sane, encode, load_sane
-from sane_plugins.generation import KDE, choose_prompts, find_classifier, fit_classifier
+from sane_plugins.generation import KDE, choose_prompts
+from sane_plugins.grafting import find_classifier, fit_classifier
 from sane_plugins.initialize import InitializeOptions, TrainOptions, initialize, train_epochs
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks import Task, accuracy, load_task

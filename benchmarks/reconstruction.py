@@ -29,7 +29,7 @@ from embedded import outside_pool, recipe, task_of
 from zoodata import PUBLISHED, RESULTS, RUNS
 
 from sane_plugins.autoencoder import SANE, SANEConfig, decode, encode, fingerprint
-from sane_plugins.generation import condition
+from sane_plugins.grafting import condition
 from sane_plugins.pretraining import BehaviorLoss, PretrainOptions, pretrain
 from sane_plugins.progress import silent
 from sane_plugins.tasks import Task, accuracy

@@ -31,7 +31,8 @@ from torch import nn
 from zoodata import PUBLISHED, RESULTS, RUNS
 
 from sane_plugins.autoencoder import SANE, decode, encode, fingerprint
-from sane_plugins.generation import KDE, Gaussian, Sampler, condition
+from sane_plugins.generation import KDE, Gaussian, Sampler
+from sane_plugins.grafting import condition
 from sane_plugins.symmetry import align
 from sane_plugins.tasks import Task
 from sane_plugins.weights import WeightGraph, load_into

@@ -29,13 +29,11 @@ from sane_plugins.generation import (
     Diffusion,
     Gaussian,
     SamplingContext,
-    condition,
     embedded_prompts,
-    find_classifier,
-    fit_classifier,
     rescale,
 )
 from sane_plugins.generation.denoiser import denoise
+from sane_plugins.grafting import condition, find_classifier, fit_classifier
 from sane_plugins.initialize import InitializeOptions, TrainOptions, initialize, train_epochs
 from sane_plugins.inspection import survey_network, survey_record
 from sane_plugins.pretraining import BehaviorLoss, PretrainOptions, pretrain

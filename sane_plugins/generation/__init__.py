@@ -1,4 +1,4 @@
-"""From prompt networks to weights of a target: prompts, samplers, transfer, classifier, norm statistics."""
+"""From prompt networks to weights of a target: prompts, samplers, transfer, scale."""
 
 import lazy_loader
 

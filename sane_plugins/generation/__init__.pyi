@@ -1,5 +1,3 @@
-from .batchnorm import condition, conditioned
-from .classifier import find_classifier, fit_classifier
 from .default_scale import rescale
 from .denoiser import (
     Denoiser,
@@ -41,13 +39,9 @@ __all__ = [
     "align_to_target",
     "bind_sampler",
     "choose_prompts",
-    "condition",
-    "conditioned",
     "connected_like",
     "draw",
     "embedded_prompts",
-    "find_classifier",
-    "fit_classifier",
     "fit_denoiser",
     "in_one_order",
     "load_denoiser",

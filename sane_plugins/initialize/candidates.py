@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sane_plugins.generation import Transfer, condition, find_classifier, fit_classifier, rescale
+from sane_plugins.generation import Transfer, rescale
+from sane_plugins.grafting import condition, find_classifier, fit_classifier
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import set_memory_format
 from sane_plugins.runtime import random_stream, seeded

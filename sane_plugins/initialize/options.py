@@ -81,7 +81,7 @@ class InitializeOptions:
     validation: float = 0.2
     validation_images: int = 2000
     images: int | None = None
-    norm_batches: int = 50  # statistics of batch norm: see `generation/batchnorm.py`
+    norm_batches: int = 50  # statistics of batch norm: see `grafting/batchnorm.py`
     norm_batch: int = 32
     train: TrainOptions = field(default_factory=TrainOptions)
     seed: int = 0

@@ -17,10 +17,10 @@ from sane_plugins.generation import (
     align_to_target,
     bind_sampler,
     connected_like,
-    find_classifier,
     in_one_order,
     plan_transfer,
 )
+from sane_plugins.grafting import find_classifier
 from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.pruned import PrunedNetwork, fresh_copies
 from sane_plugins.progress import Report, silent

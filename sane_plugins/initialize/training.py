@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.generation import conditioned
+from sane_plugins.grafting import conditioned
 from sane_plugins.initialize.options import TrainOptions
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.pruned import PrunedNetwork

@@ -15,14 +15,12 @@ from sane_plugins.generation import (
     KDE,
     Gaussian,
     choose_prompts,
-    condition,
     embedded_prompts,
-    find_classifier,
-    fit_classifier,
     rescale,
     transfer,
 )
 from sane_plugins.generation.prompts import activations
+from sane_plugins.grafting import condition, find_classifier, fit_classifier
 from sane_plugins.initialize import (
     Initialization,
     InitializeOptions,
