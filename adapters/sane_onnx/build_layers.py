@@ -12,8 +12,9 @@ from onnx import ModelProto, NodeProto
 
 from sane_onnx.channel_free import ChannelFree
 from sane_onnx.classify_constants import ClassifiedConstants, Uses
-from sane_onnx.inline import InlinedModel
-from sane_onnx.known_integers import infer_values
+from sane_onnx.model_file.inline import InlinedModel
+from sane_onnx.model_file.known_integers import infer_values
+from sane_onnx.model_file.proto import STANDARD
 from sane_onnx.operators.attributes import has
 from sane_onnx.operators.operator_channels import (
     OperatorCall,
@@ -21,9 +22,8 @@ from sane_onnx.operators.operator_channels import (
     is_join,
 )
 from sane_onnx.operators.operator_weights import NodeWeights, output_count, weights_of
-from sane_onnx.proto import STANDARD
+from sane_onnx.quantization.weight_views import trace_views
 from sane_onnx.recurrent_parts import trace_parts
-from sane_onnx.weight_views import trace_views
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import OPAQUE, ChannelOps, Kind, Layer, Param, vectors_last
 

@@ -8,8 +8,8 @@ from math import prod
 from onnx import NodeProto
 
 from sane_onnx.constants import Constant
-from sane_onnx.proto import STANDARD
-from sane_onnx.shapes import Shape
+from sane_onnx.model_file.proto import STANDARD
+from sane_onnx.model_file.shapes import Shape
 
 # The values of their outputs are those of their first input, or all inputs are computed with one by one.
 _SPREADING = ("CastLike", "Expand", "Reshape", "Slice", "Squeeze", "Tile", "Unsqueeze")

@@ -9,18 +9,18 @@ from math import prod
 import torch
 from onnx import NodeProto
 
-from sane_onnx import limits
 from sane_onnx.constants import Constant, ConstantOfShape, SparseConstant
-from sane_onnx.final_readers import final_readers
-from sane_onnx.inline import InlinedModel
 from sane_onnx.masks import ELEMENTWISE, is_mask
+from sane_onnx.model_file import limits
+from sane_onnx.model_file.inline import InlinedModel
+from sane_onnx.model_file.proto import STANDARD
+from sane_onnx.model_file.topological_order import sort_topologically
 from sane_onnx.operators.quantized_operators import scale_inputs
-from sane_onnx.proto import STANDARD
-from sane_onnx.quantized import QuantizedWeight
-from sane_onnx.quantized_weights import find_quantized_weights
-from sane_onnx.rounded import RoundedWeight
+from sane_onnx.quantization.final_readers import final_readers
+from sane_onnx.quantization.quantized import QuantizedWeight
+from sane_onnx.quantization.quantized_weights import find_quantized_weights
+from sane_onnx.quantization.rounded import RoundedWeight
 from sane_onnx.tensors import FLOATS, StoredTensor, is_external, type_name
-from sane_onnx.topological_order import sort_topologically
 from sane_plugins.weights import Param
 
 # Indices of inputs that parametrise an operator and are not weights.

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from onnx import AttributeProto, NodeProto, SparseTensorProto, helper
 
-from sane_onnx.limits import REPEATED_BYTES
+from sane_onnx.model_file.limits import REPEATED_BYTES
 from sane_onnx.tensors import StoredTensor, set_bytes, to_bytes, type_name
 from sane_plugins.errors import SourceError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sane_onnx.constants import Constant, ConstantOfShape
-from sane_onnx.final_readers import Readers, final_readers
+from sane_onnx.quantization.final_readers import Readers, final_readers
 from sane_onnx.tensors import FLOATS
 from sane_plugins.weights import MAX_VALUE
 

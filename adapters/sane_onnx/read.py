@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from onnx import GraphProto, ModelProto, NodeProto
 
-from sane_onnx import limits
 from sane_onnx.build_layers import LayerBuilder
 from sane_onnx.classify_constants import ClassifiedConstants, Uses, classify
 from sane_onnx.constants import Constant
-from sane_onnx.external_data import ExternalFiles
-from sane_onnx.inline import InlinedModel, inline_model
-from sane_onnx.proto import STANDARD, invalid_model, load
+from sane_onnx.model_file import limits
+from sane_onnx.model_file.external_data import ExternalFiles
+from sane_onnx.model_file.inline import InlinedModel, inline_model
+from sane_onnx.model_file.proto import STANDARD, invalid_model, load
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import Layer, WeightGraph
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from onnx import NodeProto
 
+from sane_onnx.model_file.proto import STANDARD
 from sane_onnx.operators.value_inputs import keeps_values
-from sane_onnx.proto import STANDARD
 from sane_plugins.weights import Param
 
 RECURRENT = ("GRU", "LSTM", "RNN")

@@ -10,8 +10,8 @@ import torch
 from onnx import TensorProto
 from onnx.numpy_helper import to_array
 
-from sane_onnx.external_data import ExternalFiles
-from sane_onnx.limits import shape_problem
+from sane_onnx.model_file.external_data import ExternalFiles
+from sane_onnx.model_file.limits import shape_problem
 from sane_plugins.errors import SourceError
 
 

@@ -13,8 +13,8 @@ from onnx import ModelProto, TensorProto
 
 from sane_onnx.classify_constants import Uses, classify
 from sane_onnx.constants import Constant
-from sane_onnx.inline import inline_model
-from sane_onnx.quantized import QuantizedWeight
+from sane_onnx.model_file.inline import inline_model
+from sane_onnx.quantization.quantized import QuantizedWeight
 from sane_onnx.read import OnnxTensors, read
 from sane_onnx.tensors import StoredTensor, is_external
 from sane_plugins.atomic_files import require_outputs, write_all

@@ -18,15 +18,15 @@ from .artifact import (
     stream_artifact,
 )
 from .change_of_type import Rounding, with_dtype
-from .declared import declared_architecture
 from .dequantize import Content
 from .detection import content_form
-from .folder_members import folder_member
-from .folders import Located, locate
-from .foreign_forms import foreign_form, holds_onnx
-from .foreign_table import ForeignForm
+from .foreign.foreign_forms import foreign_form, holds_onnx
+from .foreign.foreign_table import ForeignForm
 from .guards import exists, open_until_collected, reopen_later, require_file, source_errors
-from .hub_cache import cached_path, is_cache_internal, is_hub_name
+from .in_folders.declared import declared_architecture
+from .in_folders.folder_members import folder_member
+from .in_folders.folders import Located, locate
+from .in_folders.hub_cache import cached_path, is_cache_internal, is_hub_name
 from .lazy_tensors import LazyTensors
 from .limits import require_names, require_shape, require_tensor_count
 from .reading import open_file

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.archives import Archive
-from sane_plugins.formats.declared import declarations
 from sane_plugins.formats.detection import content_form, suffix_form
-from sane_plugins.formats.folders import locate
-from sane_plugins.formats.foreign_forms import foreign_form
+from sane_plugins.formats.foreign.foreign_forms import foreign_form
 from sane_plugins.formats.guards import require_file, source_errors
+from sane_plugins.formats.in_folders.declared import declarations
+from sane_plugins.formats.in_folders.folders import locate
 from sane_plugins.formats.numpy_files import array_names, open_array, open_arrays
 from sane_plugins.formats.safetensors_files import open_safetensors
 from sane_plugins.formats.sharded import open_index

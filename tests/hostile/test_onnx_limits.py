@@ -16,8 +16,9 @@ from sane_plugins.weights import MAX_AXES, WeightGraph
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("sane_onnx")
 
-from sane_onnx import limits, sane_open  # noqa: E402
-from sane_onnx.topological_order import sort_topologically  # noqa: E402
+from sane_onnx import sane_open  # noqa: E402
+from sane_onnx.model_file import limits  # noqa: E402
+from sane_onnx.model_file.topological_order import sort_topologically  # noqa: E402
 
 helper, numpy_helper, TensorProto = onnx.helper, onnx.numpy_helper, onnx.TensorProto
 FLOAT, INT64, INT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT8

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from onnx import NodeProto
 
+from sane_onnx.model_file.proto import MICROSOFT, STANDARD
 from sane_onnx.operators.attributes import integer
 from sane_onnx.operators.quantized_operators import quantized_input
 from sane_onnx.operators.value_inputs import carries_values
-from sane_onnx.proto import MICROSOFT, STANDARD
 from sane_onnx.tensors import FLOATS
 
 # Domains whose operators take indices and sizes as 32 and 64 bits, and weights in fewer.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
+from sane_onnx.model_file.proto import MICROSOFT, STANDARD
+from sane_onnx.model_file.shapes import Shape
 from sane_onnx.operators import attributes
-from sane_onnx.proto import MICROSOFT, STANDARD
-from sane_onnx.shapes import Shape
 from sane_plugins.weights import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps, Kind
 
 # Values of short integer constants, by name.

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
+from sane_onnx.model_file.proto import MICROSOFT, STANDARD
+from sane_onnx.model_file.shapes import Shape
 from sane_onnx.operators.attributes import integer
-from sane_onnx.proto import MICROSOFT, STANDARD
-from sane_onnx.shapes import Shape
-from sane_onnx.weight_views import View
+from sane_onnx.quantization.weight_views import View
 from sane_plugins.weights import Kind, Param, Role
 
 _MAX_RANK = 8

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from onnx import AttributeProto, NodeProto
 
+from sane_onnx.model_file.proto import MICROSOFT, STANDARD
 from sane_onnx.operators.attributes import integer, text
-from sane_onnx.proto import MICROSOFT, STANDARD
 
 # Operator: (index of the integers, indices of the scales, index of the zero point, axis of the scales).
 _Rule = tuple[int, tuple[int, ...], int, int]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from onnx import NodeProto
 
+from sane_onnx.model_file.proto import MICROSOFT, STANDARD
 from sane_onnx.operators.quantized_operators import scale_inputs
-from sane_onnx.proto import MICROSOFT, STANDARD
 
 _ALL = range(1000)
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")

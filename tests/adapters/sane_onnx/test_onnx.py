@@ -385,7 +385,7 @@ def test_every_readable_file_returns_as_it_was(sane_data: Path, tmp_path: Path) 
 
 
 def sane_onnx_load(path: Path):
-    from sane_onnx.proto import load
+    from sane_onnx.model_file.proto import load
 
     return load(path)
 

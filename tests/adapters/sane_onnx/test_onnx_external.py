@@ -11,7 +11,7 @@ import pytest
 from sane_plugins.errors import SourceError
 
 onnx = pytest.importorskip("onnx")
-from sane_onnx.external_data import ExternalFiles  # noqa: E402
+from sane_onnx.model_file.external_data import ExternalFiles  # noqa: E402
 
 VALUES = bytes(range(64))
 _POSIX = pytest.mark.skipif(os.name != "posix", reason="needs links, pipes and devices")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
-from sane_onnx.moves import moves_of
-from sane_onnx.proto import STANDARD
+from sane_onnx.model_file.proto import STANDARD
+from sane_onnx.quantization.moves import moves_of
 from sane_plugins.weights import MAX_AXES, Param
 
 _SHAPE_PRESERVING = ("Identity", "Cast", "CastLike", "DequantizeLinear")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sane_onnx.quantized import Dequantization, QuantizedWeight
+from sane_onnx.quantization.quantized import Dequantization, QuantizedWeight
 from sane_onnx.tensors import StoredTensor
 
 

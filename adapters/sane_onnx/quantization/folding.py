@@ -10,9 +10,9 @@ import torch
 from onnx import NodeProto
 
 from sane_onnx.constants import Constant
-from sane_onnx.moves import moves_of
+from sane_onnx.model_file.proto import STANDARD
 from sane_onnx.operators.attributes import integer
-from sane_onnx.proto import STANDARD
+from sane_onnx.quantization.moves import moves_of
 from sane_onnx.tensors import FLOATS, StoredTensor
 from sane_plugins.errors import SourceError
 

@@ -9,12 +9,12 @@ from math import prod
 import torch
 from onnx import NodeProto
 
-from sane_onnx.combine_uses import combine_uses
-from sane_onnx.constant_flow import ConstantFlow
 from sane_onnx.constants import Constant
 from sane_onnx.operators.quantized_operators import true_count
-from sane_onnx.quantized import QuantizedWeight
-from sane_onnx.rounded import RoundedWeight, find_rounded
+from sane_onnx.quantization.combine_uses import combine_uses
+from sane_onnx.quantization.constant_flow import ConstantFlow
+from sane_onnx.quantization.quantized import QuantizedWeight
+from sane_onnx.quantization.rounded import RoundedWeight, find_rounded
 from sane_onnx.tensors import StoredTensor, type_name
 
 _MAX_SIZES = 8  # longer lists are no sizes or axes of one tensor

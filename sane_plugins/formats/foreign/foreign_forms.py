@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sane_plugins.formats import foreign_content as content
-from sane_plugins.formats.foreign_content import FileEnds
-from sane_plugins.formats.foreign_table import FILES, FOLDERS, ForeignForm
+from sane_plugins.formats.foreign import foreign_content as content
+from sane_plugins.formats.foreign.foreign_content import FileEnds
+from sane_plugins.formats.foreign.foreign_table import FILES, FOLDERS, ForeignForm
 from sane_plugins.formats.guards import exists, source_errors
 
 

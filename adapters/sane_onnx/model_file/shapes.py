@@ -17,9 +17,9 @@ from onnx import (
 )
 
 from sane_onnx.constants import Constant
-from sane_onnx.inline import InlinedModel
-from sane_onnx.limits import INFERRED_SIZES
-from sane_onnx.shape_growth import Growth, bound_growth
+from sane_onnx.model_file.inline import InlinedModel
+from sane_onnx.model_file.limits import INFERRED_SIZES
+from sane_onnx.model_file.shape_growth import Growth, bound_growth
 from sane_onnx.tensors import FLOATS, StoredTensor
 
 Shape = tuple[int | None, ...]

@@ -10,10 +10,10 @@ import torch
 from onnx import ModelProto, NodeProto
 
 from sane_onnx.constants import Constant
-from sane_onnx.inline import InlinedModel
+from sane_onnx.model_file.inline import InlinedModel
+from sane_onnx.model_file.proto import STANDARD
+from sane_onnx.model_file.shapes import Shape, infer_shapes
 from sane_onnx.operators import attributes
-from sane_onnx.proto import STANDARD
-from sane_onnx.shapes import Shape, infer_shapes
 from sane_onnx.tensors import StoredTensor
 
 _LONGEST = 64  # lists of axes and sizes are shorter

@@ -18,8 +18,8 @@ from onnx import (
     helper,
 )
 
-from sane_onnx import limits
-from sane_onnx.wire import require_few_parts
+from sane_onnx.model_file import limits
+from sane_onnx.model_file.wire import require_few_parts
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import require_file
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.folder_members import stays_inside
 from sane_plugins.formats.guards import exists
+from sane_plugins.formats.in_folders.folder_members import stays_inside
 from sane_plugins.formats.limits import parse_json
 
 _MAX_BYTES = 2**20

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats import hub_cache
-from sane_plugins.formats.declared import declarations
 from sane_plugins.formats.detection import content_form
-from sane_plugins.formats.folder_members import folder_member
-from sane_plugins.formats.foreign_forms import foreign_form, holds_onnx
+from sane_plugins.formats.foreign.foreign_forms import foreign_form, holds_onnx
 from sane_plugins.formats.guards import require_file, source_errors
-from sane_plugins.formats.mlflow_folders import MLMODEL, network_place, read_mlmodel
+from sane_plugins.formats.in_folders import hub_cache
+from sane_plugins.formats.in_folders.declared import declarations
+from sane_plugins.formats.in_folders.folder_members import folder_member
+from sane_plugins.formats.in_folders.mlflow_folders import MLMODEL, network_place, read_mlmodel
 from sane_plugins.formats.suffixes import (
     ARRAYS,
     CHECKPOINT_INDEX,

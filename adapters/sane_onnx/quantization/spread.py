@@ -7,9 +7,9 @@ from math import prod
 
 import torch
 
-from sane_onnx.bit_packing import Packing
 from sane_onnx.constants import Constant
-from sane_onnx.moves import Move
+from sane_onnx.quantization.bit_packing import Packing
+from sane_onnx.quantization.moves import Move
 from sane_onnx.tensors import StoredTensor
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from onnx import NodeProto
 
-from sane_onnx.carried import Carried
 from sane_onnx.constants import Constant
-from sane_onnx.find_spreads import SpreadFinder
+from sane_onnx.model_file.proto import MICROSOFT, STANDARD
 from sane_onnx.operators.attributes import integer
 from sane_onnx.operators.quantized_operators import QuantizedInput
-from sane_onnx.proto import MICROSOFT, STANDARD
-from sane_onnx.quantized import Dequantization, misfit
+from sane_onnx.quantization.carried import Carried
+from sane_onnx.quantization.find_spreads import SpreadFinder
+from sane_onnx.quantization.quantized import Dequantization, misfit
 from sane_onnx.tensors import FLOATS, StoredTensor, torch_dtype
 from sane_plugins.errors import SourceError
 

@@ -23,10 +23,16 @@ from onnx import (
     ValueInfoProto,
 )
 
-from sane_onnx import limits
 from sane_onnx.constants import Constant, ConstantOfShape, FloatsAttribute, SparseConstant
-from sane_onnx.external_data import ExternalFiles
-from sane_onnx.proto import STANDARD, constant_value, invalid_model, require_unique, subgraphs
+from sane_onnx.model_file import limits
+from sane_onnx.model_file.external_data import ExternalFiles
+from sane_onnx.model_file.proto import (
+    STANDARD,
+    constant_value,
+    invalid_model,
+    require_unique,
+    subgraphs,
+)
 from sane_onnx.tensors import StoredTensor
 from sane_plugins.errors import SourceError
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto
 
-from sane_onnx import limits
+from sane_onnx.model_file import limits
 
 _VARINT, _EIGHT_BYTES, _BYTES, _GROUPS, _FOUR_BYTES = 0, 1, 2, (3, 4), 5
 _VALUES = {

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from sane_onnx.bit_packing import Packing
-from sane_onnx.spread import Spread
+from sane_onnx.quantization.bit_packing import Packing
+from sane_onnx.quantization.spread import Spread
 from sane_onnx.tensors import StoredTensor, integer_range, type_name
 from sane_plugins.errors import SourceError
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from onnx import NodeProto
 
-from sane_onnx.moves import Move
 from sane_onnx.operators.attributes import integer
-from sane_onnx.spread import Spread
+from sane_onnx.quantization.moves import Move
+from sane_onnx.quantization.spread import Spread
 from sane_onnx.tensors import FLOATS, torch_dtype
 
 MOST_STEPS = 32  # of one constant; and constants that one value holds

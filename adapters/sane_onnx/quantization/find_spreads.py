@@ -9,14 +9,14 @@ from math import prod
 import torch
 from onnx import NodeProto
 
-from sane_onnx.bit_packing import Packing
-from sane_onnx.carried import Carried
 from sane_onnx.constants import Constant
-from sane_onnx.folding import Folder
-from sane_onnx.moves import Move
 from sane_onnx.operators.quantized_operators import QuantizedInput
-from sane_onnx.quantized import Dequantization
-from sane_onnx.spread import Spread
+from sane_onnx.quantization.bit_packing import Packing
+from sane_onnx.quantization.carried import Carried
+from sane_onnx.quantization.folding import Folder
+from sane_onnx.quantization.moves import Move
+from sane_onnx.quantization.quantized import Dequantization
+from sane_onnx.quantization.spread import Spread
 
 _MAX_CASTS = 8
 _BITS_OF_GROUPS = 4

@@ -12,16 +12,16 @@ from dataclasses import replace
 import torch
 from onnx import NodeProto
 
-from sane_onnx.carried import MOST_STEPS, Carried
 from sane_onnx.constants import Constant
-from sane_onnx.find_spreads import SIGNED, SpreadFinder
-from sane_onnx.moves import Move, append, look_up, moves_of
+from sane_onnx.model_file.proto import STANDARD
 from sane_onnx.operators.attributes import integer
 from sane_onnx.operators.becoming_floats import find_floats, makes_floats
 from sane_onnx.operators.quantized_operators import quantized_input
 from sane_onnx.operators.value_inputs import carries_values, keeps_values
-from sane_onnx.proto import STANDARD
-from sane_onnx.quantized import Dequantization
+from sane_onnx.quantization.carried import MOST_STEPS, Carried
+from sane_onnx.quantization.find_spreads import SIGNED, SpreadFinder
+from sane_onnx.quantization.moves import Move, append, look_up, moves_of
+from sane_onnx.quantization.quantized import Dequantization
 from sane_onnx.tensors import StoredTensor
 from sane_plugins.weights import MAX_AXES
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats import foreign_content as content
-from sane_plugins.formats.foreign_content import FileEnds
+from sane_plugins.formats.foreign import foreign_content as content
+from sane_plugins.formats.foreign.foreign_content import FileEnds
 
 _ORIGINAL = "name the file that it was made from (ONNX, safetensors or a torch checkpoint)"
 _TF2ONNX = "pip install tf2onnx tensorflow, then python -m tf2onnx.convert"

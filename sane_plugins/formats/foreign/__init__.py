@@ -1,0 +1,1 @@
+"""Forms of other libraries that are not read, and the commands that convert them."""

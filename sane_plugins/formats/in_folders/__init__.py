@@ -1,0 +1,1 @@
+"""Networks in folders: of Hugging Face and its cache, of MLflow, and what lies beside their weights."""
