@@ -35,7 +35,7 @@ from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
 from sane_plugins.features.sane_features import LatentPool, is_probed
 from sane_plugins.progress import Report, silent
-from sane_plugins.symmetry import canonical_form, canonical_layers
+from sane_plugins.symmetry import canonical_form, canonical_layers, sort_channels
 from sane_plugins.weights import WeightGraph
 
 
@@ -146,7 +146,7 @@ class SaneEncoder:
         latents = None
         graph = canonical_layers(graph)
         if is_probed(graph):
-            graph = canonical_form(graph)
+            graph = sort_channels(graph)
             pool = LatentPool(graph, model)
             with _latent_store(True, pool, model) as (take, latents):
                 _encode_stream(model, graph, take, options)

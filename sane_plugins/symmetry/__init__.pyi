@@ -1,4 +1,4 @@
-from .canonical import canonical_form
+from .canonical import canonical_form, sort_channels
 from .canonical_layers import canonical_layers
 from .permutation_group import AxisSlice, PermutationGroup
 from .permutations import inverse, permutation_groups, permute, random_permutations
@@ -15,4 +15,5 @@ __all__ = [
     "permutation_groups",
     "permute",
     "random_permutations",
+    "sort_channels",
 ]

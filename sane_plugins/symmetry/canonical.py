@@ -20,7 +20,11 @@ def canonical_form(graph: WeightGraph, *, largest_first: bool = False) -> Weight
     without topology): each tensor of a group is read once now, and again when it is used. What is computed of
     the canonical form is the same for a module, its files, and copies with permuted channels.
     """
-    ordered = canonical_layers(graph)
+    return sort_channels(canonical_layers(graph), largest_first=largest_first)
+
+
+def sort_channels(ordered: WeightGraph, *, largest_first: bool = False) -> WeightGraph:
+    """Return a network whose layers are in canonical order with its channels in theirs."""
     groups = permutation_groups(ordered)
     if not groups:
         return ordered
