@@ -33,6 +33,7 @@ from .tensor_identity import memory_key, tensor_digest, tensors_digest
 from .token_layout import Slot, TokenLayout
 from .token_stream import TokenBlock, token_blocks
 from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, tokenize
+from .trace import trace_calls
 from .wrapper_names import PlainNames, strip_wrapper_prefixes
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "token_tensors",
     "token_values",
     "tokenize",
+    "trace_calls",
     "undo_scale",
     "vectors_last",
 ]

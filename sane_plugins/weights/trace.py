@@ -49,6 +49,26 @@ def trace(module: nn.Module) -> tuple[Layer, ...] | None:
     module is traced, in evaluation mode and without its hooks. A part that cannot be traced is one
     `opaque` layer.
     """
+    graph = _trace_graph(module)
+    return None if graph is None else tuple(_LayerReader(module).read(graph))
+
+
+def trace_calls(module: nn.Module) -> dict[str, fx.Node]:
+    """Return what computes each layer of `trace`, by the layer's name; empty where that gives None.
+
+    The values are nodes of torch.fx, whose target is the function, the method or the name of the module that
+    is called.
+    """
+    graph = _trace_graph(module)
+    if graph is None:
+        return {}
+    reader = _LayerReader(module)
+    reader.read(graph)
+    return reader.calls()
+
+
+def _trace_graph(module: nn.Module) -> fx.Graph | None:
+    """Return the graph of a module's calls, or None where it cannot be traced."""
     for trial in range(_DISTURBED_TRIALS):
         tracer = _Tracer(param_shapes_constant=True)
         try:
@@ -59,7 +79,7 @@ def trace(module: nn.Module) -> tuple[Layer, ...] | None:
         if not tracer.is_disturbed or (tracer.is_doubtful and trial >= _DOUBTFUL_TRIALS):
             break
         time.sleep(_PAUSE)
-    return None if graph is None else tuple(_LayerReader(module).read(graph))
+    return graph
 
 
 class _Tracer(fx.Tracer):
@@ -338,6 +358,10 @@ class _LayerReader:
             if not is_scalar(node):
                 self._add(node)
         return list(self._layers.values())
+
+    def calls(self) -> dict[str, fx.Node]:
+        """Return the nodes of the layers that were read, by name."""
+        return {name: node for node, name in self._names.items()}
 
     def _add(self, node: fx.Node) -> None:
         inputs = dict.fromkeys(self._names[n] for n in node.all_input_nodes if n in self._names)

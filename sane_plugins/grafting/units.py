@@ -1,0 +1,392 @@
+"""The units of a network: its convolutions and linear layers as they run, and what belongs to each.
+
+The method: docs/explanation/sane.md, section 15.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import log2, prod
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sane_plugins.display import ShortRepr
+from sane_plugins.grafting.blocks import Place, find_blocks
+from sane_plugins.grafting.channel_axes import ChannelAxes, ChannelGroup
+from sane_plugins.grafting.connections import Activation, Connections
+from sane_plugins.grafting.execution import (
+    CONVOLUTIONS,
+    NORMS,
+    Execution,
+    executions,
+    in_evaluation,
+)
+from sane_plugins.weights import Role, WeightGraph, from_module, layer_name
+
+UnitKind = Literal["conv", "depthwise", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Norm(ShortRepr):
+    """A norm: its name, its module where it is one, and the keys of its tensors by role.
+
+    Roles are "scale", "shift", "running_mean" and "running_var"; it is a batch norm where it has the last.
+    """
+
+    name: str
+    module: nn.Module | None
+    keys: Mapping[Role, str]
+
+    @property
+    def eps(self) -> float:
+        """Return what is added to the variance."""
+        return float(getattr(self.module, "eps", None) or 0.0)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Return whether it divides by statistics that it keeps."""
+        return "running_var" in self.keys
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Unit(ShortRepr):
+    """A convolution or linear layer, in the order of execution.
+
+    `inputs` and `outputs` are the channel groups (numbers in `NetworkUnits.groups`) of the axes that it
+    reads and returns, in order; a linear layer that reads flattened maps has `positions` (height, width)
+    entries per channel, any other (). `read` and `grid` are the sizes in pixels of the maps that it reads
+    and returns, () for a vector; `halvings` is log2 of image side / grid side. `norm` normalises its
+    output, `norm_before` what it reads (where that is no unit's output); `scale` is the key of a vector that
+    multiplies its output; `activation` is applied behind these. `block` counts blocks in order. `ends_gate`:
+    its output, through an activation, multiplies; `ends_identity_block`: its output is added to what the
+    block has read.
+    """
+
+    name: str
+    module: nn.Module
+    kind: UnitKind
+    weight: str
+    bias: str | None
+    kernel: tuple[int, ...]
+    stride: int
+    groups: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    positions: tuple[int, ...]
+    read: tuple[int, ...]
+    grid: tuple[int, ...]
+    halvings: float
+    norm: Norm | None
+    norm_before: Norm | None
+    scale: str | None
+    activation: Activation | None
+    block: int
+    place: Place
+    ends_gate: bool
+    ends_identity_block: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class NetworkUnits(ShortRepr):
+    """All units of a network in the order of execution, its channel groups, and its weights.
+
+    `is_traced`: the connections are known; where they are not, blocks are modules, and each axis has channel
+    groups of its own. `image` is the shape (C, H, W) that was run.
+    """
+
+    graph: WeightGraph
+    units: tuple[Unit, ...]
+    groups: tuple[ChannelGroup, ...]
+    image: tuple[int, ...]
+    is_traced: bool
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Unit]:
+        """Return the units by name."""
+        return {unit.name: unit for unit in self.units}
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[Unit, ...], ...]:
+        """Return the units of each block, blocks in order; the classifier is in none."""
+        members: dict[int, list[Unit]] = {}
+        for unit in self.units:
+            if unit.place != "classifier":
+                members.setdefault(unit.block, []).append(unit)
+        return tuple(tuple(members[block]) for block in sorted(members))
+
+    @property
+    def classifier(self) -> Unit | None:
+        """Return the unit whose output is the network's."""
+        return next((unit for unit in self.units if unit.place == "classifier"), None)
+
+    @property
+    def halvings(self) -> float:
+        """Return how often the network halves its images at most, on its way to the last map."""
+        return max((unit.halvings for unit in self.units), default=0.0)
+
+    def weight(self, unit: Unit) -> torch.Tensor:
+        """Return a unit's weight (out, in / groups, ...) as its module computes it."""
+        return self.graph.tensors[unit.weight]
+
+    def tensor(self, key: str | None) -> torch.Tensor | None:
+        """Return a tensor, or None for no key."""
+        return None if key is None else self.graph.tensors[key]
+
+
+def read_units(module: nn.Module, images: torch.Tensor) -> NetworkUnits:
+    """Read the units of a module, which runs once on two of the images (N, C, H, W) that it takes.
+
+    The module is not changed. Layers that do not run are left out. Raises whatever its forward raises.
+    """
+    graph = from_module(module)
+    runs = executions(module, images)
+    calls = [run for run in runs if not isinstance(run.module, NORMS)]
+    calls = [run for run in calls if _key(graph, run.name, "weight") is not None]
+    connections = Connections(module, graph)
+    known = connections.are_known and all(run.name in connections.layers for run in calls)
+    notes = () if known else ("connections are not known: layers are matched by their place",)
+    axes = ChannelAxes(graph if known else None)
+    last = next((i for i, run in enumerate(calls) if run.is_output), None)
+    separable = [i for i, (one, other) in enumerate(pairwise(calls)) if _is_separable(one, other)]
+    names = [run.name for run in calls]
+    plan = find_blocks(module, names, separable, connections if known else None, last)
+    reader = _Reader(module, graph, connections if known else None, runs, images)
+    units: list[Unit] = []
+    with in_evaluation(module):
+        for number, run in enumerate(calls):
+            units.append(
+                reader.unit(
+                    run,
+                    axes,
+                    units[-1] if units else None,
+                    block=plan.blocks[number],
+                    place=plan.places[number],
+                    ends_gate=number in plan.gate_ends,
+                    ends_identity_block=number in plan.identity_ends,
+                )
+            )
+    return NetworkUnits(
+        graph=graph,
+        units=tuple(units),
+        groups=tuple(axes.groups),
+        image=tuple(images.shape[1:]),
+        is_traced=known,
+        notes=notes,
+    )
+
+
+def _is_separable(one: Execution, other: Execution) -> bool:
+    """Return whether a depthwise convolution is followed by one with a single tap."""
+    return (
+        _is_depthwise(one.module)
+        and isinstance(other.module, CONVOLUTIONS)
+        and max(other.module.kernel_size) == 1
+        and other.read == one.returned
+    )
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels > 1
+
+
+class _Reader:
+    """Describes one unit after the other."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: WeightGraph,
+        connections: Connections | None,
+        runs: Sequence[Execution],
+        images: torch.Tensor,
+    ) -> None:
+        self._modules = dict(module.named_modules())
+        self._graph, self._connections, self._runs = graph, connections, runs
+        self._first = next((x for x in runs if not isinstance(x.module, NORMS)), None)
+        self._image = tuple(images.shape[1:])
+        self._roles = {param.key: param.role for param in graph.params}
+        self._norms: dict[str, Norm] = {}
+        self._taken: set[str] = set()
+
+    def unit(
+        self,
+        run: Execution,
+        axes: ChannelAxes,
+        previous: Unit | None,
+        *,
+        block: int,
+        place: Place,
+        ends_gate: bool,
+        ends_identity_block: bool,
+    ) -> Unit:
+        """Return the unit of one call."""
+        module, weight = run.module, _required_key(self._graph, run.name)
+        shape = tuple(self._graph.tensors[weight].shape)
+        is_linear = isinstance(module, nn.Linear)
+        groups = int(getattr(module, "groups", 1))
+        is_depthwise = _is_depthwise(module) and shape[0] == groups
+        grid = () if is_linear else run.returned[2:]
+        read = () if is_linear else run.read[2:]
+        outputs = axes.outputs(weight, shape[0])
+        positions = self._positions(run, axes, weight, previous) if is_linear else ()
+        behind = self._behind(run.name)
+        norm, scale, activation = self._followers(run, behind, shape[0])
+        return Unit(
+            name=run.name,
+            module=module,
+            kind="linear" if is_linear else "depthwise" if is_depthwise else "conv",
+            weight=weight,
+            bias=_key(self._graph, run.name, "bias"),
+            kernel=shape[2:],
+            stride=1 if is_linear else max(getattr(module, "stride", (1,))),
+            groups=groups,
+            inputs=outputs
+            if is_depthwise
+            else self._inputs(axes, weight, shape[1], groups, positions, run),
+            outputs=outputs,
+            positions=positions,
+            read=read,
+            grid=grid,
+            halvings=self._halvings(grid, shape[2:], previous),
+            norm=norm,
+            norm_before=self._norm_before(run.name),
+            scale=scale,
+            activation=activation,
+            block=block,
+            place=place,
+            ends_gate=ends_gate,
+            ends_identity_block=ends_identity_block,
+        )
+
+    def _halvings(
+        self, grid: tuple[int, ...], kernel: tuple[int, ...], previous: Unit | None
+    ) -> float:
+        """Return log2 of image side / grid side; a vector is as far down as what comes before it.
+
+        So is a map of one pixel that a single tap reads: what was pooled, as a gate reads.
+        """
+        if not grid or not self._image[1:] or prod(grid) == prod(kernel) == 1:
+            return previous.halvings if previous else 0.0
+        return max(0.0, log2(prod(self._image[1:]) / prod(grid)) / len(grid))
+
+    def _inputs(
+        self,
+        axes: ChannelAxes,
+        weight: str,
+        width: int,
+        groups: int,
+        positions: tuple[int, ...],
+        run: Execution,
+    ) -> tuple[int, ...]:
+        """Return the groups of what a unit reads; its weight has `width` entries along that axis."""
+        size = width * groups // prod(positions)
+        is_image = self._reads_image(run)
+        return axes.inputs(weight, size, groups, prod(positions), is_image=is_image)
+
+    def _reads_image(self, run: Execution) -> bool:
+        """Return whether a layer reads the images, as they are or flattened."""
+        if self._connections is None:
+            return run is self._first and prod(run.read[1:]) == prod(self._image)
+        before = list(self._connections.before(run.name))[-1:]
+        is_input = any(self._connections.layers[x].kind == "input" for x in before)
+        return is_input and prod(run.read[1:]) == prod(self._image)
+
+    def _positions(
+        self, run: Execution, axes: ChannelAxes, weight: str, previous: Unit | None
+    ) -> tuple[int, ...]:
+        """Return the sides of the maps that are flattened before a linear layer, () where none are."""
+        features = run.read[-1]
+        image = self._image
+        if self._reads_image(run) and features == prod(image) and len(image) > 1:
+            return image[1:]
+        count = axes.repeats(weight)
+        if count == 1 and self._connections is None and previous is not None and previous.grid:
+            channels = sum(axes.groups[x].size for x in previous.outputs)
+            count = features // channels if features % channels == 0 else 1
+        if count == 1:
+            return ()
+        side = round(count**0.5)
+        return (side, side) if side * side == count else (1, count)
+
+    def _behind(self, name: str) -> list[str]:
+        return [] if self._connections is None else list(self._connections.behind(name))
+
+    def _followers(
+        self, run: Execution, behind: Sequence[str], channels: int
+    ) -> tuple[Norm | None, str | None, Activation | None]:
+        """Return the norm, the scale and the activation behind a unit."""
+        if self._connections is None:
+            return self._next_norm(run), None, None
+        norm, scale = None, None
+        for name in behind:
+            layer = self._connections.layers[name]
+            if layer.kind == "norm" and norm is None:
+                norm = self._norm(name)
+                self._taken.add(name)
+            elif activation := self._connections.activation(name):
+                return norm, scale, activation
+            elif layer.kind == "join" and scale is None and self._connections.is_product(name):
+                scale = self._vector(name, channels)
+                if scale is None:
+                    break
+            elif layer.kind not in ("pointwise", "permute", "transpose") or layer.dims[:1] == (1,):
+                break
+        return norm, scale, None
+
+    def _vector(self, name: str, channels: int) -> str | None:
+        """Return the key of the vector that a layer multiplies by."""
+        params = [] if self._connections is None else self._connections.params(name)
+        return next((p.key for p in params if p.size == channels), None)
+
+    def _next_norm(self, run: Execution) -> Norm | None:
+        """Return the norm that runs right after a unit, where connections are not known."""
+        names = [x.name for x in self._runs]
+        after = self._runs[names.index(run.name) + 1 :][:1]
+        if not after or not isinstance(after[0].module, NORMS) or after[0].read != run.returned:
+            return None
+        keys = {
+            role: key
+            for attribute in ("weight", "bias", "running_mean", "running_var")
+            if (key := _key(self._graph, after[0].name, attribute))
+            for role in (self._roles[key],)
+        }
+        return Norm(name=after[0].name, module=after[0].module, keys=keys) if keys else None
+
+    def _norm_before(self, name: str) -> Norm | None:
+        """Return the norm through which all passes that a unit reads, where it is behind no other unit."""
+        if self._connections is None:
+            return None
+        for source in self._connections.before(name):
+            if self._connections.layers[source].kind == "norm":
+                return None if source in self._taken else self._norm(source)
+        return None
+
+    def _norm(self, name: str) -> Norm | None:
+        """Return a norm layer that has tensors, always the same."""
+        if self._connections is None:
+            return None
+        params = [p for p in self._connections.params(name) if p.role != "other"]
+        if name not in self._norms and params:
+            owner = layer_name(params[0].key)
+            keys = {p.role: p.key for p in params}
+            self._norms[name] = Norm(name=owner, module=self._modules.get(owner), keys=keys)
+        return self._norms.get(name)
+
+
+def _key(graph: WeightGraph, name: str, attribute: str) -> str | None:
+    """Return the key of a layer's tensor in a graph, by its first name where it has several."""
+    key = f"{name}.{attribute}" if name else attribute
+    key = graph.ties.get(key, key)
+    return key if key in graph.tensors and key not in graph.untouched else None
+
+
+def _required_key(graph: WeightGraph, name: str) -> str:
+    key = _key(graph, name, "weight")
+    assert key is not None  # layers without were left out
+    return key
