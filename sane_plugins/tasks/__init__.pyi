@@ -1,5 +1,6 @@
+from .loading import load_task
 from .scoring import accuracy, correct, forward_flops, logits, require_fit
-from .task import Task, load_task
+from .task import Task
 from .task_embedding import SIZE, describe
 from .torchvision_datasets import TORCHVISION
 

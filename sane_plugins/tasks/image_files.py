@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ MAX_IMAGE_PIXELS, MAX_TASK_VALUES = 2**26, 2**31
 _MAX_ENLARGEMENT = 32
 _MAX_EXPANSION, _ROOM = 100, 2**26  # decoded bytes for each of a file's, and in any case
 _BYTES_PER_PIXEL, _COLOURS = 4, 3
+_WHITE = 255.0
 _FINE_MODES = ("I", "F")  # numbers of any range, which 8 bits would clip
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000"),
@@ -25,16 +27,22 @@ _FORMATS = (
 )
 
 
-def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str, Array]:
-    """Return the arrays named in `needed`, and those named in `also` that are present.
+def read_npz(
+    path: Path, needed: Sequence[str], also: Sequence[str], told: Sequence[str] = ()
+) -> dict[str, Array]:
+    """Return the arrays named in `needed`, and those named in `also` and `told` that are present.
 
-    Raises `TaskError` if one is missing, or if this is not a file of plain arrays.
+    What is `told` is left out where it is no plain array. Raises `TaskError` if one that is needed is
+    missing, or if this is not a file of plain arrays.
     """
     try:
         Archive(path)  # refuses zip bombs
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             names = list(file.keys())
             arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in names}
+            for key in (key for key in told if key in names):
+                with suppress(ValueError):  # of pickled objects
+                    arrays[key] = file[key]
     except Exception as error:  # damaged bytes may make NumPy raise anything
         reason = error.found if isinstance(error, SaneError) else first_line(error)
         raise TaskError(
@@ -53,8 +61,8 @@ def read_npz(path: Path, needed: Sequence[str], also: Sequence[str]) -> dict[str
     return arrays
 
 
-def read_folder(path: Path, size: int | None) -> tuple[Array, Array, tuple[str, ...]]:
-    """Return images, labels and class names of a folder with one sub-folder per class.
+def read_folder(path: Path, size: int | None) -> tuple[Array, Array, Array, float | None]:
+    """Return images, labels, class names and the pixel value of white of a folder, a sub-folder per class.
 
     `size` resizes every image to a square of that many pixels; without it all must have the same size.
     """
@@ -74,13 +82,16 @@ def read_folder(path: Path, size: int | None) -> tuple[Array, Array, tuple[str, 
             "one sub-folder of images per class is needed",
             "sort the images into a sub-folder per class",
         )
-    images = _read_images([file for inside in files for file in inside], size)
+    images, has_range = _read_images([file for inside in files for file in inside], size)
     labels = np.repeat(np.arange(len(classes)), [len(inside) for inside in files])
-    return images, labels, tuple(c.name for c in classes)
+    return images, labels, np.array([c.name for c in classes]), _WHITE if has_range else None
 
 
-def _read_images(files: Sequence[Path], size: int | None) -> Array:
-    """Return (N, H, W) if all images are grey, otherwise (N, H, W, 3), of 0 to 255 (float32 where finer)."""
+def _read_images(files: Sequence[Path], size: int | None) -> tuple[Array, bool]:
+    """Return (N, H, W) if all images are grey, otherwise (N, H, W, 3), and whether they have a white.
+
+    Those that have one are of 0 to 255, float32 where they are finer.
+    """
     image = _pillow()
     kept = _TaskSize(size)
     arrays: list[Array] = []
@@ -119,7 +130,7 @@ def _read_images(files: Sequence[Path], size: int | None) -> Array:
             )
     if any(a.ndim == 3 for a in arrays):
         arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, axis=2) for a in arrays]
-    return np.stack(arrays)
+    return np.stack(arrays), has_range[0]
 
 
 def _pixels(image: Any, opened: Any, size: int | None) -> Array:

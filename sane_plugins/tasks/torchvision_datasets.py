@@ -13,8 +13,8 @@ from sane_plugins.tasks.image_files import Array
 TORCHVISION = "torchvision:"
 
 
-def read_torchvision(source: str) -> tuple[Array, Array, Array, Array]:
-    """Return x_train, y_train, x_test and y_test of `torchvision:NAME:FOLDER`.
+def read_torchvision(source: str) -> tuple[Array, Array, Array, Array, Array | None]:
+    """Return x_train, y_train, x_test, y_test and the class names, if any, of `torchvision:NAME:FOLDER`.
 
     FOLDER is torchvision's `root`. Only data sets that keep all images in memory are supported, such as
     MNIST and its variants, CIFAR10, CIFAR100, SVHN, USPS and STL10.
@@ -35,10 +35,11 @@ def read_torchvision(source: str) -> tuple[Array, Array, Array, Array]:
             "its class name is needed",
             "write for example torchvision:CIFAR10:data",
         )
-    return *_arrays(source, kind, folder, True), *_arrays(source, kind, folder, False)
+    *train, names = _arrays(source, kind, folder, True)
+    return *train, *_arrays(source, kind, folder, False)[:2], names  # type: ignore[return-value]
 
 
-def _arrays(source: str, kind: Any, folder: str, train: bool) -> tuple[Array, Array]:
+def _arrays(source: str, kind: Any, folder: str, train: bool) -> tuple[Array, Array, Array | None]:
     split = {"train": train} if "train" in _arguments(kind) else {"split": _split(train)}
     try:
         dataset = kind(Path(folder), download=False, **split)
@@ -51,7 +52,11 @@ def _arrays(source: str, kind: Any, folder: str, train: bool) -> tuple[Array, Ar
             "the files lie in the folder as torchvision leaves them, and fit into memory",
             "give the folder that torchvision calls root, or an .npz file",
         ) from error
-    return images, labels.astype(np.int64)
+    labels = labels.astype(np.int64)
+    names = getattr(dataset, "classes", None)
+    if not isinstance(names, list | tuple) or len(names) <= labels.max(initial=0):
+        names = None
+    return images, labels, names and np.array([*map(str, names)])
 
 
 def _arguments(kind: Any) -> tuple[str, ...]:

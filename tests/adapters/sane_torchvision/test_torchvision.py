@@ -208,7 +208,7 @@ import sys, sane_torchvision
 from sane_plugins import Host
 from sane_plugins.cli.inputs import resolve_network
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.tasks.task import load_task
+from sane_plugins.tasks import load_task
 class Missing:
     def find_spec(self, name, *_):
         if name == "torchvision":
