@@ -56,7 +56,7 @@ def _arrays(source: str, kind: Any, folder: str, train: bool) -> tuple[Array, Ar
     names = getattr(dataset, "classes", None)
     if not isinstance(names, list | tuple) or len(names) <= labels.max(initial=0):
         names = None
-    return images, labels, names and np.array([*map(str, names)])
+    return images, labels, None if names is None else np.array([*map(str, names)])
 
 
 def _arguments(kind: Any) -> tuple[str, ...]:
