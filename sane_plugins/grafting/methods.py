@@ -23,6 +23,7 @@ from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task
 from sane_plugins.weights import load_nearest
 
+Matcher = Callable[[NetworkUnits, NetworkUnits], Matching]
 TRANSFERRED = "transferred"
 """The label of a tensor whose values come from a prompt."""
 
@@ -84,7 +85,7 @@ def write_graft(
     prompt: PromptNetwork,
     task: Task,
     rng: torch.Generator,
-    matcher: Callable[[NetworkUnits, NetworkUnits], Matching] = match,
+    matcher: Matcher = match,
 ) -> Graft:
     """Match a prompt with a target and write what the target's units are lent.
 
@@ -109,11 +110,10 @@ def write_graft(
     )
 
 
-@dataclass(frozen=True)
 class GraftMethod:
-    """Matched units lend their weights, by channel group."""
+    """Layers that match in shape and place lend their weights, by channel group."""
 
-    matcher: Callable[[NetworkUnits, NetworkUnits], Matching] = match
+    matcher: Matcher = staticmethod(match)
 
     def __call__(
         self,
@@ -130,9 +130,15 @@ class GraftMethod:
         return written.transplant
 
 
+class PlaceMethod(GraftMethod):
+    """Layers of one kind lend their weights by their relative place alone."""
+
+    matcher: Matcher = staticmethod(match_places)
+
+
 def transfer_methods() -> dict[str, TransferMethod]:
     """Return the methods that ship with the package, by name."""
-    return {"graft": GraftMethod(), "place": GraftMethod(match_places)}
+    return {"graft": GraftMethod(), "place": PlaceMethod()}
 
 
 def _notes(written: Graft) -> Iterator[str]:
