@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Sampler
+    from sane_plugins.grafting import TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.progress import Progress
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
@@ -126,6 +127,14 @@ def sane_encoders() -> Mapping[str, Encoder]:
 @hookspec
 def sane_samplers() -> Mapping[str, Sampler]:
     """Return samplers of latents by name. Collected once per host."""
+    raise NotImplementedError
+
+
+@hookspec
+def sane_transfers() -> Mapping[str, TransferMethod]:
+    """Return ways to move a prompt network's weights into another architecture, by name. Collected once per
+    host.
+    """
     raise NotImplementedError
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Sampler
+    from sane_plugins.grafting import TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks import Task
@@ -281,6 +282,10 @@ class Host:
     def samplers(self) -> dict[str, Sampler]:
         """Return all samplers by name."""
         return self._collect("sane_samplers")
+
+    def transfers(self) -> dict[str, TransferMethod]:
+        """Return all ways to move weights into another architecture, by name."""
+        return self._collect("sane_transfers")
 
     def property_heads(self) -> dict[str, AnyHead]:
         """Return all property heads by name."""

@@ -1,4 +1,4 @@
-"""The encoders, samplers, heads and engines that ship with the package."""
+"""The encoders, samplers, transfers, heads and engines that ship with the package."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from sane_plugins import hookimpl
 if TYPE_CHECKING:
     from sane_plugins.features import Encoder
     from sane_plugins.generation import Sampler
+    from sane_plugins.grafting import TransferMethod
     from sane_plugins.properties import AnyHead
 
 
 class Portfolio:
-    """Encoders, samplers, property heads and engines by name."""
+    """Encoders, samplers, transfers, property heads and engines by name."""
 
     @hookimpl(trylast=True)
     def sane_encoders(self) -> Mapping[str, Encoder]:
@@ -35,6 +36,13 @@ class Portfolio:
             "gaussian": Gaussian(),
             "diffusion": Diffusion(),
         }
+
+    @hookimpl(trylast=True)
+    def sane_transfers(self) -> Mapping[str, TransferMethod]:
+        """Return the ways to move weights into another architecture."""
+        from sane_plugins.grafting import transfer_methods
+
+        return transfer_methods()
 
     @hookimpl(trylast=True)
     def sane_property_heads(self) -> Mapping[str, AnyHead]:

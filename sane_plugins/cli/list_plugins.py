@@ -20,6 +20,7 @@ def list_plugins(hook: str | None, as_json: bool) -> None:
     offers = {
         "encoders": sorted(host.encoders()),
         "samplers": sorted(host.samplers()),
+        "transfers": sorted(host.transfers()),
         "property heads": sorted(host.property_heads()),
         "engines": sorted(host.engines()),
         "commands": sorted(str(command.name) for command in host.commands(_own_commands())),

@@ -1,12 +1,18 @@
 from .batchnorm import condition, conditioned
 from .channel_maps import ChannelMaps
 from .classifier import find_classifier, fit_classifier
+from .grafted_weights import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
+from .methods import Graft, GraftMethod, TransferMethod, Transplant, transfer_methods, write_graft
+from .prompt_images import prompt_images
 from .prompt_network import Preparation, PromptInfo, PromptNetwork
 from .units import NetworkUnits, Norm, Unit, read_units
 
 __all__ = [
     "ChannelMaps",
+    "Graft",
+    "GraftMethod",
+    "GraftedWeights",
     "Matching",
     "NetworkUnits",
     "Norm",
@@ -14,12 +20,18 @@ __all__ = [
     "Preparation",
     "PromptInfo",
     "PromptNetwork",
+    "TransferMethod",
+    "Transplant",
     "Unit",
     "condition",
     "conditioned",
     "find_classifier",
     "fit_classifier",
+    "graft",
     "match",
     "match_places",
+    "prompt_images",
     "read_units",
+    "transfer_methods",
+    "write_graft",
 ]

@@ -32,13 +32,13 @@ class BlockPlan:
 def find_blocks(
     module: nn.Module,
     names: Sequence[str],
-    separable: Iterable[int],
+    separable: Iterable[Sequence[int]],
     connections: Connections | None,
     classifier: int | None,
 ) -> BlockPlan:
     """Return the blocks of units, given by name in the order of execution; blocks count in that order.
 
-    `separable`: the depthwise units that a convolution with one tap follows.
+    `separable`: each depthwise unit between units with one tap, those with it.
     """
     plan = BlockPlan()
     if classifier is not None:
@@ -50,9 +50,10 @@ def find_blocks(
     taken = set().union(*groups) | plan.places.keys()
     groups += _contained(module, names, taken, gates)
     taken = taken.union(*groups)
-    pairs = [{number, number + 1} for number in separable]
-    groups += [pair for pair in pairs if not pair & taken]
-    taken = taken.union(*groups)
+    for chain in separable:
+        if len(free := set(chain) - taken) > 1:
+            groups.append(free)
+            taken = taken | free
     groups += [{number} for number in range(len(names)) if number not in taken]
     groups += [{classifier}] if classifier is not None else []
     for block, members in enumerate(sorted(groups, key=min)):

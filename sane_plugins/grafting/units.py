@@ -5,7 +5,7 @@ The method: docs/explanation/sane.md, section 15.1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -153,9 +153,8 @@ def read_units(module: nn.Module, images: torch.Tensor) -> NetworkUnits:
     notes = () if known else ("connections are not known: layers are matched by their place",)
     axes = ChannelAxes(graph if known else None)
     last = next((i for i, run in enumerate(calls) if run.is_output), None)
-    separable = [i for i, (one, other) in enumerate(pairwise(calls)) if _is_separable(one, other)]
     names = [run.name for run in calls]
-    plan = find_blocks(module, names, separable, connections if known else None, last)
+    plan = find_blocks(module, names, [*_separable(calls)], connections if known else None, last)
     reader = _Reader(module, graph, connections if known else None, runs, images)
     units: list[Unit] = []
     with in_evaluation(module):
@@ -181,14 +180,19 @@ def read_units(module: nn.Module, images: torch.Tensor) -> NetworkUnits:
     )
 
 
-def _is_separable(one: Execution, other: Execution) -> bool:
-    """Return whether a depthwise convolution is followed by one with a single tap."""
-    return (
-        _is_depthwise(one.module)
-        and isinstance(other.module, CONVOLUTIONS)
-        and max(other.module.kernel_size) == 1
-        and other.read == one.returned
-    )
+def _separable(calls: Sequence[Execution]) -> Iterator[tuple[int, ...]]:
+    """Yield each depthwise convolution with the one behind it and one before it that have a single tap."""
+    for number, (one, other) in enumerate(pairwise(calls)):
+        if _is_depthwise(one.module) and _has_one_tap(other.module) and other.read == one.returned:
+            before = calls[number - 1] if number else None
+            if before and _has_one_tap(before.module) and before.returned == one.read:
+                yield number - 1, number, number + 1
+            else:
+                yield number, number + 1
+
+
+def _has_one_tap(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and max(module.kernel_size) == 1
 
 
 def _is_depthwise(module: nn.Module) -> bool:

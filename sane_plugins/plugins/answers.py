@@ -126,6 +126,12 @@ def _require_sampler(value: Any) -> None:
         _require_methods(value)
 
 
+def _require_transfer(value: Any) -> None:
+    if isinstance(value, type):
+        _require_methods(value)
+    _require_methods(value, "__call__")
+
+
 def _require_head(value: Any) -> None:
     from sane_plugins.features import ENCODERS
 
@@ -312,6 +318,7 @@ _ITEMS: Mapping[str, tuple[str, Check]] = {
     "sane_predict_properties": ("property", _require_estimate),
     "sane_encoders": ("encoder", _require_encoder),
     "sane_samplers": ("sampler", _require_sampler),
+    "sane_transfers": ("transfer", _require_transfer),
     "sane_property_heads": ("head", _require_head),
     "sane_engines": ("engine", _require_engine),
     "sane_commands": ("command", check_command),

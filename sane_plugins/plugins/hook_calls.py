@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _NOUNS = {
     "sane_encoders": "encoder",
     "sane_samplers": "sampler",
+    "sane_transfers": "transfer",
     "sane_property_heads": "head",
     "sane_engines": "engine",
     "sane_commands": "command",

@@ -66,6 +66,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "errors": error_classes,
         "encoders": lambda: offered("encoder", portfolio.Portfolio().sane_encoders()),
         "samplers": lambda: offered("sampler", portfolio.Portfolio().sane_samplers()),
+        "transfers": lambda: offered("transfer", portfolio.Portfolio().sane_transfers()),
         "property heads": heads,
         "hooks": hook_table,
         "suffixes": suffixes,

@@ -1,0 +1,152 @@
+"""Graft: the weights of matched units, brought to the target's shapes by channel group.
+
+The method: docs/explanation/sane.md, section 15.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from sane_plugins.display import ShortRepr
+from sane_plugins.grafting.channel_maps import ChannelMaps
+from sane_plugins.grafting.fitted_weights import fitted_weight, image_inputs
+from sane_plugins.grafting.lent_layers import LentLayer, LentNorm, lend
+from sane_plugins.grafting.matching import Matching, Pair
+from sane_plugins.grafting.units import NetworkUnits, Norm, Unit
+from sane_plugins.weights import Role
+
+_GATE_FACTOR, _GATE_SHIFT = 0.1, 3.0
+_NOISE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class GraftedWeights(ShortRepr):
+    """Values by the target's keys: what was `lent` by the source, and what was only `adjusted` to it.
+
+    `opened` counts the gates without a partner that were opened.
+    """
+
+    lent: Mapping[str, torch.Tensor]
+    adjusted: Mapping[str, torch.Tensor]
+    opened: int
+
+
+def graft(
+    source: NetworkUnits,
+    target: NetworkUnits,
+    matching: Matching,
+    rng: torch.Generator,
+    noise: float = _NOISE,
+) -> GraftedWeights:
+    """Return what the matched units of the target get from the source's; neither network is changed.
+
+    The last layer gets weights where both have equally many outputs. `noise` is that on weights of copied
+    channels, relative. Tensors are in single precision on the CPU.
+    """
+    grafting = _Grafting(source, target, matching, rng, noise)
+    for unit in target.units:
+        pair = matching.pairs.get(unit.name)
+        if pair is not None:
+            grafting.transfer(pair)
+    opened = [unit for unit in target.units if unit.ends_gate and unit.name not in matching.pairs]
+    for unit in opened:
+        grafting.open_gate(unit)
+    lent = {key: value for key, value in grafting.lent.items() if bool(value.isfinite().all())}
+    return GraftedWeights(lent=lent, adjusted=grafting.adjusted, opened=len(opened))
+
+
+class _Grafting:
+    """Collects the values of one graft."""
+
+    def __init__(
+        self,
+        source: NetworkUnits,
+        target: NetworkUnits,
+        matching: Matching,
+        rng: torch.Generator,
+        noise: float,
+    ) -> None:
+        self._source, self._target, self._rng, self._noise = source, target, rng, noise
+        self._maps = ChannelMaps(source, target, matching)
+        self.lent: dict[str, torch.Tensor] = {}
+        self.adjusted: dict[str, torch.Tensor] = {}
+
+    def transfer(self, pair: Pair) -> None:
+        """Note what a unit gets."""
+        unit, network = pair.target, self._target
+        lent = lend(self._source, pair.sources)
+        inputs, outputs = self._maps.inputs(pair), self._maps.outputs(pair)
+        self._give_norm(unit.norm_before, lent.norm_before, inputs, None)
+        if unit.place == "classifier" and len(lent.weight) != len(network.weight(unit)):
+            return
+        if len(unit.kernel) != lent.weight.ndim - 2 and unit.kernel and lent.weight.ndim > 2:
+            return
+        if any(network.groups[group].is_image for group in unit.inputs) and lent.groups == 1:
+            count = sum(network.groups[group].size for group in unit.inputs)
+            lent, inputs = (
+                replace(lent, weight=image_inputs(lent.weight, count)),
+                torch.arange(count),
+            )
+        if unit.scale is None:
+            lent = lent.with_scale_folded()
+        else:
+            self._give_scale(unit.scale, lent.scale, outputs)
+        lent = _for_norm(lent, unit.norm)
+        weight = fitted_weight(lent, unit, outputs, inputs, self._rng, self._noise)
+        if weight.shape != network.weight(unit).shape:
+            return
+        self.lent[unit.weight] = weight
+        bias = torch.zeros(len(lent.weight)) if lent.bias is None else lent.bias
+        if unit.bias is not None:
+            self.lent[unit.bias], bias = bias[outputs], torch.zeros(len(bias))
+        self._give_norm(unit.norm, lent.norm, outputs, bias)
+
+    def open_gate(self, unit: Unit) -> None:
+        """Let a gate that has no partner pass nearly all."""
+        weight = self._target.weight(unit)
+        self.adjusted[unit.weight] = weight.detach().to("cpu", torch.float32) * _GATE_FACTOR
+        if unit.bias is not None:
+            bias = self._target.graph.tensors[unit.bias]
+            self.adjusted[unit.bias] = bias.detach().to("cpu", torch.float32) + _GATE_SHIFT
+
+    def _give_scale(self, key: str, scale: torch.Tensor | None, outputs: torch.Tensor) -> None:
+        """Note the scale of an output: the source's, or 1, as a fresh network's is next to nothing."""
+        shape = self._target.graph.tensors[key].shape
+        values = torch.ones(len(outputs)) if scale is None else scale[outputs]
+        self.lent[key] = values.view(shape)
+
+    def _give_norm(
+        self,
+        norm: Norm | None,
+        lent: LentNorm | None,
+        channels: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> None:
+        """Note the tensors of a norm: the source's by index, its statistics for what has no `bias` yet."""
+        if norm is None or any(key in self.lent for key in norm.keys.values()):
+            return
+        tensors: dict[Role, torch.Tensor] = dict(lent.tensors) if lent else {}
+        if bias is not None and "running_mean" in tensors:
+            tensors["running_mean"] = tensors["running_mean"] - bias
+        elif bias is not None and bool(bias.any()):
+            tensors["shift"] = tensors.get("shift", torch.zeros(len(bias))) + bias
+        if lent and "running_var" in tensors:
+            tensors["running_var"] = (tensors["running_var"] + (lent.eps - norm.eps)).clamp(min=0)
+        for role, key in norm.keys.items():
+            shape = self._target.graph.tensors[key].shape
+            if role in tensors and shape.numel() == len(channels):
+                self.lent[key] = tensors[role][channels].view(shape)
+
+
+def _for_norm(lent: LentLayer, norm: Norm | None) -> LentLayer:
+    """Return what a layer is lent as a layer with this norm behind it needs it.
+
+    Without a norm, what the source's does is in weight and bias; a norm without statistics of its own gets
+    a standardised output.
+    """
+    if norm is None:
+        return lent.with_norm_folded()
+    return lent if norm.has_statistics else lent.standardized()

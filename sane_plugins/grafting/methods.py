@@ -1,0 +1,150 @@
+"""Ways to move the weights of a prompt network into a target of another architecture.
+
+The method: docs/explanation/sane.md, sections 15.1 and 15.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from sane_plugins.display import ShortRepr
+from sane_plugins.errors import SourceError
+from sane_plugins.grafting.grafted_weights import GraftedWeights, graft
+from sane_plugins.grafting.matching import Matching, match, match_places
+from sane_plugins.grafting.prompt_images import prompt_images
+from sane_plugins.grafting.prompt_network import PromptNetwork
+from sane_plugins.grafting.units import NetworkUnits, read_units
+from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.tasks import Task
+from sane_plugins.weights import load_nearest
+
+Matcher = Callable[[NetworkUnits, NetworkUnits], Matching]
+TRANSFERRED = "transferred"
+"""The label of a tensor whose values come from a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Transplant(ShortRepr):
+    """What a transfer has written: a label for each of the target's keys that got values, and notes.
+
+    `similarity` says how alike the architectures are, from 0 to 1; whether the prompt is any good it does
+    not say.
+    """
+
+    origins: Mapping[str, str]
+    similarity: float
+    notes: tuple[str, ...] = ()
+
+
+class TransferMethod(Protocol):
+    """Writes a prompt's weights into a target."""
+
+    def __call__(
+        self,
+        target: nn.Module,
+        prompt: PromptNetwork,
+        task: Task,
+        rng: torch.Generator,
+        report: Report = silent,
+    ) -> Transplant:
+        """Write weights into a freshly initialised target, in place; return what was written.
+
+        The target lies on the task's device. Of the task only its training images are read, no labels; the
+        classifier is fitted by the caller. Equal inputs and an equal generator give equal bytes.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Graft(ShortRepr):
+    """A graft that was written: both networks' units, the prompt as a module, and what was matched."""
+
+    source_module: nn.Module
+    source: NetworkUnits
+    target: NetworkUnits
+    matching: Matching
+    weights: GraftedWeights
+
+    @property
+    def transplant(self) -> Transplant:
+        """Return what was written."""
+        return Transplant(
+            origins=dict.fromkeys(self.weights.lent, TRANSFERRED),
+            similarity=self.matching.similarity,
+            notes=tuple(_notes(self)),
+        )
+
+
+def write_graft(
+    target: nn.Module,
+    prompt: PromptNetwork,
+    task: Task,
+    rng: torch.Generator,
+    matcher: Matcher = match,
+) -> Graft:
+    """Match a prompt with a target and write what the target's units are lent.
+
+    Raises `SourceError` where the prompt's connections are not known, and where it does not take the
+    task's images.
+    """
+    if prompt.build is None:
+        raise SourceError(
+            prompt.info.name,
+            "only its weights are known, not how its layers are connected",
+            "a prompt must run to be grafted",
+            "give the name of its architecture, or leave this prompt out",
+        )
+    module = prompt.build().to(task.x_train.device)
+    source = read_units(module, prompt_images(prompt, module, task, 2))
+    units = read_units(target, task.x_train)
+    matching = matcher(source, units)
+    weights = graft(source, units, matching, rng)
+    load_nearest(target, units.graph.replace({**weights.lent, **weights.adjusted}))
+    return Graft(
+        source_module=module, source=source, target=units, matching=matching, weights=weights
+    )
+
+
+class GraftMethod:
+    """Layers that match in shape and place lend their weights, by channel group."""
+
+    matcher: Matcher = staticmethod(match)
+
+    def __call__(
+        self,
+        target: nn.Module,
+        prompt: PromptNetwork,
+        task: Task,
+        rng: torch.Generator,
+        report: Report = silent,
+    ) -> Transplant:
+        """Write a graft; see `TransferMethod`."""
+        report(Progress(job="graft", done=0, total=1))
+        written = write_graft(target, prompt, task, rng, self.matcher)
+        report(Progress(job="graft", done=1, total=1))
+        return written.transplant
+
+
+class PlaceMethod(GraftMethod):
+    """Layers of one kind lend their weights by their relative place alone."""
+
+    matcher: Matcher = staticmethod(match_places)
+
+
+def transfer_methods() -> dict[str, TransferMethod]:
+    """Return the methods that ship with the package, by name."""
+    return {"graft": GraftMethod(), "place": PlaceMethod()}
+
+
+def _notes(written: Graft) -> Iterator[str]:
+    matched = sum(unit.name in written.matching.pairs for unit in written.target.units)
+    yield f"{matched} of {len(written.target.units)} layers have a partner in the prompt"
+    if written.weights.opened:
+        yield f"{written.weights.opened} gates without a partner were opened"
+    for side, units in (("prompt", written.source), ("target", written.target)):
+        yield from (f"{side}: {note}" for note in units.notes)
