@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -230,14 +231,15 @@ def _by_command(
     kept = setting.work / "initial" / f"{cell.start}.safetensors"
     if not kept.with_suffix(".told").exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        prompts = [x for path in setting.prompts for x in ("--prompts", str(path))]
+        files = {"images.npz": images_of(setting, cell, for_command=True)}
+        files |= {x.name: x for x in setting.prompts if with_extra}
+        prompts = [word for name in list(files)[1:] for word in ("--prompts", name)]
         words = [
-            *(cell.network.model, "--task", str(images_of(setting, cell, for_command=True))),
-            *("--size", str(cell.network.size), *(prompts if with_extra else [])),
-            *("--seed", str(cell.seed), "--device", setting.device, "-o", str(kept)),
+            *(cell.network.model, "--task", "images.npz", "--size", str(cell.network.size)),
+            *(*prompts, "--seed", str(cell.seed), "--device", setting.device, "-o", str(kept)),
             *("--force", "--json", *(("--budget", "5") if setting.smoke else ())),
         ]
-        kept.with_suffix(".told").write_text(json.dumps(_call(words)))
+        kept.with_suffix(".told").write_text(json.dumps(_call(words, files)))
     module = _fresh(cell, task)
     module.load_state_dict(load_file(kept))
     told: Run = json.loads(kept.with_suffix(".told").read_text())
@@ -247,11 +249,13 @@ def _by_command(
     return module, told
 
 
-def _call(words: list[str]) -> Run:
-    """Run `sane-init`; return what it told, its peak memory in GB and its seconds."""
+def _call(words: list[str], files: Mapping[str, Path]) -> Run:
+    """Run `sane-init` where these files lie; return what it told, its peak memory in GB and its seconds."""
     main = "from sane_plugins.cli.initialize import main; main()"
-    start = time.perf_counter()
     with TemporaryFile("w+") as out, TemporaryFile("w+") as log, TemporaryDirectory() as folder:
+        for name, path in files.items():
+            shutil.copy(path, Path(folder) / name)
+        start = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-c", main, *words], cwd=folder, stdout=out, stderr=log
         )
