@@ -6,7 +6,8 @@ from .matching import Matching, Pair, match, match_places
 from .methods import Graft, GraftMethod, TransferMethod, Transplant, transfer_methods, write_graft
 from .prompt_images import prompt_images
 from .prompt_network import Preparation, PromptInfo, PromptNetwork
-from .units import NetworkUnits, Norm, Unit, read_units
+from .unit_reader import read_units
+from .units import NetworkUnits, Norm, Unit
 
 __all__ = [
     "ChannelMaps",
