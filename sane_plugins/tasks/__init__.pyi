@@ -1,3 +1,5 @@
+from .class_folders import count_files
+from .image_files import MixedSizesError
 from .loading import load_task
 from .scoring import accuracy, correct, forward_flops, logits, require_fit
 from .task import Task
@@ -7,9 +9,11 @@ from .torchvision_datasets import TORCHVISION
 __all__ = [
     "SIZE",
     "TORCHVISION",
+    "MixedSizesError",
     "Task",
     "accuracy",
     "correct",
+    "count_files",
     "describe",
     "forward_flops",
     "load_task",
