@@ -1,3 +1,4 @@
+from .build_code import BuildCode, build_code, described_code
 from .building_blocks import PatchTokens
 from .dry_run import run_on_meta
 from .factory import build, build_by_name, require_trusted
@@ -29,6 +30,7 @@ __all__ = [
     "NO_TRUST",
     "SMALL_CNN",
     "TAKES_SIZE",
+    "BuildCode",
     "ModelSpec",
     "Notes",
     "PatchTokens",
@@ -37,10 +39,12 @@ __all__ = [
     "Trust",
     "build",
     "build_by_name",
+    "build_code",
     "build_model",
     "build_named",
     "build_with_weights",
     "describe_call",
+    "described_code",
     "family_name",
     "find_image_size",
     "import_torchvision",

@@ -40,8 +40,8 @@ class ModelSpec:
             raise _takes_any_size(source, size)
         return replace(self, arguments={**self.arguments, argument: size}, image_size=size)
 
-    def build(self, classes: int | None, with_aux: bool = False) -> nn.Module:
-        """Build without weights, and without the auxiliary heads that only help training."""
+    def options(self, classes: int | None, with_aux: bool = False) -> dict[str, Any]:
+        """Return what the builder is called with: no weights, no auxiliary heads that only help training."""
         options: dict[str, Any] = {"weights": None, **self.arguments}
         if "weights_backbone" in self.parameters:
             options["weights_backbone"] = None  # the default is a download
@@ -58,6 +58,11 @@ class ModelSpec:
                     "choose another network",
                 )
             options["num_classes"] = classes
+        return options
+
+    def build(self, classes: int | None, with_aux: bool = False) -> nn.Module:
+        """Build without weights, and without the auxiliary heads that only help training."""
+        options = self.options(classes, with_aux)
         try:
             return self.builder(**options)
         except (ValueError, RuntimeError, TypeError, AssertionError) as error:

@@ -103,7 +103,7 @@ def find_sets(path: Path) -> dict[str, ClassFolder]:
         sets[role] = ClassFolder.of(path / name)
     for found in sets.values():
         found.require_classes_of(sets[TRAIN])
-    return sets
+    return {TRAIN: sets.pop(TRAIN), **sets}
 
 
 def count_files(path: Path, most: int) -> int:

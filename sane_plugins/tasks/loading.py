@@ -164,8 +164,9 @@ def _build_task(name: str, sets: Mapping[str, ImageSet]) -> Task:
     train = sets[TRAIN]
     unit = pixel_unit(train.images) if train.unit is None else train.unit
     x, y = {}, {}
-    for role, given in sets.items():
-        x_key, y_key = _KEYS[role]
+    for role, (x_key, y_key) in _KEYS.items():
+        if (given := sets.get(role)) is None:
+            continue
         x[role] = check_images(name, x_key, given.images)
         y[role] = check_labels(name, y_key, given.labels, given.images)
         if x[role].shape[1:] != x[TRAIN].shape[1:]:

@@ -109,6 +109,19 @@ class Task(ShortRepr):
         keep = torch.randperm(len(self.y_train), generator=rng)[:count]
         return replace(self, x_train=self.x_train[keep], y_train=self.y_train[keep])
 
+    def at_most(self, count: int, rng: torch.Generator) -> Task:
+        """Return the task with at most `count` images of each set, drawn at random."""
+        kept = [torch.randperm(len(x), generator=rng)[:count].sort().values for x in self._images()]
+        changed: dict[str, Any] = self._named(
+            [x[keep] if count < len(x) else x for x, keep in zip(self._images(), kept, strict=True)]
+        )
+        labels = self._named(kept)
+        for name, keep in labels.items():
+            if keep is not None:
+                key = name.replace("x_", "y_")
+                changed[key] = getattr(self, key)[keep]
+        return replace(self, **changed)
+
     def with_validation_for_test(self, count: int, rng: torch.Generator) -> Task:
         """Return the task with at most `count` of the images to choose by, at random, as its test images.
 
