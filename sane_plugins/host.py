@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import PluginManager
 
 from sane_plugins import hooks
-from sane_plugins.architectures import FULL_TRUST
+from sane_plugins.architectures import FULL_TRUST, is_bare_name, without_options
 from sane_plugins.arguments import require_type
 from sane_plugins.errors import PluginError, SourceError, UsageError
 from sane_plugins.plugins import (
@@ -166,12 +166,7 @@ class Host:
         """Build a runnable module. Raises `SourceError` where no plugin can."""
         module: nn.Module | None = self._first_answer("sane_build", source=source, classes=classes)
         if module is None:
-            raise SourceError(
-                _source_name(source),
-                "no plugin builds a runnable network from it",
-                "a name such as torchvision:resnet18 or package.module:function is needed",
-                "check the name, or see 'sane-plugins list'",
-            )
+            raise _unknown_network(source)
         return module
 
     def save(
@@ -402,6 +397,29 @@ class Host:
 def open(source: Any) -> WeightGraph:
     """Read a network with the installed plugins; see `Host.open`."""
     return Host.installed().open(source)
+
+
+def _unknown_network(source: Any) -> SourceError:
+    """Return the error for what no plugin builds; of a name alone, with the library or names like it."""
+    if is_bare_name(source):
+        from sane_plugins.recognition import close_names, library_sources
+
+        name = without_options(source)
+        library = next(iter(library_sources(name)), "").partition(":")[0]
+        close = close_names(name)
+        if library:
+            found, needed = "no plugin that is loaded builds it", f"it is a network of {library}"
+            way_out = f"run pip install 'sane-plugins[{library}]'"
+        else:
+            found, needed = "there is no such network", "a name of torchvision or timm is needed"
+            way_out = f"did you mean {' or '.join(close)}" if close else "check the name"
+        return SourceError(source, found, needed, way_out)
+    return SourceError(
+        _source_name(source),
+        "no plugin builds a runnable network from it",
+        "a name such as torchvision:resnet18 or package.module:function is needed",
+        "check the name, or see 'sane-plugins list'",
+    )
 
 
 def _unknown_suffix(target: Path) -> UsageError:

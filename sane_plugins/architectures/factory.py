@@ -53,9 +53,14 @@ def build(
 def build_by_name(name: str, classes: int | None, trust: Trust = FULL_TRUST) -> nn.Module:
     """Build a network, with `classes` where its function takes a class count. Raises as `build`."""
     function = _find_builder({"name": name}, trust, name)
-    accepted = [key for key in _CLASS_COUNT_ARGUMENTS if key in _parameters(name, function)]
-    arguments = {accepted[0]: classes} if accepted and classes is not None else {}
+    argument = _class_count_argument(name, function)
+    arguments = {argument: classes} if argument and classes is not None else {}
     return _Call(name, function, arguments)()
+
+
+def class_count_argument(name: str, trust: Trust = FULL_TRUST) -> str | None:
+    """Return the argument by which a function is told the class count; None where it has none."""
+    return _class_count_argument(name, _find_builder({"name": name}, trust, name))
 
 
 def require_trusted(factory: Mapping[str, Any], trust: Trust, place: object) -> None:
@@ -157,6 +162,11 @@ def _import(module: str) -> ModuleType:
     if module.partition(".")[0] == "torchvision":
         import_torchvision()  # also where its operators were built for another torch
     return import_module(module)
+
+
+def _class_count_argument(name: str, function: Callable[..., Any]) -> str | None:
+    parameters = _parameters(name, function)
+    return next((key for key in _CLASS_COUNT_ARGUMENTS if key in parameters), None)
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> Mapping[str, Any]:

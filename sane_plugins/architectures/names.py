@@ -15,5 +15,10 @@ def family_name(name: str) -> str | None:
 
 def is_bare_name(source: Any) -> bool:
     """Return whether a source is a model name alone: no prefix, no path, and no family of ours."""
-    name = re.split("[,@]", source)[0] if isinstance(source, str) else ""
+    name = without_options(source) if isinstance(source, str) else ""
     return re.fullmatch(r"[\w-]+", name) is not None and family_name(name) is None
+
+
+def without_options(source: str) -> str:
+    """Return a model's name without what follows it: `resnet18` of `resnet18,channels=1@weights.pth`."""
+    return re.split("[,@]", source)[0]
