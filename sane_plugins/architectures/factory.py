@@ -18,6 +18,7 @@ from torch import nn
 from sane_plugins.architectures.families import ARCHITECTURES
 from sane_plugins.architectures.folder_import import is_installed, modules_in
 from sane_plugins.architectures.names import FAMILIES, family_name
+from sane_plugins.architectures.photo_networks import PHOTO_ARCHITECTURES
 from sane_plugins.architectures.size_limit import Size, SizeLimit
 from sane_plugins.architectures.torchvision_import import import_torchvision
 from sane_plugins.architectures.trust import (
@@ -110,7 +111,7 @@ def _find_builder(factory: Mapping[str, Any], trust: Trust, place: object) -> Ca
     require_trusted(factory, trust, place)
     name = str(factory["name"])
     if family := family_name(name):
-        return ARCHITECTURES[family]
+        return {**ARCHITECTURES, **PHOTO_ARCHITECTURES}[family]
     if not trust.allows(name):
         builder: Callable[..., Any] = _library().get_model_builder(_library_name(name))
         return builder

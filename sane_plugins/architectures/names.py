@@ -4,7 +4,9 @@ import re
 from typing import Any
 
 SMALL_CNN = "small-cnn"  # the default of every command
-FAMILIES = ("small_cnn", "wide_cnn", "mlp", "resnet", "vit")
+ZOO_FAMILIES = ("small_cnn", "wide_cnn", "mlp", "resnet", "vit")
+PHOTO_FAMILIES = ("small_resnet", "small_mobilenet", "small_convnext")
+FAMILIES = (*ZOO_FAMILIES, *PHOTO_FAMILIES)
 
 
 def family_name(name: str) -> str | None:

@@ -25,7 +25,14 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.dataclass_options import dataclass_options
-from sane_plugins.cli.inputs import InputNames, resolve_prompts, resolve_sampler, resolve_target
+from sane_plugins.cli.inputs import (
+    InputNames,
+    notes_on_prompts,
+    resolve_prompts,
+    resolve_sampler,
+    resolve_target,
+    with_names_in_cache,
+)
 from sane_plugins.cli.numbers import PIXELS, FiniteRange
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.snippet import usage_snippet
@@ -96,7 +103,8 @@ class _InitCommand(VisibleCommand):
 @click.option(
     "--prompts",
     multiple=True,
-    help="A network or zoo folder to sample near; repeat for more. Default: ours.",
+    help="A network, a zoo folder, the name of an offer ('sane-plugins list'), or 'cache' for the networks in"
+    " torch's and Hugging Face's caches; repeat for more. Default: ours.",
 )
 @click.option(
     "--sane", type=click.Path(path_type=Path), help="A SANE of your own, from 'pretrain'."
@@ -222,6 +230,7 @@ def main(
     trusted = typed_trust((names.model, names.factory), trust)
     prompts = [resolve_prompts(host, names, prompt, target, trusted) for prompt in names.prompts]
     usage, code = Usage.of(target.task), target.build_code()
+    names = with_names_in_cache(names, prompts)
     sampler, budget = resolve_sampler(host, names.sampler), options.budget
     assert budget is not None  # the option has a default
     remaining = max(_MIN_BUDGET_FRACTION * budget, budget - (monotonic() - started))
@@ -230,9 +239,9 @@ def main(
         options = replace(options, validation=share)
     with progress_bars(host):
         result = host.initialize(
-            target.network, target.task, [graph for p in prompts for graph in p.graphs], options
+            target.network, target.task, [x for p in prompts for x in p.networks], options
         )
-    notes = [*target.notes, *(text for prompt in prompts for text in prompt.notes), *result.notes]
+    notes = [*target.notes, *notes_on_prompts(prompts, target.task), *result.notes]
     options_record = {**result.provenance["options"], "budget": budget}
     provenance = {**result.provenance, "command": names.to_json(), "options": options_record}
     result = replace(result, provenance=provenance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -208,21 +208,51 @@ def _library_name(model: str) -> tuple[str, tuple[str, ...]]:
 def resolve_prompts(
     host: Host, names: InputNames, source: str, target: Target, trust: Trust
 ) -> Prompts:
-    """Return the prompt that a source names, or those of a zoo folder that fit the target best.
+    """Return the prompts that a source names: a network, an offer, `cache`, or the best of a zoo folder.
 
     A file is what --factory builds where that is not for MODEL. Of what a zoo names, only our architectures
     and the functions in `trust` are called.
     """
+    from sane_plugins.formats import exists
     from sane_plugins.generation import Prompts, choose_prompts
+    from sane_plugins.prompts import CACHE, PromptReader, cached_prompts
+    from sane_plugins.weights import from_module
     from sane_plugins.zoo import Zoo
 
-    if not _is_zoo(source):
-        are_built = _is_for_prompts(names) and not any(map(_is_zoo, names.prompts))
-        factories = [names.factory] if names.factory and are_built else []
-        graph = Opener(host, factories)(source)
-        notes = (f"{source}: {graph.notes[0]}",) if graph.recognized else ()
-        return Prompts((graph,), notes)
-    return choose_prompts(target.module(), Zoo.open(source, trust))
+    if _is_zoo(source):
+        return choose_prompts(target.module(), Zoo.open(source, trust))
+    if not exists(source) and source in host.prompts():
+        return Prompts((host.prompt_network(source),), ())
+    if not exists(source) and source == CACHE:
+        found = cached_prompts(host.prompt_network, from_module(target.module()).size)
+        return Prompts(found.networks, found.notes)
+    are_built = _is_for_prompts(names) and not any(map(_is_zoo, names.prompts))
+    opener = Opener(host, [names.factory] if names.factory and are_built else [])
+    graph = opener(source)
+    notes = (f"{source}: {graph.notes[0]}",) if graph.recognized else ()
+    network = PromptReader(lambda _: graph, host.build, opener.builders)(source)
+    return Prompts((network,), notes)
+
+
+def notes_on_prompts(prompts: Sequence[Prompts], task: Task) -> list[str]:
+    """Return the notes on a choice of prompts, and which of the task's classes each network has seen."""
+    from sane_plugins.prompts import class_notes
+
+    infos = [network.info for chosen in prompts for network in chosen.networks]
+    chosen_notes = [text for chosen in prompts for text in chosen.notes]
+    return [*chosen_notes, *class_notes(infos, task.classes)]
+
+
+def with_names_in_cache(names: InputNames, prompts: Sequence[Prompts]) -> InputNames:
+    """Return the names with those of the networks in place of `cache`, so that they are found again."""
+    from sane_plugins.formats import exists
+    from sane_plugins.prompts import CACHE
+
+    found: list[str] = []
+    for source, chosen in zip(names.prompts, prompts, strict=True):
+        is_cache = source == CACHE and not exists(source)
+        found += [network.info.name for network in chosen.networks] if is_cache else [source]
+    return replace(names, prompts=tuple(found))
 
 
 def resolve_sampler(host: Host, name: str) -> Sampler:

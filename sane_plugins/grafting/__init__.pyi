@@ -5,9 +5,9 @@ from .grafted_weights import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
 from .methods import Graft, GraftMethod, TransferMethod, Transplant, transfer_methods, write_graft
 from .prompt_images import prompt_images
-from .prompt_network import Preparation, PromptInfo, PromptNetwork
+from .prompt_network import Preparation, PromptInfo, PromptNetwork, PromptOffer
 from .unit_reader import read_units
-from .units import NetworkUnits, Norm, Unit
+from .units import NetworkUnits, Norm, Unit, read_units
 
 __all__ = [
     "ChannelMaps",
@@ -21,6 +21,7 @@ __all__ = [
     "Preparation",
     "PromptInfo",
     "PromptNetwork",
+    "PromptOffer",
     "TransferMethod",
     "Transplant",
     "Unit",
