@@ -7,7 +7,7 @@ from .methods import Graft, GraftMethod, TransferMethod, Transplant, transfer_me
 from .prompt_images import prompt_images
 from .prompt_network import Preparation, PromptInfo, PromptNetwork, PromptOffer
 from .unit_reader import read_units
-from .units import NetworkUnits, Norm, Unit, read_units
+from .units import NetworkUnits, Norm, Unit
 
 __all__ = [
     "ChannelMaps",
