@@ -15,7 +15,7 @@ from torch import nn
 from sane_plugins.grafting.transformers.branch_weights import BranchWeights
 from sane_plugins.grafting.transformers.grids import sine_cosine
 from sane_plugins.grafting.transformers.head_maps import HeadWeights
-from sane_plugins.grafting.transformers.structure import read_streams
+from sane_plugins.grafting.transformers.structure_reader import read_streams
 from sane_plugins.grafting.transformers.traced_run import execute
 
 # Of queries with keys: noise and identity. Of outputs with values: noise, and minus the identity.
