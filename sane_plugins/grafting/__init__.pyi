@@ -6,6 +6,7 @@ from .matching import Matching, Pair, match, match_places
 from .methods import Graft, GraftMethod, TransferMethod, Transplant, transfer_methods, write_graft
 from .prompt_images import prompt_images
 from .prompt_network import Preparation, PromptInfo, PromptNetwork
+from .ridge_classifier import RidgeFit, fit_ridge
 from .units import NetworkUnits, Norm, Unit, read_units
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Preparation",
     "PromptInfo",
     "PromptNetwork",
+    "RidgeFit",
     "TransferMethod",
     "Transplant",
     "Unit",
@@ -27,6 +29,7 @@ __all__ = [
     "conditioned",
     "find_classifier",
     "fit_classifier",
+    "fit_ridge",
     "graft",
     "match",
     "match_places",
