@@ -21,7 +21,7 @@ _LEAST_SLACK = 1e-9
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RidgeFit(ShortRepr):
-    """A linear classifier fitted to N images of C classes, and what it says of each when fitted to the others.
+    """A linear classifier fitted to N images of C classes, and what fits to all others say of each.
 
     `weight` (C, F) and `bias` (C,) give logits: `factor` is in them already. `penalty` is relative to the
     mean variance of the features. `loo_loss_per_image` (N,) holds the leave-one-out cross-entropies, in

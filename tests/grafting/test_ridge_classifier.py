@@ -85,7 +85,12 @@ def test_fitting_a_classifier_returns_what_it_says_of_images_left_out() -> None:
     task = load_task("digits")
     torch.manual_seed(0)
     module = nn.Sequential(
-        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Dropout(0.9), nn.Linear(576, 10)
+        nn.Conv2d(1, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.9),
+        nn.Linear(576, 10),
     )
     condition(module, task.x_train, 4, 64, torch.Generator().manual_seed(0))
     layer = find_classifier(module, task.x_train[:2])
