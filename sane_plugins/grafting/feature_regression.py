@@ -1,13 +1,13 @@
 """Fit the layers of a network, one by one in the order of execution, to a trained network's features.
 
-The method: docs/explanation/sane.md, section 16.
+The method: docs/explanation/sane.md, section 16.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,13 +15,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sane_plugins.grafting.batchnorm import norms_in_training_mode
+from sane_plugins.grafting.execution import in_evaluation
+from sane_plugins.grafting.layer_fits import LayerFit
 from sane_plugins.grafting.patches import at_positions, grid_of, read_patches, write_weight
-from sane_plugins.grafting.residual_sums import (
-    Activation,
-    CallWatch,
-    ResidualSum,
-    residual_sums,
-)
+from sane_plugins.grafting.residual_sums import CallWatch, ResidualSum
 from sane_plugins.grafting.ridge_layers import fit_around
 from sane_plugins.grafting.source_features import (
     FeatureRequest,
@@ -35,27 +32,12 @@ _PATCH_VALUES = 2**26  # and of one layer's input patches
 _LEAST_POSITIONS = 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerFit:
-    """What a layer of the target is fitted to: a layer of the source, each behind its norm, if any.
-
-    Output c takes `signs[c]` times the source's channel `channels[c]`, both (O,). `activation` is applied
-    to it where the source has one behind the layer, and the target none.
-    """
-
-    layer: str
-    source: str
-    channels: torch.Tensor
-    signs: torch.Tensor
-    activation: Activation | None = None
-
-
 @torch.no_grad()
 def regress_features(
     target: PreparedNetwork,
     source: PreparedNetwork,
     fits: Sequence[LayerFit],
-    penalty: float,
+    penalties: Sequence[float],
     rng: torch.Generator,
 ) -> dict[str, float]:
     """Fit the target's layers in place; return the share of variance that each explains, by its name.
@@ -65,10 +47,8 @@ def regress_features(
     Statistics of the norms are those of that run.
     """
     images = target.images
-    with norms_in_training_mode(target.module):
-        sums = residual_sums(target.module, images[:2])
-        fits = [*fits, *_shortcut_fits(fits, sums)]
-        grids = _grids(target.module, images[:2], [fit.layer for fit in fits])
+    fits = [*fits, *_shortcut_fits(fits, target.sums)]
+    grids = _grids(target.module, images[:2], [fit.layer for fit in fits])
     fits = [fit for fit in fits if fit.layer in grids]
     positions = _positions(fits, grids, len(images), images.device, rng)
     requests = {
@@ -82,7 +62,7 @@ def regress_features(
         for fit in fits
     }
     features = source_features(source, requests)
-    run = _FittingRun(target, fits, features, positions, grids, sums, penalty)
+    run = _FittingRun(target, fits, features, positions, grids, penalties)
     with norms_in_training_mode(target.module):
         return run.run()
 
@@ -97,13 +77,12 @@ class _FittingRun:
         features: dict[str, torch.Tensor],
         positions: dict[tuple[int, int], torch.Tensor],
         grids: dict[str, tuple[int, int]],
-        sums: Sequence[ResidualSum],
-        penalty: float,
+        penalties: Sequence[float],
     ) -> None:
         self._target, self._fits, self._features = target, fits, features
-        self._positions, self._grids, self._penalty = positions, grids, penalty
+        self._positions, self._grids, self._penalties = positions, grids, penalties
         self._modules = dict(target.module.named_modules())
-        self._sums = {x.layer: x for x in sums}
+        self._sums = {x.layer: x for x in target.sums}
         self._rests: dict[str, torch.Tensor] = {}
         self._means: dict[str, torch.Tensor] = {}
         self._explained: dict[str, float] = {}
@@ -162,7 +141,7 @@ class _FittingRun:
         inputs, outputs = patches.inputs - mean, y - target_mean
         groups, _, per_group = patches.weight.shape
         outputs = outputs.reshape(len(y), groups, per_group)
-        weight = fit_around(inputs, outputs, patches.weight, self._penalty)
+        weight = fit_around(inputs, outputs, patches.weight, self._penalties)
         write_weight(layer, weight)
         if fit.layer not in self._target.norms and layer.bias is not None:
             shift = torch.einsum("gf,gfo->go", mean, weight).flatten()
@@ -200,7 +179,7 @@ def _shortcut_fits(fits: Sequence[LayerFit], sums: Sequence[ResidualSum]) -> lis
 def _grids(
     target: nn.Module, images: torch.Tensor, names: Sequence[str]
 ) -> dict[str, tuple[int, int]]:
-    """Return the grids of layers' outputs, of those that have one."""
+    """Return the grids of layers' outputs, of those that have one; two images are run in evaluation mode."""
     grids: dict[str, tuple[int, int]] = {}
     modules = dict(target.named_modules())
 
@@ -214,7 +193,8 @@ def _grids(
     with ExitStack() as stack:
         for name in names:
             stack.callback(modules[name].register_forward_hook(note(name)).remove)
-        target(images)
+        with in_evaluation(target):
+            target(images)
     return grids
 
 

@@ -2,7 +2,7 @@
 
 Steps of Adam have a size of their own, whatever the weights'. What a norm reads may be scaled, which changes
 nothing but how far a step turns the weights.
-The method: docs/explanation/sane.md, section 16.
+The method: docs/explanation/sane.md, section 16.3.
 """
 
 from __future__ import annotations

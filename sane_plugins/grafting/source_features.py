@@ -1,6 +1,6 @@
 """Features of a trained network at the positions where another network's layers are fitted to them.
 
-The method: docs/explanation/sane.md, section 16.
+The method: docs/explanation/sane.md, section 16.1.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sane_plugins.grafting.residual_sums import Activation, CallWatch, residual_sums
+from sane_plugins.grafting.residual_sums import Activation, CallWatch, ResidualSum
 
 _BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedNetwork:
-    """A network, images (N, C, H, W) as it reads them, and the name of the norm behind each layer, if any."""
+    """A network and images (N, C, H, W) as it reads them.
+
+    `norms` names the norm behind each layer that has one; `sums` are the residual sums of its forward pass.
+    """
 
     module: nn.Module
     images: torch.Tensor
     norms: Mapping[str, str]
+    sums: Sequence[ResidualSum] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,7 +118,7 @@ def source_features(
     The source runs in evaluation mode, on a few images at a time.
     """
     module = source.module.eval()
-    sums = {x.layer: x for x in residual_sums(module, source.images[:2])}
+    sums = {x.layer: x for x in source.sums}
     modules = dict(module.named_modules())
     collectors: dict[str, _Collector] = {}
     by_layer: dict[str, list[_Collector]] = {}

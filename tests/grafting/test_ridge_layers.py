@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sane_plugins.grafting.patches import at_positions, grid_of, read_patches, write_weight
-from sane_plugins.grafting.ridge_layers import fit_around, ridge_step
+from sane_plugins.grafting.ridge_layers import fit_around, ridge_steps
 
 
 def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -15,7 +15,7 @@ def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("samples", [30, 7])
 def test_both_forms_solve_the_normal_equations(samples: int) -> None:
     x, y = _normal(2, samples, 12), _normal(2, samples, 3, seed=1)
-    step = ridge_step(x, y, 0.3)
+    step = next(ridge_steps(x, y, [0.3]))
     for group in range(2):
         gram = x[group].T @ x[group]
         gram += 0.3 * gram.diagonal().mean() * torch.eye(12)
@@ -25,27 +25,36 @@ def test_both_forms_solve_the_normal_equations(samples: int) -> None:
 def test_what_the_inputs_determine_is_found_with_little_penalty() -> None:
     x, true = _normal(200, 1, 9), _normal(1, 9, 4, seed=1)
     y = torch.einsum("sgf,gfo->sgo", x, true)
-    torch.testing.assert_close(fit_around(x, y, _normal(1, 9, 4, seed=2), 1e-12), true)
+    torch.testing.assert_close(fit_around(x, y, _normal(1, 9, 4, seed=2), [1e-12]), true)
 
 
 def test_weights_that_fit_up_to_a_factor_stay_up_to_that_factor() -> None:
     x, weight = _normal(50, 2, 5), _normal(2, 5, 3, seed=1)
     y = torch.einsum("sgf,gfo->sgo", x, 2.5 * weight)
-    torch.testing.assert_close(fit_around(x, y, weight, 1e6), 2.5 * weight, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fit_around(x, y, weight, [1e6]), 2.5 * weight, rtol=1e-5, atol=1e-5)
 
 
 def test_groups_are_fitted_each_on_its_own() -> None:
     x, y, weight = _normal(40, 3, 6), _normal(40, 3, 2, seed=1), _normal(3, 6, 2, seed=2)
-    together = fit_around(x, y, weight, 0.5)
+    together = fit_around(x, y, weight, [0.5])
     for g in range(3):
-        alone = fit_around(x[:, g : g + 1], y[:, g : g + 1], weight[g : g + 1], 0.5)
+        alone = fit_around(x[:, g : g + 1], y[:, g : g + 1], weight[g : g + 1], [0.5])
         torch.testing.assert_close(together[g : g + 1], alone)
+
+
+def test_the_penalty_is_chosen_by_samples_that_are_left_out() -> None:
+    x, true = _normal(100, 1, 30), _normal(1, 30, 2, seed=1)
+    noise = _normal(100, 1, 2, seed=2)
+    exact, zero = torch.einsum("sgf,gfo->sgo", x, true), torch.zeros(1, 30, 2).double()
+    for y, best in ((exact, 1e-6), (5 * noise, 100.0)):
+        chosen = fit_around(x, y, zero, [1e-6, 1.0, 100.0])
+        torch.testing.assert_close(chosen, fit_around(x, y, zero, [best]))
 
 
 def test_outputs_and_inputs_that_do_not_vary_leave_finite_weights() -> None:
     x, y, weight = _normal(20, 2, 4), _normal(20, 2, 3, seed=1), _normal(2, 4, 3, seed=2)
     x[:, 1], y[:, 0, 2] = 0.0, 0.0
-    fitted = fit_around(x.float(), y.float(), weight.float(), 0.5)
+    fitted = fit_around(x.float(), y.float(), weight.float(), [0.5])
     assert fitted.isfinite().all()
     torch.testing.assert_close(fitted[0, :, 2], weight.float()[0, :, 2])
 
