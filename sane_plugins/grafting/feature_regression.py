@@ -49,7 +49,8 @@ def regress_features(
     images = target.images
     fits = [*fits, *_shortcut_fits(fits, target.sums)]
     grids = _grids(target.module, images[:2], [fit.layer for fit in fits])
-    fits = [fit for fit in fits if fit.layer in grids]
+    known = _grids(source.module, source.images[:2], [fit.source for fit in fits])
+    fits = [fit for fit in fits if fit.layer in grids and fit.source in known]
     positions = _positions(fits, grids, len(images), images.device, rng)
     requests = {
         fit.layer: FeatureRequest(
@@ -177,11 +178,11 @@ def _shortcut_fits(fits: Sequence[LayerFit], sums: Sequence[ResidualSum]) -> lis
 
 
 def _grids(
-    target: nn.Module, images: torch.Tensor, names: Sequence[str]
+    module: nn.Module, images: torch.Tensor, names: Sequence[str]
 ) -> dict[str, tuple[int, int]]:
     """Return the grids of layers' outputs, of those that have one; two images are run in evaluation mode."""
     grids: dict[str, tuple[int, int]] = {}
-    modules = dict(target.named_modules())
+    modules = dict(module.named_modules())
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: Any, _: object, output: torch.Tensor) -> None:
@@ -193,8 +194,8 @@ def _grids(
     with ExitStack() as stack:
         for name in names:
             stack.callback(modules[name].register_forward_hook(note(name)).remove)
-        with in_evaluation(target):
-            target(images)
+        with in_evaluation(module):
+            module(images)
     return grids
 
 
