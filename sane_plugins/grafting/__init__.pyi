@@ -3,10 +3,12 @@ from .channel_maps import ChannelMaps
 from .classifier import find_classifier, fit_classifier
 from .grafted_weights import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
-from .methods import Graft, GraftMethod, TransferMethod, Transplant, transfer_methods, write_graft
+from .methods import Graft, GraftMethod, TransferMethod, Transplant, write_graft
 from .prompt_images import prompt_images
 from .prompt_network import Preparation, PromptInfo, PromptNetwork
+from .regression import RegressionMethod
 from .ridge_classifier import RidgeFit, fit_ridge
+from .transfer_methods import transfer_methods
 from .units import NetworkUnits, Norm, Unit, read_units
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Preparation",
     "PromptInfo",
     "PromptNetwork",
+    "RegressionMethod",
     "RidgeFit",
     "TransferMethod",
     "Transplant",

@@ -15,7 +15,7 @@ from torch import nn
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.grafting.grafted_weights import GraftedWeights, graft
-from sane_plugins.grafting.matching import Matching, match, match_places
+from sane_plugins.grafting.matching import Matching, match
 from sane_plugins.grafting.prompt_images import prompt_images
 from sane_plugins.grafting.prompt_network import PromptNetwork
 from sane_plugins.grafting.units import NetworkUnits, read_units
@@ -134,11 +134,6 @@ class PlaceMethod(GraftMethod):
     """Layers of one kind lend their weights by their relative place alone."""
 
     matcher: Matcher = staticmethod(match_places)
-
-
-def transfer_methods() -> dict[str, TransferMethod]:
-    """Return the methods that ship with the package, by name."""
-    return {"graft": GraftMethod(), "place": PlaceMethod()}
 
 
 def _notes(written: Graft) -> Iterator[str]:

@@ -52,10 +52,10 @@ class RegressionMethod:
         report: Report = silent,
     ) -> Transplant:
         """Write a graft and fit it; see `TransferMethod`."""
-        report(Progress(name="feature regression", done=0, total=2))
+        report(Progress(job="feature regression", done=0, total=2))
         default = {key: value.clone() for key, value in target.state_dict().items()}
         written = write_graft(target, prompt, task, rng)
-        report(Progress(name="feature regression", done=1, total=2))
+        report(Progress(job="feature regression", done=1, total=2))
         # Training images may be in the order of their classes.
         few = task.subset(_image_count(written.target, min(self.images, len(task.x_train))), rng)
         ours, theirs = _prepared(target, prompt, few, written)
@@ -64,7 +64,7 @@ class RegressionMethod:
         explained = regress_features(ours, theirs, fits, self.penalties, rng)
         if self.protect:
             protect_scale(target, ours.norms, default, self.protect)
-        report(Progress(name="feature regression", done=2, total=2))
+        report(Progress(job="feature regression", done=2, total=2))
         return _transplant(written, explained)
 
 
