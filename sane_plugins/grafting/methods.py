@@ -15,7 +15,7 @@ from torch import nn
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.grafting.grafted_weights import GraftedWeights, graft
-from sane_plugins.grafting.matching import Matching, match
+from sane_plugins.grafting.matching import Matching, match, match_places
 from sane_plugins.grafting.prompt_images import prompt_images
 from sane_plugins.grafting.prompt_network import PromptNetwork
 from sane_plugins.grafting.units import NetworkUnits, read_units
