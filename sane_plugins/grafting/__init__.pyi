@@ -7,7 +7,7 @@ from .methods import Graft, GraftMethod, TransferMethod, Transplant, write_graft
 from .prompt_images import prompt_images
 from .prompt_network import Preparation, PromptInfo, PromptNetwork
 from .regression import RegressionMethod
-from .ridge_classifier import RidgeFit, fit_ridge
+from .ridge_classifier import RidgeFit, fit_ridge, lead
 from .transfer_methods import transfer_methods
 from .units import NetworkUnits, Norm, Unit, read_units
 
@@ -34,6 +34,7 @@ __all__ = [
     "fit_classifier",
     "fit_ridge",
     "graft",
+    "lead",
     "match",
     "match_places",
     "prompt_images",

@@ -28,6 +28,7 @@ from sane_plugins.tasks import Task
 FITTED = "fitted"
 """The label of a tensor that was fitted to a prompt's features."""
 _IMAGES, _LEAST_IMAGES = 512, 64
+_ENLARGED = 2  # times: small images of large things are unlike what a prompt was trained on
 _LAYER_VALUES = 2**26  # numbers of one layer's output over all images that are run at once
 
 
@@ -76,7 +77,7 @@ def _prepared(
     with norms_in_training_mode(target):
         sums = residual_sums(target, images[:2])
     ours = PreparedNetwork(module=target, images=images, norms=_norms(written.target), sums=sums)
-    seen = prompt_images(prompt, source, task)
+    seen = prompt_images(prompt, source, task, enlarged=_ENLARGED)
     theirs = PreparedNetwork(
         module=source.eval(),
         images=seen,

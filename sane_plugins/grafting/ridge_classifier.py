@@ -6,7 +6,7 @@ The method: docs/explanation/sane.md, section 6.6.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import copysign, inf, isfinite
 
 import torch
 from torch.nn.functional import cross_entropy, one_hot
@@ -39,6 +39,19 @@ class RidgeFit(ShortRepr):
     def loo_loss(self) -> float:
         """Return the mean leave-one-out cross-entropy, in nats."""
         return float(self.loo_loss_per_image.mean())
+
+
+def lead(one: RidgeFit, other: RidgeFit) -> float:
+    """Return by how many standard errors one fit's leave-one-out loss is below another's of the same images.
+
+    Infinite where only one's losses are, or where all differ by the same; 0 where there is nothing to tell.
+    """
+    gains = (other.loo_loss_per_image - one.loo_loss_per_image).nan_to_num(0.0)
+    mean = float(gains.mean())
+    if len(gains) < 2 or mean == 0.0:
+        return 0.0
+    error = float(gains.std()) / len(gains) ** 0.5
+    return mean / error if error > 0.0 and isfinite(mean) else copysign(inf, mean)
 
 
 @torch.no_grad()

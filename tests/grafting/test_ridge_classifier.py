@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from sane_plugins.grafting import condition, find_classifier, fit_classifier, fit_ridge
+from sane_plugins.grafting import condition, find_classifier, fit_classifier, fit_ridge, lead
 from sane_plugins.tasks import accuracy, load_task
 
 N, CLASSES = 40, 3
@@ -56,12 +56,18 @@ def test_features_that_say_nothing_are_no_better_than_the_shares_of_the_classes(
     assert fit.loo_accuracy < 0.65
 
 
-def test_better_features_have_the_lower_loss_beyond_its_error() -> None:
+def test_better_features_lead_beyond_the_error_and_equal_ones_do_not() -> None:
     good, labels = _images(20)
     poor = torch.randn(N, 20, generator=torch.Generator().manual_seed(1))
-    losses = [fit_ridge(x, labels, CLASSES).loo_loss_per_image for x in (good, poor)]
-    gain = losses[1] - losses[0]
-    assert float(gain.mean()) > 2 * float(gain.std()) / N**0.5
+    broken = torch.full((N, 20), float("nan"))
+    fits = [fit_ridge(x, labels, CLASSES) for x in (good, poor, broken)]
+    gain = fits[1].loo_loss_per_image - fits[0].loo_loss_per_image
+    assert lead(fits[0], fits[1]) == pytest.approx(float(gain.mean() / gain.std()) * N**0.5)
+    assert lead(fits[0], fits[1]) > 2
+    assert lead(fits[1], fits[0]) == -lead(fits[0], fits[1])
+    assert lead(fits[1], fits[2]) == float("inf")
+    assert lead(fits[2], fits[1]) == -float("inf")
+    assert lead(fits[0], fits[0]) == lead(fits[2], fits[2]) == 0.0
 
 
 def test_features_that_overflow_teach_nothing() -> None:
