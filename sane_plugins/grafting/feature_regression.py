@@ -111,7 +111,7 @@ class _FittingRun:
             for found in sums:
                 layer = self._modules[found.layer]
                 positions = self._positions[self._grids[found.layer]]
-                self._rests[found.layer] = at_positions(layer, values, positions)  # type: ignore[arg-type]
+                self._rests[found.layer] = at_positions(layer, values, positions)
 
         return receive
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from sane_plugins.grafting.channel_maps import ChannelMaps
+from sane_plugins.grafting.connections import Activation
 from sane_plugins.grafting.matching import Matching
-from sane_plugins.grafting.residual_sums import Activation, ResidualSum
+from sane_plugins.grafting.residual_sums import ResidualSum
 from sane_plugins.grafting.source_features import PreparedNetwork
 from sane_plugins.grafting.units import Unit
 
@@ -22,7 +23,7 @@ class LayerFit:
     """What a layer of the target is fitted to: a layer of the source, each behind its norm, if any.
 
     Output c takes `signs[c]` times the source's channel `channels[c]`, both (O,). `activation` is applied
-    to it where the source has one behind the layer, and the target none.
+    to it where the source has one behind the layer, and the target none, or a vector where that has maps.
     """
 
     layer: str
@@ -47,6 +48,7 @@ def layer_fits(
             continue
         channels = maps.outputs(pair)
         before, after = _activation(pair.source, theirs), _activation(pair.target, ours)
+        is_pooled = bool(pair.source.grid) and not pair.target.grid
         rectifies_anew = before is None and after is not None and _rectifies(after)
         signs = torch.where(_copy(channels) % 2 == 1, -1.0, 1.0) if rectifies_anew else None
         fits.append(
@@ -55,7 +57,7 @@ def layer_fits(
                 source=pair.source.name,
                 channels=channels,
                 signs=torch.ones(len(channels)) if signs is None else signs,
-                activation=before if after is None else None,
+                activation=before if after is None or is_pooled else None,
             )
         )
     return fits
@@ -74,4 +76,4 @@ def _copy(channels: torch.Tensor) -> torch.Tensor:
 def _rectifies(activation: Activation) -> bool:
     """Return whether hardly anything is left of negative values."""
     low, high = activation(torch.tensor([-3.0, 3.0])).tolist()
-    return abs(low) < 0.2 * abs(high)
+    return bool(abs(low) < 0.2 * abs(high))

@@ -40,7 +40,7 @@ def protect_scale(
         )
         if not 0.0 < own < wanted:
             continue
-        _scale(layer, norm, wanted / own)  # type: ignore[arg-type]
+        _scale(layer, norm, wanted / own)
         scaled.append(name)
     return tuple(scaled)
 

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sane_plugins.grafting.connections import Activation
+
 _LAYOUTS = ("permute", "clone", "contiguous", "view", "transpose", "alias", "_to_copy", "detach")
-Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class CallWatch(TorchDispatchMode):
     """Hands on what the calls of given numbers return, as soon as they have; nothing is kept."""
 
     def __init__(self, receive: Mapping[int, Callable[[torch.Tensor], None]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._receive, self._count, self._is_paused = receive, 0, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -64,7 +65,7 @@ class CallWatch(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class _Call:
+class _TracedCall:
     function: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -80,8 +81,8 @@ class _CallTrace(TorchDispatchMode):
     """Records of each call its operator, the calls that computed its inputs, and its output."""
 
     def __init__(self, images: torch.Tensor) -> None:
-        super().__init__()
-        self.calls: list[_Call] = []
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[_TracedCall] = []
         self.outputs: list[Any] = [images]  # kept alive, so that no identity is given twice
         self._numbers = {id(images): -1}
 
@@ -89,7 +90,7 @@ class _CallTrace(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         inputs = tuple(self._numbers.get(id(x), -2) for x in args)
         self._numbers[id(_first(output))] = len(self.calls)
-        self.calls.append(_Call(func, args, kwargs or {}, inputs))
+        self.calls.append(_TracedCall(func, args, kwargs or {}, inputs))
         self.outputs.append(output)
         return output
 
@@ -194,5 +195,5 @@ def _branch_end(
     return call, scale
 
 
-def _readers(number: int, trace: _CallTrace) -> list[_Call]:
+def _readers(number: int, trace: _CallTrace) -> list[_TracedCall]:
     return [call for call in trace.calls if number in call.inputs]

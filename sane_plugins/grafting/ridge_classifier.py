@@ -132,7 +132,9 @@ class _RidgePath:
         fitted = self._target_mean + self._scores @ coefficients
         leverage = self._scores.square() @ (1 / shifted) + 1 / len(self._targets)
         slack = (1 - leverage).clamp_min(_LEAST_SLACK)[:, None]
-        return self._targets - (self._targets - fitted) / slack
+        left_out: torch.Tensor = self._targets - (self._targets - fitted) / slack
+        return left_out
 
     def _shifted(self, penalty: float) -> torch.Tensor:
-        return self._values + (penalty * self._unit + 1e-9 * len(self._targets))
+        shifted: torch.Tensor = self._values + (penalty * self._unit + 1e-9 * len(self._targets))
+        return shifted
