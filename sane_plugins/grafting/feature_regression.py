@@ -55,7 +55,7 @@ def regress_features(
     requests = {
         fit.layer: FeatureRequest(
             layer=fit.source,
-            channels=fit.channels,
+            channels=fit.channels.to(images.device),
             grid=grids[fit.layer],
             positions=positions[grids[fit.layer]],
             activation=fit.activation,
@@ -125,7 +125,7 @@ class _FittingRun:
         return hook
 
     def _fit(self, fit: LayerFit, layer: nn.Conv2d | nn.Linear, x: torch.Tensor) -> None:
-        y = self._features.pop(fit.layer) * fit.signs
+        y = self._features.pop(fit.layer) * fit.signs.to(x.device)
         rest = self._rests.pop(fit.layer, None)
         if rest is not None:
             y -= rest

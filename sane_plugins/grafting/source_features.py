@@ -64,9 +64,8 @@ class _Collector:
         rows, columns = self._request.grid
         count = len(maps) * rows * columns
         positions = self._request.positions
-        low, high = torch.searchsorted(
-            positions, positions.new_tensor([self._start, self._start + count])
-        ).tolist()
+        bounds = torch.tensor([self._start, self._start + count], device=positions.device)
+        low, high = torch.searchsorted(positions, bounds).tolist()
         here = positions[low:high] - self._start
         self._start += count
         self._kept.append(self._maps(maps).permute(0, 2, 3, 1).flatten(0, 2)[here])
