@@ -1,4 +1,4 @@
-"""Short representations of results, for the interpreter and for notebooks."""
+"""Short representations of results, for the interpreter, for notebooks and for code."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def _short_repr(value: object) -> str:
 def _is_nested(value: Mapping[object, object] | Sequence[object]) -> bool:
     parts = value.values() if isinstance(value, Mapping) else value
     return not all(isinstance(part, str | int | float | None) for part in parts)
+
+
+def literal(text: str) -> str:
+    """Return text as a literal of Python, in double quotes where they do not occur in it."""
+    written = repr(text)
+    return f'"{written[1:-1]}"' if written[0] == "'" and '"' not in written else written
 
 
 def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Sampler
-    from sane_plugins.grafting import TransferMethod
+    from sane_plugins.grafting import PromptOffer, TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.progress import Progress
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
@@ -147,6 +147,15 @@ def sane_property_heads() -> Mapping[str, AnyHead]:
 @hookspec
 def sane_engines() -> Mapping[str, Any]:
     """Return engines that spread long jobs over machines, by name. Collected once per host."""
+    raise NotImplementedError
+
+
+@hookspec
+def sane_prompts() -> Mapping[str, PromptOffer]:
+    """Return prompt networks by name: what is known of each, and a function that reads it when it is wanted.
+
+    Collected once per host, and by `sane-plugins list`: read nothing, and import no library of models.
+    """
     raise NotImplementedError
 
 

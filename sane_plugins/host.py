@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from pluggy import PluginManager
 
 from sane_plugins import hooks
-from sane_plugins.architectures import FULL_TRUST
+from sane_plugins.architectures import FULL_TRUST, is_bare_name, without_options
 from sane_plugins.arguments import require_type
-from sane_plugins.errors import PluginError, SourceError, UsageError
+from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
 from sane_plugins.plugins import (
     AnswerError,
     HookCalls,
@@ -40,6 +40,7 @@ from sane_plugins.plugins import (
     pick_arguments,
     plugin_names,
     require_supported,
+    to_plugin_error,
 )
 from sane_plugins.progress import Progress
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Sampler
-    from sane_plugins.grafting import TransferMethod
+    from sane_plugins.grafting import PromptNetwork, PromptOffer, TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.tasks import Task
@@ -166,12 +167,7 @@ class Host:
         """Build a runnable module. Raises `SourceError` where no plugin can."""
         module: nn.Module | None = self._first_answer("sane_build", source=source, classes=classes)
         if module is None:
-            raise SourceError(
-                _source_name(source),
-                "no plugin builds a runnable network from it",
-                "a name such as torchvision:resnet18 or package.module:function is needed",
-                "check the name, or see 'sane-plugins list'",
-            )
+            raise _unknown_network(source)
         return module
 
     def save(
@@ -273,6 +269,25 @@ class Host:
         )
         return initialization
 
+    def prompt_network(self, source: Any) -> PromptNetwork:
+        """Read a prompt network: an offer or its name, or anything that `open` reads.
+
+        It can run (`build`) where it is a module, a name that is built, or of a known architecture. Raises
+        `SourceError`, and `PluginError` where what a plugin offers is broken.
+        """
+        from sane_plugins.formats import exists
+        from sane_plugins.grafting import PromptOffer
+        from sane_plugins.prompts import PromptReader
+
+        if isinstance(source, str) and not exists(source):
+            source = self.prompts().get(source, source)
+        if not isinstance(source, PromptOffer):
+            return PromptReader(self.open, self.build)(source)
+        loaded, problem = self.use("sane_prompts", source, source.load, raised=(SaneError,))
+        if problem is not None:
+            raise to_plugin_error(problem) from problem.cause
+        return replace(self.prompt_network(loaded), info=source.info)
+
     # What plugins offer
 
     def encoders(self) -> dict[str, Encoder]:
@@ -294,6 +309,10 @@ class Host:
     def engines(self) -> dict[str, Any]:
         """Return all engines by name."""
         return self._collect("sane_engines")
+
+    def prompts(self) -> dict[str, PromptOffer]:
+        """Return all prompt networks that plugins offer, by name; none is read."""
+        return self._collect("sane_prompts")
 
     def commands(self, taken: Collection[str] = ()) -> list[click.Command]:
         """Return the commands that plugins add, apart from those whose names are taken."""
@@ -402,6 +421,29 @@ class Host:
 def open(source: Any) -> WeightGraph:
     """Read a network with the installed plugins; see `Host.open`."""
     return Host.installed().open(source)
+
+
+def _unknown_network(source: Any) -> SourceError:
+    """Return the error for what no plugin builds; of a name alone, with the library or names like it."""
+    if is_bare_name(source):
+        from sane_plugins.recognition import close_names, library_sources
+
+        name = without_options(source)
+        library = next(iter(library_sources(name)), "").partition(":")[0]
+        close = close_names(name)
+        if library:
+            found, needed = "no plugin that is loaded builds it", f"it is a network of {library}"
+            way_out = f"run pip install 'sane-plugins[{library}]'"
+        else:
+            found, needed = "there is no such network", "a name of torchvision or timm is needed"
+            way_out = f"did you mean {' or '.join(close)}" if close else "check the name"
+        return SourceError(source, found, needed, way_out)
+    return SourceError(
+        _source_name(source),
+        "no plugin builds a runnable network from it",
+        "a name such as torchvision:resnet18 or package.module:function is needed",
+        "check the name, or see 'sane-plugins list'",
+    )
 
 
 def _unknown_suffix(target: Path) -> UsageError:

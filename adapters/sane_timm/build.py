@@ -74,8 +74,14 @@ def _find(name: str) -> ModelSpec:
     if not timm.is_model(name):
         raise unknown_model("timm", name, timm.list_models(), _NAME_NEEDED)
 
-    def builder(*, weights: None = None, num_classes: int | None = None) -> nn.Module:  # noqa: ARG001
-        options = {} if num_classes is None else {"num_classes": num_classes}
+    def builder(
+        *,
+        weights: None = None,  # noqa: ARG001
+        num_classes: int | None = None,
+        img_size: int | None = None,
+    ) -> nn.Module:
+        given = {"num_classes": num_classes, "img_size": img_size}
+        options = {key: value for key, value in given.items() if value is not None}
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
         return model
 

@@ -2,7 +2,7 @@
 
 A weight file follows the `@`, or the name of published weights, such as DEFAULT; without it the network is
 freshly initialised, always with seed 0 when it is a source. `torchvision:resnet18,classes=7,channels=1` has
-another class count and input channels. A network is also built by its name alone, `resnet18`.
+another class count and input channels. The name alone, `resnet18`, is the same where no file is called so.
 """
 
 from __future__ import annotations
@@ -24,15 +24,24 @@ _PREFIX_AND_BUILDER = ("torchvision:", "sane_torchvision.build")
 @hookimpl
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a torchvision network. Raises `SourceError` for an unknown name or unfit weights."""
-    return open_named(source, *_PREFIX_AND_BUILDER)
+    return open_named(_with_prefix(source), *_PREFIX_AND_BUILDER)
 
 
 @hookimpl
 def sane_build(source: Any, classes: int | None) -> nn.Module | None:
     """Build a torchvision network with `classes` outputs. Raises `SourceError` where it takes none."""
-    if is_bare_name(source):
-        source = f"{_PREFIX_AND_BUILDER[0]}{source}"
-    return build_named(source, *_PREFIX_AND_BUILDER, classes)
+    return build_named(_with_prefix(source), *_PREFIX_AND_BUILDER, classes)
+
+
+def _with_prefix(source: Any) -> Any:
+    """Return a bare name of torchvision's with its prefix, and any other source as it is."""
+    if not is_bare_name(source):
+        return source
+    from sane_plugins.architectures import torchvision_has
+    from sane_plugins.formats import exists
+
+    is_ours = not exists(source) and torchvision_has(source)
+    return f"{_PREFIX_AND_BUILDER[0]}{source}" if is_ours else source
 
 
 def import_torchvision() -> ModuleType:

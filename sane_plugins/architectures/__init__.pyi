@@ -1,3 +1,4 @@
+from .build_code import BuildCode, build_code, described_code
 from .building_blocks import PatchTokens
 from .dry_run import run_on_meta
 from .factory import build, build_by_name, require_trusted
@@ -12,12 +13,13 @@ from .families import (
     vit,
     wide_cnn,
 )
+from .image_size import find_image_size, takes_image_size
 from .input_channels import set_input_channels
 from .model_library import build_model, build_named, open_named, unknown_model
 from .model_spec import ModelSpec, Notes, build_with_weights
-from .names import FAMILIES, SMALL_CNN, family_name, is_bare_name
+from .names import FAMILIES, SMALL_CNN, family_name, is_bare_name, without_options
 from .size_limit import Size, SizeLimit
-from .torchvision_import import import_torchvision
+from .torchvision_import import import_torchvision, torchvision_has
 from .trust import FULL_TRUST, NO_TRUST, Trust, describe_call, is_function_name
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "NO_TRUST",
     "SMALL_CNN",
     "TAKES_SIZE",
+    "BuildCode",
     "ModelSpec",
     "Notes",
     "PatchTokens",
@@ -36,11 +39,14 @@ __all__ = [
     "Trust",
     "build",
     "build_by_name",
+    "build_code",
     "build_model",
     "build_named",
     "build_with_weights",
     "describe_call",
+    "described_code",
     "family_name",
+    "find_image_size",
     "import_torchvision",
     "is_bare_name",
     "is_function_name",
@@ -52,7 +58,10 @@ __all__ = [
     "set_input_channels",
     "small_cnn",
     "small_cnn_size",
+    "takes_image_size",
+    "torchvision_has",
     "unknown_model",
     "vit",
     "wide_cnn",
+    "without_options",
 ]

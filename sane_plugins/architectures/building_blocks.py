@@ -6,6 +6,7 @@ Every forward counts axes from the end, so that it also runs with an axis of net
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isqrt
 
 import torch
 from torch import nn
@@ -107,13 +108,25 @@ class PatchTokens(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(patches + 1, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map patches (..., D, height, width) to tokens (..., T, D)."""
-        return F.pad(x.flatten(-2), (0, 1)).transpose(-1, -2) + self.added()
+        """Map patches (..., D, height, width) to tokens (..., T, D); positions fit any grid."""
+        height, width = x.shape[-2:]
+        tokens = F.pad(x.flatten(-2), (0, 1)).transpose(-1, -2)
+        if height * width == self.positions.shape[-2] - 1:
+            return tokens + self.added()
+        return tokens + _resize_positions(self.added(), height, width)
 
     def added(self) -> torch.Tensor:
         """Return the embeddings (T, D): positions, with the class token added in the last row."""
         padding = (0, 0, self.positions.shape[-2] - 1, 0)
         return self.positions + F.pad(self.class_token, padding)
+
+
+def _resize_positions(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Interpolate embeddings (T, D) of a square grid, and one of the class token, to another grid."""
+    side = isqrt(len(table) - 1)
+    grid = table[:-1].T.unflatten(1, (side, side))
+    resized = F.interpolate(grid[None], (height, width), mode="bicubic", align_corners=False)[0]
+    return torch.cat((resized.flatten(1).T, table[-1:]))
 
 
 class AttentionBlock(nn.Module):

@@ -31,18 +31,23 @@ class DryRun:
     """
 
     channels: int
-    image_size: int
+    image_size: tuple[int, int]
     readers: tuple[str, ...]
     steps: int
     output: tuple[int, ...]
 
 
-def run_on_meta(module: nn.Module, channels: int, image_size: int | None = None) -> DryRun:
-    """Run a network on meta tensors, by default at several image sizes; return the run that got furthest."""
+def run_on_meta(
+    module: nn.Module, channels: int, image_size: int | tuple[int, int] | None = None
+) -> DryRun:
+    """Run a network on meta tensors, by default at several image sizes; return the run that got furthest.
+
+    An image size is (height, width) in pixels, or both in one number.
+    """
     sizes = _IMAGE_SIZES if image_size is None else (image_size,)
     best = None
     for pixels in sizes:
-        run = _run(module, channels, pixels)
+        run = _run(module, channels, (pixels, pixels) if isinstance(pixels, int) else pixels)
         if run.output:
             return run
         if best is None or run.steps > best.steps:
@@ -51,21 +56,21 @@ def run_on_meta(module: nn.Module, channels: int, image_size: int | None = None)
     return best
 
 
-def _run(module: nn.Module, channels: int, image_size: int) -> DryRun:
+def _run(module: nn.Module, channels: int, image_size: tuple[int, int]) -> DryRun:
     module = evaluation_copy(module)
     state = {
         key: torch.empty_like(tensor, device="meta")
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]
     }
     is_video = any(isinstance(part, nn.Conv3d) for part in module.modules())
-    shape = (1, channels, *((_VIDEO_FRAMES,) if is_video else ()), image_size, image_size)
+    shape = (1, channels, *((_VIDEO_FRAMES,) if is_video else ()), *image_size)
     images = [torch.empty(shape, device="meta") for _ in range(_image_count(module))]
     tracker = _ImageTracker(state, images)
     output: tuple[int, ...] = ()
     draws = drawing_from(torch.Generator())
     # Any code runs in a forward, so anything may be raised there; how far it got is the answer.
     with suppress(Exception), without_warnings(), draws, torch.no_grad(), tracker:
-        output = _first_shape(functional_call(module, state, tuple(images)))
+        output = first_shape(functional_call(module, state, tuple(images)))
     return DryRun(
         channels=channels,
         image_size=image_size,
@@ -123,7 +128,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-def _first_shape(value: Any) -> tuple[int, ...]:
+def first_shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of the first tensor in what a network returns; empty where there is none."""
     return tuple(next((tensor.shape for tensor in _tensors(value)), ()))
 
 

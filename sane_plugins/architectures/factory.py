@@ -18,6 +18,7 @@ from torch import nn
 from sane_plugins.architectures.families import ARCHITECTURES
 from sane_plugins.architectures.folder_import import is_installed, modules_in
 from sane_plugins.architectures.names import FAMILIES, family_name
+from sane_plugins.architectures.photo_networks import PHOTO_ARCHITECTURES
 from sane_plugins.architectures.size_limit import Size, SizeLimit
 from sane_plugins.architectures.torchvision_import import import_torchvision
 from sane_plugins.architectures.trust import (
@@ -53,9 +54,14 @@ def build(
 def build_by_name(name: str, classes: int | None, trust: Trust = FULL_TRUST) -> nn.Module:
     """Build a network, with `classes` where its function takes a class count. Raises as `build`."""
     function = _find_builder({"name": name}, trust, name)
-    accepted = [key for key in _CLASS_COUNT_ARGUMENTS if key in _parameters(name, function)]
-    arguments = {accepted[0]: classes} if accepted and classes is not None else {}
+    argument = _class_count_argument(name, function)
+    arguments = {argument: classes} if argument and classes is not None else {}
     return _Call(name, function, arguments)()
+
+
+def class_count_argument(name: str, trust: Trust = FULL_TRUST) -> str | None:
+    """Return the argument by which a function is told the class count; None where it has none."""
+    return _class_count_argument(name, _find_builder({"name": name}, trust, name))
 
 
 def require_trusted(factory: Mapping[str, Any], trust: Trust, place: object) -> None:
@@ -105,7 +111,7 @@ def _find_builder(factory: Mapping[str, Any], trust: Trust, place: object) -> Ca
     require_trusted(factory, trust, place)
     name = str(factory["name"])
     if family := family_name(name):
-        return ARCHITECTURES[family]
+        return {**ARCHITECTURES, **PHOTO_ARCHITECTURES}[family]
     if not trust.allows(name):
         builder: Callable[..., Any] = _library().get_model_builder(_library_name(name))
         return builder
@@ -157,6 +163,11 @@ def _import(module: str) -> ModuleType:
     if module.partition(".")[0] == "torchvision":
         import_torchvision()  # also where its operators were built for another torch
     return import_module(module)
+
+
+def _class_count_argument(name: str, function: Callable[..., Any]) -> str | None:
+    parameters = _parameters(name, function)
+    return next((key for key in _CLASS_COUNT_ARGUMENTS if key in parameters), None)
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> Mapping[str, Any]:

@@ -1,4 +1,7 @@
-"""Models of a library by name, `PREFIX:NAME[,classes=N][,channels=N][,aux=1][@WEIGHTS]`, for all plugins."""
+"""Models of a library by name, for all plugins.
+
+A name is `PREFIX:NAME[,classes=N][,channels=N][,size=N][,aux=1][@WEIGHTS]`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from sane_plugins.weights import WeightGraph
 
 _log = logging.getLogger(__name__)
-_MOST = {"classes": 100_000, "channels": 10_000, "aux": 1}
+_MOST = {"classes": 100_000, "channels": 10_000, "size": 1_024, "aux": 1}
 
 
 def open_named(source: Any, prefix: str, builder: str) -> WeightGraph | None:
@@ -55,7 +58,7 @@ def build_model(
     find: Callable[[str], ModelSpec],
     load: Callable[[ModelSpec, str, int | None], tuple[nn.Module, Notes]],
 ) -> tuple[nn.Module, Notes]:
-    """Build the model of `NAME[,classes=N][,channels=N][@WEIGHTS]`; return it and notes (logged too).
+    """Build the model of `NAME[,classes=N][,channels=N][,size=N][@WEIGHTS]`; return it and notes, logged too.
 
     `find` returns the spec of a name, `load` builds a spec with the weights after the `@`. Without
     weights the model is initialised with torch's global generator.
@@ -63,8 +66,10 @@ def build_model(
     from sane_plugins.architectures.input_channels import set_input_channels
 
     options, at, weights = source.partition("@")
-    name, count, channels, with_aux = parse_name(options, classes, prefix + source)
+    name, count, channels, size, with_aux = parse_name(options, classes, prefix + source)
     spec = find(name)
+    if size is not None:
+        spec = spec.at_size(size, prefix + source)
     if with_aux and not spec.has_aux:
         raise UsageError(
             prefix + source,
@@ -89,8 +94,8 @@ def build_model(
 
 def parse_name(
     text: str, classes: int | None, source: str
-) -> tuple[str, int | None, int | None, bool]:
-    """Parse NAME,classes=N,channels=N,aux=1 into name, class count, else `classes`, channels and aux.
+) -> tuple[str, int | None, int | None, int | None, bool]:
+    """Parse NAME,classes=N,channels=N,size=N,aux=1: name, class count (else `classes`), channels, size, aux.
 
     Raises `UsageError` for an unknown option and a number that is none or too large, `SourceError` for
     a class count other than `classes`.
@@ -104,7 +109,7 @@ def parse_name(
             raise UsageError(
                 source,
                 f"'{setting[:80]}' follows the name",
-                "classes=N or channels=N may follow",
+                "classes=N, channels=N or size=N may follow",
                 "write NAME,classes=10,channels=1@WEIGHTS",
             )
         if len(number) > 9 or int(number) > _MOST[option]:
@@ -123,7 +128,7 @@ def parse_name(
             f"{classes} classes are needed here",
             "leave out classes=N",
         )
-    return name, count, options.get("channels"), "aux" in options
+    return name, count, options.get("channels"), options.get("size"), "aux" in options
 
 
 def unknown_model(library: str, name: str, names: Iterable[str], needed: str) -> SourceError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import Parameter, signature, unwrap
 from typing import Any, get_type_hints
@@ -11,8 +11,9 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
+from sane_plugins.architectures.image_size import SIZE_ARGUMENTS
 from sane_plugins.architectures.input_channels import set_input_channels
-from sane_plugins.errors import SourceError
+from sane_plugins.errors import SourceError, UsageError, first_line
 
 State = Mapping[str, torch.Tensor]
 Notes = tuple[str, ...]
@@ -32,8 +33,15 @@ class ModelSpec:
     image_size: int | None = None
     has_headless_form: bool = False
 
-    def build(self, classes: int | None, with_aux: bool = False) -> nn.Module:
-        """Build without weights, and without the auxiliary heads that only help training."""
+    def at_size(self, size: int, source: str) -> ModelSpec:
+        """Return the spec for images of another size in pixels. Raises `UsageError` where it takes any."""
+        argument = next((name for name in SIZE_ARGUMENTS if name in self.parameters), None)
+        if argument is None:
+            raise _takes_any_size(source, size)
+        return replace(self, arguments={**self.arguments, argument: size}, image_size=size)
+
+    def options(self, classes: int | None, with_aux: bool = False) -> dict[str, Any]:
+        """Return what the builder is called with: no weights, no auxiliary heads that only help training."""
         options: dict[str, Any] = {"weights": None, **self.arguments}
         if "weights_backbone" in self.parameters:
             options["weights_backbone"] = None  # the default is a download
@@ -50,7 +58,24 @@ class ModelSpec:
                     "choose another network",
                 )
             options["num_classes"] = classes
-        return self.builder(**options)
+        return options
+
+    def build(self, classes: int | None, with_aux: bool = False) -> nn.Module:
+        """Build without weights, and without the auxiliary heads that only help training."""
+        options = self.options(classes, with_aux)
+        try:
+            return self.builder(**options)
+        except (ValueError, RuntimeError, TypeError, AssertionError) as error:
+            if not options.keys() & SIZE_ARGUMENTS:
+                raise
+            if isinstance(error, TypeError):  # of a library that hands it on to another function
+                raise _takes_any_size(self.label, self.image_size) from error
+            raise SourceError(
+                self.label,
+                f"it cannot be built for images of {self.image_size} pixels ({first_line(error)})",
+                "a size that its patches divide is needed",
+                "choose another size=N, or leave it out",
+            ) from error
 
     def shapes(self, classes: int | None, with_aux: bool) -> dict[str, torch.Size]:
         """Return the shapes of such a model's tensors, built on the meta device where that is possible."""
@@ -76,6 +101,15 @@ class ModelSpec:
         for base in bases[: bases.index(nn.Module)] if nn.Module in bases else ():
             parameters = {**_init_parameters(base), **parameters}
         return parameters
+
+
+def _takes_any_size(source: str, size: int | None) -> UsageError:
+    return UsageError(
+        source,
+        f"size={size} follows the name",
+        "only a network that is built for one image size takes it",
+        "leave it out, and resize the images with --size",
+    )
 
 
 def build_with_weights(

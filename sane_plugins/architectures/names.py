@@ -4,7 +4,9 @@ import re
 from typing import Any
 
 SMALL_CNN = "small-cnn"  # the default of every command
-FAMILIES = ("small_cnn", "wide_cnn", "mlp", "resnet", "vit")
+ZOO_FAMILIES = ("small_cnn", "wide_cnn", "mlp", "resnet", "vit")
+PHOTO_FAMILIES = ("small_resnet", "small_mobilenet", "small_convnext")
+FAMILIES = (*ZOO_FAMILIES, *PHOTO_FAMILIES)
 
 
 def family_name(name: str) -> str | None:
@@ -15,5 +17,10 @@ def family_name(name: str) -> str | None:
 
 def is_bare_name(source: Any) -> bool:
     """Return whether a source is a model name alone: no prefix, no path, and no family of ours."""
-    name = re.split("[,@]", source)[0] if isinstance(source, str) else ""
+    name = without_options(source) if isinstance(source, str) else ""
     return re.fullmatch(r"[\w-]+", name) is not None and family_name(name) is None
+
+
+def without_options(source: str) -> str:
+    """Return a model's name without what follows it: `resnet18` of `resnet18,channels=1@weights.pth`."""
+    return re.split("[,@]", source)[0]

@@ -6,11 +6,14 @@ import logging
 import sys
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from threading import Lock
 from types import ModuleType
+from typing import Any
 
 import torch
 
+from sane_plugins.architectures.names import is_bare_name, without_options
 from sane_plugins.errors import SourceError
 from sane_plugins.runtime import without_warnings
 
@@ -34,6 +37,13 @@ def import_torchvision() -> ModuleType:
     """
     with _importing:
         return _import_once()
+
+
+def torchvision_has(source: Any) -> bool:
+    """Return whether a source is a name alone, without a prefix, that torchvision has; options may follow."""
+    if not is_bare_name(source) or find_spec("torchvision") is None:
+        return False
+    return without_options(source) in import_torchvision().models.list_models()
 
 
 @cache

@@ -1,8 +1,11 @@
-"""The encoders, samplers, transfers, heads and engines that ship with the package."""
+"""The encoders, samplers, transfers, prompt networks, heads and engines that ship."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
@@ -10,12 +13,14 @@ from sane_plugins import hookimpl
 if TYPE_CHECKING:
     from sane_plugins.features import Encoder
     from sane_plugins.generation import Sampler
-    from sane_plugins.grafting import TransferMethod
+    from sane_plugins.grafting import PromptOffer, TransferMethod
     from sane_plugins.properties import AnyHead
+
+_PHOTO_NETWORKS = Path(str(files("sane_plugins") / "data" / "photo_networks"))
 
 
 class Portfolio:
-    """Encoders, samplers, transfers, property heads and engines by name."""
+    """Encoders, samplers, transfers, property heads, prompt networks and engines by name."""
 
     @hookimpl(trylast=True)
     def sane_encoders(self) -> Mapping[str, Encoder]:
@@ -50,6 +55,18 @@ class Portfolio:
         from sane_plugins.properties import embedded_heads
 
         return embedded_heads()
+
+    @hookimpl(trylast=True)
+    def sane_prompts(self) -> Mapping[str, PromptOffer]:
+        """Return the compact networks that were trained on photos."""
+        from sane_plugins.grafting import PromptOffer
+        from sane_plugins.prompts import read_card
+
+        offers = {}
+        for path in sorted(_PHOTO_NETWORKS.glob("*.safetensors")):
+            if card := read_card(path):
+                offers[card.info.name] = PromptOffer(info=card.info, load=partial(Path, path))
+        return offers
 
     @hookimpl(trylast=True)
     def sane_engines(self) -> Mapping[str, Any]:

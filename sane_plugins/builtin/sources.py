@@ -102,10 +102,13 @@ class Sources:
         from torch import is_tensor, nn
 
         from sane_plugins.formats import from_state_dict
+        from sane_plugins.grafting import PromptNetwork
         from sane_plugins.weights import WeightGraph, from_module
 
         if isinstance(source, WeightGraph):
             return source
+        if isinstance(source, PromptNetwork):
+            return source.graph
         if isinstance(source, nn.Module):
             return from_module(source)
         if isinstance(source, Mapping) and all(is_tensor(value) for value in source.values()):

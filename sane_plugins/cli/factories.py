@@ -41,17 +41,17 @@ class Opener:
 
     def __init__(self, host: Host, factories: Sequence[str]) -> None:
         self._host = host
-        self._builders = [*named_builders(host, factories)]
+        self.builders = [*named_builders(host, factories)]
         self.recognized: dict[str, tuple[str, ...]] = {}
         self._notes: dict[str, list[str]] = {}
 
     def __call__(self, source: str) -> WeightGraph:
         """Return the network of a source. Raises `SourceError` for a file that no factory builds."""
         graph = self._host.open(source)
-        if self._builders:
+        if self.builders:
             from sane_plugins.recognition import with_layers_built
 
-            graph = with_layers_built(graph, self._builders)
+            graph = with_layers_built(graph, self.builders)
         if graph.recognized:
             self.recognized[source] = graph.recognized
             self._notes.setdefault(graph.notes[0], []).append(source)

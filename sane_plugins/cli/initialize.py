@@ -25,9 +25,17 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.dataclass_options import dataclass_options
-from sane_plugins.cli.inputs import InputNames, resolve_prompts, resolve_sampler, resolve_target
+from sane_plugins.cli.inputs import (
+    InputNames,
+    notes_on_prompts,
+    resolve_prompts,
+    resolve_sampler,
+    resolve_target,
+    with_names_in_cache,
+)
 from sane_plugins.cli.numbers import PIXELS, FiniteRange
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.snippet import usage_snippet
 from sane_plugins.cli.trust import trust_option, typed_trust
 from sane_plugins.cli.verify import verify
 from sane_plugins.initialize import MOST, InitializeOptions
@@ -77,7 +85,13 @@ class _InitCommand(VisibleCommand):
     default="digits",
     show_default=True,
     help="The new task: an .npz (x_train, y_train, ...), a folder with one sub-folder of images"
-    " per class, or 'digits'.",
+    " per class (or with 'train' and 'val' that have these), or 'digits'.",
+)
+@click.option(
+    "--validation",
+    metavar="DIR|FILE|SHARE",
+    help="Images to choose by: a folder like that of --task, an .npz, or the share of the training images"
+    " that is held out.  [default: the folder 'val' beside 'train', else 0.2]",
 )
 @click.option(
     "-o",
@@ -89,7 +103,8 @@ class _InitCommand(VisibleCommand):
 @click.option(
     "--prompts",
     multiple=True,
-    help="A network or zoo folder to sample near; repeat for more. Default: ours.",
+    help="A network, a zoo folder, the name of an offer ('sane-plugins list'), or 'cache' for the networks in"
+    " torch's and Hugging Face's caches; repeat for more. Default: ours.",
 )
 @click.option(
     "--sane", type=click.Path(path_type=Path), help="A SANE of your own, from 'pretrain'."
@@ -185,8 +200,8 @@ def main(
 ) -> None:
     """Initialise MODEL for a new task, by sampling weights near trained networks.
 
-    MODEL is 'small-cnn' (the default), a torchvision name such as resnet18, a function
-    package.module:function that builds a network, or a checkpoint, which is recognised or is what
+    MODEL is 'small-cnn' (the default), a name of torchvision or timm such as resnet18 or convnext_atto, a
+    function package.module:function that builds a network, or a checkpoint, which is recognised or is what
     --factory builds (its weights then count as the default initialisation). Candidates, the default
     initialisation, the best prompt as it is and the mean of the prompts are scored on held-out images of
     the task, and the better ones are trained longer; the best one's initial weights are written. Where
@@ -196,6 +211,8 @@ def main(
 
     Example: sane-init small-cnn --task digits -o digits.safetensors
     """
+    from sane_plugins.tasks import Usage
+
     started = monotonic()
     host = open_host()
     first_task = _first_task_path(output.output) if options.pruned else None
@@ -204,40 +221,49 @@ def main(
         [*host.planned_files(output.output), first_task, output.report],
         output.force,
         networks=[names.model, *names.prompts],
-        others=[names.task, names.sane],
+        others=[names.task, names.sane, names.validation],
     )
+    share = names.validation_share
     target = resolve_target(host, names)
     host.check_save(host.open(target.module()), output.output, like=names.model, force=output.force)
     require_device(options.device)
     trusted = typed_trust((names.model, names.factory), trust)
     prompts = [resolve_prompts(host, names, prompt, target, trusted) for prompt in names.prompts]
+    usage, code = Usage.of(target.task), target.build_code()
+    names = with_names_in_cache(names, prompts)
     sampler, budget = resolve_sampler(host, names.sampler), options.budget
     assert budget is not None  # the option has a default
     remaining = max(_MIN_BUDGET_FRACTION * budget, budget - (monotonic() - started))
     options = replace(options, sampler=sampler, sane=names.sane, budget=remaining)
+    if share is not None:
+        options = replace(options, validation=share)
     with progress_bars(host):
         result = host.initialize(
-            target.network, target.task, [graph for p in prompts for graph in p.graphs], options
+            target.network, target.task, [x for p in prompts for x in p.networks], options
         )
-    notes = [*target.notes, *(text for prompt in prompts for text in prompt.notes), *result.notes]
+    notes = [*target.notes, *notes_on_prompts(prompts, target.task), *result.notes]
     options_record = {**result.provenance["options"], "budget": budget}
     provenance = {**result.provenance, "command": names.to_json(), "options": options_record}
     result = replace(result, provenance=provenance)
     path = host.save(
         result.graph,
         output.output,
-        metadata={"provenance": provenance},
+        metadata={"provenance": provenance, **usage.to_metadata()},
         like=names.model,
         force=output.force,
     )
+    snippet = usage_snippet(path, code, usage)
     if result.first_task is not None:
         notes.append(_write_first_task(result.first_task, path))
     if output.report is not None:
-        _write_report(output.report, result, notes)
+        _write_report(output.report, result, notes, snippet)
     if as_json:
-        print_json(_to_json(result, path, notes))
+        print_json({**_to_json(result, path, notes), **usage.to_metadata(), "snippet": snippet})
     else:
         _print_result(result, path, notes)
+        print_line("To use it:")
+        for line in ("", *snippet.splitlines(), ""):
+            print_line(line)
     if result.interrupted:
         raise SystemExit(INTERRUPTED)
 
@@ -255,10 +281,10 @@ def _write_first_task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
     return f"with {first}, these weights give the first task's network again, bit for bit"
 
 
-def _write_report(path: Path, result: Initialization, notes: list[str]) -> None:
+def _write_report(path: Path, result: Initialization, notes: list[str], snippet: str) -> None:
     from sane_plugins.initialize import html_report
 
-    text = html_report(result, _verdict(result), notes)
+    text = html_report(result, _verdict(result), notes, snippet)
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 

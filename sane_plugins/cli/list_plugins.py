@@ -23,6 +23,7 @@ def list_plugins(hook: str | None, as_json: bool) -> None:
         "transfers": sorted(host.transfers()),
         "property heads": sorted(host.property_heads()),
         "engines": sorted(host.engines()),
+        "prompts": sorted(host.prompts()),
         "commands": sorted(str(command.name) for command in host.commands(_own_commands())),
     }
     if as_json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -64,32 +63,45 @@ def verify(file: Path, trust: Trust, as_json: bool) -> None:
 
     Example: sane-init verify digits.safetensors
     """
+    from sane_plugins.formats import read_metadata
     from sane_plugins.initialize import broken_provenance, read_provenance
+    from sane_plugins.tasks import Usage
 
     provenance = read_provenance(file)
     try:
+        usage = Usage.from_metadata(read_metadata(file))
         names = InputNames.from_json(provenance.command)
         _tell_what_is_trusted(file, names, trust)
         _require_modest_images(names, trust)
-        differs = _describe_difference(open_host(trust), file, provenance, names, trust)
+        told = usage is not None
+        differs = _describe_difference(open_host(trust), file, provenance, names, trust, told)
     except ArgumentTypeError as error:
         raise broken_provenance(file, error) from error
     except SaneError as error:
         place = f"{file} was made with {error.place[:_MAX_SHOWN]}"
         raise SourceError(place, error.found, error.needed, error.way_out) from error
     if as_json:
-        print_json({"file": str(file), "same": not differs, "differs": differs})
+        use = usage.to_metadata() if usage else {}
+        print_json({"file": str(file), "same": not differs, "differs": differs, **use})
     else:
         print_line(f"{file}: {differs}." if differs else f"{file}: made again, the same bytes.")
+        for line in usage.lines() if usage else ():
+            print_line(line)
     if differs:
         raise SystemExit(1)
 
 
 def _describe_difference(
-    host: Host, file: Path, provenance: Provenance, names: InputNames, trust: Trust
+    host: Host,
+    file: Path,
+    provenance: Provenance,
+    names: InputNames,
+    trust: Trust,
+    told: bool,
 ) -> str:
-    """Return a sentence on what differs, empty if the bytes are the same."""
+    """Return a sentence on what differs, empty if the bytes are the same. `told`: the file says its use."""
     from sane_plugins.initialize import environment_info, input_hashes, remake
+    from sane_plugins.tasks import Usage
 
     options = provenance.options
     require_device(options.device)
@@ -111,6 +123,8 @@ def _describe_difference(
         environment = environment_info(options.device)
     with TemporaryDirectory() as folder:
         reproduced, metadata = Path(folder) / file.name, {"provenance": provenance.stored}
+        if told:
+            metadata |= Usage.of(target.task).to_metadata()
         path = host.save(graph, reproduced, metadata=metadata, like=names.model)
         if path.read_bytes() == file.read_bytes():
             return ""
@@ -120,17 +134,20 @@ def _describe_difference(
 def _require_modest_images(names: InputNames, trust: Trust) -> None:
     """Raise `ArgumentTypeError` if a file has images resized to more than a GiB on its own word."""
     from sane_plugins.formats import exists, source_errors
-    from sane_plugins.tasks import load_task
+    from sane_plugins.tasks import count_files, load_task
 
     if names.size is None or trust.everything:
         return
-    folder = Path(names.task)
-    if exists(folder) and folder.is_dir():  # its images may be of several sizes
-        with source_errors(folder):
-            values = _MAX_CHANNELS * sum(1 for _ in islice(folder.glob("*/*"), _MAX_FILES))
-    else:
-        task = load_task(names.task)
-        values = (len(task.y_train) + len(task.y_test)) * task.channels
+    values = 0
+    others = None if names.validation_share is not None else names.validation
+    for source in filter(None, (names.task, others)):
+        folder = Path(source)
+        if exists(folder) and folder.is_dir():  # its images may be of several sizes
+            with source_errors(folder):
+                values += _MAX_CHANNELS * count_files(folder, _MAX_FILES)
+        else:
+            task = load_task(source)
+            values += (len(task.y_train) + len(task.y_test)) * task.channels
     if names.size < 1 or values * names.size**2 > _MAX_PIXELS:
         raise ArgumentTypeError(
             "command, size",

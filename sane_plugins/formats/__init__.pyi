@@ -23,10 +23,11 @@ from .detection import content_form
 from .foreign.foreign_forms import foreign_form, holds_onnx
 from .foreign.foreign_table import ForeignForm
 from .guards import exists, open_until_collected, reopen_later, require_file, source_errors
-from .in_folders.declared import declared_architecture
+from .in_folders.declared import declared_architecture, declared_settings
 from .in_folders.folder_members import folder_member
 from .in_folders.folders import Located, locate
 from .in_folders.hub_cache import cached_path, is_cache_internal, is_hub_name
+from .in_folders.model_caches import cached_networks
 from .lazy_tensors import LazyTensors
 from .limits import require_names, require_shape, require_tensor_count
 from .reading import open_file
@@ -69,10 +70,12 @@ __all__ = [
     "Located",
     "Rounding",
     "StoredRows",
+    "cached_networks",
     "cached_path",
     "check_save",
     "content_form",
     "declared_architecture",
+    "declared_settings",
     "exists",
     "files_read",
     "fill_module",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import nn
 from sane_plugins.architectures import ACTIVATIONS
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import ZooError
+from sane_plugins.grafting import PromptInfo, PromptNetwork
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo import Entry, Zoo
 
@@ -27,8 +28,13 @@ _ShapeList = list[tuple[int, ...]]
 class Prompts(ShortRepr):
     """Chosen networks, best first, and what a reader should know about the choice."""
 
-    graphs: tuple[WeightGraph, ...]
+    networks: tuple[PromptNetwork, ...]
     notes: tuple[str, ...]
+
+    @property
+    def graphs(self) -> tuple[WeightGraph, ...]:
+        """Return the weights of the networks."""
+        return tuple(network.graph for network in self.networks)
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +73,16 @@ def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 24) -> Prompts:
     matches = [_shape_match(shapes, target_shapes) for shapes in _entry_shapes(ranked, zoo)]
     best_matches = [e for e, match in zip(ranked, matches, strict=True) if match == max(matches)]
     chosen = _alternate_datasets(best_matches)[:count]
-    return Prompts(tuple(zoo.graph(e) for e in chosen), tuple(notes))
+    return Prompts(tuple(_network(zoo, entry) for entry in chosen), tuple(notes))
+
+
+def _network(zoo: Zoo, entry: Entry) -> PromptNetwork:
+    """Return an entry of a zoo, which can run where the zoo knows what builds it."""
+    graph = zoo.graph(entry)
+    task = str(entry.properties.get("dataset", ""))
+    info = PromptInfo(name=graph.source, source=str(zoo.folder), task=task)
+    build = partial(zoo.module, entry) if entry.factory else None
+    return PromptNetwork(graph=graph, info=info, build=build)
 
 
 def activations(module: nn.Module) -> frozenset[str]:

@@ -5,11 +5,12 @@ from .grafted_weights import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
 from .methods import Graft, GraftMethod, TransferMethod, Transplant, write_graft
 from .prompt_images import prompt_images
-from .prompt_network import Preparation, PromptInfo, PromptNetwork
+from .prompt_network import Preparation, PromptInfo, PromptNetwork, PromptOffer
 from .regression import RegressionMethod
 from .ridge_classifier import RidgeFit, fit_ridge, lead
 from .transfer_methods import transfer_methods
-from .units import NetworkUnits, Norm, Unit, read_units
+from .unit_reader import read_units
+from .units import NetworkUnits, Norm, Unit
 
 __all__ = [
     "ChannelMaps",
@@ -23,6 +24,7 @@ __all__ = [
     "Preparation",
     "PromptInfo",
     "PromptNetwork",
+    "PromptOffer",
     "RegressionMethod",
     "RidgeFit",
     "TransferMethod",

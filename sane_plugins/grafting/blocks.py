@@ -75,7 +75,7 @@ def _joined(names: Sequence[str], connections: Connections, plan: BlockPlan) -> 
     branches = {x: [_members(reach[y]) for y in connections.data(x)] for x in joins}
     for name in joins:
         if connections.is_product(name) and len(branches[name]) == 2:
-            _note_gate(*branches[name], plan)
+            _note_gate(branches[name][0], branches[name][1], plan)
     groups: list[set[int]] = []
     taken = set(plan.places)
     for name in joins:

@@ -129,8 +129,8 @@ def _partners(matching: Matching) -> dict[int, Counter[int]]:
 
 def _importance(network: NetworkUnits, unit: Unit) -> torch.Tensor:
     """Return |scale| times filter norm of each output of a unit, (C,) float64."""
-    value = network.weight(unit).double().flatten(1).norm(dim=1).cpu()
+    value: torch.Tensor = network.weight(unit).double().flatten(1).norm(dim=1).cpu()
     scale = network.tensor(unit.norm.keys.get("scale")) if unit.norm else None
-    return (
-        value if scale is None or scale.shape != value.shape else value * scale.double().abs().cpu()
-    )
+    if scale is None or scale.shape != value.shape:
+        return value
+    return value * scale.double().abs().cpu()

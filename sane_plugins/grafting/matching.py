@@ -144,7 +144,7 @@ class _Likeness:
         if max(x.stride for x in sources) != target.stride:
             value *= _STRIDE_FACTOR
         depth = abs(sources[-1].halvings * self._scale - target.halvings)
-        return sqrt(value) * 2.0**-depth
+        return sqrt(value) * float(2.0**-depth)
 
 
 def _dimensions(
@@ -197,9 +197,10 @@ def _align(source: Sequence[Unit], target: Sequence[Unit], likeness: _Likeness) 
     A unit without a partner breaks the chain, so it is worse than an unlike partner. Neighbours that together
     are a dense convolution may serve one unit.
     """
-    best: list[list[tuple[float, tuple[Pair, ...]]]] = [[(0.0, ())] * (len(target) + 1)]
+    nothing: tuple[float, tuple[Pair, ...]] = (0.0, ())
+    best = [[nothing] * (len(target) + 1)]
     for i in range(1, len(source) + 1):
-        row = [(0.0, ())]
+        row = [nothing]
         for j in range(1, len(target) + 1):
             options = [best[i - 1][j], row[j - 1]]
             for taken in range(1, min(i, _MOST_COMPOSED) + 1):
@@ -237,7 +238,8 @@ def _serve(values: Sequence[Sequence[float]], targets: int) -> tuple[float, list
     """
     if not targets or not values:
         return 0.0, []
-    best = [(0.0, ())] + [(float("-inf"), ())] * targets
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    best += [(float("-inf"), ())] * targets
     for i, row in enumerate(values):
         new = list(best)
         for start in range(targets):

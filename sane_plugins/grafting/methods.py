@@ -18,7 +18,9 @@ from sane_plugins.grafting.grafted_weights import GraftedWeights, graft
 from sane_plugins.grafting.matching import Matching, match, match_places
 from sane_plugins.grafting.prompt_images import prompt_images
 from sane_plugins.grafting.prompt_network import PromptNetwork
-from sane_plugins.grafting.units import NetworkUnits, read_units
+from sane_plugins.grafting.transformers import PixelChange, graft_attention, write_mimetic
+from sane_plugins.grafting.unit_reader import read_units
+from sane_plugins.grafting.units import NetworkUnits
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task
 from sane_plugins.weights import load_nearest
@@ -26,6 +28,9 @@ from sane_plugins.weights import load_nearest
 Matcher = Callable[[NetworkUnits, NetworkUnits], Matching]
 TRANSFERRED = "transferred"
 """The label of a tensor whose values come from a prompt."""
+DRAWN = "mimetic"
+"""The label of a tensor that was drawn as trained ones are distributed; no prompt was read."""
+_STREAM_IMAGES = 256  # show which directions of a transformer's stream matter
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -111,7 +116,7 @@ def write_graft(
 
 
 class GraftMethod:
-    """Layers that match in shape and place lend their weights, by channel group."""
+    """Layers that match in shape and place lend their weights, by channel group; heads, by head."""
 
     matcher: Matcher = staticmethod(match)
 
@@ -125,15 +130,75 @@ class GraftMethod:
     ) -> Transplant:
         """Write a graft; see `TransferMethod`."""
         report(Progress(job="graft", done=0, total=1))
-        written = write_graft(target, prompt, task, rng, self.matcher)
+        is_matched = self.matcher is match
+        written = transformer_transplant(target, prompt, task) if is_matched else None
+        if written is None:
+            written = write_graft(target, prompt, task, rng, self.matcher).transplant
         report(Progress(job="graft", done=1, total=1))
-        return written.transplant
+        return written
 
 
 class PlaceMethod(GraftMethod):
     """Layers of one kind lend their weights by their relative place alone."""
 
     matcher: Matcher = staticmethod(match_places)
+
+
+def transformer_transplant(
+    target: nn.Module, prompt: PromptNetwork, task: Task
+) -> Transplant | None:
+    """Graft a transformer into a transformer; None, and nothing is written, for other networks."""
+    if prompt.build is None:
+        return None
+    module = prompt.build().to(task.x_train.device)
+    images = task.x_train[:_STREAM_IMAGES]
+    found = graft_attention(
+        target,
+        module,
+        images,
+        prompt_images(prompt, module, task, len(images)),
+        _pixel_change(prompt, task),
+    )
+    if found is None:
+        return None
+    return Transplant(
+        origins=dict.fromkeys(sorted(found.changed), TRANSFERRED),
+        similarity=found.similarity,
+        notes=found.notes,
+    )
+
+
+def _pixel_change(prompt: PromptNetwork, task: Task) -> PixelChange | None:
+    """Return how the prompt's standardisation of pixels differs from the task's, where it is known."""
+    preparation = prompt.info.preparation
+    if preparation is None or len(preparation.mean) != task.channels:
+        return None
+    ours = zip(task.pixel_mean, task.pixel_deviation, strict=True)
+    theirs = zip(preparation.mean, preparation.deviation, strict=True)
+    pairs = [(d / e, (m - n) / e) for (m, d), (n, e) in zip(ours, theirs, strict=True)]
+    return PixelChange(scale=tuple(x for x, _ in pairs), shift=tuple(x for _, x in pairs))
+
+
+class MimeticMethod:
+    """Attention is drawn as trained attention looks; the prompt is not read, and may be None."""
+
+    needs_prompt = False
+
+    def __call__(
+        self,
+        target: nn.Module,
+        prompt: PromptNetwork | None,  # noqa: ARG002 - the signature is that of all methods
+        task: Task,
+        rng: torch.Generator,
+        report: Report = silent,
+    ) -> Transplant:
+        """Write mimetic attention; see `TransferMethod`. Nothing is written where there is no attention."""
+        report(Progress(job="mimetic", done=0, total=1))
+        written = write_mimetic(target, task.x_train[:2], rng)
+        report(Progress(job="mimetic", done=1, total=1))
+        notes = () if written else ("the target has no attention between residual sums",)
+        origins = dict.fromkeys(sorted(written), DRAWN)
+        return Transplant(origins=origins, similarity=0.0, notes=notes)
 
 
 def _notes(written: Graft) -> Iterator[str]:

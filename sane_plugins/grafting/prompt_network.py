@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -51,3 +52,15 @@ class PromptNetwork(ShortRepr):
     graph: WeightGraph
     info: PromptInfo
     build: Callable[[], nn.Module] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptOffer:
+    """A prompt network that a plugin offers, to be read when it is wanted.
+
+    `load` returns it as a `PromptNetwork`, or what a host opens: a path, a name, a module, a graph. What
+    `info` says of it goes before what a file says of itself.
+    """
+
+    info: PromptInfo
+    load: Callable[[], Any]

@@ -22,8 +22,9 @@ def result_notes(
 ) -> tuple[str, ...]:
     """Return notes, each a sentence without its full stop; `task` is the original task before the split."""
     data, options = problem.task, problem.options
+    held_out = "held-out training images" if task.x_validation is None else "images to choose by"
     notes = [
-        f"scored on {len(data.y_test)} held-out training images, after training on"
+        f"scored on {len(data.y_test)} {held_out}, after training on"
         f" {len(data.y_train)} of {len(task.y_train)}; test images were not used"
     ]
     if forecast is not None:

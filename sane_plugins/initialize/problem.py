@@ -127,18 +127,18 @@ def prepare(
 def split_images(task: Task, flops: int, options: InitializeOptions) -> Task:
     """Split the training images into some to train on and some to choose by, which become the test images.
 
-    Neither part is larger than an epoch can afford, given the `flops` of one image's forward pass.
+    Of a task that has images to choose by, all training images are trained on. Neither part is larger than
+    an epoch can afford, given the `flops` of one image's forward pass.
     """
     rng = random_stream(options.seed, "data")
     affordable = int(_EPOCH_FLOPS / (_FORWARDS_PER_TRAINING_STEP * flops))
     max_images = min(max(affordable, _MIN_IMAGES), _MAX_IMAGES)
     held_out = min(options.validation_images, max_images)
-    held_out_share = min(options.validation, held_out / len(task.y_train))
-    return (
-        task.held_out(held_out_share, rng)
-        .subset(options.images or max_images, rng)
-        .to(options.device)
-    )
+    if task.x_validation is None:
+        split_task = task.held_out(min(options.validation, held_out / len(task.y_train)), rng)
+    else:
+        split_task = task.with_validation_for_test(held_out, rng)
+    return split_task.subset(options.images or max_images, rng).to(options.device)
 
 
 def _network_builder(

@@ -33,14 +33,20 @@ _MAX_LAYERS = 120
 _Points = Sequence[tuple[float, float]]
 
 
-def html_report(result: Initialization, verdict: str, notes: Sequence[str]) -> str:
-    """Return the report as HTML, without links, scripts or anything from elsewhere."""
+def html_report(
+    result: Initialization, verdict: str, notes: Sequence[str], snippet: str = ""
+) -> str:
+    """Return the report as HTML, without links, scripts or anything from elsewhere.
+
+    `snippet` is code that uses the file that was written, where there is one.
+    """
     trained = [row for row in result.rows if row.curve or row.chosen]
     provenance = {k: v for k, v in result.provenance.items() if k != "scores"}
     return _template().render(
         task=result.provenance["task"]["name"],
         verdict=verdict,
         notes=notes,
+        snippet=snippet.splitlines(),
         trained=trained,
         untrained=[row for row in result.rows if row not in trained],
         curves=LearningCurves.of(result.rows),

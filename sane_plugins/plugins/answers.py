@@ -42,6 +42,8 @@ def check_use(hook: str, answer: Any, device: str = "cpu") -> Any:
     require_no_coroutine(answer)
     if hook == "sane_encoders":
         _require_encoding(answer, device)
+    elif hook == "sane_prompts":
+        _require_prompt(answer)
     else:
         _require_estimate(answer)
     return answer
@@ -150,6 +152,54 @@ def _require_head(value: Any) -> None:
 def _require_engine(value: Any) -> None:
     if not callable(value):
         raise AnswerError(f"it is {_kind(value)}, which cannot be called")
+
+
+def _require_offer(value: Any) -> None:
+    from sane_plugins.grafting import PromptInfo, PromptOffer
+
+    if not isinstance(value, PromptOffer):
+        raise AnswerError(f"it is {_kind(value)} where a PromptOffer is needed")
+    if not isinstance(value.info, PromptInfo):
+        raise AnswerError(f"its info is {_kind(value.info)} where a PromptInfo is needed")
+    if not callable(value.load):
+        raise AnswerError(f"its load is {_kind(value.load)}, which cannot be called")
+    _require_types(value.info, dict.fromkeys(("name", "source", "task", "licence"), str))
+    require_name(value.info.name)
+    classes = value.info.classes
+    if not isinstance(classes, tuple | list) or not all(isinstance(x, str) for x in classes):
+        raise AnswerError("its classes are not a list of texts")
+    _require_preparation(value.info.preparation)
+
+
+def _require_preparation(told: Any) -> None:
+    from sane_plugins.grafting import Preparation
+
+    if told is None:
+        return
+    if not isinstance(told, Preparation):
+        raise AnswerError(f"its preparation is {_kind(told)} where a Preparation is needed")
+    for name, needed in (("mean", None), ("deviation", None), ("size", 2)):
+        numbers = getattr(told, name)
+        is_right = isinstance(numbers, tuple | list) and len(numbers) == (needed or len(told.mean))
+        if not is_right or not all(_is_number(x) and isfinite(x) for x in numbers):
+            raise AnswerError(f"the {name} of its preparation is {_show(numbers)}")
+    if not told.mean or min(told.deviation) <= 0 or min(told.size) < 1:
+        raise AnswerError("its preparation divides by what is not above 0, or is of no image")
+
+
+def _require_prompt(value: Any) -> None:
+    """Raise `AnswerError` unless an offer's function returned a prompt network or what a host opens."""
+    from torch import nn
+
+    from sane_plugins.grafting import PromptNetwork
+    from sane_plugins.weights import WeightGraph
+
+    if isinstance(value, PromptNetwork):
+        _require_types(value, {"graph": WeightGraph})
+        if value.build is not None and not callable(value.build):
+            raise AnswerError(f"its build is {_kind(value.build)}, which cannot be called")
+    elif not isinstance(value, str | Path | WeightGraph | nn.Module):
+        raise _wrong(value, "a PromptNetwork, a path, a module or a graph")
 
 
 def check_command(value: Any) -> None:
@@ -321,6 +371,7 @@ _ITEMS: Mapping[str, tuple[str, Check]] = {
     "sane_transfers": ("transfer", _require_transfer),
     "sane_property_heads": ("head", _require_head),
     "sane_engines": ("engine", _require_engine),
+    "sane_prompts": ("prompt", _require_offer),
     "sane_commands": ("command", check_command),
 }
 MANY_ANSWERS = frozenset(_ITEMS) - {"sane_predict_properties"} | {"sane_progress"}

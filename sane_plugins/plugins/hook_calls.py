@@ -30,6 +30,7 @@ _NOUNS = {
     "sane_transfers": "transfer",
     "sane_property_heads": "head",
     "sane_engines": "engine",
+    "sane_prompts": "prompt",
     "sane_commands": "command",
 }
 

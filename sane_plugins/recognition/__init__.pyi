@@ -1,8 +1,9 @@
-from .by_factory import NamedBuilder, with_layers_built
+from .by_factory import NamedBuilder, fit_builder, with_layers_built
 from .candidates import ArchitectureCandidate, BuildNamed, find_candidates
 from .index import IndexedArchitecture, indexed_architectures, kinds_text, pack_index
+from .library_names import close_names, library_sources
 from .meta_build import build_on_meta
-from .recognize import Recognizer
+from .recognize import Recognizer, likely_candidates
 from .signature import Counts, Length, Signature, fit_lengths, float_shapes
 from .topology import layer_kinds, topology_digest
 
@@ -16,12 +17,16 @@ __all__ = [
     "Recognizer",
     "Signature",
     "build_on_meta",
+    "close_names",
     "find_candidates",
+    "fit_builder",
     "fit_lengths",
     "float_shapes",
     "indexed_architectures",
     "kinds_text",
     "layer_kinds",
+    "library_sources",
+    "likely_candidates",
     "pack_index",
     "topology_digest",
     "with_layers_built",

@@ -33,12 +33,12 @@ class NamedBuilder:
     @cached_property
     def network(self) -> WeightGraph:
         """Return the network that it builds, without values where that is possible."""
-        return from_module(self._module(None), self.name)
+        return from_module(self.module(None), self.name)
 
     @cached_property
     def per_class(self) -> Mapping[tuple[str, int], tuple[int, int]]:
         """Return what each length, by tensor and axis, grows by with every class, and what it begins at."""
-        two, three = (float_shapes(self._module(count)) for count in (2, 3))
+        two, three = (float_shapes(self.module(count)) for count in (2, 3))
         return {
             (key, axis): (more - length, length - 2 * (more - length))
             for key, shape in two.items()
@@ -46,7 +46,8 @@ class NamedBuilder:
             if more != length
         }
 
-    def _module(self, classes: int | None) -> nn.Module:
+    def module(self, classes: int | None) -> nn.Module:
+        """Return what it builds, without values where that is possible."""
         try:
             return build_on_meta(lambda: self.build(classes))
         except SaneError:  # some need values; its own error is told where these do not help
@@ -80,6 +81,26 @@ def with_layers_built(graph: WeightGraph, builders: Sequence[NamedBuilder]) -> W
         "the factory must build the network that was saved",
         "name the right function with --factory",
     )
+
+
+def fit_builder(graph: WeightGraph, builder: NamedBuilder) -> tuple[Names, int | None] | None:
+    """Return the builder's names of a file's tensors, and the class count for which it builds that network.
+
+    None for the count where it is the builder's default; None altogether where it builds another network, or
+    one of other input channels.
+    """
+    stored = stored_shapes(graph)
+    names = _matching_names(stored, builder)
+    if isinstance(names, str):
+        return None
+    shapes, built = {names[key]: x for key, x in stored.items()}, stored_shapes(builder.network)
+    if shapes == built:
+        return names, None
+    for (key, axis), (more, start) in builder.per_class.items():
+        count = (shapes[key][axis] - start) // more
+        has_fit = stored_shapes(from_module(builder.module(count), builder.name)) == shapes
+        return (names, count) if has_fit else None
+    return None
 
 
 def _matching_names(stored: Shapes, builder: NamedBuilder) -> Names | str:

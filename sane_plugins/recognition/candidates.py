@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sane_plugins.architectures import build
+from sane_plugins.architectures import BuildCode, build, build_code, described_code
 from sane_plugins.recognition.index import IndexedArchitecture, find_indexed
 from sane_plugins.recognition.our_families import our_factories
 from sane_plugins.recognition.signature import Counts, Shapes
@@ -63,10 +63,20 @@ class ArchitectureCandidate:
         """Build it for a number of classes and the network's input channels, to be trained."""
         if self.factory is not None:
             return build({**self.factory, "classes": classes})
+        return build_named(self._trained_name, classes)
+
+    def code_for(self, classes: int) -> BuildCode:
+        """Return the code that builds what `build_for` builds."""
+        if self.factory is not None:
+            return described_code({**self.factory, "classes": classes})
+        return build_code(self._trained_name, classes)
+
+    @property
+    def _trained_name(self) -> str:
         name = self.name.replace(_HEADLESS, "").replace(_WITH_AUX, "")
         if self.counts.channels not in (None, _USUAL_CHANNELS):
             name += f",channels={self.counts.channels}"
-        return build_named(name, classes)
+        return name
 
 
 def find_candidates(graph: WeightGraph) -> list[ArchitectureCandidate]:

@@ -41,7 +41,7 @@ class Recognizer:
             return graph
         recognized, note = tuple(x.name for x in candidates), _describe(candidates)
         reason = "each connects them in another way"
-        if len({x.indexed.topology for x in candidates if x.indexed}) <= 1:
+        if _are_connected_alike(candidates):
             for candidate in candidates:
                 try:
                     connected = with_layers_of(graph, self._network(candidate), candidate.names)
@@ -69,6 +69,16 @@ class Recognizer:
                 for name in [*self._networks][:-_MAX_KEPT]:
                     del self._networks[name]
         return network
+
+
+def likely_candidates(graph: WeightGraph) -> list[ArchitectureCandidate]:
+    """Return the architectures that a network may be of; none where they are connected in several ways."""
+    candidates = _as_declared(graph, find_candidates(graph))
+    return candidates if _are_connected_alike(candidates) else []
+
+
+def _are_connected_alike(candidates: Sequence[ArchitectureCandidate]) -> bool:
+    return len({x.indexed.topology for x in candidates if x.indexed}) <= 1
 
 
 def _as_declared(

@@ -150,6 +150,18 @@ def require_known_classes(name: str, key: str, labels: torch.Tensor, classes: in
         )
 
 
+def require_all_classes(name: str, key: str, labels: torch.Tensor, classes: Sequence[str]) -> None:
+    """Raise `TaskError` unless there is a label of each class."""
+    missing = sorted({*range(len(classes))} - {*labels.unique().tolist()})
+    if missing:
+        raise TaskError(
+            f"{name}, '{key}'",
+            f"there is no image of class '{classes[missing[0]]}' to choose by",
+            "each class that is trained is needed there",
+            "add images of it",
+        )
+
+
 def class_names(name: str, given: Array | None, classes: int) -> tuple[str, ...]:
     """Return the names of the classes by label: those given, if they are names, or numbers.
 

@@ -1,10 +1,11 @@
-"""Read images and labels from `.npz` files and image folders as arrays."""
+"""Read images and labels of image folders as arrays."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sane_plugins.errors import SaneError, TaskError, first_line
-from sane_plugins.formats import Archive
+from sane_plugins.tasks.class_folders import ClassFolder
 
 Array: TypeAlias = npt.NDArray[Any]
 MAX_IMAGE_PIXELS, MAX_TASK_VALUES = 2**26, 2**31
@@ -27,64 +28,46 @@ _FORMATS = (
 )
 
 
-def read_npz(
-    path: Path, needed: Sequence[str], also: Sequence[str], told: Sequence[str] = ()
-) -> dict[str, Array]:
-    """Return the arrays named in `needed`, and those named in `also` and `told` that are present.
+@dataclass(frozen=True)
+class ImageSet:
+    """Images (N, H, W) or (N, H, W, C) and labels (N,), as they are read.
 
-    What is `told` is left out where it is no plain array. Raises `TaskError` if one that is needed is
-    missing, or if this is not a file of plain arrays.
+    `classes` are the classes' names, if any; `unit` is the pixel value of white, where it is known.
     """
-    try:
-        Archive(path)  # refuses zip bombs
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            names = list(file.keys())
-            arrays: dict[str, Array] = {k: file[k] for k in (*needed, *also) if k in names}
-            for key in (key for key in told if key in names):
-                with suppress(ValueError):  # of pickled objects
-                    arrays[key] = file[key]
-    except Exception as error:  # damaged bytes may make NumPy raise anything
-        reason = error.found if isinstance(error, SaneError) else first_line(error)
-        raise TaskError(
-            path,
-            f"it cannot be read as an .npz file of plain arrays ({reason})",
-            "a task file is one that numpy.savez wrote, without pickled objects",
-            "save it again with numpy.savez, or give a folder with one sub-folder per class",
-        ) from error
-    if missing := [key for key in needed if key not in arrays]:
-        raise TaskError(
-            path,
-            f"it holds {', '.join(sorted(names)) or 'nothing'}, no {' and no '.join(missing)}",
-            f"{' and '.join(needed)} are needed",
-            "save the arrays under these names",
-        )
-    return arrays
+
+    images: Array
+    labels: Array
+    classes: Array | None = None
+    unit: float | None = None
 
 
-def read_folder(path: Path, size: int | None) -> tuple[Array, Array, Array, float | None]:
-    """Return images, labels, class names and the pixel value of white of a folder, a sub-folder per class.
+class MixedSizesError(TaskError):
+    """The images of a folder have several sizes; `usual_side` is the median of their shorter sides."""
 
-    `size` resizes every image to a square of that many pixels; without it all must have the same size.
+    usual_side: int = 0
+
+
+def read_sets(folders: Mapping[str, ClassFolder], size: int | None) -> dict[str, ImageSet]:
+    """Return the images of folders, all of them grey (N, H, W), or all in colours (N, H, W, 3).
+
+    `size` resizes every image to a square of that many pixels. Without it all must have the same size,
+    else `MixedSizesError` is raised.
     """
-    classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [sorted(f for f in c.iterdir() if f.is_file() and f.name[0] != ".") for c in classes]
-    if empty := [c.name for c, inside in zip(classes, files, strict=True) if not inside]:
-        raise TaskError(
-            path,
-            f"sub-folder '{empty[0]}' holds no files",
-            "each sub-folder is one class of images",
-            "remove it, or name the folder that holds the classes",
+    files = [
+        file for folder in folders.values() for inside in folder.files.values() for file in inside
+    ]
+    images, has_range = _read_images(files, size)
+    sets, start = {}, 0
+    for role, folder in folders.items():
+        counts = [len(inside) for inside in folder.files.values()]
+        sets[role] = ImageSet(
+            images[start : start + sum(counts)],
+            np.repeat(np.arange(len(counts)), counts),
+            np.array(folder.classes),
+            _WHITE if has_range else None,
         )
-    if not classes:
-        raise TaskError(
-            path,
-            "it has no sub-folders",
-            "one sub-folder of images per class is needed",
-            "sort the images into a sub-folder per class",
-        )
-    images, has_range = _read_images([file for inside in files for file in inside], size)
-    labels = np.repeat(np.arange(len(classes)), [len(inside) for inside in files])
-    return images, labels, np.array([c.name for c in classes]), _WHITE if has_range else None
+        start += sum(counts)
+    return sets
 
 
 def _read_images(files: Sequence[Path], size: int | None) -> tuple[Array, bool]:
@@ -93,26 +76,13 @@ def _read_images(files: Sequence[Path], size: int | None) -> tuple[Array, bool]:
     Those that have one are of 0 to 255, float32 where they are finer.
     """
     image = _pillow()
-    kept = _TaskSize(size)
+    _require_sizes(image, files, size)
     arrays: list[Array] = []
     has_range: list[bool] = []
     for file in files:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Pillow: the limits here are tighter
-                with image.open(file, formats=_known_formats(image)) as opened:
-                    kept.add(file, opened.size)
-                    arrays.append(_pixels(image, opened, size))
-                    has_range.append(_is_16_bit(opened) or opened.mode not in _FINE_MODES)
-        except SaneError:
-            raise
-        except Exception as error:  # damaged bytes may make Pillow raise anything
-            raise TaskError(
-                file,
-                f"it cannot be read as an image ({first_line(error)})",
-                "the sub-folders of a task hold images only",
-                "remove or replace it",
-            ) from error
+        with _opened(image, file) as opened:
+            arrays.append(_pixels(image, opened, size))
+            has_range.append(_is_16_bit(opened) or opened.mode not in _FINE_MODES)
         if has_range[-1] != has_range[0]:
             raise TaskError(
                 file,
@@ -120,17 +90,48 @@ def _read_images(files: Sequence[Path], size: int | None) -> tuple[Array, bool]:
                 "all pixels run from black to white, or none does",
                 "convert all images to one form",
             )
-        if arrays[-1].shape[:2] != arrays[0].shape[:2]:
-            (height, width), (other, wide) = arrays[0].shape[:2], arrays[-1].shape[:2]
-            raise TaskError(
-                file,
-                f"its size is {wide} x {other} pixels",
-                f"the images before it have {width} x {height}",
-                "resize all images with --size",
-            )
     if any(a.ndim == 3 for a in arrays):
         arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, axis=2) for a in arrays]
     return np.stack(arrays), has_range[0]
+
+
+def _require_sizes(image: Any, files: Sequence[Path], size: int | None) -> None:
+    """Read what the files declare; raise `TaskError` where it is too much, or of several sizes."""
+    kept, sizes = _TaskSize(size), []
+    for file in files:
+        with _opened(image, file) as opened:
+            kept.add(file, opened.size)
+            sizes.append(opened.size)
+    other = next((i for i, found in enumerate(sizes) if found != sizes[0]), None)
+    if size is None and other is not None:
+        (width, height), (wide, high) = sizes[0], sizes[other]
+        error = MixedSizesError(
+            files[other],
+            f"its size is {wide} x {high} pixels",
+            f"the images before it have {width} x {height}",
+            "resize all images with --size",
+        )
+        error.usual_side = sorted(map(min, sizes))[len(sizes) // 2]
+        raise error
+
+
+@contextmanager
+def _opened(image: Any, file: Path) -> Iterator[Any]:
+    """Open an image file; damage becomes one sentence."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow: the limits here are tighter
+            with image.open(file, formats=_known_formats(image)) as opened:
+                yield opened
+    except SaneError:
+        raise
+    except Exception as error:  # damaged bytes may make Pillow raise anything
+        raise TaskError(
+            file,
+            f"it cannot be read as an image ({first_line(error)})",
+            "the sub-folders of a task hold images only",
+            "remove or replace it",
+        ) from error
 
 
 def _pixels(image: Any, opened: Any, size: int | None) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 
@@ -10,43 +12,51 @@ import torch
 
 from sane_plugins.arguments import require_type
 from sane_plugins.errors import TaskError, UsageError, first_line
+from sane_plugins.tasks.class_folders import TEST, TRAIN, VALIDATION, ClassFolder, find_sets
 from sane_plugins.tasks.image_arrays import (
     check_images,
     check_labels,
     class_names,
     count_classes,
     pixel_unit,
+    require_all_classes,
     require_images,
     require_known_classes,
 )
-from sane_plugins.tasks.image_files import Array, read_folder, read_npz
+from sane_plugins.tasks.image_files import ImageSet, read_sets
+from sane_plugins.tasks.npz_files import read_npz
 from sane_plugins.tasks.splitting import stratified_split
 from sane_plugins.tasks.task import Task
 from sane_plugins.tasks.torchvision_datasets import TORCHVISION, read_torchvision
 
 _TEST_SHARE = 0.2
 _MAX_SHOWN = 4096  # characters of a name
-_TRAIN, _TEST = ("x_train", "y_train"), ("x_test", "y_test")
+_KEYS = {TRAIN: ("x_train", "y_train"), TEST: ("x_test", "y_test"), VALIDATION: ("x_val", "y_val")}
 _CLASSES = "classes"
 
 
-def load_task(source: str | Path, size: int | None = None) -> Task:
+def load_task(
+    source: str | Path, size: int | None = None, validation: str | Path | None = None
+) -> Task:
     """Read a task: `digits` (scikit-learn's 8x8 handwritten digits), an `.npz` file, or an image folder.
 
     `torchvision:MNIST:FOLDER` is a torchvision data set that is already in that folder.
 
     An `.npz` holds `x_train` (N, H, W) or (N, H, W, C), `y_train` (N,), and `x_test`, `y_test`; without
-    these, a fifth of the images of each class is held out, always the same. An array `classes` may name the
-    classes, in the order of the labels. A folder holds one sub-folder of images per class. `size` resizes
-    all images to a square of that many pixels, which allows a folder of mixed sizes. Raises `TaskError` if
-    the source is unusable.
+    these, a fifth of the images of each class is held out, always the same. Images to choose by may be in
+    `x_val`, `y_val`, and the classes' names in `classes`, in the order of the labels. A folder holds one
+    sub-folder of images per class, or folders `train`, `val` and `test` that do. `validation` is another
+    folder or file with images to choose by; where there are such images and no test images, they are these
+    too. `size` resizes all images to a square of that many pixels, which allows a folder of mixed sizes.
+    Raises `TaskError` if the source is unusable, `MixedSizesError` where a size is needed.
     """
     require_type("load_task, source", source, str, Path)
     require_type("load_task, size", size, int, NoneType)
+    require_type("load_task, validation", validation, str, Path, NoneType)
     if size is not None and size < 1:
         raise UsageError("--size", f"it is {size}", "a size is at least 1 pixel", "give another")
     try:
-        task = _load(source, size)
+        sets = _read(source, size, validation)
     except OSError as error:  # a folder that may not be read, a name that is too long
         raise TaskError(
             f"{source}"[:_MAX_SHOWN],
@@ -54,20 +64,25 @@ def load_task(source: str | Path, size: int | None = None) -> Task:
             "images are needed",
             "check the name, and the right to read all that lies there",
         ) from error
+    task = _build_task(str(source), sets)
     return task if size is None else task.resized(size)
 
 
-def _load(source: str | Path, size: int | None) -> Task:
-    path = Path(source)
+def _read(
+    source: str | Path, size: int | None, validation: str | Path | None
+) -> dict[str, ImageSet]:
+    """Return the sets of images of a task."""
+    path, others = Path(source), None if validation is None else Path(validation)
+    folders: dict[str, ClassFolder] = {}
+    sets: dict[str, ImageSet] = {}
     if source == "digits":
-        task = _load_digits()
+        sets = _read_digits()
     elif str(source).startswith(TORCHVISION):
-        *arrays, classes = read_torchvision(str(source))
-        task = _build_task(str(source), *arrays, classes=classes)
+        sets = dict(zip((TRAIN, TEST), read_torchvision(str(source)), strict=True))
     elif path.is_dir():
-        task = _split_test(str(path), *read_folder(path, size))
+        folders = find_sets(path)
     elif path.is_file():
-        task = _load_npz(path)
+        sets = _read_npz(path)
     else:
         raise TaskError(
             path,
@@ -75,81 +90,109 @@ def _load(source: str | Path, size: int | None) -> Task:
             "images are needed",
             "give an .npz file, a folder with one sub-folder per class, or 'digits'",
         )
-    return task
+    if others is not None and others.is_dir():
+        folders[VALIDATION] = ClassFolder.of(others)
+        if TRAIN in folders:
+            folders[VALIDATION].require_classes_of(folders[TRAIN])
+    elif others is not None and others.is_file():
+        given = _read_npz(others)
+        sets[VALIDATION] = given.get(VALIDATION, given[TRAIN])
+        folders.pop(VALIDATION, None)
+    elif others is not None:
+        raise TaskError(
+            others,
+            "there is no such file or folder",
+            "images to choose by are needed",
+            "give an .npz file, a folder with one sub-folder per class, or a share such as 0.2",
+        )
+    return {**sets, **(read_sets(folders, size) if folders else {})}
 
 
-def _load_digits() -> Task:
+def _read_digits() -> dict[str, ImageSet]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    return _split_test("digits", data.images.astype(np.float32), data.target.astype(np.int64))
+    images = ImageSet(data.images.astype(np.float32), data.target.astype(np.int64))
+    return {TRAIN: images}
 
 
-def _load_npz(path: Path) -> Task:
-    arrays = read_npz(path, _TRAIN, _TEST, (_CLASSES,))
-    classes = arrays.get(_CLASSES)
-    given = [key for key in _TEST if key in arrays]
-    if len(given) == 1:
-        raise TaskError(
-            path,
-            f"it holds {given[0]} alone",
-            "test images and their labels go together",
-            "give both x_test and y_test, or neither",
-        )
-    if not given:
-        return _split_test(str(path), arrays["x_train"], arrays["y_train"], classes)
-    return _build_task(str(path), *(arrays[key] for key in (*_TRAIN, *_TEST)), classes=classes)
+def _read_npz(path: Path) -> dict[str, ImageSet]:
+    others = [key for role in (TEST, VALIDATION) for key in _KEYS[role]]
+    arrays = read_npz(path, _KEYS[TRAIN], others, (_CLASSES,))
+    sets = {}
+    for role, keys in _KEYS.items():
+        given = [key for key in keys if key in arrays]
+        if len(given) == 1:
+            raise TaskError(
+                path,
+                f"it holds {given[0]} alone",
+                "images and their labels go together",
+                f"give both {keys[0]} and {keys[1]}, or neither",
+            )
+        if given:
+            images, labels = (arrays[key] for key in keys)
+            sets[role] = ImageSet(images, labels, arrays.get(_CLASSES))
+    return sets
 
 
-def _split_test(
-    name: str, x: Array, y: Array, classes: Array | None = None, unit: float | None = None
-) -> Task:
+def _hold_out(name: str, given: ImageSet) -> dict[str, ImageSet]:
     """Hold out test images with a fixed seed."""
-    require_images(name, "x_train", x)
-    labels = check_labels(name, "y_train", y, x)
-    train, test = stratified_split(labels, _TEST_SHARE, torch.Generator().manual_seed(0))
-    if not len(test):
+    require_images(name, "x_train", given.images)
+    labels = check_labels(name, "y_train", given.labels, given.images)
+    rng = torch.Generator().manual_seed(0)
+    parts = [part.numpy() for part in stratified_split(labels, _TEST_SHARE, rng)]
+    if not len(parts[1]):
         raise TaskError(
             name,
             "no class has two images or more",
             "some are needed to test with",
             "give more images, or x_test and y_test",
         )
-    arrays = (x[train.numpy()], y[train.numpy()], x[test.numpy()], y[test.numpy()])
-    return _build_task(name, *arrays, classes=classes, unit=unit)
+    return {
+        role: replace(given, images=given.images[part], labels=given.labels[part])
+        for role, part in zip((TRAIN, TEST), parts, strict=True)
+    }
 
 
-def _build_task(
-    name: str, *arrays: Array, classes: Array | None = None, unit: float | None = None
-) -> Task:
+def _build_task(name: str, sets: Mapping[str, ImageSet]) -> Task:
     """Validate and standardise. Affine pixel scalings, such as to [0, 1], cancel out here.
 
-    `unit` is the pixel value of white, where it is known.
+    Images to choose by are test images too where there are no others.
     """
-    x_train, x_test = (
-        check_images(name, "x_train", arrays[0]),
-        check_images(name, "x_test", arrays[2]),
-    )
-    y_train = check_labels(name, "y_train", arrays[1], arrays[0])
-    y_test = check_labels(name, "y_test", arrays[3], arrays[2])
-    class_count = count_classes(name, y_train)
-    require_known_classes(name, "y_test", y_test, class_count)
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise TaskError(
-            f"{name}, 'x_test'",
-            f"its images are {tuple(x_test.shape[1:])}",
-            f"those of x_train are {tuple(x_train.shape[1:])}",
-            "give both the same size",
-        )
-    unit = pixel_unit(arrays[0]) if unit is None else unit
+    if sets.keys() == {TRAIN}:
+        sets = _hold_out(name, sets[TRAIN])
+    train = sets[TRAIN]
+    unit = pixel_unit(train.images) if train.unit is None else train.unit
+    x, y = {}, {}
+    for role, (x_key, y_key) in _KEYS.items():
+        if (given := sets.get(role)) is None:
+            continue
+        x[role] = check_images(name, x_key, given.images)
+        y[role] = check_labels(name, y_key, given.labels, given.images)
+        if x[role].shape[1:] != x[TRAIN].shape[1:]:
+            raise TaskError(
+                f"{name}, '{x_key}'",
+                f"its images are {tuple(x[role].shape[1:])}",
+                f"those of x_train are {tuple(x[TRAIN].shape[1:])}",
+                "give both the same size",
+            )
+    class_count = count_classes(name, y[TRAIN])
+    classes = class_names(name, train.classes, class_count)
+    for role in sets.keys() - {TRAIN}:
+        require_known_classes(name, _KEYS[role][1], y[role], class_count)
+    if VALIDATION in sets:
+        require_all_classes(name, _KEYS[VALIDATION][1], y[VALIDATION], classes)
+    test = TEST if TEST in sets else VALIDATION
     task = Task(
         name=name,
-        x_train=x_train,
-        y_train=y_train,
-        x_test=x_test,
-        y_test=y_test,
-        classes=class_names(name, classes, class_count),
-        pixel_deviation=(1 / unit,) * x_train.shape[1],
+        x_train=x[TRAIN],
+        y_train=y[TRAIN],
+        x_test=x[test],
+        y_test=y[test],
+        x_validation=x.get(VALIDATION),
+        y_validation=y.get(VALIDATION),
+        classes=classes,
+        pixel_deviation=(1 / unit,) * x[TRAIN].shape[1],
         pixel_unit=unit,
     )
     return task.standardized()

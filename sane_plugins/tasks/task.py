@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn.functional import interpolate
 
 from sane_plugins.display import ShortRepr
+from sane_plugins.errors import TaskError
 from sane_plugins.tasks.image_arrays import require_task_values
 from sane_plugins.tasks.image_files import require_resizable
 from sane_plugins.tasks.splitting import stratified_split
@@ -22,7 +24,8 @@ class Task(ShortRepr):
     Images have mean 0 and deviation 1 per channel over the training images: a pixel of brightness v, from 0
     (black) to 1 (white), became (v - pixel_mean) / pixel_deviation, where both have a number per
     channel, and where v is the pixel's value in the source divided by `pixel_unit`, such as 255. Without
-    them the images count as what the source holds. `classes` are the classes' names, by label.
+    them the images count as what the source holds. `classes` are the classes' names, by label. Images
+    to choose by are those of `x_validation`, with labels; without them some training images serve.
     """
 
     name: str
@@ -34,6 +37,8 @@ class Task(ShortRepr):
     pixel_mean: tuple[float, ...] = ()
     pixel_deviation: tuple[float, ...] = ()
     pixel_unit: float = 1.0
+    x_validation: torch.Tensor | None = None
+    y_validation: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("pixel_mean", 0.0), ("pixel_deviation", 1.0)):
@@ -56,7 +61,7 @@ class Task(ShortRepr):
         if size == self.size:
             return self
         require_resizable(self.name, self.size, size)
-        images = len(self.y_train) + len(self.y_test)
+        images = sum(len(x) for x in self._images())
         require_task_values(self.name, images * self.channels * size[0] * size[1])
         task = self._with_images(
             lambda x: interpolate(
@@ -67,12 +72,12 @@ class Task(ShortRepr):
 
     def standardized(self) -> Task:
         """Return the task with mean 0 and deviation 1 per channel over its training images."""
-        images, means, deviations = standardize(self.name, (self.x_train, self.x_test))
+        images, means, deviations = standardize(self.name, self._images())
+        changed: dict[str, Any] = self._named(images)
         before = tuple(zip(self.pixel_mean, self.pixel_deviation, strict=True))
         return replace(
             self,
-            x_train=images[0],
-            x_test=images[1],
+            **changed,
             pixel_mean=tuple(m + d * mean for (m, d), mean in zip(before, means, strict=True)),
             pixel_deviation=tuple(
                 d * deviation for (_, d), deviation in zip(before, deviations, strict=True)
@@ -91,12 +96,52 @@ class Task(ShortRepr):
     def to(self, device: str | torch.device) -> Task:
         """Return the task with its images and labels on a device."""
         task = self._with_images(lambda x: x.to(device))
-        return replace(task, y_train=self.y_train.to(device), y_test=self.y_test.to(device))
+        labels = None if self.y_validation is None else self.y_validation.to(device)
+        return replace(
+            task,
+            y_train=self.y_train.to(device),
+            y_test=self.y_test.to(device),
+            y_validation=labels,
+        )
 
     def subset(self, count: int, rng: torch.Generator) -> Task:
         """Return the task with at most `count` training images, drawn at random; test images stay."""
         keep = torch.randperm(len(self.y_train), generator=rng)[:count]
         return replace(self, x_train=self.x_train[keep], y_train=self.y_train[keep])
+
+    def at_most(self, count: int, rng: torch.Generator) -> Task:
+        """Return the task with at most `count` images of each set, drawn at random."""
+        kept = [torch.randperm(len(x), generator=rng)[:count].sort().values for x in self._images()]
+        changed: dict[str, Any] = self._named(
+            [x[keep] if count < len(x) else x for x, keep in zip(self._images(), kept, strict=True)]
+        )
+        labels = self._named(kept)
+        for name, keep in labels.items():
+            if keep is not None:
+                key = name.replace("x_", "y_")
+                changed[key] = getattr(self, key)[keep]
+        return replace(self, **changed)
+
+    def with_validation_for_test(self, count: int, rng: torch.Generator) -> Task:
+        """Return the task with at most `count` of the images to choose by, at random, as its test images.
+
+        The original test images are dropped, so that they cannot influence any selection.
+        """
+        if self.x_validation is None or self.y_validation is None:
+            raise TaskError(
+                self.name,
+                "it has no images to choose by",
+                "a folder 'val', or x_val and y_val, is needed",
+                "hold out training images with held_out()",
+            )
+        keep = torch.randperm(len(self.y_validation), generator=rng)[:count].sort().values
+        return replace(
+            self,
+            x_test=self.x_validation[keep],
+            y_test=self.y_validation[keep],
+            x_validation=None,
+            y_validation=None,
+        )
 
     def held_out(self, fraction: float, rng: torch.Generator) -> Task:
         """Return the task with its training images split, stratified by class, into training and test images.
@@ -110,7 +155,22 @@ class Task(ShortRepr):
             y_train=self.y_train[train],
             x_test=self.x_train[test],
             y_test=self.y_train[test],
+            x_validation=None,
+            y_validation=None,
         )
 
+    def _images(self) -> list[torch.Tensor]:
+        """Return all images, each set once: images to choose by may be the test images too."""
+        sets = (self.x_train, self.x_test, self.x_validation)
+        distinct = {id(x): x for x in sets if x is not None}
+        return [*distinct.values()]
+
+    def _named(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor | None]:
+        """Return the fields of images, given what became of `_images`."""
+        changed = {id(old): new for old, new in zip(self._images(), images, strict=True)}
+        names = ("x_train", "x_test", "x_validation")
+        return {name: changed.get(id(getattr(self, name))) for name in names}
+
     def _with_images(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Task:
-        return replace(self, x_train=change(self.x_train), x_test=change(self.x_test))
+        changed: dict[str, Any] = self._named([change(x) for x in self._images()])
+        return replace(self, **changed)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from sane_plugins.errors import TaskError, first_line
-from sane_plugins.tasks.image_files import Array
+from sane_plugins.tasks.image_files import ImageSet
 
 TORCHVISION = "torchvision:"
 
 
-def read_torchvision(source: str) -> tuple[Array, Array, Array, Array, Array | None]:
-    """Return x_train, y_train, x_test, y_test and the class names, if any, of `torchvision:NAME:FOLDER`.
+def read_torchvision(source: str) -> tuple[ImageSet, ImageSet]:
+    """Return the images for training and for testing of `torchvision:NAME:FOLDER`.
 
     FOLDER is torchvision's `root`. Only data sets that keep all images in memory are supported, such as
     MNIST and its variants, CIFAR10, CIFAR100, SVHN, USPS and STL10.
@@ -35,11 +35,10 @@ def read_torchvision(source: str) -> tuple[Array, Array, Array, Array, Array | N
             "its class name is needed",
             "write for example torchvision:CIFAR10:data",
         )
-    *train, names = _arrays(source, kind, folder, True)
-    return *train, *_arrays(source, kind, folder, False)[:2], names  # type: ignore[return-value]
+    return _images(source, kind, folder, True), _images(source, kind, folder, False)
 
 
-def _arrays(source: str, kind: Any, folder: str, train: bool) -> tuple[Array, Array, Array | None]:
+def _images(source: str, kind: Any, folder: str, train: bool) -> ImageSet:
     split = {"train": train} if "train" in _arguments(kind) else {"split": _split(train)}
     try:
         dataset = kind(Path(folder), download=False, **split)
@@ -56,7 +55,7 @@ def _arrays(source: str, kind: Any, folder: str, train: bool) -> tuple[Array, Ar
     names = getattr(dataset, "classes", None)
     if not isinstance(names, list | tuple) or len(names) <= labels.max(initial=0):
         names = None
-    return images, labels, None if names is None else np.array([*map(str, names)])
+    return ImageSet(images, labels, None if names is None else np.array([*map(str, names)]))
 
 
 def _arguments(kind: Any) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ def test_every_option_is_a_field_of_one_group() -> None:
     ]
     taken = {p.name for p in main.params} - COMMON
     assert taken <= {*names}
-    named = {"sane", "sampler"}  # what they name is an option of the API: the SANE, a sampler
+    # What they name is an option of the API: the SANE, a sampler, a share of the images.
+    named = {"sane", "sampler", "validation"}
     assert {name for name in taken if names.count(name) > 1} == named
     assert len(inspect.signature(inspect.unwrap(main.callback)).parameters) <= 5
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from graftnets import MobileNet, Opaque, PlainNet, ResidualNet, trained
+from tokennets import TorchViT
+from tokennets import trained as trained_tokens
 from torch import nn
 
 from sane_plugins import hookimpl
@@ -57,6 +59,22 @@ def test_a_host_offers_methods_that_write_what_they_say(name: str) -> None:
     assert set(found.origins.values()) == {"transferred"}
     assert 0 < found.similarity < 1
     assert found.notes[0].startswith("4 of 4 layers")
+
+
+def test_transformers_and_attention_are_offered_by_the_same_methods() -> None:
+    torch.manual_seed(0)
+    source, data = prompt(trained_tokens(TorchViT())), task(size=32)
+    target, drawn, plain = TorchViT(heads=2, depth=3), TorchViT(), PlainNet()
+    found = transfer_methods()["graft"](target, source, data, torch.Generator().manual_seed(0))
+    assert "encoder.layers.2.self_attn.in_proj_weight" in found.origins
+    assert 0 < found.similarity < 1
+    mimetic = transfer_methods()["mimetic"]
+    found = mimetic(drawn, source, data, torch.Generator().manual_seed(0))
+    assert set(found.origins.values()) == {"mimetic"}
+    assert "classes.weight" not in found.origins
+    found = mimetic(plain, source, data, torch.Generator().manual_seed(0))
+    assert not found.origins
+    assert "no attention" in found.notes[0]
 
 
 def test_equal_inputs_give_equal_bytes_whatever_the_labels() -> None:

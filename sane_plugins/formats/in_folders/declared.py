@@ -30,6 +30,15 @@ def declared_architecture(path: str | Path) -> str | None:
     return f"{name}.{tag}" if name and tag and "." not in name else name or None
 
 
+def declared_settings(path: str | Path) -> Mapping[str, Any]:
+    """Return what lies beside a file, or in a folder: `config.json`, and how images are prepared.
+
+    `preprocessor` is the object in transformers' `preprocessor_config.json`. Everything is a stranger's word.
+    """
+    preprocessor = _config(Path(path), "preprocessor_config.json")
+    return {**_config(Path(path), "config.json"), "preprocessor": preprocessor}
+
+
 def declarations(path: Path) -> Iterator[str]:
     """Yield what the files beside a network's file, or in its folder, say that it is."""
     config, adapter = _config(path, "config.json"), _config(path, "adapter_config.json")

@@ -74,6 +74,6 @@ def test_a_missing_timm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         sane_timm.sane_open("timm:resnet10t")
 
 
-@pytest.mark.parametrize("source", ["resnet10t", "torchvision:resnet18", None, 3])
+@pytest.mark.parametrize("source", ["resnet18", "torchvision:resnet18", "small-cnn", None, 3])
 def test_other_sources_are_left_to_others(source: object) -> None:
     assert sane_timm.sane_open(source) is None

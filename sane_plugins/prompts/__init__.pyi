@@ -1,0 +1,24 @@
+from .cached import CACHE, CachedPrompts, cached_prompts
+from .card import CARD_KEY, PromptCard, read_card
+from .declared import declared_info, imagenet_classes
+from .reader import PromptReader
+from .runnable import network_of_builder, network_of_graph, network_of_module
+from .seen_classes import SeenClasses, class_notes, seen_classes
+
+__all__ = [
+    "CACHE",
+    "CARD_KEY",
+    "CachedPrompts",
+    "PromptCard",
+    "PromptReader",
+    "SeenClasses",
+    "cached_prompts",
+    "class_notes",
+    "declared_info",
+    "imagenet_classes",
+    "network_of_builder",
+    "network_of_graph",
+    "network_of_module",
+    "read_card",
+    "seen_classes",
+]

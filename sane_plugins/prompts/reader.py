@@ -1,0 +1,70 @@
+"""Read prompt networks from what users name: files, folders, names of networks, modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sane_plugins.architectures import build
+from sane_plugins.formats import exists, files_read
+from sane_plugins.grafting import PromptInfo, PromptNetwork
+from sane_plugins.prompts.card import PromptCard, read_card
+from sane_plugins.prompts.declared import declared_info
+from sane_plugins.prompts.runnable import network_of_builder, network_of_graph, network_of_module
+from sane_plugins.recognition import BuildNamed, NamedBuilder, fit_builder
+from sane_plugins.weights import WeightGraph
+
+
+@dataclass(frozen=True)
+class PromptReader:
+    """Reads prompt networks: `open_source` reads a graph, `build_named` builds what a name says.
+
+    A file is what one of the `builders` builds, where any are given.
+    """
+
+    open_source: Callable[[Any], WeightGraph]
+    build_named: BuildNamed
+    builders: Sequence[NamedBuilder] = ()
+
+    def __call__(self, source: Any) -> PromptNetwork:
+        """Read a prompt network of a module, a graph, a file or a name; one that is read stays as it is.
+
+        Raises `SourceError` where nothing knows the source.
+        """
+        if isinstance(source, PromptNetwork):
+            return source
+        if isinstance(source, nn.Module):
+            return network_of_module(source, PromptInfo(name=type(source).__name__))
+        graph = self.open_source(source)
+        is_file = isinstance(source, str | Path) and exists(source)
+        card = _card(graph) or PromptCard(info=_info(source, graph))
+        info = replace(card.info, name=str(source)) if is_file else card.info
+        for builder in self.builders:
+            if fit := fit_builder(graph, builder):
+                names, classes = fit
+                return network_of_builder(graph, info, partial(builder.build, classes), names)
+        if card.factory:
+            # A card's factory is one of ours: nothing else may be named.
+            return network_of_builder(graph, info, partial(build, card.factory))
+        if graph.container == "module" and isinstance(source, str) and not is_file:
+            return network_of_builder(graph, info, partial(self.build_named, source, None))
+        return network_of_graph(graph, info, self.build_named)
+
+
+def _info(source: Any, graph: WeightGraph) -> PromptInfo:
+    """Return what is known of a network that says nothing of itself."""
+    name = str(source) if isinstance(source, str | Path) else graph.source
+    path = Path(graph.source)
+    is_read_from_file = exists(path) and path.is_file()
+    return declared_info(name, path) if is_read_from_file else PromptInfo(name=name, source=name)
+
+
+def _card(graph: WeightGraph) -> PromptCard | None:
+    """Return what the file of a graph says of itself."""
+    files = [Path(path) for path in files_read(graph) if exists(path) and Path(path).is_file()]
+    return read_card(files[0]) if len(files) == 1 else None

@@ -1,0 +1,100 @@
+"""Make prompt networks of what is read: of a module, and of a file whose architecture is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import nn
+
+from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.grafting import PromptInfo, PromptNetwork
+from sane_plugins.recognition import (
+    ArchitectureCandidate,
+    BuildNamed,
+    build_on_meta,
+    likely_candidates,
+)
+from sane_plugins.runtime import drawing_from
+from sane_plugins.weights import (
+    WeightGraph,
+    computes_tensors,
+    copy_module,
+    from_module,
+    load_into,
+    shape_text,
+)
+
+Builder = Callable[[], nn.Module]
+Names = Mapping[str, str]
+"""Names in a network, by those in a file."""
+_LIBRARY_CHANNELS = 3  # which libraries build for, where no number is given
+
+
+def network_of_module(module: nn.Module, info: PromptInfo) -> PromptNetwork:
+    """Return a module as a prompt network; later changes of the module do not reach it."""
+    own = copy_module(module).eval().requires_grad_(False)
+    return PromptNetwork(
+        graph=from_module(own, info.name), info=info, build=lambda: copy_module(own)
+    )
+
+
+def network_of_graph(
+    graph: WeightGraph, info: PromptInfo, build_named: BuildNamed
+) -> PromptNetwork:
+    """Return a file's network; it can run where its names and shapes are those of a known architecture.
+
+    `build_named` builds a library's network by name and class count.
+    """
+    for candidate in likely_candidates(graph):
+        build = partial(_build_candidate, candidate, build_named)
+        try:
+            build_on_meta(build)  # the library may be missing, or of another version
+            return network_of_builder(graph, info, build, candidate.names)
+        except SaneError:
+            continue
+    return PromptNetwork(graph=graph, info=info)
+
+
+def network_of_builder(
+    graph: WeightGraph, info: PromptInfo, build: Builder, names: Names | None = None
+) -> PromptNetwork:
+    """Return a file's network that a function builds, with other weights.
+
+    `names` are the built network's names of tensors by the file's; None: they are the same.
+    """
+    names = names or {key: key for key in (*(p.key for p in graph.params), *graph.ties)}
+    return PromptNetwork(graph=graph, info=info, build=partial(_with_weights, build, graph, names))
+
+
+def _build_candidate(candidate: ArchitectureCandidate, build_named: BuildNamed) -> nn.Module:
+    """Build what an architecture's file holds: its numbers of classes and of input channels."""
+    classes, channels = candidate.counts.classes, candidate.counts.channels
+    if candidate.factory is None and channels not in (None, _LIBRARY_CHANNELS) and classes:
+        return candidate.build_for(build_named, classes)
+    return candidate.build(build_named)
+
+
+@torch.no_grad()
+def _with_weights(build: Builder, graph: WeightGraph, names: Names) -> nn.Module:
+    """Build a network and give it a graph's weights. Raises `SourceError` where they do not fit."""
+    with drawing_from(torch.Generator()):  # no weight that is drawn is kept
+        module = build()
+    if computes_tensors(module):
+        load_into(module, graph)
+        return module.eval().requires_grad_(False)
+    keys = {plain: graph.ties.get(key, key) for key, plain in names.items()}
+    for name, own in (*module.named_parameters(), *module.named_buffers()):
+        stored = graph.tensors[keys[name]] if name in keys else None
+        if stored is not None and stored.shape == own.shape:
+            own.copy_(stored)
+        elif own.is_floating_point() and (stored is not None or name in module.state_dict()):
+            found = "is missing" if stored is None else f"has the shape {shape_text(stored.shape)}"
+            raise SourceError(
+                f"{graph.source}, '{name}'",
+                f"it {found}",
+                f"the network needs {shape_text(own.shape)}",
+                "check which network the weights are from",
+            )
+    return module.eval().requires_grad_(False)
