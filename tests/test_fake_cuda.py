@@ -33,7 +33,14 @@ from sane_plugins.generation import (
     rescale,
 )
 from sane_plugins.generation.denoiser import denoise
-from sane_plugins.grafting import condition, find_classifier, fit_classifier
+from sane_plugins.grafting import (
+    PromptInfo,
+    PromptNetwork,
+    RegressionMethod,
+    condition,
+    find_classifier,
+    fit_classifier,
+)
 from sane_plugins.initialize import InitializeOptions, TrainOptions, initialize, train_epochs
 from sane_plugins.inspection import survey_network, survey_record
 from sane_plugins.pretraining import BehaviorLoss, PretrainOptions, pretrain
@@ -238,6 +245,32 @@ def test_conditioning_the_classifier_and_the_scale(gpu: str, task: Task) -> None
         reference = {key: 2 * value for key, value in module.state_dict().items()}
         keys = [key for key in reference if key.endswith("weight")]
         rescale(module, reference, keys, layer, there.x_train[:16])
+        return [*module.state_dict().values()]
+
+    there = fitted(gpu)
+    assert all(map(is_on_card, there))
+    assert all(map(same, fitted("cpu"), there))
+
+
+def test_feature_regression(gpu: str, task: Task) -> None:
+    def fitted(device: str) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        target = nn.Sequential(
+            nn.Conv2d(1, 9, 3, 2, bias=False),
+            nn.BatchNorm2d(9),
+            nn.ReLU(),
+            nn.Conv2d(9, 12, 3, groups=3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 10),
+        )
+        source, module = network().eval(), target.to(device)
+        prompt = PromptNetwork(
+            graph=from_module(source), info=PromptInfo(name="source"), build=lambda: source
+        )
+        method = RegressionMethod(images=32, protect=4.0)
+        method(module, prompt, task.to(device), torch.Generator().manual_seed(0))
         return [*module.state_dict().values()]
 
     there = fitted(gpu)

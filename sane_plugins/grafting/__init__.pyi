@@ -3,9 +3,12 @@ from .channel_maps import ChannelMaps
 from .classifier import find_classifier, fit_classifier
 from .grafted_weights import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
-from .methods import Graft, GraftMethod, TransferMethod, Transplant, transfer_methods, write_graft
+from .methods import Graft, GraftMethod, TransferMethod, Transplant, write_graft
 from .prompt_images import prompt_images
 from .prompt_network import Preparation, PromptInfo, PromptNetwork, PromptOffer
+from .regression import RegressionMethod
+from .ridge_classifier import RidgeFit, fit_ridge, lead
+from .transfer_methods import transfer_methods
 from .unit_reader import read_units
 from .units import NetworkUnits, Norm, Unit
 
@@ -22,6 +25,8 @@ __all__ = [
     "PromptInfo",
     "PromptNetwork",
     "PromptOffer",
+    "RegressionMethod",
+    "RidgeFit",
     "TransferMethod",
     "Transplant",
     "Unit",
@@ -29,7 +34,9 @@ __all__ = [
     "conditioned",
     "find_classifier",
     "fit_classifier",
+    "fit_ridge",
     "graft",
+    "lead",
     "match",
     "match_places",
     "prompt_images",

@@ -26,10 +26,9 @@ def condition(
     statistics become the plain mean over all batches. Modes and momenta are as before afterwards. Does
     nothing for a network without such layers.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
+    if not _norms(module):
         return
-    with _norms_in_training_mode(module, norms):
+    with norms_in_training_mode(module):
         for batch in _batch_indices(len(images), batches, batch_size, rng):
             module(images[batch])
 
@@ -50,7 +49,12 @@ def conditioned(
 
 
 @contextmanager
-def _norms_in_training_mode(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
+def norms_in_training_mode(module: nn.Module) -> Iterator[None]:
+    """Let batch-norm layers that keep statistics, and nothing else, be in training mode within the block.
+
+    Their statistics become the plain mean over the batches that pass through then.
+    """
+    norms = _norms(module)
     modes = {m: m.training for m in module.modules()}
     momenta = [norm.momentum for norm in norms]
     module.eval()
@@ -65,6 +69,10 @@ def _norms_in_training_mode(module: nn.Module, norms: list[_BatchNorm]) -> Itera
             norm.momentum = momentum
         for child, mode in modes.items():
             child.training = mode
+
+
+def _norms(module: nn.Module) -> list[_BatchNorm]:
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 def _batch_indices(

@@ -201,11 +201,6 @@ class MimeticMethod:
         return Transplant(origins=origins, similarity=0.0, notes=notes)
 
 
-def transfer_methods() -> dict[str, TransferMethod]:
-    """Return the methods that ship with the package, by name."""
-    return {"graft": GraftMethod(), "place": PlaceMethod(), "mimetic": MimeticMethod()}
-
-
 def _notes(written: Graft) -> Iterator[str]:
     matched = sum(unit.name in written.matching.pairs for unit in written.target.units)
     yield f"{matched} of {len(written.target.units)} layers have a partner in the prompt"

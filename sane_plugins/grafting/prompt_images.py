@@ -16,16 +16,27 @@ _CHANNELS = (3, 1, 4)  # tried where a network takes other images than the task'
 
 @torch.no_grad()
 def prompt_images(
-    prompt: PromptNetwork, module: nn.Module, task: Task, count: int | None = None
+    prompt: PromptNetwork,
+    module: nn.Module,
+    task: Task,
+    count: int | None = None,
+    enlarged: int = 1,
 ) -> torch.Tensor:
     """Return the task's first training images (N, C, H, W), on its device, as a prompt's module reads them.
 
-    They keep the task's size where the module takes it, else they get the size that it was trained at. Where
-    its preparation is not known, the images are standardised as the task's are. Raises `SourceError` where
-    the module takes neither.
+    They are enlarged so many times, but not beyond the size that it was trained at; where the module does
+    not take that, they keep the task's size, or get the one that it was trained at. Where its preparation is
+    not known, the images are standardised as the task's are. Raises `SourceError` where the module takes
+    none of these.
     """
     images, preparation = task.x_train[:count], prompt.info.preparation
-    sizes = [task.size] + ([] if preparation is None else [preparation.size])
+    sizes = [task.size]
+    if preparation is not None:
+        height, width = (
+            max(own, min(enlarged * own, trained))
+            for own, trained in zip(task.size, preparation.size, strict=True)
+        )
+        sizes = [(height, width), task.size, preparation.size]
     counts = (
         dict.fromkeys((task.channels, *_CHANNELS))
         if preparation is None

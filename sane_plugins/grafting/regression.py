@@ -1,0 +1,123 @@
+"""Transfer by feature regression: what a graft moves is fitted to what the prompt makes of the task's images.
+
+The method: docs/explanation/sane.md, section 16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import nn
+
+from sane_plugins.grafting.batchnorm import norms_in_training_mode
+from sane_plugins.grafting.channel_maps import ChannelMaps
+from sane_plugins.grafting.feature_regression import regress_features
+from sane_plugins.grafting.layer_fits import layer_fits
+from sane_plugins.grafting.methods import Graft, Transplant, write_graft
+from sane_plugins.grafting.prompt_images import prompt_images
+from sane_plugins.grafting.prompt_network import PromptNetwork
+from sane_plugins.grafting.protective_scale import protect_scale
+from sane_plugins.grafting.residual_sums import residual_sums
+from sane_plugins.grafting.source_features import PreparedNetwork
+from sane_plugins.grafting.units import NetworkUnits
+from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.tasks import Task
+
+FITTED = "fitted"
+"""The label of a tensor that was fitted to a prompt's features."""
+_IMAGES, _LEAST_IMAGES = 512, 64
+_ENLARGED = 2  # times: small images of large things are unlike what a prompt was trained on
+_LAYER_VALUES = 2**26  # numbers of one layer's output over all images that are run at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionMethod:
+    """A graft whose layers are then fitted to the prompt's features on at most `images` training images.
+
+    `penalties` are relative; of several the best is taken layer by layer. `protect`: weights in front of
+    batch norms are scaled up to that many times the default's deviation; 0: they stay.
+    """
+
+    images: int = _IMAGES
+    penalties: tuple[float, ...] = (1.0,)
+    protect: float = 0.0
+
+    def __call__(
+        self,
+        target: nn.Module,
+        prompt: PromptNetwork,
+        task: Task,
+        rng: torch.Generator,
+        report: Report = silent,
+    ) -> Transplant:
+        """Write a graft and fit it; see `TransferMethod`."""
+        report(Progress(job="feature regression", done=0, total=2))
+        default = {key: value.clone() for key, value in target.state_dict().items()}
+        written = write_graft(target, prompt, task, rng)
+        report(Progress(job="feature regression", done=1, total=2))
+        # Training images may be in the order of their classes.
+        few = task.subset(_image_count(written.target, min(self.images, len(task.x_train))), rng)
+        ours, theirs = _prepared(target, prompt, few, written)
+        maps = ChannelMaps(written.source, written.target, written.matching)
+        fits = layer_fits(written.matching, maps, theirs, ours)
+        explained = regress_features(ours, theirs, fits, self.penalties, rng)
+        if self.protect:
+            protect_scale(target, ours.norms, default, self.protect)
+        report(Progress(job="feature regression", done=2, total=2))
+        return _transplant(written, explained)
+
+
+def _prepared(
+    target: nn.Module, prompt: PromptNetwork, task: Task, written: Graft
+) -> tuple[PreparedNetwork, PreparedNetwork]:
+    """Return target and prompt with the images that each reads, and the sums of the passes to come."""
+    images, source = task.x_train, written.source_module
+    with norms_in_training_mode(target):
+        sums = residual_sums(target, images[:2])
+    ours = PreparedNetwork(module=target, images=images, norms=_norms(written.target), sums=sums)
+    seen = prompt_images(prompt, source, task, enlarged=_ENLARGED)
+    theirs = PreparedNetwork(
+        module=source.eval(),
+        images=seen,
+        norms=_norms(written.source),
+        sums=residual_sums(source, seen[:2]),
+    )
+    return ours, theirs
+
+
+def _norms(units: NetworkUnits) -> dict[str, str]:
+    """Return the name of the batch norm behind each unit that has one."""
+    return {
+        unit.name: unit.norm.name
+        for unit in units.units
+        if unit.norm is not None and unit.norm.has_statistics and unit.norm.module is not None
+    }
+
+
+def _image_count(units: NetworkUnits, most: int) -> int:
+    """Return how many images are run at once: fewer where a layer's maps are large."""
+    largest = max((len(units.weight(unit)) * prod(unit.grid) for unit in units.units), default=1)
+    return min(most, max(_LEAST_IMAGES, _LAYER_VALUES // largest))
+
+
+def _transplant(written: Graft, explained: dict[str, float]) -> Transplant:
+    """Return what was written: what was fitted in place of what was lent."""
+    units = written.target.by_name
+    fitted = set()
+    for name in explained:
+        unit = units[name]
+        fitted |= {unit.weight} | ({unit.bias} if unit.bias else set())
+        fitted |= set(unit.norm.keys.values()) if unit.norm else set()
+    lent = written.transplant
+    share = sum(explained.values()) / len(explained) if explained else 0.0
+    note = (
+        f"{len(explained)} layers were fitted to the prompt's features; they explain {share:.0%} of their"
+        " variance in the mean"
+    )
+    return replace(
+        lent,
+        origins={**lent.origins, **dict.fromkeys(sorted(fitted), FITTED)},
+        notes=(*lent.notes, note),
+    )

@@ -1,0 +1,22 @@
+"""The methods of transfer that ship with the package.
+
+The method: docs/explanation/sane.md, sections 15 and 16.
+"""
+
+from __future__ import annotations
+
+from sane_plugins.grafting.methods import GraftMethod, MimeticMethod, PlaceMethod, TransferMethod
+from sane_plugins.grafting.regression import RegressionMethod
+
+_PROTECTION = 4.0
+
+
+def transfer_methods() -> dict[str, TransferMethod]:
+    """Return the methods that ship with the package, by name."""
+    return {
+        "graft": GraftMethod(),
+        "place": PlaceMethod(),
+        "regression": RegressionMethod(),
+        "regression-protected": RegressionMethod(protect=_PROTECTION),
+        "mimetic": MimeticMethod(),
+    }

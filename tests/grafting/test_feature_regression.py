@@ -1,0 +1,157 @@
+"""Layers fitted to a trained network's features: found exactly where that is possible."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from sane_plugins.grafting import condition
+from sane_plugins.grafting.batchnorm import norms_in_training_mode
+from sane_plugins.grafting.feature_regression import regress_features
+from sane_plugins.grafting.layer_fits import LayerFit
+from sane_plugins.grafting.residual_sums import residual_sums
+from sane_plugins.grafting.source_features import PreparedNetwork
+
+
+class Block(nn.Module):
+    """A residual block, with a projection where the number of channels changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.spread, self.norm = nn.Conv2d(inputs, 12, 1, bias=False), nn.BatchNorm2d(12)
+        self.depth = nn.Conv2d(12, 12, 3, stride, 1, groups=12, bias=False)
+        self.depth_norm = nn.BatchNorm2d(12)
+        self.project, self.out_norm = nn.Conv2d(12, outputs, 1, groups=2), nn.BatchNorm2d(outputs)
+        self.shortcut = (
+            nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.depth_norm(self.depth(self.norm(self.spread(x)).relu())).relu()
+        return nn.functional.relu(self.out_norm(self.project(h)) + self.shortcut(x), inplace=True)
+
+
+def _network(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        Block(8, 8, 1),
+        Block(8, 16, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 20),
+        nn.Tanh(),
+        nn.Dropout(0.5),
+        nn.Linear(20, 4),
+    )
+
+
+NORMS = {"0": "1"} | {
+    f"{block}.{layer}": f"{block}.{norm}"
+    for block in (3, 4)
+    for layer, norm in (("spread", "norm"), ("depth", "depth_norm"), ("project", "out_norm"))
+}
+LAYERS = [*NORMS, "4.shortcut", "7", "10"]
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(64, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def source(images: torch.Tensor) -> nn.Module:
+    module = _network(0)
+    condition(module, images, 1, len(images), torch.Generator().manual_seed(0))
+    return module.eval()
+
+
+def _regress(
+    target: nn.Module, source: nn.Module, images: torch.Tensor, penalty: float, *but: str
+) -> dict[str, float]:
+    modules = dict(target.named_modules())
+    fits = []
+    for name in LAYERS:
+        if name not in but:
+            outputs = len(modules[name].weight)
+            channels = torch.arange(outputs)
+            fits.append(
+                LayerFit(layer=name, source=name, channels=channels, signs=torch.ones(outputs))
+            )
+    with norms_in_training_mode(target):
+        sums = residual_sums(target, images[:2])
+    return regress_features(
+        PreparedNetwork(module=target, images=images, norms=NORMS, sums=sums),
+        PreparedNetwork(
+            module=source, images=images, norms=NORMS, sums=residual_sums(source, images[:2])
+        ),
+        fits,
+        [penalty],
+        torch.Generator().manual_seed(0),
+    )
+
+
+@torch.no_grad()
+def test_another_network_of_that_architecture_learns_to_compute_the_same(images, source) -> None:
+    target = _network(1)
+    explained = _regress(target, source, images, 1e-7)
+    assert explained.keys() == {*LAYERS}
+    assert min(explained.values()) > 0.999
+    torch.testing.assert_close(target.eval()(images), source(images), rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
+def test_what_the_projection_of_a_block_lacks_its_branch_makes_up_for(images, source) -> None:
+    """Also where no layer of the source is known for it."""
+    explained = _regress(_network(1), source, images, 1e-7, "4.shortcut")
+    assert explained.keys() == {*LAYERS}
+
+
+@torch.no_grad()
+def test_a_layer_outside_of_the_fits_stays_and_what_comes_after_corrects_it(images, source) -> None:
+    def error(module: nn.Sequential) -> float:
+        return float((module.eval()[:4](images) - source[:4](images)).square().mean())
+
+    target, alone = _network(1), _network(1)
+    before = target[3].spread.weight.clone()
+    _regress(target, source, images, 1e-7, "3.spread")
+    _regress(alone, source, images, 1e-7, "3.spread", "3.depth", "3.project")
+    assert torch.equal(target[3].spread.weight, before)
+    assert error(target) < 0.6 * error(alone)
+
+
+@torch.no_grad()
+def test_it_is_the_same_each_time_and_leaves_modes_and_statistics_in_order(images, source) -> None:
+    states = []
+    for _ in range(2):
+        target = _network(2).train()
+        _regress(target, source, images, 0.3)
+        assert target.training
+        assert target[1].momentum == 0.1
+        states.append(target.state_dict())
+        evaluated = deepcopy(target).eval()
+        condition(target, images, 1, len(images), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(evaluated(images), target.eval()(images), rtol=1e-3, atol=1e-3)
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert not any(module._forward_hooks for module in (*target.modules(), *source.modules()))
+
+
+@torch.no_grad()
+def test_extra_channels_take_the_negative_of_a_feature(images, source) -> None:
+    target = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16))
+    channels, signs = torch.arange(8).repeat(2), torch.ones(16)
+    signs[8:] = -1
+    fit = LayerFit(layer="0", source="0", channels=channels, signs=signs)
+    regress_features(
+        PreparedNetwork(module=target, images=images, norms={"0": "1"}),
+        PreparedNetwork(module=source, images=images, norms=NORMS),
+        [fit],
+        [1e-6],
+        torch.Generator().manual_seed(0),
+    )
+    output = target.eval()(images)
+    torch.testing.assert_close(output[:, :8], -output[:, 8:], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output[:, :8], source[:2](images), rtol=1e-2, atol=1e-2)
