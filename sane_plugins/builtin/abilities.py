@@ -17,7 +17,6 @@ from sane_plugins.progress import silent
 if TYPE_CHECKING:
     from sane_plugins.features import EncodeOptions, Encoding
     from sane_plugins.generation import SamplerError
-    from sane_plugins.grafting import PromptNetwork
     from sane_plugins.host import Host
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
@@ -113,7 +112,7 @@ class Abilities:
         from torch import nn
 
         from sane_plugins.autoencoder import embedded_sane, load_sane
-        from sane_plugins.generation import SamplerError, choose_prompts, embedded_prompts
+        from sane_plugins.generation import SamplerError
         from sane_plugins.initialize import InitializeOptions, generate, initialize
         from sane_plugins.runtime import random_stream, seeded
         from sane_plugins.tasks import Task
@@ -124,13 +123,13 @@ class Abilities:
         if not callable(target):
             require_type("initialize, target", target, nn.Module, FunctionType)
         notes: tuple[str, ...] = ()
-        networks = tuple(self._prompt_network(prompt) for prompt in prompts)
+        networks = tuple(self.host.prompt_network(prompt) for prompt in prompts)
         graphs = tuple(network.graph for network in networks)
         if not networks:
             with seeded(random_stream(0)):
                 module = target if isinstance(target, nn.Module) else target()
-            chosen = choose_prompts(module, embedded_prompts())
-            graphs, notes = chosen.graphs, chosen.notes
+            chosen = self.host.default_prompts(module)
+            networks, graphs, notes = chosen.networks, chosen.graphs, chosen.notes
         sane_path = options.sane if options is not None else None
         sane = embedded_sane() if sane_path is None else load_sane(sane_path)
         make = generate if options is not None and not options.scored else initialize
@@ -151,15 +150,6 @@ class Abilities:
         if result.sampler_error is not None:
             self._blame_sampler(options, result.sampler_error)
         return replace(result, notes=(*notes, *result.notes))
-
-    def _prompt_network(self, prompt: Any) -> PromptNetwork:
-        """Return a prompt as a network that runs, where it is known how."""
-        from sane_plugins.grafting import PromptInfo, PromptNetwork
-
-        if isinstance(prompt, PromptNetwork):
-            return prompt
-        graph = self.host.open(prompt)
-        return PromptNetwork(graph=graph, info=PromptInfo(name=graph.source))
 
     def _transfer_methods(self) -> dict[str, Callable[..., Any]]:
         """Return the methods that plugins offer; one that fails is recorded, and `SaneError` raised."""

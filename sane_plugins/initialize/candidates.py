@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import Any
 
 import torch
 from torch import nn
 
+from sane_plugins.errors import SaneError
 from sane_plugins.generation import rescale
-from sane_plugins.grafting import condition, find_classifier, fit_classifier
+from sane_plugins.grafting import RidgeFit, condition, find_classifier, fit_classifier
 from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind, Origin
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import set_memory_format
@@ -46,13 +48,13 @@ class BuiltNetwork:
 class Candidate:
     """A network at initial weights, and what is known of it.
 
-    `losses` (N,) holds the leave-one-out losses of the images that it was ranked by, `answers` (M,) which
-    held-out images it had right where its training ended; None where that was not measured.
+    `fit` is the ridge classifier that it was ranked by, `answers` (M,) says which held-out images it had
+    right where its training ended; None where that was not measured.
     """
 
     built: BuiltNetwork
     score: CandidateScore
-    losses: torch.Tensor | None = None
+    fit: RidgeFit | None = None
     answers: torch.Tensor | None = None
 
     @property
@@ -64,6 +66,10 @@ class Candidate:
     def module(self) -> nn.Module:
         """Return the network at its initial weights."""
         return self.built.module
+
+
+class NothingWrittenError(SaneError):
+    """A method wrote nothing, so that what it left is a default initialisation."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class CandidateBuilder:
         origins = dict.fromkeys(default, Origin.DEFAULT)
         notes: tuple[str, ...] = ()
         kept: dict[str, torch.Tensor] = {}
-        if spec.kind is Kind.TRANSFER:
+        if spec.kind.is_by_method:
             filled, notes = self._transplant(module, default, spec)
         elif spec.kind is not Kind.DEFAULT:
             filled = self._fill(module, default, spec, latents)
@@ -129,14 +135,21 @@ class CandidateBuilder:
     ) -> tuple[dict[str, Origin], tuple[str, ...]]:
         """Let a method write a prompt's weights into the module; return where each comes from, and notes."""
         problem = self.problem
-        method, prompt = problem.methods[spec.method], problem.prompt_networks[spec.number]
+        method, is_transfer = problem.methods[spec.method], spec.kind is Kind.TRANSFER
+        # A method that needs no prompt takes None.
+        prompt: Any = problem.prompt_networks[spec.number] if is_transfer else None
         rng = random_stream(problem.options.seed, "transfer", spec.method, spec.number)
         transplant = method(module, prompt, problem.task, rng, self.report)
         allowed = self._generated_keys(problem.graph, spec)
         module.load_state_dict({k: v for k, v in default.items() if k not in allowed}, strict=False)
         set_memory_format(module, torch.channels_last)
-        written = allowed & {*transplant.origins}
-        return dict.fromkeys(written, Origin.TRANSFERRED), tuple(transplant.notes)
+        origin = Origin.TRANSFERRED if is_transfer else Origin.STRUCTURED
+        written = dict.fromkeys(allowed & {*transplant.origins}, origin)
+        if not written:
+            raise NothingWrittenError(
+                spec.method, "it wrote no tensor", "some layer must suit it", ""
+            )
+        return written, tuple(transplant.notes)
 
     def _fill(
         self,

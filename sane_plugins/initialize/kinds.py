@@ -39,6 +39,7 @@ class Kind(Label):
 
     DEFAULT = "default"
     DEFAULT_FITTED = "default, classifier fitted"
+    STRUCTURED = "structured default"
     PROMPT = "prompt"
     MEAN_OF_PROMPTS = "mean of prompts"
     TRANSFER = "transfer"
@@ -46,8 +47,8 @@ class Kind(Label):
 
     @property
     def family(self) -> Family:
-        """Return the family: the mean of prompts is a prompt, a fitted default is a default."""
-        if self in (Kind.DEFAULT, Kind.DEFAULT_FITTED):
+        """Return the family: the mean of prompts is a prompt, what is drawn without prompts is a default."""
+        if self in (Kind.DEFAULT, Kind.DEFAULT_FITTED, Kind.STRUCTURED):
             return Family.DEFAULT
         if self in (Kind.PROMPT, Kind.MEAN_OF_PROMPTS):
             return Family.PROMPT
@@ -64,6 +65,11 @@ class Kind(Label):
         return self in (Kind.PROMPT, Kind.MEAN_OF_PROMPTS, Kind.SANE)
 
     @property
+    def is_by_method(self) -> bool:
+        """Return whether a method writes its weights into a default network."""
+        return self in (Kind.TRANSFER, Kind.STRUCTURED)
+
+    @property
     def plainness(self) -> int:
         """Return its rank among the kinds: 0 is the plainest, which wins ties."""
         return [*Kind].index(self)
@@ -75,6 +81,7 @@ class Origin(Label):
     DEFAULT = "default"
     PROMPT = "prompt"
     MEAN_OF_PROMPTS = "mean of prompts"
+    STRUCTURED = "drawn as trained weights look"
     TRANSFERRED = "transferred"
     SANE = "sane"
     MEASURED = "measured on the task"
@@ -87,7 +94,8 @@ class CandidateSpec:
 
     `number` is that of the draw, or of the prompt. `scale` is that of its hidden layers: as generated, or
     that of the default initialisation. `layers` is the fraction of the layers, from the input on, that are
-    generated; the others keep their default. `method` names how a prompt is transferred. Running statistics
+    generated; the others keep their default. `method` names how a prompt is transferred, or by which method
+    a structured default is drawn, which needs no prompt. Running statistics
     of norms are measured on the task, or its own, as the prompt lends them.
     """
 
@@ -105,6 +113,7 @@ class CandidateSpec:
         names = {
             Kind.DEFAULT: f"default {number}",
             Kind.DEFAULT_FITTED: f"default {number}, classifier fitted",
+            Kind.STRUCTURED: f"{Kind.STRUCTURED} ({self.method})",
             Kind.MEAN_OF_PROMPTS: Kind.MEAN_OF_PROMPTS.label,
             Kind.SANE: f"SANE candidate {number}",
         }

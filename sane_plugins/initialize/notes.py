@@ -35,7 +35,9 @@ def result_notes(
     data, trained = problem.task, [row for row in rows if row.curve]
     if trained:
         epochs = max(row.epochs for row in trained)
-        held_out = "held-out training images" if task.x_validation is None else "images to choose by"
+        held_out = (
+            "held-out training images" if task.x_validation is None else "images to choose by"
+        )
         notes = [
             f"scored on {min(plan.held_out, len(data.y_test))} {held_out}, after up to"
             f" {epochs:.2g} epochs of training on {len(data.y_train)} of {len(task.y_train)}; test images"

@@ -189,10 +189,11 @@ def finished(
 def _require_transferable(problem: InitializationProblem, specs: Sequence[CandidateSpec]) -> None:
     """Raise `SourceError` for a transfer by a method, or from a prompt, that there is not."""
     for spec in specs:
-        if spec.kind is not Kind.TRANSFER:
+        if not spec.kind.is_by_method:
             continue
         count = len(problem.prompt_networks)
-        if spec.method not in problem.methods or spec.number >= count:
+        is_lent = spec.kind is not Kind.TRANSFER or spec.number < count
+        if spec.method not in problem.methods or not is_lent:
             raise SourceError(
                 "its recipe",
                 f"it names the transfer '{spec.method[:100]}' of prompt {spec.number}",

@@ -162,8 +162,8 @@ def _plan_at(
     steps = max(min(LEAST_STEPS, epoch_steps), (options.epochs * epoch_steps) >> rung)
     keep, least = max(1, options.keep >> rung), 128 if rung >= _LOW else 256
     is_large, is_low = problem.graph.size > _LARGE, rung >= _LOW
-    networks = len(problem.prompt_networks) if problem.methods else 0
-    others = max(0, len(problem.methods) - 1)
+    networks = len(problem.prompt_networks) if problem.transfer_names else 0
+    others = max(0, len(problem.transfer_names) - 1)
     plan = Plan(
         rung=rung,
         draws=max(1, options.candidates >> rung) if _affords_sane(problem, available) else 0,
@@ -215,7 +215,9 @@ def _with_seconds(plan: Plan, problem: InitializationProblem, speed: Speed) -> P
     scouted, methods = plan.networks * plan.scouts, plan.methods * bool(plan.networks)
     transfers = scouted * _SCOUT_IMAGES + methods * _METHOD_IMAGES
     ranked = plan.defaults + 2 * rounds * plan.draws + plan.prompts + 2 * (scouted + methods)
-    ranked += 1 + 2 * (1 + (plan.rung < 2)) * bool(plan.draws)  # variants
+    ranked += (
+        1 + len(problem.promptless_names) + 2 * (1 + (plan.rung < 2)) * bool(plan.draws)
+    )  # variants
     epoch_steps = ceil(len(task.y_train) / options.train.batch)
     rungs = len(rungs_of(plan.steps))
     scored = plan.held_out + SCORING_NORM_BATCHES * SCORING_NORM_BATCH_SIZE

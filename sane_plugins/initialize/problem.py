@@ -67,6 +67,17 @@ class InitializationProblem:
         return self.options.classifier == "fit" and bool(self.classifier)
 
     @property
+    def transfer_names(self) -> tuple[str, ...]:
+        """Return the methods that transfer a prompt network, in the order in which they are tried."""
+        needing = (k for k, method in self.methods.items() if getattr(method, "needs_prompt", True))
+        return tuple(needing) if self.prompt_networks else ()
+
+    @property
+    def promptless_names(self) -> tuple[str, ...]:
+        """Return the methods that need no prompt: they draw structured defaults."""
+        return tuple(k for k, x in self.methods.items() if not getattr(x, "needs_prompt", True))
+
+    @property
     def sane_transfer(self) -> Transfer:
         """Return how latents become weights. Raises `SourceError` if the prompts are not encoded."""
         if self.transfer is None:
@@ -172,7 +183,7 @@ def set_up(
         prompts=tuple(connected_like(prompt, graph, classifier) for prompt in prompts),
         # A pruned network's survivors are the only weights that it is lent.
         prompt_networks=() if options.pruned else tuple(runnable),
-        methods=methods or {},
+        methods={} if options.pruned else methods or {},
         pruned=pruned,
     )
 

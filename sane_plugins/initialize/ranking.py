@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from math import ceil, copysign, inf, sqrt
+from dataclasses import replace
+from math import ceil
 
 import torch
 from torch import nn
 
-from sane_plugins.grafting import RidgeFit, find_classifier, fit_ridge, norms_in_training_mode
+from sane_plugins.grafting import RidgeFit, find_classifier, fit_ridge, lead, norms_in_training_mode
 from sane_plugins.initialize.candidates import Candidate, CandidateBuilder, copy_state
 from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind, Statistics
 from sane_plugins.initialize.problem import InitializationProblem
@@ -26,31 +26,6 @@ _BATCH_SIZE = 64
 CLEAR_LEAD = 2.0  # standard errors: what differs by less is about equal
 
 
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """How well a network's features tell the classes: leave-one-out losses (N,), in nats, and accuracy."""
-
-    losses: torch.Tensor
-    accuracy: float
-
-    @property
-    def loss(self) -> float:
-        """Return the mean loss."""
-        return float(self.losses.mean())
-
-
-def lead(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Return how much smaller our losses (N,) of the same images are, in standard errors of the mean."""
-    difference = (theirs - ours).double()
-    mean = float(difference.mean())
-    if not difference.isfinite().all():
-        return 0.0 if mean != mean else mean  # NaN where both are infinite
-    error = float(difference.std(correction=0)) / sqrt(len(difference))
-    if error > 0:
-        return mean / error
-    return copysign(inf, mean) if mean else 0.0
-
-
 @torch.no_grad()
 def rank(
     module: nn.Module,
@@ -58,7 +33,7 @@ def rank(
     images: int,
     statistics: Statistics = "measured",
     fits: bool = True,
-) -> Ranking:
+) -> RidgeFit:
     """Rank by at most so many training images.
 
     In place, norms then have the statistics of these images, unless `statistics` are its `own`; and the
@@ -77,7 +52,7 @@ def rank(
     fit = fit_ridge(torch.cat(features), y, len(task.classes))
     if layer is not None and fits and problem.fits_classifier:
         _write(layer, fit)
-    return Ranking(fit.loo_loss_per_image.cpu(), fit.loo_accuracy)
+    return fit
 
 
 def rank_candidate(
@@ -94,15 +69,15 @@ def rank_candidate(
     built = builder.assemble(spec, latents)
     problem, module = builder.problem, built.module
     before = copy_state(module)
-    ranking = rank(module, problem, images, fits=spec.kind is not Kind.DEFAULT)
+    fit = rank(module, problem, images, fits=spec.kind is not Kind.DEFAULT)
     if spec.kind is Kind.DEFAULT:
         module.load_state_dict(before)
     elif spec.kind in (Kind.PROMPT, Kind.TRANSFER) and _lends_statistics(before, problem):
         measured = copy_state(module)
         module.load_state_dict(before)
         own = rank(module, problem, images, statistics="own")
-        if lead(own.losses, ranking.losses) > CLEAR_LEAD:
-            ranking, built = own, replace(built, spec=replace(spec, statistics="own"))
+        if lead(own, fit) > CLEAR_LEAD:
+            fit, built = own, replace(built, spec=replace(spec, statistics="own"))
         else:
             module.load_state_dict(measured)
     module.load_state_dict(built.kept, strict=False)
@@ -110,17 +85,17 @@ def rank_candidate(
         name=built.spec.name(problem),
         kind=spec.kind,
         seed=built.seed,
-        loo_loss=ranking.loss,
-        loo_accuracy=ranking.accuracy,
+        loo_loss=fit.loo_loss,
+        loo_accuracy=fit.loo_accuracy,
     )
-    return Candidate(built, score, ranking.losses)
+    return Candidate(built, score, fit)
 
 
 def leads(ours: Candidate, theirs: Candidate) -> bool:
     """Return whether a candidate's losses are smaller by two standard errors."""
-    assert ours.losses is not None  # both were ranked
-    assert theirs.losses is not None
-    return lead(ours.losses, theirs.losses) > CLEAR_LEAD
+    assert ours.fit is not None  # both were ranked
+    assert theirs.fit is not None
+    return lead(ours.fit, theirs.fit) > CLEAR_LEAD
 
 
 def _lends_statistics(state: Mapping[str, torch.Tensor], problem: InitializationProblem) -> bool:

@@ -24,6 +24,8 @@ _COLORS: Mapping[Label, str] = {
     Kind.SANE: "#1f77b4",
     Kind.PROMPT: "#2ca02c",
     Kind.MEAN_OF_PROMPTS: "#8c564b",
+    Kind.STRUCTURED: "#17becf",
+    Origin.STRUCTURED: "#17becf",
     Kind.TRANSFER: "#9467bd",
     Origin.TRANSFERRED: "#9467bd",
     Kind.DEFAULT: "#7f7f7f",

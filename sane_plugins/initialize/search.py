@@ -14,7 +14,7 @@ import torch
 from sane_plugins.errors import SaneError
 from sane_plugins.generation import SamplerError
 from sane_plugins.initialize.budget import Budget, Completion, Stage
-from sane_plugins.initialize.candidates import Candidate, CandidateBuilder
+from sane_plugins.initialize.candidates import Candidate, CandidateBuilder, NothingWrittenError
 from sane_plugins.initialize.draws import DrawId, SearchTrace, draw_latents, draw_round
 from sane_plugins.initialize.kinds import CandidateSpec, Kind
 from sane_plugins.initialize.leaderboard import Leaderboard, by_loss
@@ -89,26 +89,26 @@ class _Search:
         return SearchResult(self.board, self.trace, self.skipped, self.sampler_error, self.notes)
 
     def rank_defaults(self) -> None:
-        """Rank defaults as they are, and one with a fitted classifier."""
+        """Rank defaults as they are, one with a fitted classifier, and what methods draw without a prompt."""
         for number in range(self.plan.defaults):
             self._try(CandidateSpec(Kind.DEFAULT, number))
         self._try_fitted_default(0)
+        for name in self.problem.promptless_names if self.plan.defaults else ():
+            self._try(CandidateSpec(Kind.STRUCTURED, method=name))
 
     def rank_transfers(self) -> None:
         """Try the first method on every prompt, and other methods on the best prompt of these.
 
         Only what beats the best default by two standard errors is kept.
         """
-        names = [*self.problem.methods]
-        if not names or not self.plan.networks:
-            return
-        for number in range(self.plan.networks) if self.plan.scouts else ():
+        names = self.problem.transfer_names
+        for number in range(self.plan.networks if self.plan.scouts else 0):
             self._try(CandidateSpec(Kind.TRANSFER, number, method=names[0]))
         best = self.board.best(Kind.TRANSFER)
         number = best[0].spec.number if best else 0
-        for name in names[1 : 1 + self.plan.methods]:
+        for name in names[1 : 1 + self.plan.methods] if self.plan.networks else ():
             self._try(CandidateSpec(Kind.TRANSFER, number, method=name))
-        defaults = self.board.best(Kind.DEFAULT, Kind.DEFAULT_FITTED)
+        defaults = self.board.best(Kind.DEFAULT, Kind.DEFAULT_FITTED, Kind.STRUCTURED)
         if defaults:
             self.board = self.board.without(
                 [c for c in self.board.best(Kind.TRANSFER) if not leads(c, defaults[0])]
@@ -186,8 +186,10 @@ class _Search:
             return None
         try:
             candidate = self._ranked(spec, latents)
+        except NothingWrittenError:
+            return None
         except SaneError as error:
-            if spec.kind is not Kind.TRANSFER:
+            if not spec.kind.is_by_method:
                 raise
             name = spec.name(self.problem)
             self.notes += (f"{name} could not be made ({error.place}: {error.found})",)

@@ -52,7 +52,7 @@ def generate(
     options = options or InitializeOptions()
     first = replace(options, rung=options.rung or 0)
     problem = set_up(target, task, prompts, sane, first, prompt_networks, methods)
-    if problem.prompt_networks and problem.methods:
+    if problem.transfer_names:
         return _best_transfer(problem, task, prompts, options, report)
     options = replace(options, candidates=1, keep=1, rung=first.rung)
     problem = replace(problem, options=options).encoded(report)

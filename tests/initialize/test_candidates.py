@@ -33,6 +33,7 @@ def test_kinds_are_written_as_before_and_come_back() -> None:
     labels = [
         "default",
         "default, classifier fitted",
+        "structured default",
         "prompt",
         "mean of prompts",
         "transfer",

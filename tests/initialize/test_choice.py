@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
+from sane_plugins.grafting import RidgeFit
 from sane_plugins.initialize import CandidateScore, Kind
 from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
 from sane_plugins.initialize.choice import choose, difference_error
 from sane_plugins.initialize.kinds import CandidateSpec
-from sane_plugins.initialize.ranking import lead
 
 
 def trained(kind: Kind, right: int, of: int = 400, rungs: int = 2) -> Candidate:
@@ -18,9 +18,16 @@ def trained(kind: Kind, right: int, of: int = 400, rungs: int = 2) -> Candidate:
 
 
 def ranked(kind: Kind, loss: float) -> Candidate:
-    losses = loss + torch.linspace(-0.1, 0.1, 100, dtype=torch.float64)
+    fit = RidgeFit(
+        weight=torch.zeros(2, 3),
+        bias=torch.zeros(2),
+        penalty=1.0,
+        factor=1.0,
+        loo_loss_per_image=loss + torch.linspace(-0.1, 0.1, 100, dtype=torch.float64),
+        loo_accuracy=0.5,
+    )
     score = CandidateScore(name=kind.label, kind=kind, seed=0, loo_loss=loss)
-    return Candidate(BuiltNetwork(CandidateSpec(kind), nn.Identity()), score, losses=losses)
+    return Candidate(BuiltNetwork(CandidateSpec(kind), nn.Identity()), score, fit)
 
 
 def chosen(*candidates: Candidate) -> Kind:
@@ -57,15 +64,3 @@ def test_only_images_that_tell_two_apart_count_as_error() -> None:
     one = torch.arange(1000) < 500
     assert difference_error(one, one) < 0.002
     assert abs(difference_error(one, ~one) - 1000**-0.5) < 1e-4
-
-
-def test_a_lead_is_in_standard_errors_and_infinite_losses_lose() -> None:
-    rng = torch.Generator().manual_seed(0)
-    noise = torch.randn(10_000, generator=rng, dtype=torch.float64)
-    assert lead(noise, noise) == 0
-    other = noise + 0.1 * torch.randn(10_000, generator=rng, dtype=torch.float64) + 0.01
-    assert 7 < lead(noise, other) < 13
-    lost = torch.full((10_000,), torch.inf, dtype=torch.float64)
-    assert lead(noise, lost) == torch.inf
-    assert lead(lost, noise) == -torch.inf
-    assert lead(lost, lost) == 0

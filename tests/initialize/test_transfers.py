@@ -186,8 +186,8 @@ def test_statistics_of_a_whole_network_are_kept_where_few_images_measure_them_ba
     before = good.graph.tensors["1.running_mean"]
     assert torch.equal(own[1].running_mean, before)
     assert not torch.equal(anew[1].running_mean, before)
-    assert kept.losses.shape == (64,)
-    assert kept.accuracy > 0.5
+    assert kept.loo_loss_per_image.shape == (64,)
+    assert kept.loo_accuracy > 0.5
 
 
 def test_same_seed_same_bytes(task, sane, good) -> None:
