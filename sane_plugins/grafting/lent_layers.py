@@ -107,28 +107,29 @@ def lend(network: NetworkUnits, units: Sequence[Unit]) -> LentLayer:
 
 
 def _lent(network: NetworkUnits, unit: Unit) -> LentLayer:
-    weight = _on_cpu(network.weight(unit))
+    weight = on_cpu(network.weight(unit))
     if unit.positions:
         weight = weight.view(len(weight), -1, *unit.positions)
     return LentLayer(
         weight=weight,
-        bias=None if unit.bias is None else _on_cpu(network.graph.tensors[unit.bias]),
+        bias=None if unit.bias is None else on_cpu(network.graph.tensors[unit.bias]),
         groups=unit.groups,
         is_map=bool(unit.positions),
         norm=_lent_norm(network, unit.norm),
         norm_before=_lent_norm(network, unit.norm_before),
-        scale=None if unit.scale is None else _on_cpu(network.graph.tensors[unit.scale]).flatten(),
+        scale=None if unit.scale is None else on_cpu(network.graph.tensors[unit.scale]).flatten(),
     )
 
 
 def _lent_norm(network: NetworkUnits, norm: Norm | None) -> LentNorm | None:
     if norm is None:
         return None
-    tensors = {role: _on_cpu(network.graph.tensors[key]) for role, key in norm.keys.items()}
+    tensors = {role: on_cpu(network.graph.tensors[key]) for role, key in norm.keys.items()}
     return LentNorm(tensors=tensors, eps=norm.eps)
 
 
-def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's values in single precision on the CPU."""
     return tensor.detach().to("cpu", torch.float32)
 
 
