@@ -149,6 +149,25 @@ def test_a_separable_network_is_composed_for_a_dense_one() -> None:
     )
 
 
+def test_a_convolution_unrolls_into_a_linear_layer_on_the_pixels() -> None:
+    places = 8 * 8
+    source = trained(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+        )
+    )
+    target = nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 16 * 16, 6 * places), nn.ReLU(), nn.Linear(6 * places, 5)
+    )
+    torch.testing.assert_close(
+        outputs(grafted(source, target)), outputs(source), rtol=1e-3, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("source_name", FAMILIES)
 @pytest.mark.parametrize("target_name", FAMILIES)
 def test_any_family_grafts_into_any_other(source_name: str, target_name: str) -> None:
