@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
-    from sane_plugins.generation import Sampler
+    from sane_plugins.generation import Prompts, Sampler
     from sane_plugins.grafting import PromptNetwork, PromptOffer, TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
@@ -309,6 +309,23 @@ class Host:
     def engines(self) -> dict[str, Any]:
         """Return all engines by name."""
         return self._collect("sane_engines")
+
+    def default_prompts(self, target: nn.Module) -> Prompts:
+        """Return the prompts for a network where none are named.
+
+        They are ours that fit it, which are not transferred, or else what plugins offer, or else ours.
+        """
+        from sane_plugins.generation import Prompts, choose_prompts, embedded_prompts
+
+        chosen, offers = choose_prompts(target, embedded_prompts()), self.prompts()
+        ours = [p.shape for p in chosen.graphs[0].params]
+        theirs = [tuple(x.shape) for x in target.state_dict().values() if x.is_floating_point()]
+        # All but the classifier's weight and bias are alike.
+        if len(ours) == len(theirs) and ours[:-2] == theirs[:-2]:
+            return replace(chosen, networks=tuple(replace(x, build=None) for x in chosen.networks))
+        if not offers:
+            return chosen
+        return Prompts(tuple(map(self.prompt_network, offers)), ())
 
     def prompts(self) -> dict[str, PromptOffer]:
         """Return all prompt networks that plugins offer, by name; none is read."""

@@ -112,7 +112,7 @@ class Abilities:
         from torch import nn
 
         from sane_plugins.autoencoder import embedded_sane, load_sane
-        from sane_plugins.generation import SamplerError, choose_prompts, embedded_prompts
+        from sane_plugins.generation import SamplerError
         from sane_plugins.initialize import InitializeOptions, generate, initialize
         from sane_plugins.runtime import random_stream, seeded
         from sane_plugins.tasks import Task
@@ -123,23 +123,51 @@ class Abilities:
         if not callable(target):
             require_type("initialize, target", target, nn.Module, FunctionType)
         notes: tuple[str, ...] = ()
-        graphs = tuple(self.host.open(prompt) for prompt in prompts)
-        if not graphs:
+        networks = tuple(self.host.prompt_network(prompt) for prompt in prompts)
+        graphs = tuple(network.graph for network in networks)
+        if not networks:
             with seeded(random_stream(0)):
                 module = target if isinstance(target, nn.Module) else target()
-            chosen = choose_prompts(module, embedded_prompts())
-            graphs, notes = chosen.graphs, chosen.notes
+            chosen = self.host.default_prompts(module)
+            networks, graphs, notes = chosen.networks, chosen.graphs, chosen.notes
         sane_path = options.sane if options is not None else None
         sane = embedded_sane() if sane_path is None else load_sane(sane_path)
         make = generate if options is not None and not options.scored else initialize
         try:
-            result = make(target, task, graphs, sane, options, self.host.report)
+            result = make(
+                target,
+                task,
+                graphs,
+                sane,
+                options,
+                self.host.report,
+                prompt_networks=networks,
+                methods=self._transfer_methods(),
+            )
         except SamplerError as error:
             self._blame_sampler(options, error)
             raise
         if result.sampler_error is not None:
             self._blame_sampler(options, result.sampler_error)
         return replace(result, notes=(*notes, *result.notes))
+
+    def _transfer_methods(self) -> dict[str, Callable[..., Any]]:
+        """Return the methods that plugins offer; one that fails is recorded, and `SaneError` raised."""
+
+        def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(method, assigned=(), updated=())
+            def transfer(*arguments: Any) -> Any:
+                try:
+                    return method(*arguments)
+                except SaneError:
+                    raise
+                except Exception as error:
+                    problem = self.host.blame("sane_transfers", method, error)
+                    raise to_plugin_error(problem) from error
+
+            return transfer
+
+        return {name: guarded(method) for name, method in self.host.transfers().items()}
 
     def _blame_sampler(self, options: InitializeOptions | None, error: SamplerError) -> None:
         if options is not None:

@@ -6,8 +6,10 @@ import functools
 import json
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import click
@@ -33,6 +35,7 @@ INTERRUPTED = 130
 _TOLD_PROBLEMS = 3  # of one plugin
 _MOST_OF_A_LINE = 4_000  # characters; the four facts of an error are all shown
 _MOST_BESIDE_A_BAR = 100
+_SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to draw bars on
 
 
 class VisibleCommand(click.Command):
@@ -159,7 +162,10 @@ class _ProgressBars:
 
     @hookimpl
     def sane_progress(self, event: Progress) -> None:
-        """Move the bar of the event's job."""
+        """Move the bar of the event's job; print what is announced above the bars."""
+        if event.is_announcement:
+            note(f"{event.job}.")
+            return
         if event.job not in self._task_ids:
             self._task_ids[event.job] = self._bars.add_task("", total=event.total)
         description = visible(f"{event.job} {event.note}".strip(), _MOST_BESIDE_A_BAR)
@@ -171,23 +177,62 @@ class _ProgressBars:
         )
 
 
+class _ProgressLines:
+    """Says every ten seconds how far the latest job is, where there is no terminal, from a thread."""
+
+    def __init__(self) -> None:
+        self._started, self._latest = monotonic(), "at work"
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._say_at_times, daemon=True)
+
+    def __enter__(self) -> _ProgressLines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    @hookimpl
+    def sane_progress(self, event: Progress) -> None:
+        """Remember the event; say at once what is announced."""
+        if event.is_announcement:
+            note(f"{event.job}.")
+        else:
+            told = f"{event.job}, {event.done} of {event.total} {event.note}".strip()
+            self._latest = visible(told, _MOST_BESIDE_A_BAR)
+
+    def _say_at_times(self) -> None:
+        while not self._is_over.wait(_SECONDS_BETWEEN_LINES):
+            note(f"{monotonic() - self._started:.0f} s: {self._latest}")
+
+
 @contextmanager
 def progress_bars(host: Host) -> Iterator[None]:
-    """Draw a bar per job on stderr within the block, if stderr is a terminal."""
+    """Draw a bar per job on stderr within the block; without a terminal, print a line every ten seconds."""
     from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import TextColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        with _ProgressLines() as lines, _registered(host, lines):
+            yield
+        return
     description = TextColumn("{task.description}", markup=False)  # names have brackets
     columns = (description, *Bars.get_default_columns()[1:])
-    with Bars(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
-        observer = _ProgressBars(bars)
-        host.pm.register(observer)
-        try:
-            yield
-        finally:
-            host.pm.unregister(observer)
+    bars = Bars(*columns, console=console, transient=True)
+    with bars, _registered(host, _ProgressBars(bars)):
+        yield
+
+
+@contextmanager
+def _registered(host: Host, observer: object) -> Iterator[None]:
+    host.pm.register(observer)
+    try:
+        yield
+    finally:
+        host.pm.unregister(observer)
 
 
 def open_host(trust: Trust | None = None) -> Host:

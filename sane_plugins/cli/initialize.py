@@ -21,7 +21,6 @@ from sane_plugins.cli.console import (
     open_host,
     print_json,
     print_line,
-    print_table,
     progress_bars,
 )
 from sane_plugins.cli.dataclass_options import dataclass_options
@@ -37,6 +36,7 @@ from sane_plugins.cli.numbers import PIXELS, FiniteRange
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.snippet import usage_snippet
 from sane_plugins.cli.trust import trust_option, typed_trust
+from sane_plugins.cli.verdict import print_ranking, print_scores, verdict
 from sane_plugins.cli.verify import verify
 from sane_plugins.initialize import MOST, InitializeOptions
 from sane_plugins.runtime import require_device
@@ -44,7 +44,7 @@ from sane_plugins.runtime import require_device
 if TYPE_CHECKING:
     import torch
 
-    from sane_plugins.initialize import CandidateScore, Family, Initialization
+    from sane_plugins.initialize import Initialization
 
 _MIN_BUDGET_FRACTION = 0.3  # of the budget is left for the search, however long loading took
 
@@ -173,6 +173,11 @@ class _InitCommand(VisibleCommand):
     type=FiniteRange(0, min_open=True),
     help="Seconds for drawing, scoring and training candidates.",
 )
+@click.option(
+    "--rung",
+    type=click.IntRange(0, MOST["rung"]),
+    help="Do 1/2^RUNG of the work. Default: what fits into the budget, as measured at the start.",
+)
 @click.option("--include", multiple=True, help="Initialise only tensors of this name (a glob).")
 @click.option("--exclude", multiple=True, help="Leave tensors of this name (a glob) as they are.")
 @click.option(
@@ -180,7 +185,8 @@ class _InitCommand(VisibleCommand):
     "scored",
     is_flag=True,
     callback=lambda _context, _option, given: not given,
-    help="Generate one network and write it: nothing is trained or compared.",
+    help="Train nothing: write the best transfer by leave-one-out losses, or, where nothing is transferred,"
+    " one network that is not compared.",
 )
 @click.option(
     "--pruned",
@@ -202,10 +208,11 @@ def main(
 
     MODEL is 'small-cnn' (the default), a name of torchvision or timm such as resnet18 or convnext_atto, a
     function package.module:function that builds a network, or a checkpoint, which is recognised or is what
-    --factory builds (its weights then count as the default initialisation). Candidates, the default
-    initialisation, the best prompt as it is and the mean of the prompts are scored on held-out images of
-    the task, and the better ones are trained longer; the best one's initial weights are written. Where
-    that is the default initialisation, it is said. Ctrl-C writes the best so far (exit code 130).
+    --factory builds (its weights then count as the default initialisation). Candidates, transfers from
+    prompts of other architectures, the default initialisation, the best prompt as it is and the mean of the
+    prompts are ranked without training; the best are trained, and compared on held-out images of the task.
+    The best one's initial weights are written; of those about equal, the plainest one's. Where that is the
+    default initialisation, it is said. Ctrl-C writes the best so far (exit code 130).
 
     'sane-init verify FILE' makes the weights of a file again.
 
@@ -284,7 +291,7 @@ def _write_first_task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
 def _write_report(path: Path, result: Initialization, notes: list[str], snippet: str) -> None:
     from sane_plugins.initialize import html_report
 
-    text = html_report(result, _verdict(result), notes, snippet)
+    text = html_report(result, verdict(result), notes, snippet)
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
@@ -294,71 +301,22 @@ def _to_json(result: Initialization, path: Path, notes: list[str]) -> dict[str, 
         "chosen": result.chosen,
         "rows": [asdict(row) for row in result.rows],
         "notes": notes,
+        "verdict": verdict(result),
         "outlook": None if result.forecast is None else result.forecast.probability,
+        "outlooks": {family: x.probability for family, x in result.forecasts.items()},
         "provenance": dict(result.provenance),
     }
 
 
 def _print_result(result: Initialization, path: Path, notes: list[str]) -> None:
-    trained = [row for row in result.rows if row.curve] or list(result.rows)
-    _print_rows(trained)
+    trained = [row for row in result.rows if row.curve]
+    if trained:
+        print_scores(trained)
+    else:
+        print_ranking(result.rows)
     for text in notes:
         note(f"Note: {text}.")
-    untrained_count = len(result.rows) - len(trained)
-    if untrained_count:
-        note(
-            f"Note: {untrained_count} more initialisations were drawn and scored, but not trained."
-        )
-    print_line(_verdict(result))
+    if trained and (untrained := len(result.rows) - len(trained)):
+        note(f"Note: {untrained} more initialisations were made and ranked, but not trained.")
+    print_line(verdict(result))
     print_line(f"Written to {path}.")
-
-
-def _print_rows(rows: list[CandidateScore]) -> None:
-    if rows:
-        print_table(
-            "accuracy on held-out images of the task",
-            ("initialisation", "before", "epochs", "after these", ""),
-            [
-                (
-                    row.name,
-                    _percent(row.before),
-                    f"{row.epochs:.2f}" if row.curve else "0",
-                    _percent(row.last),
-                    "chosen" if row.chosen else "",
-                )
-                for row in rows
-            ],
-        )
-
-
-def _verdict(result: Initialization) -> str:
-    """Return a sentence on what was chosen, compared with the best of every family trained as long."""
-    from sane_plugins.initialize import Family
-
-    if not result.rows:
-        return "Generated without comparison: it may be worse than the default initialisation."
-    family_names = {
-        Family.SANE: "a SANE candidate",
-        Family.DEFAULT: "the default initialisation",
-        Family.PROMPT: "the prompts' own weights",
-    }
-    best = next(row for row in result.rows if row.chosen)
-    rivals: dict[Family, CandidateScore] = {}
-    for row in result.rows:
-        if len(row.curve) == len(best.curve):
-            rivals.setdefault(row.kind.family, row)
-    label = best.kind.label if result.chosen is Family.DEFAULT else best.name
-    comparisons = " and ".join(
-        f"{_lead_over(best.last - row.last)} {family_names[family]}"
-        for family, row in rivals.items()
-        if family is not result.chosen
-    )
-    return f"Chosen: {family_names[result.chosen]} ({label}){', ' if comparisons else ''}{comparisons}."
-
-
-def _lead_over(lead: float) -> str:
-    return f"{_percent(abs(lead))} points {'ahead of' if lead >= 0 else 'behind'}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"

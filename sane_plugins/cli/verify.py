@@ -34,9 +34,9 @@ from sane_plugins.runtime import require_device, threads
 
 if TYPE_CHECKING:
     from sane_plugins.autoencoder import SANE
+    from sane_plugins.grafting import PromptNetwork
     from sane_plugins.host import Host
     from sane_plugins.initialize import Provenance
-    from sane_plugins.weights import WeightGraph
 
 _INPUT_NAMES = {"sane": "the SANE", "task": "the task's images", "prompts": "the prompts"}
 _MAX_PIXELS = 2**28  # values of all images, which a file may have resized: 1 GiB
@@ -108,7 +108,8 @@ def _describe_difference(
     options = replace(options, sampler=resolve_sampler(host, names.sampler))
     _require_modest_networks(host, file, names, trust)
     target = resolve_target(host, names)
-    prompts, sane = _prompts(host, names, target, trust), _sane(names)
+    networks, sane = _prompts(host, names, target, trust), _sane(names)
+    prompts = [network.graph for network in networks]
     inputs = input_hashes(target.task, prompts, sane)
     recorded = {
         "sane": provenance.sane,
@@ -119,7 +120,16 @@ def _describe_difference(
     if changed:
         return f"{' and '.join(changed)} are not those that the weights were made from"
     with threads(provenance.threads):
-        graph = remake(target.network, target.task, prompts, sane, options, provenance)
+        graph = remake(
+            target.network,
+            target.task,
+            prompts,
+            sane,
+            options,
+            provenance,
+            prompt_networks=networks,
+            methods=host.transfers(),
+        )
         environment = environment_info(options.device)
     with TemporaryDirectory() as folder:
         reproduced, metadata = Path(folder) / file.name, {"provenance": provenance.stored}
@@ -225,15 +235,13 @@ def _hashes(inputs: Any) -> Any:
     return inputs["hash"] if isinstance(inputs, dict) else inputs
 
 
-def _prompts(host: Host, names: InputNames, target: Target, trust: Trust) -> list[WeightGraph]:
-    from sane_plugins.generation import choose_prompts, embedded_prompts
-
+def _prompts(host: Host, names: InputNames, target: Target, trust: Trust) -> list[PromptNetwork]:
     if not names.prompts:
-        return list(choose_prompts(target.module(), embedded_prompts()).graphs)
+        return list(host.default_prompts(target.module()).networks)
     return [
-        graph
+        network
         for x in names.prompts
-        for graph in resolve_prompts(host, names, x, target, trust).graphs
+        for network in resolve_prompts(host, names, x, target, trust).networks
     ]
 
 

@@ -1,4 +1,4 @@
-from .batchnorm import condition, conditioned
+from .batchnorm import condition, conditioned, has_statistics, norms_in_training_mode
 from .channel_maps import ChannelMaps
 from .classifier import find_classifier, fit_classifier
 from .grafted_weights import GraftedWeights, graft
@@ -36,9 +36,11 @@ __all__ = [
     "fit_classifier",
     "fit_ridge",
     "graft",
+    "has_statistics",
     "lead",
     "match",
     "match_places",
+    "norms_in_training_mode",
     "prompt_images",
     "read_units",
     "transfer_methods",

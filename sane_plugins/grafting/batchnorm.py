@@ -26,7 +26,7 @@ def condition(
     statistics become the plain mean over all batches. Modes and momenta are as before afterwards. Does
     nothing for a network without such layers.
     """
-    if not _norms(module):
+    if not has_statistics(module):
         return
     with norms_in_training_mode(module):
         for batch in _batch_indices(len(images), batches, batch_size, rng):
@@ -46,6 +46,11 @@ def conditioned(
     finally:
         for buffer, value in zip(buffers, saved_values, strict=True):
             buffer.copy_(value)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Return whether a network has batch-norm layers that keep statistics."""
+    return bool(_norms(module))
 
 
 @contextmanager

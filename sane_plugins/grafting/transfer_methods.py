@@ -5,12 +5,7 @@ The method: docs/explanation/sane.md, sections 15 and 16.
 
 from __future__ import annotations
 
-from sane_plugins.grafting.methods import (
-    GraftMethod,
-    MimeticMethod,
-    PlaceMethod,
-    TransferMethod,
-)
+from sane_plugins.grafting.methods import GraftMethod, MimeticMethod, PlaceMethod, TransferMethod
 from sane_plugins.grafting.regression import RegressionMethod
 
 _PROTECTION = 4.0
@@ -21,7 +16,7 @@ def transfer_methods() -> dict[str, TransferMethod]:
     return {
         "graft": GraftMethod(),
         "place": PlaceMethod(),
-        "mimetic": MimeticMethod(),
         "regression": RegressionMethod(),
         "regression-protected": RegressionMethod(protect=_PROTECTION),
+        "mimetic": MimeticMethod(),
     }

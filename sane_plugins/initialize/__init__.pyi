@@ -1,7 +1,7 @@
 from .benefit import BenefitForecast
-from .candidates import CandidateScore, Family, Kind, Origin
+from .kinds import CandidateScore, Family, Kind, Origin
 from .options import MOST, InitializeOptions, TrainOptions
-from .pipeline import Initialization, generate, initialize, remake
+from .pipeline import initialize, remake
 from .provenance import (
     Provenance,
     broken_provenance,
@@ -11,7 +11,9 @@ from .provenance import (
 )
 from .pruned import PrunedNetwork, first_task
 from .report import html_report
+from .result import Initialization
 from .training import train_epochs
+from .unscored import generate
 
 __all__ = [
     "MOST",

@@ -1,16 +1,18 @@
-"""The forecast: whether the generated weights help, from the scores of a short race (the gate).
+"""The forecast (the gate): whether the weights of a family help, from the scores of a short race.
 
-A logistic regression on who won the race and on the margin of the best generated candidate over the best
-default, both trained in three folds, twice (McNemar's test: paired, on all images). Where there is no
-time for that: on two margins of the race, in standard errors of a difference of two accuracies. Fitted
-by `tools/release/fit_gate.py`, chosen among others by `benchmarks/gate.py`, on runs of other tasks.
+It is told of weights that a SANE generated and of weights that were transferred, apart. Each family is
+compared with the best default that was trained as long, if a fair rival is among these: one with a fitted
+classifier, where that of the family's best candidate is fitted. A logistic regression on who is ahead and on
+the margin of both, trained in three folds, twice (McNemar's test: paired, on all images). Where there is no
+time for that: on two margins of the race, in standard errors of a difference of two accuracies. Fitted by
+`tools/release/fit_gate.py`, chosen among others by `benchmarks/gate.py`, on runs of other tasks.
 The method: docs/explanation/sane.md, section 13.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -20,33 +22,28 @@ from typing import Any
 import torch
 
 from sane_plugins.initialize.budget import Budget, Completion, Stage
-from sane_plugins.initialize.candidates import (
-    Candidate,
-    CandidateScore,
-    Family,
-    Kind,
-    fit_task_classifier,
-)
+from sane_plugins.initialize.candidates import Candidate, fit_task_classifier
+from sane_plugins.initialize.kinds import CandidateScore, Family, Kind
+from sane_plugins.initialize.plan import FOLD_EPOCHS, FOLDS, Plan
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import start_training
 from sane_plugins.runtime import random_stream
 from sane_plugins.tasks import Task
 
+FORECAST_FAMILIES = (Family.SANE, Family.TRANSFER)
 _MARGIN_LIMIT = 10.0
-ORDERS = 2
-_FOLD_COUNT, _EPOCHS_PER_FOLD = 3, 2
 _UNDECIDED_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
 class BenefitForecast:
-    """The probability that generated weights train better than the best default initialisation."""
+    """The probability that a family's weights train better than the best default initialisation."""
 
     probability: float
 
     @property
     def helps(self) -> bool:
-        """Return whether the generated weights are expected to help."""
+        """Return whether the weights are expected to help."""
         return self.probability >= 0.5
 
     @property
@@ -56,63 +53,75 @@ class BenefitForecast:
 
 
 def forecast_after_race(
-    problem: InitializationProblem, candidates: Sequence[Candidate], budget: Budget
-) -> tuple[BenefitForecast | None, Completion]:
-    """Forecast from the candidates of a race, best first, trained in folds while time is left.
+    problem: InitializationProblem, plan: Plan, candidates: Sequence[Candidate], budget: Budget
+) -> tuple[dict[Family, BenefitForecast], Completion]:
+    """Forecast each family from the candidates of a race, trained in folds where that was planned.
 
-    Returns the forecast, None if there is nothing to compare, and how the training ended.
+    Returns the forecasts of the families that have a candidate and a fair rival, both trained, and how the
+    training ended.
     """
-    rivals, paired = best_rivals(candidates), None
+    rivals = {
+        family: pair
+        for family in FORECAST_FAMILIES
+        if (pair := best_rivals(candidates, family, problem.fits_classifier)) is not None
+    }
+    paired: dict[Family, float] = {}
     with Stage(budget.end()) as stage:
-        if rivals is not None:
-            orders = range(ORDERS)
-            paired = mcnemar_margin(
-                [count_discordant(problem, *rivals, order, stage) for order in orders]
-            )
-    scores = [c.score for c in candidates]
-    return forecast_benefit(scores, len(problem.task.y_test), paired), stage.completion
+        for family, pair in rivals.items() if plan.fold_orders else ():
+            counts = [
+                count_discordant(problem, *pair, order, stage) for order in range(plan.fold_orders)
+            ]
+            paired[family] = mcnemar_margin(counts)
+    images = min(plan.held_out, len(problem.task.y_test))
+    forecasts = {
+        family: forecast_benefit(pair[0].score, pair[1].score, images, paired.get(family))
+        for family, pair in rivals.items()
+    }
+    return forecasts, stage.completion
 
 
 def forecast_benefit(
-    scores: Sequence[CandidateScore], images: int, paired: float | None = None
-) -> BenefitForecast | None:
-    """Forecast from the scores of a race, best first, on `images` images, and McNemar's margin of the folds.
+    ours: CandidateScore, default: CandidateScore, images: int, paired: float | None = None
+) -> BenefitForecast:
+    """Forecast from two scores of a race on `images` images, and from McNemar's margin of the folds.
 
-    Without `paired`, the margins of the race decide; None where there is nothing to compare.
+    Without `paired`, the margins of the race decide.
     """
-    margins = race_margins(scores, images)
-    if margins is None:
-        return None
+    margins = race_margins(ours, default, images)
     model = _coefficients()["race" if paired is None else "folds"]
-    features = margins if paired is None else (_race_winner(scores), paired)
+    features = margins if paired is None else (1.0 if is_ahead(ours, default) else -1.0, paired)
     score = model["bias"] + sum(w * x for w, x in zip(model["weights"], features, strict=True))
     return BenefitForecast(1 / (1 + exp(-score)))
 
 
-def race_margins(scores: Sequence[CandidateScore], images: int) -> tuple[float, float] | None:
-    """Return the margins before training and at the last epoch that both were trained to.
-
-    `scores` come best first, measured on `images` images. None without a generated candidate or a default.
-    """
-    indices = _first_generated_and_default([score.kind for score in scores])
-    if indices is None:
-        return None
-    ours, default = scores[indices[0]], scores[indices[1]]
-    common_epochs = min(len(ours.curve), len(default.curve))
-    pairs = [(ours.before, default.before)]
-    pairs.append(
-        (ours.curve[common_epochs - 1][1], default.curve[common_epochs - 1][1])
-        if common_epochs
-        else pairs[0]
+def race_margins(ours: CandidateScore, default: CandidateScore, images: int) -> tuple[float, float]:
+    """Return the margins before training and at the last rung that both were trained to."""
+    before, after = (
+        _standardized_margin(*pair, images)
+        for pair in ((ours.before or 0.0, default.before or 0.0), _level(ours, default))
     )
-    before, after = (_standardized_margin(*pair, images) for pair in pairs)
     return before, after
 
 
-def best_rivals(candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
-    """Return the best generated candidate and the best default, if there are both."""
-    indices = _first_generated_and_default([c.spec.kind for c in candidates])
-    return (candidates[indices[0]], candidates[indices[1]]) if indices else None
+def is_ahead(ours: CandidateScore, default: CandidateScore) -> bool:
+    """Return whether ours was ahead in the race: trained longer, or more accurate after as long."""
+    if len(ours.curve) != len(default.curve):
+        return len(ours.curve) > len(default.curve)
+    mine, others = _level(ours, default)
+    return mine > others
+
+
+def best_rivals(
+    candidates: Sequence[Candidate], family: Family, fits_classifier: bool
+) -> tuple[Candidate, Candidate] | None:
+    """Return a family's best trained candidate and the best trained default; None without a fair rival."""
+    trained = [c for c in candidates if c.score.curve]
+    ours = [c for c in trained if c.spec.kind.family is family]
+    defaults = [c for c in trained if c.spec.kind.family is Family.DEFAULT]
+    fair = Kind.DEFAULT_FITTED if fits_classifier else Kind.DEFAULT
+    if not ours or not any(c.spec.kind is fair for c in defaults):
+        return None
+    return _longest_and_best(ours), _longest_and_best(defaults)
 
 
 def count_discordant(
@@ -143,16 +152,16 @@ def mcnemar_margin(counts: Sequence[tuple[int, int]]) -> float:
     return max(-_MARGIN_LIMIT, min(_MARGIN_LIMIT, (better - worse) / sqrt(better + worse + 1)))
 
 
-def _race_winner(scores: Sequence[CandidateScore]) -> float:
-    """Return 1 if a generated candidate won the race, -1 if a default did."""
-    return -1.0 if scores[0].kind.family is Family.DEFAULT else 1.0
+def _longest_and_best(candidates: Sequence[Candidate]) -> Candidate:
+    return max(candidates, key=lambda c: (len(c.score.curve), c.score.last))
 
 
-def _first_generated_and_default(kinds: Sequence[Kind]) -> tuple[int, int] | None:
-    """Return the index of the first generated kind and that of the first default, if there are both."""
-    is_generated = [kind.is_generated for kind in kinds]
-    has_both = len({*is_generated}) == 2
-    return (is_generated.index(True), is_generated.index(False)) if has_both else None
+def _level(ours: CandidateScore, default: CandidateScore) -> tuple[float, float]:
+    """Return both accuracies at the last rung that both were trained to."""
+    common = min(len(ours.curve), len(default.curve))
+    if not common:
+        return ours.before or 0.0, default.before or 0.0
+    return ours.curve[common - 1][1], default.curve[common - 1][1]
 
 
 def _folds(problem: InitializationProblem, order: int) -> Iterator[Task]:
@@ -160,8 +169,8 @@ def _folds(problem: InitializationProblem, order: int) -> Iterator[Task]:
     x, y = torch.cat([task.x_train, task.x_test]), torch.cat([task.y_train, task.y_test])
     rng = random_stream(problem.options.seed, "gate", order)
     shuffled = torch.randperm(len(y), generator=rng).to(y.device)
-    for i in range(_FOLD_COUNT):
-        held_out = shuffled[i::_FOLD_COUNT]
+    for i in range(FOLDS):
+        held_out = shuffled[i::FOLDS]
         is_training = torch.ones(len(y), dtype=torch.bool, device=y.device)
         is_training[held_out] = False
         yield replace(
@@ -182,7 +191,7 @@ def _train_on_fold(
     if problem.fits_classifier and candidate.spec.kind is not Kind.DEFAULT:
         fit_task_classifier(training.module, problem)
     correct = []
-    for epoch in range(_EPOCHS_PER_FOLD):
+    for epoch in range(FOLD_EPOCHS):
         training.advance((epoch + 1) * training.steps_per_epoch, stage.check)
         correct.append(training.correct())
     return torch.cat(correct)
@@ -195,6 +204,6 @@ def _standardized_margin(ours: float, default: float, images: int) -> float:
 
 
 @lru_cache(maxsize=1)
-def _coefficients() -> dict[str, Any]:
+def _coefficients() -> Mapping[str, Any]:
     stored: dict[str, Any] = json.loads((files("sane_plugins") / "data" / "gate.json").read_text())
     return stored

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from sane_plugins.generation import SamplerError
-from sane_plugins.initialize.benefit import BenefitForecast
+from sane_plugins.initialize.benefit import FORECAST_FAMILIES, BenefitForecast
 from sane_plugins.initialize.budget import Completion
-from sane_plugins.initialize.candidates import Candidate, Origin
+from sane_plugins.initialize.candidates import BuiltNetwork
+from sane_plugins.initialize.kinds import CandidateScore, Family, Kind, Origin
 from sane_plugins.initialize.options import InitializeOptions
+from sane_plugins.initialize.plan import Plan
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.pruned import PrunedNetwork, sparsity
-from sane_plugins.initialize.search import draws_per_round
 from sane_plugins.tasks import Task
+
+_NAMES = {Family.SANE: "generated", Family.TRANSFER: "transferred"}
 
 
 def result_notes(
     problem: InitializationProblem,
+    asked: InitializeOptions,
     task: Task,
-    best: Candidate,
-    forecast: BenefitForecast | None,
+    best: BuiltNetwork,
+    plan: Plan,
+    forecasts: Mapping[Family, BenefitForecast],
     completion: Completion,
+    rows: Sequence[CandidateScore],
 ) -> tuple[str, ...]:
-    """Return notes, each a sentence without its full stop; `task` is the original task before the split."""
-    data, options = problem.task, problem.options
-    held_out = "held-out training images" if task.x_validation is None else "images to choose by"
-    notes = [
-        f"scored on {len(data.y_test)} {held_out}, after training on"
-        f" {len(data.y_train)} of {len(task.y_train)}; test images were not used"
-    ]
-    if forecast is not None:
-        notes.append(_forecast_note(forecast))
-    notes += problem.transfer.notes
-    if completion.interrupted:
-        notes.append("it was interrupted: this is the best so far")
-    elif completion.timed_out:
-        notes.append(
-            f"the scoring was cut short after the {options.budget:.0f} s that the budget left for it:"
-            " a larger one compares more"
+    """Return notes, each a sentence without its full stop.
+
+    `asked` are the options before the plan, `task` is the original task before the split.
+    """
+    data, trained = problem.task, [row for row in rows if row.curve]
+    if trained:
+        epochs = max(row.epochs for row in trained)
+        held_out = (
+            "held-out training images" if task.x_validation is None else "images to choose by"
         )
-    if (count := draws_per_round(problem)) < options.candidates:
-        notes.append(
-            f"{count} candidates were drawn, not {options.candidates}: the network is large"
-        )
-    if options.classifier == "fit" and not problem.classifier:
+        notes = [
+            f"scored on {min(plan.held_out, len(data.y_test))} {held_out}, after up to"
+            f" {epochs:.2g} epochs of training on {len(data.y_train)} of {len(task.y_train)}; test images"
+            " were not used"
+        ]
+    else:
+        notes = [
+            f"nothing was trained: it is ranked by the leave-one-out losses of {plan.ranking_images} training"
+            " images alone; test images were not used"
+        ]
+    notes += [_forecast_note(f, forecasts[f]) for f in FORECAST_FAMILIES if f in forecasts]
+    notes += (*best.notes, *_transfer_notes(rows))
+    notes += problem.transfer.notes if problem.transfer is not None else ()
+    notes += _budget_notes(problem, asked, plan, completion)
+    if asked.classifier == "fit" and not problem.classifier:
         notes.append("the network does not end in a linear layer, so its classifier was not fitted")
     if problem.pruned is not None:
         notes.append(_pruning_note(problem.pruned, best))
@@ -49,9 +60,55 @@ def result_notes(
         notes.append(
             "the default initialisation is the network as given, trained in another order each time"
         )
-    if options.include or options.exclude:
-        notes.append(_selection_note(best, options))
+    if asked.include or asked.exclude:
+        notes.append(_selection_note(best, asked))
     return tuple(notes)
+
+
+def ranking_notes(
+    problem: InitializationProblem, plan: Plan, completion: Completion
+) -> tuple[str, ...]:
+    """Return the notes on a network that was chosen without training."""
+    note = (
+        f"nothing was trained: it is the best by the leave-one-out losses of {plan.ranking_images} training"
+        " images alone"
+    )
+    return (note, *_budget_notes(problem, problem.options, plan, completion))
+
+
+def _transfer_notes(rows: Sequence[CandidateScore]) -> tuple[str, ...]:
+    transfers = [row for row in rows if row.kind is Kind.TRANSFER]
+    if transfers and not any(row.curve or row.chosen for row in transfers):
+        return (
+            "no transfer beat the best default by two standard errors before training, so none was trained",
+        )
+    return ()
+
+
+def _budget_notes(
+    problem: InitializationProblem, asked: InitializeOptions, plan: Plan, completion: Completion
+) -> list[str]:
+    notes = []
+    if completion.interrupted:
+        notes.append("it was interrupted: this is the best so far")
+    elif completion.timed_out:
+        notes.append(
+            f"the work was cut short after the {asked.budget or 0:.0f} s that the budget left for it: a"
+            " larger one compares more"
+        )
+    if plan.rung and asked.rung is None:
+        notes.append(
+            f"the budget allowed 1/{2**plan.rung} of the work, as measured before it: --rung {plan.rung} does"
+            " the same whatever the machine does, and a larger budget more"
+        )
+    if problem.prompts and not plan.draws:
+        notes.append(
+            "no SANE candidate was drawn: to encode the prompts and decode one takes more than the budget has"
+            " for it"
+        )
+    elif problem.transfer is not None and plan.draws < asked.candidates:
+        notes.append(f"{plan.draws} candidates were drawn, not {asked.candidates}")
+    return notes
 
 
 def sampler_notes(error: SamplerError | None) -> tuple[str, ...]:
@@ -64,18 +121,18 @@ def sampler_notes(error: SamplerError | None) -> tuple[str, ...]:
 def generation_notes(problem: InitializationProblem) -> tuple[str, ...]:
     """Return the notes for one generated network that was not compared with anything."""
     warning = "nothing was scored: it may be worse than the default initialisation"
-    return (*problem.transfer.notes, warning)
+    return (*problem.sane_transfer.notes, warning)
 
 
-def _forecast_note(forecast: BenefitForecast) -> str:
+def _forecast_note(family: Family, forecast: BenefitForecast) -> str:
     expected = "are expected to" if forecast.helps else "are not expected to"
     return (
-        f"generated weights {'may or may not' if forecast.is_close else expected} beat the best default"
-        f" initialisation (probability {forecast.probability:.0%})"
+        f"{_NAMES[family]} weights {'may or may not' if forecast.is_close else expected} beat the best"
+        f" default initialisation (probability {forecast.probability:.0%})"
     )
 
 
-def _pruning_note(pruned: PrunedNetwork, best: Candidate) -> str:
+def _pruning_note(pruned: PrunedNetwork, best: BuiltNetwork) -> str:
     values = sum(x.numel() for x in pruned.tensors.values())
     now = sparsity({k: v for k, v in best.module.state_dict().items() if v.is_floating_point()})
     return (
@@ -84,7 +141,7 @@ def _pruning_note(pruned: PrunedNetwork, best: Candidate) -> str:
     )
 
 
-def _selection_note(best: Candidate, options: InitializeOptions) -> str:
+def _selection_note(best: BuiltNetwork, options: InitializeOptions) -> str:
     state = best.module.state_dict()
     selected = [key for key in state if options.selects(key)]
     share = sum(state[key].numel() for key in selected) / sum(x.numel() for x in state.values())

@@ -25,6 +25,7 @@ MOST: Mapping[str, int] = {
     "few_shot": 100,
     "few_shot_epochs": 1_000,
     "epochs": 1_000,
+    "rung": 12,
 }
 
 
@@ -54,20 +55,23 @@ def _default_sampler() -> Sampler:
 class InitializeOptions:
     """How candidates are drawn and chosen.
 
-    `candidates` are drawn and scored before training; the best `keep` of them are trained for an epoch, and
+    `candidates` are drawn and ranked before training; the best `keep` of them are trained for an epoch, and
     so are `defaults` default initialisations (None: as many as `keep`), and as many with a fitted
     classifier, which are the best of as many draws as there are candidates. `classifier`: "fit" solves it in
     closed form on training images (the default initialisation is then tried both as it is and with a
     fitted classifier), "default" leaves it at its default initialisation, "prompt" keeps the prompts'
     where its shape allows. `validation` is the share of the training images that is held out to choose by,
-    at most `validation_images`; `images` caps the training images (None: what an epoch can afford).
+    at most `validation_images`; `images` caps the training images (None: 10,000, or what fits into memory).
     `sane` is a SANE file (None: the embedded one).
-    Statistics of batch norm are measured on at most `norm_batches` batches of `norm_batch` images.
+    Of what is written, the statistics of batch norm are measured on at most `norm_batches` batches of
+    `norm_batch` images, and the classifier is fitted on at most `fit_images`.
 
     `search`: "subsample" draws once; "bootstrap" draws `rounds` times, each time near the best latents of all
     rounds before, and returns the best of any round. `epochs` of training are the last rung of the scores.
     `few_shot` of the best are trained on the task for `few_shot_epochs`, and candidates are then drawn near
-    these; 0: none. `budget` bounds all of it in seconds (None: no bound). Only tensors whose
+    these; 0: none. `budget` is the time for all of it in seconds (None: not measured): each `rung` halves the
+    work, and the first that fits into the budget is taken, as it was measured before the work (None), or the
+    one that is named, so that the same is done on any machine. Only tensors whose
     names match a glob of `include`, and none of `exclude`, are initialised; all others keep their default.
     `pruned`: the target is a pruned network, only whose zeros are initialised and trained. Without
     `scored`, a host gets one generated network, and nothing is compared.
@@ -83,6 +87,7 @@ class InitializeOptions:
     images: int | None = None
     norm_batches: int = 50  # statistics of batch norm: see `grafting/batchnorm.py`
     norm_batch: int = 32
+    fit_images: int = 2000
     train: TrainOptions = field(default_factory=TrainOptions)
     seed: int = 0
     sane: Path | None = None
@@ -92,6 +97,7 @@ class InitializeOptions:
     few_shot_epochs: int = 2
     epochs: int = 1
     budget: float | None = None
+    rung: int | None = None
     device: str = "cpu"
     pruned: bool = False
     scored: bool = True

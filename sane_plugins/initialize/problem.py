@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from sane_plugins.autoencoder import SANE, fingerprint
-from sane_plugins.errors import UsageError
+from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.generation import (
     ConditionedSampler,
     Sampler,
@@ -20,7 +20,7 @@ from sane_plugins.generation import (
     in_one_order,
     plan_transfer,
 )
-from sane_plugins.grafting import find_classifier
+from sane_plugins.grafting import PromptNetwork, TransferMethod, find_classifier
 from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.pruned import PrunedNetwork, fresh_copies
 from sane_plugins.progress import Report, silent
@@ -31,6 +31,7 @@ from sane_plugins.weights import WeightGraph, copy_module, from_module
 _EPOCH_FLOPS = 3e11  # about ten seconds on two cores
 _FORWARDS_PER_TRAINING_STEP = 3  # the cost of a training step, in forward passes
 _MIN_IMAGES, _MAX_IMAGES = 256, 10_000
+_MAX_VALUES = 2**27  # of the training images: half a gigabyte
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +41,9 @@ class InitializationProblem:
     `build_network` returns the network at its default initialisation, another draw each time if `is_fresh`;
     `graph` is one of them, read. `classifier` holds the keys of its classifier's tensors (empty: it is not a
     linear layer). `task` has training images to train on and, as its test images, training images to choose
-    by. `flops` counts the operations of one image's forward pass. `sampler` draws near `transfer.prompts`.
+    by. `flops` counts the operations of one image's forward pass. `prompts` are what SANE candidates are
+    drawn near, `prompt_networks` what `methods` transfer. `transfer` and `sampler` say how near the
+    `prompts` candidates are drawn, and are None before these are encoded.
     """
 
     options: InitializeOptions
@@ -50,14 +53,48 @@ class InitializationProblem:
     classifier: frozenset[str]
     task: Task
     flops: int
-    transfer: Transfer
-    sampler: Sampler
+    sane: SANE
+    prompts: tuple[WeightGraph, ...] = ()
+    prompt_networks: tuple[PromptNetwork, ...] = ()
+    methods: Mapping[str, TransferMethod] = field(default_factory=dict)
+    transfer: Transfer | None = None
+    sampler: Sampler | None = None
     pruned: PrunedNetwork | None = None
 
     @property
     def fits_classifier(self) -> bool:
         """Return whether candidates get a fitted classifier."""
         return self.options.classifier == "fit" and bool(self.classifier)
+
+    @property
+    def transfer_names(self) -> tuple[str, ...]:
+        """Return the methods that transfer a prompt network, in the order in which they are tried."""
+        needing = (k for k, method in self.methods.items() if getattr(method, "needs_prompt", True))
+        return tuple(needing) if self.prompt_networks else ()
+
+    @property
+    def promptless_names(self) -> tuple[str, ...]:
+        """Return the methods that need no prompt: they draw structured defaults."""
+        return tuple(k for k, x in self.methods.items() if not getattr(x, "needs_prompt", True))
+
+    @property
+    def sane_transfer(self) -> Transfer:
+        """Return how latents become weights. Raises `SourceError` if the prompts are not encoded."""
+        if self.transfer is None:
+            raise SourceError(
+                "the prompts",
+                "none is encoded",
+                "SANE candidates and prompts as they are need one",
+                "name a file from sane-init",
+            )
+        return self.transfer
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Return how many tokens are encoded for all prompts, and decoded for one candidate, at most."""
+        width = self.sane.config.token_width
+        lengths = [len(prompt.token_layout(width)) for prompt in self.prompts]
+        return sum(lengths), len(self.graph.token_layout(width))
 
     def read(self, module: nn.Module) -> WeightGraph:
         """Return the graph of a network that `build_network` built, without tracing its layers again."""
@@ -66,16 +103,26 @@ class InitializationProblem:
             return from_module(module)
         return replace(self.graph, tensors=tensors)
 
+    def encoded(self, report: Report = silent, label: str = "align") -> InitializationProblem:
+        """Return the same problem with its prompts encoded, to draw near them.
+
+        Raises `UsageError` where no prompt has a layer of the target's kinds.
+        """
+        rng = random_stream(self.options.seed, label)
+        prompts: Sequence[WeightGraph] = self.prompts
+        if label == "align" and self.pruned is not None:
+            prompts = [align_to_target(prompt, self.graph, rng) for prompt in prompts]
+        elif label == "align":
+            prompts = [in_one_order(prompt) for prompt in prompts]
+        transfer = plan_transfer(prompts, self.graph, self.classifier, self.sane, rng, report)
+        sampler = _bind_sampler(self.options.sampler, transfer, self.task)
+        return replace(self, transfer=transfer, sampler=sampler)
+
     def with_prompts(
         self, prompts: Sequence[WeightGraph], report: Report = silent
     ) -> InitializationProblem:
         """Return the same problem with other prompts, which have the target's shapes."""
-        rng = random_stream(self.options.seed, "align few")
-        transfer = plan_transfer(
-            prompts, self.graph, self.classifier, self.transfer.sane, rng, report
-        )
-        sampler = _bind_sampler(self.options.sampler, transfer, self.task)
-        return replace(self, transfer=transfer, sampler=sampler)
+        return replace(self, prompts=tuple(prompts)).encoded(report, "align few")
 
 
 def prepare(
@@ -86,7 +133,20 @@ def prepare(
     options: InitializeOptions,
     report: Report = silent,
 ) -> InitializationProblem:
-    """Build the target once, split the task's training images, and match the prompts to the target.
+    """Set up a problem and encode its prompts. Raises what `set_up` and `encoded` raise."""
+    return set_up(target, task, prompts, sane, options).encoded(report)
+
+
+def set_up(
+    target: nn.Module | Callable[[], nn.Module],
+    task: Task,
+    prompts: Sequence[WeightGraph],
+    sane: SANE,
+    options: InitializeOptions,
+    prompt_networks: Sequence[PromptNetwork] = (),
+    methods: Mapping[str, TransferMethod] | None = None,
+) -> InitializationProblem:
+    """Build the target once, and split the task's training images; no prompt is encoded yet.
 
     Raises `TaskError` where images or classes do not fit the network, `UsageError` without prompts, or where
     no tensor's name matches.
@@ -96,30 +156,34 @@ def prepare(
         module = build_network()
     require_fit(module, task)
     _require_match(module, options)
+    if not prompts and not prompt_networks:
+        raise UsageError(
+            "prompts",
+            "none were given",
+            "at least one network is needed to sample near",
+            "give one, or leave them out to use those that ship with the package",
+        )
     flops = forward_flops(module, task.x_train[:1])
-    split_task = split_images(task, flops, options)
     graph = from_module(module)
     classifier = _classifier_keys(module, graph, task)
-    rng = random_stream(options.seed, "align")
     pruned = None
-    prompts = [connected_like(prompt, graph, classifier) for prompt in prompts]
     if options.pruned:
         pruned = PrunedNetwork.of(graph, classifier)
         build_network, is_fresh = fresh_copies(module), True
-        prompts = [align_to_target(prompt, graph, rng) for prompt in prompts]
-    else:
-        prompts = [in_one_order(prompt) for prompt in prompts]
-    transfer = plan_transfer(prompts, graph, classifier, sane, rng, report)
+    runnable = [network for network in prompt_networks if network.build is not None]
     return InitializationProblem(
         options=options,
         build_network=build_network,
         is_fresh=is_fresh,
         graph=graph,
         classifier=classifier,
-        task=split_task,
+        task=split_images(task, flops, options),
         flops=flops,
-        transfer=transfer,
-        sampler=_bind_sampler(options.sampler, transfer, split_task),
+        sane=sane,
+        prompts=tuple(connected_like(prompt, graph, classifier) for prompt in prompts),
+        # A pruned network's survivors are the only weights that it is lent.
+        prompt_networks=() if options.pruned else tuple(runnable),
+        methods={} if options.pruned else methods or {},
         pruned=pruned,
     )
 
@@ -127,12 +191,16 @@ def prepare(
 def split_images(task: Task, flops: int, options: InitializeOptions) -> Task:
     """Split the training images into some to train on and some to choose by, which become the test images.
 
-    Of a task that has images to choose by, all training images are trained on. Neither part is larger than
-    an epoch can afford, given the `flops` of one image's forward pass.
+    Of a task that has images to choose by, all training images are trained on. Files of earlier versions
+    name no rung: their images are as many as an epoch could afford, given the `flops` of one image's forward
+    pass.
     """
     rng = random_stream(options.seed, "data")
-    affordable = int(_EPOCH_FLOPS / (_FORWARDS_PER_TRAINING_STEP * flops))
-    max_images = min(max(affordable, _MIN_IMAGES), _MAX_IMAGES)
+    if options.rung is None:
+        affordable = int(_EPOCH_FLOPS / (_FORWARDS_PER_TRAINING_STEP * flops))
+        max_images = min(max(affordable, _MIN_IMAGES), _MAX_IMAGES)
+    else:
+        max_images = min(max(_MAX_VALUES // task.x_train[0].numel(), _MIN_IMAGES), _MAX_IMAGES)
     held_out = min(options.validation_images, max_images)
     if task.x_validation is None:
         split_task = task.held_out(min(options.validation, held_out / len(task.y_train)), rng)

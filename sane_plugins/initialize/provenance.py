@@ -19,10 +19,11 @@ from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import read_metadata
 from sane_plugins.generation import KDE, embedded_prompts, sampler_name
-from sane_plugins.initialize.candidates import CandidateScore, CandidateSpec
+from sane_plugins.initialize.draws import FewShotPrompts, SearchTrace
+from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec
 from sane_plugins.initialize.options import MOST, InitializeOptions
+from sane_plugins.initialize.plan import Plan
 from sane_plugins.initialize.problem import InitializationProblem
-from sane_plugins.initialize.search import FewShotPrompts, SearchTrace
 from sane_plugins.tasks import Task
 from sane_plugins.weights import WeightGraph, tensors_digest
 
@@ -40,6 +41,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "options.images": (1, 2**31),
     "options.norm_batches": (1, 2**31),
     "options.norm_batch": (1, 2**31),
+    "options.fit_images": (1, 2**31),
+    "options.rung": (0, MOST["rung"]),
     "options.rounds": (1, MOST["rounds"]),
     "options.few_shot_epochs": (1, MOST["few_shot_epochs"]),
     "options.train.lr": (0, 1e6),
@@ -162,15 +165,20 @@ def build_provenance(
     trace: SearchTrace,
     few_shot: FewShotPrompts | None = None,
     scores: Sequence[CandidateScore] = (),
+    plan: Plan | None = None,
 ) -> dict[str, Any]:
-    """Return the provenance of a spec's weights; it holds no times and no paths of the machine."""
+    """Return the provenance of a spec's weights; it holds no times and no paths of the machine.
+
+    What was planned is there without the seconds it was to take, for the same reason.
+    """
     return {
         "format": FORMAT,
         "seed": problem.options.seed,
-        **input_hashes(task, prompts, problem.transfer.sane),
-        "prompts_fit": problem.transfer.fits,
+        **input_hashes(task, prompts, problem.sane),
+        "prompts_fit": problem.transfer is not None and problem.transfer.fits,
         "recipe": asdict(spec),
         "course": asdict(trace),
+        "plan": None if plan is None else {**asdict(plan), "seconds": None},
         "few_shot": None if few_shot is None else few_shot.to_json(),
         "options": options_to_json(problem.options),
         "scores": [asdict(score) for score in scores],

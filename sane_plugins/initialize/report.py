@@ -16,14 +16,18 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from sane_plugins.errors import visible
-from sane_plugins.initialize.candidates import CandidateScore, Kind, Label, Origin
-from sane_plugins.initialize.pipeline import Initialization
+from sane_plugins.initialize.kinds import CandidateScore, Kind, Label, Origin
+from sane_plugins.initialize.result import Initialization
 from sane_plugins.weights import WeightGraph
 
 _COLORS: Mapping[Label, str] = {
     Kind.SANE: "#1f77b4",
     Kind.PROMPT: "#2ca02c",
     Kind.MEAN_OF_PROMPTS: "#8c564b",
+    Kind.STRUCTURED: "#17becf",
+    Origin.STRUCTURED: "#17becf",
+    Kind.TRANSFER: "#9467bd",
+    Origin.TRANSFERRED: "#9467bd",
     Kind.DEFAULT: "#7f7f7f",
     Kind.DEFAULT_FITTED: "#ff7f0e",
     Origin.MEASURED: "#bcbd22",
@@ -97,7 +101,11 @@ class LearningCurves:
         longest = max((row.epochs for row in trained), default=1.0)
         groups = []
         for kind in dict.fromkeys(row.kind for row in trained):
-            lines = [[(0.0, row.before), *row.curve] for row in trained if row.kind is kind]
+            lines = [
+                [*([] if row.before is None else [(0.0, row.before)]), *row.curve]
+                for row in trained
+                if row.kind is kind
+            ]
             groups.append(_group(kind, lines, longest))
         shares = (0.0, 0.25, 0.5, 0.75, 1.0)
         ticks = (
@@ -200,7 +208,7 @@ def _template() -> Template:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.globals["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
     source = (files("sane_plugins.initialize") / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source)
 

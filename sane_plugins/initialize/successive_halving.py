@@ -1,4 +1,4 @@
-"""Successive halving: train all candidates a little, the better half longer, the best of these to the end.
+"""Successive halving: train all finalists a little, the better half longer, the best of these to the end.
 
 The method: docs/explanation/sane.md, section 6.7.
 """
@@ -8,116 +8,144 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from time import monotonic
 
+import torch
+
+from sane_plugins.grafting import has_statistics
 from sane_plugins.initialize.budget import Budget, Completion, Stage
-from sane_plugins.initialize.candidates import Candidate, Family, Kind
+from sane_plugins.initialize.candidates import Candidate
+from sane_plugins.initialize.choice import choose, ranked
+from sane_plugins.initialize.kinds import CandidateScore, Family, Kind
+from sane_plugins.initialize.plan import Plan, rungs_of
 from sane_plugins.initialize.problem import InitializationProblem
-from sane_plugins.initialize.training import TrainingRun, start_training
+from sane_plugins.initialize.training import TrainingRun, accuracy_anew, start_training
 from sane_plugins.progress import Progress, Report
+from sane_plugins.runtime import random_stream
+from sane_plugins.tasks import Task, accuracy
 
-_RUNG_FRACTIONS = (0.25, 0.5, 1.0)
-_COST_FRACTION = 0.75  # of the cost of training every candidate to the end, scores included
-_MIN_CANDIDATES = 4
-_WARM_UP_STEPS, _TIMED_STEPS = 1, 5
+_BUDGET_PART = 1.25  # after which the training is cut short, and that is said
 
 
 @dataclass(frozen=True, eq=False)
 class RaceResult:
-    """Candidates with their curves, best first, and how the race ended."""
+    """Candidates with their curves, the chosen one first and then best first, and how the race ended."""
 
     candidates: tuple[Candidate, ...]
     completion: Completion
 
 
 def race(
-    problem: InitializationProblem, candidates: Sequence[Candidate], budget: Budget, report: Report
+    problem: InitializationProblem,
+    plan: Plan,
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    report: Report,
 ) -> RaceResult:
-    """Train copies of the candidates, rung by rung; each candidate keeps its initial weights.
+    """Train copies of the finalists, rung by rung; each candidate keeps its initial weights.
 
-    Candidates trained longer rank first; a tie goes to the plainer kind. A rung counts only if every
-    candidate that started it finished it in time, so that all have trained equally long.
+    Candidates trained longer rank first; of those about equal, the plainest is chosen. A rung counts only if
+    every candidate that started it finished it in time, so that all have trained equally long.
     """
-    epoch_steps = ceil(len(problem.task.y_train) / problem.options.train.batch)
-    steps = full_steps = epoch_steps * problem.options.epochs
-    running, eliminated = _best_of_each_kind_first(candidates), list[Candidate]()
-    reduction = Completion()
-    with Stage(budget.end()) as stage:
-        count, steps = _fit_to_budget(problem, running, steps, budget, stage)
-        reduction = Completion(timed_out=count < len(running) or steps < full_steps)
-        running, eliminated = running[:count], running[count:]
-        training = {id(c.module): _start_run(problem, c) for c in running}
-        rungs = sorted({max(1, ceil(steps * share)) for share in _RUNG_FRACTIONS})
+    train = replace(problem.options.train, batch=plan.batch)
+    options = replace(problem.options, train=train)
+    problem = replace(problem, task=_asked_about(problem, plan), options=options)
+    waiting = finalists_first(candidates)
+    count = plan.finalists if plan.steps else 0
+    running, others = waiting[:count], waiting[count:]
+    with Stage(budget.end(_BUDGET_PART)) as stage:
+        training: dict[int, TrainingRun] = {}
+        scored = list[Candidate]()
+        for candidate in running:
+            stage.check()
+            training[id(candidate.module)] = _start_run(problem, candidate)
+            scored.append(_with_start(problem, candidate))
+        running = scored
+        epoch_steps = ceil(len(problem.task.y_train) / problem.options.train.batch)
+        rungs = rungs_of(plan.steps) if running else []
         for i, rung in enumerate(rungs):
-            scores = []
+            advanced = []
             for j, candidate in enumerate(running):
                 run = training[id(candidate.module)]
                 run.advance(rung, stage.check)
-                scores.append(run.score())
-                note = f"{rung / epoch_steps:.2f} epochs, {candidate.score.name} {scores[-1]:.3f}"
+                is_last = rung == epoch_steps * problem.options.epochs
+                advanced.append(_with_rung(candidate, run, rung / epoch_steps, is_last))
+                name, share = candidate.score.name, advanced[-1].score.last
+                note = f"{rung / epoch_steps:.2f} epochs, {name} {share:.3f}"
                 job = f"train, rung {i + 1} of {len(rungs)}"
                 report(Progress(job=job, done=j + 1, total=len(running), note=note))
-            pairs = zip(running, scores, strict=True)
-            running = ranked(
-                [
-                    _with_rung_score(c, rung / epoch_steps, score, rung == full_steps)
-                    for c, score in pairs
-                ]
-            )
+            running = ranked(advanced)
             if rung != rungs[-1]:
                 running, worse_half = _better_half(running)
-                eliminated += worse_half
-    return RaceResult(tuple(ranked([*running, *eliminated])), reduction | stage.completion)
+                for candidate in worse_half:
+                    del training[id(candidate.module)]
+                others = [*others, *worse_half]
+    return RaceResult(tuple(choose([*running, *others])), stage.completion)
 
 
-def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates best first."""
-    return sorted(
-        candidates, key=lambda c: (-len(c.score.curve), -c.score.last, c.score.kind.plainness)
-    )
+def finalists_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Interleave the families: the best of each, then the second of each, and so on.
+
+    Variants at the default's scale, which compute the same and learn faster, come before others of their
+    family, and of defaults those with a fitted classifier, which are the fair rivals of what is fitted.
+    """
+    count: dict[Family, int] = {}
+    places = {}
+    for c in sorted(candidates, key=_place_in_family):
+        family = c.spec.kind.family
+        places[id(c)] = count[family] = count.get(family, 0) + 1
+    return sorted(candidates, key=lambda c: (places[id(c)], _loss(c), c.spec.kind.plainness))
+
+
+def _place_in_family(candidate: Candidate) -> tuple[bool, bool, float]:
+    spec = candidate.spec
+    is_bare = spec.kind is Kind.DEFAULT
+    is_lent = spec.kind.family in (Family.SANE, Family.PROMPT)
+    return is_bare, is_lent and spec.scale != "default", _loss(candidate)
+
+
+def _loss(candidate: Candidate) -> float:
+    loss = candidate.score.loo_loss
+    return float("inf") if loss is None or loss != loss else loss
+
+
+def _asked_about(problem: InitializationProblem, plan: Plan) -> Task:
+    """Return the task with as many held-out images as the plan asks about."""
+    task = problem.task
+    if plan.held_out >= len(task.y_test):
+        return task
+    rng = random_stream(problem.options.seed, "held out")
+    some = torch.randperm(len(task.y_test), generator=rng)[: plan.held_out].to(task.y_test.device)
+    return replace(task, x_test=task.x_test[some], y_test=task.y_test[some])
 
 
 def _start_run(problem: InitializationProblem, candidate: Candidate) -> TrainingRun:
     return start_training(problem, candidate.module, candidate.score.seed)
 
 
-def _fit_to_budget(
-    problem: InitializationProblem,
-    running: Sequence[Candidate],
-    steps: int,
-    budget: Budget,
-    stage: Stage,
-) -> tuple[int, int]:
-    """Return how many candidates to train for how many steps: first fewer candidates, then fewer steps."""
-    if budget.remaining == float("inf"):
-        return len(running), steps
-    run = _start_run(problem, running[0])
-    run.advance(_WARM_UP_STEPS, stage.check)
-    start = monotonic()
-    run.advance(_WARM_UP_STEPS + _TIMED_STEPS, stage.check)
-    run.score()
-    step_seconds = _COST_FRACTION * (monotonic() - start) / _TIMED_STEPS
-    count = min(len(running), max(_MIN_CANDIDATES, int(budget.remaining / (step_seconds * steps))))
-    return count, min(steps, max(1, int(budget.remaining / (step_seconds * count))))
+def _with_start(problem: InitializationProblem, candidate: Candidate) -> Candidate:
+    """Score a candidate without training: as it is, and with the statistics of its norms measured anew."""
+    return replace(candidate, score=with_start(candidate, problem.task))
 
 
-def _with_rung_score(
-    candidate: Candidate, epochs: float, accuracy: float, is_last: bool
-) -> Candidate:
-    curve = (*candidate.score.curve, (round(epochs, 3), accuracy))
-    score = replace(candidate.score, curve=curve, after=accuracy if is_last else None)
-    return replace(candidate, score=score)
+def with_start(candidate: Candidate, task: Task) -> CandidateScore:
+    """Return a candidate's score with the accuracies of its untrained network on held-out images.
+
+    Statistics that were measured on the task's images already are not measured again.
+    """
+    before = anew = accuracy(candidate.module, task.x_test, task.y_test)
+    spec = candidate.spec
+    if spec.kind is Kind.DEFAULT or spec.statistics == "own":
+        anew = accuracy_anew(candidate.module, task)
+    norms = has_statistics(candidate.module)
+    return replace(candidate.score, before=before, before_anew=anew if norms else None)
 
 
-def _best_of_each_kind_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Interleave the kinds: the best of each, then the second; variants at the default's scale come first."""
-    count: dict[Kind, int] = {}
-    ranks = {}
-    for c in sorted(
-        ranked(candidates), key=lambda c: c.spec.scale != "default"
-    ):  # the default's scale first
-        ranks[id(c)] = count[c.spec.kind] = count.get(c.spec.kind, 0) + 1
-    return sorted(candidates, key=lambda c: (ranks[id(c)], -c.score.before))
+def _with_rung(candidate: Candidate, run: TrainingRun, epochs: float, is_last: bool) -> Candidate:
+    answers = run.correct().cpu()
+    share = int(answers.sum()) / len(answers)
+    curve = (*candidate.score.curve, (round(epochs, 3), share))
+    score = replace(candidate.score, curve=curve, after=share if is_last else None)
+    return replace(candidate, score=score, answers=answers)
 
 
 def _better_half(best_first: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:

@@ -91,6 +91,12 @@ class TrainingRun:
         return int(self.correct().sum()) / len(self.task.y_test)
 
 
+def accuracy_anew(module: nn.Module, task: Task) -> float:
+    """Return the accuracy with the statistics of norms measured anew."""
+    with conditioned(module, task.x_train, SCORING_NORM_BATCHES, SCORING_NORM_BATCH_SIZE):
+        return accuracy(module, task.x_test, task.y_test)
+
+
 def start_training(problem: InitializationProblem, module: nn.Module, seed: int) -> TrainingRun:
     """Start the training of a copy of a module, whose seed orders the images."""
     rng = torch.Generator().manual_seed(seed)

@@ -1,4 +1,6 @@
-"""The gate follows the evidence, and says nothing where there is none."""
+"""The gate follows the evidence, of each family apart, and says nothing where there is none."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,8 +9,16 @@ from torch import nn
 from sane_plugins.architectures import small_cnn
 from sane_plugins.autoencoder import embedded_sane
 from sane_plugins.generation import choose_prompts, embedded_prompts
-from sane_plugins.initialize import CandidateScore, InitializeOptions, Kind, initialize
-from sane_plugins.initialize.benefit import forecast_benefit, race_margins
+from sane_plugins.initialize import (
+    CandidateScore,
+    Family,
+    InitializeOptions,
+    Kind,
+    initialize,
+)
+from sane_plugins.initialize.benefit import best_rivals, forecast_benefit, race_margins
+from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
+from sane_plugins.initialize.kinds import CandidateSpec
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import from_module
 
@@ -18,27 +28,38 @@ def row(kind, before: float, *curve: float) -> CandidateScore:
     return CandidateScore(name=kind, kind=Kind(kind), seed=0, before=before, curve=rungs)
 
 
+def candidate(kind: Kind, *curve: float) -> Candidate:
+    return Candidate(BuiltNetwork(CandidateSpec(kind), nn.Identity()), row(kind, 0.1, *curve))
+
+
 def test_more_evidence_for_the_generated_is_a_higher_chance() -> None:
     plain = row("default", 0.4, 0.5, 0.5)
-    rows = [[row("sane", 0.4 + gain, 0.5 + gain, 0.5 + gain), plain] for gain in (-0.3, 0.0, 0.3)]
-    found = [forecast_benefit(x, 500) for x in rows]
-    chances = [x.probability for x in found if x is not None]
+    gains = (-0.3, 0.0, 0.3)
+    ours = [row("sane", 0.4 + gain, 0.5 + gain, 0.5 + gain) for gain in gains]
+    chances = [forecast_benefit(x, plain, 500).probability for x in ours]
     assert chances == sorted(chances)
     assert chances[0] < 0.5 < chances[-1]
-    few = forecast_benefit(rows[2], 20)
-    assert few is not None
-    assert few.probability < chances[-1]
-    level = forecast_benefit([row("sane", 0.4, 0.5), row("default", 0.4, 0.5)], 500)
-    assert level is not None
-    assert level.is_close
-    folds = [forecast_benefit(rows[1], 500, margin) for margin in (-8.0, 8.0)]
-    assert [x.helps for x in folds if x is not None] == [False, True]
+    assert forecast_benefit(ours[2], plain, 20).probability < chances[-1]
+    assert forecast_benefit(row("sane", 0.4, 0.5), row("default", 0.4, 0.5), 500).is_close
+    folds = [forecast_benefit(ours[1], plain, 500, margin) for margin in (-8.0, 8.0)]
+    assert [x.helps for x in folds] == [False, True]
 
 
 def test_only_what_both_were_trained_to_is_compared() -> None:
-    longer = [row("sane", 0.2, 0.3, 0.9), row("default", 0.2, 0.3)]
-    assert race_margins(longer, 100) == (0.0, 0.0)
-    assert forecast_benefit([row("sane", 0.5)], 100) is None
+    assert race_margins(row("sane", 0.2, 0.3, 0.9), row("default", 0.2, 0.3), 100) == (0.0, 0.0)
+
+
+def test_nothing_is_told_without_a_trained_fair_rival() -> None:
+    """A prompt is no generated weight, and a bare default no rival of what has a fitted classifier."""
+    ours, fair = candidate(Kind.SANE, 0.5), candidate(Kind.DEFAULT_FITTED, 0.4)
+    bare, lent = candidate(Kind.DEFAULT, 0.3), candidate(Kind.PROMPT, 0.6)
+    assert best_rivals([ours, fair, bare], Family.SANE, fits_classifier=True) == (ours, fair)
+    assert best_rivals([ours, bare], Family.SANE, fits_classifier=True) is None
+    assert best_rivals([ours, bare], Family.SANE, fits_classifier=False) == (ours, bare)
+    assert best_rivals([lent, fair], Family.SANE, fits_classifier=True) is None
+    assert best_rivals([ours, fair], Family.TRANSFER, fits_classifier=True) is None
+    untrained = replace(fair, score=replace(fair.score, curve=()))
+    assert best_rivals([ours, untrained], Family.SANE, fits_classifier=True) is None
 
 
 @pytest.mark.slow

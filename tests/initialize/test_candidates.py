@@ -12,8 +12,9 @@ from sane_plugins.arguments import from_plain
 from sane_plugins.autoencoder import embedded_sane
 from sane_plugins.generation import choose_prompts, embedded_prompts
 from sane_plugins.initialize import Family, InitializeOptions, Kind, Origin
-from sane_plugins.initialize import search as search_module
-from sane_plugins.initialize.candidates import CandidateBuilder, CandidateSpec
+from sane_plugins.initialize import ranking as ranking_module
+from sane_plugins.initialize.candidates import CandidateBuilder
+from sane_plugins.initialize.kinds import CandidateSpec
 from sane_plugins.initialize.problem import InitializationProblem, prepare
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import from_module
@@ -29,14 +30,23 @@ def problem() -> InitializationProblem:
 
 def test_kinds_are_written_as_before_and_come_back() -> None:
     """Files, streams of random numbers and tables of earlier versions hold these words."""
-    labels = ["default", "default, classifier fitted", "prompt", "mean of prompts", "sane"]
+    labels = [
+        "default",
+        "default, classifier fitted",
+        "structured default",
+        "prompt",
+        "mean of prompts",
+        "transfer",
+        "sane",
+    ]
     assert [kind.label for kind in Kind] == labels
     assert json.loads(json.dumps([*Kind])) == labels
     assert [f"{kind}" for kind in Kind] == labels
     assert [Kind(label) for label in labels] == [*Kind]
     assert Kind.DEFAULT_FITTED.family is Family.DEFAULT
     assert Kind.MEAN_OF_PROMPTS.family is Family.PROMPT
-    assert [kind for kind in Kind if kind.is_generated] == [*Kind][2:]
+    assert [kind for kind in Kind if kind.is_generated] == [Kind.SANE]
+    assert Kind.TRANSFER.family is Family.TRANSFER
 
 
 def test_a_spec_comes_back_from_a_file() -> None:
@@ -57,11 +67,11 @@ def test_names_say_kind_draw_scale_and_share(problem) -> None:
             "SANE candidate 5, round 2, first 50% of the layers"
         ),
     }
-    assert {spec: spec.name(problem.transfer) for spec in names} == names
+    assert {spec: spec.name(problem) for spec in names} == names
 
 
 def test_a_builder_does_not_score(problem, monkeypatch) -> None:
-    monkeypatch.setattr(search_module, "accuracy", None)
+    monkeypatch.setattr(ranking_module, "rank", None)
     built = CandidateBuilder(problem).build(CandidateSpec(Kind.PROMPT))
     again = CandidateBuilder(problem).build(CandidateSpec(Kind.PROMPT))
     assert all(

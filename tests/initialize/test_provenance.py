@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sane_plugins.cli.initialize import main
 from sane_plugins.formats import LazyTensors
-from sane_plugins.initialize.search import Leaderboard
+from sane_plugins.initialize.leaderboard import Leaderboard
 from sane_plugins.tasks import load_task
 
 

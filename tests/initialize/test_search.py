@@ -10,14 +10,35 @@ from torch import nn
 from sane_plugins.arguments import from_plain
 from sane_plugins.initialize import CandidateScore, Kind
 from sane_plugins.initialize.budget import Budget, Completion, Stage
-from sane_plugins.initialize.candidates import Candidate, CandidateSpec
+from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
+from sane_plugins.initialize.draws import DrawId, FewShotPrompts, SearchTrace
+from sane_plugins.initialize.kinds import CandidateSpec
+from sane_plugins.initialize.leaderboard import Leaderboard
+from sane_plugins.initialize.plan import Plan
 from sane_plugins.initialize.provenance import FewShotRecord
-from sane_plugins.initialize.search import DrawId, FewShotPrompts, Leaderboard, SearchTrace
+
+PLAN = Plan(
+    rung=0,
+    draws=4,
+    defaults=1,
+    prompts=2,
+    networks=0,
+    methods=0,
+    scouts=True,
+    ranking_images=100,
+    keep=2,
+    finalists=8,
+    steps=10,
+    batch=64,
+    held_out=100,
+    fold_orders=0,
+    last_images=2000,
+)
 
 
-def candidate(kind: Kind, number: int, before: float) -> Candidate:
-    score = CandidateScore(name=f"{kind} {number}", kind=kind, seed=0, before=before)
-    return Candidate(CandidateSpec(kind, number), nn.Identity(), {}, score)
+def candidate(kind: Kind, number: int, loss: float) -> Candidate:
+    score = CandidateScore(name=f"{kind} {number}", kind=kind, seed=0, loo_loss=loss)
+    return Candidate(BuiltNetwork(CandidateSpec(kind, number), nn.Identity()), score)
 
 
 def test_a_trace_grows_into_a_new_one_and_comes_back_from_a_file() -> None:
@@ -37,18 +58,18 @@ def test_a_trace_grows_into_a_new_one_and_comes_back_from_a_file() -> None:
 
 
 def test_a_leaderboard_with_a_candidate_is_another_one() -> None:
-    empty = Leaderboard({Kind.SANE: 2, Kind.DEFAULT: 1})
-    scores = (0.1, 0.3, 0.2)
+    empty = Leaderboard(PLAN)
     board = empty
-    for i, before in enumerate(scores):
-        board = board.with_candidate(candidate(Kind.SANE, i, before))
+    for i, loss in enumerate((0.3, 0.1, 0.2)):
+        board = board.with_candidate(candidate(Kind.SANE, i, loss))
+    board = board.with_candidate(candidate(Kind.DEFAULT, 0, 2.0))
     assert not empty.kept
-    assert [c.score.before for c in board.kept] == [0.3, 0.2]
-    assert [score.before for score in board.dropped] == [0.1]
-    fewer = board.with_limit(Kind.SANE, 1).with_variant(candidate(Kind.SANE, 1, 0.3))
-    assert [c.score.before for c in fewer.kept] == [0.3, 0.3]
-    assert [score.before for score in fewer.dropped] == [0.1, 0.2]
-    assert len(board.kept) == 2
+    assert [c.score.loo_loss for c in board.best(Kind.SANE)] == [0.1, 0.2]
+    assert [score.loo_loss for score in board.dropped] == [0.3]
+    fewer = board.limited(Kind.SANE, 1).with_variant(candidate(Kind.SANE, 1, 0.1))
+    assert [c.score.loo_loss for c in fewer.best(Kind.SANE)] == [0.1, 0.1]
+    assert [score.loo_loss for score in fewer.dropped] == [0.3, 0.2]
+    assert len(board.kept) == 3
 
 
 def test_a_stage_ends_with_its_time() -> None:

@@ -1,0 +1,90 @@
+"""The choice among trained candidates: who leads clearly, and who is about equal.
+
+The method: docs/explanation/sane.md, section 6.7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import sqrt
+
+import torch
+
+from sane_plugins.grafting import lead
+from sane_plugins.initialize.candidates import Candidate
+from sane_plugins.initialize.ranking import CLEAR_LEAD
+
+
+def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates best first: the longer trained, then the more accurate, then by their losses.
+
+    A tie goes to the plainer kind.
+    """
+    return sorted(candidates, key=_rank_key)
+
+
+def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates best first, after the one that is chosen, and say who is about equal to that.
+
+    Of those trained as long as the best, and within two standard errors of it, the plainest is chosen. Where
+    none was trained the losses before training decide alike.
+    """
+    best_first = ranked(candidates)
+    best = best_first[0]
+    level = [c for c in best_first if _is_level(c, best)]
+    equal = [c for c in level if is_about_equal(c, best)]
+    plainest = min(c.spec.kind.plainness for c in equal)
+    chosen = next(c for c in equal if c.spec.kind.plainness == plainest)
+    rest = [c for c in best_first if c is not chosen]
+    return [_marked(chosen, chosen), *(_marked(c, chosen) for c in rest)]
+
+
+def is_about_equal(one: Candidate, other: Candidate) -> bool:
+    """Return whether two, trained equally long, differ by no more than two standard errors."""
+    if one is other:
+        return True
+    if one.answers is not None and other.answers is not None:
+        error = difference_error(one.answers, other.answers)
+        return abs(_accuracy(one) - _accuracy(other)) <= CLEAR_LEAD * error
+    if one.fit is not None and other.fit is not None:
+        return abs(lead(one.fit, other.fit)) <= CLEAR_LEAD
+    return False
+
+
+def difference_error(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the standard error of the difference of two accuracies, from answers (N,) to the same images.
+
+    After McNemar (1947): only images that one has right and the other wrong tell them apart. One more is
+    counted, so that few images prove nothing.
+    """
+    return sqrt(int((one != other).sum()) + 1) / len(one)
+
+
+def _is_level(one: Candidate, other: Candidate) -> bool:
+    return len(one.score.curve) == len(other.score.curve)
+
+
+def _accuracy(candidate: Candidate) -> float:
+    assert candidate.answers is not None  # asked where there are answers
+    return float(candidate.answers.double().mean())
+
+
+def _marked(candidate: Candidate, chosen: Candidate) -> Candidate:
+    """Return a candidate whose score says how it compares with the chosen one."""
+    error, equal = None, False
+    is_other = candidate is not chosen
+    if is_other and _is_level(candidate, chosen):
+        if candidate.answers is not None and chosen.answers is not None:
+            error = difference_error(candidate.answers, chosen.answers)
+        equal = is_about_equal(candidate, chosen)
+    score = replace(candidate.score, chosen=not is_other, error=error, about_equal=equal)
+    return replace(candidate, score=score)
+
+
+def _rank_key(candidate: Candidate) -> tuple[float, float, float, int]:
+    score = candidate.score
+    loss = float("inf") if score.loo_loss is None else score.loo_loss
+    trained = -score.last if score.curve and score.last is not None else 0.0
+    tie = 0.0 if score.curve else loss
+    return -len(score.curve), trained, tie, score.kind.plainness

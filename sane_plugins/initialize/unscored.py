@@ -1,0 +1,102 @@
+"""Initialise without training: the best transfer, or one network that is not compared.
+
+The method: docs/explanation/sane.md, section 6.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from sane_plugins.autoencoder import SANE
+from sane_plugins.grafting import PromptNetwork, TransferMethod
+from sane_plugins.initialize.budget import Budget
+from sane_plugins.initialize.candidates import BuiltNetwork, CandidateBuilder
+from sane_plugins.initialize.choice import choose
+from sane_plugins.initialize.draws import SearchTrace, draw_latents
+from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind
+from sane_plugins.initialize.notes import generation_notes, ranking_notes
+from sane_plugins.initialize.options import InitializeOptions
+from sane_plugins.initialize.pipeline import finished, planned
+from sane_plugins.initialize.problem import InitializationProblem, set_up
+from sane_plugins.initialize.provenance import build_provenance
+from sane_plugins.initialize.result import Initialization, finite_graph, score_rows
+from sane_plugins.initialize.search import search
+from sane_plugins.progress import Report, silent
+from sane_plugins.runtime import threads_for
+from sane_plugins.tasks import Task
+from sane_plugins.weights import WeightGraph
+
+
+def generate(
+    target: nn.Module | Callable[[], nn.Module],
+    task: Task,
+    prompts: Sequence[WeightGraph],
+    sane: SANE,
+    options: InitializeOptions | None = None,
+    report: Report = silent,
+    *,
+    prompt_networks: Sequence[PromptNetwork] = (),
+    methods: Mapping[str, TransferMethod] | None = None,
+) -> Initialization:
+    """Return one network, of which nothing is trained.
+
+    Where prompts can be transferred it is the best transfer, or the default, by leave-one-out losses on
+    training images. Else one network is drawn near the prompts and decoded; nothing is compared then, so it
+    may be worse than the default. Norms are conditioned and the classifier is fitted on the task's images,
+    as `initialize` does.
+    """
+    options = options or InitializeOptions()
+    first = replace(options, rung=options.rung or 0)
+    problem = set_up(target, task, prompts, sane, first, prompt_networks, methods)
+    if problem.transfer_names:
+        return _best_transfer(problem, task, prompts, options, report)
+    options = replace(options, candidates=1, keep=1, rung=first.rung)
+    problem = replace(problem, options=options).encoded(report)
+    spec, trace = CandidateSpec(Kind.SANE), SearchTrace(near=(0,))
+    with threads_for(problem.flops):
+        built = CandidateBuilder(problem).build(spec, draw_latents(problem, trace, spec))
+        provenance = build_provenance(problem, task, prompts, spec, trace)
+    return _unscored(problem, built, (), generation_notes(problem), provenance)
+
+
+def _best_transfer(
+    problem: InitializationProblem,
+    task: Task,
+    prompts: Sequence[WeightGraph],
+    options: InitializeOptions,
+    report: Report,
+) -> Initialization:
+    """Return the transfer of least leave-one-out loss, or the default; of those about equal, the plainest."""
+    budget = Budget(options.budget)
+    with threads_for(problem.flops):
+        plan, problem = planned(replace(problem, prompts=()), options, budget, report)
+        result = search(problem, replace(plan, keep=1), budget, report)
+        best, ranked = finished(problem, choose(result.board.kept))
+        rows = score_rows(ranked, result)
+        provenance = build_provenance(
+            problem, task, prompts, best.spec, result.trace, None, rows, plan
+        )
+    notes = (*best.notes, *result.notes, *ranking_notes(problem, plan, result.completion))
+    return _unscored(problem, best, rows, notes, provenance)
+
+
+def _unscored(
+    problem: InitializationProblem,
+    built: BuiltNetwork,
+    rows: tuple[CandidateScore, ...],
+    notes: tuple[str, ...],
+    provenance: Mapping[str, Any],
+) -> Initialization:
+    return Initialization(
+        graph=finite_graph(problem, built.module, built.origins),
+        module=built.module.cpu().eval(),
+        chosen=built.spec.kind.family,
+        rows=rows,
+        notes=notes,
+        provenance=provenance,
+        origins=built.origins,
+    )

@@ -1,0 +1,196 @@
+"""Weights that a method transfers race like any other: kept if they lead, told apart, and made again."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from sane_plugins.autoencoder import SANE, SANEConfig
+from sane_plugins.errors import SourceError
+from sane_plugins.grafting import PromptInfo, PromptNetwork
+from sane_plugins.initialize import (
+    Family,
+    Initialization,
+    InitializeOptions,
+    Kind,
+    Origin,
+    Provenance,
+    TrainOptions,
+    generate,
+    initialize,
+    remake,
+    train_epochs,
+)
+from sane_plugins.initialize.problem import set_up
+from sane_plugins.initialize.ranking import rank
+from sane_plugins.tasks import Task, load_task
+from sane_plugins.weights import from_module
+
+OPTIONS = InitializeOptions(candidates=4, keep=1, norm_batches=4, rung=2)
+
+
+@dataclass
+class Copied:
+    """What a method answers."""
+
+    origins: dict[str, str]
+    similarity: float = 1.0
+    notes: tuple[str, ...] = ("copied by name",)
+
+
+def copy(target: nn.Module, prompt: PromptNetwork, *_: object) -> Copied:
+    """Copy what has the target's names and shapes: the simplest method there is."""
+    state = {
+        key: value
+        for key, value in prompt.graph.tensors.items()
+        if key in target.state_dict() and value.shape == target.state_dict()[key].shape
+    }
+    target.load_state_dict(state, strict=False)
+    return Copied(dict.fromkeys(state, "transferred"))
+
+
+def fail(*_: object) -> Copied:
+    raise SourceError("the prompt", "it is odd", "a plain one is needed", "give another")
+
+
+def network(classes: int = 10) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48, classes),
+    )
+
+
+@pytest.fixture(scope="module")
+def sane() -> SANE:
+    torch.manual_seed(0)
+    config = SANEConfig(
+        token_width=16, latent_width=8, model_width=16, heads=2, layers=1, window=32, halo=8
+    )
+    return SANE(config).eval()
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return load_task("digits").subset(700, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def good() -> PromptNetwork:
+    torch.manual_seed(1)
+    module = network()
+    rest = load_task("digits")
+    train_epochs(module, rest, 4, TrainOptions(lr=3e-3), torch.Generator().manual_seed(0))
+    return lent(module, "good")
+
+
+def lent(module: nn.Module, name: str) -> PromptNetwork:
+    graph = from_module(module, name)
+    return PromptNetwork(graph=graph, info=PromptInfo(name=name), build=lambda: module)
+
+
+def run(
+    make: Callable[..., Initialization],
+    task: Task,
+    sane: SANE,
+    networks: list[PromptNetwork],
+    options: InitializeOptions = OPTIONS,
+    **methods: Callable[..., Copied],
+) -> Initialization:
+    prompts = [prompt.graph for prompt in networks]
+    given = methods or {"copy": copy}
+    return make(network, task, prompts, sane, options, prompt_networks=networks, methods=given)
+
+
+def remade(done: Initialization, task: Task, sane: SANE, networks: list[PromptNetwork]):
+    told = json.loads(json.dumps({**done.provenance, "command": {}}))
+    provenance = Provenance.from_json(told)
+    return remake(
+        network,
+        task,
+        [prompt.graph for prompt in networks],
+        sane,
+        provenance.options,
+        provenance,
+        prompt_networks=networks,
+        methods={"copy": copy},
+    )
+
+
+def test_a_good_transfer_is_chosen_called_so_and_made_again(task, sane, good) -> None:
+    done = run(initialize, task, sane, [good])
+    assert done.chosen in (Family.TRANSFER, Family.PROMPT)
+    row = next(row for row in done.rows if row.kind is Kind.TRANSFER)
+    default = next(row for row in done.rows if row.kind is Kind.DEFAULT_FITTED)
+    assert row.name.startswith("transfer from good (copy)")
+    assert row.loo_loss < default.loo_loss
+    assert row.before > default.before + 0.1
+    assert row.before_anew is not None
+    assert done.forecasts[Family.TRANSFER].helps
+    text = " ".join(done.notes)
+    assert "transferred weights are expected to beat" in text
+    unscored = run(generate, task, sane, [good])
+    assert unscored.chosen is Family.TRANSFER
+    assert unscored.origins["0.weight"] is Origin.TRANSFERRED
+    assert unscored.origins["7.weight"] is Origin.FITTED
+    again = remade(unscored, task, sane, [good])
+    assert all(torch.equal(again.tensors[k], x) for k, x in unscored.graph.tensors.items())
+
+
+def test_a_transfer_that_does_not_beat_the_default_is_not_trained(task, sane) -> None:
+    dead = network()
+    nn.init.zeros_(dead[3].weight)
+    done = run(initialize, task, sane, [lent(dead, "dead")])
+    row = next(row for row in done.rows if row.kind is Kind.TRANSFER)
+    assert not row.curve
+    assert done.chosen is not Family.TRANSFER
+    assert Family.TRANSFER not in done.forecasts
+    assert any("no transfer beat the best default" in note for note in done.notes)
+    assert run(generate, task, sane, [lent(dead, "dead")]).chosen is Family.DEFAULT
+
+
+def test_a_method_that_fails_is_told_and_the_others_go_on(task, sane, good) -> None:
+    done = run(generate, task, sane, [good], copy=copy, broken=fail)
+    assert any("(broken) could not be made (the prompt: it is odd)" in x for x in done.notes)
+    assert done.chosen is Family.TRANSFER
+    with pytest.raises(SourceError, match="'copy' of prompt 0"):
+        remade(done, task, sane, [replace(good, build=None)])
+
+
+def test_tensors_that_the_user_left_out_keep_their_default(task, sane, good) -> None:
+    options = replace(OPTIONS, exclude=("3.*", "1.running_mean"))
+    done = run(generate, task, sane, [good], options)
+    assert done.origins["3.weight"] is Origin.DEFAULT
+    assert not torch.equal(done.graph.tensors["3.weight"], good.graph.tensors["3.weight"])
+    assert not done.graph.tensors["1.running_mean"].any()
+
+
+def test_statistics_of_a_whole_network_are_kept_where_few_images_measure_them_badly(
+    task, sane, good
+) -> None:
+    """Ranked by its own statistics a network is not changed; measured anew its norms read the images."""
+    problem = set_up(network, task, [good.graph], sane, replace(OPTIONS, rung=0))
+    own, anew = network(), network()
+    for module in (own, anew):
+        module.load_state_dict(dict(good.graph.tensors))
+    kept = rank(own, problem, 64, statistics="own")
+    rank(anew, problem, 64)
+    before = good.graph.tensors["1.running_mean"]
+    assert torch.equal(own[1].running_mean, before)
+    assert not torch.equal(anew[1].running_mean, before)
+    assert kept.loo_loss_per_image.shape == (64,)
+    assert kept.loo_accuracy > 0.5
+
+
+def test_same_seed_same_bytes(task, sane, good) -> None:
+    first, again = (run(generate, task, sane, [good]) for _ in range(2))
+    assert first.rows == again.rows
+    assert all(torch.equal(again.graph.tensors[k], x) for k, x in first.graph.tensors.items())
