@@ -89,7 +89,8 @@ def measure(cell: str, options: argparse.Namespace) -> dict[str, Any]:
     task = read_task(options.data, task_name, options.images, options.seed)
     torch.manual_seed(options.seed)
     module = getattr(import_torchvision().models, network)(num_classes=len(task.classes))
-    start, method, notes = time.process_time(), VARIANTS[variant], ()
+    start, method = time.process_time(), VARIANTS[variant]
+    notes: tuple[str, ...] = ()
     if method is not None:
         prompt = read_prompt(options.extra)
         start = time.process_time()
