@@ -12,11 +12,11 @@ _PROTECTION = 4.0
 
 
 def transfer_methods() -> dict[str, TransferMethod]:
-    """Return the methods that ship with the package, by name."""
+    """Return the methods that ship with the package, by name: the cheapest first, then the best first."""
     return {
         "graft": GraftMethod(),
-        "place": PlaceMethod(),
-        "regression": RegressionMethod(),
         "regression-protected": RegressionMethod(protect=_PROTECTION),
+        "regression": RegressionMethod(),
+        "place": PlaceMethod(),
         "mimetic": MimeticMethod(),
     }
