@@ -12,11 +12,14 @@ _PROTECTION = 4.0
 
 
 def transfer_methods() -> dict[str, TransferMethod]:
-    """Return the methods that ship with the package, by name."""
+    """Return the methods that ship with the package, by name.
+
+    The first is quick, and scouts which prompt to take; the others come in the order in which they are tried.
+    """
     return {
         "graft": GraftMethod(),
-        "place": PlaceMethod(),
-        "regression": RegressionMethod(),
         "regression-protected": RegressionMethod(protect=_PROTECTION),
+        "regression": RegressionMethod(),
+        "place": PlaceMethod(),
         "mimetic": MimeticMethod(),
     }
