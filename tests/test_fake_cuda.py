@@ -6,6 +6,7 @@ gives what the CPU gives. Tests with the marker `gpu` run the same stations on a
 
 import ast
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from card import CardTensor, card
 from click.testing import CliRunner
+from graftnets import MobileNet, ResidualNet, trained
 from torch import nn
 
 import sane_plugins
@@ -34,12 +36,14 @@ from sane_plugins.generation import (
 )
 from sane_plugins.generation.denoiser import denoise
 from sane_plugins.grafting import (
+    Preparation,
     PromptInfo,
     PromptNetwork,
     RegressionMethod,
     condition,
     find_classifier,
     fit_classifier,
+    transfer_methods,
 )
 from sane_plugins.initialize import InitializeOptions, TrainOptions, initialize, train_epochs
 from sane_plugins.inspection import survey_network, survey_record
@@ -276,6 +280,39 @@ def test_feature_regression(gpu: str, task: Task) -> None:
     there = fitted(gpu)
     assert all(map(is_on_card, there))
     assert all(map(same, fitted("cpu"), there))
+
+
+@pytest.mark.parametrize("method", ["graft", "place"])
+def test_grafting(gpu: str, method: str) -> None:
+    images, labels = torch.rand(6, 3, 16, 16), torch.arange(6) % 5
+    data = Task(
+        name="noise",
+        x_train=images,
+        y_train=labels,
+        x_test=images,
+        y_test=labels,
+        classes=tuple("abcde"),
+    )
+    source = trained(MobileNet())
+    lent = PromptNetwork(
+        graph=from_module(source),
+        info=PromptInfo(
+            name="lent",
+            preparation=Preparation(mean=(0.5,) * 3, deviation=(0.2,) * 3, size=(16, 16)),
+        ),
+        build=lambda: deepcopy(source),
+    )
+
+    def transferred(device: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        module = ResidualNet((9, 14, 11)).to(device)
+        rng = torch.Generator().manual_seed(0)
+        transfer_methods()[method](module, lent, data.to(device), rng)
+        return [*module.state_dict().values()]
+
+    there = transferred(gpu)
+    assert all(map(is_on_card, there))
+    assert all(map(same, transferred("cpu"), there))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

@@ -384,7 +384,7 @@ def test_abilities_use_the_plugins_of_the_manager_they_are_attached_to(monkeypat
     options = InitializeOptions(candidates=1, keep=1, budget=1)
     prompts = [nn.Sequential(nn.Flatten(), nn.Linear(784, 10))]
     pm.hook.sane_initialize(target=lambda: prompts[0], task=task, prompts=prompts, options=options)
-    assert "draw and score" in theirs.events
+    assert "make and rank" in theirs.events
 
 
 def test_a_plugin_that_the_manager_puts_out_stops_acting() -> None:

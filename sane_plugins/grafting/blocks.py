@@ -33,19 +33,21 @@ def find_blocks(
     module: nn.Module,
     names: Sequence[str],
     separable: Iterable[Sequence[int]],
-    connections: Connections | None,
+    connections: Connections,
+    reach: Mapping[str, int],
     classifier: int | None,
 ) -> BlockPlan:
     """Return the blocks of units, given by name in the order of execution; blocks count in that order.
 
-    `separable`: each depthwise unit between units with one tap, those with it.
+    `separable`: each depthwise unit between units with one tap, those with it. `reach`: of each layer
+    which units its value depends on (bit i for number i); nothing where connections are not known.
     """
     plan = BlockPlan()
     if classifier is not None:
         plan.places[classifier] = "classifier"
     groups: list[set[int]] = []
-    if connections is not None:
-        groups += _joined(names, connections, plan)
+    if reach:
+        groups += _joined(connections, reach, plan)
     gates = {number for number, place in plan.places.items() if place == "gate"}
     taken = set().union(*groups) | plan.places.keys()
     groups += _contained(module, names, taken, gates)
@@ -65,12 +67,11 @@ def find_blocks(
     return plan
 
 
-def _joined(names: Sequence[str], connections: Connections, plan: BlockPlan) -> list[set[int]]:
+def _joined(connections: Connections, reach: Mapping[str, int], plan: BlockPlan) -> list[set[int]]:
     """Return the units between where values part and where they are added or concatenated.
 
     Units whose product with another value is taken, and which read that value, are noted as gates.
     """
-    reach = connections.reach({name: number for number, name in enumerate(names)})
     joins = [x for x in connections.order if connections.layers[x].kind in ("join", "concat")]
     branches = {x: [_members(reach[y]) for y in connections.data(x)] for x in joins}
     for name in joins:

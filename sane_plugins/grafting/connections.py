@@ -37,6 +37,10 @@ class Connections:
             is_computed = bool(layer.inputs) and self._values.issuperset(layer.inputs)
             if layer.is_value or (is_computed and not layer.params):
                 self._values.add(name)
+        self._readers: dict[str, str] = {}
+        for name in self.order:
+            for param in self.params(name) if name not in self._values else ():
+                self._readers.setdefault(param.key, name)
         self._consumers: dict[str, list[str]] = {}
         for layer in graph.layers:
             for name in layer.inputs:
@@ -88,11 +92,16 @@ class Connections:
         function = self._modules.get(str(node.target)) if is_module else _replayed(node)
         return None if function is None or _is_identity(function) else function
 
-    def reach(self, members: Mapping[str, int]) -> dict[str, int]:
+    def reader_of(self, key: str) -> str | None:
+        """Return the first layer that computes with a tensor, or None."""
+        return self._readers.get(key)
+
+    def reach(self, members: Sequence[str]) -> dict[str, int]:
         """Return of each layer which members (bit i for number i) its value depends on, itself included."""
+        numbers = {name: number for number, name in enumerate(members)}
         reach: dict[str, int] = {}
         for name in self.order:
-            bits = 1 << members[name] if name in members else 0
+            bits = 1 << numbers[name] if name in numbers else 0
             for source in self.data(name):
                 bits |= reach.get(source, 0)
             reach[name] = bits
@@ -123,8 +132,3 @@ def _replayed(node: fx.Node) -> Activation | None:
         return function(*args, **kwargs)  # type: ignore[no-any-return]
 
     return call
-
-
-def first(names: Sequence[str] | Iterator[str], test: Callable[[str], bool]) -> str | None:
-    """Return the first name that passes a test, or None."""
-    return next((name for name in names if test(name)), None)

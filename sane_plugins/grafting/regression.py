@@ -15,7 +15,12 @@ from sane_plugins.grafting.batchnorm import norms_in_training_mode
 from sane_plugins.grafting.channel_maps import ChannelMaps
 from sane_plugins.grafting.feature_regression import regress_features
 from sane_plugins.grafting.layer_fits import layer_fits
-from sane_plugins.grafting.methods import Graft, Transplant, write_graft
+from sane_plugins.grafting.methods import (
+    Graft,
+    Transplant,
+    transformer_transplant,
+    write_graft,
+)
 from sane_plugins.grafting.prompt_images import prompt_images
 from sane_plugins.grafting.prompt_network import PromptNetwork
 from sane_plugins.grafting.protective_scale import protect_scale
@@ -27,8 +32,8 @@ from sane_plugins.tasks import Task
 
 FITTED = "fitted"
 """The label of a tensor that was fitted to a prompt's features."""
+_UNFITTED = "a transformer is grafted only: its layers are not fitted to features"
 _IMAGES, _LEAST_IMAGES = 512, 64
-_ENLARGED = 2  # times: small images of large things are unlike what a prompt was trained on
 _LAYER_VALUES = 2**26  # numbers of one layer's output over all images that are run at once
 
 
@@ -36,12 +41,15 @@ _LAYER_VALUES = 2**26  # numbers of one layer's output over all images that are 
 class RegressionMethod:
     """A graft whose layers are then fitted to the prompt's features on at most `images` training images.
 
-    `penalties` are relative; of several the best is taken layer by layer. `protect`: weights in front of
-    batch norms are scaled up to that many times the default's deviation; 0: they stay.
+    `penalties` are relative; of several the best is taken layer by layer. The prompt sees images `enlarged`
+    so many times, but not beyond the size that it was trained at: in small images large things are unlike
+    what it knows. `protect`: weights in front of batch norms are scaled up to that many times the default's
+    deviation; 0: they stay.
     """
 
     images: int = _IMAGES
     penalties: tuple[float, ...] = (1.0,)
+    enlarged: int = 2
     protect: float = 0.0
 
     def __call__(
@@ -54,12 +62,14 @@ class RegressionMethod:
     ) -> Transplant:
         """Write a graft and fit it; see `TransferMethod`."""
         report(Progress(job="feature regression", done=0, total=2))
+        if (found := transformer_transplant(target, prompt, task)) is not None:
+            return replace(found, notes=(*found.notes, _UNFITTED))
         default = {key: value.clone() for key, value in target.state_dict().items()}
         written = write_graft(target, prompt, task, rng)
         report(Progress(job="feature regression", done=1, total=2))
         # Training images may be in the order of their classes.
         few = task.subset(_image_count(written.target, min(self.images, len(task.x_train))), rng)
-        ours, theirs = _prepared(target, prompt, few, written)
+        ours, theirs = self._prepared(target, prompt, few, written)
         maps = ChannelMaps(written.source, written.target, written.matching)
         fits = layer_fits(written.matching, maps, theirs, ours)
         explained = regress_features(ours, theirs, fits, self.penalties, rng)
@@ -68,23 +78,24 @@ class RegressionMethod:
         report(Progress(job="feature regression", done=2, total=2))
         return _transplant(written, explained)
 
-
-def _prepared(
-    target: nn.Module, prompt: PromptNetwork, task: Task, written: Graft
-) -> tuple[PreparedNetwork, PreparedNetwork]:
-    """Return target and prompt with the images that each reads, and the sums of the passes to come."""
-    images, source = task.x_train, written.source_module
-    with norms_in_training_mode(target):
-        sums = residual_sums(target, images[:2])
-    ours = PreparedNetwork(module=target, images=images, norms=_norms(written.target), sums=sums)
-    seen = prompt_images(prompt, source, task, enlarged=_ENLARGED)
-    theirs = PreparedNetwork(
-        module=source.eval(),
-        images=seen,
-        norms=_norms(written.source),
-        sums=residual_sums(source, seen[:2]),
-    )
-    return ours, theirs
+    def _prepared(
+        self, target: nn.Module, prompt: PromptNetwork, task: Task, written: Graft
+    ) -> tuple[PreparedNetwork, PreparedNetwork]:
+        """Return target and prompt with the images that each reads, and the sums of the passes to come."""
+        images, source = task.x_train, written.source_module
+        with norms_in_training_mode(target):
+            sums = residual_sums(target, images[:2])
+        ours = PreparedNetwork(
+            module=target, images=images, norms=_norms(written.target), sums=sums
+        )
+        seen = prompt_images(prompt, source, task, enlarged=self.enlarged)
+        theirs = PreparedNetwork(
+            module=source.eval(),
+            images=seen,
+            norms=_norms(written.source),
+            sums=residual_sums(source, seen[:2]),
+        )
+        return ours, theirs
 
 
 def _norms(units: NetworkUnits) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from sane_plugins.grafting.blocks import Place, find_blocks
 from sane_plugins.grafting.channel_axes import ChannelAxes
-from sane_plugins.grafting.connections import Activation, Connections
+from sane_plugins.grafting.connections import Connections
 from sane_plugins.grafting.execution import (
     CONVOLUTIONS,
     NORMS,
@@ -22,8 +22,9 @@ from sane_plugins.grafting.execution import (
     executions,
     in_evaluation,
 )
-from sane_plugins.grafting.units import NetworkUnits, Norm, Unit
-from sane_plugins.weights import WeightGraph, from_module, layer_name
+from sane_plugins.grafting.neighbors import Neighbors, key_of, required_key
+from sane_plugins.grafting.units import NetworkUnits, Unit
+from sane_plugins.weights import WeightGraph, from_module
 
 
 def read_units(module: nn.Module, images: torch.Tensor) -> NetworkUnits:
@@ -34,21 +35,25 @@ def read_units(module: nn.Module, images: torch.Tensor) -> NetworkUnits:
     graph = from_module(module)
     runs = executions(module, images)
     calls = [run for run in runs if not isinstance(run.module, NORMS)]
-    calls = [run for run in calls if _key(graph, run.name, "weight") is not None]
+    calls = [run for run in calls if key_of(graph, run.name, "weight") is not None]
     connections = Connections(module, graph)
-    known = connections.are_known and all(run.name in connections.layers for run in calls)
+    layers = [connections.reader_of(required_key(graph, run.name)) for run in calls]
+    known = connections.are_known and all(layers)
     notes = () if known else ("connections are not known: layers are matched by their place",)
     axes = ChannelAxes(graph if known else None)
     last = next((i for i, run in enumerate(calls) if run.is_output), None)
     names = [run.name for run in calls]
-    plan = find_blocks(module, names, [*_separable(calls)], connections if known else None, last)
-    reader = _Reader(module, graph, connections if known else None, runs, images)
+    reach = connections.reach([x or "" for x in layers]) if known else {}
+    plan = find_blocks(module, names, [*_separable(calls)], connections, reach, last)
+    neighbors = Neighbors(module, graph, connections if known else None, runs)
+    reader = _Reader(graph, neighbors, calls[:1], images)
     units: list[Unit] = []
     with in_evaluation(module):
-        for number, run in enumerate(calls):
+        for number, (run, layer) in enumerate(zip(calls, layers, strict=True)):
             units.append(
                 reader.unit(
                     run,
+                    layer or run.name,
                     axes,
                     units[-1] if units else None,
                     block=plan.blocks[number],
@@ -91,23 +96,18 @@ class _Reader:
 
     def __init__(
         self,
-        module: nn.Module,
         graph: WeightGraph,
-        connections: Connections | None,
-        runs: Sequence[Execution],
+        neighbors: Neighbors,
+        first: Sequence[Execution],
         images: torch.Tensor,
     ) -> None:
-        self._modules = dict(module.named_modules())
-        self._graph, self._connections, self._runs = graph, connections, runs
-        self._first = next((x for x in runs if not isinstance(x.module, NORMS)), None)
+        self._graph, self._neighbors, self._first = graph, neighbors, first
         self._image = tuple(images.shape[1:])
-        self._roles = {param.key: param.role for param in graph.params}
-        self._norms: dict[str, Norm] = {}
-        self._taken: set[str] = set()
 
     def unit(
         self,
         run: Execution,
+        layer: str,
         axes: ChannelAxes,
         previous: Unit | None,
         *,
@@ -116,8 +116,8 @@ class _Reader:
         ends_gate: bool,
         ends_identity_block: bool,
     ) -> Unit:
-        """Return the unit of one call."""
-        module, weight = run.module, _required_key(self._graph, run.name)
+        """Return the unit of one call, which is named `layer` among the connections."""
+        module, weight = run.module, required_key(self._graph, run.name)
         shape = tuple(self._graph.tensors[weight].shape)
         is_linear = isinstance(module, nn.Linear)
         groups = int(getattr(module, "groups", 1))
@@ -125,28 +125,28 @@ class _Reader:
         grid = () if is_linear else run.returned[2:]
         read = () if is_linear else run.read[2:]
         outputs = axes.outputs(weight, shape[0])
-        positions = self._positions(run, axes, weight, previous) if is_linear else ()
-        behind = self._behind(run.name)
-        norm, scale, activation = self._followers(run, behind, shape[0])
+        is_image = self._reads_image(run, layer)
+        positions = self._positions(run, axes, weight, previous, is_image) if is_linear else ()
+        size = shape[1] * groups // prod(positions)  # channels that it reads
+        inputs = axes.inputs(weight, size, groups, prod(positions), is_image=is_image)
+        norm, scale, activation = self._neighbors.behind(run, layer, shape[0])
         return Unit(
             name=run.name,
             module=module,
             kind="linear" if is_linear else "depthwise" if is_depthwise else "conv",
             weight=weight,
-            bias=_key(self._graph, run.name, "bias"),
+            bias=key_of(self._graph, run.name, "bias"),
             kernel=shape[2:],
             stride=1 if is_linear else max(getattr(module, "stride", (1,))),
             groups=groups,
-            inputs=outputs
-            if is_depthwise
-            else self._inputs(axes, weight, shape[1], groups, positions, run),
+            inputs=outputs if is_depthwise else inputs,
             outputs=outputs,
             positions=positions,
             read=read,
             grid=grid,
             halvings=self._halvings(grid, shape[2:], previous),
             norm=norm,
-            norm_before=self._norm_before(run.name),
+            norm_before=self._neighbors.norm_before(layer),
             scale=scale,
             activation=activation,
             block=block,
@@ -166,118 +166,29 @@ class _Reader:
             return previous.halvings if previous else 0.0
         return max(0.0, log2(prod(self._image[1:]) / prod(grid)) / len(grid))
 
-    def _inputs(
-        self,
-        axes: ChannelAxes,
-        weight: str,
-        width: int,
-        groups: int,
-        positions: tuple[int, ...],
-        run: Execution,
-    ) -> tuple[int, ...]:
-        """Return the groups of what a unit reads; its weight has `width` entries along that axis."""
-        size = width * groups // prod(positions)
-        is_image = self._reads_image(run)
-        return axes.inputs(weight, size, groups, prod(positions), is_image=is_image)
-
-    def _reads_image(self, run: Execution) -> bool:
+    def _reads_image(self, run: Execution, layer: str) -> bool:
         """Return whether a layer reads the images, as they are or flattened."""
-        if self._connections is None:
-            return run is self._first and prod(run.read[1:]) == prod(self._image)
-        before = list(self._connections.before(run.name))[-1:]
-        is_input = any(self._connections.layers[x].kind == "input" for x in before)
-        return is_input and prod(run.read[1:]) == prod(self._image)
+        if prod(run.read[1:]) != prod(self._image):
+            return False
+        return self._neighbors.reads_input(layer, default=run in self._first)
 
     def _positions(
-        self, run: Execution, axes: ChannelAxes, weight: str, previous: Unit | None
+        self,
+        run: Execution,
+        axes: ChannelAxes,
+        weight: str,
+        previous: Unit | None,
+        is_image: bool,
     ) -> tuple[int, ...]:
         """Return the sides of the maps that are flattened before a linear layer, () where none are."""
         features = run.read[-1]
-        image = self._image
-        if self._reads_image(run) and features == prod(image) and len(image) > 1:
-            return image[1:]
+        if is_image and features == prod(self._image) and len(self._image) > 1:
+            return self._image[1:]
         count = axes.repeats(weight)
-        if count == 1 and self._connections is None and previous is not None and previous.grid:
+        if count == 1 and not self._neighbors.are_known and previous is not None and previous.grid:
             channels = sum(axes.groups[x].size for x in previous.outputs)
             count = features // channels if features % channels == 0 else 1
         if count == 1:
             return ()
         side = round(count**0.5)
         return (side, side) if side * side == count else (1, count)
-
-    def _behind(self, name: str) -> list[str]:
-        return [] if self._connections is None else list(self._connections.behind(name))
-
-    def _followers(
-        self, run: Execution, behind: Sequence[str], channels: int
-    ) -> tuple[Norm | None, str | None, Activation | None]:
-        """Return the norm, the scale and the activation behind a unit."""
-        if self._connections is None:
-            return self._next_norm(run), None, None
-        norm, scale = None, None
-        for name in behind:
-            layer = self._connections.layers[name]
-            if layer.kind == "norm" and norm is None:
-                norm = self._norm(name)
-                self._taken.add(name)
-            elif activation := self._connections.activation(name):
-                return norm, scale, activation
-            elif layer.kind == "join" and scale is None and self._connections.is_product(name):
-                scale = self._vector(name, channels)
-                if scale is None:
-                    break
-            elif layer.kind not in ("pointwise", "permute", "transpose") or layer.dims[:1] == (1,):
-                break
-        return norm, scale, None
-
-    def _vector(self, name: str, channels: int) -> str | None:
-        """Return the key of the vector that a layer multiplies by."""
-        params = [] if self._connections is None else self._connections.params(name)
-        return next((p.key for p in params if p.size == channels), None)
-
-    def _next_norm(self, run: Execution) -> Norm | None:
-        """Return the norm that runs right after a unit, where connections are not known."""
-        names = [x.name for x in self._runs]
-        after = self._runs[names.index(run.name) + 1 :][:1]
-        if not after or not isinstance(after[0].module, NORMS) or after[0].read != run.returned:
-            return None
-        keys = {
-            role: key
-            for attribute in ("weight", "bias", "running_mean", "running_var")
-            if (key := _key(self._graph, after[0].name, attribute))
-            for role in (self._roles[key],)
-        }
-        return Norm(name=after[0].name, module=after[0].module, keys=keys) if keys else None
-
-    def _norm_before(self, name: str) -> Norm | None:
-        """Return the norm through which all passes that a unit reads, where it is behind no other unit."""
-        if self._connections is None:
-            return None
-        for source in self._connections.before(name):
-            if self._connections.layers[source].kind == "norm":
-                return None if source in self._taken else self._norm(source)
-        return None
-
-    def _norm(self, name: str) -> Norm | None:
-        """Return a norm layer that has tensors, always the same."""
-        if self._connections is None:
-            return None
-        params = [p for p in self._connections.params(name) if p.role != "other"]
-        if name not in self._norms and params:
-            owner = layer_name(params[0].key)
-            keys = {p.role: p.key for p in params}
-            self._norms[name] = Norm(name=owner, module=self._modules.get(owner), keys=keys)
-        return self._norms.get(name)
-
-
-def _key(graph: WeightGraph, name: str, attribute: str) -> str | None:
-    """Return the key of a layer's tensor in a graph, by its first name where it has several."""
-    key = f"{name}.{attribute}" if name else attribute
-    key = graph.ties.get(key, key)
-    return key if key in graph.tensors and key not in graph.untouched else None
-
-
-def _required_key(graph: WeightGraph, name: str) -> str:
-    key = _key(graph, name, "weight")
-    assert key is not None  # layers without were left out
-    return key

@@ -12,6 +12,7 @@ from typing import Any
 from sane_plugins.architectures import build
 from sane_plugins.errors import SaneError
 from sane_plugins.recognition.meta_build import build_on_meta
+from sane_plugins.recognition.photo_families import photo_factories
 from sane_plugins.recognition.signature import Shapes, float_shapes
 
 Factory = Mapping[str, Any]
@@ -107,4 +108,4 @@ def _count(is_there: Callable[[int], bool]) -> int:
     return next(i for i in count() if not is_there(i))
 
 
-_PROPOSALS = (_cnns, _mlps, _resnets, _vits)
+_PROPOSALS = (_cnns, _mlps, _resnets, _vits, photo_factories)

@@ -19,7 +19,8 @@ from sane_plugins.grafting import (
     PromptOffer,
 )
 from sane_plugins.host import Host
-from sane_plugins.prompts import PromptCard, read_card
+from sane_plugins.prompts import PromptCard, PromptReader, read_card
+from sane_plugins.recognition import NamedBuilder, fit_builder
 from sane_plugins.weights import from_module
 from sane_plugins.zoo import Entry, write_zoo
 
@@ -94,6 +95,17 @@ def test_what_nobody_can_build_lends_its_weights_only(host, tmp_path) -> None:
     assert network.graph.size == 4 * 27 + 4 + 8 + 2
     with pytest.raises(SourceError):
         host.prompt_network(tmp_path / "none.pt")
+
+
+def test_a_file_runs_as_what_its_factory_builds(host, tmp_path) -> None:
+    module = small_cnn(3, classes=4).eval()
+    path = tmp_path / "net.pt"
+    torch.save({f"wrapped.{k}": x for k, x in module.state_dict().items()}, path)
+    builders = [NamedBuilder("ours", lambda classes: small_cnn(3, classes or 10))]
+    network = PromptReader(host.open, host.build, builders)(path)
+    assert torch.equal(network.build()(_images()), module(_images()))
+    grey = [NamedBuilder("grey", lambda classes: small_cnn(1, classes or 10))]
+    assert fit_builder(network.graph, grey[0]) is None
 
 
 def test_networks_of_a_zoo_run() -> None:

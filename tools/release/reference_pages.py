@@ -32,10 +32,12 @@ from sane_plugins.cli.main import main as sane_plugins
 from sane_plugins.cli.verify import verify
 from sane_plugins.formats import ARRAYS, CHECKPOINTS, EXPORTED, INDEX, SCRIPTS
 from sane_plugins.pretraining.presets import PRESETS
+from sane_plugins.prompts import read_card
 from sane_plugins.zoo_training.hyperparameters import HyperparameterRanges
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+_COUNTS = ("channels_in", "classes")  # arguments that follow from the data
 _BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _EVERYWHERE = ("as_json", "debug", "help")  # options that every command has
 _DRAWN = ("channels_in", "classes", "act", "dropout", "size")  # arguments that zoo training gives
@@ -69,6 +71,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "transfers": lambda: offered("transfer", portfolio.Portfolio().sane_transfers()),
         "property heads": heads,
         "hooks": hook_table,
+        "photo networks": photo_networks,
         "suffixes": suffixes,
         "architectures": architectures,
         "hyper-parameters": hyperparameters,
@@ -213,6 +216,28 @@ def hook_table() -> str:
                 (f"`{name}`", _cell(arguments), _cell(returned), "first" if is_first else "all")
             )
     return _table(("hook", "arguments", "returns", "answers that count"), rows)
+
+
+def photo_networks() -> str:
+    """Return the compact networks that ship, and how well each was trained, by their cards."""
+    rows = []
+    for name, offer in portfolio.Portfolio().sane_prompts().items():
+        card = read_card(offer.load())
+        assert card is not None
+        told = card.record
+        architecture = ", ".join(
+            f"{key}={value}" for key, value in card.factory.items() if key not in _COUNTS
+        )
+        rows.append(
+            (
+                f"`{name}`",
+                f"`{architecture.removeprefix('name=')}`",
+                f"{told['values']:,}",
+                f"{told['epochs']} of {told['planned_epochs']}",
+                f"{told['accuracy']:.3f}",
+            )
+        )
+    return _table(("name", "architecture", "values", "epochs", "held-out accuracy"), rows)
 
 
 def suffixes() -> str:

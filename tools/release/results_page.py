@@ -276,6 +276,12 @@ def card() -> str:
         "",
         *_table("reconstruction"),
         "",
+        "## Photo networks",
+        "",
+        "Compact networks that lend their weights to larger ones ([which](reference/prompts.md#what-ships)) were trained on"
+        " 100 classes of tiny-imagenet, under ImageNet's terms (research, non-commercial): the images are not"
+        " shipped; what this means is for you to judge. Made by `python tools/release/photo_networks.py --data DIR`.",
+        "",
         "## Meant for",
         "",
         "- embeddings and property estimates of small image classifiers while they train;",
