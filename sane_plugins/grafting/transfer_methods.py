@@ -12,7 +12,10 @@ _PROTECTION = 4.0
 
 
 def transfer_methods() -> dict[str, TransferMethod]:
-    """Return the methods that ship with the package, by name: the cheapest first, then the best first."""
+    """Return the methods that ship with the package, by name.
+
+    The first is quick, and scouts which prompt to take; the others come in the order in which they are tried.
+    """
     return {
         "graft": GraftMethod(),
         "regression-protected": RegressionMethod(protect=_PROTECTION),

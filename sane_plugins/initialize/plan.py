@@ -214,7 +214,12 @@ def _with_seconds(plan: Plan, problem: InitializationProblem, speed: Speed) -> P
     sane = (prompt_tokens + rounds * plan.draws * tokens) * bool(plan.draws) * _SECONDS_PER_TOKEN
     scouted, methods = plan.networks * plan.scouts, plan.methods * bool(plan.networks)
     transfers = scouted * _SCOUT_IMAGES + methods * _METHOD_IMAGES
-    ranked = plan.defaults + 2 * rounds * plan.draws + plan.prompts + 2 * (scouted + methods)
+    ranked = (
+        plan.defaults * (not problem.fits_classifier)
+        + 2 * rounds * plan.draws
+        + plan.prompts
+        + 2 * (scouted + methods)
+    )
     ranked += (
         1 + len(problem.promptless_names) + 2 * (1 + (plan.rung < 2)) * bool(plan.draws)
     )  # variants

@@ -16,7 +16,12 @@ import torch
 from torch import nn
 
 from sane_plugins.grafting import RidgeFit, find_classifier, fit_ridge, lead, norms_in_training_mode
-from sane_plugins.initialize.candidates import Candidate, CandidateBuilder, copy_state
+from sane_plugins.initialize.candidates import (
+    BuiltNetwork,
+    Candidate,
+    CandidateBuilder,
+    copy_state,
+)
 from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind, Statistics
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.tasks import logits
@@ -63,11 +68,14 @@ def rank_candidate(
 ) -> Candidate:
     """Make a candidate and rank it; its norms and classifier are fitted to the images it is ranked by.
 
-    A prompt's own running statistics are kept where they do better by two standard errors: measuring anew
-    harms a network that is whole.
+    A plain default beside which others are fitted is not ranked: its features are those of any default, and
+    untrained it tells nothing. A prompt's own running statistics are kept where they do better by two
+    standard errors: measuring anew harms a network that is whole.
     """
     built = builder.assemble(spec, latents)
     problem, module = builder.problem, built.module
+    if spec.kind is Kind.DEFAULT and problem.fits_classifier:
+        return Candidate(built, _score(built, problem))
     before = copy_state(module)
     fit = rank(module, problem, images, fits=spec.kind is not Kind.DEFAULT)
     if spec.kind is Kind.DEFAULT:
@@ -81,14 +89,15 @@ def rank_candidate(
         else:
             module.load_state_dict(measured)
     module.load_state_dict(built.kept, strict=False)
-    score = CandidateScore(
-        name=built.spec.name(problem),
-        kind=spec.kind,
-        seed=built.seed,
-        loo_loss=fit.loo_loss,
-        loo_accuracy=fit.loo_accuracy,
+    score = _score(built, problem)
+    return Candidate(
+        built, replace(score, loo_loss=fit.loo_loss, loo_accuracy=fit.loo_accuracy), fit
     )
-    return Candidate(built, score, fit)
+
+
+def _score(built: BuiltNetwork, problem: InitializationProblem) -> CandidateScore:
+    spec = built.spec
+    return CandidateScore(name=spec.name(problem), kind=spec.kind, seed=built.seed)
 
 
 def leads(ours: Candidate, theirs: Candidate) -> bool:

@@ -108,7 +108,8 @@ class _Search:
         number = best[0].spec.number if best else 0
         for name in names[1 : 1 + self.plan.methods] if self.plan.networks else ():
             self._try(CandidateSpec(Kind.TRANSFER, number, method=name))
-        defaults = self.board.best(Kind.DEFAULT, Kind.DEFAULT_FITTED, Kind.STRUCTURED)
+        kinds = (Kind.DEFAULT, Kind.DEFAULT_FITTED, Kind.STRUCTURED)
+        defaults = [c for c in self.board.best(*kinds) if c.fit is not None]
         if defaults:
             self.board = self.board.without(
                 [c for c in self.board.best(Kind.TRANSFER) if not leads(c, defaults[0])]
@@ -196,7 +197,8 @@ class _Search:
             return None
         self.board = self.board.with_candidate(candidate)
         self.done, self.stage.has_result = self.done + 1, True
-        note = f"{candidate.score.name} {candidate.score.loo_accuracy:.3f}"
+        share = candidate.score.loo_accuracy
+        note = candidate.score.name + ("" if share is None else f" {share:.3f}")
         total = max(self.done, self._expected())
         self.report(Progress(job="make and rank", done=self.done, total=total, note=note))
         return candidate
