@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from sane_plugins.display import ShortRepr
+from sane_plugins.grafting.lending.unrolled_filters import Sliding, sliding_of
 from sane_plugins.grafting.units import NetworkUnits, Norm, Unit
-from sane_plugins.grafting.unrolled_filters import Sliding, sliding_of
 from sane_plugins.weights import Role
 
 

@@ -12,8 +12,8 @@ import torch
 
 from sane_plugins.display import ShortRepr
 from sane_plugins.grafting.channel_maps import ChannelMaps
-from sane_plugins.grafting.fitted_weights import fitted_weight, image_inputs
-from sane_plugins.grafting.lent_layers import LentLayer, LentNorm, lend, on_cpu
+from sane_plugins.grafting.lending.fitted_weights import fitted_weight, image_inputs
+from sane_plugins.grafting.lending.lent_layers import LentLayer, LentNorm, lend, on_cpu
 from sane_plugins.grafting.matching import Matching, Pair
 from sane_plugins.grafting.units import NetworkUnits, Norm, Unit
 from sane_plugins.weights import Role

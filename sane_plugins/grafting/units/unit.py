@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from sane_plugins.display import ShortRepr
-from sane_plugins.grafting.blocks import Place
-from sane_plugins.grafting.channel_axes import ChannelGroup
 from sane_plugins.grafting.connections import Activation
+from sane_plugins.grafting.units.blocks import Place
+from sane_plugins.grafting.units.channel_axes import ChannelGroup
 from sane_plugins.weights import Param, Role, WeightGraph
 
 UnitKind = Literal["conv", "depthwise", "linear"]

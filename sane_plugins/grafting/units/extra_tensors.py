@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 
 from sane_plugins.grafting.connections import Connections
-from sane_plugins.grafting.units import ExtraTensor, Unit
+from sane_plugins.grafting.units.unit import ExtraTensor, Unit
 from sane_plugins.weights import Param, WeightGraph, layer_name
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import interpolate
 
-from sane_plugins.grafting.lent_layers import LentLayer
+from sane_plugins.grafting.lending.lent_layers import LentLayer
+from sane_plugins.grafting.lending.unrolled_filters import unrolled
 from sane_plugins.grafting.units import Unit
-from sane_plugins.grafting.unrolled_filters import unrolled
 
 _NOISE = 0.02  # relative; equal channels would stay equal in training
 

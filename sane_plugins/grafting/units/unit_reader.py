@@ -12,8 +12,6 @@ from math import log2, prod
 import torch
 from torch import nn
 
-from sane_plugins.grafting.blocks import Place, find_blocks
-from sane_plugins.grafting.channel_axes import ChannelAxes
 from sane_plugins.grafting.connections import Connections
 from sane_plugins.grafting.execution import (
     CONVOLUTIONS,
@@ -22,9 +20,11 @@ from sane_plugins.grafting.execution import (
     executions,
     in_evaluation,
 )
-from sane_plugins.grafting.extra_tensors import extra_tensors
-from sane_plugins.grafting.neighbors import Neighbors, key_of, required_key
-from sane_plugins.grafting.units import NetworkUnits, Unit
+from sane_plugins.grafting.units.blocks import Place, find_blocks
+from sane_plugins.grafting.units.channel_axes import ChannelAxes
+from sane_plugins.grafting.units.extra_tensors import extra_tensors
+from sane_plugins.grafting.units.neighbors import Neighbors, key_of, required_key
+from sane_plugins.grafting.units.unit import NetworkUnits, Unit
 from sane_plugins.weights import WeightGraph, from_module
 
 
