@@ -310,22 +310,26 @@ class Host:
         """Return all engines by name."""
         return self._collect("sane_engines")
 
-    def default_prompts(self, target: nn.Module) -> Prompts:
-        """Return the prompts for a network where none are named.
+    def default_prompts(self, target: nn.Module, task: Task) -> Prompts:
+        """Return the prompts for a network and a task where none are named.
 
-        They are ours that fit it, which are not transferred, or else what plugins offer, or else ours.
+        They are ours that fit it, which are not transferred, or else those of what plugins offer that are
+        most alike (`choose_offers`), or else ours.
         """
         from sane_plugins.generation import Prompts, choose_prompts, embedded_prompts
+        from sane_plugins.prompts import choose_offers, class_notes
 
-        chosen, offers = choose_prompts(target, embedded_prompts()), self.prompts()
+        chosen = choose_prompts(target, embedded_prompts())
         ours = [p.shape for p in chosen.graphs[0].params]
         theirs = [tuple(x.shape) for x in target.state_dict().values() if x.is_floating_point()]
         # All but the classifier's weight and bias are alike.
         if len(ours) == len(theirs) and ours[:-2] == theirs[:-2]:
             return replace(chosen, networks=tuple(replace(x, build=None) for x in chosen.networks))
-        if not offers:
-            return chosen
-        return Prompts(tuple(map(self.prompt_network, offers)), ())
+        offered = choose_offers(self.prompts(), self.prompt_network, target, task)
+        if not offered.networks:
+            return replace(chosen, notes=(*offered.notes, *chosen.notes))
+        told = class_notes([network.info for network in offered.networks], task.classes)
+        return Prompts(offered.networks, (*offered.notes, *told))
 
     def prompts(self) -> dict[str, PromptOffer]:
         """Return all prompt networks that plugins offer, by name; none is read."""

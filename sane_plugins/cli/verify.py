@@ -232,7 +232,7 @@ def _hashes(inputs: Any) -> Any:
 
 def _prompts(host: Host, names: InputNames, target: Target, trust: Trust) -> list[PromptNetwork]:
     if not names.prompts:
-        return list(host.default_prompts(target.module()).networks)
+        return list(host.default_prompts(target.module(), target.task).networks)
     return [
         network
         for x in names.prompts

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.architectures import build
+from sane_plugins import hookimpl
+from sane_plugins.architectures import build, small_cnn
 from sane_plugins.errors import SourceError
 from sane_plugins.grafting import PromptInfo, PromptOffer
 from sane_plugins.host import Host
@@ -36,6 +37,17 @@ def _task(size: int = 32, channels: int = 3) -> Task:
 def _offer(name: str, make: Callable[[], nn.Module], task: str, classes: int) -> PromptOffer:
     info = PromptInfo(name=name, task=task, classes=tuple(map(str, range(classes))))
     return PromptOffer(info=info, load=lambda: network_of_module(make(), info))
+
+
+class _Offering:
+    """A plugin that offers what it is given."""
+
+    def __init__(self, offers: dict[str, PromptOffer]) -> None:
+        self.offers = offers
+
+    @hookimpl
+    def sane_prompts(self) -> dict[str, PromptOffer]:
+        return self.offers
 
 
 @pytest.fixture
@@ -75,6 +87,18 @@ def test_an_offer_that_cannot_be_read_is_left_out(offers) -> None:
     chosen = choose_offers(offers, read, build(RESNET), _task())
     assert [network.info.name for network in chosen.networks] == ["resnet"]
     assert "prompt large is left out: it is gone" in chosen.notes
+
+
+def test_networks_of_the_targets_shapes_go_before_offers(offers) -> None:
+    host = Host.installed()
+    host.register(_Offering(offers), "offering")
+    own = host.default_prompts(small_cnn(3), _task())
+    assert not [x for x in own.networks if x.info.name in offers]
+    offered = host.default_prompts(build(RESNET), _task())
+    assert {"large", "resnet"} <= {network.info.name for network in offered.networks}
+    assert any(note.startswith("prompt large (trained on ImageNet-1k)") for note in offered.notes)
+    grey = host.default_prompts(build({**RESNET, "channels_in": 1}), _task(channels=1))
+    assert not [x for x in grey.networks if x.info.name in offers]
 
 
 def test_a_hosts_offers_can_be_chosen_from() -> None:
