@@ -168,7 +168,7 @@ class _InitCommand(VisibleCommand):
 )
 @click.option(
     "--budget",
-    default=45.0,
+    default=120.0,
     show_default=True,
     type=FiniteRange(0, min_open=True),
     help="Seconds for drawing, scoring and training candidates.",
