@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 PROJECT = "sane_plugins"
 _HOOKS = frozenset(name for name in vars(hooks) if name.startswith("sane_"))
+_TRANSFERRED_OF_OURS = (
+    2  # of the prompts that ship with the package, where nothing better is offered
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,21 +314,21 @@ class Host:
         return self._collect("sane_engines")
 
     def default_prompts(self, target: nn.Module) -> Prompts:
-        """Return the prompts for a network where none are named.
+        """Return the prompts for a network where none are named: ours, to draw near.
 
-        They are ours that fit it, which are not transferred, or else what plugins offer, or else ours.
+        Where these are of another architecture, what plugins offer is transferred, or else the best of ours.
         """
         from sane_plugins.generation import Prompts, choose_prompts, embedded_prompts
 
-        chosen, offers = choose_prompts(target, embedded_prompts()), self.prompts()
-        ours = [p.shape for p in chosen.graphs[0].params]
+        chosen = choose_prompts(target, embedded_prompts())
+        ours = [param.shape for param in chosen.graphs[0].params]
         theirs = [tuple(x.shape) for x in target.state_dict().values() if x.is_floating_point()]
         # All but the classifier's weight and bias are alike.
-        if len(ours) == len(theirs) and ours[:-2] == theirs[:-2]:
-            return replace(chosen, networks=tuple(replace(x, build=None) for x in chosen.networks))
-        if not offers:
-            return chosen
-        return Prompts(tuple(map(self.prompt_network, offers)), ())
+        is_fit = len(ours) == len(theirs) and ours[:-2] == theirs[:-2]
+        offered = () if is_fit else tuple(map(self.prompt_network, self.prompts()))
+        lent = 0 if is_fit or offered else _TRANSFERRED_OF_OURS
+        near = (replace(network, build=None) for network in chosen.networks[lent:])
+        return Prompts((*chosen.networks[:lent], *near, *offered), chosen.notes)
 
     def prompts(self) -> dict[str, PromptOffer]:
         """Return all prompt networks that plugins offer, by name; none is read."""

@@ -116,7 +116,7 @@ class Plan:
         )
 
 
-def make_plan(problem: InitializationProblem, budget: float) -> Plan:
+def make_plan(problem: InitializationProblem, budget: float, trains: bool = True) -> Plan:
     """Measure the speed of this machine, and choose the first rung that fits into so many seconds.
 
     Where a rung is asked for, that one is taken; without a budget (infinity), nothing is measured.
@@ -126,7 +126,7 @@ def make_plan(problem: InitializationProblem, budget: float) -> Plan:
     available = _PART_PLANNED * budget if is_measured else _UNMEASURED_SECONDS
     asked = problem.options.rung
     rungs = range(MOST["rung"] + 1) if asked is None else [asked]
-    plans = [_plan_at(rung, problem, speed, available) for rung in rungs]
+    plans = [_plan_at(rung, problem, speed, available, trains) for rung in rungs]
     fitting = [plan for plan in plans if plan.seconds <= available]
     if asked is not None or fitting:
         return (fitting or plans)[0]
@@ -144,13 +144,16 @@ def describe(plan: Plan, problem: InitializationProblem) -> str:
         f"will train {plan.finalists} candidates for up to {epochs:.2g} epochs"
         f" ({plan.steps} steps of {plan.batch}) on {len(task.y_train):,} images"
         if plan.steps
-        else "there is no time to train any"
+        else "none will be trained"
     )
+    sane = (
+        f"{plan.draws} SANE candidates, {plan.prompts} prompts as they are, " if plan.draws else ""
+    )
+    work = "all of the work" if not plan.rung else f"1/{2**plan.rung} of the work"
     return (
-        f"will rank {plan.draws} SANE candidates, {plan.prompts} prompts as they are,"
-        f" {plan.defaults + max(1, plan.draws)} defaults{transfers}"
+        f"will rank {sane}{plan.defaults + max(1, plan.draws)} defaults{transfers}"
         f" on {plan.ranking_images:,} images; {training}; about {plan.seconds:.0f} s"
-        f" (rung {plan.rung}: 1/{2**plan.rung} of the work)"
+        f" (rung {plan.rung}: {work})"
     )
 
 
@@ -164,11 +167,12 @@ def _plan_at(
     is_large, is_low = problem.graph.size > _LARGE, rung >= _LOW
     networks = len(problem.prompt_networks) if problem.transfer_names else 0
     others = max(0, len(problem.transfer_names) - 1)
+    has_sane = _affords_sane(problem, available)
     plan = Plan(
         rung=rung,
-        draws=max(1, options.candidates >> rung) if _affords_sane(problem, available) else 0,
+        draws=max(1, options.candidates >> rung) if has_sane else 0,
         defaults=min(options.default_count, max(1, options.default_count >> rung)),
-        prompts=max(1, len(problem.prompts) >> rung) if options.default_count else 0,
+        prompts=max(1, len(problem.prompts) >> rung) if has_sane and options.default_count else 0,
         networks=min(networks, max(1, networks >> rung)),
         methods=min(others, max(1, others - max(0, rung - 1))),
         scouts=rung < 3 or not others or networks >> rung > 1,
