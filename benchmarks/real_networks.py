@@ -4,8 +4,8 @@
     nice python benchmarks/real_networks.py --data ../shared/data --extra DIR [--jobs 2] [--only resnet18/photos10]
 
 Thirteen networks, five tasks of at most 2,000 training images, thinned; `NETWORKS` says which meets which.
-`sane-init` runs as a user runs it, by the command line, with files as prompts; the file of images that it reads holds no test
-images. Then every method trains in the same way on the same images in the same order: AdamW, one cycle up to `LR` over three
+`sane-init` runs as a user runs it, by the command line, with the files of the extra `prompts`, which are the packages in DIR, or with
+the wheel alone; the file of images that it reads holds no test images. Then every method trains in the same way on the same images in the same order: AdamW, one cycle up to `LR` over three
 epochs (for a third of the cells, two seeds, over ten too), batches of 64. The rate was chosen for the default initialisation, on
 photos10b. Test accuracy is told as the network is, and with batch norm's statistics measured anew on training images. Each run is kept in
 `--work`, so a killed one goes on; the table is made of what is there. `--settling` runs the cells that options are settled on,

@@ -130,10 +130,10 @@ def run(method: str, task: Task, prompt: PromptNetwork, seed: int) -> dict[str, 
     layer = find_classifier(fitted, task.x_train[:8])
     assert layer is not None
     fit_classifier(fitted, layer, task.x_train, task.y_train)
-    before = accuracy(fitted.eval(), task)
+    before = accuracy(fitted, task.x_test, task.y_test)
     if method not in ("default", "mimetic"):
         module = fitted
-    scores = [accuracy(module.eval(), task)]
+    scores = [accuracy(module, task.x_test, task.y_test)]
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.05)
     steps = EPOCHS * -(-len(task.y_train) // BATCH)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
@@ -145,7 +145,7 @@ def run(method: str, task: Task, prompt: PromptNetwork, seed: int) -> dict[str, 
             loss.backward()
             optimizer.step()
             rates.step()
-        scores.append(accuracy(module.eval(), task))
+        scores.append(accuracy(module, task.x_test, task.y_test))
     return {"fitted": before, "accuracy": scores, "transfer_seconds": round(seconds, 1)}
 
 

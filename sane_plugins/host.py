@@ -58,9 +58,6 @@ if TYPE_CHECKING:
 
 PROJECT = "sane_plugins"
 _HOOKS = frozenset(name for name in vars(hooks) if name.startswith("sane_"))
-_TRANSFERRED_OF_OURS = (
-    2  # of the prompts that ship with the package, where nothing better is offered
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,22 +310,26 @@ class Host:
         """Return all engines by name."""
         return self._collect("sane_engines")
 
-    def default_prompts(self, target: nn.Module) -> Prompts:
-        """Return the prompts for a network where none are named: ours, to draw near.
+    def default_prompts(self, target: nn.Module, task: Task) -> Prompts:
+        """Return the prompts for a network and a task where none are named.
 
-        Where these are of another architecture, what plugins offer is transferred, or else the best of ours.
+        They are ours that fit it, which are not transferred, or else those of what plugins offer that are
+        most alike (`choose_offers`), or else ours.
         """
         from sane_plugins.generation import Prompts, choose_prompts, embedded_prompts
+        from sane_plugins.prompts import choose_offers, class_notes
 
         chosen = choose_prompts(target, embedded_prompts())
-        ours = [param.shape for param in chosen.graphs[0].params]
+        ours = [p.shape for p in chosen.graphs[0].params]
         theirs = [tuple(x.shape) for x in target.state_dict().values() if x.is_floating_point()]
         # All but the classifier's weight and bias are alike.
-        is_fit = len(ours) == len(theirs) and ours[:-2] == theirs[:-2]
-        offered = () if is_fit else tuple(map(self.prompt_network, self.prompts()))
-        lent = 0 if is_fit or offered else _TRANSFERRED_OF_OURS
-        near = (replace(network, build=None) for network in chosen.networks[lent:])
-        return Prompts((*chosen.networks[:lent], *near, *offered), chosen.notes)
+        if len(ours) == len(theirs) and ours[:-2] == theirs[:-2]:
+            return replace(chosen, networks=tuple(replace(x, build=None) for x in chosen.networks))
+        offered = choose_offers(self.prompts(), self.prompt_network, target, task)
+        if not offered.networks:
+            return replace(chosen, notes=(*offered.notes, *chosen.notes))
+        told = class_notes([network.info for network in offered.networks], task.classes)
+        return Prompts(offered.networks, (*offered.notes, *told))
 
     def prompts(self) -> dict[str, PromptOffer]:
         """Return all prompt networks that plugins offer, by name; none is read."""

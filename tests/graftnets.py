@@ -143,6 +143,29 @@ class Mlp(nn.Module):
         return self.layers(x)
 
 
+class GainNet(nn.Module):
+    """A norm on a way without convolution, a gain and a shift behind a unit, and computed weights."""
+
+    def __init__(self, widths: Widths = (6, 8, 12), classes: int = 5) -> None:
+        super().__init__()
+        a, b, c = widths
+        self.stem = nn.Conv2d(3, a, 3, padding=1)
+        self.straight = nn.BatchNorm2d(a)
+        self.mix = nn.Conv2d(a, a, 3, padding=1, bias=False)
+        self.wide = nn.Conv2d(a, b, 1)
+        self.gain = nn.Parameter(torch.ones(1, b, 1, 1))
+        self.shift = nn.Parameter(torch.zeros(b))
+        self.head = nn.utils.parametrizations.weight_norm(nn.Conv2d(b, c, 1))
+        self.last = nn.Linear(c, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, classes)."""
+        x = self.stem(x)
+        x = (self.straight(x) + self.mix(x)).relu()
+        x = self.wide(x).relu() * self.gain + self.shift.view(-1, 1, 1)
+        return self.last(self.head(x).relu().mean((2, 3)))
+
+
 class Opaque(nn.Module):
     """A plain net whose forward depends on values, so that no trace of it can be had."""
 
@@ -163,6 +186,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "mobile": MobileNet,
     "dense": DenseNet,
     "mlp": Mlp,
+    "gain": GainNet,
 }
 
 

@@ -93,3 +93,14 @@ def trained(module: nn.Module, seed: int = 0) -> nn.Module:
             spread = 0.2 if parameter.dim() == 1 else 1.0 / parameter[0].numel() ** 0.5
             parameter.copy_(spread * noise + (parameter if parameter.dim() == 1 else 0.0))
     return module.eval()
+
+
+@torch.no_grad()
+def features(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return what the classifier reads (N, D)."""
+    *_, classifier = (part for part in module.modules() if isinstance(part, nn.Linear))
+    found: list[torch.Tensor] = []
+    hook = classifier.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    module.eval()(images)
+    hook.remove()
+    return found[0]

@@ -48,7 +48,8 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, width: float, depth: float, classes: int) -> None:
         super().__init__()
-        self._conv_stem = _SameConv2d(3, _STEM, 3, 2)
+        self._pad = _SamePadding(3, 2)
+        self._conv_stem = nn.Conv2d(3, _STEM, 3, 2, bias=False)
         self._bn0 = nn.BatchNorm2d(_STEM, eps=_EPS)
         blocks, channels = [], _STEM
         for stage, (members, kernel, stride, expansion, planned) in enumerate(_STAGES):
@@ -67,7 +68,7 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits (N, K) of images (N, 3, H, W)."""
-        x = self._blocks(self._act0(self._bn0(self._conv_stem(x))))
+        x = self._blocks(self._act0(self._bn0(self._conv_stem(self._pad(x)))))
         x = self._act1(self._bn1(self._conv_head(x)))
         logits: torch.Tensor = self._fc(self._dropout(self._pool(x).flatten(1)))
         return logits
@@ -85,7 +86,8 @@ class _LiteBlock(nn.Module):
             self._expand_conv = nn.Conv2d(channels_in, hidden, 1, bias=False)
             self._bn0 = nn.BatchNorm2d(hidden, eps=_EPS)
             self._act0 = nn.ReLU6()
-        self._depthwise_conv = _SameConv2d(hidden, hidden, kernel, stride, groups=hidden)
+        self._pad = _SamePadding(kernel, stride)
+        self._depthwise_conv = nn.Conv2d(hidden, hidden, kernel, stride, groups=hidden, bias=False)
         self._bn1 = nn.BatchNorm2d(hidden, eps=_EPS)
         self._act1 = nn.ReLU6()
         self._project_conv = nn.Conv2d(hidden, channels, 1, bias=False)
@@ -95,26 +97,28 @@ class _LiteBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self._act0(self._bn0(self._expand_conv(x))) if self._expands else x
-        out = self._act1(self._bn1(self._depthwise_conv(out)))
+        out = self._act1(self._bn1(self._depthwise_conv(self._pad(out))))
         out = self._bn2(self._project_conv(out))
         result: torch.Tensor = x + out if self._is_residual else out
         return result
 
 
-class _SameConv2d(nn.Conv2d):
-    """A convolution without bias that pads as TensorFlow does: `ceil(size / stride)` pixels come out."""
+class _SamePadding(nn.Module):
+    """Pads as TensorFlow does before a convolution without padding: `ceil(size / stride)` pixels come out.
 
-    def __init__(
-        self, channels_in: int, channels: int, kernel: int, stride: int, groups: int = 1
-    ) -> None:
-        super().__init__(channels_in, channels, kernel, stride, groups=groups, bias=False)
+    What is missing on both sides is shared, and an odd pixel is added at the right and at the bottom.
+    """
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        (kernel, _), (stride, _) = self.kernel_size, self.stride
-        missing = [max((ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:]]
-        height, width = missing
-        padding = (width // 2, width - width // 2, height // 2, height - height // 2)
-        return F.conv2d(F.pad(x, padding), self.weight, None, self.stride, groups=self.groups)
+        height, width = (
+            max((ceil(n / self.stride) - 1) * self.stride + self.kernel - n, 0)
+            for n in x.shape[-2:]
+        )
+        return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
 def _multiple_of_8(channels: float) -> int:

@@ -128,7 +128,7 @@ class Abilities:
         if not networks:
             with seeded(random_stream(0)):
                 module = target if isinstance(target, nn.Module) else target()
-            chosen = self.host.default_prompts(module)
+            chosen = self.host.default_prompts(module, task)
             networks, graphs, notes = chosen.networks, chosen.graphs, chosen.notes
         sane_path = options.sane if options is not None else None
         sane = embedded_sane() if sane_path is None else load_sane(sane_path)

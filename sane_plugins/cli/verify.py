@@ -21,13 +21,8 @@ from sane_plugins.cli.console import (
     print_json,
     print_line,
 )
-from sane_plugins.cli.inputs import (
-    InputNames,
-    Target,
-    resolve_prompts,
-    resolve_sampler,
-    resolve_target,
-)
+from sane_plugins.cli.inputs import InputNames, resolve_prompts, resolve_sampler
+from sane_plugins.cli.targets import Target, resolve_target
 from sane_plugins.cli.trust import trust_options
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.runtime import require_device, threads
@@ -237,7 +232,7 @@ def _hashes(inputs: Any) -> Any:
 
 def _prompts(host: Host, names: InputNames, target: Target, trust: Trust) -> list[PromptNetwork]:
     if not names.prompts:
-        return list(host.default_prompts(target.module()).networks)
+        return list(host.default_prompts(target.module(), target.task).networks)
     return [
         network
         for x in names.prompts

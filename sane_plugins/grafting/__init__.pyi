@@ -1,7 +1,7 @@
 from .batchnorm import condition, conditioned, has_statistics, norms_in_training_mode
 from .channel_maps import ChannelMaps
 from .classifier import find_classifier, fit_classifier
-from .grafted_weights import GraftedWeights, graft
+from .lending import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
 from .methods import Graft, GraftMethod, TransferMethod, Transplant, write_graft
 from .prompt_images import prompt_images
@@ -9,8 +9,7 @@ from .prompt_network import Preparation, PromptInfo, PromptNetwork, PromptOffer
 from .regression import RegressionMethod
 from .ridge_classifier import RidgeFit, fit_ridge, lead
 from .transfer_methods import transfer_methods
-from .unit_reader import read_units
-from .units import NetworkUnits, Norm, Unit
+from .units import NetworkUnits, Norm, Unit, read_units
 
 __all__ = [
     "ChannelMaps",

@@ -86,6 +86,7 @@ class _FittingRun:
         self._sums = {x.layer: x for x in target.sums}
         self._rests: dict[str, torch.Tensor] = {}
         self._means: dict[str, torch.Tensor] = {}
+        self._written: set[int] = set()
         self._explained: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
@@ -117,8 +118,9 @@ class _FittingRun:
 
     def _before(self, fit: LayerFit, watch: CallWatch) -> Callable[..., None]:
         def hook(layer: Any, inputs: tuple[Any, ...]) -> None:
-            if fit.layer in self._explained:
-                return  # a layer that is called again keeps the fit to its first call
+            # What is called again, or lends its weight to another layer, keeps its first fit.
+            if fit.layer not in self._features or id(layer.weight) in self._written:
+                return
             with watch.paused():
                 self._fit(fit, layer, inputs[0])
 
@@ -136,14 +138,16 @@ class _FittingRun:
             some = torch.arange(keep, device=x.device) * len(positions) // keep
             positions, y = positions[some], y[some]
         patches = read_patches(layer, x, positions)
-        if patches is None:
+        if patches is None or not y.isfinite().all():
             return
-        mean, target_mean = patches.inputs.mean(0), y.mean(0)
-        inputs, outputs = patches.inputs - mean, y - target_mean
+        read, given = patches.inputs.float(), patches.weight.float()
+        mean, target_mean = read.mean(0), y.mean(0)
+        inputs, outputs = read.sub_(mean), y - target_mean
         groups, _, per_group = patches.weight.shape
         outputs = outputs.reshape(len(y), groups, per_group)
-        weight = fit_around(inputs, outputs, patches.weight, self._penalties)
+        weight = fit_around(inputs, outputs, given, self._penalties)
         write_weight(layer, weight)
+        self._written.add(id(layer.weight))
         if fit.layer not in self._target.norms and layer.bias is not None:
             shift = torch.einsum("gf,gfo->go", mean, weight).flatten()
             layer.bias.copy_(target_mean - shift)

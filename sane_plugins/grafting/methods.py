@@ -14,13 +14,12 @@ from torch import nn
 
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
-from sane_plugins.grafting.grafted_weights import GraftedWeights, graft
+from sane_plugins.grafting.lending import GraftedWeights, graft
 from sane_plugins.grafting.matching import Matching, match, match_places
 from sane_plugins.grafting.prompt_images import prompt_images
 from sane_plugins.grafting.prompt_network import PromptNetwork
 from sane_plugins.grafting.transformers import PixelChange, graft_attention, write_mimetic
-from sane_plugins.grafting.unit_reader import read_units
-from sane_plugins.grafting.units import NetworkUnits
+from sane_plugins.grafting.units import NetworkUnits, read_units
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task
 from sane_plugins.weights import load_nearest

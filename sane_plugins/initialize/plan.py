@@ -32,6 +32,7 @@ _UNMEASURED_FLOPS_PER_SECOND = 3e10
 _PART_PLANNED = 0.8  # of the budget: what is measured in a few passes is not exact
 _SECONDS_PER_TOKEN = 2e-4  # to encode or decode, on two cores
 _SANE_PART = 0.3  # of the budget, at most, to encode the prompts and decode one candidate
+_SCOUTED = 8  # prompts that are grafted to find the best, at most
 # What transfers cost, in images that the network is run on: a graft, and feature regression.
 _SCOUT_IMAGES, _METHOD_IMAGES = 150, 3_500
 # Values of a network of which few copies are kept, and fewest: one in training takes four times its size.
@@ -165,7 +166,7 @@ def _plan_at(
     steps = max(min(LEAST_STEPS, epoch_steps), (options.epochs * epoch_steps) >> rung)
     keep, least = max(1, options.keep >> rung), 128 if rung >= _LOW else 256
     is_large, is_low = problem.graph.size > _LARGE, rung >= _LOW
-    networks = len(problem.prompt_networks) if problem.transfer_names else 0
+    networks = min(_SCOUTED, len(problem.prompt_networks)) if problem.transfer_names else 0
     others = max(0, len(problem.transfer_names) - 1)
     has_sane = _affords_sane(problem, available)
     plan = Plan(

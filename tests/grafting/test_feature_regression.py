@@ -155,3 +155,56 @@ def test_extra_channels_take_the_negative_of_a_feature(images, source) -> None:
     output = target.eval()(images)
     torch.testing.assert_close(output[:, :8], -output[:, 8:], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(output[:, :8], source[:2](images), rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("broken", ["source", "images", "type"])
+def test_values_that_are_not_finite_and_narrow_types_leave_finite_weights(
+    images, source, broken: str
+) -> None:
+    target, source = _network(1), deepcopy(source)
+    if broken == "source":
+        source[3].spread.weight[0, 0] = float("inf")
+    seen = images.bfloat16() if broken == "type" else images
+    target = target.to(seen.dtype)
+    if broken == "images":
+        target[0].weight[0] = 1e20
+    with norms_in_training_mode(target):
+        sums = residual_sums(target, seen[:2])
+    outputs = {name: len(target.get_submodule(name).weight) for name in LAYERS}
+    fits = [
+        LayerFit(layer=k, source=k, channels=torch.arange(n), signs=torch.ones(n))
+        for k, n in outputs.items()
+    ]
+    explained = regress_features(
+        PreparedNetwork(module=target, images=seen, norms=NORMS, sums=sums),
+        PreparedNetwork(
+            module=source, images=images, norms=NORMS, sums=residual_sums(source, images[:2])
+        ),
+        fits,
+        [0.1],
+        torch.Generator().manual_seed(0),
+    )
+    assert explained
+    assert all(p.isfinite().all() for p in target.parameters())
+
+
+@torch.no_grad()
+def test_layers_that_share_a_weight_or_act_twice_are_fitted_once(images, source) -> None:
+    torch.manual_seed(1)
+    shared, other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    other.weight = shared.weight
+    target = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), other)
+    fits = [
+        LayerFit(layer=k, source="0", channels=torch.arange(3), signs=torch.ones(3))
+        for k in ("0", "4")
+    ]
+    explained = regress_features(
+        PreparedNetwork(module=target, images=images, norms={}),
+        PreparedNetwork(module=source, images=images, norms=NORMS),
+        fits,
+        [1e-6],
+        torch.Generator().manual_seed(0),
+    )
+    assert explained.keys() == {"0"}
+    torch.testing.assert_close(shared(images), source[:2](images)[:, :3], rtol=1e-2, atol=1e-2)

@@ -36,7 +36,11 @@ def outputs(module: nn.Module) -> torch.Tensor:
 def test_a_network_in_its_own_architecture_is_itself(build: Build, matcher) -> None:
     source, target = trained(build()), trained(build(), 1)
     assert not torch.equal(outputs(source), outputs(target))
-    assert torch.equal(outputs(grafted(source, target, 0.02, matcher)), outputs(source))
+    found = outputs(grafted(source, target, 0.02, matcher))
+    if build is FAMILIES["gain"]:  # a computed weight comes as near as its parametrisation can
+        torch.testing.assert_close(found, outputs(source))
+    else:
+        assert torch.equal(found, outputs(source))
 
 
 @pytest.mark.parametrize("build", FAMILIES.values(), ids=FAMILIES)
@@ -140,6 +144,25 @@ def test_a_separable_network_is_composed_for_a_dense_one() -> None:
     target = nn.Sequential(nn.Conv2d(3, 8, 3), *deepcopy(rest))
     matching = match(read_units(source, IMAGES), read_units(target, IMAGES))
     assert [unit.name for unit in matching.pairs["0"].sources] == ["0", "2", "4"]
+    torch.testing.assert_close(
+        outputs(grafted(source, target)), outputs(source), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_convolution_unrolls_into_a_linear_layer_on_the_pixels() -> None:
+    places = 8 * 8
+    source = trained(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+        )
+    )
+    target = nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 16 * 16, 6 * places), nn.ReLU(), nn.Linear(6 * places, 5)
+    )
     torch.testing.assert_close(
         outputs(grafted(source, target)), outputs(source), rtol=1e-3, atol=1e-4
     )

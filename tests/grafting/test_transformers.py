@@ -7,7 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tokennets import HandViT, TorchViT, trained
+from tokennets import HandViT, TorchViT, features, trained
 from torch import nn
 from torch.nn.functional import interpolate
 
@@ -36,17 +36,6 @@ BUILDS: dict[str, Build] = {
 }
 
 
-@torch.no_grad()
-def features(module: nn.Module, images: torch.Tensor = IMAGES) -> torch.Tensor:
-    """Return what the classifier reads (N, D)."""
-    *_, classifier = (part for part in module.modules() if isinstance(part, nn.Linear))
-    found: list[torch.Tensor] = []
-    hook = classifier.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    module.eval()(images)
-    hook.remove()
-    return found[0]
-
-
 def grafted(source: nn.Module, target: nn.Module, images: torch.Tensor = IMAGES) -> nn.Module:
     torch.manual_seed(1)
     assert graft_attention(target, source, images, IMAGES) is not None
@@ -62,7 +51,7 @@ def correlation(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 def test_a_transformer_in_its_own_architecture_is_itself(build: Build) -> None:
     source, target = trained(build()), trained(build(), 1)
-    assert not torch.equal(features(source), features(target))
+    assert not torch.equal(features(source, IMAGES), features(target, IMAGES))
     grafted(source, target)
     for key, tensor in source.state_dict().items():
         assert torch.equal(tensor, target.state_dict()[key]), key
@@ -74,13 +63,17 @@ def test_any_wider_stream_behind_layer_norms_is_exact(name: str, width: int) -> 
     build = BUILDS[name]
     source = trained(build(heads=4))
     target = grafted(source, build(width=width, heads=4))
-    torch.testing.assert_close(features(target)[:, :24], features(source), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        features(target, IMAGES)[:, :24], features(source, IMAGES), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_twice_the_stream_of_a_post_norm_transformer_is_exact() -> None:
     source = trained(HandViT(post=True))
     target = grafted(source, HandViT(width=48, heads=8, post=True))
-    torch.testing.assert_close(features(target)[:, :24], features(source), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        features(target, IMAGES)[:, :24], features(source, IMAGES), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("options", [{"heads": 6}, {"hidden": 64}], ids=str)
@@ -91,7 +84,9 @@ def test_more_heads_or_hidden_channels_are_exact_where_nothing_is_cut(options: d
             layer.self_attn.in_proj_weight[:24].view(2, 12, 24)[:, 4:] = 0
             layer.self_attn.in_proj_bias[:24].view(2, 12)[:, 4:] = 0
     target = grafted(source, TorchViT(**{"heads": 2, **options}))
-    torch.testing.assert_close(features(target), features(source), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        features(target, IMAGES), features(source, IMAGES), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_what_was_added_gets_gradients() -> None:
@@ -125,31 +120,33 @@ def test_shuffled_heads_and_hidden_channels_graft_the_same_function(heads: int) 
             block.up.weight.copy_(block.up.weight[hidden])
             block.up.bias.copy_(block.up.bias[hidden])
             block.down.weight.copy_(block.down.weight[:, hidden])
-    torch.testing.assert_close(features(copy), features(source), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        features(copy, IMAGES), features(source, IMAGES), rtol=1e-4, atol=1e-5
+    )
     one, other = (grafted(x, HandViT(width=24, heads=heads, hidden=20)) for x in (source, copy))
-    torch.testing.assert_close(features(one), features(other), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(features(one, IMAGES), features(other, IMAGES), rtol=1e-3, atol=1e-4)
 
 
 def test_a_transformer_goes_from_one_library_into_another() -> None:
     source = trained(TorchViT())
     target = grafted(source, ours(heads=3))
-    assert correlation(features(target), features(source)) > 0.99
+    assert correlation(features(target, IMAGES), features(source, IMAGES)) > 0.99
 
 
 def test_a_narrower_stream_keeps_more_than_a_fresh_network_or_one_channel_in_two() -> None:
     source = trained(TorchViT(width=48, heads=4))
     torch.manual_seed(0)
     fresh = TorchViT(width=32, heads=4)
-    before = correlation(features(fresh), features(source))
+    before = correlation(features(fresh, IMAGES), features(source, IMAGES))
     target = grafted(source, fresh)
-    assert correlation(features(target), features(source)) > max(before, 0.8)
+    assert correlation(features(target, IMAGES), features(source, IMAGES)) > max(before, 0.8)
 
 
 def test_a_deeper_network_repeats_blocks_in_order_and_stays_near() -> None:
     source, other = trained(TorchViT()), trained(TorchViT(), 5)
     target = grafted(source, TorchViT(depth=4))
-    near = correlation(features(target), features(source))
-    assert near > correlation(features(other), features(source))
+    near = correlation(features(target, IMAGES), features(source, IMAGES))
+    assert near > correlation(features(other, IMAGES), features(source, IMAGES))
     first, second, third, _ = (layer.linear1.weight for layer in target.encoder.layers)
     assert torch.equal(first, second)
     assert torch.equal(third, source.encoder.layers[1].linear1.weight)
@@ -190,7 +187,9 @@ def test_another_patch_size_keeps_outputs_near() -> None:
     source = trained(TorchViT(patch=8, size=32))
     larger = interpolate(IMAGES, (64, 64), mode="bilinear", antialias=True)
     target = grafted(source, TorchViT(patch=16, size=64), larger)
-    error = (features(target, larger) - features(source)).norm() / features(source).norm()
+    error = (features(target, larger) - features(source, IMAGES)).norm() / features(
+        source, IMAGES
+    ).norm()
     assert float(error) < 0.15
 
 
@@ -200,7 +199,7 @@ def test_patches_read_images_that_were_standardised_otherwise() -> None:
     source, target = trained(TorchViT()), TorchViT()
     graft_attention(target, source, IMAGES, IMAGES * scale + shift, change)
     expected = features(source, IMAGES * scale + shift)
-    torch.testing.assert_close(features(target), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features(target, IMAGES), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +271,9 @@ def test_torchvisions_transformer_is_read() -> None:
     build = pytest.importorskip("torchvision.models").VisionTransformer
     source = trained(build(32, 8, 2, 2, 24, 48, num_classes=5))
     target = grafted(source, build(32, 8, 2, 2, 40, 64, num_classes=5))
-    torch.testing.assert_close(features(target)[:, :24], features(source), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        features(target, IMAGES)[:, :24], features(source, IMAGES), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -295,6 +296,8 @@ def test_timms_transformers_are_read(options: dict) -> None:
 
     source, target = trained(build()), build()
     grafted(source, target)
-    torch.testing.assert_close(features(target), features(source))
+    torch.testing.assert_close(features(target, IMAGES), features(source, IMAGES))
     wider = grafted(source, build(num_heads=4, embed_dim=32, mlp_ratio=6))
-    torch.testing.assert_close(features(wider), features(source), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        features(wider, IMAGES), features(source, IMAGES), rtol=1e-3, atol=1e-4
+    )

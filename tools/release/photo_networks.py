@@ -54,10 +54,7 @@ LEAST_RATE = 0.01  # share of the learning rate at the end
 EMA_STEPS = 500  # over which the mean of the weights reaches back
 SAVE_SECONDS = 180
 OUT = Path(__file__).parents[2] / "sane_plugins" / "data" / "photo_networks"
-LICENCE = (
-    "Apache-2.0 as the code; trained on images under ImageNet's terms (research, non-commercial),"
-    " which are not shipped: what this means is for you to judge"
-)
+LICENCE = "Apache-2.0; its images are under ImageNet's terms (research, non-commercial)"
 
 
 @dataclass(frozen=True, kw_only=True)

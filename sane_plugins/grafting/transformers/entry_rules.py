@@ -92,7 +92,13 @@ def pointwise(
         sources = (first.step, other.step)
         step = Step(name=name, sources=sources)
         if name in ("add", "add_"):
-            step = SumStep(name=name, sources=sources, channels=_line(channels))
+            step = SumStep(
+                name=name,
+                sources=sources,
+                channels=_line(channels),
+                cells=cells[0, ..., 0].flatten(),
+                grid=run.grid,
+            )
         number = run.add(step)
         run.inherit_scores(first.step, number)
         return Activation(channels=channels, cells=cells, step=number)

@@ -5,6 +5,8 @@ The method: docs/explanation/sane.md, section 11.4.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -28,6 +30,7 @@ class RunRecord:
         self.shapes = {key: tuple(p.shape) for key, p in parameters.items()}
         self.nodes = ChannelNodes(self.shapes)
         self.steps: list[Step] = []
+        self.call = -1  # number of the operator that runs
         self.scores: dict[int, tuple[torch.Tensor, torch.Tensor, float]] = {}
         # Tensors are held, so that no later one gets the id of a freed one.
         self._held: list[torch.Tensor] = list(parameters.values())
@@ -59,7 +62,7 @@ class RunRecord:
 
     def add(self, step: Step) -> int:
         """Add a step; return its number."""
-        self.steps.append(step)
+        self.steps.append(replace(step, call=self.call))
         return len(self.steps) - 1
 
     def inherit_scores(self, step: int, later: int, factor: float = 1.0) -> None:

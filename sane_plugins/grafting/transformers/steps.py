@@ -12,10 +12,11 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Any function of values; `name` is torch's for it."""
+    """Any function of values; `name` is torch's for it, `call` counts the operators before it."""
 
     name: str
     sources: tuple[int, ...]
+    call: int = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +93,14 @@ class TokenStep(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class SumStep(Step):
-    """The sum of two values; `channels` are the nodes along the axis of their channels."""
+    """The sum of two values; `channels` are the nodes along the axis of their channels.
+
+    `cells` says for each token where it lies in the patch grid (height, width) `grid`, or -1.
+    """
 
     channels: torch.Tensor
+    cells: torch.Tensor
+    grid: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sane_plugins.grafting.transformers.traced_run import plain_operators
 from sane_plugins.weights import evaluation_copy
 
 _BATCH_SIZE = 64
@@ -133,7 +134,7 @@ def _sum_free_basis(width: int) -> torch.Tensor:
 def token_covariance(module: nn.Module, images: torch.Tensor, width: int) -> torch.Tensor:
     """Return the covariance (D, D) of what layer norms of that width make of tokens, over images."""
     copied = evaluation_copy(module)
-    with torch.enable_grad(), _NormInputs(width) as norms:
+    with plain_operators(), _NormInputs(width) as norms:
         for batch in images.split(_BATCH_SIZE):
             copied(batch)
     covariance: torch.Tensor = norms.moment / max(norms.count, 1)

@@ -16,6 +16,7 @@ from sane_plugins.grafting.transformers.steps import (
     AttentionStep,
     ContractionStep,
     NormStep,
+    SumStep,
     TableStep,
     TokenStep,
 )
@@ -37,7 +38,8 @@ class Branch:
     `readers` read the stream, behind `norm` where there is one; `writer` writes it, `layer_scale`
     multiplies what it writes; `post_norm` normalises the sum. `attention` is None in an MLP. `is_free` says
     that queries and keys meet as they were made, so that channels within a head may be mixed: no norm or
-    rotation lies between. `inner_norms` are norms between readers and writer.
+    rotation lies between. `inner_norms` are norms between readers and writer. `skip_call` is the operator
+    that made what is added to.
     """
 
     readers: tuple[LinearPart, ...]
@@ -49,6 +51,8 @@ class Branch:
     is_free: bool
     inner_norms: tuple[NormStep, ...]
     sum_index: int
+    sum: SumStep
+    skip_call: int
 
     @property
     def heads(self) -> tuple[int, int]:

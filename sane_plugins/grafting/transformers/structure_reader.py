@@ -140,13 +140,14 @@ class _StructureReader:
 
     def _branch(self, sum_index: int) -> Branch | None:
         """Return what a sum adds to the stream, or None where it is no branch that is understood."""
-        skipped, added = self.steps[sum_index].sources
-        if skipped in (before := self._upstream(added)):
-            inside = before - self._upstream(skipped) - {skipped} | {added}
-        elif added in (before := self._upstream(skipped)):
-            inside = before - self._upstream(added) - {added} | {skipped}
-        else:
+        one_sum = self.steps[sum_index]
+        assert isinstance(one_sum, SumStep)
+        skipped, added = one_sum.sources
+        if added in self._upstream(skipped):
+            skipped, added = added, skipped
+        elif skipped not in self._upstream(added):
             return None
+        inside = self._upstream(added) - self._upstream(skipped) - {skipped} | {added}
         parts = self._linear_parts(sorted(inside))
         writers = [p for p in parts if self._in(p.step.outputs)]
         if not writers:
@@ -169,6 +170,8 @@ class _StructureReader:
             is_free=not inner and self._are_apart(attentions),
             inner_norms=inner,
             sum_index=sum_index,
+            sum=one_sum,
+            skip_call=self.steps[skipped].call,
         )
 
     def _are_apart(self, attentions: Sequence[AttentionStep]) -> bool:

@@ -7,7 +7,8 @@ The method: docs/explanation/sane.md, section 11.4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +63,7 @@ def execute(module: nn.Module, images: torch.Tensor) -> TracedRun:
     copied = evaluation_copy(module)
     batch = images[:2].detach().clone()
     record = RunRecord(copied, batch)
-    # Fused operators show nothing of their parts; some are taken only where nothing is differentiated.
-    for parameter in copied.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    with torch.enable_grad(), _NoFastPaths(), _Recorder(record):
+    with plain_operators(), _Recorder(record):
         copied(batch)
     return TracedRun(steps=tuple(record.steps), nodes=record.nodes, shapes=record.shapes)
 
@@ -73,7 +71,7 @@ def execute(module: nn.Module, images: torch.Tensor) -> TracedRun:
 def attends(module: nn.Module, images: torch.Tensor) -> bool:
     """Return whether a module computes a softmax inside, by a run on two of the images (N, C, H, W)."""
     finder = _SoftmaxFinder()
-    with torch.no_grad(), finder, _NoFastPaths():
+    with plain_operators(), finder:
         evaluation_copy(module)(images[:2])
     return finder.found
 
@@ -87,6 +85,13 @@ class _SoftmaxFinder(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.found |= name in SOFTMAX or name.startswith(FUSED_ATTENTION)
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Compute without gradients and step by step within the block: the same operators in each run."""
+    with torch.no_grad(), _NoFastPaths():
+        yield
 
 
 class _NoFastPaths(TorchFunctionMode):
@@ -105,6 +110,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self._record.call += 1
         result = func(*args, **kwargs)
         tensors, find = tensors_in(result), self._record.find
         if tensors and any(find(t) is not None for t in tensors_in((args, kwargs))):

@@ -5,7 +5,6 @@ The method: docs/explanation/sane.md, section 11.4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from sane_plugins.grafting.transformers.branch_graft import BranchGraft
+from sane_plugins.grafting.transformers.branch_pairs import BranchPair, match_branches
 from sane_plugins.grafting.transformers.branch_weights import BranchWeights
 from sane_plugins.grafting.transformers.embedding_graft import PixelChange, graft_embeddings
 from sane_plugins.grafting.transformers.stream_maps import (
@@ -24,18 +24,26 @@ from sane_plugins.grafting.transformers.stream_maps import (
     token_covariance,
     widened,
 )
-from sane_plugins.grafting.transformers.structure import Branch, TokenNetwork
+from sane_plugins.grafting.transformers.structure import TokenNetwork
 from sane_plugins.grafting.transformers.structure_reader import read_structure
 from sane_plugins.grafting.transformers.traced_run import attends, execute
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TransformerGraft:
-    """What was done: the parameters that got values, how alike the networks are (1: the same), and notes."""
+    """What was done: the parameters that got values, how alike the networks are (1: the same), and notes.
+
+    `source` and `target` are the networks' parts, `stream` the map between their streams, and `pairs` holds
+    what each branch of the target was given.
+    """
 
     changed: frozenset[str]
     similarity: float
     notes: tuple[str, ...]
+    source: TokenNetwork
+    target: TokenNetwork
+    stream: StreamMap
+    pairs: tuple[BranchPair | None, ...]
 
 
 def read_transformer(module: nn.Module, images: torch.Tensor) -> TokenNetwork | None:
@@ -78,6 +86,10 @@ def graft_attention(
         changed=frozenset(weights.changed),
         similarity=similarity(of, to),
         notes=tuple(graft.notes),
+        source=of,
+        target=to,
+        stream=stream,
+        pairs=pairs,
     )
 
 
@@ -93,33 +105,6 @@ def copy_places(target: BranchWeights, source: BranchWeights) -> None:
     for key, other in zip(ours, theirs, strict=True):
         if target.values[key].shape == source.values[other].shape:
             target.set_all(key, source.values[other])
-
-
-@dataclass(frozen=True, kw_only=True)
-class BranchPair:
-    """The source branch of a target branch, and what its output is multiplied by."""
-
-    source: int
-    share: float
-
-
-def match_branches(
-    source: Sequence[Branch], target: Sequence[Branch]
-) -> tuple[BranchPair | None, ...]:
-    """Return a source branch of the same kind for each target branch, in order.
-
-    Fewer: evenly spread, the first among them. More: each serves a run; together its copies add what it adds.
-    """
-    pairs: list[BranchPair | None] = [None] * len(target)
-    for is_attention in (True, False):
-        ours = [i for i, b in enumerate(target) if (b.attention is not None) == is_attention]
-        theirs = [i for i, b in enumerate(source) if (b.attention is not None) == is_attention]
-        if not theirs:
-            continue
-        picks = [k * len(theirs) // len(ours) for k in range(len(ours))]
-        for place, pick in zip(ours, picks, strict=True):
-            pairs[place] = BranchPair(source=theirs[pick], share=1 / picks.count(pick))
-    return tuple(pairs)
 
 
 def similarity(source: TokenNetwork, target: TokenNetwork) -> float:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sane_plugins.grafting.connections import Activation, Connections
 from sane_plugins.grafting.execution import NORMS, Execution
-from sane_plugins.grafting.units import Norm
+from sane_plugins.grafting.units.unit import Norm
 from sane_plugins.weights import WeightGraph, layer_name
 
 

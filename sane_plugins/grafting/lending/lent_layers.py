@@ -6,11 +6,12 @@ The method: docs/explanation/sane.md, section 15.2.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from sane_plugins.display import ShortRepr
+from sane_plugins.grafting.lending.unrolled_filters import Sliding, sliding_of
 from sane_plugins.grafting.units import NetworkUnits, Norm, Unit
 from sane_plugins.weights import Role
 
@@ -43,7 +44,7 @@ class LentLayer(ShortRepr):
     """A layer: weight (out, in / groups, *taps), bias (out,) and the norm behind it, on the CPU.
 
     A linear layer has no taps, or a tap for each position of a flattened map (`is_map`). `scale` (out,)
-    multiplies its output. `norm_before` normalises what it reads.
+    multiplies its output. `norm_before` normalises what it reads. `sliding` is how its filters slide.
     """
 
     weight: torch.Tensor
@@ -52,7 +53,8 @@ class LentLayer(ShortRepr):
     is_map: bool = False
     norm: LentNorm | None = None
     norm_before: LentNorm | None = None
-    scale: torch.Tensor | None = field(default=None)
+    scale: torch.Tensor | None = None
+    sliding: Sliding | None = None
 
     def with_norm_folded(self) -> LentLayer:
         """Return the layer with what its norm multiplies by and adds taken into weight and bias.
@@ -107,28 +109,30 @@ def lend(network: NetworkUnits, units: Sequence[Unit]) -> LentLayer:
 
 
 def _lent(network: NetworkUnits, unit: Unit) -> LentLayer:
-    weight = _on_cpu(network.weight(unit))
+    weight = on_cpu(network.weight(unit))
     if unit.positions:
         weight = weight.view(len(weight), -1, *unit.positions)
     return LentLayer(
         weight=weight,
-        bias=None if unit.bias is None else _on_cpu(network.graph.tensors[unit.bias]),
+        bias=None if unit.bias is None else on_cpu(network.graph.tensors[unit.bias]),
         groups=unit.groups,
         is_map=bool(unit.positions),
         norm=_lent_norm(network, unit.norm),
         norm_before=_lent_norm(network, unit.norm_before),
-        scale=None if unit.scale is None else _on_cpu(network.graph.tensors[unit.scale]).flatten(),
+        scale=None if unit.scale is None else on_cpu(network.graph.tensors[unit.scale]).flatten(),
+        sliding=sliding_of(unit.module),
     )
 
 
 def _lent_norm(network: NetworkUnits, norm: Norm | None) -> LentNorm | None:
     if norm is None:
         return None
-    tensors = {role: _on_cpu(network.graph.tensors[key]) for role, key in norm.keys.items()}
+    tensors = {role: on_cpu(network.graph.tensors[key]) for role, key in norm.keys.items()}
     return LentNorm(tensors=tensors, eps=norm.eps)
 
 
-def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's values in single precision on the CPU."""
     return tensor.detach().to("cpu", torch.float32)
 
 
@@ -147,7 +151,15 @@ def _composed(first: LentLayer, second: LentLayer) -> LentLayer:
         added = b.flatten(1) @ first.bias if first.bias is not None else None
     assert weight.ndim == taps + 2
     bias = second.bias if added is None else _plus(second.bias, added)
-    return replace(second, weight=weight, bias=bias, groups=1, norm_before=first.norm_before)
+    taken = second if b[0, 0].numel() > 1 else first
+    return replace(
+        second,
+        weight=weight,
+        bias=bias,
+        groups=1,
+        norm_before=first.norm_before,
+        sliding=taken.sliding,
+    )
 
 
 def _plus(one: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ import torch
 
 from sane_plugins.display import ShortRepr
 from sane_plugins.grafting.channel_maps import ChannelMaps
-from sane_plugins.grafting.fitted_weights import fitted_weight, image_inputs
-from sane_plugins.grafting.lent_layers import LentLayer, LentNorm, lend
+from sane_plugins.grafting.lending.fitted_weights import fitted_weight, image_inputs
+from sane_plugins.grafting.lending.lent_layers import LentLayer, LentNorm, lend, on_cpu
 from sane_plugins.grafting.matching import Matching, Pair
 from sane_plugins.grafting.units import NetworkUnits, Norm, Unit
 from sane_plugins.weights import Role
@@ -51,6 +51,7 @@ def graft(
         pair = matching.pairs.get(unit.name)
         if pair is not None:
             grafting.transfer(pair)
+    grafting.transfer_extras()
     opened = [unit for unit in target.units if unit.ends_gate and unit.name not in matching.pairs]
     for unit in opened:
         grafting.open_gate(unit)
@@ -70,7 +71,7 @@ class _Grafting:
         noise: float,
     ) -> None:
         self._source, self._target, self._rng, self._noise = source, target, rng, noise
-        self._maps = ChannelMaps(source, target, matching)
+        self._maps, self._matching = ChannelMaps(source, target, matching), matching
         self.lent: dict[str, torch.Tensor] = {}
         self.adjusted: dict[str, torch.Tensor] = {}
 
@@ -104,13 +105,37 @@ class _Grafting:
             self.lent[unit.bias], bias = bias[outputs], torch.zeros(len(bias))
         self._give_norm(unit.norm, lent.norm, outputs, bias)
 
+    def transfer_extras(self) -> None:
+        """Note the tensors that stand behind matched units, by their outputs, or as they are."""
+        lent = {
+            (x.behind, x.param.role, len(x.param.shape), x.index): x for x in self._source.extras
+        }
+        for extra in self._target.extras:
+            pair = self._matching.pairs.get(extra.behind or "")
+            if pair is None and extra.behind is not None:
+                continue
+            behind = None if pair is None else pair.source.name
+            shape = extra.param.shape
+            found = lent.get((behind, extra.param.role, len(shape), extra.index))
+            if found is None:
+                continue
+            values = on_cpu(self._source.graph.tensors[found.param.key])
+            if pair is not None and values.shape != shape:
+                outputs = self._maps.outputs(pair)
+                width = sum(self._source.groups[group].size for group in pair.source.outputs)
+                for axis, (size, old) in enumerate(zip(shape, values.shape, strict=True)):
+                    if (size, old) == (len(outputs), width):
+                        values = values.index_select(axis, outputs)
+            if values.shape == shape:
+                self.lent[extra.param.key] = values
+
     def open_gate(self, unit: Unit) -> None:
         """Let a gate that has no partner pass nearly all."""
         weight = self._target.weight(unit)
-        self.adjusted[unit.weight] = weight.detach().to("cpu", torch.float32) * _GATE_FACTOR
+        self.adjusted[unit.weight] = on_cpu(weight) * _GATE_FACTOR
         if unit.bias is not None:
             bias = self._target.graph.tensors[unit.bias]
-            self.adjusted[unit.bias] = bias.detach().to("cpu", torch.float32) + _GATE_SHIFT
+            self.adjusted[unit.bias] = on_cpu(bias) + _GATE_SHIFT
 
     def _give_scale(self, key: str, scale: torch.Tensor | None, outputs: torch.Tensor) -> None:
         """Note the scale of an output: the source's, or 1, as a fresh network's is next to nothing."""

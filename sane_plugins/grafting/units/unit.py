@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from sane_plugins.display import ShortRepr
-from sane_plugins.grafting.blocks import Place
-from sane_plugins.grafting.channel_axes import ChannelGroup
 from sane_plugins.grafting.connections import Activation
-from sane_plugins.weights import Role, WeightGraph
+from sane_plugins.grafting.units.blocks import Place
+from sane_plugins.grafting.units.channel_axes import ChannelGroup
+from sane_plugins.weights import Param, Role, WeightGraph
 
 UnitKind = Literal["conv", "depthwise", "linear"]
 
@@ -81,10 +81,29 @@ class Unit(ShortRepr):
     ends_gate: bool
     ends_identity_block: bool
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the keys of its tensors and those of its norms."""
+        norms = [key for x in (self.norm, self.norm_before) if x for key in x.keys.values()]
+        own = [key for key in (self.weight, self.bias, self.scale) if key is not None]
+        return (*own, *norms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraTensor:
+    """A tensor of no unit, the name of the unit that it stands behind, and its number there.
+
+    Tensors of one role and rank that stand behind one unit are numbered.
+    """
+
+    param: Param
+    behind: str | None
+    index: int
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class NetworkUnits(ShortRepr):
-    """All units of a network in the order of execution, its channel groups, and its weights.
+    """All units of a network in the order of execution, its channel groups, other tensors and weights.
 
     `is_traced`: the connections are known; where they are not, blocks are modules, and each axis has channel
     groups of its own. `image` is the shape (C, H, W) that was run.
@@ -93,6 +112,7 @@ class NetworkUnits(ShortRepr):
     graph: WeightGraph
     units: tuple[Unit, ...]
     groups: tuple[ChannelGroup, ...]
+    extras: tuple[ExtraTensor, ...]
     image: tuple[int, ...]
     is_traced: bool
     notes: tuple[str, ...] = ()

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import interpolate
 
-from sane_plugins.grafting.lent_layers import LentLayer
+from sane_plugins.grafting.lending.lent_layers import LentLayer
+from sane_plugins.grafting.lending.unrolled_filters import unrolled
 from sane_plugins.grafting.units import Unit
 
 _NOISE = 0.02  # relative; equal channels would stay equal in training
@@ -37,7 +38,11 @@ def fitted_weight(
         weight = weight / copies.view(1, -1, *[1] * (weight.ndim - 2))
     else:
         weight = _grouped(lent, unit.groups, outputs, inputs)
-    weight = _with_taps(weight, shape, lent.is_map, is_map=unit.kind == "linear" and bool(shape))
+    is_map = unit.kind == "linear" and bool(shape)
+    maps = None
+    if is_map and lent.sliding is not None:
+        maps = unrolled(weight, outputs, lent.sliding, tuple(shape))
+    weight = _with_taps(weight, shape, lent.is_map, is_map=is_map) if maps is None else maps
     if noise and (_has_copies(outputs) or _has_copies(inputs)):
         weight = weight * (1 + noise * torch.randn(weight.shape, generator=rng))
     return weight.flatten(1) if unit.kind == "linear" else weight

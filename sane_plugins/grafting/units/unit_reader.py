@@ -12,8 +12,6 @@ from math import log2, prod
 import torch
 from torch import nn
 
-from sane_plugins.grafting.blocks import Place, find_blocks
-from sane_plugins.grafting.channel_axes import ChannelAxes
 from sane_plugins.grafting.connections import Connections
 from sane_plugins.grafting.execution import (
     CONVOLUTIONS,
@@ -22,8 +20,11 @@ from sane_plugins.grafting.execution import (
     executions,
     in_evaluation,
 )
-from sane_plugins.grafting.neighbors import Neighbors, key_of, required_key
-from sane_plugins.grafting.units import NetworkUnits, Unit
+from sane_plugins.grafting.units.blocks import Place, find_blocks
+from sane_plugins.grafting.units.channel_axes import ChannelAxes
+from sane_plugins.grafting.units.extra_tensors import extra_tensors
+from sane_plugins.grafting.units.neighbors import Neighbors, key_of, required_key
+from sane_plugins.grafting.units.unit import NetworkUnits, Unit
 from sane_plugins.weights import WeightGraph, from_module
 
 
@@ -66,6 +67,7 @@ def read_units(module: nn.Module, images: torch.Tensor) -> NetworkUnits:
         graph=graph,
         units=tuple(units),
         groups=tuple(axes.groups),
+        extras=tuple(extra_tensors(graph, units, connections if known else None, reach)),
         image=tuple(images.shape[1:]),
         is_traced=known,
         notes=notes,

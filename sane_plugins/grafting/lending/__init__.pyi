@@ -1,0 +1,3 @@
+from .grafted_weights import GraftedWeights, graft
+
+__all__ = ["GraftedWeights", "graft"]
