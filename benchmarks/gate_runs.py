@@ -1,13 +1,14 @@
-"""Runs that tell whether generated weights helped: each a network, a task, and prompts good or bad.
+"""Runs that tell whether generated, or transferred, weights helped: each a network, a task, and prompts good or bad.
 
-`gate.py` measures the gate with them, `tools/release/fit_gate.py` fits it.
+`gate.py` measures the gate with them, `tools/release/fit_gate.py` fits it. A run takes what `sane-init` takes at a rung,
+asks the race, and then trains the best of each family and the best default on all images of the run.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,190 +19,263 @@ from typing import Any
 import numpy as np
 import torch
 import zoodata
+from gate_prompts import SMALL, files, spoilt, zoo_prompts
+from hand_written_networks import gated_preactivation
 from torch import nn
 
-from sane_plugins.architectures import mlp, small_cnn, wide_cnn
+from sane_plugins.architectures import import_torchvision, resnet
 from sane_plugins.autoencoder import SANE, embedded_sane
-from sane_plugins.generation import choose_prompts
+from sane_plugins.grafting import PromptNetwork, conditioned, lead, transfer_methods
 from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
 from sane_plugins.initialize.benefit import (
-    ORDERS,
+    FORECAST_FAMILIES,
     best_rivals,
     count_discordant,
+    is_ahead,
     mcnemar_margin,
     race_margins,
 )
 from sane_plugins.initialize.budget import Budget, Stage
-from sane_plugins.initialize.problem import prepare
+from sane_plugins.initialize.candidates import Candidate
+from sane_plugins.initialize.pipeline import planned
+from sane_plugins.initialize.problem import set_up
 from sane_plugins.initialize.search import search
 from sane_plugins.initialize.successive_halving import race
 from sane_plugins.progress import silent
-from sane_plugins.runtime import seeded, threads_for
-from sane_plugins.tasks import Task, load_task
-from sane_plugins.weights import WeightGraph, from_module
+from sane_plugins.runtime import threads_for
+from sane_plugins.tasks import Task, accuracy, load_task
 from sane_plugins.zoo import Zoo
 
-NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
-    "small_cnn": small_cnn,
-    "tanh": partial(small_cnn, act="tanh"),
-    "wide_cnn": wide_cnn,
-    "mlp": mlp,
-}
 PROMPTS = ("trained", "barely trained", "untrained", "shuffled")
-TRAININGS = 6  # orders of images that tell what is true
+SMALL_TRAININGS, REAL_TRAININGS = 6, 2  # orders of images that tell what is true
+FOLD_ORDERS = 2
+Run = dict[str, Any]
+
+
+def _torchvision(name: str) -> Callable[..., nn.Module]:
+    """Return a function that builds a network of torchvision without weights."""
+
+    def build(_: int, classes: int) -> nn.Module:
+        models = import_torchvision().models
+        made: nn.Module = models.get_model(name, weights=None, num_classes=classes)
+        return made
+
+    return build
+
+
+# Real architectures, and the size of their images in pixels.
+REAL: Mapping[str, tuple[Callable[..., nn.Module], int]] = {
+    "resnet18": (_torchvision("resnet18"), 32),
+    "regnet_y_400mf": (_torchvision("regnet_y_400mf"), 64),
+    "shufflenet_v2_x1_0": (_torchvision("shufflenet_v2_x1_0"), 64),
+    "mobilenet_v2": (_torchvision("mobilenet_v2"), 64),
+    "mobilenet_v3_small": (_torchvision("mobilenet_v3_small"), 64),
+    "resnet_32": (lambda _, classes: resnet(classes=classes, depth=32), 32),
+    "gated": (lambda _, classes: gated_preactivation(classes), 64),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One run."""
+    """One run; `file` is the prompt of a real network."""
 
     dataset: str
     network: str
     prompts: str
     images: int
     seed: int
+    file: str = ""
 
     @property
     def name(self) -> str:
         """Return the run's file name."""
-        return f"{self.dataset}-{self.network}-{self.prompts}-{self.images}-{self.seed}".replace(
-            " ", "-"
-        )
+        parts = (self.dataset, self.network, self.file, self.prompts, self.images, self.seed)
+        return "-".join(str(part) for part in parts if part != "").replace(" ", "-")
+
+    @property
+    def is_real(self) -> bool:
+        """Return whether the network is of an architecture that people use."""
+        return self.network in REAL
 
 
-def specs(datasets: tuple[str, ...], images: tuple[int, ...], seed: int) -> Iterator[Spec]:
-    """Yield every network with every kind of prompt on every data set, sizes in turn."""
-    for i, (dataset, network, prompts) in enumerate(product(datasets, NETWORKS, PROMPTS)):
-        size = images[(i + i // len(PROMPTS)) % len(images)]
+def small_specs(
+    datasets: Sequence[str], images: Sequence[int], seed: int, kinds: int = 4
+) -> Iterator[Spec]:
+    """Yield small networks with so many kinds of prompts in turn on every data set, sizes in turn."""
+    for i, (dataset, network, k) in enumerate(product(datasets, SMALL, range(kinds))):
+        prompts = PROMPTS[(k * 4 // kinds + i // kinds) % 4]
+        size = images[(i + i // kinds) % len(images)]
         yield Spec(dataset=dataset, network=network, prompts=prompts, images=size, seed=seed + i)
 
 
-FITTING = tuple(specs(("animal_mnist", "usps", "grey", "digits"), (400, 3000), 0))
+def real_specs(datasets: Sequence[str], seed: int) -> Iterator[Spec]:
+    """Yield every real network with a trained and a spoilt file on every data set, files in turn."""
+    kinds = ("trained", "untrained", "trained", "shuffled")
+    for i, (dataset, network, k) in enumerate(product(datasets, REAL, range(2))):
+        spec = Spec(dataset=dataset, network=network, prompts="", images=1600, seed=seed + i)
+        kind = kinds[(2 * (i // 2) + k) % 4]
+        yield replace(spec, prompts=kind, file=("lite0", "resnet20")[(i // 2 + k) % 2])
 
 
-def prompt_zoos(data: Path, trained: Path) -> list[Zoo]:
-    """Return the zoos of prompts, published and trained here."""
-    zoos = zoodata.zoos(data, trained)
-    return [zoo for zoo in zoos if zoo.name in ("mnist-cnn", "animals-cnn", "mnist-mlp")]
+SETTLING = (
+    *small_specs(("animal_mnist", "usps", "grey", "digits"), (400, 3000), 0),
+    *real_specs(("photos10b", "cifar10", "fashion_mnist"), 5000),
+)
+UNSEEN = (
+    *small_specs(("fashion_mnist", "pneumoniamnist_subset", "mnist"), (800, 3500), 2000, kinds=2),
+    *real_specs(("photos10", "pneumoniamnist_subset", "animal_mnist"), 7000),
+)
 
 
-def measured(some: Iterable[Spec], data: Path, zoos: list[Zoo]) -> list[dict[str, Any]]:
-    """Return what these runs found with the shipped SANE."""
-    sane = embedded_sane()
-    return [kept(spec, data, zoos, sane) for spec in some]
+def measured(some: Iterable[Spec], data: Path, trained: Path) -> list[Run]:
+    """Return a case for each family of these runs, with the shipped SANE; of a silent run, one without a forecast."""
+    sane, zoos = (
+        embedded_sane(),
+        zoodata.zoos(data, trained, ["mnist-cnn", "animals-cnn", "mnist-mlp"]),
+    )
+    cases = []
+    for spec in some:
+        run = _kept(spec, data, zoos, sane)
+        about = {"run": spec.name, "dataset": spec.dataset, "real": spec.is_real}
+        cases += [{**about, **case} for case in run["families"]] or [{**about, "family": None}]
+    return cases
 
 
-def kept(spec: Spec, data: Path, zoos: list[Zoo], sane: SANE) -> dict[str, Any]:
-    """Return what a run found, made now where it is not kept in runs/."""
-    path = zoodata.RUNS / "gate" / f"{spec.name}.json"
-    if not path.exists():
-        task = task_of(spec.dataset, data)
-        task = task.subset(spec.images, torch.Generator().manual_seed(spec.seed))
-        found = _run(spec, task, _prompts(spec, zoos), sane)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
-        print(f"{spec.name}: {found}", file=sys.stderr, flush=True)
-    return {"dataset": spec.dataset, **json.loads(path.read_text())}
-
-
-def features(runs: list[dict[str, Any]], name: str) -> Any:
-    """Return what the gate reads of every run, (runs x features), float64."""
+def features(cases: Sequence[Run], name: str) -> Any:
+    """Return what the gate reads of every case, (cases x features), float64."""
     found = {
-        "won": [[1.0 if run["won"] else -1.0] for run in runs],
-        "race": [run["margins"] for run in runs],
-        "paired": [[mcnemar_margin(run["counts"])] for run in runs],
+        "ahead": [[1.0 if case["ahead"] else -1.0] for case in cases],
+        "race": [case["margins"] for case in cases],
+        "paired": [[mcnemar_margin([case["discordant"]])] for case in cases],
+        "ranking": [[max(-10.0, min(10.0, case["ranking"]))] for case in cases],
+        "folds": [[mcnemar_margin(case["counts"]) if case["counts"] else 0.0] for case in cases],
     }
-    parts = {"folds": ("won", "paired"), "all": ("race", "paired")}.get(name, (name,))
-    return np.hstack([found[part] for part in parts])
+    parts = {"folds": ("ahead", "folds"), "evidence": ("ranking", "paired")}.get(name, (name,))
+    return np.hstack([np.array(found[part], dtype=float) for part in parts])
 
 
-def helped(runs: list[dict[str, Any]]) -> Any:
-    """Return whether generated weights beat the default on test images, (runs,), bool."""
-    return np.array([run["gain"] > 0 for run in runs])
+def helped(cases: Sequence[Run]) -> Any:
+    """Return whether a family beat the best default on test images, (cases,), bool."""
+    return np.array([case["gain"] > 0 for case in cases])
 
 
-def task_of(dataset: str, data: Path) -> Task:
-    """Return a data set at 28 pixels; `grey` is CIFAR-10 without its colours."""
-    if dataset == "digits":
-        task = load_task("digits", 28)
-    elif dataset == "grey":
+def _kept(spec: Spec, data: Path, zoos: list[Zoo], sane: SANE) -> Run:
+    """Return what a run found, made now where it is not kept in runs/."""
+    path = zoodata.RUNS / "gate-families" / f"{spec.name}.json"
+    if not path.exists():
+        run = _run(spec, _task_of(spec, data), data, zoos, sane)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(run))
+        print(f"{spec.name}: {run}", file=sys.stderr, flush=True)
+    found: Run = json.loads(path.read_text())
+    return found
+
+
+def _task_of(spec: Spec, data: Path) -> Task:
+    """Return the images of a run; `grey` is CIFAR-10 without its colours, real networks see three channels."""
+    size = REAL[spec.network][1] if spec.is_real else 28
+    if spec.dataset == "digits":
+        task = load_task("digits", size)
+    elif spec.dataset == "grey":
         task = load_task(data / "datasets" / "cifar10.npz")
-        gray = (x.mean(1, keepdim=True) for x in (task.x_train, task.x_test))
-        x_train, x_test = gray
-        task = replace(task, x_train=x_train, x_test=x_test).resized(28)
+        x_train, x_test = (x.mean(1, keepdim=True) for x in (task.x_train, task.x_test))
+        task = replace(task, x_train=x_train, x_test=x_test).resized(size)
     else:
-        task = load_task(data / "datasets" / f"{dataset}.npz", 28)
-    return _mixed(task) if dataset.startswith("pneumonia") else task
+        task = load_task(data / "datasets" / f"{spec.dataset}.npz", size)
+    if spec.dataset.startswith("pneumonia"):
+        task = _mixed(task)
+    if spec.is_real and task.channels == 1:
+        task = task.repeated(3)
+    few = torch.randperm(len(task.y_test), generator=torch.Generator().manual_seed(0))[:2000]
+    task = replace(task, x_test=task.x_test[few], y_test=task.y_test[few])
+    return task.subset(spec.images, torch.Generator().manual_seed(spec.seed))
 
 
 def _mixed(task: Task) -> Task:
-    """Mix training and test images; as many as before are test images."""
+    """Mix training and test images, which come from two sources; as many as before are test images."""
     x, y = torch.cat([task.x_train, task.x_test]), torch.cat([task.y_train, task.y_test])
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     train, test = order.split([len(task.y_train), len(task.y_test)])
     return replace(task, x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test])
 
 
-def _prompts(spec: Spec, zoos: list[Zoo]) -> list[WeightGraph]:
-    """Return prompts of zoos on other data sets, spoilt as the run asks."""
-    target = NETWORKS[spec.network](1, 10)
-    left_out = {"animal_mnist": "animals-cnn", "mnist": "mnist"}.get(spec.dataset, "none")
-    fit = [zoo for zoo in zoos if not zoo.name.startswith(left_out)]
-    fit = [zoo for zoo in fit if zoo.name.endswith("mlp") == (spec.network == "mlp")] or fit
-    if spec.prompts == "barely trained":
-        fit = [zoo.where(lambda entry: float(entry.properties["epoch"]) <= 2) for zoo in fit]
-    graphs = [graph for zoo in fit for graph in choose_prompts(target, zoo, 6).graphs]
-    if spec.prompts == "untrained":
-        torch.manual_seed(spec.seed)
-        return [from_module(NETWORKS[spec.network](1, 10), f"untrained {i}") for i in range(6)]
-    return (
-        [_shuffled(graph, spec.seed) for graph in graphs] if spec.prompts == "shuffled" else graphs
+def _run(spec: Spec, task: Task, data: Path, zoos: list[Zoo], sane: SANE) -> Run:
+    make: Callable[..., nn.Module] = REAL[spec.network][0] if spec.is_real else SMALL[spec.network]
+    build = partial(make, task.channels, len(task.classes))
+    graphs = [] if spec.is_real else zoo_prompts(spec, zoos)
+    networks: list[PromptNetwork] = []
+    if spec.is_real:
+        networks = [spoilt(files(data)[spec.file], spec.prompts, spec.seed)]
+        graphs = [network.graph for network in networks]
+    # A real network gets about what 45 s on two cores allow, a small one all of the work.
+    rung = 3 if spec.is_real else 0
+    options = InitializeOptions(seed=spec.seed, candidates=8, keep=2, rung=rung)
+    problem = set_up(
+        build, task, graphs, sane, options, networks, transfer_methods() if spec.is_real else {}
     )
-
-
-def _shuffled(graph: WeightGraph, seed: int) -> WeightGraph:
-    rng = torch.Generator().manual_seed(seed)
-    return graph.replace(
-        {
-            p.key: t.flatten()[torch.randperm(t.numel(), generator=rng)].view_as(t)
-            for p, t in graph.items()
-        }
-    )
-
-
-def _run(spec: Spec, task: Task, prompts: list[WeightGraph], sane: SANE) -> dict[str, Any]:
-    make = partial(NETWORKS[spec.network], 1, len(task.classes))
-    options = InitializeOptions(seed=spec.seed, candidates=8, keep=2)
-    problem, budget = prepare(make, task, prompts, sane, options), Budget(None)
+    budget = Budget(None)
     with threads_for(problem.flops):
-        found = search(problem, budget, silent)
-        raced = race(problem, found.board.kept, budget, silent).candidates
-    images = len(problem.task.y_test)
-    rivals = best_rivals(raced)
-    assert rivals is not None
-    stage = Stage(budget.end())
-    counts = [count_discordant(problem, *rivals, order, stage) for order in range(ORDERS)]
-    with seeded(torch.Generator().manual_seed(spec.seed)):
-        fresh_default = make()
-    modules = (*(c.module for c in rivals), fresh_default)
-    curves = [_trained(module, task, spec.seed) for module in modules]
-    ours, plain, default = (float(np.mean(curve)) for curve in curves)
-    return {
-        "margins": race_margins([c.score for c in raced], images),
-        "counts": counts,
-        "gain": ours - plain,
-        "gain_over_default": ours - default,
-        "curves": curves,
-        "won": raced[0] is rivals[0],
-        "ours": rivals[0].score.name,
-        "plain": rivals[1].score.name,
-    }
+        plan, problem = planned(problem, options, budget, silent)
+        found = search(problem, plan, budget, silent)
+        raced = race(problem, plan, found.board.kept, budget, silent).candidates
+    truth: dict[int, list[list[float]]] = {}
+    families = []
+    for family in FORECAST_FAMILIES:
+        rivals = best_rivals(raced, family, problem.fits_classifier)
+        if rivals is None:
+            continue
+        stage, orders = Stage(budget.end()), range(FOLD_ORDERS if plan.fold_orders else 0)
+        for candidate in rivals:
+            if id(candidate.module) not in truth:
+                truth[id(candidate.module)] = _trained(spec, candidate, task)
+        ours, plain = (float(np.mean(truth[id(c.module)])) for c in rivals)
+        families.append(
+            {
+                "family": family,
+                "margins": race_margins(rivals[0].score, rivals[1].score, plan.held_out),
+                "discordant": _discordant(*rivals),
+                "ranking": _ranking(*rivals),
+                "counts": [count_discordant(problem, *rivals, order, stage) for order in orders],
+                "ahead": is_ahead(rivals[0].score, rivals[1].score),
+                "gain": ours - plain,
+                "ours": rivals[0].score.name,
+                "plain": rivals[1].score.name,
+                "curves": [truth[id(c.module)] for c in rivals],
+            }
+        )
+    return {"rung": plan.rung, "chosen": raced[0].score.name, "families": families}
 
 
-def _trained(module: nn.Module, task: Task, seed: int) -> list[list[float]]:
-    """Return the test accuracy after one and two epochs, for each order of images."""
+def _ranking(ours: Candidate, plain: Candidate) -> float:
+    """Return the lead before training in standard errors; 0 where one was not ranked."""
+    if ours.fit is None or plain.fit is None:
+        return 0.0
+    return lead(ours.fit, plain.fit)
+
+
+def _discordant(ours: Candidate, plain: Candidate) -> tuple[int, int]:
+    """Return how many held-out images the one alone has right after as long a training, and the other alone."""
+    if (
+        ours.answers is None
+        or plain.answers is None
+        or len(ours.score.curve) != len(plain.score.curve)
+    ):
+        return 0, 0
+    return (
+        int((ours.answers & ~plain.answers).sum()),
+        int((plain.answers & ~ours.answers).sum()),
+    )
+
+
+def _trained(spec: Spec, candidate: Candidate, task: Task) -> list[list[float]]:
+    """Return the test accuracy after one and two epochs, statistics measured anew, for each order of images."""
     curves = []
-    for order in range(TRAININGS):
-        rng = torch.Generator().manual_seed(seed + 10_000 * order)
-        curves.append(list(train_epochs(deepcopy(module), task, 2, TrainOptions(), rng)))
+    for order in range(REAL_TRAININGS if spec.is_real else SMALL_TRAININGS):
+        module, curve = deepcopy(candidate.module), []
+        for epoch in range(2):
+            rng = torch.Generator().manual_seed(spec.seed + 10_000 * order + epoch)
+            train_epochs(module, task, 1, TrainOptions(), rng)
+            with conditioned(module, task.x_train, 8, 64):
+                curve.append(accuracy(module, task.x_test, task.y_test))
+        curves.append(curve)
     return curves

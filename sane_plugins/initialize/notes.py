@@ -107,7 +107,7 @@ def _budget_notes(
             " for it"
         )
     elif problem.transfer is not None and plan.draws < asked.candidates:
-        notes.append(f"{plan.draws} candidates were drawn, not {asked.candidates}")
+        notes.append(f"{plan.draws} of {asked.candidates} SANE candidates were drawn")
     return notes
 
 

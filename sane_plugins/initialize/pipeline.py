@@ -145,11 +145,15 @@ def remake(
 
 
 def planned(
-    problem: InitializationProblem, options: InitializeOptions, budget: Budget, report: Report
+    problem: InitializationProblem,
+    options: InitializeOptions,
+    budget: Budget,
+    report: Report,
+    trains: bool = True,
 ) -> tuple[Plan, InitializationProblem]:
     """Plan the work and say so; return the plan, and the problem, its prompts encoded if they are used."""
     problem = replace(problem, options=options)
-    plan = make_plan(problem, budget.remaining)
+    plan = make_plan(problem, budget.remaining, trains)
     report(Progress(job=describe(plan, problem), done=0, total=0))
     taken = replace(
         options,

@@ -32,6 +32,7 @@ _UNMEASURED_FLOPS_PER_SECOND = 3e10
 _PART_PLANNED = 0.8  # of the budget: what is measured in a few passes is not exact
 _SECONDS_PER_TOKEN = 2e-4  # to encode or decode, on two cores
 _SANE_PART = 0.3  # of the budget, at most, to encode the prompts and decode one candidate
+_SCOUTED = 8  # prompts that are grafted to find the best, at most
 # What transfers cost, in images that the network is run on: a graft, and feature regression.
 _SCOUT_IMAGES, _METHOD_IMAGES = 150, 3_500
 # Values of a network of which few copies are kept, and fewest: one in training takes four times its size.
@@ -116,7 +117,7 @@ class Plan:
         )
 
 
-def make_plan(problem: InitializationProblem, budget: float) -> Plan:
+def make_plan(problem: InitializationProblem, budget: float, trains: bool = True) -> Plan:
     """Measure the speed of this machine, and choose the first rung that fits into so many seconds.
 
     Where a rung is asked for, that one is taken; without a budget (infinity), nothing is measured.
@@ -126,7 +127,7 @@ def make_plan(problem: InitializationProblem, budget: float) -> Plan:
     available = _PART_PLANNED * budget if is_measured else _UNMEASURED_SECONDS
     asked = problem.options.rung
     rungs = range(MOST["rung"] + 1) if asked is None else [asked]
-    plans = [_plan_at(rung, problem, speed, available) for rung in rungs]
+    plans = [_plan_at(rung, problem, speed, available, trains) for rung in rungs]
     fitting = [plan for plan in plans if plan.seconds <= available]
     if asked is not None or fitting:
         return (fitting or plans)[0]
@@ -144,13 +145,16 @@ def describe(plan: Plan, problem: InitializationProblem) -> str:
         f"will train {plan.finalists} candidates for up to {epochs:.2g} epochs"
         f" ({plan.steps} steps of {plan.batch}) on {len(task.y_train):,} images"
         if plan.steps
-        else "there is no time to train any"
+        else "none will be trained"
     )
+    sane = (
+        f"{plan.draws} SANE candidates, {plan.prompts} prompts as they are, " if plan.draws else ""
+    )
+    work = "all of the work" if not plan.rung else f"1/{2**plan.rung} of the work"
     return (
-        f"will rank {plan.draws} SANE candidates, {plan.prompts} prompts as they are,"
-        f" {plan.defaults + max(1, plan.draws)} defaults{transfers}"
+        f"will rank {sane}{plan.defaults + max(1, plan.draws)} defaults{transfers}"
         f" on {plan.ranking_images:,} images; {training}; about {plan.seconds:.0f} s"
-        f" (rung {plan.rung}: 1/{2**plan.rung} of the work)"
+        f" (rung {plan.rung}: {work})"
     )
 
 
@@ -162,13 +166,14 @@ def _plan_at(
     steps = max(min(LEAST_STEPS, epoch_steps), (options.epochs * epoch_steps) >> rung)
     keep, least = max(1, options.keep >> rung), 128 if rung >= _LOW else 256
     is_large, is_low = problem.graph.size > _LARGE, rung >= _LOW
-    networks = len(problem.prompt_networks) if problem.transfer_names else 0
+    networks = min(_SCOUTED, len(problem.prompt_networks)) if problem.transfer_names else 0
     others = max(0, len(problem.transfer_names) - 1)
+    has_sane = _affords_sane(problem, available)
     plan = Plan(
         rung=rung,
-        draws=max(1, options.candidates >> rung) if _affords_sane(problem, available) else 0,
+        draws=max(1, options.candidates >> rung) if has_sane else 0,
         defaults=min(options.default_count, max(1, options.default_count >> rung)),
-        prompts=max(1, len(problem.prompts) >> rung) if options.default_count else 0,
+        prompts=max(1, len(problem.prompts) >> rung) if has_sane and options.default_count else 0,
         networks=min(networks, max(1, networks >> rung)),
         methods=min(others, max(1, others - max(0, rung - 1))),
         scouts=rung < 3 or not others or networks >> rung > 1,

@@ -91,9 +91,15 @@ class InitializationProblem:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Return how many tokens are encoded for all prompts, and decoded for one candidate, at most."""
-        width = self.sane.config.token_width
-        lengths = [len(prompt.token_layout(width)) for prompt in self.prompts]
+        """Return about how many tokens are encoded for all prompts, and decoded for one candidate.
+
+        Only prompts of one shape are used together, the target's where there are such.
+        """
+        width, count = self.sane.config.token_width, len(self.graph.params)
+        fitting = [p for p in self.prompts if len(p.params) == count] or [*self.prompts]
+        shapes = [param.shape for param in fitting[0].params] if fitting else []
+        used = [p for p in fitting if [param.shape for param in p.params] == shapes]
+        lengths = [len(prompt.token_layout(width)) for prompt in used]
         return sum(lengths), len(self.graph.token_layout(width))
 
     def read(self, module: nn.Module) -> WeightGraph:

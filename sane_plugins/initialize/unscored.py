@@ -73,8 +73,9 @@ def _best_transfer(
     """Return the transfer of least leave-one-out loss, or the default; of those about equal, the plainest."""
     budget = Budget(options.budget)
     with threads_for(problem.flops):
-        plan, problem = planned(replace(problem, prompts=()), options, budget, report)
-        result = search(problem, replace(plan, keep=1), budget, report)
+        # Only its kind of weights is asked for: neither draws nor training.
+        plan, problem = planned(replace(problem, prompts=()), options, budget, report, trains=False)
+        result = search(problem, plan, budget, report)
         best, ranked = finished(problem, choose(result.board.kept))
         rows = score_rows(ranked, result)
         provenance = build_provenance(

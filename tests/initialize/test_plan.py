@@ -61,7 +61,7 @@ def test_where_nothing_can_be_trained_that_is_planned_and_said(problem, at_speed
     at_speed(1.0, 100.0)
     plan = make_plan(problem, 1.0)
     assert plan.steps == 0
-    assert "no time to train any" in describe(plan, problem)
+    assert "none will be trained" in describe(plan, problem)
 
 
 def test_without_a_budget_nothing_is_measured(problem, monkeypatch) -> None:
@@ -81,7 +81,7 @@ def test_the_plan_is_said_before_the_work_and_recorded(problem) -> None:
     options = InitializeOptions(candidates=2, keep=1, rung=3)
     done = initialize(small_cnn, task, problem.prompts, embedded_sane(), options, events.append)
     assert events[0].is_announcement
-    assert "will rank 1 SANE candidates" in events[0].job
+    assert "will rank 1 SANE candidates, 1 prompts" in events[0].job
     assert not any(event.is_announcement for event in events[1:])
     assert done.provenance["plan"]["rung"] == 3
     assert done.provenance["options"]["rung"] == 3
