@@ -48,12 +48,12 @@ def with_size_taken(host: Host, target: Target, resize: bool) -> Target:
     assert size is not None
     smaller = _at_other_size(host, target, module)
     if not resize:
-        also = f", or write {smaller}" if smaller else ""
+        also = f", or name {smaller}" if smaller else ""
         raise UsageError(
             f"--size {task.size[0]}",
             f"{target.name} does not take images of {_pixels(task.size)} pixels",
             f"it takes {_pixels(size)}",
-            f"write --size {size[0]}, or leave it out{also}",
+            f"write --size {size[0]}{also}",
         )
     work = size[0] * size[1] / (task.size[0] * task.size[1])
     note = f"images are resized from {_pixels(task.size)} to the {_pixels(size)} that {target.name} takes"

@@ -119,13 +119,16 @@ def resolve_target(host: Host, names: InputNames) -> Target:
     try:
         return resolve(_load_task(names, names.size))
     except MixedSizesError as error:
-        size = min(error.usual_side, MIXED_SIZE)
+        usual, size = error.usual_side, min(error.usual_side, MIXED_SIZE)
         target = resolve(_load_task(names, size))
     if target.task.size != (size, size):  # read again, so that they are not resized twice
         size = target.task.size[0]
         _require_room(names, size)
         target = resolve(_load_task(names, size))
-    note = f"images of several sizes are resized to {size}x{size}; --size sets another"
+    note = (
+        f"images of several sizes, of some {usual} pixels, are resized to {size}x{size}:"
+        " --size sets another"
+    )
     return replace(target, notes=(note, *target.notes))
 
 
