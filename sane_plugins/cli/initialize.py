@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -29,12 +29,12 @@ from sane_plugins.cli.inputs import (
     notes_on_prompts,
     resolve_prompts,
     resolve_sampler,
-    resolve_target,
     with_names_in_cache,
 )
 from sane_plugins.cli.numbers import PIXELS, FiniteRange
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.snippet import usage_snippet
+from sane_plugins.cli.targets import resolve_target
 from sane_plugins.cli.trust import trust_option, typed_trust
 from sane_plugins.cli.verdict import print_ranking, print_scores, verdict
 from sane_plugins.cli.verify import verify
@@ -244,11 +244,15 @@ def main(
     options = replace(options, sampler=sampler, sane=names.sane, budget=remaining)
     if share is not None:
         options = replace(options, validation=share)
+    notes = [*target.notes, *notes_on_prompts(prompts, target.task)]
+    if not as_json:
+        _print_notes(notes)  # before the work, whose length they tell
     with progress_bars(host):
         result = host.initialize(
             target.network, target.task, [x for p in prompts for x in p.networks], options
         )
-    notes = [*target.notes, *notes_on_prompts(prompts, target.task), *result.notes]
+    told_count = len(notes)
+    notes += result.notes
     options_record = {**result.provenance["options"], "budget": budget}
     provenance = {**result.provenance, "command": names.to_json(), "options": options_record}
     result = replace(result, provenance=provenance)
@@ -267,9 +271,8 @@ def main(
     if as_json:
         print_json({**_to_json(result, path, notes), **usage.to_metadata(), "snippet": snippet})
     else:
-        _print_result(result, path, notes)
-        print_line("To use it:")
-        for line in ("", *snippet.splitlines(), ""):
+        _print_result(result, path, notes[told_count:])
+        for line in ("To use it:", "", *snippet.splitlines(), ""):
             print_line(line)
     if result.interrupted:
         raise SystemExit(INTERRUPTED)
@@ -308,14 +311,18 @@ def _to_json(result: Initialization, path: Path, notes: list[str]) -> dict[str, 
     }
 
 
+def _print_notes(notes: Sequence[str]) -> None:
+    for text in notes:
+        note(f"Note: {text}.")
+
+
 def _print_result(result: Initialization, path: Path, notes: list[str]) -> None:
     trained = [row for row in result.rows if row.curve]
     if trained:
         print_scores(trained)
     else:
         print_ranking(result.rows)
-    for text in notes:
-        note(f"Note: {text}.")
+    _print_notes(notes)
     if trained and (untrained := len(result.rows) - len(trained)):
         note(f"Note: {untrained} more initialisations were made and ranked, but not trained.")
     print_line(verdict(result))

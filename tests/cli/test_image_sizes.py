@@ -8,7 +8,8 @@ from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.architectures import find_image_size, small_cnn, takes_image_size
-from sane_plugins.cli.inputs import InputNames, resolve_network, resolve_target
+from sane_plugins.cli.inputs import InputNames
+from sane_plugins.cli.targets import resolve_network, resolve_target
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.tasks import load_task
 

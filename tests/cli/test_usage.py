@@ -16,8 +16,9 @@ from sane_plugins import Host
 from sane_plugins.architectures import import_torchvision
 from sane_plugins.arguments import ArgumentTypeError
 from sane_plugins.cli.initialize import main
-from sane_plugins.cli.inputs import InputNames, resolve_target
+from sane_plugins.cli.inputs import InputNames
 from sane_plugins.cli.snippet import usage_snippet
+from sane_plugins.cli.targets import resolve_target
 from sane_plugins.tasks import Usage, load_task
 
 QUICK = ("--samples", 1, "--keep", 1, "--budget", 0.1)
