@@ -1,6 +1,7 @@
 """What the reader of a page has before its first block: small files with the names that the page uses."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sane_plugins import Host
-from sane_plugins.architectures import FULL_TRUST, build, resnet, small_cnn
+from sane_plugins.architectures import FULL_TRUST, build, import_torchvision, resnet, small_cnn
 from sane_plugins.zoo import Entry, write_zoo
 
 _BUILDER = """from torch import nn
@@ -72,6 +73,13 @@ def pruned_network(folder: Path) -> None:
     checkpoint(folder / "pruned.pt", pruned())
 
 
+def image_folder(folder: Path) -> None:
+    import_torchvision()  # also one whose operators do not fit this torch
+    photos(folder)
+    for name in ("train", "val", "test"):
+        shutil.copytree(folder / "photos", folder / "pets" / name)
+
+
 def own_architecture(folder: Path) -> None:
     photos(folder)
     checkpoint(folder / "my.pt", own())
@@ -127,6 +135,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "docs/how-to/embed-in-a-host": embed,
     "docs/how-to/fit-your-own-heads": own_heads,
     "docs/how-to/initialise-a-pruned-network": pruned_network,
+    "docs/how-to/initialise-for-an-image-folder": image_folder,
     "docs/how-to/initialise-your-own-architecture": own_architecture,
     "docs/how-to/keep-a-zoo": keep_a_zoo,
     "docs/how-to/pretrain-on-your-zoo": pretrain,

@@ -89,7 +89,7 @@ class _InitCommand(VisibleCommand):
 )
 @click.option(
     "--validation",
-    metavar="DIR|FILE|SHARE",
+    metavar="IMAGES",
     help="Images to choose by: a folder like that of --task, an .npz, or the share of the training images"
     " that is held out.  [default: the folder 'val' beside 'train', else 0.2]",
 )
