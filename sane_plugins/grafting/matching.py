@@ -134,6 +134,8 @@ class _Likeness:
         And for another stride or kind. The root: a layer that is half as wide reads half and writes half.
         """
         kinds = {unit.kind for unit in (*sources, target)}
+        if len(sources) == 1 and len(kinds) > 1 and not _may_serve(sources[0], target):
+            return 0.0
         ours = _dimensions(sources, self._source, kinds == {"depthwise"})
         theirs = _dimensions((target,), self._target, kinds == {"depthwise"})
         value = 1.0
@@ -145,6 +147,12 @@ class _Likeness:
             value *= _STRIDE_FACTOR
         depth = abs(sources[-1].halvings * self._scale - target.halvings)
         return sqrt(value) * float(2.0**-depth)
+
+
+def _may_serve(source: Unit, target: Unit) -> bool:
+    """Return whether a unit may serve one of another kind: single channels only where there are taps."""
+    is_dense = "depthwise" not in (source.kind, target.kind)
+    return is_dense or (target.kind == "conv" and max(target.kernel) > 1)
 
 
 def _dimensions(
