@@ -91,6 +91,15 @@ class TokenNetwork:
         """Return the number of channels of the stream."""
         return len(self.stream)
 
+    @property
+    def image_flops(self) -> int:
+        """Return about how many operations one image takes: the matrices of its branches."""
+        matrices = sum(
+            2 * self.width * (sum(len(p.step.rows) for p in b.readers) + b.hidden)
+            for b in self.branches
+        )
+        return matrices * max(len(b.sum.cells) for b in self.branches)
+
     @cached_property
     def _place(self) -> dict[int, int]:
         return {int(root): i for i, root in enumerate(self.stream)}

@@ -21,7 +21,7 @@ from sane_plugins.grafting.transformers.transformer_graft import TransformerGraf
 from sane_plugins.weights import evaluation_copy
 
 _PENALTY = 0.1  # relative to the mean diagonal of the inputs' products
-_KEPT_VALUES, _LEAST_IMAGES = 2**27, 16
+_KEPT_VALUES, _FLOPS, _LEAST_IMAGES = 2**27, 2**40, 16
 _LINEAR = {torch.ops.aten.addmm.default: (0, 1, 2), torch.ops.aten.mm.default: (None, 0, 1)}
 
 
@@ -36,13 +36,14 @@ def fit_writers(
     """Fit the writers of a grafted target, in place; return their parameters, and the share explained.
 
     The images (N, C, H, W) are the same ones, each as the network takes them; as many are run at once as
-    leave the kept tokens within 2^27 numbers. The share is of the variance of what is added to the stream,
+    keep within 2^27 numbers and 2^40 operations. The share is of the variance of what is added to the stream,
     in the mean over branches.
     """
     ends = meeting_places(graft.pairs, len(graft.source.branches))
     pairs = [(graft.target.branches[i], graft.source.branches[end]) for i, end in ends.items()]
     each = sum(len(of.sum.cells) * graft.source.width for _, of in pairs)
-    count = max(_LEAST_IMAGES, _KEPT_VALUES // max(each, 1))
+    flops = graft.source.image_flops + graft.target.image_flops
+    count = max(_LEAST_IMAGES, min(_KEPT_VALUES // max(each, 1), _FLOPS // flops))
     source_images, target_images = source_images[:count], target_images[:count]
     calls = {of.sum.call for _, of in pairs}
     watch = _Watch(calls)

@@ -28,6 +28,8 @@ from sane_plugins.grafting.transformers.structure import TokenNetwork
 from sane_plugins.grafting.transformers.structure_reader import read_structure
 from sane_plugins.grafting.transformers.traced_run import execute, has_attention
 
+_FLOPS, _LEAST_IMAGES = 2**40, 16  # of runs that show which directions of a stream matter
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransformerGraft:
@@ -128,7 +130,8 @@ def _stream_map(
     if to.width > of.width:
         return widened(of.width, to.width) if turns else repeated(of.width, to.width)
     if turns:
-        return principal(token_covariance(source, images, of.width).cpu(), to.width)
+        few = images[: max(_LEAST_IMAGES, _FLOPS // of.image_flops)]
+        return principal(token_covariance(source, few, of.width).cpu(), to.width)
     return chosen(_channel_strengths(BranchWeights(source, of)), to.width)
 
 
