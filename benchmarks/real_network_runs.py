@@ -220,7 +220,7 @@ def _fine_tuned(
     """Take the prompt's own weights under a new classifier, drawn or fitted."""
     module = _fresh(cell, task)
     head = find_classifier(module, task.x_train[:8])
-    own = {f"{n}.{k}" for n, m in module.named_modules() if m is head for k in m.state_dict()}
+    own = {f"{n}.{k}" for n, m in module.named_modules() if m is head for k in ("weight", "bias")}
     lent = lite(setting.prompts[0]).state_dict()
     module.load_state_dict({**lent, **{k: x for k, x in module.state_dict().items() if k in own}})
     if fit:

@@ -52,7 +52,7 @@ from sane_plugins.architectures import import_torchvision
 
 
 def _torchvision(name: str) -> tuple[str, Build]:
-    return name, lambda classes: import_torchvision().models.get_model(name, num_classes=classes)  # type: ignore[no-any-return]
+    return name, lambda classes: import_torchvision().models.get_model(name, num_classes=classes)
 
 
 def _timm(name: str) -> tuple[str, Build]:
