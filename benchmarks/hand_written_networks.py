@@ -25,7 +25,8 @@ class _Gate(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         squeezed = F.silu(self.reduce(x.mean((2, 3), keepdim=True)))
-        return x * self.expand(squeezed).sigmoid()
+        gate: torch.Tensor = self.expand(squeezed).sigmoid()
+        return x * gate
 
 
 class _PreactivationBlock(nn.Module):

@@ -87,9 +87,10 @@ class Setting:
     data: Path
     extra: Path
     work: Path
-    smoke: bool
-    lr: float
-    device: str
+    smoke: bool = False
+    lr: float = LR
+    device: str = "cpu"
+    rung: int | None = None
 
     @property
     def prompts(self) -> list[Path]:
@@ -219,7 +220,7 @@ def _fine_tuned(
     """Take the prompt's own weights under a new classifier, drawn or fitted."""
     module = _fresh(cell, task)
     head = find_classifier(module, task.x_train[:8])
-    own = {f"{n}.{k}" for n, m in module.named_modules() if m is head for k in m.state_dict()}
+    own = {f"{n}.{k}" for n, m in module.named_modules() if m is head for k in ("weight", "bias")}
     lent = lite(setting.prompts[0]).state_dict()
     module.load_state_dict({**lent, **{k: x for k, x in module.state_dict().items() if k in own}})
     if fit:
@@ -241,6 +242,7 @@ def _by_command(
             *(cell.network.model, "--task", "images.npz", "--size", str(cell.network.size)),
             *(*prompts, "--seed", str(cell.seed), "--device", setting.device, "-o", str(kept)),
             *("--force", "--json", *(("--budget", "5") if setting.smoke else ())),
+            *(() if setting.rung is None else ("--rung", str(setting.rung))),
         ]
         kept.with_suffix(".told").write_text(json.dumps(_call(words, images, extra)))
     module = _fresh(cell, task)
@@ -278,7 +280,7 @@ def _call(words: list[str], images: Path, packages: Sequence[Path]) -> Run:
         **{"command_seconds": time.perf_counter() - start, "peak_gb": usage.ru_maxrss / 1e6},
         **{"cpu_seconds": usage.ru_utime + usage.ru_stime},
         **{"chosen": told["chosen"], "outlook": told["outlook"], "notes": told["notes"]},
-        **{"rows": rows, "load": os.getloadavg()[0]},
+        **{"rows": rows, "load": os.getloadavg()[0], "plan": told["provenance"].get("plan")},
     }
 
 

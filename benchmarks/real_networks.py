@@ -52,7 +52,7 @@ from sane_plugins.architectures import import_torchvision
 
 
 def _torchvision(name: str) -> tuple[str, Build]:
-    return name, lambda classes: import_torchvision().models.get_model(name, num_classes=classes)  # type: ignore[no-any-return]
+    return name, lambda classes: import_torchvision().models.get_model(name, num_classes=classes)
 
 
 def _timm(name: str) -> tuple[str, Build]:
@@ -99,7 +99,7 @@ def main() -> None:
     name = "real_networks_smoke" if given.smoke else "real_networks"
     work = (given.work or zoodata.RUNS / name).resolve()
     data, extra = given.data.resolve(), given.extra.resolve()
-    setting = Setting(data, extra, work, given.smoke, given.lr, given.device)
+    setting = Setting(data, extra, work, given.smoke, given.lr, given.device, given.rung)
     if len(setting.prompts) != 2:
         raise SystemExit(f"--extra: the packages' two files of weights are not in {given.extra}")
     if given.one:
@@ -129,6 +129,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=LR)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rung", type=int, help="of sane-init, whatever the machine does")
     parser.add_argument("--settling", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--report", action="store_true")

@@ -83,7 +83,8 @@ def _by_place(module: nn.Module, images: torch.Tensor) -> dict[tuple[Any, ...], 
             kind = ("conv", layer.kernel_size, layer.groups == layer.in_channels)
         elif isinstance(layer, nn.Linear):
             kind = ("linear",)
-        places[(*kind, stage)].append(layer)
+        place = (*kind, stage)
+        places[place].append(layer)
 
     kinds = (nn.Conv2d, nn.Linear, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
     hooks = [m.register_forward_hook(note) for m in module.modules() if isinstance(m, kinds)]
@@ -125,7 +126,7 @@ def _blocks(module: nn.Module, level: int) -> tuple[int, int, Block]:
     """Return a module's depth, its number of layers with dimensions, and its blocks."""
     if isinstance(module, _LAYERS):
         return 0, int(isinstance(module, (_ConvNd, nn.Linear))), module
-    count, layers = 0, []
+    count, layers = 0, list[Block]()
     children = list(module.children())
     for child in children:
         depth, dimensional, inner = _blocks(child, level + (len(children) != 1))
@@ -148,8 +149,8 @@ def _score(a: Block, b: Block) -> float:
     if isinstance(a, list) and isinstance(b, list):
         return _match(a, b)[0]
     if any(isinstance(a, kind) and isinstance(b, kind) for kind in _LAYERS):
-        shapes = zip(a.weight.shape, b.weight.shape, strict=False)  # type: ignore[union-attr]
-        return prod(min(x / y, y / x) for x, y in shapes)
+        shapes: Any = zip(a.weight.shape, b.weight.shape, strict=False)  # type: ignore[union-attr, arg-type]
+        return float(prod(min(x / y, y / x) for x, y in shapes))
     return 0.0
 
 

@@ -46,7 +46,7 @@ def test_the_command_sees_no_test_image(tmp_path: Path) -> None:
     stored = {"x_train": images[:60], "y_train": np.arange(60) % 2}
     stored |= {"x_test": images[60:], "y_test": np.arange(30) % 2}
     np.savez(data / "animal_mnist.npz", **stored)
-    setting = real_network_runs.Setting(tmp_path, tmp_path, tmp_path, False, 1e-3, "cpu")
+    setting = real_network_runs.Setting(tmp_path, tmp_path, tmp_path)
     cell = real_network_runs.Cell(CORE[0], "animals", 0, "default", 3)
     seen, kept = (
         dict(np.load(real_network_runs.images_of(setting, cell, for_command=x)))
