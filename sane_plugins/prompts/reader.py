@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from sane_plugins.architectures import build
+from sane_plugins.architectures import Size, build
 from sane_plugins.formats import exists, files_read
 from sane_plugins.grafting import PromptInfo, PromptNetwork
 from sane_plugins.prompts.card import PromptCard, read_card
@@ -18,6 +18,9 @@ from sane_plugins.prompts.declared import declared_info
 from sane_plugins.prompts.runnable import network_of_builder, network_of_graph, network_of_module
 from sane_plugins.recognition import BuildNamed, NamedBuilder, fit_builder
 from sane_plugins.weights import WeightGraph
+
+# What a network that a card names may build beside what its file stores.
+_SPARE = Size(values=2**20, tensors=2**7)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class PromptReader:
                 return network_of_builder(graph, info, partial(builder.build, classes), names)
         if card.factory:
             # A card's factory is one of ours: nothing else may be named.
-            return network_of_builder(graph, info, partial(build, card.factory))
+            most = Size(2 * graph.size + _SPARE.values, 2 * len(graph.tensors) + _SPARE.tensors)
+            return network_of_builder(graph, info, partial(build, card.factory, most=most))
         if graph.container == "module" and isinstance(source, str) and not is_file:
             return network_of_builder(graph, info, partial(self.build_named, source, None))
         return network_of_graph(graph, info, self.build_named)

@@ -180,6 +180,16 @@ def test_a_strangers_card_runs_nothing_and_is_told_in_one_sentence(
     assert not (tmp_path / "MARK").exists()
 
 
+@pytest.mark.hostile
+def test_a_card_builds_nothing_much_larger_than_its_file(host, resnet, tmp_path) -> None:
+    path = tmp_path / "net.safetensors"
+    huge = {"name": "mlp", "width": 100_000, "depth": 9}
+    save_safetensors(from_module(resnet), path, {"prompt": {**CARD.to_json(), "factory": huge}})
+    network = host.prompt_network(path)
+    with pytest.raises(SourceError, match="mlp"):
+        network.build()
+
+
 def test_a_cards_factory_of_another_network_is_refused_when_it_is_built(resnet, tmp_path) -> None:
     path = tmp_path / "net.safetensors"
     card = {**CARD.to_json(), "factory": {"name": "resnet", "depth": 14, "width": 8}}
