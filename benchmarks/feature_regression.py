@@ -50,7 +50,8 @@ VARIANTS: dict[str, GraftMethod | RegressionMethod | None] = {
     "graft": GraftMethod(),
     "regression": RegressionMethod(),
     "regression-protected": RegressionMethod(protect=4.0),
-    "images not enlarged": RegressionMethod(enlarged=1),
+    "images enlarged": RegressionMethod(enlarged=2),
+    "images enlarged, protected": RegressionMethod(enlarged=2, protect=4.0),
     "penalty by layer": RegressionMethod(penalties=(0.03, 0.1, 0.3, 1.0, 3.0)),
     "1000 images": RegressionMethod(images=1000),
 }
@@ -73,7 +74,7 @@ def main() -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     cells = [f"{n}/{t}/{v}" for n in NETWORKS for t in TASKS for v in VARIANTS]
     for cell in [] if options.report else [x for x in cells if x.startswith(options.only)]:
-        name = f"{cell.replace('/', '-').replace(' ', '_')}-{options.images}-{options.seed}"
+        name = f"{cell.replace('/', '-').replace(', ', '_').replace(' ', '_')}-{options.images}-{options.seed}"
         path = RUNS / f"{name}-{options.epochs}.json"
         if not path.exists():
             run = measure(cell, options)

@@ -35,6 +35,15 @@ def list_plugins(hook: str | None, as_json: bool) -> None:
     rows = [(x.name, x.distribution, x.version, ", ".join(x.hooks)) for x in plugins]
     print_table("plugins", ("name", "distribution", "version", "hooks"), rows)
     print_table("offers", ("kind", "names"), [(k, ", ".join(v)) for k, v in offers.items()])
+    if prompts := host.prompts():
+        print_table(
+            "prompts (sane-init --prompts NAME)",
+            ("name", "trained on", "classes", "licence"),
+            [
+                (name, x.info.task, f"{len(x.info.classes) or 'not known'}", x.info.licence)
+                for name, x in prompts.items()
+            ],
+        )
     if host.problems:
         problem_rows = [(x.plugin, x.place or "all of it", x.error) for x in host.problems]
         print_table("problems", ("plugin", "left out", "reason"), problem_rows)

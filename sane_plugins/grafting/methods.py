@@ -18,7 +18,13 @@ from sane_plugins.grafting.lending import GraftedWeights, graft
 from sane_plugins.grafting.matching import Matching, match, match_places
 from sane_plugins.grafting.prompt_images import prompt_images
 from sane_plugins.grafting.prompt_network import PromptNetwork
-from sane_plugins.grafting.transformers import PixelChange, graft_attention, write_mimetic
+from sane_plugins.grafting.transformers import (
+    PixelChange,
+    TransformerGraft,
+    graft_attention,
+    has_attention,
+    write_mimetic,
+)
 from sane_plugins.grafting.units import NetworkUnits, read_units
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task
@@ -130,11 +136,10 @@ class GraftMethod:
         """Write a graft; see `TransferMethod`."""
         report(Progress(job="graft", done=0, total=1))
         is_matched = self.matcher is match
-        written = transformer_transplant(target, prompt, task) if is_matched else None
-        if written is None:
-            written = write_graft(target, prompt, task, rng, self.matcher).transplant
+        grafted = graft_transformer(target, prompt, task, rng) if is_matched else None
+        written = grafted or write_graft(target, prompt, task, rng, self.matcher)
         report(Progress(job="graft", done=1, total=1))
-        return written
+        return written.transplant
 
 
 class PlaceMethod(GraftMethod):
@@ -143,27 +148,40 @@ class PlaceMethod(GraftMethod):
     matcher: Matcher = staticmethod(match_places)
 
 
-def transformer_transplant(
-    target: nn.Module, prompt: PromptNetwork, task: Task
-) -> Transplant | None:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class GraftedTransformer(ShortRepr):
+    """A transformer that was grafted into another: the prompt as a module, and images as both read them."""
+
+    source_module: nn.Module
+    images: torch.Tensor
+    source_images: torch.Tensor
+    graft: TransformerGraft
+
+    @property
+    def transplant(self) -> Transplant:
+        """Return what was written."""
+        return Transplant(
+            origins=dict.fromkeys(sorted(self.graft.changed), TRANSFERRED),
+            similarity=self.graft.similarity,
+            notes=self.graft.notes,
+        )
+
+
+def graft_transformer(
+    target: nn.Module, prompt: PromptNetwork, task: Task, rng: torch.Generator
+) -> GraftedTransformer | None:
     """Graft a transformer into a transformer; None, and nothing is written, for other networks."""
-    if prompt.build is None:
+    if prompt.build is None or not has_attention(target, task.x_train):
         return None
     module = prompt.build().to(task.x_train.device)
-    images = task.x_train[:_STREAM_IMAGES]
-    found = graft_attention(
-        target,
-        module,
-        images,
-        prompt_images(prompt, module, task, len(images)),
-        _pixel_change(prompt, task),
-    )
+    # Training images may be in the order of their classes.
+    few = task.subset(_STREAM_IMAGES, rng)
+    seen = prompt_images(prompt, module, few)
+    found = graft_attention(target, module, few.x_train, seen, _pixel_change(prompt, task))
     if found is None:
         return None
-    return Transplant(
-        origins=dict.fromkeys(sorted(found.changed), TRANSFERRED),
-        similarity=found.similarity,
-        notes=found.notes,
+    return GraftedTransformer(
+        source_module=module, images=few.x_train, source_images=seen, graft=found
     )
 
 

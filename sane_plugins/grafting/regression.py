@@ -17,8 +17,9 @@ from sane_plugins.grafting.feature_regression import regress_features
 from sane_plugins.grafting.layer_fits import layer_fits
 from sane_plugins.grafting.methods import (
     Graft,
+    GraftedTransformer,
     Transplant,
-    transformer_transplant,
+    graft_transformer,
     write_graft,
 )
 from sane_plugins.grafting.prompt_images import prompt_images
@@ -26,13 +27,13 @@ from sane_plugins.grafting.prompt_network import PromptNetwork
 from sane_plugins.grafting.protective_scale import protect_scale
 from sane_plugins.grafting.residual_sums import residual_sums
 from sane_plugins.grafting.source_features import PreparedNetwork
+from sane_plugins.grafting.transformers import fit_writers
 from sane_plugins.grafting.units import NetworkUnits
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task
 
 FITTED = "fitted"
 """The label of a tensor that was fitted to a prompt's features."""
-_UNFITTED = "a transformer is grafted only: its layers are not fitted to features"
 _IMAGES, _LEAST_IMAGES = 512, 64
 _LAYER_VALUES = 2**26  # numbers of one layer's output over all images that are run at once
 
@@ -42,14 +43,13 @@ class RegressionMethod:
     """A graft whose layers are then fitted to the prompt's features on at most `images` training images.
 
     `penalties` are relative; of several the best is taken layer by layer. The prompt sees images `enlarged`
-    so many times, but not beyond the size that it was trained at: in small images large things are unlike
-    what it knows. `protect`: weights in front of batch norms are scaled up to that many times the default's
+    so many times, but not beyond the size that it was trained at. `protect`: weights in front of batch norms are scaled up to that many times the default's
     deviation; 0: they stay.
     """
 
     images: int = _IMAGES
     penalties: tuple[float, ...] = (1.0,)
-    enlarged: int = 2
+    enlarged: int = 1
     protect: float = 0.0
 
     def __call__(
@@ -62,8 +62,11 @@ class RegressionMethod:
     ) -> Transplant:
         """Write a graft and fit it; see `TransferMethod`."""
         report(Progress(job="feature regression", done=0, total=2))
-        if (found := transformer_transplant(target, prompt, task)) is not None:
-            return replace(found, notes=(*found.notes, _UNFITTED))
+        if (found := graft_transformer(target, prompt, task, rng)) is not None:
+            report(Progress(job="feature regression", done=1, total=2))
+            transplant = _fitted_transformer(target, found)
+            report(Progress(job="feature regression", done=2, total=2))
+            return transplant
         default = {key: value.clone() for key, value in target.state_dict().items()}
         written = write_graft(target, prompt, task, rng)
         report(Progress(job="feature regression", done=1, total=2))
@@ -96,6 +99,20 @@ class RegressionMethod:
             sums=residual_sums(source, seen[:2]),
         )
         return ours, theirs
+
+
+def _fitted_transformer(target: nn.Module, found: GraftedTransformer) -> Transplant:
+    """Fit what writes the stream of a grafted transformer to the prompt's stream."""
+    keys, share = fit_writers(
+        target, found.source_module, found.graft, found.images, found.source_images
+    )
+    lent = found.transplant
+    note = f"outputs of branches were fitted to the prompt's; they explain {share:.0%} of their variance"
+    return replace(
+        lent,
+        origins={**lent.origins, **dict.fromkeys(sorted(keys), FITTED)},
+        notes=(*lent.notes, note) if keys else lent.notes,
+    )
 
 
 def _norms(units: NetworkUnits) -> dict[str, str]:

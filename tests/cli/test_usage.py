@@ -196,10 +196,13 @@ def test_what_a_strangers_file_says_of_its_use_is_checked(broken: dict) -> None:
 def test_a_share_and_a_folder_to_choose_by(tmp_path) -> None:
     photos, output = write_folder(tmp_path / "photos"), tmp_path / "out.safetensors"
     write_folder(tmp_path / "others")
-    for value, told in (("0.5", "training on 15 of 30"), (tmp_path / "others", "36 of 36")):
-        done = run("--task", photos, "--validation", value, "-o", output, *QUICK, "--force")
+    for value, share in (("0.5", 0.5), (tmp_path / "others", 0.2)):
+        more = ("-o", output, "--force", "--json", *QUICK)
+        done = run("--task", photos, "--validation", value, *more)
         assert done.exit_code == 0, done.stderr
-        assert told in done.stderr
+        provenance = json.loads(done.stdout)["provenance"]
+        assert provenance["command"]["validation"] == str(value)
+        assert provenance["options"]["validation"] == share
         assert run("verify", output).exit_code == 0
     done = run("--task", photos, "--validation", "1.5", "-o", output, "--force")
     assert done.exit_code == 2

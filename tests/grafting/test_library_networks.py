@@ -112,3 +112,13 @@ def require_itself(build: Callable[[], nn.Module]) -> None:
     weights = graft(ours, theirs, match(ours, theirs), torch.Generator().manual_seed(0))
     load_nearest(target, theirs.graph.replace({**weights.lent, **weights.adjusted}))
     assert torch.equal(target.eval()(IMAGES), source(IMAGES))
+
+
+def test_scales_of_branches_are_small_unless_a_whole_block_is_lent() -> None:
+    pytest.importorskip("timm")
+    source, target = units_of("timm:efficientnet_lite0"), units_of("timm:convnext_atto")
+    weights = graft(source, target, match(source, target), torch.Generator().manual_seed(0))
+    keys = [unit.scale for unit in target.units if unit.scale]
+    assert all(weights.lent[key].allclose(torch.tensor(0.1)) for key in keys)
+    itself = graft(target, target, match(target, target), torch.Generator().manual_seed(0))
+    assert all(torch.equal(itself.lent[key], target.graph.tensors[key]) for key in keys)

@@ -61,6 +61,15 @@ def test_a_host_offers_methods_that_write_what_they_say(name: str) -> None:
     assert found.notes[0].startswith("4 of 4 layers")
 
 
+def test_transformers_are_fitted_to_a_prompt_that_is_deeper() -> None:
+    torch.manual_seed(0)
+    source, target = prompt(trained_tokens(TorchViT(depth=3))), TorchViT()
+    found = transfer_methods()["regression"](target, source, task(size=32), torch.Generator())
+    assert found.origins["encoder.layers.1.linear2.weight"] == "fitted"
+    assert found.origins["encoder.layers.1.linear1.weight"] == "transferred"
+    assert "of their variance" in found.notes[-1]
+
+
 def test_transformers_and_attention_are_offered_by_the_same_methods() -> None:
     torch.manual_seed(0)
     source, data = prompt(trained_tokens(TorchViT())), task(size=32)

@@ -80,6 +80,10 @@ AT_CALL: dict[str, tuple[str, str]] = {
         "    return {key: ENCODERS['sane'] for key in (3, None, '', 'a\\nb')}",
         "its name is an int",
     ),
+    "no_prompts": (
+        "@hookimpl\ndef sane_prompts(): return {'mine': 3, 'photo': print}",
+        "an int where a PromptOffer",
+    ),
     "list_of_engines": ("@hookimpl\ndef sane_engines(): return ['mine']", "a list where a mapping"),
     "generated_samplers": (
         "@hookimpl\ndef sane_samplers(): return (x for x in 'ab')",

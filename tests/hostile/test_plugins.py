@@ -60,6 +60,7 @@ def _use(host) -> None:
     assert "local" in host.engines()
     assert {"sane", "statistics"} <= set(host.encoders())
     assert set(host.property_heads()) >= set(embedded_heads())
+    host.prompts()
     host.commands(taken=["list"])
     host.report(Progress(job="job", done=0, total=1))
 

@@ -1,10 +1,14 @@
 """Folders of images as people have them: in sets, nested, with other files, with other classes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from sane_plugins.errors import TaskError, UsageError
+from sane_plugins.initialize import InitializeOptions
+from sane_plugins.initialize.problem import split_images
 from sane_plugins.tasks import MixedSizesError, load_task
 
 image = pytest.importorskip("PIL.Image")
@@ -170,6 +174,16 @@ def test_one_image_in_colours_makes_all_of_them_so(tmp_path) -> None:
         path.unlink()
     assert load_task(tmp_path).channels == 3
     assert load_task(tmp_path / "train").channels == 1
+
+
+def test_all_training_images_are_trained_on_where_others_are_chosen_by(sets) -> None:
+    task, options = load_task(sets), InitializeOptions()
+    split = split_images(task, 1000, options)
+    assert len(split.y_train) == len(task.y_train)
+    assert torch.equal(split.x_test, task.x_validation)
+    alone = replace(task, x_validation=None, y_validation=None)
+    held_out = split_images(alone, 1000, replace(options, validation=0.5))
+    assert len(held_out.y_train) == len(held_out.y_test) == len(task.y_train) // 2
 
 
 @pytest.mark.parametrize("share", ["0", "1", "2.5", "-1", "nan"])

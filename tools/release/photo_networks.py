@@ -22,7 +22,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/photo_networks"))
-    parser.add_argument("--epochs", type=int, help="instead of those of the recipe")
+    parser.add_argument("--epochs", type=int, help="end here, from where the training is")
+    parser.add_argument("--small", action="store_true", help=f"all epochs at {SMALL_SIZE} pixels")
     parser.add_argument("--ship", action="store_true", help="write what there is; train nothing")
     chosen = parser.parse_args()
     set_threads(1)
@@ -124,7 +125,10 @@ def main() -> None:
     for name in chosen.names or RECIPES:
         with alone(chosen.work / f"{name}.lock") as is_alone:
             if is_alone:
-                train(name, RECIPES[name], photos, chosen.work, chosen.epochs)
+                recipe = RECIPES[name]
+                epochs = chosen.epochs or recipe.epochs
+                small = epochs if chosen.small else recipe.small_epochs * epochs // recipe.epochs
+                train(name, replace(recipe, epochs=epochs, small_epochs=small), photos, chosen.work)
 
 
 # Images
@@ -223,12 +227,13 @@ class Run:
         )
         self.step, self.seconds = 0, 0.0
         self.log: list[dict[str, float]] = []
+        self.plans: list[list[float]] = []  # from which epoch on how many were planned
 
     def save(self, path: Path) -> None:
         """Write all that it takes to go on."""
         parts = {"module": self.module, "mean": self.mean, "optimizer": self.optimizer}
         state: dict[str, Any] = {key: part.state_dict() for key, part in parts.items()}
-        state |= {"step": self.step, "seconds": self.seconds, "log": self.log}
+        state |= {"step": self.step, "seconds": self.seconds, "log": self.log, "plans": self.plans}
         write_whole(path, lambda file: torch.save(state, file))
 
     def load(self, path: Path) -> None:
@@ -237,6 +242,7 @@ class Run:
         for key in ("module", "mean", "optimizer"):
             getattr(self, key).load_state_dict(state[key])
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        self.plans = state.get("plans") or [[0.0, self.recipe.epochs]]
 
     def take_step(self, images: torch.Tensor, labels: torch.Tensor, done: float) -> torch.Tensor:
         """Take a step, with the learning rate of the share of the schedule that is done."""
@@ -268,21 +274,22 @@ def one_cycle(done: float) -> float:
     return LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * min(1.0, fall))) / 2
 
 
-def train(name: str, recipe: Recipe, photos: Photos, work: Path, epochs: int | None) -> None:
+def train(name: str, recipe: Recipe, photos: Photos, work: Path) -> None:
     """Train a network to the end of its schedule; its state is written every few minutes."""
-    epochs = epochs or recipe.epochs
     run, state = Run(name, recipe, len(photos.classes)), work / f"{name}.pt"
     if state.exists():
         run.load(state)
     training = (~photos.is_held_out).nonzero().flatten()
-    per_epoch = len(training) // BATCH
+    per_epoch, epochs = len(training) // BATCH, recipe.epochs
+    if not run.plans or run.plans[-1][1] != epochs:
+        run.plans.append([round(run.step / per_epoch, 2), epochs])
     saved, started = time.monotonic(), time.monotonic() - run.seconds
     losses: list[torch.Tensor] = []
     while run.step < epochs * per_epoch:
         epoch, place = divmod(run.step, per_epoch)
         order = _order(name, epoch, len(training))
         chosen = training[order[place * BATCH : (place + 1) * BATCH]]
-        size = SMALL_SIZE if epoch < recipe.small_epochs * epochs / recipe.epochs else SIZE
+        size = SMALL_SIZE if epoch < recipe.small_epochs else SIZE
         images = augment(photos.images[chosen], size, random_stream(0, name, "cut", run.step))
         losses.append(run.take_step(images, photos.labels[chosen], run.step / epochs / per_epoch))
         run.seconds = time.monotonic() - started
@@ -336,7 +343,8 @@ def ship(name: str, recipe: Recipe, photos: Photos, work: Path) -> None:
         factory={**recipe.factory, "channels_in": 3, "classes": len(photos.classes)},
         record={
             "epochs": round(run.step / per_epoch, 2),
-            "planned_epochs": recipe.epochs,
+            "plans": [{"from_epoch": start, "epochs": planned} for start, planned in run.plans],
+            "sizes": [entry["size"] for entry in run.log],
             "minutes": round(run.seconds / 60),
             "accuracy": accuracy,
             "held_out_images": int(photos.is_held_out.sum()),

@@ -233,7 +233,7 @@ def photo_networks() -> str:
                 f"`{name}`",
                 f"`{architecture.removeprefix('name=')}`",
                 f"{told['values']:,}",
-                f"{told['epochs']} of {told['planned_epochs']}",
+                f"{told['epochs']} of {told['plans'][-1]['epochs']}",
                 f"{told['accuracy']:.3f}",
             )
         )

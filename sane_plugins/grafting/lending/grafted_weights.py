@@ -20,6 +20,7 @@ from sane_plugins.weights import Role
 
 _GATE_FACTOR, _GATE_SHIFT = 0.1, 3.0
 _NOISE = 0.02
+_UNSURE_SCALE = 0.1  # of a branch that does not compute what its source does
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -94,7 +95,8 @@ class _Grafting:
         if unit.scale is None:
             lent = lent.with_scale_folded()
         else:
-            self._give_scale(unit.scale, lent.scale, outputs)
+            fresh = 1.0 if self._is_whole(unit) else _UNSURE_SCALE
+            self._give_scale(unit.scale, lent.scale, outputs, fresh)
         lent = _for_norm(lent, unit.norm)
         weight = fitted_weight(lent, unit, outputs, inputs, self._rng, self._noise)
         if weight.shape != network.weight(unit).shape:
@@ -137,10 +139,25 @@ class _Grafting:
             bias = self._target.graph.tensors[unit.bias]
             self.adjusted[unit.bias] = on_cpu(bias) + _GATE_SHIFT
 
-    def _give_scale(self, key: str, scale: torch.Tensor | None, outputs: torch.Tensor) -> None:
-        """Note the scale of an output: the source's, or 1, as a fresh network's is next to nothing."""
+    def _is_whole(self, unit: Unit) -> bool:
+        """Return whether a unit's block gets all units of a source's block in their order."""
+        ours = self._body(self._target, unit)
+        pairs = [self._matching.pairs.get(one.name) for one in ours]
+        theirs = [one for pair in pairs if pair for one in pair.sources]
+        if not theirs or not all(pairs):
+            return False
+        body = self._body(self._source, theirs[0])
+        return [one.name for one in theirs] == [one.name for one in body]
+
+    def _body(self, network: NetworkUnits, unit: Unit) -> list[Unit]:
+        return [x for x in network.units if (x.block, x.place) == (unit.block, "body")]
+
+    def _give_scale(
+        self, key: str, scale: torch.Tensor | None, outputs: torch.Tensor, fresh: float
+    ) -> None:
+        """Note the scale of an output: the source's, or a `fresh` one, as the target's is next to nothing."""
         shape = self._target.graph.tensors[key].shape
-        values = torch.ones(len(outputs)) if scale is None else scale[outputs]
+        values = torch.full((len(outputs),), fresh) if scale is None else scale[outputs]
         self.lent[key] = values.view(shape)
 
     def _give_norm(

@@ -100,6 +100,7 @@ def linear(
         bias=_bias(run, bias, outputs),
         reads_image=value.reads_image,
         pixels=pixels,
+        is_token_major=_is_token_major(cells[..., 0].flatten()),
     )
     places = _patch_cells(run, cells[..., 0]) if value.reads_image else cells[..., 0]
     return Activation(
@@ -130,3 +131,9 @@ def _patch_cells(run: RunRecord, cells: torch.Tensor) -> torch.Tensor:
     run.grid = (len(rows[0]), len(columns[0]))
     places: torch.Tensor = rows[1] * run.grid[1] + columns[1]
     return places
+
+
+def _is_token_major(cells: torch.Tensor) -> bool:
+    """Return whether cells (rows,) of two images alternate: the first token of both comes first."""
+    count = len(cells) // 2
+    return not torch.equal(cells[:count], cells[count:]) and torch.equal(cells[::2], cells[1::2])

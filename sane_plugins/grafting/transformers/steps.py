@@ -34,7 +34,8 @@ class ContractionStep(Step):
     `inputs` the node of what each column multiplies and `outputs` that of what each row makes. `pixels`,
     where the images were read by a linear layer, holds row and column of the pixel of each column, counted
     from the patch's first.
-    `groups` is a convolution's, `grid` its (height, width).
+    `groups` is a convolution's, `grid` its (height, width). `is_token_major` says that rows of its input run
+    over all images' first tokens first.
     """
 
     key: str
@@ -50,6 +51,7 @@ class ContractionStep(Step):
     pixels: tuple[torch.Tensor, torch.Tensor] | None = None
     groups: int = 1
     grid: tuple[int, int] | None = None
+    is_token_major: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

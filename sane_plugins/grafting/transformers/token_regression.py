@@ -21,6 +21,7 @@ from sane_plugins.grafting.transformers.transformer_graft import TransformerGraf
 from sane_plugins.weights import evaluation_copy
 
 _PENALTY = 0.1  # relative to the mean diagonal of the inputs' products
+_KEPT_VALUES, _LEAST_IMAGES = 2**27, 16
 _LINEAR = {torch.ops.aten.addmm.default: (0, 1, 2), torch.ops.aten.mm.default: (None, 0, 1)}
 
 
@@ -34,11 +35,15 @@ def fit_writers(
 ) -> tuple[frozenset[str], float]:
     """Fit the writers of a grafted target, in place; return their parameters, and the share explained.
 
-    The images (N, C, H, W) are the same ones, each as the network takes them; all are run at once. The share
-    is of the variance of what is added to the stream, in the mean over branches.
+    The images (N, C, H, W) are the same ones, each as the network takes them; as many are run at once as
+    leave the kept tokens within 2^27 numbers. The share is of the variance of what is added to the stream,
+    in the mean over branches.
     """
     ends = meeting_places(graft.pairs, len(graft.source.branches))
     pairs = [(graft.target.branches[i], graft.source.branches[end]) for i, end in ends.items()]
+    each = sum(len(of.sum.cells) * graft.source.width for _, of in pairs)
+    count = max(_LEAST_IMAGES, _KEPT_VALUES // max(each, 1))
+    source_images, target_images = source_images[:count], target_images[:count]
     calls = {of.sum.call for _, of in pairs}
     watch = _Watch(calls)
     copied = evaluation_copy(source)
@@ -121,6 +126,8 @@ class _FittingMode(TorchDispatchMode):
         wanted = self._tokens(wanted, of.sum, to.sum)
         if wanted is None or wanted.shape != before.shape or len(inputs) != before[..., 0].numel():
             return
+        if step.is_token_major:
+            inputs = inputs.unflatten(0, (-1, len(before))).transpose(0, 1).flatten(0, 1)
         y = (wanted - before).flatten(0, 1)[:, places]
         scale = self._parameters[to.layer_scale].flatten()[places] if to.layer_scale else None
         if scale is not None:

@@ -68,7 +68,7 @@ def execute(module: nn.Module, images: torch.Tensor) -> TracedRun:
     return TracedRun(steps=tuple(record.steps), nodes=record.nodes, shapes=record.shapes)
 
 
-def attends(module: nn.Module, images: torch.Tensor) -> bool:
+def has_attention(module: nn.Module, images: torch.Tensor) -> bool:
     """Return whether a module computes a softmax inside, by a run on two of the images (N, C, H, W)."""
     finder = _SoftmaxFinder()
     with plain_operators(), finder:

@@ -26,7 +26,7 @@ from sane_plugins.grafting.transformers.stream_maps import (
 )
 from sane_plugins.grafting.transformers.structure import TokenNetwork
 from sane_plugins.grafting.transformers.structure_reader import read_structure
-from sane_plugins.grafting.transformers.traced_run import attends, execute
+from sane_plugins.grafting.transformers.traced_run import execute, has_attention
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +48,7 @@ class TransformerGraft:
 
 def read_transformer(module: nn.Module, images: torch.Tensor) -> TokenNetwork | None:
     """Return the parts of a transformer with one residual stream, by a run on images; None for others."""
-    return read_structure(execute(module, images)) if attends(module, images) else None
+    return read_structure(execute(module, images)) if has_attention(module, images) else None
 
 
 @torch.no_grad()
