@@ -43,8 +43,8 @@ class RegressionMethod:
     """A graft whose layers are then fitted to the prompt's features on at most `images` training images.
 
     `penalties` are relative; of several the best is taken layer by layer. The prompt sees images `enlarged`
-    so many times, but not beyond the size that it was trained at. `protect`: weights in front of batch norms are scaled up to that many times the default's
-    deviation; 0: they stay.
+    so many times, but not beyond the size that it was trained at. `protect`: weights in front of batch norms
+    are scaled up to that many times the default's deviation; 0: they stay.
     """
 
     images: int = _IMAGES
