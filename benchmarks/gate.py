@@ -5,7 +5,8 @@
 A run: a network, a task, prompts good and bad (trained, barely trained, untrained, shuffled). Half of the runs are on real
 architectures at 32 or 64 pixels, with files as prompts, at the rung that 45 seconds on two cores allow; the others on small networks with
 zoos, at rung 0. The gate speaks of each family apart: of generated weights (SANE candidates alone) and of transferred ones, where a default with
-a fitted classifier was trained beside them; a run of which it says nothing is silent. What is true is told by test images: does the family's best
+a fitted classifier was trained beside them. Where no transfer leads before training none is trained, and that is said: the answer is no. A run of
+which nothing is said is silent. What is true is told by test images: does the family's best
 candidate beat the best default of the same race after one and two epochs on all training images (mean over orders of images, statistics measured
 anew)? It is fitted on settling tasks (`tools/release/fit_gate.py`); features are chosen on these (`choose`), a task left out in turn, and tested on tasks that
 nothing was settled on (`test`). A finished run is kept in runs/gate-families/; stopped, it goes on where it was. To run in the background:
@@ -58,7 +59,7 @@ def main() -> None:
 
 def _choose(cases: list[dict[str, Any]]) -> None:
     """Tell how features do on settling runs, a data set left out in turn."""
-    told = [case for case in cases if case["family"]]
+    told = [case for case in cases if case["family"] and not case["dropped"]]
     folded = [case for case in told if case["counts"]]
     lines = [
         "| features | cases | right, a data set left out in turn | Brier score |",
@@ -141,6 +142,8 @@ def _mean(values: Any) -> str:
 
 
 def _forecast(case: dict[str, Any], gate: dict[str, Any]) -> BenefitForecast:
+    if case["dropped"]:
+        return BenefitForecast(0.0)  # it is said that no transfer led, and none is trained
     name = "folds" if case["counts"] else "race"
     score = features([case], name)[0] @ np.array(gate[name]["weights"]) + gate[name]["bias"]
     return BenefitForecast(float(1 / (1 + np.exp(-score))))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -36,10 +36,11 @@ from sane_plugins.initialize.benefit import (
     race_margins,
 )
 from sane_plugins.initialize.budget import Budget, Stage
-from sane_plugins.initialize.candidates import Candidate
+from sane_plugins.initialize.candidates import Candidate, CandidateBuilder
+from sane_plugins.initialize.kinds import CandidateSpec, Family, Kind, Statistics
 from sane_plugins.initialize.pipeline import planned
-from sane_plugins.initialize.problem import set_up
-from sane_plugins.initialize.search import search
+from sane_plugins.initialize.problem import InitializationProblem, set_up
+from sane_plugins.initialize.search import SearchResult, search
 from sane_plugins.initialize.successive_halving import race
 from sane_plugins.progress import silent
 from sane_plugins.runtime import threads_for
@@ -232,6 +233,7 @@ def _run(spec: Spec, task: Task, data: Path, zoos: list[Zoo], sane: SANE) -> Run
         families.append(
             {
                 "family": family,
+                "dropped": False,
                 "margins": race_margins(rivals[0].score, rivals[1].score, plan.held_out),
                 "discordant": _discordant(*rivals),
                 "ranking": _ranking(*rivals),
@@ -243,7 +245,36 @@ def _run(spec: Spec, task: Task, data: Path, zoos: list[Zoo], sane: SANE) -> Run
                 "curves": [truth[id(c.module)] for c in rivals],
             }
         )
+    if not any(case["family"] == Family.TRANSFER for case in families):
+        families += _of_dropped(spec, task, problem, found, raced)
     return {"rung": plan.rung, "chosen": raced[0].score.name, "families": families}
+
+
+def _of_dropped(
+    spec: Spec,
+    task: Task,
+    problem: InitializationProblem,
+    found: SearchResult,
+    raced: Sequence[Candidate],
+) -> list[Run]:
+    """Return the case of a transfer that was not trained, because it did not lead: of it the answer is no."""
+    dropped = [x for x in found.board.dropped if x.kind is Kind.TRANSFER]
+    defaults = [c for c in raced if c.spec.kind.family is Family.DEFAULT and c.score.curve]
+    if not dropped or not defaults:
+        return []
+    best = min(dropped, key=lambda score: score.loo_loss or 0.0)
+    specs = (
+        replace(CandidateSpec(Kind.TRANSFER, method=name), statistics=statistics)
+        for name in problem.transfer_names
+        for statistics in get_args(Statistics)
+    )
+    recipe = next(x for x in specs if x.name(problem) == best.name)
+    ours = Candidate(CandidateBuilder(problem).build(recipe), best)
+    plain = max(defaults, key=lambda c: c.score.last or 0.0)
+    curves = [_trained(spec, candidate, task) for candidate in (ours, plain)]
+    gain = float(np.mean(curves[0]) - np.mean(curves[1]))
+    told = {"family": Family.TRANSFER, "dropped": True, "gain": gain, "ahead": False, "counts": []}
+    return [{**told, "ours": best.name, "plain": plain.score.name, "curves": curves}]
 
 
 def _ranking(ours: Candidate, plain: Candidate) -> float:

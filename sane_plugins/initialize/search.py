@@ -25,7 +25,7 @@ from sane_plugins.progress import Progress, Report
 
 _MAX_PROMPTS = 6  # to draw near
 _EARLY_LAYERS_FRACTION = 0.5
-_BUDGET_PART = 0.7  # after which no more is made: the plan says how much should be, in less
+_BUDGET_PART = 0.9  # after which no more is made: by the plan all is done in less
 
 
 @dataclass(frozen=True, eq=False)

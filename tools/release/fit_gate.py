@@ -39,7 +39,7 @@ def main() -> None:
 
 def fitted(cases: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the weights for margins of the race alone, and for the folds where there was time for them."""
-    told = [case for case in cases if case["family"]]
+    told = [case for case in cases if case["family"] and not case["dropped"]]
     tasks = list(dict.fromkeys(case["dataset"] for case in told))
     gate: dict[str, Any] = {"runs": len(told), "helped": int(helped(told).sum()), "tasks": tasks}
     for name in ("race", "folds"):
