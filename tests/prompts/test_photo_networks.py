@@ -1,5 +1,7 @@
 """The compact photo networks: large models' grids, any image size, recognised by their shapes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -75,7 +77,7 @@ def test_shipped_networks_know_their_images_and_tell_them_apart() -> None:
         network = host.prompt_network(name)
         assert len(network.info.classes) == 100
         assert "ImageNet's terms" in network.info.licence
-        card = read_card(network.graph.source)
+        card = read_card(Path(network.graph.source))
         assert card.record["accuracy"] > 0.1  # ten times chance
         module = network.build()
         size = network.info.preparation.size
