@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.grafting import conditioned, find_classifier
+from sane_plugins.grafting import condition, conditioned, find_classifier
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks import Task, accuracy, load_task
 
@@ -188,7 +188,8 @@ def _default(_: Setting, cell: Cell, task: Task) -> tuple[nn.Module, Run]:
 
 def _fitted(_: Setting, cell: Cell, task: Task) -> tuple[nn.Module, Run]:
     module = _fresh(cell, task)
-    fit_head(module, task, cell.seed)
+    condition(module, task.x_train, 8, BATCH, torch.Generator().manual_seed(cell.seed))
+    fit_head(module, task)
     return module, {}
 
 
@@ -217,14 +218,14 @@ def _iatransferred(setting: Setting, cell: Cell, task: Task) -> tuple[nn.Module,
 def _fine_tuned(
     setting: Setting, cell: Cell, task: Task, *, fit: bool = False
 ) -> tuple[nn.Module, Run]:
-    """Take the prompt's own weights under a new classifier, drawn or fitted."""
+    """Take the prompt's own weights and statistics under a new classifier, drawn or fitted."""
     module = _fresh(cell, task)
     head = find_classifier(module, task.x_train[:8])
     own = {f"{n}.{k}" for n, m in module.named_modules() if m is head for k in ("weight", "bias")}
     lent = lite(setting.prompts[0]).state_dict()
     module.load_state_dict({**lent, **{k: x for k, x in module.state_dict().items() if k in own}})
     if fit:
-        fit_head(module, task, cell.seed)
+        fit_head(module, task)
     return module, {}
 
 

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from sane_plugins.architectures import import_torchvision
 from sane_plugins.formats import open_file
-from sane_plugins.grafting import condition, find_classifier, fit_classifier
+from sane_plugins.grafting import find_classifier, fit_classifier
 from sane_plugins.tasks import Task
 
 Block: TypeAlias = "nn.Module | list[Block]"
@@ -46,9 +46,8 @@ def lite(path: Path) -> nn.Module:
     return module.eval()
 
 
-def fit_head(module: nn.Module, task: Task, seed: int) -> None:
-    """Fit the classifier in closed form on the network's features, statistics measured."""
-    condition(module, task.x_train, 8, 64, torch.Generator().manual_seed(seed))
+def fit_head(module: nn.Module, task: Task) -> None:
+    """Fit the classifier in closed form on the network's features."""
     layer = find_classifier(module, task.x_train[:8])
     if layer is not None:
         fit_classifier(module, layer, task.x_train, task.y_train)
