@@ -35,7 +35,8 @@ from sane_plugins.architectures import resnet, small_cnn, wide_cnn
 from sane_plugins.autoencoder import embedded_sane
 from sane_plugins.generation import choose_prompts
 from sane_plugins.initialize import InitializeOptions, TrainOptions, initialize, train_epochs
-from sane_plugins.initialize.candidates import CandidateBuilder, CandidateSpec, Kind
+from sane_plugins.initialize.candidates import CandidateBuilder
+from sane_plugins.initialize.kinds import CandidateSpec, Kind
 from sane_plugins.initialize.problem import prepare
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks import Task, accuracy, load_task

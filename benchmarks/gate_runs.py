@@ -172,17 +172,20 @@ def _kept(spec: Spec, data: Path, zoos: list[Zoo], sane: SANE) -> Run:
     return found
 
 
-def _task_of(spec: Spec, data: Path) -> Task:
-    """Return the images of a run; `grey` is CIFAR-10 without its colours, real networks see three channels."""
-    size = REAL[spec.network][1] if spec.is_real else 28
-    if spec.dataset == "digits":
-        task = load_task("digits", size)
-    elif spec.dataset == "grey":
+def images_of(dataset: str, size: int, data: Path) -> Task:
+    """Return the images of a data set at a size in pixels; `grey` is CIFAR-10 without its colours."""
+    if dataset == "digits":
+        return load_task("digits", size)
+    if dataset == "grey":
         task = load_task(data / "datasets" / "cifar10.npz")
         x_train, x_test = (x.mean(1, keepdim=True) for x in (task.x_train, task.x_test))
-        task = replace(task, x_train=x_train, x_test=x_test).resized(size)
-    else:
-        task = load_task(data / "datasets" / f"{spec.dataset}.npz", size)
+        return replace(task, x_train=x_train, x_test=x_test).resized(size)
+    return load_task(data / "datasets" / f"{dataset}.npz", size)
+
+
+def _task_of(spec: Spec, data: Path) -> Task:
+    """Return the images of a run; real networks see three channels."""
+    task = images_of(spec.dataset, REAL[spec.network][1] if spec.is_real else 28, data)
     if spec.dataset.startswith("pneumonia"):
         task = _mixed(task)
     if spec.is_real and task.channels == 1:

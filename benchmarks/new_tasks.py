@@ -144,9 +144,10 @@ def _planned(setting: Setting, data: Task) -> Callable[[int], dict[str, torch.Te
 
     make = partial(small_cnn, data.channels, len(data.classes))
     problem = prepare(make, data, setting.prompts, setting.sane, InitializeOptions())
-    count = len(problem.transfer.aligned)
+    transfer = problem.sane_transfer
+    count = len(transfer.aligned)
     default = from_module(make())
-    return lambda number: problem.transfer.direct(number % count, default) if count else {}
+    return lambda number: transfer.direct(number % count, default) if count else {}
 
 
 def _ours(run: Run, setting: Setting) -> torch.nn.Module:

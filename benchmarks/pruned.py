@@ -36,7 +36,8 @@ from sane_plugins.initialize import (
     initialize,
     train_epochs,
 )
-from sane_plugins.initialize.candidates import CandidateBuilder, CandidateSpec, Kind
+from sane_plugins.initialize.candidates import CandidateBuilder
+from sane_plugins.initialize.kinds import CandidateSpec, Kind
 from sane_plugins.initialize.problem import prepare
 from sane_plugins.tasks import Task, accuracy, load_task
 

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 import zoodata
-from gate_runs import task_of
+from gate_runs import images_of
 
 from sane_plugins.architectures import small_cnn
 from sane_plugins.autoencoder import embedded_sane
 from sane_plugins.generation import KDE, Diffusion, Gaussian, Sampler, choose_prompts
 from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
-from sane_plugins.initialize.candidates import CandidateBuilder, CandidateSpec, Kind
+from sane_plugins.initialize.candidates import CandidateBuilder
+from sane_plugins.initialize.kinds import CandidateSpec, Kind
 from sane_plugins.initialize.problem import prepare
-from sane_plugins.initialize.search import score_candidate
 from sane_plugins.runtime import random_stream
 from sane_plugins.tasks import accuracy
 
@@ -55,18 +55,22 @@ def main() -> None:
     found: dict[str, dict[str, list[list[float]]]] = {}
     for name in TASKS:
         for seed in range(arguments.seeds):
-            task = task_of(name, arguments.data).subset(10_000, torch.Generator().manual_seed(seed))
+            task = images_of(name, 28, arguments.data).subset(
+                10_000, torch.Generator().manual_seed(seed)
+            )
             make = partial(small_cnn, 1, len(task.classes))
             for label, sampler in SAMPLERS.items():
                 options = InitializeOptions(seed=seed, sampler=sampler)
                 problem = prepare(make, task, prompts, sane, options)
+                assert problem.sampler is not None  # it is bound when the prompts are encoded
                 rng, builder = random_stream(seed, "round", 0), CandidateBuilder(problem)
-                latents = problem.sampler(problem.transfer.prompts, COUNT, rng).unsqueeze(1)
-                drawn = [
-                    score_candidate(builder, CandidateSpec(Kind.SANE, i), z)
+                latents = problem.sampler(problem.sane_transfer.prompts, COUNT, rng).unsqueeze(1)
+                held_out = problem.task.x_test, problem.task.y_test
+                before = [
+                    accuracy(builder.build(CandidateSpec(Kind.SANE, i), z).module, *held_out)
                     for i, z in enumerate(latents)
                 ]
-                best = max(drawn, key=lambda candidate: candidate.score.before).spec.number
+                best = before.index(max(before))
                 spec = CandidateSpec(Kind.SANE, best, scale="default")
                 module = builder.build(spec, latents[best]).module
                 curve = [accuracy(module, task.x_test, task.y_test)]

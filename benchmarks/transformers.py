@@ -44,9 +44,10 @@ def build_prompt(classes: int = 100) -> nn.Module:
     """Return an untrained prompt."""
     import timm
 
-    return timm.models.VisionTransformer(  # type: ignore[no-any-return]
+    network: nn.Module = timm.models.VisionTransformer(
         img_size=PROMPT_SIZE, patch_size=8, embed_dim=128, depth=6, num_heads=4, num_classes=classes
     )
+    return network
 
 
 def build_target(classes: int) -> nn.Module:
@@ -54,7 +55,8 @@ def build_target(classes: int) -> nn.Module:
     import timm
 
     name = "vit_tiny_patch16_224"
-    return timm.create_model(name, img_size=SIZE, num_classes=classes)  # type: ignore[no-any-return]
+    network: nn.Module = timm.create_model(name, img_size=SIZE, num_classes=classes)
+    return network
 
 
 def read_photos(archive: Path, each: int) -> tuple[torch.Tensor, torch.Tensor]:
