@@ -102,7 +102,7 @@ def resolve_prompts(
         return Prompts(found.networks, found.notes)
     are_built = names.factory_is_for_prompts and not any(map(_is_zoo, names.prompts))
     opener = Opener(host, [names.factory] if names.factory and are_built else [])
-    graph = opener(source)
+    graph = opener(source).require_finite()
     notes = (f"{source}: {graph.notes[0]}",) if graph.recognized else ()
     network = PromptReader(lambda _: graph, host.build, opener.builders)(source)
     return Prompts((network,), notes)

@@ -159,7 +159,7 @@ def test_bad_tasks_are_one_sentence(task, tmp_path, changes, said: str) -> None:
         (["--task", "no-such-file.npz"], "no such file", 1),
         (["no-such-network"], "no such network", 1),
         (["--sampler", "no-such-sampler"], "kde", 2),
-        (["--size", "9"], "--size", 1),
+        (["--size", "9"], "--size", 2),
         (["--factory", "no.such:function", "prompt.pt"], "", 1),
     ],
 )

@@ -96,7 +96,8 @@ def paths(record: Any, before: tuple[Any, ...] = ()) -> Iterator[list[Any]]:
 def test_every_field_is_checked_before_anything_is_done(told):
     """Whatever a field is replaced by, the provenance is refused, or what is made of it has its types."""
     refused = count = 0
-    told = {**told, "scores": told["scores"][:1], "prompts": told["prompts"][:1]}
+    told = {**told, "prompts": told["prompts"][:1]}
+    del told["plan"], told["scores"]  # a reader is told of them; nothing is made of them
     for path in paths(told):
         for value in VALUES:
             provenance = json.loads(json.dumps(changed(told, path, value)))
