@@ -428,7 +428,7 @@ _FACTORIES = {
 }
 _ON_THE_CPU = {
     "indices, which may lie on the CPU whatever they index": {
-        *("join_windows", "visible_tokens", "owned_tokens", "_batch_indices", "resize_to_target"),
+        *("join_windows", "visible_tokens", "owned_tokens", "resize_to_target"),
         *("_concatenate_inputs", "_repeat_and_divide", "_source_of_channel", "matching_tokens"),
         *("_matching_slot_tokens", "_rows_by_factory", "World.rows", "draw_windows"),
         *("PermutedDataset.all_tokens", "_permutation_indices", "token_indices", "KDE.__call__"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from weakref import WeakSet
 
 from torch import nn
 
@@ -221,7 +222,16 @@ def _network_builder(
     """Return a function that builds the network, and whether each call draws fresh weights."""
     if isinstance(target, nn.Module):
         return (lambda: copy_module(target)), False
-    return target, True
+    built = WeakSet[nn.Module]()
+
+    def build() -> nn.Module:
+        module = target()
+        if module in built:  # the function gives one network each time, which stays as it is
+            return copy_module(module)
+        built.add(module)
+        return module
+
+    return build, True
 
 
 def _require_match(module: nn.Module, options: InitializeOptions) -> None:

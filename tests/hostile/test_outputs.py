@@ -452,7 +452,8 @@ def test_a_full_disk_is_told_of_the_users_file_by_every_command(tmp_path) -> Non
     told = done.stdout.splitlines()
     assert len(told) == len(lines), (done.stdout, done.stderr)
     for line, place in zip(told, lines.values(), strict=True):
-        assert line.startswith(f"1 Error: {place}"), line
+        assert line.startswith("1 "), line
+        assert f" Error: {place}" in line, line
         assert "cannot be written (File too large)" in line, line
         assert ".sane-plugins-" not in line, line
     assert _contents(tmp_path) == before

@@ -657,7 +657,8 @@ def test_the_race_goes_on_without_a_sampler_that_fails(host, name: str) -> None:
     assert " at 0x" not in json.dumps(result.provenance["options"])
     alone = InitializeOptions(sampler=sampler, scored=False, images=64)
     with pytest.raises(PluginError, match=r"sampler _(Sampler|Bound): it r"):
-        host.initialize(target, task, [nn.Linear(784, 10)], alone)
+        # A graph cannot run, so there is no transfer to take in its place.
+        host.initialize(target, task, [host.open(nn.Linear(784, 10))], alone)
 
 
 def test_ours_keep_their_names_and_then_who_came_first(host) -> None:

@@ -246,7 +246,8 @@ ABILITIES = {
 @pytest.mark.parametrize("ability", ABILITIES)
 def test_a_live_module_is_untouched_to_the_byte(ability, host, tmp_path):
     # A copy has the hooks too, and calls them when it runs.
-    module = live_module(with_hooks=ability not in ("build", "initialise as target"))
+    runs = ("build", "initialise as target", "initialise as prompt")
+    module = live_module(with_hooks=ability not in runs)
     state, randomness, np_state = state_of(module), torch.get_rng_state(), np.random.get_state()
     ABILITIES[ability](host, module, tmp_path)
     assert state_of(module) == state

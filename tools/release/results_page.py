@@ -156,6 +156,13 @@ of other seeds and sizes, was run once; that probabilities of .4 to .6 are too c
 images (`tasks/descriptor.py`); .3 to .95 is how much of a prompt is noised away.""",
     ),
     Section(
+        title="Feature regression",
+        name="feature_regression",
+        command=f"benchmarks/feature_regression.py {DATA} {EXTRA}",
+        text="""What the options of feature regression change: EfficientNet-Lite0, whose file says that it is ImageNet's,
+into other networks. One seed; photos10b and CIFAR-10 settled its options.""",
+    ),
+    Section(
         title="Pruned networks",
         name="pruned",
         command=f"benchmarks/pruned.py {DATA}",

@@ -454,7 +454,7 @@ def test_memory_that_is_not_there_is_told(model: Path, monkeypatch) -> None:
     def none(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("sane_onnx.external_data._read_exactly", none)
+    monkeypatch.setattr("sane_onnx.model_file.external_data._read_exactly", none)
     with pytest.raises(SourceError, match="memory has room"):
         ExternalFiles(model).read(tensor(), 64)
 
