@@ -1,5 +1,7 @@
 """Where branches are added up in real networks, and the values that flow there."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,8 @@ def test_a_sum_and_its_rest_are_watched_as_they_flow() -> None:
     ],
 )
 def test_torchvision_networks(name: str, sums: int, shortcuts: int) -> None:
+    if not find_spec("torchvision"):
+        pytest.skip("needs torchvision")
     models = pytest.importorskip("sane_torchvision").import_torchvision().models
     module = getattr(models, name)().eval()
     found = residual_sums(module, torch.randn(2, 3, 64, 64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -267,6 +268,8 @@ def test_mimetic_attention_follows_its_generator_and_writes_positions() -> None:
 
 
 def test_torchvisions_transformer_is_read() -> None:
+    if not find_spec("torchvision"):
+        pytest.skip("needs torchvision")
     import_torchvision()
     build = pytest.importorskip("torchvision.models").VisionTransformer
     source = trained(build(32, 8, 2, 2, 24, 48, num_classes=5))
@@ -287,6 +290,8 @@ def test_torchvisions_transformer_is_read() -> None:
     ids=str,
 )
 def test_timms_transformers_are_read(options: dict) -> None:
+    if not find_spec("timm"):
+        pytest.skip("needs timm")
     import_torchvision()  # which timm imports
     timm = pytest.importorskip("timm")
 

@@ -1,6 +1,7 @@
 """Networks in torch's and Hugging Face's caches are found, and what is known of them is told."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,8 @@ def test_a_strangers_settings_are_ignored_where_they_are_wrong(host, caches, con
 
 
 def test_a_file_of_torchvision_is_known_by_its_name(host, caches) -> None:
+    if not find_spec("torchvision"):
+        pytest.skip("needs torchvision")
     models = pytest.importorskip("sane_torchvision").import_torchvision().models
     path = _in_torch_cache(caches, "squeezenet1_1-b8a52dc0.pth", models.squeezenet1_1())
     info = host.prompt_network(str(path)).info
