@@ -13,7 +13,7 @@ from math import isqrt
 import torch
 from torch.nn.functional import interpolate
 
-from sane_plugins.weights import Param
+from sane_plugins.weights import Param, crop_or_pad
 
 _SYMMETRY_BREAKING_STD = 0.3  # relative; equal channels would stay equal in training
 
@@ -102,7 +102,7 @@ def _resize_source(value: torch.Tensor, mapping: TensorMapping, block_count: int
         if value.shape[axis] == size:
             continue
         if axis not in (out_axis, in_axis):
-            value = _crop_or_pad(value, axis, size)
+            value = crop_or_pad(value, axis, size)
         elif axis == out_axis:
             value = _repeat_cyclically(value, axis, size)
         elif map_sizes := _flattened_map_sizes(value.shape[axis], size, mapping):
@@ -185,18 +185,6 @@ def _resize_flattened_maps(
         .flatten(-3)
         .movedim(-1, axis)
     )
-
-
-def _crop_or_pad(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """Crop a kernel's axis around its centre, or pad it with zeros."""
-    source_size = value.shape[axis]
-    if source_size > size:
-        return value.narrow(axis, (source_size - size) // 2, size)
-    shape = list(value.shape)
-    shape[axis] = size
-    padded = value.new_zeros(shape)
-    padded.narrow(axis, (size - source_size) // 2, source_size).copy_(value)
-    return padded
 
 
 def _symmetry_breaking_noise(param: Param) -> torch.Tensor:

@@ -8,6 +8,7 @@ from .computed_tensors import (
     stored_ties,
 )
 from .graph import StoredState, WeightGraph
+from .kernels import crop_or_pad
 from .layer_context import describe_layers
 from .layers import (
     MAX_AXES,
@@ -68,6 +69,7 @@ __all__ = [
     "apply_scale",
     "computes_tensors",
     "copy_module",
+    "crop_or_pad",
     "cut_rows",
     "describe_layers",
     "detokenize",

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from sane_plugins.grafting.lending.lent_layers import LentLayer
 from sane_plugins.grafting.lending.unrolled_filters import unrolled
 from sane_plugins.grafting.units import Unit
+from sane_plugins.weights import crop_or_pad
 
 _NOISE = 0.02  # relative; equal channels would stay equal in training
 
@@ -98,7 +99,7 @@ def _with_taps(
     if not taps:
         weight = weight.view(*weight.shape, *[1] * len(shape))
     for axis, size in enumerate(shape, start=2):
-        weight = _crop_or_pad(weight, axis, size)
+        weight = crop_or_pad(weight, axis, size)
     return weight
 
 
@@ -108,15 +109,3 @@ def _resized(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     if is_smaller:
         return interpolate(weight, size=tuple(shape), mode="area") * factor
     return interpolate(weight, size=tuple(shape), mode="bilinear", align_corners=False) * factor
-
-
-def _crop_or_pad(weight: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """Crop a kernel's axis around its middle, or pad it with zeros."""
-    taps = weight.shape[axis]
-    if taps > size:
-        return weight.narrow(axis, (taps - size) // 2, size)
-    shape = list(weight.shape)
-    shape[axis] = size
-    padded = weight.new_zeros(shape)
-    padded.narrow(axis, (size - taps) // 2, taps).copy_(weight)
-    return padded
