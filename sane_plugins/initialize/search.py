@@ -25,7 +25,7 @@ from sane_plugins.progress import Progress, Report
 
 _MAX_PROMPTS = 6  # to draw near
 _EARLY_LAYERS_FRACTION = 0.5
-_BUDGET_PART = 0.9  # after which no more is made: by the plan all is done in less
+_SEARCH_PART = 0.8  # of the longest time, after which no more is made: the rest is for training
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def search(
     drawing; `SamplerError` is raised where that leaves nothing to compare.
     """
     course = _Search(problem, plan, report)
-    with Stage(budget.end(_BUDGET_PART), has_result=False) as stage:
+    with Stage(budget.end(_SEARCH_PART), has_result=False) as stage:
         course.stage = stage
         course.rank_defaults()
         course.rank_transfers()

@@ -23,8 +23,6 @@ from sane_plugins.progress import Progress, Report
 from sane_plugins.runtime import random_stream
 from sane_plugins.tasks import Task, accuracy
 
-_BUDGET_PART = 1.25  # after which the training is cut short, and that is said
-
 
 @dataclass(frozen=True, eq=False)
 class RaceResult:
@@ -52,7 +50,7 @@ def race(
     waiting = finalists_first(candidates)
     count = plan.finalists if plan.steps else 0
     running, others = waiting[:count], waiting[count:]
-    with Stage(budget.end(_BUDGET_PART)) as stage:
+    with Stage(budget.end()) as stage:
         training: dict[int, TrainingRun] = {}
         scored = list[Candidate]()
         for candidate in running:
