@@ -185,7 +185,7 @@ def finished(
     built = CandidateBuilder(problem).finish(chosen.built)
     score = chosen.score
     if score.before is not None:
-        score = with_start(replace(chosen, built=built), problem.task)
+        score = with_start(replace(chosen, built=built), problem.task).score
     return built, (replace(chosen, built=built, score=score), *ranked[1:])
 
 
