@@ -15,9 +15,7 @@ _MOST_RATIO = 1e3  # of the largest value to the root mean square of all others
 _LEAST_CONSTANT = 16  # values
 
 
-def find_bad_values(
-    graph: WeightGraph, profiles: Mapping[str, TensorProfile]
-) -> Iterator[Finding]:
+def find_bad_values(graph: WeightGraph, profiles: Mapping[str, TensorProfile]) -> Iterator[Finding]:
     """Yield what is wrong with single values."""
     bad = [key for key, x in profiles.items() if x.unusable]
     owned = {param.key for param in graph.without_masks(bad).params} if bad else set[str]()

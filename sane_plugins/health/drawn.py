@@ -24,7 +24,9 @@ _MOST_Z = 4.5  # standard errors
 _MOST_KS = 2.3  # largest difference times the square root of the sample size: one in 20,000
 _LEAST_CHANCE = 1e-6  # of rows or columns that differ so much, or so little
 _ROUNDING = 1e-3  # of a bound, of half precision
-_MOST_GAP = 12.0  # mean distances between neighbours, from the largest value to a uniform law's bound
+_MOST_GAP = (
+    12.0  # mean distances between neighbours, from the largest value to a uniform law's bound
+)
 _TINY_BIAS = 1e-3  # of the weights' root mean square: some are drawn that small
 
 
@@ -70,7 +72,9 @@ class _Drawn:
         if x.power == 0 or spread <= 0:
             return False
         return (
-            _is_chance(((x.row_powers - columns * x.power) ** 2).sum() / (columns * spread), *x.shape)
+            _is_chance(
+                ((x.row_powers - columns * x.power) ** 2).sum() / (columns * spread), *x.shape
+            )
             and _is_chance(
                 ((x.column_powers - rows * x.power) ** 2).sum() / (rows * spread), columns, rows
             )

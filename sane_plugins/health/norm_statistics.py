@@ -10,7 +10,9 @@ from sane_plugins.health.tensor_profile import Array, TensorProfile
 from sane_plugins.weights import WeightGraph
 
 _NO_VARIANCE = 1e-10  # below it a norm divides by its epsilon alone
-_MOST_COLLAPSED = 0.5  # of a norm's channels: of dead channels, up to a quarter in networks that work
+_MOST_COLLAPSED = (
+    0.5  # of a norm's channels: of dead channels, up to a quarter in networks that work
+)
 
 
 def find_bad_norms(
@@ -47,6 +49,4 @@ def find_bad_norms(
             f"{some(unmeasured)}: trained, but the running mean and variance are 0 and 1,"
             " as before any data"
         )
-        yield Finding(
-            kind="unmeasured_norm", severity="fault", text=text, places=tuple(unmeasured)
-        )
+        yield Finding(kind="unmeasured_norm", severity="fault", text=text, places=tuple(unmeasured))

@@ -104,7 +104,10 @@ def profile_tensor(tensor: torch.Tensor, param: Param) -> TensorProfile:
             smallest, largest = torch.aminmax(block)
             low, high = min(low, smallest.item()), max(high, largest.item())
             squares = block.square()
-            row_sums[start:end], row_powers[start:end] = _array(block.sum(1)), _array(squares.sum(1))
+            row_sums[start:end], row_powers[start:end] = (
+                _array(block.sum(1)),
+                _array(squares.sum(1)),
+            )
             column_sums += _array(block.sum(0))
             column_powers += _array(squares.sum(0))
             fourths += squares.square().sum().item()

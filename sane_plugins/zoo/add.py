@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,17 +16,17 @@ from sane_plugins.arguments import require_field_types
 from sane_plugins.atomic_files import require_output_folder
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
-from sane_plugins.formats import INDEX, exists, is_cache_internal, shard_names
+from sane_plugins.formats import exists
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo.deduplicate import KnownNetworks
-from sane_plugins.zoo.index import NAME, Entry, ZooIndex, is_zoo, read_index
+from sane_plugins.zoo.folder_walk import walk_folder
+from sane_plugins.zoo.index import Entry, ZooIndex, is_zoo, read_index
 from sane_plugins.zoo.run_names import RunName, name_by_number
 from sane_plugins.zoo.shards import ShardWriter, digest
 from sane_plugins.zoo.store import Zoo, weight_mismatch
 
 _COMMIT_SECONDS = 10.0  # longest work that a kill may lose
-_SHARD_PATTERN = re.compile(r"-\d{5}-of-\d{5}\.[a-z]+$")
 
 Open = Callable[[Path], WeightGraph]
 
@@ -132,28 +131,14 @@ def _find_sources(
 
     A zoo that cannot be read is recorded as unread.
     """
-    root, out_folder = folder.resolve(), out.resolve()
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder)
-    )
-    files = [path for path in files if not path.resolve().is_relative_to(out_folder)]
-    zoos = {path.parent for path in files if path.name == NAME}
-    shards = {path.with_name(name) for path in files for name in shard_names(path)}
-    for zoo in sorted(zoos):
+    root, found = folder.resolve(), walk_folder(folder, out)
+    for zoo in found.zoos:
         place = (root.name / zoo.relative_to(folder)).as_posix()
         try:
             yield from _zoo_sources(Zoo.open(zoo, trust), place)
         except SaneError as error:
             result.unread[place] = str(error)
-    for path in files:
-        has_index = any(path.parent.glob(f"*{INDEX}"))
-        if (
-            path.parent in zoos
-            or path in shards
-            or is_cache_internal(path)
-            or (has_index and _SHARD_PATTERN.search(path.name))
-        ):
-            continue
+    for path in found.files:
         source = f"{root.name}/{path.relative_to(folder).as_posix()}"
         name = options.run_name(source)
         yield _Source(source, source, name, partial(open_, path), options.factory)
@@ -166,10 +151,6 @@ def _zoo_sources(zoo: Zoo, place: str) -> Iterator[_Source]:
         yield _Source(
             source, f"{place}/{entry.key}", name, partial(zoo.graph, entry), entry.factory
         )
-
-
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 class _ZooAppender:
