@@ -99,7 +99,7 @@ def constant(graph: WeightGraph, rng: torch.Generator) -> WeightGraph | None:
     return graph.replace({param.key: torch.full_like(tensor, float(tensor.mean()))})
 
 
-def redrawn(layer: Layer, graph: WeightGraph, rng: torch.Generator, law: str) -> dict[str, torch.Tensor]:
+def redrawn(layer: Layer, rng: torch.Generator, law: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a layer as a library draws them: by torch's default, kaiming or xavier."""
     new: dict[str, torch.Tensor] = {}
     fan = 0
@@ -126,7 +126,7 @@ def untrained(law: str) -> Change:
 
     def change(graph: WeightGraph, rng: torch.Generator) -> WeightGraph | None:
         return graph.replace(
-            {k: x for layer in graph.layers for k, x in redrawn(layer, graph, rng, law).items()}
+            {k: x for layer in graph.layers for k, x in redrawn(layer, rng, law).items()}
         )
 
     return change
@@ -139,7 +139,7 @@ def half_loaded(law: str) -> Change:
         layers = [layer for layer in graph.layers if layer.params]
         chosen = torch.randperm(len(layers), generator=rng)[: len(layers) // 2].tolist()
         return graph.replace(
-            {k: x for i in chosen for k, x in redrawn(layers[i], graph, rng, law).items()}
+            {k: x for i in chosen for k, x in redrawn(layers[i], rng, law).items()}
         )
 
     return change
@@ -149,10 +149,9 @@ def one_redrawn(law: str) -> Change:
     """Return what redraws one layer that is not the last."""
 
     def change(graph: WeightGraph, rng: torch.Generator) -> WeightGraph | None:
-        chosen = pick(matrices(graph)[:-1], rng)
         large = [x for x in matrices(graph)[:-1] if x[1].size >= LEAST_REDRAWN]
         chosen = pick(large, rng)
-        return graph.replace(redrawn(chosen[0], graph, rng, law)) if chosen else None
+        return graph.replace(redrawn(chosen[0], rng, law)) if chosen else None
 
     return change
 
@@ -162,12 +161,12 @@ def fresh_classifier(graph: WeightGraph, rng: torch.Generator) -> WeightGraph | 
     layer, param = matrices(graph, 1)[-1]
     if param.size < LEAST_REDRAWN // 2:
         return None
-    return graph.replace(redrawn(layer, graph, rng, "torch"))
+    return graph.replace(redrawn(layer, rng, "torch"))
 
 
 def dead_rows(graph: WeightGraph, rng: torch.Generator) -> WeightGraph | None:
     """Set most rows of a matrix, and their biases, to zero."""
-    layer, param = pick(matrices(graph), rng)
+    _, param = pick(matrices(graph), rng)
     rows = torch.randperm(param.shape[param.axis], generator=rng)
     rows = rows[: round(0.7 * len(rows))]
     new = {param.key: graph.tensors[param.key].clone().movedim(param.axis, 0)}
@@ -242,7 +241,10 @@ def opened(data: Path, folders: tuple[str, ...]) -> Iterator[tuple[str, WeightGr
 
 def tell(result: Health) -> dict[str, Any]:
     """Return a verdict and the findings as plain data."""
-    return {"verdict": result.verdict, "findings": [f"{x.severity}: {x.text}" for x in result.findings]}
+    return {
+        "verdict": result.verdict,
+        "findings": [f"{x.severity}: {x.text}" for x in result.findings],
+    }
 
 
 def plant(data: Path) -> list[dict[str, Any]]:

@@ -58,9 +58,9 @@ def check(
     """Check networks for what no network in working order has; exit with 1 if one has it.
 
     SOURCE may be a folder or a zoo: all networks in it. Faults are values that are not finite or huge,
-    constant tensors, networks that were never trained or only in part (as after loading with strict=False),
-    layers whose channels carry nothing, and impossible statistics of norms. Notes are what may be meant:
-    some dead channels, an untrained classifier behind trained layers.
+    constant matrices, networks that were never trained or only in part (as after loading with strict=False),
+    layers most channels of which carry nothing, and impossible statistics of norms. Notes are what may be
+    meant: some dead channels, an untrained classifier behind trained layers.
 
     Example: sane-plugins check runs/ --json
     """

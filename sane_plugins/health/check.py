@@ -1,6 +1,6 @@
 """Check a network: read each tensor once, and tell what is wrong with it.
 
-The method: docs/explanation/sane.md, section 17.
+The method: docs/explanation/sane.md, section 19.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Is a tensor still what an initialisation drew?
 
-The method: docs/explanation/sane.md, section 17.1.
-Drawn values are independent and of one distribution. So their variance and bounds are those of the law, within
-sampling error, their distribution is too (Kolmogorov and Smirnov), and rows and columns differ by no more than
-chance. Training breaks these.
+The method: docs/explanation/sane.md, section 19.1.
+Drawn values are independent and of one distribution. So, within sampling error, their moments, bounds and
+distribution (Kolmogorov and Smirnov) are the law's, and rows and columns differ by no more than chance. Training
+breaks these.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Drawn:
         )
 
     def fits(self, law: Law, is_measured: bool = False) -> bool:
-        """Return whether variance, bound, mean and distribution are the law's; `is_measured`: it is fitted."""
+        """Return whether moments, bound and distribution are the law's; `is_measured`: it is fitted."""
         x, family = self._profile, law.family
         mean, variance, kurtosis = self._moments
         if abs(variance / law.variance - 1) > _MOST_Z * sqrt((family.kurtosis - 1) / x.size):
@@ -109,7 +109,8 @@ def _is_chance(deviations: float, count: int, summed: int) -> bool:
         return True
     freedom = 2 * count**2 / (2 * count + 12 * count / summed)
     scaled = deviations * freedom / count
-    return min(special.chdtrc(freedom, scaled), special.chdtr(freedom, scaled)) > _LEAST_CHANCE
+    chance = min(special.chdtrc(freedom, scaled), special.chdtr(freedom, scaled))
+    return bool(chance > _LEAST_CHANCE)
 
 
 def _distance(sample: Array, law: Law) -> float:

@@ -1,6 +1,6 @@
 """The laws by which libraries draw initial weights.
 
-The method: docs/explanation/sane.md, section 17.1.
+The method: docs/explanation/sane.md, section 19.1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _normal(x: Array) -> Array:
 
 def _truncated(x: Array) -> Array:
     inside = special.ndtr(x * sqrt(_CUT_VARIANCE)) - special.ndtr(-_CUT)
-    return np.clip(inside / _CUT_MASS, 0, 1)
+    return np.asarray(np.clip(inside / _CUT_MASS, 0, 1))
 
 
 UNIFORM = Family("uniform", _uniform, 1.8, sqrt(3))

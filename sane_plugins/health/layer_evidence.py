@@ -1,6 +1,6 @@
 """What tells of one layer whether it was trained: its matrix, its bias, the vectors of its norm.
 
-The method: docs/explanation/sane.md, section 17.2.
+The method: docs/explanation/sane.md, section 19.2.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _INITIAL = {"scale": (0.0, 1.0), "shift": (0.0,), "running_mean": (0.0,), "runni
 class LayerEvidence:
     """A layer with weights: how many values they have, and which recipes they may have been drawn by.
 
-    `weight_of` gives by recipe how much the layer tells for it: 1 is enough. `is_trained`: it was drawn by none,
-    or a vector of it has moved. `is_fresh_norm`: every vector of a norm is what it begins with.
+    `weight_of` gives by recipe how much the layer tells for it: 1 is enough. `is_trained`: it was drawn by
+    none, or a vector of it has moved. `is_fresh_norm`: every vector of a norm is what it begins with.
     """
 
     name: str

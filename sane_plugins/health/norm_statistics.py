@@ -39,11 +39,11 @@ def find_bad_norms(
         if gone > _MOST_COLLAPSED * len(values):
             text = f"{variance.key}: {gone} of {len(values)} variances are 0 or next to it"
             yield Finding(kind="collapsed_norm", severity="fault", text=text, places=(layer.name,))
-        is_fresh = bool((values == 1).all()) and mean is not None
         known = evidence.get(layer.name)
-        if is_fresh and mean and profiles[mean.key].is_constant and profiles[mean.key].low == 0:
-            if known is not None and known.is_trained:
-                unmeasured.append(layer.name)
+        if mean is None or known is None or not known.is_trained:
+            continue
+        if bool((values == 1).all()) and profiles[mean.key].low == profiles[mean.key].high == 0:
+            unmeasured.append(layer.name)
     if unmeasured:
         text = (
             f"{some(unmeasured)}: trained, but the running mean and variance are 0 and 1,"

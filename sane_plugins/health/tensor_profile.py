@@ -1,4 +1,4 @@
-"""What one pass over a tensor tells of it: moments, energies of rows and columns, and a sample of its values."""
+"""What one pass over a tensor tells of it: moments, energies of rows and columns, a sample of values."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _TINY = float(np.finfo(np.float64).tiny)
 class TensorProfile(ShortRepr):
     """Statistics of a tensor as a matrix: a row per output channel, a column per input and place.
 
-    A tensor of one axis is one row. `fourth` is the mean fourth power, `sample` holds up to 2^16 of the values,
-    evenly spaced and sorted. `unusable` counts values that are NaN, infinite or beyond what weights can be;
-    where there are some, nothing else is measured.
+    A tensor of one axis is one row. `fourth` is the mean fourth power, `sample` holds up to 2^16 of the
+    values, evenly spaced and sorted. `unusable` counts values that are NaN, infinite or beyond what weights can
+    be; where there are some, nothing else is measured.
     """
 
     shape: tuple[int, int]

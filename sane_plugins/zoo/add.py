@@ -22,6 +22,7 @@ from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo.deduplicate import KnownNetworks
 from sane_plugins.zoo.folder_walk import walk_folder
 from sane_plugins.zoo.index import Entry, ZooIndex, is_zoo, read_index
+from sane_plugins.zoo.preparation import stored_preparation
 from sane_plugins.zoo.run_names import RunName, name_by_number
 from sane_plugins.zoo.shards import ShardWriter, digest
 from sane_plugins.zoo.store import Zoo, weight_mismatch
@@ -84,7 +85,7 @@ def add_networks(
     require_output_folder(out, [folder])
     result = Added()
     trust = _with_own_factory(options)
-    appender = _ZooAppender(out, result, trust)
+    appender = _ZooAppender(out, result, trust, options.run_name)
     sources = list(_find_sources(folder, out, open_, options, result, trust))
     for i, item in enumerate(sources):
         report(Progress(job="add networks", done=i, total=len(sources), note=item.source))
@@ -141,6 +142,7 @@ def _find_sources(
     for path in found.files:
         source = f"{root.name}/{path.relative_to(folder).as_posix()}"
         name = options.run_name(source)
+        name = replace(name, properties={**name.properties, **stored_preparation(path)})
         yield _Source(source, source, name, partial(open_, path), options.factory)
 
 
@@ -156,13 +158,16 @@ def _zoo_sources(zoo: Zoo, place: str) -> Iterator[_Source]:
 class _ZooAppender:
     """A zoo being added to, committed every few seconds."""
 
-    def __init__(self, out: Path, result: Added, trust: Trust) -> None:
+    def __init__(
+        self, out: Path, result: Added, trust: Trust, run_name: Callable[[str], RunName]
+    ) -> None:
         self._result, self._trust = result, trust
         index = read_index(out) if is_zoo(out) else ZooIndex(out.resolve().name, (), {})
         self._writer = ShardWriter(out, index)
         self._known_networks = KnownNetworks(
             Zoo(index.name, index.entries, out, index.forms, self._trust)
         )
+        self._templates = {e.network: run_name(e.source).template for e in index.entries}
         self._last_commit, self._has_changes = time.monotonic(), False
 
     def take(self, source: _Source) -> None:
@@ -208,7 +213,7 @@ class _ZooAppender:
         buffers = {k: v for k, v in graph.tensors.items() if k not in weights and k not in ties}
         finite = all(bool(_widen_float8(x).isfinite().all()) for x in weights.values())
         entry = Entry(
-            network=_as_unicode(source.name.network),
+            network=_as_unicode(self._network_of(source.name)),
             checkpoint=_as_unicode(source.name.checkpoint),
             factory=factory,
             properties={**source.name.properties, "finite": finite},
@@ -221,6 +226,16 @@ class _ZooAppender:
         self._known_networks.remember(entry, frozenset(weights))
         self._result.added.append(source.source)
         self._has_changes = True
+
+    def _network_of(self, name: RunName) -> str:
+        """Return what a file's network is called: by its template, where others have the name already."""
+        if not name.template or self._templates.setdefault(name.network, name.template) in (
+            name.template,
+            "",
+        ):
+            return name.network
+        self._templates.setdefault(name.template, name.template)
+        return name.template
 
     def _set_factory(self, entry: Entry, factory: Mapping[str, Any], source: str) -> None:
         self._writer.replace_entry(replace(entry, factory=factory))
