@@ -86,7 +86,9 @@ def compare(
     if result.better is None:
         print_line(f"Cannot tell: {result.reason}.")
     else:
-        percent = f"{result.probability:.0%}" if (result.probability or 0) < _CERTAIN else "over 99%"
+        percent = (
+            f"{result.probability:.0%}" if (result.probability or 0) < _CERTAIN else "over 99%"
+        )
         print_line(f"{result.better.upper()} is better, {percent}: {better}.")
     for letter, source, x in (("A", a, first), ("B", b, second)):
         if isinstance(x, properties.Estimate):

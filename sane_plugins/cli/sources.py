@@ -88,7 +88,8 @@ def _networks_below(
     for path in files:
         yield NamedNetwork(str(path), partial(open_source, str(path)))
     if others := len(contents.files) - len(files):
-        note(f"Note: {folder}: {others} other files are no networks.")
+        are = "file is no network" if others == 1 else "files are no networks"
+        note(f"Note: {folder}: {others} other {are}.")
 
 
 def process_networks(

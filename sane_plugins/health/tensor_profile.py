@@ -24,8 +24,8 @@ class TensorProfile(ShortRepr):
     """Statistics of a tensor as a matrix: a row per output channel, a column per input and place.
 
     A tensor of one axis is one row. `fourth` is the mean fourth power, `sample` holds up to 2^16 of the
-    values, evenly spaced and sorted. `unusable` counts values that are NaN, infinite or beyond what weights can
-    be; where there are some, nothing else is measured.
+    values, evenly spaced and sorted. `unusable` counts values that are NaN, infinite or too large to be
+    weights; where there are some, nothing else is measured.
     """
 
     shape: tuple[int, int]

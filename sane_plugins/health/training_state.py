@@ -14,7 +14,7 @@ from sane_plugins.weights import WeightGraph
 
 _ENOUGH = 1.0  # of a recipe, over the layers that fit it
 _ENOUGH_OF_A_LAYER = 0.25
-_MOST_TRAINED = 0.1  # of the values of a network that is called untrained
+_MOST_TRAINED = 0.1  # of the values, and of the layers, of a network that is called untrained
 _MOST_HEAD_LAYERS = 3
 
 
@@ -22,19 +22,16 @@ _MOST_HEAD_LAYERS = 3
 class TrainingState:
     """The layers at their initial law, those that were trained, and whether the former are a classifier.
 
-    drawn_share: of the values in layers of which either is known, how many are in the former.
+    drawn_share: of the values in layers of which either is known, how many are in the former. `is_untrained`:
+    next to nothing was trained.
     """
 
     drawn: tuple[str, ...]
     trained: tuple[str, ...]
     recipes: tuple[str, ...]
     drawn_share: float
+    is_untrained: bool
     is_only_head: bool
-
-    @property
-    def is_untrained(self) -> bool:
-        """Return whether next to nothing was trained."""
-        return bool(self.drawn) and self.drawn_share >= 1 - _MOST_TRAINED
 
 
 def find_training_state(graph: WeightGraph, layers: Sequence[LayerEvidence]) -> TrainingState:
@@ -55,10 +52,14 @@ def find_training_state(graph: WeightGraph, layers: Sequence[LayerEvidence]) -> 
     trained = [layer for layer in layers if layer.is_trained]
     norms = [layer for layer in layers if layer.is_norm]
     fresh_norms = [layer for layer in norms if layer.is_fresh_norm]
-    matrices = sum(x.values for x in drawn), sum(x.values for x in trained if x.is_matrix)
-    share = matrices[0] / max(sum(matrices), 1)
-    if norms and len(fresh_norms) < len(norms) / 2:  # norms move first
-        share = min(share, 1 - 2 * _MOST_TRAINED)
+    moved = [x for x in trained if x.is_matrix]
+    share = sum(x.values for x in drawn) / max(sum(x.values for x in (*drawn, *moved)), 1)
+    is_untrained = (
+        bool(drawn)
+        and share >= 1 - _MOST_TRAINED
+        and len(moved) <= _MOST_TRAINED * len((*drawn, *moved))
+        and len(fresh_norms) >= len(norms) / 2  # they move first
+    )
     if trained and (drawn or len(fresh_norms) > 1):
         drawn = [x for x in layers if x in drawn or x in fresh_norms]
     return TrainingState(
@@ -66,6 +67,7 @@ def find_training_state(graph: WeightGraph, layers: Sequence[LayerEvidence]) -> 
         trained=tuple(x.name for x in trained),
         recipes=_fewest_recipes(drawn, sure),
         drawn_share=share,
+        is_untrained=is_untrained,
         is_only_head=_is_head(graph, layers, {x.name for x in drawn}),
     )
 

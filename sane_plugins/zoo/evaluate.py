@@ -32,8 +32,8 @@ class EvaluateOptions:
 
     `force` replaces earlier measurements. Networks are built by our architectures, and by those functions
     that the zoo names which are in `trust`. `normalize` says how images are prepared: `task`, by mean and
-    deviation of the task's training images; `recorded`, as the zoo keeps it of each network; `imagenet`, `none`,
-    or MEAN/DEVIATION. Without it, as recorded, and by the task where nothing is.
+    deviation of the task's training images; `recorded`, as the zoo keeps it of each network; `imagenet`;
+    `none`; or MEAN/DEVIATION. Without it, as recorded, and by the task where nothing is.
     """
 
     images: int = 4000
