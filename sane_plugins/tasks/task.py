@@ -85,7 +85,7 @@ class Task(ShortRepr):
         )
 
     def prepared(self, mean: Sequence[float], deviation: Sequence[float]) -> Task:
-        """Return the task with pixels of brightness v as (v - mean) / deviation, each a number per channel."""
+        """Return the task with pixels v, of 0 to 1, as (v - mean) / deviation, a number per channel each."""
         now = [torch.tensor(x).view(1, -1, 1, 1) for x in (self.pixel_mean, self.pixel_deviation)]
         new = [torch.tensor([*x]).view(1, -1, 1, 1) for x in (mean, deviation)]
         factor, offset = now[1] / new[1], (now[0] - new[0]) / new[1]

@@ -87,6 +87,7 @@ def add_networks(
     trust = _with_own_factory(options)
     appender = _ZooAppender(out, result, trust, options.run_name)
     sources = list(_find_sources(folder, out, open_, options, result, trust))
+    appender.reserve(item.name for item in sources)
     for i, item in enumerate(sources):
         report(Progress(job="add networks", done=i, total=len(sources), note=item.source))
         try:
@@ -170,6 +171,12 @@ class _ZooAppender:
         self._templates = {e.network: run_name(e.source).template for e in index.entries}
         self._last_commit, self._has_changes = time.monotonic(), False
 
+    def reserve(self, names: Iterable[RunName]) -> None:
+        """Keep names for the networks of files that are called so as a whole."""
+        for name in names:
+            if name.template == name.network:
+                self._templates.setdefault(name.network, name.template)
+
     def take(self, source: _Source) -> None:
         """Read a network and add it unless the zoo already holds it."""
         graph = source.read()
@@ -213,7 +220,7 @@ class _ZooAppender:
         buffers = {k: v for k, v in graph.tensors.items() if k not in weights and k not in ties}
         finite = all(bool(_widen_float8(x).isfinite().all()) for x in weights.values())
         entry = Entry(
-            network=_as_unicode(self._network_of(source.name)),
+            network=_as_unicode(self._network_of(source)),
             checkpoint=_as_unicode(source.name.checkpoint),
             factory=factory,
             properties={**source.name.properties, "finite": finite},
@@ -227,15 +234,14 @@ class _ZooAppender:
         self._result.added.append(source.source)
         self._has_changes = True
 
-    def _network_of(self, name: RunName) -> str:
-        """Return what a file's network is called: by its template, where others have the name already."""
-        if not name.template or self._templates.setdefault(name.network, name.template) in (
-            name.template,
-            "",
-        ):
-            return name.network
-        self._templates.setdefault(name.template, name.template)
-        return name.template
+    def _network_of(self, source: _Source) -> str:
+        """Return what a file's network is called: by its template or path where others have the name."""
+        template = source.name.template
+        if not template:
+            return source.name.network
+        names = (source.name.network, template, source.source)
+        free = (x for x in names if self._templates.setdefault(x, template) in (template, ""))
+        return next(free, source.source)
 
     def _set_factory(self, entry: Entry, factory: Mapping[str, Any], source: str) -> None:
         self._writer.replace_entry(replace(entry, factory=factory))
