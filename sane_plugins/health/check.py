@@ -1,6 +1,6 @@
 """Check a network: read each tensor once, and tell what is wrong with it.
 
-The method: docs/explanation/sane.md, section 19.
+The method: docs/explanation/sane.md, sections 9.6 to 9.9.
 """
 
 from __future__ import annotations

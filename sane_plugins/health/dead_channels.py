@@ -1,6 +1,6 @@
 """Channels that carry nothing: rows of zeros, or rows that their norm scales to nothing.
 
-The method: docs/explanation/sane.md, section 19.3.
+The method: docs/explanation/sane.md, section 9.8.
 """
 
 from __future__ import annotations

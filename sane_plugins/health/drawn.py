@@ -1,6 +1,6 @@
 """Is a tensor still what an initialisation drew?
 
-The method: docs/explanation/sane.md, section 19.1.
+The method: docs/explanation/sane.md, section 9.6.
 Drawn values are independent and of one distribution. So their moments, bounds and distribution (Kolmogorov
 and Smirnov) are the law's within sampling error, and rows and columns differ by no more than chance.
 Training breaks these.

@@ -1,6 +1,6 @@
 """The laws by which libraries draw initial weights.
 
-The method: docs/explanation/sane.md, section 19.1.
+The method: docs/explanation/sane.md, section 9.6.
 """
 
 from __future__ import annotations

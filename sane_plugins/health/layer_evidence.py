@@ -1,6 +1,6 @@
 """What tells of one layer whether it was trained: its matrix, its bias, the vectors of its norm.
 
-The method: docs/explanation/sane.md, section 19.2.
+The method: docs/explanation/sane.md, section 9.7.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Layers that are unlike their kind in a zoo.
 
-The method: docs/explanation/sane.md, section 19.4.
+The method: docs/explanation/sane.md, section 9.9.
 """
 
 from __future__ import annotations

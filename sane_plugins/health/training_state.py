@@ -1,6 +1,6 @@
 """Was a network trained, in whole or in part?
 
-The method: docs/explanation/sane.md, section 19.2.
+The method: docs/explanation/sane.md, section 9.7.
 """
 
 from __future__ import annotations
