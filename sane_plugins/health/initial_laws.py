@@ -25,7 +25,7 @@ _CUT_VARIANCE = float(stats.truncnorm.var(-_CUT, _CUT))
 
 
 @dataclass(frozen=True)
-class Family:
+class LawFamily:
     """A shape of distribution, scaled to mean 0 and variance 1: distribution function, kurtosis, bound."""
 
     name: str
@@ -47,9 +47,9 @@ def _truncated(x: Array) -> Array:
     return np.asarray(np.clip(inside / _CUT_MASS, 0, 1))
 
 
-UNIFORM = Family("uniform", _uniform, 1.8, sqrt(3))
-NORMAL = Family("normal", _normal, 3.0)
-TRUNCATED = Family(
+UNIFORM = LawFamily("uniform", _uniform, 1.8, sqrt(3))
+NORMAL = LawFamily("normal", _normal, 3.0)
+TRUNCATED = LawFamily(
     "truncated normal",
     _truncated,
     3 + float(stats.truncnorm.stats(-_CUT, _CUT, moments="k")),
@@ -66,7 +66,7 @@ class Law:
     """
 
     recipe: str
-    family: Family
+    family: LawFamily
     variance: float
 
 

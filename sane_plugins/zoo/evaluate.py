@@ -18,7 +18,14 @@ from sane_plugins.errors import SaneError, ZooError, first_line
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task, logits, require_fit
 from sane_plugins.zoo.index import Entry, Property
-from sane_plugins.zoo.preparation import GUESSED, PROPERTY, RECORDED, TASK, Preparation, recorded
+from sane_plugins.zoo.preparation import (
+    GUESSED,
+    PROPERTY,
+    RECORDED,
+    TASK,
+    PixelPreparation,
+    recorded,
+)
 from sane_plugins.zoo.store import Zoo, set_properties
 
 MEASURED = ("test_accuracy", "train_accuracy", "gap", "test_loss", "train_loss", "finite")
@@ -128,14 +135,14 @@ class _PreparedImages:
 
     def __init__(self, task: Task, options: EvaluateOptions) -> None:
         self._task, self._options = task, options
-        self._by_task = Preparation.of(task)
+        self._by_task = PixelPreparation.of(task)
         self._given = self._by_task
         if options.normalize not in (None, TASK, RECORDED):
-            self._given = Preparation.parse(str(options.normalize))
+            self._given = PixelPreparation.parse(str(options.normalize))
             self._given.apply(task.subset(1, torch.Generator()))  # raises before any work
-        self._latest: tuple[Preparation, _EvaluationImages] | None = None
+        self._latest: tuple[PixelPreparation, _EvaluationImages] | None = None
 
-    def preparation_of(self, entry: Entry) -> tuple[Preparation, bool]:
+    def preparation_of(self, entry: Entry) -> tuple[PixelPreparation, bool]:
         """Return how images are prepared for an entry, and whether nothing but the task says so.
 
         Raises `ZooError` where it must be recorded and is not.
@@ -153,7 +160,7 @@ class _PreparedImages:
             )
         return self._given, normalize is None
 
-    def prepared(self, preparation: Preparation) -> _EvaluationImages:
+    def prepared(self, preparation: PixelPreparation) -> _EvaluationImages:
         """Return the images prepared in one way."""
         if self._latest is None or self._latest[0] != preparation:
             is_as_it_is = str(preparation) == str(self._by_task)  # as far as it is kept

@@ -26,14 +26,14 @@ _NAMED: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Preparation:
+class PixelPreparation:
     """Means and deviations, one per channel or one for all, of pixels between 0 and 1."""
 
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
     @classmethod
-    def parse(cls, text: str) -> Preparation:
+    def parse(cls, text: str) -> PixelPreparation:
         """Read `imagenet`, `none`, or MEAN/DEVIATION. Raises `UsageError` for anything else."""
         mean, _, deviation = _NAMED.get(text, text).partition("/")
         try:
@@ -51,7 +51,7 @@ class Preparation:
         return found
 
     @classmethod
-    def of(cls, task: Task) -> Preparation:
+    def of(cls, task: Task) -> PixelPreparation:
         """Return what was done to a task's images."""
         return cls(task.pixel_mean, task.pixel_deviation)
 
@@ -80,11 +80,11 @@ def _numbers(text: str) -> tuple[float, ...]:
     return numbers
 
 
-def recorded(properties: Mapping[str, object]) -> Preparation | None:
+def recorded(properties: Mapping[str, object]) -> PixelPreparation | None:
     """Return the preparation that a zoo keeps of a network, if it does; what was guessed is none."""
     text = properties.get(PROPERTY)
     is_known = isinstance(text, str) and not text.endswith(GUESSED)
-    return Preparation.parse(str(text)) if is_known else None
+    return PixelPreparation.parse(str(text)) if is_known else None
 
 
 def stored_preparation(path: Path) -> dict[str, str]:
@@ -93,4 +93,4 @@ def stored_preparation(path: Path) -> dict[str, str]:
         usage = Usage.from_metadata(read_metadata(path))
     except SaneError:  # reading the network tells what is wrong with the file
         return {}
-    return {} if usage is None else {PROPERTY: str(Preparation(usage.mean, usage.deviation))}
+    return {} if usage is None else {PROPERTY: str(PixelPreparation(usage.mean, usage.deviation))}
