@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, cached_property, partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from time import perf_counter
@@ -50,9 +50,10 @@ if TYPE_CHECKING:
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Prompts, Sampler
-    from sane_plugins.grafting import PromptNetwork, PromptOffer, TransferMethod
+    from sane_plugins.grafting import KnownNetwork, PromptNetwork, PromptOffer, TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
+    from sane_plugins.recognition import Recognizer
     from sane_plugins.tasks import Task
     from sane_plugins.weights import WeightGraph
 
@@ -282,7 +283,7 @@ class Host:
         if isinstance(source, str) and not exists(source):
             source = self.prompts().get(source, source)
         if not isinstance(source, PromptOffer):
-            return PromptReader(self.open, self.build)(source)
+            return PromptReader(self.open, self.recognizer, known=self.known_networks())(source)
         loaded, problem = self.use("sane_prompts", source, source.load, raised=(SaneError,))
         if problem is not None:
             raise to_plugin_error(problem) from problem.cause
@@ -334,6 +335,18 @@ class Host:
     def prompts(self) -> dict[str, PromptOffer]:
         """Return all prompt networks that plugins offer, by name; none is read."""
         return self._collect("sane_prompts")
+
+    def known_networks(self) -> dict[str, KnownNetwork]:
+        """Return the published networks that plugins know, by name; none is built."""
+        return self._collect("sane_known_networks")
+
+    @cached_property
+    def recognizer(self) -> Recognizer:
+        """Return what recognises files as networks that this host builds."""
+        from sane_plugins.recognition import NamedBuilder, Recognizer
+
+        builders = cache(lambda name: NamedBuilder(name, partial(self.build, name)))
+        return Recognizer(self.build, lambda: [builders(name) for name in self.known_networks()])
 
     def commands(self, taken: Collection[str] = ()) -> list[click.Command]:
         """Return the commands that plugins add, apart from those whose names are taken."""

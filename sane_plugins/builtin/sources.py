@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
-from sane_plugins.errors import SourceError
+from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.plugins import to_plugin_error
 
 if TYPE_CHECKING:
     from torch import nn
 
     from sane_plugins.host import Host
-    from sane_plugins.recognition import Recognizer
     from sane_plugins.weights import WeightGraph
 
 
@@ -37,7 +37,7 @@ class Sources:
             return replace(found, notes=tuple(dict.fromkeys((*found.notes, *located.notes))))
         graph = open_file(source)
         if graph is not None:
-            return self._recognizer.recognize(graph)
+            return self.host.recognizer.recognize(graph)
         if exists(source) and Path(source).is_dir():
             raise SourceError(
                 source,
@@ -53,7 +53,7 @@ class Sources:
 
     @hookimpl(trylast=True)
     def sane_build(self, source: Any, classes: int | None) -> nn.Module | None:
-        """Build a family of ours such as `small-cnn`, a copy of a module, or by `package.module:function`."""
+        """Build a family of ours, a copy of a module, by `package.module:function`, or what a plugin knows."""
         from torch import nn
 
         from sane_plugins.architectures import build_by_name, family_name, is_function_name
@@ -67,7 +67,7 @@ class Sources:
         is_ours = is_function_name(source) and not self.host.is_off(source.partition(":")[0])
         if family_name(source) or is_ours:
             return build_by_name(source, classes, self.host.trust)
-        return None
+        return self._build_known(source, classes)
 
     @hookimpl(trylast=True)
     def sane_save(
@@ -92,11 +92,18 @@ class Sources:
 
         return check_save(graph, target)
 
-    @cached_property
-    def _recognizer(self) -> Recognizer:
-        from sane_plugins.recognition import Recognizer
-
-        return Recognizer(self.host.build)
+    def _build_known(self, name: str, classes: int | None) -> nn.Module | None:
+        """Build a network that a plugin knows; None where none knows it."""
+        network = self.host.known_networks().get(name)
+        if network is None:
+            return None
+        module: nn.Module | None
+        module, problem = self.host.use(
+            "sane_known_networks", network, partial(network.build, classes), raised=(SaneError,)
+        )
+        if problem is not None:
+            raise to_plugin_error(problem) from problem.cause
+        return module
 
     def _open_object(self, source: Any) -> WeightGraph | None:
         from torch import is_tensor, nn
@@ -112,5 +119,5 @@ class Sources:
         if isinstance(source, nn.Module):
             return from_module(source)
         if isinstance(source, Mapping) and all(is_tensor(value) for value in source.values()):
-            return self._recognizer.recognize(from_state_dict(source, "state dict"))
+            return self.host.recognizer.recognize(from_state_dict(source, "state dict"))
         return None

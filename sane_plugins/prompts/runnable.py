@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.grafting import PromptInfo, PromptNetwork
+from sane_plugins.grafting import KnownNetwork, PromptInfo, PromptNetwork
+from sane_plugins.prompts.alternatives import info_of_known, notes_on_alternatives
 from sane_plugins.recognition import (
     ArchitectureCandidate,
     BuildNamed,
+    Recognizer,
     build_on_meta,
-    likely_candidates,
 )
 from sane_plugins.runtime import drawing_from
 from sane_plugins.weights import (
@@ -41,20 +43,31 @@ def network_of_module(module: nn.Module, info: PromptInfo) -> PromptNetwork:
 
 
 def network_of_graph(
-    graph: WeightGraph, info: PromptInfo, build_named: BuildNamed
+    graph: WeightGraph,
+    info: PromptInfo,
+    recognizer: Recognizer,
+    known: Mapping[str, KnownNetwork] | None = None,
 ) -> PromptNetwork:
-    """Return a file's network; it can run where its names and shapes are those of a known architecture.
+    """Return a file's network; it can run where the recognizer knows its architecture.
 
-    `build_named` builds a library's network by name and class count.
+    Of the `known` networks, what the file does not say of itself is told too.
     """
-    for candidate in likely_candidates(graph):
-        build = partial(_build_candidate, candidate, build_named)
+    found: list[tuple[ArchitectureCandidate, PromptNetwork]] = []
+    for candidate in recognizer.likely_candidates(graph):
+        build = partial(_build_candidate, candidate, recognizer.build_named)
         try:
             build_on_meta(build)  # the library may be missing, or of another version
-            return network_of_builder(graph, info, build, candidate.names)
         except SaneError:
             continue
-    return PromptNetwork(graph=graph, info=info)
+        found.append((candidate, network_of_builder(graph, info, build, candidate.names)))
+    if not found:
+        return PromptNetwork(graph=graph, info=info)
+    (first, network), *others = found
+    notes = notes_on_alternatives(network, first, others)
+    if first.known in (known or {}):
+        told, note = info_of_known(info, (known or {})[first.known].info, first.counts.classes)
+        network, notes = replace(network, info=told), (note, *notes)
+    return replace(network, notes=notes)
 
 
 def network_of_builder(

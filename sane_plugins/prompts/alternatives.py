@@ -1,0 +1,90 @@
+"""What names and shapes leave open of a recognised prompt: which architecture it is run as, and its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sane_plugins.errors import SaneError
+from sane_plugins.grafting import PromptInfo, PromptNetwork
+from sane_plugins.recognition import ArchitectureCandidate
+
+_SIZES = (64, 128, 224)  # pixels; some architectures take one size only
+_CHANNELS = 3
+_MOST_COMPARED = 4
+_TOLERANCE = 1e-3  # of the outputs' deviation: another order of sums does less, other padding more
+Alternative = tuple[ArchitectureCandidate, PromptNetwork]
+
+
+def notes_on_alternatives(
+    network: PromptNetwork, candidate: ArchitectureCandidate, others: Sequence[Alternative]
+) -> tuple[str, ...]:
+    """Return a note where other architectures have a file's names and shapes, and compute otherwise.
+
+    They get the same weights, and are compared on random images: padding, activations and what norms add to
+    variances are not told by shapes.
+    """
+    doubtful = [x.label for x, _ in others[_MOST_COMPARED:]]
+    if others:
+        expected = _outputs(network, candidate.counts.channels)
+        for other, alternative in others[:_MOST_COMPARED]:
+            found = _outputs(alternative, candidate.counts.channels)
+            if expected is None or found is None or not _are_alike(expected, found):
+                doubtful.append(other.label)
+    if not doubtful:
+        return ()
+    labels = " and ".join(doubtful)
+    have, compute = ("has", "computes") if len(doubtful) == 1 else ("have", "compute")
+    return (
+        f"{network.info.name} is run as {candidate.label}; {labels} {have} the same shapes and {compute}"
+        " otherwise: --factory says which is right",
+    )
+
+
+def info_of_known(
+    info: PromptInfo, known: PromptInfo, classes: int | None
+) -> tuple[PromptInfo, str]:
+    """Return what is known of a file of a published network's names and shapes, and a note that says so.
+
+    What `info` says of it goes first. `classes` is its number of classes, None where it is the published one's.
+    """
+    preparation = info.preparation or known.preparation
+    if classes is not None or info.classes:
+        told, what = replace(info, preparation=preparation), "how its images are prepared is"
+    else:
+        told = replace(known, name=info.name, source=info.source, preparation=preparation)
+        what = "its licence, what it was trained on and how its images are prepared are"
+    return told, f"{info.name}: {what} taken to be as of {known.name}, whose names and shapes it has"
+
+
+def _outputs(network: PromptNetwork, channels: int | None) -> torch.Tensor | None:
+    """Return a network's outputs for random images of the first size that it takes."""
+    assert network.build is not None
+    try:
+        module = network.build()
+    except SaneError:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    for size in _SIZES:
+        images = torch.randn(2, channels or _CHANNELS, size, size, generator=generator)
+        try:
+            return _first_tensor(module, images)
+        except Exception:  # any layer may refuse a shape, each in its own words
+            continue
+    return None
+
+
+@torch.no_grad()
+def _first_tensor(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    outputs = module(images)
+    result: torch.Tensor = outputs if isinstance(outputs, torch.Tensor) else next(iter(outputs))
+    return result
+
+
+def _are_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    return bool((one - other).abs().max() <= _TOLERANCE * one.std())
