@@ -340,13 +340,35 @@ class Host:
         """Return the published networks that plugins know, by name; none is built."""
         return self._collect("sane_known_networks")
 
+    def build_known(self, name: str, classes: int | None = None) -> nn.Module | None:
+        """Build a network that a plugin knows by that name; None where none does.
+
+        Raises `PluginError` where what the plugin gave is broken.
+        """
+        network = self.known_networks().get(name)
+        if network is None:
+            return None
+        module: nn.Module | None
+        build = partial(network.build, classes)
+        module, problem = self.use("sane_known_networks", network, build, raised=(SaneError,))
+        if problem is not None:
+            raise to_plugin_error(problem) from problem.cause
+        return module
+
     @cached_property
     def recognizer(self) -> Recognizer:
         """Return what recognises files as networks that this host builds."""
         from sane_plugins.recognition import NamedBuilder, Recognizer
 
-        builders = cache(lambda name: NamedBuilder(name, partial(self.build, name)))
-        return Recognizer(self.build, lambda: [builders(name) for name in self.known_networks()])
+        @cache
+        def builder(name: str) -> NamedBuilder:
+            return NamedBuilder(name, partial(self.build, name))
+
+        def known(tensors: int) -> list[NamedBuilder]:
+            networks = self.known_networks().items()
+            return [builder(name) for name, x in networks if x.tensors in (None, tensors)]
+
+        return Recognizer(self.build, known)
 
     def commands(self, taken: Collection[str] = ()) -> list[click.Command]:
         """Return the commands that plugins add, apart from those whose names are taken."""

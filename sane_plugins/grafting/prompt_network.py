@@ -72,8 +72,10 @@ class KnownNetwork:
     """A published network that a plugin knows, so that files of its weights are recognised by their content.
 
     `build` builds it for a number of classes, or, given None, for those of the published weights, whose
-    classes and preparation `info` tells. A host builds it by the name under which it is offered.
+    classes and preparation `info` tells. A host builds it by the name under which it is offered. `tensors` is
+    the number of its floating-point tensors: told, it is not built to be compared with files of others.
     """
 
     info: PromptInfo
     build: Callable[[int | None], nn.Module]
+    tensors: int | None = None

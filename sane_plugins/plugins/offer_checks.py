@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from sane_plugins.plugins.problems import AnswerError
@@ -84,6 +85,7 @@ def require_known_network(value: Any) -> None:
         raise AnswerError(f"it is {kind_of(value)} where a KnownNetwork is needed")
     if not callable(value.build):
         raise AnswerError(f"its build is {kind_of(value.build)}, which cannot be called")
+    require_types(value, {"tensors": (int, NoneType)})
     _require_info(value.info)
 
 

@@ -1,4 +1,4 @@
-"""What names and shapes leave open of a recognised prompt: which architecture it is run as, and its training."""
+"""What names and shapes leave open of a recognised prompt: as what it is run, and how it was trained."""
 
 from __future__ import annotations
 
@@ -49,15 +49,16 @@ def info_of_known(
 ) -> tuple[PromptInfo, str]:
     """Return what is known of a file of a published network's names and shapes, and a note that says so.
 
-    What `info` says of it goes first. `classes` is its number of classes, None where it is the published one's.
+    What `info` says of it goes first. `classes` is its number of classes, None for the published one.
     """
     preparation = info.preparation or known.preparation
     if classes is not None or info.classes:
-        told, what = replace(info, preparation=preparation), "how its images are prepared is"
+        told = replace(info, preparation=preparation)
+        what = "the preparation of its images is taken to be that"
     else:
         told = replace(known, name=info.name, source=info.source, preparation=preparation)
-        what = "its licence, what it was trained on and how its images are prepared are"
-    return told, f"{info.name}: {what} taken to be as of {known.name}, whose names and shapes it has"
+        what = "its training data, licence and preparation of images are taken to be those"
+    return told, f"{info.name}: {what} of {known.name}, whose names and shapes it has"
 
 
 def _outputs(network: PromptNetwork, channels: int | None) -> torch.Tensor | None:

@@ -64,8 +64,8 @@ def network_of_graph(
         return PromptNetwork(graph=graph, info=info)
     (first, network), *others = found
     notes = notes_on_alternatives(network, first, others)
-    if first.known in (known or {}):
-        told, note = info_of_known(info, (known or {})[first.known].info, first.counts.classes)
+    if first.known and known and first.known in known:
+        told, note = info_of_known(info, known[first.known].info, first.counts.classes)
         network, notes = replace(network, info=told), (note, *notes)
     return replace(network, notes=notes)
 

@@ -98,9 +98,7 @@ def with_layers_built(graph: WeightGraph, builders: Sequence[NamedBuilder]) -> W
     )
 
 
-def find_known(
-    graph: WeightGraph, builders: Sequence[NamedBuilder]
-) -> list[ArchitectureCandidate]:
+def find_known(graph: WeightGraph, builders: Sequence[NamedBuilder]) -> list[ArchitectureCandidate]:
     """Return those of the builders' networks that a file is of, up to the number of classes."""
     namings = [{*names.values()} for names in plain_names(stored_shapes(graph))]
     found = []

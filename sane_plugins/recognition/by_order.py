@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from sane_plugins.errors import SaneError
 from sane_plugins.recognition.candidates import (
@@ -51,7 +52,7 @@ def _names(shapes: Shapes, same: Sequence[Indexed], build_named: BuildNamed) -> 
     for architecture, counts in same:
         candidate = ArchitectureCandidate(names={}, counts=counts, indexed=architecture)
         try:
-            built = float_shapes(build_on_meta(lambda x=candidate: x.build(build_named)))
+            built = float_shapes(build_on_meta(partial(candidate.build, build_named)))
             candidate.require_indexed(built)
         except SaneError:  # the library may be missing, or of another version
             continue

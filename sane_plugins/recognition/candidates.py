@@ -32,7 +32,8 @@ class ArchitectureCandidate:
     """An architecture that has a network's names and shapes, for these counts of classes and channels.
 
     `names` are the architecture's names of tensors by the network's. It is in the index, or one of ours that
-    `factory` describes, or the network that a plugin knows by the name `known`. `is_by_order`: the file's names are nobody's.
+    `factory` describes, or the network that a plugin knows by the name `known`. `is_by_order`: the names in
+    the file are nobody's.
     """
 
     names: Names

@@ -1,7 +1,7 @@
 """What a network is known by without its names: the order of its layers, their shapes, and its modules.
 
-torch writes tensors in the order in which modules were made. What two libraries call one network's layers differs;
-how these are ordered and grouped often does not.
+torch writes tensors in the order in which modules were made. What two libraries call a network's layers
+differs; how these are ordered and grouped often does not.
 """
 
 from __future__ import annotations

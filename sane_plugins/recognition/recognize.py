@@ -30,11 +30,13 @@ _UNKNOWN: tuple[Kind, int] = ("unknown", 1)
 class Recognizer:
     """Recognises networks, and gives them the layers of what a host builds by their names.
 
-    `known` returns what builds the networks that plugins know.
+    `known` returns what builds the networks of so many tensors that plugins know.
     """
 
     def __init__(
-        self, build_named: BuildNamed, known: Callable[[], Sequence[NamedBuilder]] = tuple
+        self,
+        build_named: BuildNamed,
+        known: Callable[[int], Sequence[NamedBuilder]] = lambda _: (),
     ) -> None:
         self.build_named = build_named
         self._known = known
@@ -68,7 +70,7 @@ class Recognizer:
         return replace(_with_common_kinds(graph, candidates), recognized=recognized, notes=notes)
 
     def likely_candidates(self, graph: WeightGraph) -> list[ArchitectureCandidate]:
-        """Return the architectures that a network may be of; none where they are connected in several ways."""
+        """Return what a network may be of; nothing where these are connected in several ways."""
         candidates = self._named_candidates(graph)
         if candidates:
             return candidates if _are_connected_alike(candidates) else []
@@ -76,7 +78,9 @@ class Recognizer:
         return candidates if self._connect_alike(graph, candidates) else []
 
     def _named_candidates(self, graph: WeightGraph) -> list[ArchitectureCandidate]:
-        return _as_declared(graph, find_candidates(graph)) or find_known(graph, self._known())
+        if candidates := _as_declared(graph, find_candidates(graph)):
+            return candidates
+        return find_known(graph, self._known(len(graph.params) + len(graph.ties)))
 
     def _ordered_candidates(self, graph: WeightGraph) -> list[ArchitectureCandidate]:
         return _as_declared(graph, find_by_order(graph, self.build_named))
@@ -93,18 +97,29 @@ class Recognizer:
     def _connect_alike(
         self, graph: WeightGraph, candidates: Sequence[ArchitectureCandidate]
     ) -> WeightGraph | None:
-        """Return a network with the layers of candidates by order; None where these connect them otherwise."""
-        by_names = {x.indexed.signature.names: x for x in candidates if x.indexed}
-        groups = [[x for x in candidates if x.names is one.names] for one in by_names.values()]
-        if not all(map(_are_connected_alike, groups)):
-            return None
+        """Return a network with the layers on which candidates by order agree; None where they do not."""
+        by_names: dict[int, list[ArchitectureCandidate]] = {}
+        for candidate in candidates:
+            by_names.setdefault(id(candidate.names), []).append(candidate)
         found = []
-        for candidate in by_names.values():
-            connected = with_layers_of(graph, self._network(candidate), candidate.names)
+        for group in by_names.values():
+            connected = self._connect(graph, group) if _are_connected_alike(group) else None
             if connected is None:
                 return None
-            found.append(with_own_layer_names(connected, candidate.names))
+            found.append(connected)
         return found[0] if len({*map(topology_digest, found)}) == 1 else None
+
+    def _connect(
+        self, graph: WeightGraph, candidates: Sequence[ArchitectureCandidate]
+    ) -> WeightGraph | None:
+        """Return a network with the layers of the first candidate that can be built, under its own names."""
+        for candidate in candidates:
+            try:
+                connected = with_layers_of(graph, self._network(candidate), candidate.names)
+            except SaneError:
+                continue
+            return connected and with_own_layer_names(connected, candidate.names)
+        return None
 
     def _network(self, candidate: ArchitectureCandidate) -> WeightGraph:
         """Return an architecture's network, without values. Raises `SaneError` where it cannot be built."""

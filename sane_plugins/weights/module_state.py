@@ -49,7 +49,7 @@ def module_state(module: nn.Module, graph: WeightGraph) -> StoredState:
 
 def names_in_use(module: nn.Module) -> dict[str, str]:
     """Return, by the name of each stored tensor that another is computed from, the name of that one."""
-    names = {}
+    names: dict[str, str] = {}
     for entry in filter(is_computed, read_module_tensors(module)[0]):
         prefix = entry.key.removesuffix(entry.attribute)
         if parametrize.is_parametrized(entry.module, entry.attribute):

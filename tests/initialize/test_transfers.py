@@ -214,5 +214,7 @@ def test_a_computed_tensor_counts_by_the_name_in_use(task, sane, good, place) ->
     options = replace(OPTIONS, exclude=(f"{place}.weight",))
     kept = generate(normed, task, [good.graph], sane, options, **given)
     assert kept.origins[f"{place}.weight"] is Origin.DEFAULT
-    difference = (kept.graph.tensors[f"{place}.weight"] - done.graph.tensors[f"{place}.weight"]).abs()
+    difference = (
+        kept.graph.tensors[f"{place}.weight"] - done.graph.tensors[f"{place}.weight"]
+    ).abs()
     assert difference.mean() > 0.01
