@@ -52,22 +52,25 @@ def network_of_graph(
 
     Of the `known` networks, what the file does not say of itself is told too.
     """
-    found: list[tuple[ArchitectureCandidate, PromptNetwork]] = []
-    for candidate in recognizer.likely_candidates(graph):
+    candidates = recognizer.likely_candidates(graph)
+
+    def run_as(candidate: ArchitectureCandidate) -> PromptNetwork:
         build = partial(_build_candidate, candidate, recognizer.build_named)
-        try:
-            build_on_meta(build)  # the library may be missing, or of another version
+        return network_of_builder(graph, info, build, candidate.names)
+
+    for place, candidate in enumerate(candidates):
+        try:  # the library may be missing, or of another version
+            build_on_meta(partial(_build_candidate, candidate, recognizer.build_named))
         except SaneError:
             continue
-        found.append((candidate, network_of_builder(graph, info, build, candidate.names)))
-    if not found:
-        return PromptNetwork(graph=graph, info=info)
-    (first, network), *others = found
-    notes = notes_on_alternatives(network, first, others)
-    if first.known and known and first.known in known:
-        told, note = info_of_known(info, known[first.known].info, first.counts.classes)
-        network, notes = replace(network, info=told), (note, *notes)
-    return replace(network, notes=notes)
+        network, others = run_as(candidate), [(x, run_as(x)) for x in candidates[place + 1 :]]
+        notes = notes_on_alternatives(network, candidate, others)
+        if candidate.known and known and candidate.known in known:
+            published = known[candidate.known].info
+            told, note = info_of_known(info, published, candidate.counts.classes)
+            network, notes = replace(network, info=told), (note, *notes)
+        return replace(network, notes=notes)
+    return PromptNetwork(graph=graph, info=info)
 
 
 def network_of_builder(
