@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Prompts, Sampler
-    from sane_plugins.grafting import KnownNetwork, PromptNetwork, PromptOffer, TransferMethod
+    from sane_plugins.grafting import PromptNetwork, PromptOffer, PublishedNetwork, TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
     from sane_plugins.recognition import Recognizer
@@ -283,7 +283,9 @@ class Host:
         if isinstance(source, str) and not exists(source):
             source = self.prompts().get(source, source)
         if not isinstance(source, PromptOffer):
-            return PromptReader(self.open, self.recognizer, known=self.known_networks())(source)
+            return PromptReader(self.open, self.recognizer, published=self.published_networks())(
+                source
+            )
         loaded, problem = self.use("sane_prompts", source, source.load, raised=(SaneError,))
         if problem is not None:
             raise to_plugin_error(problem) from problem.cause
@@ -336,21 +338,21 @@ class Host:
         """Return all prompt networks that plugins offer, by name; none is read."""
         return self._collect("sane_prompts")
 
-    def known_networks(self) -> dict[str, KnownNetwork]:
+    def published_networks(self) -> dict[str, PublishedNetwork]:
         """Return the published networks that plugins know, by name; none is built."""
-        return self._collect("sane_known_networks")
+        return self._collect("sane_published_networks")
 
-    def build_known(self, name: str, classes: int | None = None) -> nn.Module | None:
+    def build_published(self, name: str, classes: int | None = None) -> nn.Module | None:
         """Build a network that a plugin knows by that name; None where none does.
 
         Raises `PluginError` where what the plugin gave is broken.
         """
-        network = self.known_networks().get(name)
+        network = self.published_networks().get(name)
         if network is None:
             return None
         module: nn.Module | None
         build = partial(network.build, classes)
-        module, problem = self.use("sane_known_networks", network, build, raised=(SaneError,))
+        module, problem = self.use("sane_published_networks", network, build, raised=(SaneError,))
         if problem is not None:
             raise to_plugin_error(problem) from problem.cause
         return module
@@ -364,11 +366,11 @@ class Host:
         def builder(name: str) -> NamedBuilder:
             return NamedBuilder(name, partial(self.build, name))
 
-        def known(tensors: int) -> list[NamedBuilder]:
-            networks = self.known_networks().items()
+        def published(tensors: int) -> list[NamedBuilder]:
+            networks = self.published_networks().items()
             return [builder(name) for name, x in networks if x.tensors in (None, tensors)]
 
-        return Recognizer(self.build, known)
+        return Recognizer(self.build, published)
 
     def commands(self, taken: Collection[str] = ()) -> list[click.Command]:
         """Return the commands that plugins add, apart from those whose names are taken."""

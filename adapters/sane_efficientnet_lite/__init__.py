@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sane_plugins import hookimpl
 
 if TYPE_CHECKING:
-    from sane_plugins.grafting import KnownNetwork, PromptOffer
+    from sane_plugins.grafting import PromptOffer, PublishedNetwork
 
 
 @hookimpl
@@ -29,7 +29,7 @@ def sane_prompts() -> Mapping[str, PromptOffer]:
 
 
 @hookimpl
-def sane_known_networks() -> Mapping[str, KnownNetwork]:
+def sane_published_networks() -> Mapping[str, PublishedNetwork]:
     """Return Lite0, Lite1 and Lite2, whose files are recognised wherever they lie."""
     from sane_efficientnet_lite.build import SIZES
     from sane_efficientnet_lite.weights import published

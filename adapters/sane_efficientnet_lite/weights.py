@@ -13,7 +13,7 @@ from torch import nn
 from sane_efficientnet_lite.build import SIZES, efficientnet_lite
 from sane_plugins.errors import SourceError
 from sane_plugins.formats import open_file
-from sane_plugins.grafting import KnownNetwork, Preparation, PromptInfo, PromptNetwork
+from sane_plugins.grafting import Preparation, PromptInfo, PromptNetwork, PublishedNetwork
 from sane_plugins.prompts import imagenet_classes, network_of_builder
 from sane_plugins.recognition import NamedBuilder, with_layers_built
 
@@ -36,10 +36,10 @@ def weight_files() -> Mapping[str, Path]:
     return found
 
 
-def published(name: str) -> KnownNetwork:
+def published(name: str) -> PublishedNetwork:
     """Return what is known of a network, whether or not its weights are installed."""
     build = partial(_build, name)
-    return KnownNetwork(info=_info(name), build=build, tensors=_TENSORS[name])
+    return PublishedNetwork(info=_info(name), build=build, tensors=_TENSORS[name])
 
 
 def describe(name: str, path: Path) -> PromptInfo:

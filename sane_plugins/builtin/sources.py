@@ -65,7 +65,7 @@ class Sources:
         is_ours = is_function_name(source) and not self.host.is_off(source.partition(":")[0])
         if family_name(source) or is_ours:
             return build_by_name(source, classes, self.host.trust)
-        return self.host.build_known(source, classes)
+        return self.host.build_published(source, classes)
 
     @hookimpl(trylast=True)
     def sane_save(

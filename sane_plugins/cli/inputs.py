@@ -104,8 +104,8 @@ def resolve_prompts(
     opener = Opener(host, [names.factory] if names.factory and are_built else [])
     graph = opener(source).require_finite()
     notes = (f"{source}: {graph.notes[0]}",) if graph.recognized else ()
-    known = host.known_networks()
-    network = PromptReader(lambda _: graph, host.recognizer, opener.builders, known)(source)
+    published = host.published_networks()
+    network = PromptReader(lambda _: graph, host.recognizer, opener.builders, published)(source)
     return Prompts((network,), (*notes, *network.notes))
 
 

@@ -68,7 +68,7 @@ class PromptOffer:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class KnownNetwork:
+class PublishedNetwork:
     """A published network that a plugin knows, so that files of its weights are recognised by their content.
 
     `build` builds it for a number of classes, or, given None, for those of the published weights, whose

@@ -31,7 +31,7 @@ _NOUNS = {
     "sane_property_heads": "head",
     "sane_engines": "engine",
     "sane_prompts": "prompt",
-    "sane_known_networks": "network",
+    "sane_published_networks": "network",
     "sane_commands": "command",
 }
 

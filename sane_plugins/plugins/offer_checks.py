@@ -77,12 +77,12 @@ def require_offer(value: Any) -> None:
     _require_info(value.info)
 
 
-def require_known_network(value: Any) -> None:
-    """Raise `AnswerError` unless it is a `KnownNetwork` whose information is whole."""
-    from sane_plugins.grafting import KnownNetwork
+def require_published_network(value: Any) -> None:
+    """Raise `AnswerError` unless it is a `PublishedNetwork` whose information is whole."""
+    from sane_plugins.grafting import PublishedNetwork
 
-    if not isinstance(value, KnownNetwork):
-        raise AnswerError(f"it is {kind_of(value)} where a KnownNetwork is needed")
+    if not isinstance(value, PublishedNetwork):
+        raise AnswerError(f"it is {kind_of(value)} where a PublishedNetwork is needed")
     if not callable(value.build):
         raise AnswerError(f"its build is {kind_of(value.build)}, which cannot be called")
     require_types(value, {"tensors": (int, NoneType)})

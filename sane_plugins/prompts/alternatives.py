@@ -44,26 +44,26 @@ def notes_on_alternatives(
         return ()
     have, compute = ("has", "computes") if len(doubtful) == 1 else ("have", "compute")
     return (
-        f"{network.info.name} is run as {candidate.label}; {' and '.join(doubtful)} {have} the same shapes and"
-        f" {compute} otherwise: --factory says which is right",
+        f"{network.info.name} is run as {candidate.label}; {' and '.join(doubtful)} {have} the same shapes"
+        f" and {compute} otherwise: --factory says which is right",
     )
 
 
-def info_of_known(
-    info: PromptInfo, known: PromptInfo, classes: int | None
+def info_of_published(
+    info: PromptInfo, published: PromptInfo, classes: int | None
 ) -> tuple[PromptInfo, str]:
     """Return what is known of a file of a published network's names and shapes, and a note that says so.
 
     What `info` says of it goes first. `classes` is its number of classes, None for the published one.
     """
-    preparation = info.preparation or known.preparation
+    preparation = info.preparation or published.preparation
     if classes is not None or info.classes:
         told = replace(info, preparation=preparation)
         what = "the preparation of its images is taken to be that"
     else:
-        told = replace(known, name=info.name, source=info.source, preparation=preparation)
+        told = replace(published, name=info.name, source=info.source, preparation=preparation)
         what = "its training data, licence and preparation of images are taken to be those"
-    return told, f"{info.name}: {what} of {known.name}, whose names and shapes it has"
+    return told, f"{info.name}: {what} of {published.name}, whose names and shapes it has"
 
 
 def _outputs(network: PromptNetwork, channels: int) -> torch.Tensor | None:

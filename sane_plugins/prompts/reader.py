@@ -12,7 +12,7 @@ from torch import nn
 
 from sane_plugins.architectures import Size, build
 from sane_plugins.formats import exists, files_read
-from sane_plugins.grafting import KnownNetwork, PromptInfo, PromptNetwork
+from sane_plugins.grafting import PromptInfo, PromptNetwork, PublishedNetwork
 from sane_plugins.prompts.card import PromptCard, read_card
 from sane_plugins.prompts.declared import declared_info
 from sane_plugins.prompts.runnable import network_of_builder, network_of_graph, network_of_module
@@ -27,14 +27,14 @@ _SPARE = Size(values=2**20, tensors=2**7)
 class PromptReader:
     """Reads prompt networks: `open_source` reads a graph, `recognizer` says what a file's network is.
 
-    A file is what one of the `builders` builds, where any are given. `known` are the networks that plugins
-    know, by the names that the recognizer tells.
+    A file is what one of the `builders` builds, where any are given. `published` are the networks that
+    plugins know, by the names that the recognizer tells.
     """
 
     open_source: Callable[[Any], WeightGraph]
     recognizer: Recognizer
     builders: Sequence[NamedBuilder] = ()
-    known: Mapping[str, KnownNetwork] = field(default_factory=dict)
+    published: Mapping[str, PublishedNetwork] = field(default_factory=dict)
 
     def __call__(self, source: Any) -> PromptNetwork:
         """Read a prompt network of a module, a graph, a file or a name; one that is read stays as it is.
@@ -61,7 +61,7 @@ class PromptReader:
         if graph.container == "module" and isinstance(source, str) and not is_file:
             build_named = self.recognizer.build_named
             return network_of_builder(graph, info, partial(build_named, source, None))
-        return network_of_graph(graph, info, self.recognizer, {} if told else self.known)
+        return network_of_graph(graph, info, self.recognizer, {} if told else self.published)
 
 
 def _info(source: Any, graph: WeightGraph) -> PromptInfo:

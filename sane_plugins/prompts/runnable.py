@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.grafting import KnownNetwork, PromptInfo, PromptNetwork
-from sane_plugins.prompts.alternatives import info_of_known, notes_on_alternatives
+from sane_plugins.grafting import PromptInfo, PromptNetwork, PublishedNetwork
+from sane_plugins.prompts.alternatives import info_of_published, notes_on_alternatives
 from sane_plugins.recognition import (
     ArchitectureCandidate,
     BuildNamed,
@@ -46,11 +46,11 @@ def network_of_graph(
     graph: WeightGraph,
     info: PromptInfo,
     recognizer: Recognizer,
-    known: Mapping[str, KnownNetwork] | None = None,
+    published: Mapping[str, PublishedNetwork] | None = None,
 ) -> PromptNetwork:
     """Return a file's network; it can run where the recognizer knows its architecture.
 
-    Of the `known` networks, what the file does not say of itself is told too.
+    Of `published` networks, what the file does not say of itself is told too.
     """
     candidates = recognizer.likely_candidates(graph)
 
@@ -65,9 +65,9 @@ def network_of_graph(
             continue
         network, others = run_as(candidate), [(x, run_as(x)) for x in candidates[place + 1 :]]
         notes = notes_on_alternatives(network, candidate, others)
-        if candidate.known and known and candidate.known in known:
-            published = known[candidate.known].info
-            told, note = info_of_known(info, published, candidate.counts.classes)
+        if candidate.published and published and candidate.published in published:
+            its_info = published[candidate.published].info
+            told, note = info_of_published(info, its_info, candidate.counts.classes)
             network, notes = replace(network, info=told), (note, *notes)
         return replace(network, notes=notes)
     return PromptNetwork(graph=graph, info=info)

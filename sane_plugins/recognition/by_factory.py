@@ -98,7 +98,9 @@ def with_layers_built(graph: WeightGraph, builders: Sequence[NamedBuilder]) -> W
     )
 
 
-def find_known(graph: WeightGraph, builders: Sequence[NamedBuilder]) -> list[ArchitectureCandidate]:
+def find_published(
+    graph: WeightGraph, builders: Sequence[NamedBuilder]
+) -> list[ArchitectureCandidate]:
     """Return those of the builders' networks that a file is of, up to the number of classes."""
     namings = [{*names.values()} for names in plain_names(stored_shapes(graph))]
     found = []
@@ -110,7 +112,7 @@ def find_known(graph: WeightGraph, builders: Sequence[NamedBuilder]) -> list[Arc
         if fit is not None:
             names, classes = fit
             candidate = ArchitectureCandidate(
-                names=names, counts=Counts(classes), known=builder.name
+                names=names, counts=Counts(classes), published=builder.name
             )
             found.append(candidate)
     return found

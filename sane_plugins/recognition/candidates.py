@@ -32,15 +32,15 @@ class ArchitectureCandidate:
     """An architecture that has a network's names and shapes, for these counts of classes and channels.
 
     `names` are the architecture's names of tensors by the network's. It is in the index, or one of ours that
-    `factory` describes, or the network that a plugin knows by the name `known`. `is_by_order`: the names in
-    the file are nobody's.
+    `factory` describes, or the network that a plugin knows by the name `published`. `is_by_order`: the names
+    in the file are nobody's.
     """
 
     names: Names
     counts: Counts
     indexed: IndexedArchitecture | None = None
     factory: Mapping[str, Any] | None = None
-    known: str | None = None
+    published: str | None = None
     is_by_order: bool = False
 
     @property
@@ -48,8 +48,8 @@ class ArchitectureCandidate:
         """Return the name by which it is built, such as `timm:resnet10t`; of ours, with its arguments."""
         if self.indexed is not None:
             return self.indexed.source
-        if self.known is not None:
-            return self.known
+        if self.published is not None:
+            return self.published
         own = {key: value for key, value in (self.factory or {}).items() if key not in _UNTOLD}
         return ",".join([str(own.pop("name")), *(f"{key}={value}" for key, value in own.items())])
 

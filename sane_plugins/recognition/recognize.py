@@ -8,7 +8,7 @@ from threading import Lock
 
 from sane_plugins.errors import SaneError
 from sane_plugins.formats import declared_architecture
-from sane_plugins.recognition.by_factory import NamedBuilder, find_known
+from sane_plugins.recognition.by_factory import NamedBuilder, find_published
 from sane_plugins.recognition.by_order import find_by_order
 from sane_plugins.recognition.candidates import ArchitectureCandidate, BuildNamed, find_candidates
 from sane_plugins.recognition.meta_build import build_on_meta
@@ -30,16 +30,16 @@ _UNKNOWN: tuple[Kind, int] = ("unknown", 1)
 class Recognizer:
     """Recognises networks, and gives them the layers of what a host builds by their names.
 
-    `known` returns what builds the networks of so many tensors that plugins know.
+    `published` returns what builds the networks of so many tensors that plugins know.
     """
 
     def __init__(
         self,
         build_named: BuildNamed,
-        known: Callable[[int], Sequence[NamedBuilder]] = lambda _: (),
+        published: Callable[[int], Sequence[NamedBuilder]] = lambda _: (),
     ) -> None:
         self.build_named = build_named
-        self._known = known
+        self._published = published
         self._networks: dict[str, WeightGraph] = {}
         self._lock = Lock()  # of the networks: threads share a host
 
@@ -80,7 +80,7 @@ class Recognizer:
     def _named_candidates(self, graph: WeightGraph) -> list[ArchitectureCandidate]:
         if candidates := _as_declared(graph, find_candidates(graph)):
             return candidates
-        return find_known(graph, self._known(len(graph.params) + len(graph.ties)))
+        return find_published(graph, self._published(len(graph.params) + len(graph.ties)))
 
     def _ordered_candidates(self, graph: WeightGraph) -> list[ArchitectureCandidate]:
         return _as_declared(graph, find_by_order(graph, self.build_named))

@@ -8,7 +8,7 @@ from torch import nn
 
 from sane_plugins import hookimpl
 from sane_plugins.errors import SourceError
-from sane_plugins.grafting import KnownNetwork, Preparation, PromptInfo
+from sane_plugins.grafting import Preparation, PromptInfo, PublishedNetwork
 from sane_plugins.host import Host
 
 PREPARATION = Preparation(mean=(0.1,) * 3, deviation=(0.3,) * 3, size=(48, 48))
@@ -37,10 +37,10 @@ class Leaves:
     """A plugin that knows one network, and offers no weights."""
 
     def __init__(self, build=leafnet) -> None:
-        self.network = KnownNetwork(info=INFO, build=build)
+        self.network = PublishedNetwork(info=INFO, build=build)
 
     @hookimpl
-    def sane_known_networks(self) -> dict[str, KnownNetwork]:
+    def sane_published_networks(self) -> dict[str, PublishedNetwork]:
         return {"leafnet": self.network}
 
 
@@ -112,13 +112,13 @@ def test_a_broken_one_is_blamed_and_files_are_read_all_the_same(tmp_path, result
 def test_what_is_no_known_network_is_left_out() -> None:
     class Wrong:
         @hookimpl
-        def sane_known_networks(self) -> object:
-            return {"a": 3, "b": KnownNetwork(info=INFO, build=None)}
+        def sane_published_networks(self) -> object:
+            return {"a": 3, "b": PublishedNetwork(info=INFO, build=None)}
 
     host = Host.installed()
     host.register(Wrong(), "wrong")
-    assert not {"a", "b"} & host.known_networks().keys()
-    assert any("KnownNetwork" in str(problem) for problem in host.problems)
+    assert not {"a", "b"} & host.published_networks().keys()
+    assert any("PublishedNetwork" in str(problem) for problem in host.problems)
     with pytest.raises(SourceError):
         host.build("a")
 
