@@ -12,6 +12,7 @@ from sane_plugins.cli.lazy_commands import LazyCommands
             "evaluate": "sane_plugins.cli.zoo.evaluate:evaluate",
             "import": "sane_plugins.cli.zoo.import_:import_zoo",
             "show": "sane_plugins.cli.zoo.show:show",
+            "suggest": "sane_plugins.cli.zoo.suggest:suggest",
             "train": "sane_plugins.cli.zoo.train:train",
         }
     )
