@@ -16,7 +16,7 @@ _USUAL_SIZE = 224
 _SIZES = (_USUAL_SIZE, *(240, 256, 288, 299, 320, 336, 384, 448, 512, 518))
 _SMALL_SIZES = (*(192, 160, 128, 112, 96, 75, 64, 56, 48, 40, 32, 28, 24, 16, 8),)
 _VIDEO_FRAMES = 16
-_CHANNELS = (3, 1)  # of images, where no layer tells
+_CHANNELS: tuple[int, ...] = (3, 1)  # of images, where no layer tells
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -52,7 +52,8 @@ def shapes_to_try(module: nn.Module, options: CostOptions) -> Iterator[InputShap
         axes, channels = first.weight.ndim - 2, (first.in_channels,)
     sizes = (*_SIZES, *_SMALL_SIZES) if options.size is None else (options.size,)
     for size in sizes:
-        shape: tuple[int, ...] = (*((_VIDEO_FRAMES,) if axes == 3 else ()), *(size,) * min(axes, 2))
+        frames = (_VIDEO_FRAMES,) if axes == 3 else ()
+        shape = (*frames, *[size] * min(axes, 2))
         usual = options.size is not None or size == _USUAL_SIZE
         notes = () if usual else (f"it takes no input of size {_USUAL_SIZE}; counted at {size}",)
         for number in channels:
