@@ -421,7 +421,7 @@ def test_measuring_a_zoo(gpu: str, tmp_path: Path, task: Task) -> None:
 
 # In these rooms tensors of a device are at work, and a tensor that is made says where, or is drawn with
 # numbers of the CPU, so that a seed means the same on every device. The others, and why they are not:
-_ROOMS = ("autoencoder", "generation", "initialize", "pretraining", "zoo_training")
+_ROOMS = ("autoencoder", "generation", "grafting", "initialize", "pretraining", "zoo_training")
 _FACTORIES = {
     *("zeros", "ones", "empty", "full", "arange", "eye", "tensor", "as_tensor", "from_numpy"),
     *("linspace", "logspace", "rand", "randn", "randint", "randperm", "scalar_tensor"),

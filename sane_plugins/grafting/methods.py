@@ -70,6 +70,30 @@ class TransferMethod(Protocol):
         ...
 
 
+class VariantMethod(TransferMethod, Protocol):
+    """A method that begins as others do: what methods of an equal `base` share is then done once."""
+
+    @property
+    def base(self) -> TransferMethod:
+        """Return the method that this one begins with."""
+        ...
+
+    def vary(
+        self,
+        target: nn.Module,
+        default: Mapping[str, torch.Tensor],
+        task: Task,
+        written: Transplant,
+    ) -> Transplant:
+        """Go on, in place, from what the base has written into a target that held the `default` tensors."""
+        ...
+
+
+def base_of(method: TransferMethod) -> TransferMethod | None:
+    """Return what a `VariantMethod` begins with; None for other methods."""
+    return method.base if hasattr(method, "base") and hasattr(method, "vary") else None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Graft(ShortRepr):
     """A graft that was written: both networks' units, the prompt as a module, and what was matched."""

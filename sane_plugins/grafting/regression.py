@@ -5,13 +5,14 @@ The method: docs/explanation/sane.md, section 16.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import nn
 
-from sane_plugins.grafting.batchnorm import norms_in_training_mode
+from sane_plugins.grafting.batchnorm import has_statistics, norms_in_training_mode
 from sane_plugins.grafting.channel_maps import ChannelMaps
 from sane_plugins.grafting.feature_regression import regress_features
 from sane_plugins.grafting.layer_fits import layer_fits
@@ -28,7 +29,7 @@ from sane_plugins.grafting.protective_scale import protect_scale
 from sane_plugins.grafting.residual_sums import residual_sums
 from sane_plugins.grafting.source_features import PreparedNetwork
 from sane_plugins.grafting.transformers import fit_writers
-from sane_plugins.grafting.units import NetworkUnits
+from sane_plugins.grafting.units import NetworkUnits, read_units
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task
 
@@ -61,13 +62,41 @@ class RegressionMethod:
         report: Report = silent,
     ) -> Transplant:
         """Write a graft and fit it; see `TransferMethod`."""
+        default = {key: value.clone() for key, value in target.state_dict().items()}
+        return self.vary(target, default, task, self._fit(target, prompt, task, rng, report))
+
+    @property
+    def base(self) -> RegressionMethod:
+        """Return the same fit without protection."""
+        return replace(self, protect=0.0)
+
+    def vary(
+        self,
+        target: nn.Module,
+        default: Mapping[str, torch.Tensor],
+        task: Task,
+        written: Transplant,
+    ) -> Transplant:
+        """Protect the scale of a target that the base has written; see `VariantMethod`."""
+        if self.protect and has_statistics(target):
+            norms = _norms(read_units(target, task.x_train))
+            protect_scale(target, norms, default, self.protect)
+        return written
+
+    def _fit(
+        self,
+        target: nn.Module,
+        prompt: PromptNetwork,
+        task: Task,
+        rng: torch.Generator,
+        report: Report,
+    ) -> Transplant:
         report(Progress(job="feature regression", done=0, total=2))
         if (found := graft_transformer(target, prompt, task, rng)) is not None:
             report(Progress(job="feature regression", done=1, total=2))
             transplant = _fitted_transformer(target, found)
             report(Progress(job="feature regression", done=2, total=2))
             return transplant
-        default = {key: value.clone() for key, value in target.state_dict().items()}
         written = write_graft(target, prompt, task, rng)
         report(Progress(job="feature regression", done=1, total=2))
         # Training images may be in the order of their classes.
@@ -76,8 +105,6 @@ class RegressionMethod:
         maps = ChannelMaps(written.source, written.target, written.matching)
         fits = layer_fits(written.matching, maps, theirs, ours)
         explained = regress_features(ours, theirs, fits, self.penalties, rng)
-        if self.protect:
-            protect_scale(target, ours.norms, default, self.protect)
         report(Progress(job="feature regression", done=2, total=2))
         return _transplant(written, explained)
 
