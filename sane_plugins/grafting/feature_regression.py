@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,19 +32,31 @@ _PATCH_VALUES = 2**26  # and of one layer's input patches
 _LEAST_POSITIONS = 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class Penalties:
+    """Relative penalties of layers with a batch norm behind them, and of others; of several the best is taken.
+
+    A batch norm makes up for what a penalty takes from a layer's output.
+    """
+
+    normed: Sequence[float]
+    plain: Sequence[float]
+
+
 @torch.no_grad()
 def regress_features(
     target: PreparedNetwork,
     source: PreparedNetwork,
     fits: Sequence[LayerFit],
-    penalties: Sequence[float],
+    penalties: Penalties,
     rng: torch.Generator,
 ) -> dict[str, float]:
     """Fit the target's layers in place; return the share of variance that each explains, by its name.
 
     Both networks' images are the same, prepared for each. The source runs in evaluation mode. The target
-    runs once, its batch norms alone in training mode, and each layer is fitted to what reaches it then.
-    Statistics of the norms are those of that run.
+    runs once, its batch norms alone in training mode, and each layer is fitted to what reaches it then, and
+    the scale and shift of the norm behind it to what it then makes. Statistics of the norms are those of that
+    run.
     """
     images = target.images
     fits = [*fits, *_shortcut_fits(fits, target.sums)]
@@ -78,7 +90,7 @@ class _FittingRun:
         features: dict[str, torch.Tensor],
         positions: dict[tuple[int, int], torch.Tensor],
         grids: dict[str, tuple[int, int]],
-        penalties: Sequence[float],
+        penalties: Penalties,
     ) -> None:
         self._target, self._fits, self._features = target, fits, features
         self._positions, self._grids, self._penalties = positions, grids, penalties
@@ -86,6 +98,7 @@ class _FittingRun:
         self._sums = {x.layer: x for x in target.sums}
         self._rests: dict[str, torch.Tensor] = {}
         self._means: dict[str, torch.Tensor] = {}
+        self._wanted: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: set[int] = set()
         self._explained: dict[str, float] = {}
 
@@ -103,6 +116,10 @@ class _FittingRun:
                 after = layer.register_forward_hook(self._after(fit, watch))
                 stack.callback(before.remove)
                 stack.callback(after.remove)
+                if fit.layer in self._target.token_norms:
+                    norm = self._modules[self._target.token_norms[fit.layer]]
+                    hook = norm.register_forward_pre_hook(self._before_norm(fit, watch))
+                    stack.callback(hook.remove)
             stack.enter_context(watch)
             self._target.module(self._target.images)
         return self._explained
@@ -145,7 +162,9 @@ class _FittingRun:
         inputs, outputs = read.sub_(mean), y - target_mean
         groups, _, per_group = patches.weight.shape
         outputs = outputs.reshape(len(y), groups, per_group)
-        weight = fit_around(inputs, outputs, given, self._penalties)
+        is_normed = fit.layer in self._target.norms
+        penalties = self._penalties.normed if is_normed else self._penalties.plain
+        weight = fit_around(inputs, outputs, given, penalties)
         write_weight(layer, weight)
         self._written.add(id(layer.weight))
         if fit.layer not in self._target.norms and layer.bias is not None:
@@ -155,6 +174,8 @@ class _FittingRun:
         total = outputs.square().sum().clamp_min(torch.finfo(outputs.dtype).tiny)
         self._explained[fit.layer] = 1 - float(error.square().sum() / total)
         self._means[fit.layer] = target_mean
+        if fit.layer in self._target.token_norms and rest is None:
+            self._wanted[fit.layer] = positions, y
         if rest is not None and (scale := self._sums[fit.layer].scale) is not None:
             scale.fill_(1.0)  # what was fitted is what is added
 
@@ -169,6 +190,38 @@ class _FittingRun:
                     norm.bias.copy_(self._means.pop(fit.layer))
 
         return hook
+
+
+    def _before_norm(self, fit: LayerFit, watch: CallWatch) -> Callable[..., None]:
+        def hook(norm: Any, inputs: tuple[Any, ...]) -> None:
+            if fit.layer in self._wanted:
+                with watch.paused():
+                    positions, wanted = self._wanted.pop(fit.layer)
+                    # A norm of the last axis reads a convolution's maps with that in the last place.
+                    is_map = isinstance(self._modules[fit.layer], nn.Conv2d)
+                    is_moved = is_map and inputs[0].shape[1] != wanted.shape[1]
+                    _fit_affine(norm, inputs[0], -1 if is_moved or not is_map else 1, positions, wanted)
+
+        return hook
+
+
+def _fit_affine(
+    norm: Any, x: torch.Tensor, axis: int, positions: torch.Tensor, wanted: torch.Tensor
+) -> None:
+    """Fit a norm's scale and shift to what (S, C) it is to make at positions, channel by channel."""
+    if norm.weight is None or norm.weight.shape != wanted.shape[1:]:
+        return
+    norm.weight.fill_(1.0)
+    if (shift := getattr(norm, "bias", None)) is not None:
+        shift.zero_()
+    made = norm.forward(x).movedim(axis, -1).reshape(-1, wanted.shape[1])[positions].float()
+    mean, target_mean = made.mean(0), wanted.mean(0)
+    centred = made - mean
+    variance = centred.square().sum(0).clamp_min(torch.finfo(made.dtype).tiny)
+    scale = (centred * (wanted - target_mean)).sum(0) / variance
+    norm.weight.copy_(scale)
+    if shift is not None:
+        shift.copy_(target_mean - scale * mean)
 
 
 def _shortcut_fits(fits: Sequence[LayerFit], sums: Sequence[ResidualSum]) -> list[LayerFit]:

@@ -5,6 +5,7 @@ The method: docs/explanation/sane.md, section 16.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -14,7 +15,7 @@ from torch import nn
 
 from sane_plugins.grafting.batchnorm import has_statistics, norms_in_training_mode
 from sane_plugins.grafting.channel_maps import ChannelMaps
-from sane_plugins.grafting.feature_regression import regress_features
+from sane_plugins.grafting.feature_regression import Penalties, regress_features
 from sane_plugins.grafting.layer_fits import layer_fits
 from sane_plugins.grafting.methods import (
     Graft,
@@ -25,7 +26,7 @@ from sane_plugins.grafting.methods import (
 )
 from sane_plugins.grafting.prompt_images import prompt_images
 from sane_plugins.grafting.prompt_network import PromptNetwork
-from sane_plugins.grafting.protective_scale import protect_scale
+from sane_plugins.grafting.protective_scale import protect_links, protect_scale
 from sane_plugins.grafting.residual_sums import residual_sums
 from sane_plugins.grafting.source_features import PreparedNetwork
 from sane_plugins.grafting.transformers import fit_writers
@@ -43,13 +44,16 @@ _LAYER_VALUES = 2**26  # numbers of one layer's output over all images that are 
 class RegressionMethod:
     """A graft whose layers are then fitted to the prompt's features on at most `images` training images.
 
-    `penalties` are relative; of several the best is taken layer by layer. The prompt sees images `enlarged`
+    `penalties` are relative; of several the best is taken layer by layer; `plain_penalties` are those of
+    layers without a batch norm behind them. The prompt sees images `enlarged`
     so many times, but not beyond the size that it was trained at. `protect`: weights in front of batch norms
-    are scaled up to that many times the default's deviation; 0: they stay.
+    are scaled up to that many times the default's deviation, and by the square of it where other norms or
+    learnt scales take it back; 0: they stay.
     """
 
     images: int = _IMAGES
     penalties: tuple[float, ...] = (1.0,)
+    plain_penalties: tuple[float, ...] = (0.1,)
     enlarged: int = 1
     protect: float = 0.0
 
@@ -78,9 +82,11 @@ class RegressionMethod:
         written: Transplant,
     ) -> Transplant:
         """Protect the scale of a target that the base has written; see `VariantMethod`."""
-        if self.protect and has_statistics(target):
-            norms = _norms(read_units(target, task.x_train))
-            protect_scale(target, norms, default, self.protect)
+        if self.protect:
+            if has_statistics(target):
+                norms = _norms(read_units(target, task.x_train))
+                protect_scale(target, norms, default, self.protect)
+            protect_links(target, task.x_train, self.protect**2)
         return written
 
     def _fit(
@@ -104,7 +110,8 @@ class RegressionMethod:
         ours, theirs = self._prepared(target, prompt, few, written)
         maps = ChannelMaps(written.source, written.target, written.matching)
         fits = layer_fits(written.matching, maps, theirs, ours)
-        explained = regress_features(ours, theirs, fits, self.penalties, rng)
+        penalties = Penalties(normed=self.penalties, plain=self.plain_penalties)
+        explained = regress_features(ours, theirs, fits, penalties, rng)
         report(Progress(job="feature regression", done=2, total=2))
         return _transplant(written, explained)
 
@@ -116,7 +123,11 @@ class RegressionMethod:
         with norms_in_training_mode(target):
             sums = residual_sums(target, images[:2])
         ours = PreparedNetwork(
-            module=target, images=images, norms=_norms(written.target), sums=sums
+            module=target,
+            images=images,
+            norms=_norms(written.target),
+            token_norms=_token_norms(written.target),
+            sums=sums,
         )
         seen = prompt_images(prompt, source, task, enlarged=self.enlarged)
         theirs = PreparedNetwork(
@@ -149,6 +160,17 @@ def _norms(units: NetworkUnits) -> dict[str, str]:
         for unit in units.units
         if unit.norm is not None and unit.norm.has_statistics and unit.norm.module is not None
     }
+
+
+def _token_norms(units: NetworkUnits) -> dict[str, str]:
+    """Return the name of the norm without running statistics behind each unit that has one, alone."""
+    found = {
+        unit.name: unit.norm.name
+        for unit in units.units
+        if unit.norm is not None and not unit.norm.has_statistics and unit.norm.module is not None
+    }
+    counts = Counter(found.values())
+    return {layer: norm for layer, norm in found.items() if counts[norm] == 1}
 
 
 def _image_count(units: NetworkUnits, most: int) -> int:

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sane_plugins.grafting.transformers.branch_pairs import meeting_places
 from sane_plugins.grafting.transformers.steps import SumStep
-from sane_plugins.grafting.transformers.structure import Branch
+from sane_plugins.grafting.transformers.stream_maps import StreamMap
+from sane_plugins.grafting.transformers.structure import Branch, TokenNetwork
 from sane_plugins.grafting.transformers.traced_run import plain_operators
 from sane_plugins.grafting.transformers.transformer_graft import TransformerGraft
 from sane_plugins.weights import evaluation_copy
@@ -51,9 +52,10 @@ def fit_writers(
     with plain_operators(), watch:
         copied(source_images)
     parameters = dict(target.named_parameters())
-    fit = _FittingMode(parameters, graft, watch.values)
+    fit = _FittingMode(parameters, graft.target)
     for to, of in pairs:
-        fit.plan(to, of)
+        if (wanted := _as_ours(watch.values.get(of.sum.call), of.sum, to.sum, graft.stream)) is not None:
+            fit.plan(to, wanted)
     modes = {part: part.training for part in target.modules()}
     target.eval()
     try:
@@ -86,51 +88,43 @@ class _Watch(TorchDispatchMode):
 class _FittingMode(TorchDispatchMode):
     """Fits each planned writer at the moment that it acts."""
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        graft: TransformerGraft,
-        features: Mapping[int, torch.Tensor],
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], target: TokenNetwork) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters, self._graft, self._features = parameters, graft, features
-        self._call = -1
-        self._writers: dict[int, tuple[Branch, Branch]] = {}
+        self._parameters, self._target, self._call = parameters, target, -1
+        self._writers: dict[int, tuple[Branch, torch.Tensor]] = {}
         self._skips: dict[int, torch.Tensor | None] = {}
         self.changed: set[str] = set()
         self.explained: list[float] = []
 
-    def plan(self, to: Branch, of: Branch) -> None:
-        """Fit the writer of a target branch to the sum that a source branch ends at."""
-        self._writers[to.writer.step.call] = (to, of)
-        self._skips[to.skip_call] = None
+    def plan(self, branch: Branch, wanted: torch.Tensor) -> None:
+        """Fit the writer of a branch to the stream (N, T, D) that its sum is to make."""
+        self._writers[branch.writer.step.call] = (branch, wanted)
+        self._skips[branch.skip_call] = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._call += 1
         call = self._call
         if call in self._writers and func in _LINEAR:
-            self._fit(*self._writers[call], args[_LINEAR[func][1]])
+            self._fit(*self._writers.pop(call), args[_LINEAR[func][1]])
         result = func(*args, **(kwargs or {}))
-        if call in self._skips:
-            self._skips[call] = result
+        if call in self._skips:  # of a norm's results the first is the value
+            self._skips[call] = result[0] if isinstance(result, tuple) else result
         return result
 
-    def _fit(self, to: Branch, of: Branch, inputs: torch.Tensor) -> None:
+    def _fit(self, branch: Branch, wanted: torch.Tensor, inputs: torch.Tensor) -> None:
         """Fit a writer to what is missing from the stream; nothing where tokens are not alike."""
-        before, wanted = self._skips[to.skip_call], self._features.get(of.sum.call)
-        step = to.writer.step
-        places = torch.tensor(self._graft.target.stream_places(step.outputs))
+        before, step = self._skips[branch.skip_call], branch.writer.step
+        places = torch.tensor(self._target.stream_places(step.outputs))
         weight = self._parameters[step.key]
         plain = weight.dim() == 2 and len(step.rows) == len(weight) and step.row_axis == 0
-        if before is None or wanted is None or before.dim() != 3 or wanted.dim() != 3 or not plain:
+        if before is None or not plain or wanted.shape != before.shape:
             return
-        wanted = self._tokens(wanted, of.sum, to.sum)
-        if wanted is None or wanted.shape != before.shape or len(inputs) != before[..., 0].numel():
+        if len(inputs) != before[..., 0].numel():
             return
         if step.is_token_major:
             inputs = inputs.unflatten(0, (-1, len(before))).transpose(0, 1).flatten(0, 1)
         y = (wanted - before).flatten(0, 1)[:, places]
-        scale = self._parameters[to.layer_scale].flatten()[places] if to.layer_scale else None
+        scale = branch.layer_scale and self._parameters[branch.layer_scale].flatten()[places]
         if scale is not None:
             y = y / scale
         mean, target_mean = inputs.mean(0), y.mean(0)
@@ -143,24 +137,28 @@ class _FittingMode(TorchDispatchMode):
         self.explained.append(1 - float(rest.square().sum() / y.square().sum().clamp_min(1e-12)))
         weight.add_(change.T)
         self.changed.add(step.key)
-        if to.writer.bias is not None:
-            self._parameters[to.writer.bias].copy_(target_mean - weight @ mean)
-            self.changed.add(to.writer.bias)
+        if branch.writer.bias is not None:
+            self._parameters[branch.writer.bias].copy_(target_mean - weight @ mean)
+            self.changed.add(branch.writer.bias)
 
-    def _tokens(self, values: torch.Tensor, of: SumStep, to: SumStep) -> torch.Tensor | None:
-        """Return the source's tokens (N, T, D) as the target's would be, in its stream; None on other grids.
 
-        On other grids tokens see other parts of the image, and fits to resized ones did not help.
-        """
-        sizes = [(x.grid, int((x.cells >= 0).sum())) for x in (of, to)]
-        if sizes[0] != sizes[1] or len(of.cells) != values.shape[1]:
-            return None
-        extras, ours = (x.cells.lt(0).nonzero().flatten() for x in (of, to))
-        if len(extras) < len(ours):
-            return None
-        stream = self._graft.stream
-        values = values if stream.is_identity else values @ stream.write.to(values).T
-        made = values.new_zeros(len(values), len(to.cells), values.shape[2])
-        made[:, to.cells.argsort()[len(ours) :]] = values[:, of.cells.argsort()[len(extras) :]]
-        made[:, ours] = values[:, extras[: len(ours)]]
-        return made
+def _as_ours(
+    values: torch.Tensor | None, of: SumStep, to: SumStep, stream: StreamMap
+) -> torch.Tensor | None:
+    """Return the source's tokens (N, T, D) as the target's would be, in its stream; None on other grids.
+
+    On other grids tokens see other parts of the image, and fits to resized ones did not help.
+    """
+    if values is None or values.dim() != 3:
+        return None
+    sizes = [(x.grid, int((x.cells >= 0).sum())) for x in (of, to)]
+    if sizes[0] != sizes[1] or len(of.cells) != values.shape[1]:
+        return None
+    extras, ours = (x.cells.lt(0).nonzero().flatten() for x in (of, to))
+    if len(extras) < len(ours):
+        return None
+    values = values if stream.is_identity else values @ stream.write.to(values).T
+    made = values.new_zeros(len(values), len(to.cells), values.shape[2])
+    made[:, to.cells.argsort()[len(ours) :]] = values[:, of.cells.argsort()[len(extras) :]]
+    made[:, ours] = values[:, extras[: len(ours)]]
+    return made
