@@ -476,14 +476,16 @@ _ON_THE_CPU = {
 }
 # Here weights are copied to the CPU, mapped there, and written back.
 _CPU_PARTS = (
-    *("grafting/channel_maps.py", "grafting/lending", "grafting/units"),
     *(
-        f"grafting/transformers/{name}.py"
-        for name in (
-            *("attention_rules", "branch_graft", "branch_weights", "channel_nodes", "embedding_graft"),
-            *("entry_rules", "grids", "head_maps", "layer_rules", "mimetic", "run_record"),
-            *("stream_maps", "structure", "structure_reader", "traced_values", "transformer_graft"),
-        )
+        "grafting/channel_maps",
+        "grafting/lending",
+        "grafting/units",
+        "grafting/transformers/branch_",
+    ),
+    *(f"grafting/transformers/{x}" for x in ("embedding_graft", "grids", "head_maps", "mimetic")),
+    *(
+        f"grafting/transformers/{x}"
+        for x in ("stream_maps", "structure", "tracing", "transformer_")
     ),
 )
 

@@ -12,8 +12,14 @@ from .methods import (
     base_of,
     write_graft,
 )
-from .prompt_images import prompt_images
-from .prompt_network import Preparation, PromptInfo, PromptNetwork, PromptOffer, PublishedNetwork
+from .prompt_network import (
+    Preparation,
+    PromptInfo,
+    PromptNetwork,
+    PromptOffer,
+    PublishedNetwork,
+    prompt_images,
+)
 from .regression import RegressionMethod
 from .ridge_classifier import RidgeFit, fit_ridge, lead
 from .transfer_methods import transfer_methods

@@ -36,7 +36,7 @@ class ChannelMaps:
         return self.axis(pair.target.inputs, pair.sources[0].inputs)
 
     def is_foreign(self, pair: Pair) -> bool:
-        """Return whether a depthwise layer's channels are mostly other ones of the source than its partner's."""
+        """Return whether a depthwise layer's channels mostly come from others than its partner's."""
         ours, theirs = pair.target.outputs, pair.source.outputs
         if pair.target.kind != "depthwise" or len(ours) != 1:
             return False

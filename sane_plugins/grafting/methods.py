@@ -16,8 +16,7 @@ from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.grafting.lending import GraftedWeights, graft
 from sane_plugins.grafting.matching import Matching, match, match_places
-from sane_plugins.grafting.prompt_images import prompt_images
-from sane_plugins.grafting.prompt_network import PromptNetwork
+from sane_plugins.grafting.prompt_network import PromptNetwork, prompt_images
 from sane_plugins.grafting.transformers import (
     PixelChange,
     TransformerGraft,

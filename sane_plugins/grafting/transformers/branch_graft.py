@@ -16,11 +16,11 @@ from sane_plugins.grafting.transformers.head_maps import (
     fit_heads,
     fit_hidden,
 )
-from sane_plugins.grafting.transformers.steps import NormStep
 from sane_plugins.grafting.transformers.stream_maps import (
     StreamMap,
 )
 from sane_plugins.grafting.transformers.structure import Branch
+from sane_plugins.grafting.transformers.tracing import NormStep
 
 
 class BranchGraft:

@@ -26,7 +26,7 @@ from sane_plugins.grafting.transformers.stream_maps import (
 )
 from sane_plugins.grafting.transformers.structure import TokenNetwork
 from sane_plugins.grafting.transformers.structure_reader import read_structure
-from sane_plugins.grafting.transformers.traced_run import execute, has_attention
+from sane_plugins.grafting.transformers.tracing import execute, has_attention
 
 _FLOPS, _LEAST_IMAGES = 2**40, 16  # of runs that show which directions of a stream matter
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
 from sane_plugins.grafting.channel_maps import ChannelMaps
 from sane_plugins.grafting.connections import Activation
+from sane_plugins.grafting.fitting.residual_sum import ResidualSum
+from sane_plugins.grafting.fitting.source_features import PreparedNetwork
 from sane_plugins.grafting.matching import Matching
-from sane_plugins.grafting.residual_sums import ResidualSum
-from sane_plugins.grafting.source_features import PreparedNetwork
 from sane_plugins.grafting.units import Unit
 
 
@@ -44,51 +43,24 @@ def layer_fits(
     """
     theirs, ours = ({x.layer: x for x in side.sums} for side in (source, target))
     fits = []
-    import os
-    X = os.environ.get("CX", "")
-    hidden = _hidden(matching, maps) if "B" in X else {}
     for pair in matching.pairs.values():
         if pair.target.place == "classifier":
             continue
-        if "C" in X and maps.is_foreign(pair):
-            continue
-        partner, channels = hidden.get(pair.target.name, (pair.source, maps.outputs(pair)))
-        before, after = _activation(partner, theirs), _activation(pair.target, ours)
-        is_pooled = bool(partner.grid) and not pair.target.grid
+        channels = maps.outputs(pair)
+        before, after = _activation(pair.source, theirs), _activation(pair.target, ours)
+        is_pooled = bool(pair.source.grid) and not pair.target.grid
         rectifies_anew = before is None and after is not None and _rectifies(after)
         signs = torch.where(_copy(channels) % 2 == 1, -1.0, 1.0) if rectifies_anew else None
         fits.append(
             LayerFit(
                 layer=pair.target.name,
-                source=partner.name,
+                source=pair.source.name,
                 channels=channels,
                 signs=torch.ones(len(channels)) if signs is None else signs,
                 activation=before if after is None or is_pooled else None,
             )
         )
     return fits
-
-
-def _hidden(matching: Matching, maps: ChannelMaps) -> dict[str, tuple[Unit, torch.Tensor]]:
-    """Return what makes that which the partner of a layer's reader reads, by layer.
-
-    Where a block's layers come in another order, it is that which the layer's reader needs.
-    """
-    makers = {}
-    for network in (maps.source, maps.target):
-        pairs = pairwise(network.units)
-        makers[network] = {
-            two.name: one
-            for one, two in pairs
-            if one.block == two.block and one.outputs == two.inputs and one.activation is not None
-        }
-    found = {}
-    for pair in matching.pairs.values():
-        maker = makers[maps.target].get(pair.target.name)
-        wanted = makers[maps.source].get(pair.sources[0].name)
-        if maker is not None and wanted is not None and maker.kind != "depthwise":
-            found[maker.name] = wanted, maps.inputs(pair)
-    return found
 
 
 def _activation(unit: Unit, sums: Mapping[str, ResidualSum]) -> Activation | None:

@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sane_plugins.grafting.connections import Activation
-from sane_plugins.grafting.residual_sums import CallWatch, ResidualSum
+from sane_plugins.grafting.fitting.residual_sum import CallWatch, ResidualSum
 
 _BATCH = 32
 

@@ -6,7 +6,7 @@ The method: docs/explanation/sane.md, section 16.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sane_plugins.grafting.batchnorm import norms_in_training_mode
+from sane_plugins.grafting.batchnorm import has_statistics, norms_in_training_mode
 from sane_plugins.grafting.execution import in_evaluation
-from sane_plugins.grafting.layer_fits import LayerFit
-from sane_plugins.grafting.patches import at_positions, grid_of, read_patches, write_weight
-from sane_plugins.grafting.residual_sums import CallWatch, ResidualSum
-from sane_plugins.grafting.ridge_layers import fit_around
-from sane_plugins.grafting.source_features import (
+from sane_plugins.grafting.fitting.layer_fit import LayerFit
+from sane_plugins.grafting.fitting.patches import at_positions, grid_of, read_patches, write_weight
+from sane_plugins.grafting.fitting.residual_sum import CallWatch, ResidualSum
+from sane_plugins.grafting.fitting.ridge_layers import fit_around
+from sane_plugins.grafting.fitting.source_features import (
     FeatureRequest,
     PreparedNetwork,
     source_features,
@@ -34,7 +34,7 @@ _LEAST_POSITIONS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Penalties:
-    """Relative penalties of layers with a batch norm behind them, and of others; of several the best is taken.
+    """Relative penalties of layers with a batch norm behind them, and of others; the best of each is taken.
 
     A batch norm makes up for what a penalty takes from a layer's output.
     """
@@ -80,6 +80,10 @@ def regress_features(
         return run.run()
 
 
+class _AllFittedError(Exception):
+    """Ends a pass behind the last layer that is fitted, where no norm measures statistics in it."""
+
+
 class _FittingRun:
     """One forward pass in which every layer is fitted before it acts."""
 
@@ -101,6 +105,7 @@ class _FittingRun:
         self._wanted: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: set[int] = set()
         self._explained: dict[str, float] = {}
+        self._has_statistics = has_statistics(target.module)
 
     def run(self) -> dict[str, float]:
         """Run, and return the share of variance that each layer explains."""
@@ -121,7 +126,8 @@ class _FittingRun:
                     hook = norm.register_forward_pre_hook(self._before_norm(fit, watch))
                     stack.callback(hook.remove)
             stack.enter_context(watch)
-            self._target.module(self._target.images)
+            with suppress(_AllFittedError):
+                self._target.module(self._target.images)
         return self._explained
 
     def _receiver(self, sums: Sequence[ResidualSum]) -> Callable[[torch.Tensor], None]:
@@ -188,9 +194,10 @@ class _FittingRun:
                     variance = output.var(axes, correction=0)
                     norm.weight.copy_((variance + norm.eps).sqrt())
                     norm.bias.copy_(self._means.pop(fit.layer))
+            if not self._features and not self._wanted and not self._has_statistics:
+                raise _AllFittedError
 
         return hook
-
 
     def _before_norm(self, fit: LayerFit, watch: CallWatch) -> Callable[..., None]:
         def hook(norm: Any, inputs: tuple[Any, ...]) -> None:
@@ -200,7 +207,9 @@ class _FittingRun:
                     # A norm of the last axis reads a convolution's maps with that in the last place.
                     is_map = isinstance(self._modules[fit.layer], nn.Conv2d)
                     is_moved = is_map and inputs[0].shape[1] != wanted.shape[1]
-                    _fit_affine(norm, inputs[0], -1 if is_moved or not is_map else 1, positions, wanted)
+                    _fit_affine(
+                        norm, inputs[0], -1 if is_moved or not is_map else 1, positions, wanted
+                    )
 
         return hook
 

@@ -1,4 +1,4 @@
-"""Scale up weights without changing what is computed, so that an optimizer's first steps do not overwrite them.
+"""Scale up weights, not changing what is computed, so that an optimizer's first steps do not overwrite them.
 
 Steps of Adam have a size of their own, whatever the weights'. Where something else takes the factor back, a
 weight may be scaled, which changes nothing but how far a step turns it.
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sane_plugins.grafting.execution import NORMS, in_evaluation
-from sane_plugins.grafting.residual_sums import residual_sums
+from sane_plugins.grafting.fitting.residual_sum import residual_sums
 
 _RELATIVE_ERROR = 1e-3  # beside the deviation of what the network computes, rounding is smaller
 
