@@ -152,7 +152,7 @@ def test_extra_channels_take_the_negative_of_a_feature(images, source) -> None:
         PreparedNetwork(module=target, images=images, norms={"0": "1"}),
         PreparedNetwork(module=source, images=images, norms=NORMS),
         [fit],
-        [1e-6],
+        Penalties(normed=[1e-6], plain=[1e-6]),
         torch.Generator().manual_seed(0),
     )
     output = target.eval()(images)
@@ -185,7 +185,7 @@ def test_values_that_are_not_finite_and_narrow_types_leave_finite_weights(
             module=source, images=images, norms=NORMS, sums=residual_sums(source, images[:2])
         ),
         fits,
-        [0.1],
+        Penalties(normed=[0.1], plain=[0.1]),
         torch.Generator().manual_seed(0),
     )
     assert explained
@@ -206,7 +206,7 @@ def test_layers_that_share_a_weight_or_act_twice_are_fitted_once(images, source)
         PreparedNetwork(module=target, images=images, norms={}),
         PreparedNetwork(module=source, images=images, norms=NORMS),
         fits,
-        [1e-6],
+        Penalties(normed=[1e-6], plain=[1e-6]),
         torch.Generator().manual_seed(0),
     )
     assert explained.keys() == {"0"}

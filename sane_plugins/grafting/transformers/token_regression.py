@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sane_plugins.grafting.execution import in_evaluation
 from sane_plugins.grafting.fitting import ridge_steps
-from sane_plugins.grafting.transformers.branch_pairs import meeting_places
+from sane_plugins.grafting.transformers.branch_graft import meeting_places
 from sane_plugins.grafting.transformers.stream_maps import StreamMap
 from sane_plugins.grafting.transformers.structure import Branch, TokenNetwork
 from sane_plugins.grafting.transformers.tracing import ContractionStep, SumStep, plain_operators
