@@ -150,7 +150,7 @@ def build(network: str, classes: int) -> nn.Module:
         return getattr(models, network)(num_classes=classes)  # type: ignore[no-any-return]
     import timm
 
-    size = {"img_size": TIMM[network]} if "vit" in network else {}
+    size: dict[str, Any] = {"img_size": TIMM[network]} if "vit" in network else {}
     module: nn.Module = timm.create_model(network, num_classes=classes, **size)
     return module
 

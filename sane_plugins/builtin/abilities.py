@@ -63,6 +63,8 @@ class _Guarded:
             raise to_plugin_error(problem) from error
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # of copies that are not whole yet
+            raise AttributeError(name)
         value = getattr(self.part, name)
         return replace(self, part=value) if callable(value) else value
 

@@ -66,7 +66,8 @@ class _Grid:
         for steps in direction:
             sine, cosine = (torch.diag(f(steps * self.rates)) for f in (torch.sin, torch.cos))
             blocks.append(torch.cat((torch.cat((cosine, sine), 1), torch.cat((-sine, cosine), 1))))
-        return torch.block_diag(*blocks)
+        made: torch.Tensor = torch.block_diag(*blocks)
+        return made
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ class FittingMode(TorchDispatchMode):
     ) -> torch.Tensor:
         if not step.is_token_major:
             return inputs
-        return inputs.unflatten(0, (-1, len(wanted))).transpose(0, 1).flatten(0, 1)
+        by_token: torch.Tensor = inputs.unflatten(0, (-1, len(wanted)))
+        return by_token.transpose(0, 1).flatten(0, 1)
 
     def _fit(self, branch: Branch, inputs: torch.Tensor, missing: torch.Tensor) -> None:
         """Fit a writer of which all rows write the stream to what is missing from it."""
