@@ -470,7 +470,8 @@ _ON_THE_CPU = {
         *("_shared_scale", "_build_architecture_datasets", "_sample_dataset"),
     },
     "positions and channels that are drawn or found on the CPU, and moved or indexed with": {
-        *("_batch_indices", "layer_fits", "_FittingMode._fit"),
+        *("_batch_indices", "layer_fits", "FittingMode._fit", "_MapFitting._draw_hidden"),
+        *("_Grid.of", "_Grid.codes", "_Bases.draw", "_fit_patches", "_write_places"),
     },
     "an activation or a module without weights is tried": {"_rectifies", "_is_identity"},
 }

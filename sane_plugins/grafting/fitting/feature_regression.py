@@ -30,6 +30,7 @@ _POSITIONS = 8192  # at most so many positions of a layer are fitted to
 _FEATURE_VALUES = 2**27  # single precision numbers of the source's features that are kept
 _PATCH_VALUES = 2**26  # and of one layer's input patches
 _LEAST_POSITIONS = 1024
+_SILENT = 0.1  # of the variance that is made, less than which is wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,8 @@ class _FittingRun:
         is_normed = fit.layer in self._target.norms
         penalties = self._penalties.normed if is_normed else self._penalties.plain
         weight = fit_around(inputs, outputs, given, penalties)
+        if not is_normed:
+            weight = _quietened(inputs, outputs, weight)
         write_weight(layer, weight)
         self._written.add(id(layer.weight))
         if fit.layer not in self._target.norms and layer.bias is not None:
@@ -212,6 +215,17 @@ class _FittingRun:
                     )
 
         return hook
+
+
+def _quietened(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return weights of which no output deviates more than wanted ones (S, G, O) do in the mean.
+
+    An output of which nothing is wanted keeps its given weights, whatever they make of the inputs.
+    """
+    made = torch.einsum("sgf,gfo->sgo", inputs, weight).square().mean(0)
+    ratio = outputs.square().mean() / made.clamp_min(torch.finfo(made.dtype).tiny)
+    is_silent = outputs.square().mean(0) < made * _SILENT
+    return weight * torch.where(is_silent, ratio.sqrt().clamp(max=1.0), 1.0)[:, None]
 
 
 def _fit_affine(
