@@ -16,7 +16,6 @@ from torch import nn
 from sane_plugins.grafting.batchnorm import has_statistics, norms_in_training_mode
 from sane_plugins.grafting.channel_maps import ChannelMaps
 from sane_plugins.grafting.fitting import (
-    Penalties,
     PreparedNetwork,
     layer_fits,
     protect_links,
@@ -41,10 +40,7 @@ from sane_plugins.tasks import Task, forward_flops
 FITTED = "fitted"
 """The label of a tensor that was fitted to a prompt's features."""
 _IMAGES, _LEAST_IMAGES = 512, 64
-_RUN_FLOPS, _TOKEN_FLOPS = (
-    2**41,
-    2**40,
-)  # of a run on all images, of any network and of a transformer
+_RUN_FLOPS, _TOKEN_FLOPS = 2**41, 2**40  # of a target's run on all images; of a transformer's
 _TOKEN_PENALTY = 0.3
 _LAYER_VALUES = 2**26  # numbers of one layer's output over all images that are run at once
 
@@ -54,7 +50,7 @@ class RegressionMethod:
     """A graft whose layers are then fitted to the prompt's features on at most `images` training images.
 
     `penalties` are relative; of several the best is taken layer by layer; `plain_penalties` are those of
-    layers without a batch norm behind them. The prompt sees images `enlarged`
+    networks without batch norms, which make up for what a penalty takes. The prompt sees images `enlarged`
     so many times, but not beyond the size that it was trained at. `protect`: weights in front of batch norms
     are scaled up to that many times the default's deviation, and by the square of it where other norms or
     learnt scales take it back; 0: they stay.
@@ -123,7 +119,7 @@ class RegressionMethod:
         ours, theirs = self._prepared(target, prompt, few, written)
         maps = ChannelMaps(written.source, written.target, written.matching)
         fits = layer_fits(written.matching, maps, theirs, ours)
-        penalties = Penalties(normed=self.penalties, plain=self.plain_penalties)
+        penalties = self.penalties if has_statistics(target) else self.plain_penalties
         explained = regress_features(ours, theirs, fits, penalties, rng)
         report(Progress(job="feature regression", done=2, total=2))
         return _transplant(written, explained)

@@ -10,7 +10,6 @@ from sane_plugins.grafting import condition
 from sane_plugins.grafting.batchnorm import norms_in_training_mode
 from sane_plugins.grafting.fitting import (
     LayerFit,
-    Penalties,
     PreparedNetwork,
     regress_features,
     residual_sums,
@@ -92,7 +91,7 @@ def _regress(
             module=source, images=images, norms=NORMS, sums=residual_sums(source, images[:2])
         ),
         fits,
-        Penalties(normed=[penalty], plain=[penalty]),
+        [penalty],
         torch.Generator().manual_seed(0),
     )
 
@@ -152,7 +151,7 @@ def test_extra_channels_take_the_negative_of_a_feature(images, source) -> None:
         PreparedNetwork(module=target, images=images, norms={"0": "1"}),
         PreparedNetwork(module=source, images=images, norms=NORMS),
         [fit],
-        Penalties(normed=[1e-6], plain=[1e-6]),
+        [1e-6],
         torch.Generator().manual_seed(0),
     )
     output = target.eval()(images)
@@ -185,7 +184,7 @@ def test_values_that_are_not_finite_and_narrow_types_leave_finite_weights(
             module=source, images=images, norms=NORMS, sums=residual_sums(source, images[:2])
         ),
         fits,
-        Penalties(normed=[0.1], plain=[0.1]),
+        [0.1],
         torch.Generator().manual_seed(0),
     )
     assert explained
@@ -206,7 +205,7 @@ def test_layers_that_share_a_weight_or_act_twice_are_fitted_once(images, source)
         PreparedNetwork(module=target, images=images, norms={}),
         PreparedNetwork(module=source, images=images, norms=NORMS),
         fits,
-        Penalties(normed=[1e-6], plain=[1e-6]),
+        [1e-6],
         torch.Generator().manual_seed(0),
     )
     assert explained.keys() == {"0"}
@@ -236,8 +235,7 @@ def test_scale_and_shift_of_a_norm_without_statistics_are_fitted(images, norm: s
     fit = LayerFit(layer="0", source="0", channels=torch.arange(6), signs=torch.ones(6))
     ours = PreparedNetwork(module=target, images=images, norms={}, token_norms={"0": name})
     theirs = PreparedNetwork(module=source, images=images, norms={})
-    penalties = Penalties(normed=[1.0], plain=[1e-6])
-    regress_features(ours, theirs, [fit], penalties, torch.Generator().manual_seed(0))
+    regress_features(ours, theirs, [fit], [1e-6], torch.Generator().manual_seed(0))
     wanted = source[0](images)
 
     def error() -> float:

@@ -1,4 +1,4 @@
-from .feature_regression import Penalties, regress_features
+from .feature_regression import regress_features
 from .layer_fit import LayerFit, layer_fits
 from .protective_scale import protect_links, protect_scale
 from .residual_sum import residual_sums
@@ -8,7 +8,6 @@ from .source_features import FeatureRequest, PreparedNetwork, source_features
 __all__ = [
     "FeatureRequest",
     "LayerFit",
-    "Penalties",
     "PreparedNetwork",
     "layer_fits",
     "protect_links",

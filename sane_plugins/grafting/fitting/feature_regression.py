@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,23 +33,12 @@ _LEAST_POSITIONS = 1024
 _SILENT = 0.1  # of the variance that is made, less than which is wanted
 
 
-@dataclass(frozen=True, kw_only=True)
-class Penalties:
-    """Relative penalties of layers with a batch norm behind them, and of others; the best of each is taken.
-
-    A batch norm makes up for what a penalty takes from a layer's output.
-    """
-
-    normed: Sequence[float]
-    plain: Sequence[float]
-
-
 @torch.no_grad()
 def regress_features(
     target: PreparedNetwork,
     source: PreparedNetwork,
     fits: Sequence[LayerFit],
-    penalties: Penalties,
+    penalties: Sequence[float],
     rng: torch.Generator,
 ) -> dict[str, float]:
     """Fit the target's layers in place; return the share of variance that each explains, by its name.
@@ -95,7 +84,7 @@ class _FittingRun:
         features: dict[str, torch.Tensor],
         positions: dict[tuple[int, int], torch.Tensor],
         grids: dict[str, tuple[int, int]],
-        penalties: Penalties,
+        penalties: Sequence[float],
     ) -> None:
         self._target, self._fits, self._features = target, fits, features
         self._positions, self._grids, self._penalties = positions, grids, penalties
@@ -169,10 +158,8 @@ class _FittingRun:
         inputs, outputs = read.sub_(mean), y - target_mean
         groups, _, per_group = patches.weight.shape
         outputs = outputs.reshape(len(y), groups, per_group)
-        is_normed = fit.layer in self._target.norms
-        penalties = self._penalties.normed if is_normed else self._penalties.plain
-        weight = fit_around(inputs, outputs, given, penalties)
-        if not is_normed:
+        weight = fit_around(inputs, outputs, given, self._penalties)
+        if not self._has_statistics:
             weight = _quietened(inputs, outputs, weight)
         write_weight(layer, weight)
         self._written.add(id(layer.weight))
@@ -220,7 +207,8 @@ class _FittingRun:
 def _quietened(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return weights of which no output deviates more than wanted ones (S, G, O) do in the mean.
 
-    An output of which nothing is wanted keeps its given weights, whatever they make of the inputs.
+    An output of which nothing is wanted keeps its given weights, whatever they make of the inputs, which a
+    batch norm would make up for.
     """
     made = torch.einsum("sgf,gfo->sgo", inputs, weight).square().mean(0)
     ratio = outputs.square().mean() / made.clamp_min(torch.finfo(made.dtype).tiny)

@@ -82,6 +82,8 @@ def protect_links(module: nn.Module, images: torch.Tensor, factor: float) -> int
     images = images[:2]
     with in_evaluation(module):
         links, wanted = _links(module, images), module(images)
+        if not links:
+            return 0
         for link in links:
             link.scale(factor)
         if _is_close(module(images), wanted):
