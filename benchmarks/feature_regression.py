@@ -213,6 +213,7 @@ def write_report() -> None:
     for run in runs:
         as_is, anew = (" ".join(f"{x:.3f}" for x in run[key]) for key in ("as_is", "anew"))
         seed = f", seed {run['seed']}" if run["seed"] else ""
+        seed += f", rate {run['lr']:g}" if run.get("lr", LR) != LR else ""
         lines.append(
             f"| {run['cell']}{seed} | {run['images']} | {run['loss']:.3f} ± {run['loss_error']:.3f} |"
             f" {run['left_out']:.3f} | {as_is} | {anew} | {run['seconds']:.0f} | {run['peak_mb']} |"
