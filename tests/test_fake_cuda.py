@@ -16,6 +16,8 @@ import torch
 from card import CardTensor, card
 from click.testing import CliRunner
 from graftnets import MobileNet, ResidualNet, trained
+from tokennets import HandViT, TorchViT
+from tokennets import trained as trained_tokens
 from torch import nn
 
 import sane_plugins
@@ -282,37 +284,65 @@ def test_feature_regression(gpu: str, task: Task) -> None:
     assert all(map(same, fitted("cpu"), there))
 
 
-@pytest.mark.parametrize("method", ["graft", "place"])
-def test_grafting(gpu: str, method: str) -> None:
-    images, labels = torch.rand(6, 3, 16, 16), torch.arange(6) % 5
-    data = Task(
+def _noise(size: int) -> Task:
+    rng = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(6, 3, size, size, generator=rng), torch.arange(6) % 5
+    return Task(
         name="noise",
         x_train=images,
         y_train=labels,
         x_test=images,
         y_test=labels,
         classes=tuple("abcde"),
+        pixel_mean=(0.4,) * 3,
+        pixel_deviation=(0.3,) * 3,
     )
-    source = trained(MobileNet())
+
+
+def _transferred(
+    device: str, method: str, source: nn.Module, build: Callable[[], nn.Module], size: int
+) -> list[torch.Tensor]:
+    """Return what a network of this device holds when a method has written a source into it."""
     lent = PromptNetwork(
         graph=from_module(source),
         info=PromptInfo(
             name="lent",
-            preparation=Preparation(mean=(0.5,) * 3, deviation=(0.2,) * 3, size=(16, 16)),
+            preparation=Preparation(mean=(0.5,) * 3, deviation=(0.2,) * 3, size=(size, size)),
         ),
         build=lambda: deepcopy(source),
     )
+    torch.manual_seed(0)
+    module, rng = build().to(device), torch.Generator().manual_seed(0)
+    transfer_methods()[method](module, lent, _noise(size).to(device), rng)
+    return [*module.state_dict().values()]
 
-    def transferred(device: str) -> list[torch.Tensor]:
-        torch.manual_seed(0)
-        module = ResidualNet((9, 14, 11)).to(device)
-        rng = torch.Generator().manual_seed(0)
-        transfer_methods()[method](module, lent, data.to(device), rng)
-        return [*module.state_dict().values()]
 
-    there = transferred(gpu)
+@pytest.mark.parametrize("method", ["graft", "place"])
+def test_grafting(gpu: str, method: str) -> None:
+    source, build = trained(MobileNet()), partial(ResidualNet, (9, 14, 11))
+    there = _transferred(gpu, method, source, build, 16)
     assert all(map(is_on_card, there))
-    assert all(map(same, transferred("cpu"), there))
+    assert all(map(same, _transferred("cpu", method, source, build, 16), there))
+
+
+@pytest.mark.parametrize("method", ["graft", "regression-protected", "mimetic"])
+@pytest.mark.parametrize(
+    ("source", "build"),
+    [
+        (TorchViT(depth=3), TorchViT),
+        (TorchViT(width=30), TorchViT),
+        (TorchViT(patch=16), partial(TorchViT, width=36, heads=2)),
+        (HandViT(), partial(HandViT, post=True)),
+        (HandViT(width=28), HandViT),
+        (MobileNet(), TorchViT),
+    ],
+    ids=["deeper", "narrower", "wider", "split and post-norm", "split", "from convolutions"],
+)
+def test_transformers(gpu: str, method: str, source: nn.Module, build) -> None:
+    source = trained_tokens(source)
+    there = _transferred(gpu, method, source, build, 32)
+    assert all(map(is_on_card, there))
+    assert all(map(same, _transferred("cpu", method, source, build, 32), there))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -421,7 +451,7 @@ def test_measuring_a_zoo(gpu: str, tmp_path: Path, task: Task) -> None:
 
 # In these rooms tensors of a device are at work, and a tensor that is made says where, or is drawn with
 # numbers of the CPU, so that a seed means the same on every device. The others, and why they are not:
-_ROOMS = ("autoencoder", "generation", "initialize", "pretraining", "zoo_training")
+_ROOMS = ("autoencoder", "generation", "grafting", "initialize", "pretraining", "zoo_training")
 _FACTORIES = {
     *("zeros", "ones", "empty", "full", "arange", "eye", "tensor", "as_tensor", "from_numpy"),
     *("linspace", "logspace", "rand", "randn", "randint", "randperm", "scalar_tensor"),
@@ -439,12 +469,34 @@ _ON_THE_CPU = {
     "zoos and scales lie on the CPU": {
         *("_shared_scale", "_build_architecture_datasets", "_sample_dataset"),
     },
+    "positions and channels that are drawn or found on the CPU, and moved or indexed with": {
+        *("_batch_indices", "layer_fits", "FittingMode._fit", "_MapFitting._draw_hidden"),
+        *("_Grid.of", "_Grid.codes", "_Bases.draw", "_fit_patches", "_write_places"),
+    },
+    "an activation or a module without weights is tried": {"_rectifies", "_is_identity"},
 }
+# Here weights are copied to the CPU, mapped there, and written back.
+_CPU_PARTS = (
+    *(
+        "grafting/channel_maps",
+        "grafting/lending",
+        "grafting/units",
+        "grafting/transformers/branch_",
+    ),
+    *(f"grafting/transformers/{x}" for x in ("embedding_graft", "grids", "head_maps", "mimetic")),
+    *(
+        f"grafting/transformers/{x}"
+        for x in ("stream_maps", "structure", "tracing", "transformer_")
+    ),
+)
 
 
 def _factory_calls(room: str) -> Iterator[tuple[str, str]]:
     """Yield the function and the place of every call that makes a tensor and does not say where."""
-    for path in sorted((Path(sane_plugins.__file__).parent / room).rglob("*.py")):
+    package = Path(sane_plugins.__file__).parent
+    for path in sorted((package / room).rglob("*.py")):
+        if path.relative_to(package).as_posix().startswith(_CPU_PARTS):
+            continue
         for part in ast.parse(path.read_text()).body:
             methods = part.body if isinstance(part, ast.ClassDef) else [part]
             prefix = f"{part.name}." if isinstance(part, ast.ClassDef) else ""
@@ -452,7 +504,7 @@ def _factory_calls(room: str) -> Iterator[tuple[str, str]]:
                 for call in (x for x in ast.walk(method) if isinstance(x, ast.Call)):
                     given = {x.arg for x in call.keywords}
                     if _is_factory(call.func) and not given & {"device", "generator"}:
-                        yield prefix + method.name, f"{room}/{path.name}:{call.lineno}"
+                        yield prefix + method.name, f"{path.relative_to(package)}:{call.lineno}"
 
 
 def _is_factory(function: ast.expr) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from types import FunctionType, NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,6 +42,31 @@ def _in_usual_modes(ability: Callable[..., T]) -> Callable[..., T]:
             return ability(*args, **named)
 
     return run
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """What a plugin offered, or a callable attribute of it; where a call fails, the plugin is blamed."""
+
+    host: Host = field(compare=False)
+    hook: str
+    offered: Any = field(compare=False)
+    part: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return self.part(*arguments)
+        except SaneError:
+            raise
+        except Exception as error:
+            problem = self.host.blame(self.hook, self.offered, error)
+            raise to_plugin_error(problem) from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # of copies that are not whole yet
+            raise AttributeError(name)
+        value = getattr(self.part, name)
+        return replace(self, part=value) if callable(value) else value
 
 
 class Abilities:
@@ -173,21 +198,10 @@ class Abilities:
 
     def _transfer_methods(self) -> dict[str, Callable[..., Any]]:
         """Return the methods that plugins offer; one that fails is recorded, and `SaneError` raised."""
-
-        def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-            @wraps(method, assigned=(), updated=())
-            def transfer(*arguments: Any) -> Any:
-                try:
-                    return method(*arguments)
-                except SaneError:
-                    raise
-                except Exception as error:
-                    problem = self.host.blame("sane_transfers", method, error)
-                    raise to_plugin_error(problem) from error
-
-            return transfer
-
-        return {name: guarded(method) for name, method in self.host.transfers().items()}
+        return {
+            name: _Guarded(self.host, "sane_transfers", method, method)
+            for name, method in self.host.transfers().items()
+        }
 
     def _blame_sampler(self, options: InitializeOptions | None, error: SamplerError) -> None:
         if options is not None:

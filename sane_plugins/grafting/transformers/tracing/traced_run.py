@@ -17,13 +17,22 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sane_plugins.grafting.transformers.attention_rules import fused_attention, mix
-from sane_plugins.grafting.transformers.channel_nodes import ChannelNodes
-from sane_plugins.grafting.transformers.entry_rules import move, pointwise, reduced, weights_only
-from sane_plugins.grafting.transformers.layer_rules import convolution, linear, norm
-from sane_plugins.grafting.transformers.run_record import FUSED_ATTENTION, SOFTMAX, RunRecord
-from sane_plugins.grafting.transformers.steps import Step
-from sane_plugins.grafting.transformers.traced_values import (
+from sane_plugins.grafting.transformers.tracing.attention_rules import fused_attention, mix
+from sane_plugins.grafting.transformers.tracing.channel_nodes import ChannelNodes
+from sane_plugins.grafting.transformers.tracing.entry_rules import (
+    move,
+    pointwise,
+    reduced,
+    weights_only,
+)
+from sane_plugins.grafting.transformers.tracing.layer_rules import convolution, linear, norm
+from sane_plugins.grafting.transformers.tracing.run_record import (
+    FUSED_ATTENTION,
+    SOFTMAX,
+    RunRecord,
+)
+from sane_plugins.grafting.transformers.tracing.steps import Step
+from sane_plugins.grafting.transformers.tracing.traced_values import (
     Activation,
     Known,
     WeightView,

@@ -6,7 +6,7 @@ The method: docs/explanation/sane.md, section 16.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sane_plugins.grafting.batchnorm import norms_in_training_mode
+from sane_plugins.grafting.batchnorm import has_statistics, norms_in_training_mode
 from sane_plugins.grafting.execution import in_evaluation
-from sane_plugins.grafting.layer_fits import LayerFit
-from sane_plugins.grafting.patches import at_positions, grid_of, read_patches, write_weight
-from sane_plugins.grafting.residual_sums import CallWatch, ResidualSum
-from sane_plugins.grafting.ridge_layers import fit_around
-from sane_plugins.grafting.source_features import (
+from sane_plugins.grafting.fitting.layer_fit import LayerFit
+from sane_plugins.grafting.fitting.patches import at_positions, grid_of, read_patches, write_weight
+from sane_plugins.grafting.fitting.residual_sum import CallWatch, ResidualSum
+from sane_plugins.grafting.fitting.ridge_layers import fit_around
+from sane_plugins.grafting.fitting.source_features import (
     FeatureRequest,
     PreparedNetwork,
     source_features,
@@ -30,6 +30,7 @@ _POSITIONS = 8192  # at most so many positions of a layer are fitted to
 _FEATURE_VALUES = 2**27  # single precision numbers of the source's features that are kept
 _PATCH_VALUES = 2**26  # and of one layer's input patches
 _LEAST_POSITIONS = 1024
+_SILENT = 0.1  # of the variance that is made, less than which is wanted
 
 
 @torch.no_grad()
@@ -43,8 +44,9 @@ def regress_features(
     """Fit the target's layers in place; return the share of variance that each explains, by its name.
 
     Both networks' images are the same, prepared for each. The source runs in evaluation mode. The target
-    runs once, its batch norms alone in training mode, and each layer is fitted to what reaches it then.
-    Statistics of the norms are those of that run.
+    runs once, its batch norms alone in training mode, and each layer is fitted to what reaches it then, and
+    the scale and shift of the norm behind it to what it then makes. Statistics of the norms are those of that
+    run.
     """
     images = target.images
     fits = [*fits, *_shortcut_fits(fits, target.sums)]
@@ -68,6 +70,10 @@ def regress_features(
         return run.run()
 
 
+class _AllFittedError(Exception):
+    """Ends a pass behind the last layer that is fitted, where no norm measures statistics in it."""
+
+
 class _FittingRun:
     """One forward pass in which every layer is fitted before it acts."""
 
@@ -86,8 +92,10 @@ class _FittingRun:
         self._sums = {x.layer: x for x in target.sums}
         self._rests: dict[str, torch.Tensor] = {}
         self._means: dict[str, torch.Tensor] = {}
+        self._wanted: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: set[int] = set()
         self._explained: dict[str, float] = {}
+        self._has_statistics = has_statistics(target.module)
 
     def run(self) -> dict[str, float]:
         """Run, and return the share of variance that each layer explains."""
@@ -103,8 +111,13 @@ class _FittingRun:
                 after = layer.register_forward_hook(self._after(fit, watch))
                 stack.callback(before.remove)
                 stack.callback(after.remove)
+                if fit.layer in self._target.token_norms:
+                    norm = self._modules[self._target.token_norms[fit.layer]]
+                    hook = norm.register_forward_pre_hook(self._before_norm(fit, watch))
+                    stack.callback(hook.remove)
             stack.enter_context(watch)
-            self._target.module(self._target.images)
+            with suppress(_AllFittedError):
+                self._target.module(self._target.images)
         return self._explained
 
     def _receiver(self, sums: Sequence[ResidualSum]) -> Callable[[torch.Tensor], None]:
@@ -146,6 +159,8 @@ class _FittingRun:
         groups, _, per_group = patches.weight.shape
         outputs = outputs.reshape(len(y), groups, per_group)
         weight = fit_around(inputs, outputs, given, self._penalties)
+        if not self._has_statistics:
+            weight = _quietened(inputs, outputs, weight)
         write_weight(layer, weight)
         self._written.add(id(layer.weight))
         if fit.layer not in self._target.norms and layer.bias is not None:
@@ -155,6 +170,8 @@ class _FittingRun:
         total = outputs.square().sum().clamp_min(torch.finfo(outputs.dtype).tiny)
         self._explained[fit.layer] = 1 - float(error.square().sum() / total)
         self._means[fit.layer] = target_mean
+        if fit.layer in self._target.token_norms and rest is None:
+            self._wanted[fit.layer] = positions, y
         if rest is not None and (scale := self._sums[fit.layer].scale) is not None:
             scale.fill_(1.0)  # what was fitted is what is added
 
@@ -167,8 +184,55 @@ class _FittingRun:
                     variance = output.var(axes, correction=0)
                     norm.weight.copy_((variance + norm.eps).sqrt())
                     norm.bias.copy_(self._means.pop(fit.layer))
+            if not self._features and not self._wanted and not self._has_statistics:
+                raise _AllFittedError
 
         return hook
+
+    def _before_norm(self, fit: LayerFit, watch: CallWatch) -> Callable[..., None]:
+        def hook(norm: Any, inputs: tuple[Any, ...]) -> None:
+            if fit.layer in self._wanted:
+                with watch.paused():
+                    positions, wanted = self._wanted.pop(fit.layer)
+                    # A norm of the last axis reads a convolution's maps with that in the last place.
+                    is_map = isinstance(self._modules[fit.layer], nn.Conv2d)
+                    is_moved = is_map and inputs[0].shape[1] != wanted.shape[1]
+                    _fit_affine(
+                        norm, inputs[0], -1 if is_moved or not is_map else 1, positions, wanted
+                    )
+
+        return hook
+
+
+def _quietened(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return weights of which no output deviates more than wanted ones (S, G, O) do in the mean.
+
+    An output of which nothing is wanted keeps its given weights, whatever they make of the inputs, which a
+    batch norm would make up for.
+    """
+    made = torch.einsum("sgf,gfo->sgo", inputs, weight).square().mean(0)
+    ratio = outputs.square().mean() / made.clamp_min(torch.finfo(made.dtype).tiny)
+    is_silent = outputs.square().mean(0) < made * _SILENT
+    return weight * torch.where(is_silent, ratio.sqrt().clamp(max=1.0), 1.0)[:, None]
+
+
+def _fit_affine(
+    norm: Any, x: torch.Tensor, axis: int, positions: torch.Tensor, wanted: torch.Tensor
+) -> None:
+    """Fit a norm's scale and shift to what (S, C) it is to make at positions, channel by channel."""
+    if norm.weight is None or norm.weight.shape != wanted.shape[1:]:
+        return
+    norm.weight.fill_(1.0)
+    if (shift := getattr(norm, "bias", None)) is not None:
+        shift.zero_()
+    made = norm.forward(x).movedim(axis, -1).reshape(-1, wanted.shape[1])[positions].float()
+    mean, target_mean = made.mean(0), wanted.mean(0)
+    centred = made - mean
+    variance = centred.square().sum(0).clamp_min(torch.finfo(made.dtype).tiny)
+    scale = (centred * (wanted - target_mean)).sum(0) / variance
+    norm.weight.copy_(scale)
+    if shift is not None:
+        shift.copy_(target_mean - scale * mean)
 
 
 def _shortcut_fits(fits: Sequence[LayerFit], sums: Sequence[ResidualSum]) -> list[LayerFit]:

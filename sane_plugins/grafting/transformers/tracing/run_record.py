@@ -10,9 +10,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from sane_plugins.grafting.transformers.channel_nodes import UNKNOWN, ChannelNodes
-from sane_plugins.grafting.transformers.steps import ImageStep, Step
-from sane_plugins.grafting.transformers.traced_values import Activation, Known, whole_parameter
+from sane_plugins.grafting.transformers.tracing.channel_nodes import UNKNOWN, ChannelNodes
+from sane_plugins.grafting.transformers.tracing.steps import ImageStep, Step
+from sane_plugins.grafting.transformers.tracing.traced_values import (
+    Activation,
+    Known,
+    whole_parameter,
+)
 
 SOFTMAX = ("_softmax", "_safe_softmax")
 FUSED_ATTENTION = "_scaled_dot_product"  # how torch's operators for it begin

@@ -12,9 +12,9 @@ import torch
 
 from sane_plugins.grafting.channel_maps import ChannelMaps
 from sane_plugins.grafting.connections import Activation
+from sane_plugins.grafting.fitting.residual_sum import ResidualSum
+from sane_plugins.grafting.fitting.source_features import PreparedNetwork
 from sane_plugins.grafting.matching import Matching
-from sane_plugins.grafting.residual_sums import ResidualSum
-from sane_plugins.grafting.source_features import PreparedNetwork
 from sane_plugins.grafting.units import Unit
 
 

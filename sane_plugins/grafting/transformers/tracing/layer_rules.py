@@ -10,10 +10,15 @@ from typing import Any
 
 import torch
 
-from sane_plugins.grafting.transformers.channel_nodes import UNKNOWN
-from sane_plugins.grafting.transformers.run_record import RunRecord
-from sane_plugins.grafting.transformers.steps import ContractionStep, NormStep, Step
-from sane_plugins.grafting.transformers.traced_values import Activation, Known, WeightView, varies
+from sane_plugins.grafting.transformers.tracing.channel_nodes import UNKNOWN
+from sane_plugins.grafting.transformers.tracing.run_record import RunRecord
+from sane_plugins.grafting.transformers.tracing.steps import ContractionStep, NormStep, Step
+from sane_plugins.grafting.transformers.tracing.traced_values import (
+    Activation,
+    Known,
+    WeightView,
+    varies,
+)
 
 
 def norm(run: RunRecord, name: str, args: Any) -> Known | None:

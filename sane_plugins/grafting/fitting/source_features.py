@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sane_plugins.grafting.connections import Activation
-from sane_plugins.grafting.residual_sums import CallWatch, ResidualSum
+from sane_plugins.grafting.fitting.residual_sum import CallWatch, ResidualSum
 
 _BATCH = 32
 
@@ -24,12 +24,14 @@ _BATCH = 32
 class PreparedNetwork:
     """A network and images (N, C, H, W) as it reads them.
 
-    `norms` names the norm behind each layer that has one; `sums` are the residual sums of its forward pass.
+    `norms` names the batch norm behind each layer that has one, `token_norms` the norm that computes its
+    statistics anew; `sums` are the residual sums of its forward pass.
     """
 
     module: nn.Module
     images: torch.Tensor
     norms: Mapping[str, str]
+    token_norms: Mapping[str, str] = field(default_factory=dict)
     sums: Sequence[ResidualSum] = ()
 
 

@@ -11,10 +11,16 @@ from typing import Any
 
 import torch
 
-from sane_plugins.grafting.transformers.channel_nodes import UNKNOWN
-from sane_plugins.grafting.transformers.run_record import SOFTMAX, RunRecord
-from sane_plugins.grafting.transformers.steps import Step, SumStep, TableStep, TokenStep, VectorStep
-from sane_plugins.grafting.transformers.traced_values import (
+from sane_plugins.grafting.transformers.tracing.channel_nodes import UNKNOWN
+from sane_plugins.grafting.transformers.tracing.run_record import SOFTMAX, RunRecord
+from sane_plugins.grafting.transformers.tracing.steps import (
+    Step,
+    SumStep,
+    TableStep,
+    TokenStep,
+    VectorStep,
+)
+from sane_plugins.grafting.transformers.tracing.traced_values import (
     Activation,
     Known,
     WeightView,

@@ -17,7 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sane_plugins.grafting.connections import Activation
 
-_LAYOUTS = ("permute", "clone", "contiguous", "view", "transpose", "alias", "_to_copy", "detach")
+_LAYOUTS = frozenset(
+    [
+        *("permute", "transpose", "view", "unsqueeze", "squeeze", "_unsafe_view"),
+        *("clone", "contiguous", "alias", "detach", "_to_copy"),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,16 +188,27 @@ def _branch_end(
     while call >= 0 and call not in layers:
         made = trace.calls[call]
         if made.name == "mul":
-            learnt = [i for i in (0, 1) if id(made.args[i]) in parameters]
-            if len(learnt) != 1:
+            learnt = [_parameter(made, i, trace, parameters) for i in (0, 1)]
+            own = [i for i in (0, 1) if learnt[i] is not None]
+            if len(own) != 1:
                 return -2, None
-            scale = parameters[id(made.args[learnt[0]])]
-            call = made.inputs[1 - learnt[0]]
+            scale = learnt[own[0]]
+            call = made.inputs[1 - own[0]]
         elif "batch_norm" in made.name or made.name in _LAYOUTS:
             call = made.inputs[0]
         else:
             return call, None
     return call, scale
+
+
+def _parameter(
+    call: _TracedCall, argument: int, trace: _CallTrace, parameters: Mapping[int, nn.Parameter]
+) -> nn.Parameter | None:
+    """Return the parameter that an argument of a call is, or is another view of."""
+    value, number = call.args[argument], call.inputs[argument]
+    while id(value) not in parameters and number >= 0 and trace.calls[number].name in _LAYOUTS:
+        value, number = trace.calls[number].args[0], trace.calls[number].inputs[0]
+    return parameters.get(id(value))
 
 
 def _readers(number: int, trace: _CallTrace) -> list[_TracedCall]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sane_plugins.grafting.transformers.channel_nodes import UNKNOWN
+from sane_plugins.grafting.transformers.tracing.channel_nodes import UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)

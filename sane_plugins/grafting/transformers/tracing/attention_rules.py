@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from sane_plugins.grafting.transformers.channel_nodes import UNKNOWN
-from sane_plugins.grafting.transformers.run_record import RunRecord
-from sane_plugins.grafting.transformers.steps import AttentionStep, Step
-from sane_plugins.grafting.transformers.traced_values import Activation, Known, varies
+from sane_plugins.grafting.transformers.tracing.channel_nodes import UNKNOWN
+from sane_plugins.grafting.transformers.tracing.run_record import RunRecord
+from sane_plugins.grafting.transformers.tracing.steps import AttentionStep, Step
+from sane_plugins.grafting.transformers.tracing.traced_values import Activation, Known, varies
 
 
 def fused_attention(
