@@ -53,7 +53,16 @@ def pretrain(
     out, world = Path(out), World.current()
     _require_compatible(config, options, behaviour, world)
     rng = torch.Generator().manual_seed(options.seed)
-    datasets = build_datasets(zoos, config, options.views, rng, report, aligned=options.aligned)
+    config = replace(config, fills=options.hidden > 0)
+    datasets = build_datasets(
+        zoos,
+        config,
+        options.views,
+        rng,
+        report,
+        aligned=options.aligned,
+        canonical=options.canonical,
+    )
     if not datasets:
         raise ZooError(
             ", ".join(zoo.name for zoo in zoos) or "no zoo",
@@ -66,7 +75,8 @@ def pretrain(
     run = _new_run(config, options, datasets, TrainingLog(log_path(out), options.log_every))
     if resume and state_path(out).exists():
         restore_state(run, state_path(out))
-    _train(run, PretrainContext.build(run.model, datasets, options, world, behaviour), out, report)
+    moved = [dataset.to(options.device) for dataset in datasets]
+    _train(run, PretrainContext.build(run.model, moved, options, world, behaviour), out, report)
     run.model.eval().requires_grad_(False)
     if world.is_first:
         save_sane(run.model, out, {"recipe": asdict(options), "zoos": _zoo_records(zoos)})

@@ -63,7 +63,8 @@ class NetworkTrainer:
         training, self._device = network.training, torch.device(settings.device)
         with drawing_from(random_stream(training.seed, network.name)):
             module = build(factory, trust)
-        self.module = module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = module.to(self._device)
         self.optimizer = _optimizer(self.module, training)
         self._train_rows = self._chosen_images().to(self._device)
         self.step, self.is_finite = 0, True

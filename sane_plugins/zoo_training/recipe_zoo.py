@@ -224,10 +224,10 @@ def _digest(images: TrainingImages) -> str:
 
 
 def _announcement(jobs: Sequence[NetworkJob], options: RecipeOptions) -> str:
-    done, work = sum(job.is_done for job in jobs), sum(job.work for job in jobs) / 1e15
+    done, work = sum(job.is_done for job in jobs), sum(job.work for job in jobs) / 1e12
     rest = f", {done} of them trained already" if done else ""
     many = f"{options.processes} at a time on {options.device}"
-    return f"Train {len(jobs)} networks{rest}: {work:.2g} PFLOP, {many}"
+    return f"Train {len(jobs)} networks{rest}: {work:,.3g} TFLOP, {many}"
 
 
 class _Progress:

@@ -10,10 +10,16 @@ import click
 from click.core import ParameterSource
 
 from sane_plugins import zoo, zoo_training
+from sane_plugins.architectures import Trust
 from sane_plugins.cli.console import note, open_host, print_json, print_table, progress_bars
 from sane_plugins.errors import UsageError
 
-_OF_RECIPES = ("only", "data", "minutes")  # options that need --recipe
+_OF_RECIPES = {  # options that need --recipe
+    "only": "--only",
+    "data": "--data",
+    "minutes": "--minutes",
+    "factories": "--factory",
+}
 _IN_RECIPES = {  # options that a recipe says for itself
     "task": "--task",
     "architecture": "--architecture",
@@ -44,7 +50,7 @@ def require_options_that_fit(context: click.Context, has_recipe: bool) -> None:
             "one of both is needed",
             "leave it out, or change the recipe",
         )
-    if not has_recipe and (wrong := [f"--{x}" for x in _OF_RECIPES if x in given]):
+    if not has_recipe and (wrong := [_OF_RECIPES[x] for x in _OF_RECIPES if x in given]):
         raise UsageError(
             wrong[0], "there is no recipe", "it is about a recipe's networks", "add --recipe FILE"
         )
@@ -69,13 +75,20 @@ def train_chosen(
     *,
     resume: bool,
     force: bool,
+    trust: Trust,
     as_json: bool,
 ) -> None:
     """Train a recipe and say what came of it."""
     host = open_host()
     with progress_bars(host):
         trained = zoo_training.train_recipe(
-            recipe, options, output, resume=resume, force=force, report=host.report
+            recipe,
+            options,
+            output,
+            resume=resume,
+            force=force,
+            report=host.report,
+            trust=trust,
         )
     _print(trained, recipe, output, as_json)
 

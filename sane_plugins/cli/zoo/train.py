@@ -118,6 +118,13 @@ _RESERVED = ("act", "dropout", "channels_in", "classes", "name")
     type=FiniteRange(0, min_open=True),
     help="Stop a recipe after so many minutes, and keep what there is; --resume goes on.",
 )
+@click.option(
+    "--factory",
+    "factories",
+    multiple=True,
+    metavar="NAME",
+    help="A package.module:function that a recipe names and you know; repeat for more.",
+)
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @click.option(
     "--force", is_flag=True, help="Replace a zoo, or an interrupted run, that exists there."
@@ -148,6 +155,7 @@ def train(
     only: tuple[str, ...],
     data: Path | None,
     minutes: float | None,
+    factories: tuple[str, ...],
     resume: bool,
     force: bool,
     as_json: bool,
@@ -174,7 +182,10 @@ def train(
             save_every=save_every,
         )
         chosen = read_recipe(context, recipe, only)
-        train_chosen(chosen, options, output, resume=resume, force=force, as_json=as_json)
+        trust = typed_trust(factories, everything=False)
+        train_chosen(
+            chosen, options, output, resume=resume, force=force, trust=trust, as_json=as_json
+        )
         return
     zoo_training.require_start(output, resume, force, [task])
     architecture = architectures.family_name(architecture) or architecture
