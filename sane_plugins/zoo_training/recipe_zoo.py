@@ -151,8 +151,9 @@ class _TaskPlan:
             save_every=options.save_every,
             deadline=None if options.minutes is None else self.started + 60 * options.minutes,
         )
-        told = {"factory": factory, "training": asdict(training), "task": network.task}
-        told |= {"images": self.digest, "keep": settings.keep, "bf16": settings.bf16}
+        told: dict[str, Any] = {"factory": factory, "training": asdict(training)}
+        told |= {"task": network.task, "images": self.digest}
+        told |= {"keep": settings.keep, "bf16": settings.bf16}
         count = min(training.images or len(self.images.y_train), len(self.images.y_train))
         each = self._operations(network, factory)
         return NetworkJob(

@@ -202,7 +202,9 @@ def test_a_form_that_does_not_take_the_images_is_said_before_anything_is_trained
 
 def test_the_command(folder) -> None:
     out, told = str(folder / "zoo"), ["zoo", "train", "--recipe", str(folder / "recipe.json")]
-    done = CliRunner().invoke(main, [*told, "-o", out, "--only", "vit-*", "--epochs", "1", "--json"])
+    done = CliRunner().invoke(
+        main, [*told, "-o", out, "--only", "vit-*", "--epochs", "1", "--json"]
+    )
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     assert (answer["networks"], answer["checkpoints"], answer["done"]) == (1, 2, 1)
