@@ -1,6 +1,6 @@
 """Fill what a network leaves open: decode values that nobody gave in the context of those that are there.
 
-The method: docs/explanation/sane.md, section 17.1.
+The method: docs/explanation/sane.md, section 19.1.
 """
 
 from __future__ import annotations

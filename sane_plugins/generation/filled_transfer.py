@@ -1,6 +1,6 @@
 """A transfer whose open tensors a SANE fills: what no prompt has is decoded in the context of what one lent.
 
-The method: docs/explanation/sane.md, section 17.1.
+The method: docs/explanation/sane.md, section 19.1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Refine a network in the latent space of a SANE: a few steps on latents, through the frozen decoder.
 
-The method: docs/explanation/sane.md, section 17.2.
+The method: docs/explanation/sane.md, section 19.2.
 """
 
 from __future__ import annotations
