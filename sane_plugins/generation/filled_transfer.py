@@ -68,9 +68,5 @@ def _classifier_keys(target: nn.Module, task: Task) -> set[str]:
     with torch.no_grad():
         layer = find_classifier(target, task.x_train[:2])
     target.train(was_training)
-    return {
-        f"{name}.{key}" if name else key
-        for name, module in target.named_modules()
-        if module is layer
-        for key, _ in module.named_parameters()
-    }
+    own = {id(x) for x in layer.parameters()} if layer is not None else set[int]()
+    return {key for key, x in target.named_parameters() if id(x) in own}

@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--epochs", type=int, help="at most")
             added.add_argument("--images", type=int, help="for training, at most")
         if stage is sane:
-            for name, default in (("steps", 0), ("batch", 64), ("accumulate", 4), ("views", 3)):
+            for name, default in (("steps", 0), ("batch", 128), ("accumulate", 2), ("views", 3)):
                 added.add_argument(f"--{name}", type=int, default=default)
             for name, default in (("width", 256), ("heads", 4), ("layers", 4), ("latent", 128)):
                 added.add_argument(f"--{name}", type=int, default=default)
@@ -331,7 +331,7 @@ def _decoded_accuracy(model: Any, real: Zoo, entry: Entry, given: TrainingImages
     module = real.module(entry).to(x.device)
     graph, before = real.graph(entry), accuracy(module, x, y)
     decoded = decode(model, encode(model, graph).values, graph)
-    load_into(module, decoded)
+    load_into(module.cpu(), decoded.replace({p.key: t.cpu() for p, t in decoded.items()}))
     module.to(x.device)
     after = accuracy(module, x, y)
     training = resized(given.x_train[: NORM_BATCHES * NORM_BATCH], size)
