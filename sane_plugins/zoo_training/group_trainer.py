@@ -15,7 +15,7 @@ from sane_plugins.formats import ZOO_TRAINING_STATE, load_artifact, require_like
 from sane_plugins.zoo_training.batched_layers import BatchedBatchNorm2d, BatchedConv2d
 from sane_plugins.zoo_training.batched_networks import BatchedNetworks
 from sane_plugins.zoo_training.hyperparameters import Hyperparameters, build_initialized
-from sane_plugins.zoo_training.state_saver import StateSaver
+from sane_plugins.zoo_training.state_saver import ZooStateSaver
 from sane_plugins.zoo_training.training_images import Schedule, TrainingImages, channels_last
 
 _CPU_MICRO_BATCH = 32
@@ -58,7 +58,7 @@ class GroupTrainer:
         """Train to the end, resuming from `state` if it exists; yield the step number after each step."""
         if state.exists():
             self._restore(state, run_key)
-        saver = StateSaver(self, state, run_key, self.schedule.save_every)
+        saver = ZooStateSaver(self, state, run_key, self.schedule.save_every)
         per_epoch = self.schedule.steps(len(self.images.y_train))
         order: torch.Tensor | None = None
         while True:

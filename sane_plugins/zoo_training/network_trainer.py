@@ -19,7 +19,7 @@ from sane_plugins.formats import ZOO_TRAINING_STATE, load_artifact, require_like
 from sane_plugins.runtime import drawing_from, random_stream
 from sane_plugins.zoo_training.augmentation import EpochPlan, resized
 from sane_plugins.zoo_training.recipe import NetworkTraining, RecipeNetwork
-from sane_plugins.zoo_training.state_saver import StateSaver
+from sane_plugins.zoo_training.state_saver import ZooStateSaver
 from sane_plugins.zoo_training.training_images import TrainingImages
 
 _WARM_UP = 0.15  # share of the schedule in which the learning rate rises
@@ -85,7 +85,7 @@ class NetworkTrainer:
         """Train to the end or the deadline, resuming from `state` if it exists; yield each step's number."""
         if state.exists():
             self._restore(state, run_key)
-        saver = StateSaver(self, state, run_key, self.settings.save_every)
+        saver = ZooStateSaver(self, state, run_key, self.settings.save_every)
         plan: EpochPlan | None = None
         while True:
             epoch, batch = divmod(self.step, self.steps_per_epoch)

@@ -74,7 +74,7 @@ def train_recipe(
         state.mkdir(parents=True, exist_ok=True)
     jobs = _plan(recipe, options, state, trust, started)
     report(Progress(job=_announcement(jobs, options), done=0, total=0))
-    progress = _Progress(jobs, report)
+    progress = _RecipeProgress(jobs, report)
     for index, step in train_networks(jobs, min(options.processes, len(jobs))):
         progress.update(index, step)
     items = sorted(_zoo_items(jobs), key=lambda x: (x[0].network, int(x[0].checkpoint)))
@@ -231,7 +231,7 @@ def _announcement(jobs: Sequence[NetworkJob], options: RecipeOptions) -> str:
     return f"Train {len(jobs)} networks{rest}: {work:,.3g} TFLOP, {many}"
 
 
-class _Progress:
+class _RecipeProgress:
     """Adds up the steps of all networks, and estimates the time left by the work of each."""
 
     def __init__(self, jobs: Sequence[NetworkJob], report: Report) -> None:

@@ -18,7 +18,7 @@ class Saveable(Protocol):
         """Write the state atomically."""
 
 
-class StateSaver:
+class ZooStateSaver:
     """Saves every `every` steps, or by default so that saving takes about 2 % of the time."""
 
     def __init__(self, training: Saveable, path: Path, run_key: str, every: int | None) -> None:

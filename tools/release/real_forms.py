@@ -2,6 +2,7 @@
 
     python tools/release/real_forms.py pack --data ../shared/data          # what travels to a GPU: parts 1, 2, ...
     python tools/release/real_forms.py images --data DIR                   # files of images for the recipe
+    python tools/release/real_forms.py cost                                # core hours, from two steps of each form
     python tools/release/real_forms.py zoo [--device cuda --processes 12 --minutes 4]
     python tools/release/real_forms.py sane [--device cuda --minutes 4] [--steps N]
     python tools/release/real_forms.py measure [--device cuda]             # decoded networks that it has not seen
@@ -22,8 +23,9 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,6 +47,7 @@ from sane_plugins.pretraining import (
     PretrainOptions,
     World,
     log_path,
+    prepare_datasets,
     pretrain,
     process_group,
     read_log,
@@ -57,6 +60,7 @@ from sane_plugins.weights import load_into
 from sane_plugins.zoo import Entry, Zoo, evaluation_pool, import_published, is_zoo, write_zoo
 from sane_plugins.zoo_training import Recipe, RecipeOptions, TrainingImages, train_recipe
 from sane_plugins.zoo_training.augmentation import resized
+from sane_plugins.zoo_training.network_trainer import NetworkTrainer, TrainerSettings
 from sane_plugins.zoo_training.recipe_zoo import load_images
 
 ROOT = Path(__file__).parents[2]
@@ -65,9 +69,10 @@ PHOTOS = "tiny-imagenet-100.zip"
 HELD_OUT = 10  # of the photos of a class one in so many is a test image
 PUBLISHED = ("mnist-cnn", "cifar10-cnn")
 UNSEEN = 0.2  # share of the real forms that pretraining does not see
-PROBE_STEPS, PROBE_NETWORKS = 60, 2
+PROBE_STEPS = 60
 PART_BYTES = 12 * 2**20
 MEASURED = 1000  # images
+COST_BATCH = 32
 NORM_BATCHES, NORM_BATCH = 20, 100
 
 
@@ -82,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "real_forms")
     stages = parser.add_subparsers(required=True)
-    for stage in (pack, images, zoo, sane, measure, export):
+    for stage in (pack, images, cost, zoo, sane, measure, export):
         added = stages.add_parser(stage.__name__, help=(stage.__doc__ or "").partition("\n")[0])
         added.set_defaults(stage=stage)
         if stage in (pack, images):
@@ -94,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--minutes", type=float)
         if stage is zoo:
             added.add_argument("--processes", type=int, default=1)
+        if stage in (cost, zoo):
             added.add_argument("--only", action="append", help="networks of such names")
             added.add_argument("--epochs", type=int, help="at most")
             added.add_argument("--images", type=int, help="for training, at most")
@@ -205,13 +211,46 @@ def _photo_names(stored: zipfile.ZipFile, most: int) -> list[str]:
 # The zoo
 
 
-def zoo(arguments: argparse.Namespace) -> None:
-    """Train the recipe."""
+def _recipe(arguments: argparse.Namespace) -> Recipe:
     recipe = Recipe.read(RECIPE)
     recipe = recipe.only(arguments.only) if arguments.only else recipe
-    recipe = recipe.at_most(epochs=arguments.epochs, images=arguments.images)
+    return recipe.at_most(epochs=arguments.epochs, images=arguments.images)
+
+
+def cost(arguments: argparse.Namespace) -> None:
+    """Take a step of each form on one core, by processor time, and say what the recipe costs."""
+    recipe, each, total = _recipe(arguments), dict[str, float](), 0.0
+    counts = {
+        name: len(load_images(task, arguments.work / "images").y_train)
+        for name, task in recipe.tasks.items()
+    }
+    x, y = torch.randn(2 * COST_BATCH, 3, 32, 32), torch.zeros(2 * COST_BATCH, dtype=torch.long)
+    given = TrainingImages(x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
+    settings = TrainerSettings(keep=(), measured=2, device="cpu", bf16=False, save_every=None)
+    torch.set_num_threads(1)
+    for network in recipe.networks:
+        form = json.dumps([network.factory, network.training.size])
+        if form not in each:
+            short = replace(network.training, batch=COST_BATCH, images=0, epochs=1)
+            factory = {**network.factory, "channels_in": 3, "classes": 10}
+            trainer = NetworkTrainer(replace(network, training=short), factory, given, settings)
+            steps = trainer.run(arguments.work / "cost.safetensors", form)
+            next(steps)  # the first one is slower
+            started = time.process_time()
+            next(steps)
+            each[form] = (time.process_time() - started) / COST_BATCH
+            steps.close()
+            (arguments.work / "cost.safetensors").unlink(missing_ok=True)
+            _say(f"{each[form] * 1e3:.2f} ms an image: {form}")
+        images_seen = min(network.training.images or 10**9, counts[network.task])
+        total += each[form] * images_seen * network.training.epochs
+    _say(f"{total / 3600:.1f} core hours for {len(recipe.networks)} networks")
+
+
+def zoo(arguments: argparse.Namespace) -> None:
+    """Train the recipe."""
     trained = train_recipe(
-        recipe,
+        _recipe(arguments),
         RecipeOptions(
             name="real-forms",
             data=arguments.work / "images",
@@ -254,9 +293,13 @@ def sane(arguments: argparse.Namespace) -> None:
     out = arguments.work / "sane.safetensors"
     with process_group(arguments.device) as device:
         options, zoos = replace(options, device=device), _seen(arguments.work)
+        started, report = time.monotonic(), _Lines()
+        datasets = prepare_datasets(zoos, config, options, report)
+        _say(f"{time.monotonic() - started:.0f} s to order and cut {len(datasets)} data sets")
         if not arguments.steps:
-            options = _steps_that_fit(zoos, config, options, arguments)
-        model = pretrain(zoos, config, options, out, resume=True, report=_Lines())
+            probe = partial(pretrain, zoos, config, datasets=datasets)
+            options = _steps_that_fit(probe, options, started, arguments)
+        model = pretrain(zoos, config, options, out, resume=True, report=report, datasets=datasets)
         if not World.current().is_first:
             return
     told = read_metadata(out)
@@ -273,9 +316,12 @@ def _seen(work: Path) -> list[Zoo]:
 
 
 def _steps_that_fit(
-    zoos: list[Zoo], config: SANEConfig, options: PretrainOptions, arguments: argparse.Namespace
+    probe: Callable[[PretrainOptions, Path], object],
+    options: PretrainOptions,
+    started: float,
+    arguments: argparse.Namespace,
 ) -> PretrainOptions:
-    """Return the options with as many steps as the minutes allow, from a probe on a few networks."""
+    """Return the options with as many steps as the minutes from `started` on allow, after a few for trial."""
     plan = arguments.work / "sane.steps.json"
     out = arguments.work / "sane.safetensors"
     if (
@@ -284,18 +330,14 @@ def _steps_that_fit(
         return replace(options, steps=json.loads(plan.read_text()))
     if arguments.minutes is None:
         sys.exit("name --steps or --minutes")
-    few = zoos[0].where(lambda entry: entry.network in zoos[0].networks[:PROBE_NETWORKS])
-    probe = arguments.work / "probe.safetensors"
-    log_path(probe).unlink(missing_ok=True)
-    started = time.monotonic()
-    pretrain([few], config, replace(options, steps=PROBE_STEPS), probe)
-    lines = read_log(log_path(probe))
+    trial = arguments.work / "probe.safetensors"
+    log_path(trial).unlink(missing_ok=True)
+    probe(replace(options, steps=PROBE_STEPS, log_every=PROBE_STEPS // 3), trial)
+    lines = read_log(log_path(trial))
     each = (lines[-1]["seconds"] - lines[0]["seconds"]) / (lines[-1]["step"] - lines[0]["step"])
-    built = time.monotonic() - started - lines[-1]["seconds"]
-    building = built * sum(map(len, zoos)) / len(few)
-    left = 60 * arguments.minutes - (time.monotonic() - started) - building
+    left = 60 * arguments.minutes - (time.monotonic() - started)
     steps = max(PROBE_STEPS, int(0.95 * left / each))
-    _say(f"{each * 1e3:.1f} ms a step, {building:.0f} s to align and cut: {steps} steps")
+    _say(f"{each * 1e3:.1f} ms a step: {steps} steps")
     plan.write_text(json.dumps(steps))
     return replace(options, steps=steps)
 
