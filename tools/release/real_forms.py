@@ -239,7 +239,6 @@ def cost(arguments: argparse.Namespace) -> None:
             started = time.process_time()
             next(steps)
             each[form] = (time.process_time() - started) / COST_BATCH
-            steps.close()
             (arguments.work / "cost.safetensors").unlink(missing_ok=True)
             _say(f"{each[form] * 1e3:.2f} ms an image: {form}")
         images_seen = min(network.training.images or 10**9, counts[network.task])
