@@ -12,12 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from sane_plugins.architectures import Trust
 from sane_plugins.atomic_files import write_whole
+from sane_plugins.formats import ZOO_TRAINING_STATE, read_description
 from sane_plugins.runtime import threads
-from sane_plugins.zoo_training.network_trainer import (
-    NetworkTrainer,
-    TrainerSettings,
-    load_network_state,
-)
+from sane_plugins.zoo_training.network_trainer import NetworkTrainer, TrainerSettings
 from sane_plugins.zoo_training.recipe import RecipeNetwork
 from sane_plugins.zoo_training.training_images import TrainingImages
 from sane_plugins.zoo_training.worker_processes import report_steps, run_in_workers
@@ -46,9 +43,9 @@ class NetworkJob:
         """Return whether this very network was trained to its end."""
         if not self.state.exists():
             return False
-        about, _ = load_network_state(self.state)
+        about = read_description(ZOO_TRAINING_STATE, self.state)
         last = str(self.network.training.epochs)
-        return about["told"] == self.run_key and last in about["measured"]
+        return about.get("told") == self.run_key and last in about.get("measured", {})
 
 
 def train_networks(jobs: Sequence[NetworkJob], processes: int) -> Iterator[tuple[int, int]]:
