@@ -63,6 +63,8 @@ from sane_plugins.weights import (
 from sane_plugins.zoo import Entry, EvaluateOptions, Zoo, evaluate_zoo, write_zoo
 from sane_plugins.zoo_training import Hyperparameters, Schedule, TrainingImages
 from sane_plugins.zoo_training.group_trainer import GroupTrainer
+from sane_plugins.zoo_training.network_trainer import NetworkTrainer, TrainerSettings
+from sane_plugins.zoo_training.recipe import NetworkTraining, RecipeNetwork
 
 CUDA = "cuda:0"
 SMALL = SANEConfig(
@@ -411,6 +413,7 @@ def _zoo(folder: Path, networks: int = 3) -> Zoo:
     [
         ("tensor", "standardised", {"behaviour": 0.5}),
         ("none", "masked", {"gamma": 0.5, "accumulate": 2}),
+        ("tensor", "standardised", {"hidden": 1.0, "canonical": True, "balance": "architectures"}),
         ("zoo", "standardised", {"noise": 0.1, "aligned": True}),
     ],
 )
@@ -444,6 +447,22 @@ def test_training_many_networks(gpu: str, tmp_path: Path) -> None:
     assert group.stack.flat.isfinite().all()
 
 
+def test_training_a_network_of_a_recipe(gpu: str, tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(3)
+    x, y = torch.randn(48, 3, 16, 16, generator=rng), torch.randint(4, (48,), generator=rng)
+    images = TrainingImages(x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+    settings = TrainerSettings(keep=(0, 1), measured=8, device=gpu, bf16=False, save_every=1)
+    factory = {"name": "resnet", "depth": 8, "width": 4}
+    training = NetworkTraining(epochs=1, batch=16, images=40, size=24)
+    network = RecipeNetwork(name="resnet-made", task="made", factory=factory, training=training)
+    given = (network, {**factory, "classes": 4}, images.on(gpu), settings)
+    trainer = NetworkTrainer(*given)
+    assert [*trainer.run(tmp_path / "state", "told")] == [1, 2]
+    assert all(is_on_card(p) and p.isfinite().all() for p in trainer.module.parameters())
+    assert 0 <= trainer.measured[1]["test_accuracy"] <= 1
+    assert [*NetworkTrainer(*given).run(tmp_path / "state", "told")] == []
+
+
 def test_measuring_a_zoo(gpu: str, tmp_path: Path, task: Task) -> None:
     zoo = _zoo(tmp_path / "zoo", 1)
     assert evaluate_zoo(zoo.folder, task, EvaluateOptions(images=20, device=gpu)).measured == 1
@@ -462,7 +481,7 @@ _ON_THE_CPU = {
         *("_concatenate_inputs", "_repeat_and_divide", "_source_of_channel", "matching_tokens"),
         *("_matching_slot_tokens", "_rows_by_factory", "World.rows", "draw_windows"),
         *("PermutedDataset.all_tokens", "_permutation_indices", "token_indices", "KDE.__call__"),
-        *("_NetworkDecoder.decode",),
+        *("_NetworkDecoder.decode", "draw_hidden"),
     },
     "single numbers, which go with tensors of any device": {"Diffusion.__call__", "_moments"},
     "of a module, which is moved as a whole": {"SANE.__init__"},
