@@ -15,7 +15,7 @@ from sane_plugins.tasks import Task, load_task
 from sane_plugins.weights import WeightGraph, copy_module, from_module
 
 TASKS = ("mnist", "fashion_mnist", "usps", "animal_mnist")
-IMAGES = 1000
+IMAGES, EPOCHS = 600, 5
 BRANCHES = (4, 2, 2)
 """Children of the root, of each child, and of each grandchild: 4 + 8 + 16 networks below a root."""
 RECIPES = (
@@ -44,8 +44,8 @@ def trees(data: Path, seed: int) -> Iterator[tuple[str, list[Node]]]:
     builders = {
         "small_cnn": lambda: small_cnn(channels_in=1),
         "mlp": lambda: mlp(channels_in=1, width=24),
-        "resnet": lambda: resnet(channels_in=1, depth=8, width=8),
         "vit": vit,
+        "resnet": lambda: resnet(channels_in=1, depth=8, width=8),
     }
     for i, (name, build) in enumerate(builders.items()):
         rng = torch.Generator().manual_seed(1000 * seed + i)
@@ -63,8 +63,7 @@ def _tree(root: nn.Module, tasks: Mapping[str, Task], rng: torch.Generator) -> l
                 child = copy_module(modules[parent])
                 name = TASKS[int(torch.randint(len(TASKS), (), generator=rng))]
                 recipe = RECIPES[int(torch.randint(len(RECIPES), (), generator=rng))]
-                epochs = 1 + int(torch.randint(3, (), generator=rng))
-                train_epochs(child, tasks[name].subset(IMAGES, rng), epochs, recipe, rng)
+                train_epochs(child, tasks[name].subset(IMAGES, rng), EPOCHS, recipe, rng)
                 born.append(len(nodes))
                 modules.append(child)
                 nodes.append(Node(_copied(child), parent))
