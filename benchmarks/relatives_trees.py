@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sane_plugins.architectures import mlp, resnet, small_cnn, vit
+from sane_plugins.architectures import mlp, small_cnn, vit
 from sane_plugins.initialize import TrainOptions, train_epochs
 from sane_plugins.tasks import Task, load_task
 from sane_plugins.weights import WeightGraph, copy_module, from_module
@@ -45,7 +45,6 @@ def trees(data: Path, seed: int) -> Iterator[tuple[str, list[Node]]]:
         "small_cnn": lambda: small_cnn(channels_in=1),
         "mlp": lambda: mlp(channels_in=1, width=24),
         "vit": vit,
-        "resnet": lambda: resnet(channels_in=1, depth=8, width=8),
     }
     for i, (name, build) in enumerate(builders.items()):
         rng = torch.Generator().manual_seed(1000 * seed + i)
