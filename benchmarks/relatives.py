@@ -2,7 +2,7 @@
 
     python benchmarks/relatives.py --data DIR
 
-Forty networks: twelve of each published zoo, ten ResNets, three ViTs and MLPs trained here by one recipe, two published
+42 networks: twelve of each published zoo, ten ResNets, three ViTs and MLPs trained here by one recipe, two published
 ResNets. Each is changed in fourteen ways, and its origin is looked for among all: first, and within the limit that `parents`
 uses. Limits were settled on every other network of each group; the rest is reported. Trees of 28 fine-tuned networks, three
 generations below a root, for three architectures: which of parent and child is told to be older, and who is told to be

@@ -1,4 +1,4 @@
-"""Forty networks and their relatives: noisy, pruned, tuned, shuffled, rounded, exported, renamed, extended.
+"""Networks and their relatives: noisy, pruned, tuned, shuffled, rounded, exported, renamed, extended.
 
 Used by `relatives.py`.
 """
@@ -46,7 +46,7 @@ class Member:
 
 
 def members(data: Path) -> Iterator[Member]:
-    """Yield the forty networks, those of one group after each other."""
+    """Yield the networks, those of one group after each other."""
     rng = torch.Generator().manual_seed(0)
     tasks = {
         name: load_task(data / "datasets" / f"{name}.npz", size)
@@ -62,13 +62,13 @@ def members(data: Path) -> Iterator[Member]:
     }
     few = {name: task.subset(IMAGES, rng) for name, task in tasks.items()}
     others = {"mnist": "fashion_mnist", "cifar10": "photos10b"}
-    for task, other in others.items():
+    for task, another in others.items():
         zoo = import_published(data / "zoos" / f"{task}-cnn.json")
         last = {e.network: e for e in zoo.entries if e.properties["finite"]}
         ranked = sorted(last.values(), key=lambda e: -float(e.properties["test_accuracy"]))
         for entry in ranked[: len(ranked) // 2 : len(ranked) // 24][:12]:
             name = f"{zoo.name} {entry.network}"
-            yield Member(name, zoo.name, zoo.module(entry), few[task], few[other])
+            yield Member(name, zoo.name, zoo.module(entry), few[task], few[another])
     for name, (build, count) in FACTORIES.items():
         for i in range(count):
             torch.manual_seed(100 + i)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def trees(data: Path, seed: int) -> Iterator[tuple[str, list[Node]]]:
     for name in TASKS:
         task = load_task(data / "datasets" / f"{name}.npz", 28)
         tasks[name] = replace(task, x_test=task.x_test[:10], y_test=task.y_test[:10])
-    builders = {
+    builders: dict[str, Callable[[], nn.Module]] = {
         "small_cnn": lambda: small_cnn(channels_in=1),
         "mlp": lambda: mlp(channels_in=1, width=24),
         "vit": vit,
