@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sane_plugins import fingerprints, zoo
 from sane_plugins.cli.console import note
-from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.cli.sources import networks_of, process_networks
+from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
     from sane_plugins.fingerprints import PackedFingerprints
@@ -55,7 +56,7 @@ def read_zoo(host: Host, folder: Path) -> Among:
 
 
 def read_among(host: Host, names: Sequence[str]) -> Among:
-    """Return the networks of zoos and of other sources. Raises `SourceError` where none can be read."""
+    """Return the networks of zoos, of folders, and others. Raises `SourceError` where none can be read."""
     found = Among()
     for name in names:
         if zoo.is_zoo(Path(name)):
@@ -65,14 +66,15 @@ def read_among(host: Host, names: Sequence[str]) -> Among:
             found.entries |= {prefix + key: entry for key, entry in one.entries.items()}
             found.skipped |= {prefix + key: why for key, why in one.skipped.items()}
             continue
-        try:
-            network = fingerprints.fingerprint(host.open(name))
-        except SaneError as error:
-            if len(names) == 1:
-                raise
-            found.skipped[name] = error.found
-            continue
-        found.packed += fingerprints.pack_all([(name, network)])
+        networks = networks_of([name], host.open)
+        if len(names) == len(networks) == 1:
+            prints = {name: fingerprints.fingerprint(networks[0].open())}
+        else:
+            prints, errors = process_networks(
+                networks, fingerprints.fingerprint, host.report, "fingerprint"
+            )
+            found.skipped |= {key: error.found for key, error in errors.items()}
+        found.packed += fingerprints.pack_all(prints.items())
     if not len(found):
         raise SourceError(
             ", ".join(names)[:200],

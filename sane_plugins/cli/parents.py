@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     metavar="ZOO",
     multiple=True,
     required=True,
-    help="A zoo, or any network; repeat for more.",
+    help="A zoo, a folder of networks, or a network; repeat for more.",
 )
 @click.option(
     "-n",

@@ -82,6 +82,16 @@ def test_parents_of_a_stranger_are_none_and_that_is_no_error(folder):
     assert "None of 7 networks is a relative" in done.stderr
 
 
+def test_a_folder_of_files_is_looked_through(folder, tmp_path):
+    save_file(state(2), tmp_path / "origin.safetensors")
+    save_file(state(5), tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    done = run("parents", folder / "x.safetensors", "--among", tmp_path, "--json")
+    found = json.loads(done.stdout)
+    assert [Path(x["name"]).name for x in found["relatives"]] == ["origin.safetensors"]
+    assert found["compared"] == 2
+
+
 def test_search_keeps_to_conditions(folder):
     done = run(
         "zoo",
