@@ -57,14 +57,14 @@ def _of_matrix(tensor: TensorFingerprint) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
+class EmbeddingSpread:
     """What brings embeddings to mean 0 and a median distance of 1 over the networks of a zoo."""
 
     mean: Array
     distance: float
 
     @classmethod
-    def over(cls, table: npt.NDArray[np.floating]) -> Spread:
+    def over(cls, table: npt.NDArray[np.floating]) -> EmbeddingSpread:
         """Measure the embeddings (N, F) of a zoo."""
         distances = np.sort(pdist(table[:: max(len(table) // _MOST_MEASURED, 1)]))
         median = float(distances[len(distances) // 2]) if len(distances) else 0.0
