@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     import click
     from torch import nn
 
+    from sane_plugins.cost import CostOptions, NetworkCost
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Sampler
-    from sane_plugins.grafting import PromptOffer, TransferMethod
+    from sane_plugins.grafting import PromptOffer, PublishedNetwork, TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.progress import Progress
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
@@ -57,6 +58,14 @@ def sane_predict_properties(
     """Predict properties of a network from its weights. Called by hosts and commands.
 
     Return one estimate per property, keyed by the property's name, or None to pass.
+    """
+
+
+@hookspec(firstresult=True)
+def sane_cost(source: Any, options: CostOptions | None) -> NetworkCost | None:
+    """Count what running a network takes, without its weights. Called by hosts and commands.
+
+    Return the cost, or None to leave it to the next plugin. Decline before importing.
     """
 
 
@@ -155,6 +164,16 @@ def sane_prompts() -> Mapping[str, PromptOffer]:
     """Return prompt networks by name: what is known of each, and a function that reads it when it is wanted.
 
     Collected once per host, and by `sane-plugins list`: read nothing, and import no library of models.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def sane_published_networks() -> Mapping[str, PublishedNetwork]:
+    """Return published networks by name: what builds each, and what is known of its weights.
+
+    A file of their names and shapes is recognised, whether or not the weights are offered as prompts.
+    Collected once per host: build nothing.
     """
     raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""The three abilities that hosts call, as hooks that are tried last, so that any plugin can answer first."""
+"""The abilities that hosts call, as hooks that are tried last, so that any plugin can answer first."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sane_plugins.plugins import Problem, to_plugin_error
 from sane_plugins.progress import silent
 
 if TYPE_CHECKING:
+    from sane_plugins.cost import CostOptions, NetworkCost
     from sane_plugins.features import EncodeOptions, Encoding
     from sane_plugins.generation import SamplerError
     from sane_plugins.host import Host
@@ -99,6 +100,23 @@ class Abilities:
 
     @hookimpl(trylast=True)
     @_in_usual_modes
+    def sane_cost(self, source: Any, options: CostOptions | None) -> NetworkCost:
+        """Count what the network of a name, a module or a recognised file takes; time it if asked to."""
+        from sane_plugins.cost import CostOptions, cost_of, find_network, measure_latency
+
+        require_type("cost, options", options, CostOptions, NoneType)
+        options = options or CostOptions()
+        found = find_network(source, self.host.open, self.host.recognizer)
+        cost = cost_of(found.on_meta(), options, found.name)
+        cost = replace(cost, notes=(*found.notes, *cost.notes))
+        if options.latency is None:
+            return cost
+        module = found.with_values()
+        latency = measure_latency(module, cost.inputs, options.latency, found.name)
+        return replace(cost, latency=latency)
+
+    @hookimpl(trylast=True)
+    @_in_usual_modes
     def sane_initialize(
         self,
         target: Any,
@@ -122,9 +140,11 @@ class Abilities:
         require_type("initialize, options", options, InitializeOptions, NoneType)
         if not callable(target):
             require_type("initialize, target", target, nn.Module, FunctionType)
-        notes: tuple[str, ...] = ()
         networks = tuple(self.host.prompt_network(prompt) for prompt in prompts)
         graphs = tuple(network.graph for network in networks)
+        # Who gives networks that were read has had their notes.
+        read = (x for given, x in zip(prompts, networks, strict=True) if x is not given)
+        notes = tuple(text for network in read for text in network.notes)
         if not networks:
             with seeded(random_stream(0)):
                 module = target if isinstance(target, nn.Module) else target()

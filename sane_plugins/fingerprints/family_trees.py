@@ -1,6 +1,6 @@
 """Families of networks that were tuned from each other, and which came first (after MoTHer, Horwitz 2024).
 
-The method: docs/explanation/sane.md, section 17.7.
+The method: docs/explanation/sane.md, section 19.7.
 
 Legend: K members of a family.
 """

@@ -4,7 +4,7 @@ For networks that are no relatives: which are alike? It depends on no order of c
 layers, and networks of all architectures have one of the same length. As they are, all embeddings share one
 direction: what all networks have. Over a zoo they are centred. They are not whitened: their numbers are in
 units of what chance gives, and of networks that are neighbours when whitened fewer were alike in accuracy.
-The method: docs/explanation/sane.md, section 17.6.
+The method: docs/explanation/sane.md, section 19.6.
 
 Legend: N networks, F numbers of an embedding.
 """

@@ -1,6 +1,6 @@
 """Which of many networks have most in common with one: all are compared coarsely, the best exactly.
 
-The method: docs/explanation/sane.md, section 17.5.
+The method: docs/explanation/sane.md, section 19.5.
 
 Legend: N networks of one form, R channels of a matrix, D numbers of a channel.
 """

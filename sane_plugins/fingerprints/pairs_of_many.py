@@ -1,6 +1,6 @@
 """All pairs of relatives among many networks, without comparing all of them layer by layer.
 
-The method: docs/explanation/sane.md, section 17.5.
+The method: docs/explanation/sane.md, section 19.5.
 
 Legend: N and M networks of two forms, F numbers of an embedding.
 """

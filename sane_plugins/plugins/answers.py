@@ -42,6 +42,8 @@ def check_use(hook: str, answer: Any, device: str = "cpu") -> Any:
         results.require_encoding(answer, device)
     elif hook == "sane_prompts":
         offers.require_prompt(answer)
+    elif hook == "sane_published_networks":
+        results.require_module(answer, {})
     else:
         results.require_estimate(answer)
     return answer
@@ -84,6 +86,7 @@ def _require_item(check: Check, name: Any, value: Any) -> None:
 
 _SINGLE: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "sane_encode": results.require_encoding_asked_for,
+    "sane_cost": results.require_cost,
     "sane_initialize": results.require_initialization,
     "sane_open": results.require_graph,
     "sane_build": results.require_module,
@@ -100,6 +103,7 @@ _ITEMS: Mapping[str, tuple[str, Check]] = {
     "sane_property_heads": ("head", offers.require_head),
     "sane_engines": ("engine", offers.require_engine),
     "sane_prompts": ("prompt", offers.require_offer),
+    "sane_published_networks": ("network", offers.require_published_network),
     "sane_commands": ("command", offers.check_command),
 }
 MANY_ANSWERS = frozenset(_ITEMS) - {"sane_predict_properties"} | {"sane_progress"}
