@@ -82,6 +82,12 @@ EMBEDDINGS = ArtifactKind(
     version=1,
     way_out="check the path, or write them with 'sane-plugins embed'",
 )
+FINGERPRINTS = ArtifactKind(
+    key="sane_fingerprints",
+    noun="fingerprints",
+    version=1,
+    way_out="delete the file, and index the zoo again",
+)
 ZOO_FEATURES = ArtifactKind(
     key="sane_features",
     noun="features of a zoo",
@@ -105,6 +111,7 @@ _KINDS = (
     PROPERTY_HEADS,
     DENOISER,
     EMBEDDINGS,
+    FINGERPRINTS,
     ZOO_FEATURES,
     PRETRAINING_STATE,
     ZOO_TRAINING_STATE,
