@@ -29,6 +29,7 @@ _TOLD_AS_THEY_ARE = (
 _COMMANDS = LazyCommands(
     {
         "convert": "sane_plugins.cli.convert:convert",
+        "diff": "sane_plugins.cli.diff:diff",
         "embed": "sane_plugins.cli.embed:embed",
         "heads": "sane_plugins.cli.heads:heads",
         "inspect": "sane_plugins.cli.inspect:inspect",
