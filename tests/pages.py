@@ -113,6 +113,15 @@ def train_a_zoo(folder: Path) -> None:
     images(folder / "mnist.npz", classes=10)
 
 
+def compare(folder: Path) -> None:
+    module = resnet(depth=20)
+    checkpoint(folder / "before.pt", module)
+    save_file(module.state_dict(), folder / "same.safetensors")
+    torch.save({key: x.half() for key, x in module.state_dict().items()}, folder / "half.pt")
+    nn.init.normal_(module.fc.weight)
+    checkpoint(folder / "after.pt", module)
+
+
 def write_a_plugin(folder: Path) -> None:
     """Lay the entry points where pip would: beside the modules, which PYTHONPATH names."""
     info = folder / "sane_more-0.1.0.dist-info"
@@ -131,6 +140,7 @@ def convert(folder: Path) -> None:
 PAGES: dict[str, Callable[[Path], None]] = {
     "README": readme,
     "docs/tutorial/first-initialisation": tutorial,
+    "docs/how-to/compare-two-checkpoints": compare,
     "docs/how-to/convert-a-network": convert,
     "docs/how-to/embed-in-a-host": embed,
     "docs/how-to/fit-your-own-heads": own_heads,

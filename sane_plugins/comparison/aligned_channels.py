@@ -1,8 +1,9 @@
 """Which channel of one network is which of the other, where their order or number differs.
 
-Weight matching (Git Re-Basin, Ainsworth et al. 2022) for networks of two widths: each group of interchangeable channels is
-assigned by the squared distance of what its channels own, with every output channel's weights brought to length 1. One of the
-two networks must say how its layers are connected. Tensors are read when they are looked at, and not kept.
+Weight matching (Git Re-Basin, Ainsworth et al. 2022) for networks of two widths: each group of interchangeable
+channels is assigned by the squared distance of what its channels own, with every output channel's weights brought to
+length 1. One of the two networks must say how its layers are connected. Tensors are read when they are looked
+at, and not kept.
 The method: docs/explanation/sane.md, section 18.1.
 
 Legend: C channels of a group.
@@ -10,6 +11,7 @@ Legend: C channels of a group.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,16 +54,23 @@ class ChannelAlignment:
         load: Load,
         unlike: Collection[str],
     ) -> None:
-        self._pairs, self._load = pairs, load
-        self._slices = {
-            group.name: [x for x in group.slices if x.key in pairs and self._place(x) < 2]
-            for group in groups
+        self._load = load
+        self._groups = {group.name: group for group in groups}
+        self._sizes = {group.name: _second_size(group, pairs) for group in groups}
+        by_key: dict[str, list[tuple[str, AxisSlice]]] = {}
+        for group in groups:
+            for part in group.slices:
+                by_key.setdefault(part.key, []).append((group.name, part))
+        self._pairs = {
+            key: axes for key, axes in pairs.items() if self._fits(axes, by_key.get(key, ()))
         }
-        self._groups = {g.name: g for g in groups if self._slices[g.name]}
-        self._sizes = {name: self._second_size(name) for name in self._groups}
+        self._slices = {
+            name: [x for x in group.slices if x.key in self._pairs and self._place(x) < 2]
+            for name, group in self._groups.items()
+        }
         self._by_axis: dict[tuple[str, int], list[tuple[str, AxisSlice]]] = {}
-        for name in self._groups:
-            for part in self._slices[name]:
+        for name, slices in self._slices.items():
+            for part in slices:
                 self._by_axis.setdefault((part.key, self._place(part)), []).append((name, part))
         self._found: dict[str, Entries] = {}
         wanted = [name for name in self._groups if self._is_wanted(name, unlike)]
@@ -70,10 +79,7 @@ class ChannelAlignment:
             self._match(wanted)
 
     def entries(self, key: str, place: int) -> Entries | None:
-        """Return which entries of an axis belong together; None where all stand as they are.
-
-        Raises `ValueError` where the sizes do not fit.
-        """
+        """Return which entries of an axis belong together; None where all stand as they are."""
         axes = self._pairs[key]
         first, second = axes.first[place], axes.second[place]
         parts = sorted(self._by_axis.get((key, place), ()), key=lambda found: found[1].offset)
@@ -93,8 +99,6 @@ class ChannelAlignment:
             theirs.append(at_second + (others[:, None] * part.repeat + within).flatten())
             at_first += part.length
             at_second += self._sizes[name] * part.repeat
-        if first - at_first != second - at_second:
-            raise ValueError("the rest of the axis differs in size")
         mine.append(torch.arange(at_first, first))
         theirs.append(torch.arange(at_second, second))
         return torch.cat(mine), torch.cat(theirs)
@@ -102,14 +106,13 @@ class ChannelAlignment:
     def _place(self, part: AxisSlice) -> int:
         return self._pairs[part.key].place(part.axis)
 
-    def _second_size(self, name: str) -> int:
-        """Return a group's number of channels in the second network, by an axis that it has for itself."""
-        sizes = {
-            self._pairs[x.key].second[self._place(x)] // x.repeat
-            for x in self._slices[name]
-            if x.length == self._pairs[x.key].first[self._place(x)]
-        }
-        return sizes.pop() if len(sizes) == 1 else self._groups[name].size
+    def _fits(self, axes: Axes, parts: Sequence[tuple[str, AxisSlice]]) -> bool:
+        """Return whether two tensors differ in size by channels of groups alone."""
+        lengths = list(axes.first)
+        for name, part in parts:
+            if (place := axes.place(part.axis)) < len(lengths):
+                lengths[place] += self._sizes[name] * part.repeat - part.length
+        return tuple(lengths) == axes.second
 
     def _identity(self, name: str) -> Entries:
         count = torch.arange(min(self._groups[name].size, self._sizes[name]))
@@ -121,7 +124,9 @@ class ChannelAlignment:
         if max(group.size, size) > _MAX_CHANNELS or (group.blocks > 1 and group.size != size):
             return False
         keys = [part.key for part in self._slices[name] if len(self._pairs[part.key].first) > 1]
-        return group.size != size or 2 * sum(key in unlike for key in keys) > len(keys) > 0
+        return (group.size != size and len(keys) > 0) or 2 * sum(
+            key in unlike for key in keys
+        ) > len(keys) > 0
 
     def _match(self, wanted: Sequence[str]) -> None:
         """Match each group once by what is settled, and then all of them until none moves."""
@@ -189,6 +194,18 @@ class ChannelAlignment:
             if x.offset < part.offset
         ]
         return part.offset + sum(before)
+
+
+def _second_size(group: PermutationGroup, pairs: Mapping[str, Axes]) -> int:
+    """Return a group's number of channels in the second network, by axes that it has for itself."""
+    sizes = Counter(
+        pairs[x.key].second[place] // x.repeat
+        for x in group.slices
+        if x.key in pairs
+        and (place := pairs[x.key].place(x.axis)) < 2
+        and x.length == pairs[x.key].first[place]
+    )
+    return sizes.most_common(1)[0][0] if sizes else group.size
 
 
 def _rows(tensor: torch.Tensor, place: int, offset: int, size: int, repeat: int) -> torch.Tensor:

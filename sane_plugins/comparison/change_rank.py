@@ -37,7 +37,9 @@ def change_rank(change: torch.Tensor, rounding: float) -> ChangeRank:
     """Return the rank of a change (n, m); `rounding` is the energy that rounding may have added."""
     full = min(change.shape)
     if full <= _EXACT:
-        gram = (change.T @ change if change.shape[0] > change.shape[1] else change @ change.T).double()
+        gram = (
+            change.T @ change if change.shape[0] > change.shape[1] else change @ change.T
+        ).double()
         energies = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
     else:
         values = randomized_svd(change.numpy(), n_components=_SKETCH, n_iter=2, random_state=0)[1]

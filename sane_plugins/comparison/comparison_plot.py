@@ -55,9 +55,7 @@ def draw_comparison(comparison: Comparison, verdict: Verdict) -> Figure:
 
     figure = Figure(figsize=(12, 7), layout="constrained")
     names = [visible(Path(x.source).name, 60) for x in (comparison.a, comparison.b)]
-    figure.suptitle(
-        f"{names[0]} (A) and {names[1]} (B): {verdict.kind.value}", parse_math=False
-    )
+    figure.suptitle(f"{names[0]} (A) and {names[1]} (B): {verdict.kind.value}", parse_math=False)
     distances, shares = figure.subplots(2, 1, gridspec_kw={"height_ratios": [6, 1]})
     _plot_distances(distances, comparison.layers)
     _draw_shares(shares, comparison)

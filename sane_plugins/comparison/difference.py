@@ -21,9 +21,9 @@ class TensorDifference:
     """A tensor in both networks, and how they differ once channels stand in one order.
 
     `permuted` says that this order is not the stored one, `transposed` that rows are columns. `channels` has
-    the numbers of output and input channels that are in both where the shapes differ. `is_folded`: its factors
-    are those of a norm that the other network has. `outputs` has the output
-    channels that belong together, None where each stands at its place.
+    the numbers of output and input channels that are in both where the shapes differ. `is_folded`: its
+    factors are those of a norm that the other network has. `outputs` has the output channels that belong
+    together, None where each stands at its place.
     """
 
     a: Param
@@ -54,7 +54,7 @@ class TensorDifference:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LayerDifference(ShortRepr):
-    """A layer in both networks or in one. `folded_into` is the layer of the other network that holds a norm."""
+    """A layer in both networks or in one. `folded_into`: the other network's layer that holds a norm."""
 
     name_a: str
     name_b: str

@@ -25,9 +25,10 @@ _ROLES = frozenset(NORM_ROLES.values())
 
 @dataclass(frozen=True, kw_only=True)
 class FoldedNorm:
-    """A norm's layer, the layer that its weights' network has before it, and the other network's layer for both.
+    """A norm, the layer before it in its own network, and the other network's layer for both.
 
-    `weight` is the difference of the weights that take the norm in, `bias` compares the bias that the other network has with the one that the norm makes.
+    `weight` is the difference of the weights that take the norm in, `bias` compares the bias that the other
+    network has with the one that the norm makes.
     """
 
     norm: Layer
@@ -48,7 +49,7 @@ class _Norm:
     variance: torch.Tensor | None
 
     def factors(self, wanted: torch.Tensor) -> torch.Tensor:
-        """Return what the norm multiplies its channels by, with the epsilon that comes closest to `wanted`."""
+        """Return what the norm multiplies channels by, with the epsilon that comes closest to `wanted`."""
         if self.variance is None:
             return self.scale
         used = (wanted.abs() > 1e-6 * wanted.abs().amax()) & (self.scale != 0)

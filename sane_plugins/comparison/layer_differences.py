@@ -1,4 +1,4 @@
-"""Differences of tensors put together by layer, and norms that one network holds in the weights beside them."""
+"""Differences of tensors put together by layer, and norms that one network holds in its weights."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _size(differences: Iterable[TensorDifference]) -> int:
 def _in_order(
     layers: Iterable[LayerDifference], a: WeightGraph, b: WeightGraph
 ) -> list[LayerDifference]:
-    """Return the layers in the order of the first network, those of the second alone behind what they follow."""
+    """Return the layers in the order of the first network; those of the second alone follow their own order."""
     layers = [*layers]
     places_a = {x.name: float(i) for i, x in enumerate(a.layers)}
     partners: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The layers of a comparison as a table: what is the same takes one row, and long tables are drawn together."""
+"""The layers of a comparison as a table: what is the same takes one row, long tables are drawn together."""
 
 from __future__ import annotations
 

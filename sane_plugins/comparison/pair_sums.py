@@ -38,9 +38,9 @@ class PairSums:
     """What two tensors have in common, before any factor is taken out.
 
     Counts of values: `size`, `equal` (the same number in both), `zeros_a` and `zeros_b` (zero in one, not
-    in the other), `nonzero_a` and `nonzero_b`. `energy_a` and `energy_b` are sums of squares. Over values that
-    are zero in neither: by output channel `rows` (3, n) and by input channel `columns` (3, m), each of
-    a², b² and ab. `correlation` is that of all values, the mean of each place of a kernel taken off.
+    in the other), `nonzero_a` and `nonzero_b`. `energy_a` and `energy_b` are sums of squares. Over values
+    that are zero in neither: by output channel `rows` (3, n) and by input channel `columns` (3, m), each
+    of a², b² and ab. `correlation` is that of all values, the mean of each place of a kernel taken off.
     """
 
     size: int
@@ -69,10 +69,7 @@ class PairSums:
             same = (x == y) | (x.isnan() & y.isnan())
             is_x, is_y = x != 0, y != 0
             counts += torch.tensor(
-                [
-                    int(found.sum())
-                    for found in (same, is_y & ~is_x, is_x & ~is_y, is_x, is_y)
-                ]
+                [int(found.sum()) for found in (same, is_y & ~is_x, is_x & ~is_y, is_x, is_y)]
             )
             finite = x.isfinite() & y.isfinite()
             if not bool(finite.all()):

@@ -1,6 +1,7 @@
 """Which tensor of one network is compared with which of the other.
 
-Content decides. Where it says nothing, as of layers that were trained anew, equal names do, and then place and shape.
+Content decides. Where it says nothing, as of layers that were trained anew, equal names do, and then place and
+shape.
 The method: docs/explanation/sane.md, section 18.1.
 """
 
@@ -86,10 +87,10 @@ class _Pairs:
             votes[name, name] = votes.get((name, name), 0.0) + _NAMED * len(shared)
         done: tuple[set[str], set[str]] = (set(), set())
         for one, other in sorted(votes, key=lambda pair: (-votes[pair], pair)):
-            if one not in done[0] and other not in done[1]:
-                if self._add_by_role(layers[0][one], layers[1][other]):
-                    done[0].add(one)
-                    done[1].add(other)
+            is_free = one not in done[0] and other not in done[1]
+            if is_free and self._add_by_role(layers[0][one], layers[1][other]):
+                done[0].add(one)
+                done[1].add(other)
 
     def add_rest(self, likeness: Mapping[tuple[str, str], float]) -> None:
         """Pair what is left as it was found."""

@@ -17,7 +17,7 @@ def verdict_line(comparison: Comparison, verdict: Verdict) -> str:
     return f"Verdict: {verdict.kind.value}. {_SENTENCES[verdict.kind](comparison, verdict)}"
 
 
-def summary_lines(comparison: Comparison, verdict: Verdict) -> Iterator[str]:
+def summary_lines(comparison: Comparison) -> Iterator[str]:
     """Yield lines on what is the same, what is not, the form, and what was not compared."""
     yield from _share_lines(comparison)
     if forms := [*_forms(comparison)]:
@@ -101,11 +101,12 @@ def _fine_tuned(comparison: Comparison, _: Verdict) -> str:
 def _scaled(comparison: Comparison, _: Verdict) -> str:
     found = _of(comparison, "scaled")
     return (
-        f"{_count(found, 'tensor')} differ by factors alone; whether other layers undo these was not checked."
+        f"{_count(found, 'tensor')} differ by factors alone; whether other layers undo these was not"
+        " checked."
     )
 
 
-def _widened(comparison: Comparison, verdict: Verdict) -> str:
+def _widened(_: Comparison, verdict: Verdict) -> str:
     one, other = _sides(verdict)
     return f"{other} holds all channels of {one}, unchanged, and further ones."
 
@@ -183,9 +184,11 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     if broken:
         count = sum(x.relation.nonfinite for x in broken)
         names = _few([x.a.key for x in broken])
-        yield f"Note: {count:,} values are not finite in A or B, and were not compared ({names})."
+        values = "1 value is" if count == 1 else f"{count:,} values are"
+        yield f"Note: {values} not finite in A or B, and not compared ({names})."
     if comparison.other_values:
-        yield f"Note: tensors that are no weights differ, or are in one only: {_few(comparison.other_values)}."
+        names = _few(comparison.other_values)
+        yield f"Note: tensors that are no weights differ, or are in one only: {names}."
 
 
 LABELS: Mapping[LayerChange, str] = {

@@ -23,7 +23,7 @@ def comparison_record(comparison: Comparison, verdict: Verdict) -> dict[str, Any
         "b": _network(comparison.b),
         "verdict": verdict.kind.value,
         "derived": verdict.derived or None,
-        "text": [verdict_line(comparison, verdict), *summary_lines(comparison, verdict)],
+        "text": [verdict_line(comparison, verdict), *summary_lines(comparison)],
         "shared": verdict.shared,
         "shares": dict(verdict.shares),
         "renamed": comparison.renamed,

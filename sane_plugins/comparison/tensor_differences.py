@@ -8,7 +8,7 @@ Legend: N values, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import log, sqrt, tanh
 
 import torch
@@ -112,10 +112,7 @@ class _Aligned:
         axes, chance = self._axes[key], _chance(difference.a.size)
         is_moved, outputs = False, None
         for place in range(min(tensors[0].ndim, 2)):
-            try:
-                entries = self._alignment.entries(key, place)
-            except ValueError:
-                return difference
+            entries = self._alignment.entries(key, place)
             if entries is None:
                 continue
             is_moved |= not torch.equal(*entries)
