@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -71,15 +71,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--settling", action="store_true", help="other networks; writes nothing")
+    parser.add_argument("--network", default="", help="networks with this word in their name")
     parser.add_argument("--only", default="", help="kinds with this word in their name")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")  # of the exporter, about itself
     logging.disable(logging.WARNING)
     rows = []
-    for subject in subjects(arguments.data, arguments.settling):
+    for subject in subjects(arguments.data, arguments.settling, arguments.network):
         with TemporaryDirectory() as folder:
             rows += [*judged(subject, Path(folder), arguments.only)]
-    if not (arguments.settling or arguments.only):
+    if not (arguments.settling or arguments.only or arguments.network):
         (RESULTS / "diff_verdicts.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
         (RESULTS / "diff_verdicts.md").write_text(page(rows))
     right = sum(row["verdict"] in row["expected"] for row in rows)
@@ -97,7 +98,7 @@ def judged(subject: Subject, folder: Path, only: str) -> Iterator[dict[str, Any]
         path = change(subject, folder)
         pair = (path, original) if kind == "widened" else (original, path)
         graphs = [sane_plugins.open(file) for file in pair]
-        started = perf_counter()
+        started = process_time()
         comparison = compare(*graphs)
         verdict = judge(comparison)
         row = {
@@ -106,7 +107,7 @@ def judged(subject: Subject, folder: Path, only: str) -> Iterator[dict[str, Any]
             "expected": expected.split(" or "),
             "verdict": verdict.kind.value,
             "values": comparison.size,
-            "seconds": round(perf_counter() - started, 2),
+            "seconds": round(process_time() - started, 2),
             **figures(comparison, verdict),
         }
         mark = "" if row["verdict"] in row["expected"] else "   WRONG"
@@ -130,8 +131,8 @@ def figures(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def subjects(data: Path, settling: bool) -> Iterator[Subject]:
-    """Yield the networks."""
+def subjects(data: Path, settling: bool, wanted: str) -> Iterator[Subject]:
+    """Yield the networks with a word in their name."""
     tasks = {
         name: load_task(data / "datasets" / f"{name}.npz", size).subset(
             IMAGES, torch.Generator().manual_seed(0)
@@ -147,6 +148,8 @@ def subjects(data: Path, settling: bool) -> Iterator[Subject]:
         IMAGES, torch.Generator().manual_seed(0)
     )
     for depth, other in [(20, 32)] if settling else [(32, 56), (56, 32)]:
+        if wanted not in f"resnet{depth}, published":
+            continue
         yield Subject(
             name=f"resnet{depth}, published",
             module=published(data, depth),
@@ -158,15 +161,18 @@ def subjects(data: Path, settling: bool) -> Iterator[Subject]:
     zoo = import_published(data / "zoos" / f"{zoo_name}-cnn.json")
     good = zoo.where(lambda entry: bool(entry.properties["finite"]))
     best = sorted(good.entries, key=lambda e: -float(e.properties["test_accuracy"]))
-    yield Subject(
-        name=f"{zoo_name}-cnn, published",
-        module=zoo.module(best[0]).eval(),
-        stranger=zoo.module(next(x for x in best if x.network != best[0].network)).eval(),
-        task=tasks[zoo_name],
-        other_task=tasks["fashion" if settling else "photos10"],
-    )
+    if wanted in f"{zoo_name}-cnn, published":
+        yield Subject(
+            name=f"{zoo_name}-cnn, published",
+            module=zoo.module(best[0]).eval(),
+            stranger=zoo.module(next(x for x in best if x.network != best[0].network)).eval(),
+            task=tasks[zoo_name],
+            other_task=tasks["fashion" if settling else "photos10"],
+        )
     photos = ("photos10b", "photos10") if settling else ("photos10", "photos10b")
-    for name in ["squeezenet1_1"] if settling else ["mobilenet_v2", "resnet18"]:
+    for name in ["squeezenet1_1"] if settling else ["mobilenet_v3_small", "shufflenet_v2_x0_5"]:
+        if wanted not in f"torchvision {name}":
+            continue
         yield Subject(
             name=f"torchvision {name}",
             module=trained(name, tasks[photos[0]], 0),
@@ -398,7 +404,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {kind} | {expected} | {count} | {', '.join(wrong)} | {span} |")
     lines += [
         "",
-        "| network | values | seconds of a comparison, median and most |",
+        "| network | values | processor seconds of a comparison, median and most |",
         "|---|---|---|",
     ]
     for name in names:

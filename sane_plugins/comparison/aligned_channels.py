@@ -1,9 +1,9 @@
 """Which channel of one network is which of the other, where their order or number differs.
 
-Weight matching (Git Re-Basin, Ainsworth et al. 2022) for networks of two widths: each group of interchangeable
-channels is assigned by the squared distance of what its channels own, with every output channel's weights brought to
-length 1. One of the two networks must say how its layers are connected. Tensors are read when they are looked
-at, and not kept.
+Weight matching (Git Re-Basin, Ainsworth et al. 2022) for networks of two widths: each group of exchangeable
+channels is assigned by the squared distance of what its channels own, every output channel's weights
+brought to length 1. One of the two networks must say how its layers are connected. Tensors are read when they
+are looked at, and not kept.
 The method: docs/explanation/sane.md, section 18.1.
 
 Legend: C channels of a group.
@@ -211,6 +211,6 @@ def _second_size(group: PermutationGroup, pairs: Mapping[str, Axes]) -> int:
 def _rows(tensor: torch.Tensor, place: int, offset: int, size: int, repeat: int) -> torch.Tensor:
     """Return what each channel owns (C, ...), every output channel's weights brought to length 1."""
     values = tensor.to("cpu", torch.float32)
-    norms = values.flatten(1).norm(dim=1).clamp(min=1e-30)
+    norms = torch.linalg.vector_norm(values, dim=(1, 2)).clamp(min=1e-30)
     values = (values / norms[:, None, None]).movedim(place, 0)
     return values[offset : offset + size * repeat].reshape(size, -1)

@@ -172,11 +172,11 @@ def _compared(
     if theirs is None:
         return None
     actual = other.tensors[theirs.key].detach().to("cpu", torch.float64)
-    tensors = made[outputs[0]].float(), actual[outputs[1]].float()
-    pair = mine or shift, theirs
+    expected, found = made[outputs[0]].float(), actual[outputs[1]].float()
+    one, two = mine or shift, theirs
     if is_swapped:
-        tensors, pair = tensors[::-1], pair[::-1]
-    relation = replace(relate(*tensors, _CHANCE), scaling="")
+        expected, found, one, two = found, expected, two, one
+    relation = replace(relate(expected, found, _CHANCE), scaling="")
     if relation.distance is not None and relation.distance < _SAME_BIAS:
         relation = replace(relation, change="equal")
-    return TensorDifference(a=pair[0], b=pair[1], relation=relation)
+    return TensorDifference(a=one, b=two, relation=relation)

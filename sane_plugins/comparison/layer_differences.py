@@ -108,7 +108,7 @@ def _size(differences: Iterable[TensorDifference]) -> int:
 def _in_order(
     layers: Iterable[LayerDifference], a: WeightGraph, b: WeightGraph
 ) -> list[LayerDifference]:
-    """Return the layers in the order of the first network; those of the second alone follow their own order."""
+    """Return the layers in the order of the first network; those of the second alone keep their own."""
     layers = [*layers]
     places_a = {x.name: float(i) for i, x in enumerate(a.layers)}
     partners: dict[str, str] = {}
@@ -116,7 +116,7 @@ def _in_order(
         if layer.name_a and layer.name_b:
             partners.setdefault(layer.name_b, layer.name_a)
     places_b, last = {}, -1.0
-    for i, layer in enumerate(b.layers):
-        last = places_a.get(partners.get(layer.name, ""), last)
-        places_b[layer.name] = last + 0.5 + i / (4 * len(b.layers))
+    for i, own in enumerate(b.layers):
+        last = places_a.get(partners.get(own.name, ""), last)
+        places_b[own.name] = last + 0.5 + i / (4 * len(b.layers))
     return sorted(layers, key=lambda x: places_a.get(x.name_a, places_b.get(x.name_b, 0.0)))

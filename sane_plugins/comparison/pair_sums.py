@@ -24,7 +24,8 @@ def paired_blocks(
     step = max(_BLOCK // max(m * p, 1), 1)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        yield rows, *(x[rows].to("cpu", torch.float64).reshape(-1, m, p) for x in (a, b))
+        x, y = (part[rows].to("cpu", torch.float64).reshape(-1, m, p) for part in (a, b))
+        yield rows, x, y
 
 
 def matrix_shape(tensor: torch.Tensor) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """Which tensor of one network is compared with which of the other.
 
-Content decides. Where it says nothing, as of layers that were trained anew, equal names do, and then place and
-shape.
+Content decides. Where it says nothing, as of layers that were trained anew, equal names do, and then place
+and shape.
 The method: docs/explanation/sane.md, section 18.1.
 """
 

@@ -40,7 +40,7 @@ class Relation:
     has a factor of its own, which was taken out first; `is_exact` that values are the same bit by bit.
     `distance` is |b - a| / |a|, `cosine` that of all values, `correlation` the same without means. `pruned`
     is the share of values that became zero, `kept_distance` the distance of the others. `bits` and `unit`
-    tell the grid of quantised values, `error_steps` the root mean square error in its steps. `rank` is that of
+    tell the grid of quantised values, `error_steps` the root mean square error in steps. `rank` is that of
     the change. `nonfinite` counts values that are not finite in one of both: figures are of the others.
     """
 

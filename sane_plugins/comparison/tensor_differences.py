@@ -127,7 +127,7 @@ class _Aligned:
             tensors.reverse()
             if difference.transposed:
                 tensors = [x.transpose(0, 1) for x in tensors]
-        relation = relate(*tensors, min(chance, 0.95))
+        relation = relate(tensors[0], tensors[1], min(chance, 0.95))
         old, new = difference.relation.correlation or 0.0, relation.correlation or 0.0
         if relation.change == "replaced" or (new <= old and axes.first == axes.second):
             return difference

@@ -76,7 +76,7 @@ def judge(comparison: Comparison) -> Verdict:
 
 
 def _shared(comparison: Comparison, related: Iterable[TensorDifference]) -> float:
-    """Return the part of the smaller network's matrices that are in the other; vectors may agree by chance."""
+    """Return the part of the smaller network's matrices in the other; vectors may agree by chance."""
     has_matrices = any(len(x.a.shape) > 1 for x in comparison.tensors)
     least = 2 if has_matrices else 0
 
