@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
@@ -73,13 +74,14 @@ def main() -> None:
     parser.add_argument("--settling", action="store_true", help="other networks; writes nothing")
     parser.add_argument("--network", default="", help="networks with this word in their name")
     parser.add_argument("--only", default="", help="kinds with this word in their name")
+    parser.add_argument("--work", type=Path, help="keeps what is done: a run that stopped goes on")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")  # of the exporter, about itself
     logging.disable(logging.WARNING)
     rows = []
     for subject in subjects(arguments.data, arguments.settling, arguments.network):
         with TemporaryDirectory() as folder:
-            rows += [*judged(subject, Path(folder), arguments.only)]
+            rows += [*judged(subject, Path(folder), arguments.only, arguments.work)]
     if not (arguments.settling or arguments.only or arguments.network):
         (RESULTS / "diff_verdicts.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
         (RESULTS / "diff_verdicts.md").write_text(page(rows))
@@ -87,12 +89,18 @@ def main() -> None:
     print(f"{right} of {len(rows)} right")
 
 
-def judged(subject: Subject, folder: Path, only: str) -> Iterator[dict[str, Any]]:
-    """Yield the verdict on each relative of a network."""
+def judged(
+    subject: Subject, folder: Path, only: str, work: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the verdict on each relative of a network; `work` has those of earlier runs."""
     original = folder / "original.pt"
     torch.save(subject.module.state_dict(), original)
     for (kind, expected), change in RELATIVES.items():
         if only not in kind:
+            continue
+        kept = work and work / f"{subject.name}, {kind}.json".replace(" ", "_")
+        if kept and kept.exists():
+            yield json.loads(kept.read_text())
             continue
         torch.manual_seed(1)
         path = change(subject, folder)
@@ -114,6 +122,9 @@ def judged(subject: Subject, folder: Path, only: str) -> Iterator[dict[str, Any]
         print(
             f"{subject.name:22} {kind:28} {row['verdict']:12} {row['seconds']:6}{mark}", flush=True
         )
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(row))
         yield row
 
 
@@ -133,20 +144,13 @@ def figures(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
 
 def subjects(data: Path, settling: bool, wanted: str) -> Iterator[Subject]:
     """Yield the networks with a word in their name."""
-    tasks = {
-        name: load_task(data / "datasets" / f"{name}.npz", size).subset(
-            IMAGES, torch.Generator().manual_seed(0)
-        )
-        for name, size in (
-            ("cifar10", None),
-            ("photos10", None),
-            ("mnist", 28),
-            ("photos10b", None),
-        )
-    }
-    tasks["fashion"] = load_task(data / "datasets" / "fashion_mnist.npz", 28).subset(
-        IMAGES, torch.Generator().manual_seed(0)
-    )
+
+    @cache
+    def task(name: str) -> Task:
+        path = data / "datasets" / f"{name}.npz"
+        whole = load_task(path, 28 if "mnist" in name else None)
+        return whole.subset(IMAGES, torch.Generator().manual_seed(0))
+
     for depth, other in [(20, 32)] if settling else [(32, 56), (56, 32)]:
         if wanted not in f"resnet{depth}, published":
             continue
@@ -154,20 +158,21 @@ def subjects(data: Path, settling: bool, wanted: str) -> Iterator[Subject]:
             name=f"resnet{depth}, published",
             module=published(data, depth),
             stranger=published(data, other),
-            task=tasks["cifar10"],
-            other_task=tasks["photos10"],
+            task=task("cifar10"),
+            other_task=task("photos10"),
         )
     zoo_name = "mnist" if settling else "cifar10"
-    zoo = import_published(data / "zoos" / f"{zoo_name}-cnn.json")
-    good = zoo.where(lambda entry: bool(entry.properties["finite"]))
-    best = sorted(good.entries, key=lambda e: -float(e.properties["test_accuracy"]))
     if wanted in f"{zoo_name}-cnn, published":
+        zoo = import_published(data / "zoos" / f"{zoo_name}-cnn.json")
+        good = zoo.where(lambda entry: bool(entry.properties["finite"]))
+        best = sorted(good.entries, key=lambda e: -float(e.properties["test_accuracy"]))
+        other_network = next(x for x in best if x.network != best[0].network)
         yield Subject(
             name=f"{zoo_name}-cnn, published",
             module=zoo.module(best[0]).eval(),
-            stranger=zoo.module(next(x for x in best if x.network != best[0].network)).eval(),
-            task=tasks[zoo_name],
-            other_task=tasks["fashion" if settling else "photos10"],
+            stranger=zoo.module(other_network).eval(),
+            task=task(zoo_name),
+            other_task=task("fashion_mnist" if settling else "photos10"),
         )
     photos = ("photos10b", "photos10") if settling else ("photos10", "photos10b")
     for name in ["squeezenet1_1"] if settling else ["mobilenet_v3_small", "shufflenet_v2_x0_5"]:
@@ -175,10 +180,10 @@ def subjects(data: Path, settling: bool, wanted: str) -> Iterator[Subject]:
             continue
         yield Subject(
             name=f"torchvision {name}",
-            module=trained(name, tasks[photos[0]], 0),
-            stranger=trained(name, tasks[photos[0]], 1),
-            task=tasks[photos[0]],
-            other_task=tasks[photos[1]],
+            module=trained(name, task(photos[0]), 0),
+            stranger=trained(name, task(photos[0]), 1),
+            task=task(photos[0]),
+            other_task=task(photos[1]),
         )
 
 
@@ -331,8 +336,8 @@ def merged_lora(subject: Subject, folder: Path) -> Path:
     state = subject.state
     for key, x in state.items():
         rows = x.flatten(1) if x.ndim > 1 else x
-        if x.ndim > 1 and min(rows.shape) >= 8 * LORA_RANK:
-            change = torch.randn(len(rows), LORA_RANK) @ torch.randn(LORA_RANK, rows.shape[1])
+        if x.ndim > 1 and (rank := min(min(rows.shape) // 8, LORA_RANK)) > 1:
+            change = torch.randn(len(rows), rank) @ torch.randn(rank, rows.shape[1])
             state[key] = x + (LORA_SIZE * rows.norm() / change.norm() * change).view_as(x)
     return saved(state, folder / "lora.pt")
 
@@ -363,7 +368,7 @@ RELATIVES: Mapping[tuple[str, str], Change] = {
     ("copy in safetensors", "identical"): in_another_container,
     ("renamed, in another order", "same"): renamed,
     ("channels shuffled", "same"): permuted,
-    ("ONNX, norms folded", "same"): exported,
+    ("ONNX, norms folded", "same or identical"): exported,
     ("float16", "rounded"): half,
     ("int8 ONNX, norms folded", "quantized"): int8_onnx,
     ("4 bits in a torch file", "quantized"): four_bits,
@@ -374,7 +379,7 @@ RELATIVES: Mapping[tuple[str, str], Change] = {
     ("fine-tuned, same task", "fine-tuned"): fine_tuned(1e-4, False),
     ("fine-tuned, other task", "fine-tuned"): fine_tuned(1e-3, True),
     ("shuffled and fine-tuned", "fine-tuned"): permuted_and_tuned,
-    ("LoRA merged, rank 4", "low-rank"): merged_lora,
+    ("LoRA merged, rank 2 to 4", "low-rank"): merged_lora,
     ("new head, frozen backbone", "partial"): new_head,
     ("one layer put in front", "partial"): layer_in_front,
     ("stranger of its kind", "unrelated"): unrelated,

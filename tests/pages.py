@@ -118,7 +118,7 @@ def compare(folder: Path) -> None:
     checkpoint(folder / "before.pt", module)
     save_file(module.state_dict(), folder / "same.safetensors")
     torch.save({key: x.half() for key, x in module.state_dict().items()}, folder / "half.pt")
-    nn.init.normal_(module.fc.weight)
+    nn.init.normal_(module.linear.weight)
     checkpoint(folder / "after.pt", module)
 
 

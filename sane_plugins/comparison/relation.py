@@ -28,6 +28,7 @@ _VALUES_PER_FACTOR = 4
 _FLOAT_STEPS = 16  # of float32 between two ways to compute the same
 _MOST_STEPS = 1.0  # root mean square error of quantised values; rounding alone has 0.29
 _ZERO_STEPS = 0.75  # below which a grid's rounding makes zeros
+_ZEROS_TO_LEVEL = 4.0  # times as many values at zero as one step beside it
 _LEAST_RANKED = 16  # shorter side of a matrix whose change may be called low in rank
 _ENERGY_FLOOR = 1e-13  # of sums in double precision
 
@@ -135,14 +136,18 @@ class _Analysis:
         coarse, coarser = self._grids()
         if coarse and (found := self._quantized(coarse, coarser)):
             return found
-        if derived:
+        if derived and not (
+            coarse and coarser == derived and self._zero_is_a_level(coarse, derived)
+        ):
             return self._told("pruned", derived=derived, pruned=share)
         a, b = self.precisions
         if self.is_rounded and a.step != b.step and max(a.step, b.step) > 1e-6:
             name, derived = (a.name, "a") if a.step > b.step else (b.name, "b")
             return self._told("rounded", derived=derived, precision=name)
         rank = self._rank()
-        is_low = rank is not None and rank.is_low and rank.full >= _LEAST_RANKED
+        # What changed in few values has few directions too, and is no product of two thin matrices.
+        is_whole = 2 * self.sums.equal < self.sums.size
+        is_low = rank is not None and rank.is_low and rank.full >= _LEAST_RANKED and is_whole
         return self._told("low_rank" if is_low else "changed", rank=rank)
 
     @property
@@ -184,6 +189,12 @@ class _Analysis:
             unit=grid.unit,
             error_steps=rms,
         )
+
+    def _zero_is_a_level(self, grid: Grid, side: Side) -> bool:
+        """Return whether zeros on a grid are no more than its rounding makes, by the levels beside zero."""
+        values = (self.b if side == "b" else self.a).reshape(-1)[grid.places].double()
+        levels = (values / grid.steps[:, None]).round().abs()
+        return int((levels == 0).sum()) <= _ZEROS_TO_LEVEL * int((levels == 1).sum()) / 2
 
     def _pruned(self) -> tuple[Side, float]:
         """Return which of the two has zeros that the other lacks, and their share."""
