@@ -43,7 +43,13 @@ from sane_plugins.weights import copy_module, from_module
 
 HERE = Path(__file__).parent
 RUNS, RESULTS = HERE.parent / "runs" / "feature_regression", HERE / "results"
-NETWORKS = ("mobilenet_v2", "efficientnet_b0", "resnet18", "mobilenet_v3_small")
+NETWORKS = (
+    "mobilenet_v2",
+    "efficientnet_b0",
+    "resnet18",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x1_0",
+)
 TASKS = ("photos10b", "cifar10", "fashion_mnist")
 VARIANTS: dict[str, GraftMethod | RegressionMethod | None] = {
     "default": None,

@@ -144,10 +144,10 @@ def plain_two_layer_head(classes: int = 10) -> nn.Module:
     return _PlainTwoLayerHead(classes)
 
 
-def vit_tiny_128(classes: int = 10) -> nn.Module:
-    """Return timm's vit_tiny_patch16_224 for images of 128 pixels: 64 patches."""
+def vit_tiny_96(classes: int = 10) -> nn.Module:
+    """Return timm's vit_tiny_patch16_224 for images of 96 pixels: 36 patches."""
     import_torchvision()  # before timm, which imports it
     from timm import create_model
 
-    module: nn.Module = create_model("vit_tiny_patch16_224", num_classes=classes, img_size=128)
+    module: nn.Module = create_model("vit_tiny_patch16_224", num_classes=classes, img_size=96)
     return module

@@ -70,6 +70,11 @@ class Cell:
     epochs: int
 
     @property
+    def until(self) -> int:
+        """Return the epoch after which the training is left; its schedule is that of all epochs."""
+        return 1 if self.method in BRIEF else self.epochs
+
+    @property
     def name(self) -> str:
         """Return the name of its file."""
         return f"{self.start}-{self.epochs}"
@@ -138,7 +143,7 @@ def _train(module: nn.Module, task: Task, cell: Cell, lr: float) -> Iterator[int
     optimizer = torch.optim.AdamW(module.parameters(), lr)
     steps = ceil(len(task.y_train) / BATCH) * cell.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for epoch in range(1, cell.epochs + 1):
+    for epoch in range(1, cell.until + 1):
         module.train()
         for batch in torch.randperm(len(task.y_train), generator=rng).split(BATCH):
             optimizer.zero_grad()
@@ -296,5 +301,7 @@ METHODS: Mapping[str, Callable[[Setting, Cell, Task], tuple[nn.Module, Run]]] = 
     "fine-tuning-fitted": partial(_fine_tuned, fit=True),
 }
 MAIN = ("default", "sane-init", "wheel")
+BRIEF = ("selection", "iatransfer", "fitted")
+"""Rivals that are measured with the first seed alone, until the first epoch."""
 BY_COMMAND = ("sane-init", "wheel")
 OF_THE_SAME = ("fine-tuning", "fine-tuning-fitted")

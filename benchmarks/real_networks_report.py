@@ -225,7 +225,7 @@ def _not_behind(
 
 
 def _against(own: Any, cells: Any, family: str, rival: str) -> str:
-    """Say whether we are ahead in the mean of epochs 0, 1 and 3, and what the lead is at each."""
+    """Say whether we are ahead in the mean of the epochs that both have, and what the lead is at each."""
     found: dict[bool, list[float]] = defaultdict(list)
     parts = []
     for epoch in (0, 1, 3):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     import torch
 
     from sane_plugins.initialize import Initialization
-
-_MIN_BUDGET_FRACTION = 0.3  # of the budget is left for the search, however long loading took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +168,8 @@ class _InitCommand(VisibleCommand):
     default=120.0,
     show_default=True,
     type=FiniteRange(0, min_open=True),
-    help="Seconds for drawing, scoring and training candidates.",
+    help="Seconds of an idle machine for drawing, scoring and training candidates; a busy one takes up to"
+    " four times as long.",
 )
 @click.option(
     "--rung",
@@ -220,7 +218,6 @@ def main(
     """
     from sane_plugins.tasks import Usage
 
-    started = monotonic()
     host = open_host()
     first_task = _first_task_path(output.output) if options.pruned else None
     require_free_outputs(
@@ -238,10 +235,7 @@ def main(
     prompts = [resolve_prompts(host, names, prompt, target, trusted) for prompt in names.prompts]
     usage, code = Usage.of(target.task), target.build_code()
     names = with_names_in_cache(names, prompts)
-    sampler, budget = resolve_sampler(host, names.sampler), options.budget
-    assert budget is not None  # the option has a default
-    remaining = max(_MIN_BUDGET_FRACTION * budget, budget - (monotonic() - started))
-    options = replace(options, sampler=sampler, sane=names.sane, budget=remaining)
+    options = replace(options, sampler=resolve_sampler(host, names.sampler), sane=names.sane)
     if share is not None:
         options = replace(options, validation=share)
     notes = [*target.notes, *notes_on_prompts(prompts, target.task)]
@@ -253,8 +247,7 @@ def main(
         )
     told_count = len(notes)
     notes += result.notes
-    options_record = {**result.provenance["options"], "budget": budget}
-    provenance = {**result.provenance, "command": names.to_json(), "options": options_record}
+    provenance = {**result.provenance, "command": names.to_json()}
     result = replace(result, provenance=provenance)
     path = host.save(
         result.graph,

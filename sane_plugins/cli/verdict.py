@@ -18,7 +18,7 @@ def print_scores(rows: Sequence[CandidateScore]) -> None:
     has_norms = any(row.before_anew is not None for row in rows)
     anew = ("norms anew",) if has_norms else ()
     print_table(
-        "accuracy on held-out images of the task",
+        "accuracy on held-out images of the task; each counts by its best",
         ("initialisation", "before", *anew, "epochs", "after these", ""),
         [
             (
@@ -84,8 +84,8 @@ def verdict(result: Initialization) -> str:
 
 def _compared(best: CandidateScore, other: CandidateScore) -> str:
     """Say who leads by how much, in points of accuracy, or that both are about equal."""
-    if best.curve and best.last is not None and other.last is not None:
-        lead, error = best.last - other.last, other.error
+    if best.curve and best.best is not None and other.best is not None:
+        lead, error = best.best - other.best, other.error
         known = f" (± {_percent(error)})" if error is not None else ""
         if other.about_equal:
             return f"about equal to ({100 * lead:+.1f} points{known})"

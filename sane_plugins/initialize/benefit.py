@@ -95,7 +95,7 @@ def forecast_benefit(
 
 
 def race_margins(ours: CandidateScore, default: CandidateScore, images: int) -> tuple[float, float]:
-    """Return the margins before training and at the last rung that both were trained to."""
+    """Return the margins before training, and of what both reached until the last rung that both came to."""
     before, after = (
         _standardized_margin(*pair, images)
         for pair in ((ours.before or 0.0, default.before or 0.0), _level(ours, default))
@@ -153,15 +153,14 @@ def mcnemar_margin(counts: Sequence[tuple[int, int]]) -> float:
 
 
 def _longest_and_best(candidates: Sequence[Candidate]) -> Candidate:
-    return max(candidates, key=lambda c: (len(c.score.curve), c.score.last))
+    return max(candidates, key=lambda c: (len(c.score.curve), c.score.best))
 
 
 def _level(ours: CandidateScore, default: CandidateScore) -> tuple[float, float]:
-    """Return both accuracies at the last rung that both were trained to."""
+    """Return the best accuracies of both until the last rung that both were trained to."""
     common = min(len(ours.curve), len(default.curve))
-    if not common:
-        return ours.before or 0.0, default.before or 0.0
-    return ours.curve[common - 1][1], default.curve[common - 1][1]
+    mine, others = (replace(x, curve=x.curve[:common]).best or 0.0 for x in (ours, default))
+    return mine, others
 
 
 def _folds(problem: InitializationProblem, order: int) -> Iterator[Task]:

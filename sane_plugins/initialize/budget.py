@@ -1,4 +1,8 @@
-"""A time budget and Ctrl-C: both end the current stage, whose results so far are kept."""
+"""A time budget and Ctrl-C: both end the current stage, whose results so far are kept.
+
+The work is planned to fit into the budget on an idle machine (`plan.py`). On a busy one it may take longer,
+so that its result is the same; only after `PATIENCE` times the budget is it cut short.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
+
+PATIENCE = 4.0
 
 
 class BudgetSpentError(Exception):
@@ -26,19 +32,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds from `started` on, on the clock of `time.monotonic` (None: no bound)."""
+    """Seconds that work is planned for, from `started` on, by `time.monotonic` (None: no bound)."""
 
     seconds: float | None
     started: float = field(default_factory=monotonic)
 
-    @property
-    def remaining(self) -> float:
-        """Return the remaining seconds, infinity without a bound."""
-        return float("inf") if self.seconds is None else max(0.0, self.end() - monotonic())
-
     def end(self, share: float = 1.0) -> float:
-        """Return the time at which a share of the budget is spent."""
-        return self.started + share * (float("inf") if self.seconds is None else self.seconds)
+        """Return the time at which work is cut short, or a share of the time until then has passed."""
+        seconds = float("inf") if self.seconds is None else self.seconds
+        return self.started + share * PATIENCE * seconds
 
     def after(self, completion: Completion) -> Budget:
         """Return the budget for the next stage: none if the user interrupted this one."""

@@ -48,13 +48,15 @@ class BuiltNetwork:
 class Candidate:
     """A network at initial weights, and what is known of it.
 
-    `fit` is the ridge classifier that it was ranked by, `answers` (M,) says which held-out images it had
-    right where its training ended; None where that was not measured.
+    `fit` is the ridge classifier that it was ranked by, `training_fit` that on the features which training
+    starts from: another one where the network keeps its own statistics. `answers` (M,) says which held-out
+    images it had right where its accuracy was best. None where it was not measured.
     """
 
     built: BuiltNetwork
     score: CandidateScore
     fit: RidgeFit | None = None
+    training_fit: RidgeFit | None = None
     answers: torch.Tensor | None = None
 
     @property

@@ -17,7 +17,7 @@ from sane_plugins.initialize.ranking import CLEAR_LEAD
 
 
 def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates best first: the longer trained, then the more accurate, then by their losses.
+    """Return the candidates best first: the longer trained, then the more accurate by then, then by losses.
 
     A tie goes to the plainer kind.
     """
@@ -27,15 +27,17 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates best first, after the one that is chosen, and say who is about equal to that.
 
-    Of those trained as long as the best, and within two standard errors of it, the plainest is chosen. Where
-    none was trained the losses before training decide alike.
+    Of those trained as long as the best, and within two standard errors of it, the plainest is chosen, and of
+    equally plain ones that which was best where the training ended. Where none was trained the losses before
+    training decide alike.
     """
     best_first = ranked(candidates)
     best = best_first[0]
     level = [c for c in best_first if _is_level(c, best)]
     equal = [c for c in level if is_about_equal(c, best)]
     plainest = min(c.spec.kind.plainness for c in equal)
-    chosen = next(c for c in equal if c.spec.kind.plainness == plainest)
+    plain = [c for c in equal if c.spec.kind.plainness == plainest]
+    chosen = max(plain, key=lambda c: c.score.last or 0.0) if best.score.curve else plain[0]
     rest = [c for c in best_first if c is not chosen]
     return [_marked(chosen, chosen), *(_marked(c, chosen) for c in rest)]
 
@@ -85,6 +87,6 @@ def _marked(candidate: Candidate, chosen: Candidate) -> Candidate:
 def _rank_key(candidate: Candidate) -> tuple[float, float, float, int]:
     score = candidate.score
     loss = float("inf") if score.loo_loss is None else score.loo_loss
-    trained = -score.last if score.curve and score.last is not None else 0.0
+    trained = -score.best if score.curve and score.best is not None else 0.0
     tie = 0.0 if score.curve else loss
     return -len(score.curve), trained, tie, score.kind.plainness

@@ -157,6 +157,15 @@ class CandidateScore:
     about_equal: bool = False
 
     @property
+    def best(self) -> float | None:
+        """Return the best accuracy that it had by then, before training or at a rung.
+
+        The first steps harm what is good before them, and say little of what longer training makes of it.
+        """
+        found = [x for x in (self.before, *(share for _, share in self.curve)) if x is not None]
+        return max(found, default=None)
+
+    @property
     def last(self) -> float | None:
         """Return the accuracy where its training ended."""
         return self.curve[-1][1] if self.curve else self.before

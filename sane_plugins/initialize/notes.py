@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sane_plugins.generation import SamplerError
 from sane_plugins.initialize.benefit import FORECAST_FAMILIES, BenefitForecast
-from sane_plugins.initialize.budget import Completion
+from sane_plugins.initialize.budget import PATIENCE, Completion
 from sane_plugins.initialize.candidates import BuiltNetwork
 from sane_plugins.initialize.kinds import CandidateScore, Family, Kind, Origin
 from sane_plugins.initialize.options import InitializeOptions
@@ -93,8 +93,9 @@ def _budget_notes(
         notes.append("it was interrupted: this is the best so far")
     elif completion.timed_out:
         notes.append(
-            f"the work was cut short after the {asked.budget or 0:.0f} s that the budget left for it: a"
-            " larger one compares more"
+            f"the work was cut short when it had taken {PATIENCE:.0f} times the budget of"
+            f" {asked.budget or 0:.0f} s (other programs may have kept the machine busy): a larger one, or"
+            " a larger --rung, ends by itself"
         )
     if plan.rung and asked.rung is None:
         notes.append(

@@ -81,7 +81,7 @@ def initialize(
     first = replace(options, rung=options.rung or 0)
     problem = set_up(target, task, prompts, sane, first, prompt_networks, methods)
     with threads_for(problem.flops):
-        plan, problem = planned(problem, options, budget, report)
+        plan, problem = planned(problem, options, report)
         result, ranked, completion = _search_and_race(problem, plan, budget, report)
         if options.few_shot and not completion.interrupted and problem.transfer is not None:
             specs = tuple(c.spec for c in ranked[: options.few_shot])
@@ -147,13 +147,12 @@ def remake(
 def planned(
     problem: InitializationProblem,
     options: InitializeOptions,
-    budget: Budget,
     report: Report,
     trains: bool = True,
 ) -> tuple[Plan, InitializationProblem]:
     """Plan the work and say so; return the plan, and the problem, its prompts encoded if they are used."""
     problem = replace(problem, options=options)
-    plan = make_plan(problem, budget.remaining, trains)
+    plan = make_plan(problem, options.budget, trains)
     report(Progress(job=describe(plan, problem), done=0, total=0))
     taken = replace(
         options,
@@ -186,7 +185,7 @@ def finished(
     built = CandidateBuilder(problem).finish(chosen.built)
     score = chosen.score
     if score.before is not None:
-        score = with_start(replace(chosen, built=built), problem.task)
+        score = with_start(replace(chosen, built=built), problem.task).score
     return built, (replace(chosen, built=built, score=score), *ranked[1:])
 
 

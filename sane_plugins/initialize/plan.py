@@ -1,16 +1,17 @@
 """The plan of an initialisation: how much is drawn, ranked and trained, decided once, before the work.
 
-A few passes of the default network are timed. Each rung of a ladder halves the work, and the first rung that
-fits into the budget is taken: powers of two, so that a busy machine changes the result only where it moves
-the rung, which is recorded and can be asked for. The method: docs/explanation/sane.md, section 6.8.
+A few passes of the default network are timed, without what other programs made them wait. Each rung of a
+ladder halves the work, and the first rung that fits into the budget is taken: powers of two, so that what is
+timed changes the result only where it moves the rung, which is recorded and can be asked for.
+The method: docs/explanation/sane.md, section 6.8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, inf
-from time import perf_counter
+from math import ceil
+from time import perf_counter, thread_time
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -38,6 +39,9 @@ _SCOUT_IMAGES, _METHOD_IMAGES = 150, 3_500
 # Values of a network of which few copies are kept, and fewest: one in training takes four times its size.
 _LARGE, _LARGEST = 5_000_000, 20_000_000
 _CALIBRATION_FLOPS = 1e10
+_CALLS_TIMED = 2
+# Waiting that is taken for other programs' work; what waits longer is a machine that lends us little.
+_MOST_WAITING = 8
 _LOW = 5  # from this rung on all is done with the fewest images
 _FULL_FIT = 8192  # images over the last fit, halved by each rung
 
@@ -57,7 +61,7 @@ class Speed:
 
     @classmethod
     def measured(cls, problem: InitializationProblem) -> Speed:
-        """Time a few passes of a default network on this machine."""
+        """Time a few passes of a default network on this machine, as if it had nothing else to do."""
         options, task = problem.options, problem.task
         with seeded(torch.Generator().manual_seed(options.seed)):
             module = problem.build_network().to(options.device)
@@ -117,14 +121,13 @@ class Plan:
         )
 
 
-def make_plan(problem: InitializationProblem, budget: float, trains: bool = True) -> Plan:
+def make_plan(problem: InitializationProblem, budget: float | None, trains: bool = True) -> Plan:
     """Measure the speed of this machine, and choose the first rung that fits into so many seconds.
 
-    Where a rung is asked for, that one is taken; without a budget (infinity), nothing is measured.
+    Where a rung is asked for, that one is taken; without a budget, nothing is measured.
     """
-    is_measured = budget != inf
-    speed = Speed.measured(problem) if is_measured else Speed.assumed(problem)
-    available = _PART_PLANNED * budget if is_measured else _UNMEASURED_SECONDS
+    speed = Speed.assumed(problem) if budget is None else Speed.measured(problem)
+    available = _UNMEASURED_SECONDS if budget is None else _PART_PLANNED * budget
     asked = problem.options.rung
     rungs = range(MOST["rung"] + 1) if asked is None else [asked]
     plans = [_plan_at(rung, problem, speed, available, trains) for rung in rungs]
@@ -244,13 +247,22 @@ def _with_seconds(plan: Plan, problem: InitializationProblem, speed: Speed) -> P
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:
-    """Return the seconds that a call took, after one to warm up."""
+    """Return the seconds that a call takes on an idle machine: the least of some, after one to warm up.
+
+    On a processor it is the time that this thread ran, which has its part in all parallel work: what other
+    programs make it wait is not counted.
+    """
     call()
     _wait(device)
-    start = perf_counter()
-    call()
-    _wait(device)
-    return perf_counter() - start
+    seconds = []
+    for _ in range(_CALLS_TIMED):
+        start, running = perf_counter(), thread_time()
+        call()
+        _wait(device)
+        passed, ran = perf_counter() - start, thread_time() - running
+        is_ours = torch.device(device).type == "cpu"
+        seconds.append(max(ran, passed / _MOST_WAITING) if is_ours else passed)
+    return min(seconds)
 
 
 def _wait(device: str) -> None:

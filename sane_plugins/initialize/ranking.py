@@ -77,7 +77,7 @@ def rank_candidate(
     if spec.kind is Kind.DEFAULT and problem.fits_classifier:
         return Candidate(built, _score(built, problem))
     before = copy_state(module)
-    fit = rank(module, problem, images, fits=spec.kind is not Kind.DEFAULT)
+    fit = training_fit = rank(module, problem, images, fits=spec.kind is not Kind.DEFAULT)
     if spec.kind is Kind.DEFAULT:
         module.load_state_dict(before)
     elif spec.kind in (Kind.PROMPT, Kind.TRANSFER) and _lends_statistics(before, problem):
@@ -90,9 +90,8 @@ def rank_candidate(
             module.load_state_dict(measured)
     module.load_state_dict(built.kept, strict=False)
     score = _score(built, problem)
-    return Candidate(
-        built, replace(score, loo_loss=fit.loo_loss, loo_accuracy=fit.loo_accuracy), fit
-    )
+    score = replace(score, loo_loss=fit.loo_loss, loo_accuracy=fit.loo_accuracy)
+    return Candidate(built, score, fit, training_fit)
 
 
 def _score(built: BuiltNetwork, problem: InitializationProblem) -> CandidateScore:

@@ -25,7 +25,7 @@ from sane_plugins.progress import Progress, Report
 
 _MAX_PROMPTS = 6  # to draw near
 _EARLY_LAYERS_FRACTION = 0.5
-_BUDGET_PART = 0.9  # after which no more is made: by the plan all is done in less
+_SEARCH_PART = 0.8  # of the longest time, after which no more is made: the rest is for training
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +49,22 @@ def search(
     """Make and rank candidates, then the best at the default's scale too.
 
     Defaults come first, then transfers, prompts as they are, and SANE candidates drawn near the best of
-    these. Ctrl-C ends the search; before the first candidate, it is raised. A sampler that fails ends the
-    drawing; `SamplerError` is raised where that leaves nothing to compare.
+    these. Transfers are kept where they lead the best default; and so are the others where there are
+    transfers, since prompts are of other architectures then. Ctrl-C ends the search; before the first
+    candidate, it is raised. A sampler that fails ends the drawing; `SamplerError` is raised where that leaves
+    nothing to compare.
     """
     course = _Search(problem, plan, report)
-    with Stage(budget.end(_BUDGET_PART), has_result=False) as stage:
+    with Stage(budget.end(_SEARCH_PART), has_result=False) as stage:
         course.stage = stage
         course.rank_defaults()
         course.rank_transfers()
+        course.keep_leading(Kind.TRANSFER)
         if plan.draws:
             course.rank_prompts()
             course.rank_draws()
+            if plan.networks:
+                course.keep_leading(Kind.PROMPT, Kind.MEAN_OF_PROMPTS, Kind.SANE)
             course.rank_variants()
     result = course.result()
     if result.sampler_error is not None and not result.board.kept:
@@ -97,10 +102,7 @@ class _Search:
             self._try(CandidateSpec(Kind.STRUCTURED, method=name))
 
     def rank_transfers(self) -> None:
-        """Try the first method on every prompt, and other methods on the best prompt of these.
-
-        Only what beats the best default by two standard errors is kept.
-        """
+        """Try the first method on every prompt, and other methods on the best prompt of these."""
         names = self.problem.transfer_names
         for number in range(self.plan.networks if self.plan.scouts else 0):
             self._try(CandidateSpec(Kind.TRANSFER, number, method=names[0]))
@@ -108,12 +110,14 @@ class _Search:
         number = best[0].spec.number if best else 0
         for name in names[1 : 1 + self.plan.methods] if self.plan.networks else ():
             self._try(CandidateSpec(Kind.TRANSFER, number, method=name))
-        kinds = (Kind.DEFAULT, Kind.DEFAULT_FITTED, Kind.STRUCTURED)
-        defaults = [c for c in self.board.best(*kinds) if c.fit is not None]
+
+    def keep_leading(self, *kinds: Kind) -> None:
+        """Of some kinds, keep what beats the best default by two standard errors."""
+        rivals = (Kind.DEFAULT, Kind.DEFAULT_FITTED, Kind.STRUCTURED)
+        defaults = [c for c in self.board.best(*rivals) if c.fit is not None]
         if defaults:
-            self.board = self.board.without(
-                [c for c in self.board.best(Kind.TRANSFER) if not leads(c, defaults[0])]
-            )
+            behind = [c for c in self.board.best(*kinds) if not leads(c, defaults[0])]
+            self.board = self.board.without(behind)
 
     def rank_prompts(self) -> None:
         """Rank prompts as they are, and their mean; the best are drawn near."""

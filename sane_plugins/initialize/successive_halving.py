@@ -15,15 +15,13 @@ from sane_plugins.grafting import has_statistics
 from sane_plugins.initialize.budget import Budget, Completion, Stage
 from sane_plugins.initialize.candidates import Candidate
 from sane_plugins.initialize.choice import choose, ranked
-from sane_plugins.initialize.kinds import CandidateScore, Family, Kind
+from sane_plugins.initialize.kinds import Family, Kind
 from sane_plugins.initialize.plan import Plan, rungs_of
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import TrainingRun, accuracy_anew, start_training
 from sane_plugins.progress import Progress, Report
 from sane_plugins.runtime import random_stream
-from sane_plugins.tasks import Task, accuracy
-
-_BUDGET_PART = 1.25  # after which the training is cut short, and that is said
+from sane_plugins.tasks import Task, correct
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +50,13 @@ def race(
     waiting = finalists_first(candidates)
     count = plan.finalists if plan.steps else 0
     running, others = waiting[:count], waiting[count:]
-    with Stage(budget.end(_BUDGET_PART)) as stage:
+    with Stage(budget.end()) as stage:
         training: dict[int, TrainingRun] = {}
         scored = list[Candidate]()
         for candidate in running:
             stage.check()
             training[id(candidate.module)] = _start_run(problem, candidate)
-            scored.append(_with_start(problem, candidate))
+            scored.append(with_start(candidate, problem.task))
         running = scored
         epoch_steps = ceil(len(problem.task.y_train) / problem.options.train.batch)
         rungs = rungs_of(plan.steps) if running else []
@@ -122,27 +120,26 @@ def _start_run(problem: InitializationProblem, candidate: Candidate) -> Training
     return start_training(problem, candidate.module, candidate.score.seed)
 
 
-def _with_start(problem: InitializationProblem, candidate: Candidate) -> Candidate:
-    """Score a candidate without training: as it is, and with the statistics of its norms measured anew."""
-    return replace(candidate, score=with_start(candidate, problem.task))
-
-
-def with_start(candidate: Candidate, task: Task) -> CandidateScore:
-    """Return a candidate's score with the accuracies of its untrained network on held-out images.
+def with_start(candidate: Candidate, task: Task) -> Candidate:
+    """Ask a candidate before training: as it is, and with the statistics of its norms measured anew.
 
     Statistics that were measured on the task's images already are not measured again.
     """
-    before = anew = accuracy(candidate.module, task.x_test, task.y_test)
+    answers = correct(candidate.module, task.x_test, task.y_test).cpu()
+    before = anew = int(answers.sum()) / len(answers)
     spec = candidate.spec
     if spec.kind is Kind.DEFAULT or spec.statistics == "own":
         anew = accuracy_anew(candidate.module, task)
     norms = has_statistics(candidate.module)
-    return replace(candidate.score, before=before, before_anew=anew if norms else None)
+    score = replace(candidate.score, before=before, before_anew=anew if norms else None)
+    return replace(candidate, score=score, answers=answers)
 
 
 def _with_rung(candidate: Candidate, run: TrainingRun, epochs: float, is_last: bool) -> Candidate:
     answers = run.correct().cpu()
     share = int(answers.sum()) / len(answers)
+    if share < (candidate.score.best or 0.0) and candidate.answers is not None:
+        answers = candidate.answers
     curve = (*candidate.score.curve, (round(epochs, 3), share))
     score = replace(candidate.score, curve=curve, after=share if is_last else None)
     return replace(candidate, score=score, answers=answers)

@@ -71,11 +71,10 @@ def _best_transfer(
     report: Report,
 ) -> Initialization:
     """Return the transfer of least leave-one-out loss, or the default; of those about equal, the plainest."""
-    budget = Budget(options.budget)
     with threads_for(problem.flops):
         # Only its kind of weights is asked for: neither draws nor training.
-        plan, problem = planned(replace(problem, prompts=()), options, budget, report, trains=False)
-        result = search(problem, plan, budget, report)
+        plan, problem = planned(replace(problem, prompts=()), options, report, trains=False)
+        result = search(problem, plan, Budget(options.budget), report)
         best, ranked = finished(problem, choose(result.board.kept))
         rows = score_rows(ranked, result)
         provenance = build_provenance(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sane_plugins.errors import PluginError
-from sane_plugins.plugins.answers import require_name
 from sane_plugins.plugins.problems import failure_of, one_line
+from sane_plugins.plugins.requirements import require_name
 
 GROUP = "sane_plugins"
 _OWN_DISTRIBUTION = "sane-plugins"

@@ -10,9 +10,9 @@ from typing import Any
 from pluggy import PluginManager
 
 from sane_plugins.errors import PluginError
-from sane_plugins.plugins.answers import require_no_coroutine
 from sane_plugins.plugins.installed import GROUP
 from sane_plugins.plugins.problems import AnswerError, one_line
+from sane_plugins.plugins.requirements import require_no_coroutine
 
 _FACTORY = "sane_plugin"
 _PREFIX = "sane_"

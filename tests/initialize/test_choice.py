@@ -1,5 +1,8 @@
 """What leads by less than two standard errors is about equal, and the plainer is chosen."""
 
+from dataclasses import fields, replace
+
+import pytest
 import torch
 from torch import nn
 
@@ -8,6 +11,8 @@ from sane_plugins.initialize import CandidateScore, Kind
 from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
 from sane_plugins.initialize.choice import choose, difference_error
 from sane_plugins.initialize.kinds import CandidateSpec
+from sane_plugins.initialize.leaderboard import Leaderboard
+from sane_plugins.initialize.plan import Plan
 
 
 def trained(kind: Kind, right: int, of: int = 400, rungs: int = 2) -> Candidate:
@@ -17,17 +22,22 @@ def trained(kind: Kind, right: int, of: int = 400, rungs: int = 2) -> Candidate:
     return Candidate(BuiltNetwork(CandidateSpec(kind), nn.Identity()), score, answers=answers)
 
 
-def ranked(kind: Kind, loss: float) -> Candidate:
-    fit = RidgeFit(
+def ridge(loss: float) -> RidgeFit:
+    spread = torch.linspace(-0.1, 0.1, 100, dtype=torch.float64)
+    return RidgeFit(
         weight=torch.zeros(2, 3),
         bias=torch.zeros(2),
         penalty=1.0,
         factor=1.0,
-        loo_loss_per_image=loss + torch.linspace(-0.1, 0.1, 100, dtype=torch.float64),
+        loo_loss_per_image=loss + spread.roll(int(loss * 1000)),
         loo_accuracy=0.5,
     )
+
+
+def ranked(kind: Kind, loss: float, start: float | None = None, method: str = "") -> Candidate:
     score = CandidateScore(name=kind.label, kind=kind, seed=0, loo_loss=loss)
-    return Candidate(BuiltNetwork(CandidateSpec(kind), nn.Identity()), score, fit)
+    built = BuiltNetwork(CandidateSpec(kind, method=method), nn.Identity())
+    return Candidate(built, score, ridge(loss), ridge(loss if start is None else start))
 
 
 def chosen(*candidates: Candidate) -> Kind:
@@ -64,3 +74,42 @@ def test_only_images_that_tell_two_apart_count_as_error() -> None:
     one = torch.arange(1000) < 500
     assert difference_error(one, one) < 0.002
     assert abs(difference_error(one, ~one) - 1000**-0.5) < 1e-4
+
+
+def test_what_few_steps_of_training_harm_counts_by_its_best() -> None:
+    transfer = trained(Kind.TRANSFER, 50)  # 12 % after training
+    before = torch.arange(400) < 290
+    score = replace(transfer.score, before=290 / 400)
+    harmed = replace(transfer, score=score, answers=before)
+    assert harmed.score.last < 0.2 < harmed.score.best
+    assert chosen(trained(Kind.DEFAULT_FITTED, 150), harmed) is Kind.TRANSFER
+
+
+def test_of_equals_of_a_kind_the_one_that_trained_best_is_chosen() -> None:
+    both = [trained(Kind.TRANSFER, right) for right in (50, 120)]
+    before = torch.arange(400) < 290
+    level = [replace(x, score=replace(x.score, before=290 / 400), answers=before) for x in both]
+    assert choose(level)[0].score.last == 120 / 400
+
+
+def test_the_transfer_whose_training_starts_best_is_kept(plan) -> None:
+    board = Leaderboard(plan)
+    for method, loss, start in (
+        ("graft", 0.5, 2.0),
+        ("protected", 0.9, 0.9),
+        ("plain", 0.8999, 0.8999),
+    ):
+        board = board.with_candidate(ranked(Kind.TRANSFER, loss, start, method))
+    # The graft is clearly better before training; of two about equal ones the first that was made stays.
+    assert [c.spec.method for c in board.best(Kind.TRANSFER)] == ["graft", "protected"]
+    board = Leaderboard(plan)
+    for method, loss in (("protected", 0.9), ("plain", 0.8999)):
+        board = board.with_candidate(ranked(Kind.TRANSFER, loss, method=method))
+    assert [c.spec.method for c in board.kept] == ["protected"]
+    assert len(board.dropped) == 1
+
+
+@pytest.fixture
+def plan() -> Plan:
+    names = [field.name for field in fields(Plan)]
+    return Plan(**{**dict.fromkeys(names, 1), "seconds": 0.0})

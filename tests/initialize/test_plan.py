@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from math import inf
+from time import sleep
 
 import pytest
 import torch
@@ -66,13 +66,20 @@ def test_where_nothing_can_be_trained_that_is_planned_and_said(problem, at_speed
 
 def test_without_a_budget_nothing_is_measured(problem, monkeypatch) -> None:
     monkeypatch.setattr(plan_module, "perf_counter", None)
-    assert make_plan(problem, inf).rung == 0
+    assert make_plan(problem, None).rung == 0
 
 
 def test_speed_is_measured_in_seconds(problem) -> None:
     speed = Speed.measured(problem)
     assert 0 < speed.image < 1
     assert speed.image < speed.step < 60
+
+
+def test_what_other_programs_make_us_wait_is_no_slowness() -> None:
+    waiting = partial(sleep, 0.2)  # as if another program ran
+    assert plan_module._seconds(waiting, "cpu") < 0.1
+    # Without limit it is not: a machine that lends us nothing is slow.
+    assert plan_module._seconds(waiting, "cpu") >= 0.2 / plan_module._MOST_WAITING
 
 
 def test_the_plan_is_said_before_the_work_and_recorded(problem) -> None:
