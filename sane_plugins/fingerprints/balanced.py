@@ -20,7 +20,9 @@ import torch
 
 Array = npt.NDArray[np.float32]
 _ROUNDS = 12
-_BLOCK = 2**22  # values in single precision at a time
+_TOLERANCE = 1e-4
+_BLOCK = 2**20  # values in single precision at a time
+_MOST_ENERGIES = 2**24  # kept between rounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,23 +41,22 @@ class Balanced:
         """
         tensor = tensor.detach().movedim(axis, 0)
         n, m = tensor.shape[:2]
-        whole = cls(tensor, np.ones(n, np.float32), np.ones(m, np.float32))
-        largest = max((float(np.abs(x).max()) for _, x in whole._plain() if x.size), default=0.0)
+        plain = cls(tensor, np.ones(n, np.float32), np.ones(m, np.float32))
+        largest = float(tensor.abs().max())
         if not largest:
             return cls(tensor, np.zeros(n, np.float32), np.zeros(m, np.float32))
-        rows, columns = np.ones(n), np.ones(m)
+        energies = _Energies(plain, largest)
+        columns = np.ones(m, np.float32)
         for _ in range(_ROUNDS):
-            sums = np.zeros(m)
-            for part, x in whole._plain():
-                energy = np.square(x / largest).mean(2, dtype=np.float64)
+            before, sums = columns, np.zeros(m)
+            rows = np.ones(n, np.float32)
+            for part, energy in energies:
                 rows[part] = _inverse(energy @ columns / m)
                 sums += rows[part] @ energy
             columns = _inverse(sums / n)
-        return cls(
-            tensor,
-            np.sqrt(rows).astype(np.float32) / np.float32(largest),
-            np.sqrt(columns).astype(np.float32),
-        )
+            if np.abs(columns - before).max() <= _TOLERANCE * np.abs(before).max():
+                break
+        return cls(tensor, np.sqrt(rows) / np.float32(largest), np.sqrt(columns))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,17 +66,30 @@ class Balanced:
 
     def blocks(self) -> Iterator[tuple[slice, Array]]:
         """Yield blocks (rows, m, p) of the balanced matrix with the rows that they are."""
-        for part, x in self._plain():
-            yield part, x * self.rows[part, None, None] * self.columns[:, None]
-
-    def _plain(self) -> Iterator[tuple[slice, Array]]:
         n, m, p = self.shape
         step = max(_BLOCK // max(m * p, 1), 1)
         for start in range(0, n, step):
             part = slice(start, min(start + step, n))
-            block = self.tensor[part].to("cpu", torch.float32)
-            yield part, block.reshape(-1, m, p).numpy()
+            block = self.tensor[part].to("cpu", torch.float32).reshape(-1, m, p).numpy()
+            yield part, block * self.rows[part, None, None] * self.columns[:, None]
 
 
-def _inverse(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.divide(1.0, x, out=np.zeros_like(x), where=x > 0)
+class _Energies:
+    """Blocks (rows, m) of mean squares over the places, kept where they are few enough."""
+
+    def __init__(self, plain: Balanced, largest: float) -> None:
+        self._plain, self._scale = plain, np.float32(1 / largest)
+        n, m, _ = plain.shape
+        self._kept = [*self._blocks()] if n * m <= _MOST_ENERGIES else None
+
+    def __iter__(self) -> Iterator[tuple[slice, Array]]:
+        return iter(self._kept) if self._kept is not None else self._blocks()
+
+    def _blocks(self) -> Iterator[tuple[slice, Array]]:
+        for part, x in self._plain.blocks():
+            x *= self._scale
+            yield part, np.square(x, out=x).mean(2) if x.shape[2] > 1 else np.square(x)[..., 0]
+
+
+def _inverse(x: npt.NDArray[np.floating]) -> Array:
+    return np.divide(1.0, x, out=np.zeros(len(x), np.float32), where=x > 0, casting="unsafe")

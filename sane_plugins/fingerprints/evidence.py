@@ -1,72 +1,108 @@
-"""How much two matrices have in common that strangers of their shape have not.
+"""How much matrices of two networks have in common that strangers of their shape have not.
 
 The method: docs/explanation/sane.md, section 17.2.
 
-Legend: R channels of a tensor, D numbers of a channel.
+Legend: A, B matrices of two networks, R channels kept of each, D numbers of a channel, K numbers of a sketch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import cdist
 
+from sane_plugins.fingerprints.distances import distances
 from sane_plugins.fingerprints.network_fingerprint import TensorFingerprint
 
 Array = npt.NDArray[np.float32]
-RECOGNIZED = 0.6
-"""A channel is recognised if its match is nearer than this part of the way to any other of its own tensor."""
-_SAME = 1e-4  # distance of channels that nothing tells apart
+_SAME = 1e-3  # distance of channels that nothing tells apart
 
 
-def similarity(a: TensorFingerprint, b: TensorFingerprint) -> float:
-    """Return a number from 0 for strangers to 1: the larger of both kinds of evidence."""
-    return max(cosine(a, b), recognized(a, b), 0.0)
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """For each pair of matrices (A, B): the estimated cosine in their own order, and the recognised channels.
 
-
-def cosine(a: TensorFingerprint, b: TensorFingerprint) -> float:
-    """Return the estimated cosine of two balanced matrices of one shape, in the order that they have."""
-    if plain_shape(a) != plain_shape(b):
-        return 0.0
-    norms = np.sqrt(float(a.sketch @ a.sketch) * float(b.sketch @ b.sketch))
-    return float(np.clip(a.sketch @ b.sketch / norms, -1, 1)) if norms else 0.0
-
-
-def recognized(a: TensorFingerprint, b: TensorFingerprint) -> float:
-    """Return the share of channels that are recognised, in any order, in the transposed matrix too."""
-    if plain_shape(a)[2:] != plain_shape(b)[2:]:
-        return 0.0
-    straight = _share((a.outputs, b.outputs), (a.inputs, b.inputs))
-    is_turned = a.shape[:2] == b.shape[1::-1]
-    return max(straight, _share((a.outputs, b.inputs), (a.inputs, b.outputs)) if is_turned else 0.0)
-
-
-def _share(*sides: tuple[Array, Array]) -> float:
-    ratios = np.concatenate([recognition_ratios(a, b) for a, b in sides])
-    return float((ratios < RECOGNIZED).mean()) if len(ratios) else 0.0
-
-
-def recognition_ratios(a: Array, b: Array) -> npt.NDArray[np.float64]:
-    """Return for each channel of `a` (R, D) its distance to its match in `b` (R', D), as a part of the
-    distance from either to the nearest other channel of its own tensor (Lowe 2004).
-
-    Strangers are as far from each other as the channels of one network are: 1 and more. Channels that have no
-    mutual nearest neighbour, or that others of their own tensor equal, get infinity.
+    `recognized` sums, over the channels of both sides, how surely each is recognised, from 0 to 1; `channels` is
+    how many there are.
     """
-    if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
-        return np.full(len(a), np.inf)
-    between = cdist(a, b)
-    match = between.argmin(1)
-    is_mutual = between.argmin(0)[match] == np.arange(len(a))
-    apart = np.minimum(_nearest_other(a), _nearest_other(b)[match])
-    ratios = between.min(1) / np.maximum(apart, _SAME)
-    return np.where(is_mutual & (apart > _SAME), ratios, np.inf)
+
+    cosine: Array
+    recognized: Array
+    channels: Array
+
+    @property
+    def share(self) -> Array:
+        """Return the share of channels that are recognised, in any order (A, B)."""
+        return self.recognized / np.maximum(self.channels, 1)
 
 
-def _nearest_other(a: Array) -> npt.NDArray[np.float64]:
-    distances = cdist(a, a)
-    np.fill_diagonal(distances, np.inf)
-    return np.asarray(distances.min(1))
+def evidence(a: Sequence[TensorFingerprint], b: Sequence[TensorFingerprint]) -> Evidence:
+    """Compare all matrices of one network with all of another; pairs of unlike forms have none."""
+    cosine, recognized, channels = (np.zeros((len(a), len(b)), np.float32) for _ in range(3))
+    for places, numbers_a in _by_places(a).items():
+        numbers_b = _by_places(b).get(places, [])
+        for i in numbers_a:
+            same = [j for j in numbers_b if comparable(a[i], b[j])]
+            for form in dict.fromkeys(plain_shape(b[j]) for j in same):
+                alike = [j for j in same if plain_shape(b[j]) == form]
+                others = [b[j] for j in alike]
+                recognized[i, alike], channels[i, alike] = _recognized(a[i], others)
+                if form == plain_shape(a[i]):
+                    cosine[i, alike] = cosines(a[i].sketch, np.stack([x.sketch for x in others]))
+    return Evidence(cosine, recognized, channels)
+
+
+def comparable(a: TensorFingerprint, b: TensorFingerprint) -> bool:
+    """Return whether channels of two matrices can be alike: of one shape, or of the transposed one."""
+    one, other = plain_shape(a), plain_shape(b)
+    return one == other or one == (other[1], other[0], *other[2:])
+
+
+def cosines(sketch: Array, others: Array) -> Array:
+    """Return the cosine of a sketch (K,) and each of others (B, K); 0 where one is 0."""
+    norms = np.sqrt((sketch @ sketch) * np.square(others).sum(1))
+    return np.asarray(others @ sketch / np.maximum(norms, 1e-12), np.float32)
+
+
+def _recognized(a: TensorFingerprint, others: Sequence[TensorFingerprint]) -> tuple[Array, Array]:
+    """Return the sums over channels of how surely they are recognised, and their numbers (B,)."""
+    first, sides = others[0], ("outputs", "inputs")
+    best = np.zeros(len(others), np.float32)
+    ways = [sides] if plain_shape(a) == plain_shape(first) else []
+    ways += [sides[::-1]] if a.shape[:2] == first.shape[1::-1] else []
+    for way in ways:
+        sums = np.zeros(len(others), np.float32)
+        for own, other in zip(sides, way, strict=True):
+            sums += sureness(
+                getattr(a, own),
+                getattr(a, f"{own}_apart"),
+                np.stack([getattr(x, other) for x in others]),
+                np.stack([getattr(x, f"{other}_apart") for x in others]),
+            ).sum(0)
+        best = np.maximum(best, sums)
+    channels = sum(max(len(getattr(a, x)), len(getattr(first, x))) for x in sides)
+    return best, np.full(len(others), channels, np.float32)
+
+
+def sureness(a: Array, a_apart: Array, b: Array, b_apart: Array) -> Array:
+    """Return how surely each channel of `a` (R, D) is recognised in each matrix of `b` (B, R', D), (R, B).
+
+    `a_apart` (R,) and `b_apart` (B, R') are the distances to the nearest other channel of the same matrix. The
+    sureness is 1 less the distance to the match, as a part of the smaller of both channels' own distances
+    (after Lowe 2004), where the two are each other's nearest. Strangers are as far from each other as the
+    channels of one network are: 0. Channels that others of their own matrix equal get 0.
+    """
+    if min(len(a), b.shape[1]) < 2:
+        return np.zeros((len(a), len(b)), np.float32)
+    between = distances(a, b.reshape(-1, b.shape[2])).reshape(len(a), len(b), -1)
+    match = between.argmin(2)
+    back = np.take_along_axis(between.argmin(0), match.T, 1).T
+    apart = np.minimum(a_apart[:, None], np.take_along_axis(b_apart, match.T, 1).T)
+    is_known = (back == np.arange(len(a))[:, None]) & (apart > _SAME)
+    ratio = between.min(2) / np.maximum(apart, _SAME)
+    return np.where(is_known, np.clip(1 - ratio, 0, 1), 0).astype(np.float32)
 
 
 def plain_shape(tensor: TensorFingerprint) -> tuple[int, ...]:
@@ -75,3 +111,10 @@ def plain_shape(tensor: TensorFingerprint) -> tuple[int, ...]:
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
+
+
+def _by_places(tensors: Sequence[TensorFingerprint]) -> dict[tuple[int, ...], list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        groups.setdefault(plain_shape(tensor)[2:], []).append(i)
+    return groups

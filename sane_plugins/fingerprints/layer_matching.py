@@ -1,11 +1,13 @@
 """Pair the tensors of two networks by what they hold, then by place and shape.
 
 The method: docs/explanation/sane.md, section 17.3.
+
+Legend: A, B matrices of two networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +15,17 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from sane_plugins.display import ShortRepr
-from sane_plugins.fingerprints.evidence import plain_shape, similarity
+from sane_plugins.fingerprints.evidence import Evidence, evidence, plain_shape
 from sane_plugins.fingerprints.network_fingerprint import NetworkFingerprint, TensorFingerprint
 
 CHANCE = 0.25
 """What two strange matrices may have in common by chance."""
 _NEVER = 1e3
-# What decides where content does not: far below one recognised channel in hundred.
+# What decides where content does not.
 _PLACE, _SHAPE, _ROLE, _NEIGHBOR = 0.01, 0.1, 0.5, 0.5
+_CONTENT = 0.2  # most that the values of a vector count
 _WIDEST = 4  # times as many channels, at most, has the other
+_Numbers = list[tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,73 +60,76 @@ def match_layers(a: NetworkFingerprint, b: NetworkFingerprint) -> LayerMatching:
     Matrices are paired by content; where none is recognised, by shape and place. Vectors hold too little to
     be recognised alone: they follow the matrices that stand before them.
     """
-    matrices_a, matrices_b = _matrices(a), _matrices(b)
-    likeness = np.array(
-        [[similarity(a.tensors[i], b.tensors[j]) for j in matrices_b] for i in matrices_a]
-    ).reshape(len(matrices_a), len(matrices_b))
-    evident = np.where(likeness > CHANCE, likeness, 0)
-    found = _assign(_matrix_costs(a, b, matrices_a, matrices_b, evident))
-    pairs = {(matrices_a[i], matrices_b[j]): 1 - float(likeness[i, j]) for i, j in found}
-    pairs |= _pair_vectors(a, b, dict(pairs))
-    total = max(a.size, b.size)
-    done = [
+    numbers = [[i for i, x in enumerate(network.tensors) if x.is_matrix] for network in (a, b)]
+    matrices = [
+        [network.tensors[i] for i in own] for network, own in zip((a, b), numbers, strict=True)
+    ]
+    found = evidence(*matrices)
+    likeness = np.maximum(np.maximum(found.cosine, found.share), 0)
+    assigned = assign_matrices(*matrices, found)
+    distances = {
+        (numbers[0][i], numbers[1][j]): min(max(1 - float(likeness[i, j]), 0.0), 1.0)
+        for i, j in assigned
+    }
+    distances |= _pair_vectors(a, b, dict(distances))
+    pairs = [
         TensorPair(
             a=a.tensors[i].key,
             b=b.tensors[j].key,
             distance=distance,
-            weight=max(a.tensors[i].size, b.tensors[j].size) / total,
+            weight=max(a.tensors[i].size, b.tensors[j].size) / max(a.size, b.size),
         )
-        for (i, j), distance in sorted(pairs.items())
+        for (i, j), distance in sorted(distances.items())
     ]
-    in_a, in_b = {i for i, _ in pairs}, {j for _, j in pairs}
+    in_a, in_b = {i for i, _ in distances}, {j for _, j in distances}
     shared = sum(
-        (1 - distance) * max(a.tensors[i].size, b.tensors[j].size)
-        for (i, j), distance in pairs.items()
-        if a.tensors[i].is_matrix
+        (1 - distances[numbers[0][i], numbers[1][j]])
+        * max(matrices[0][i].size, matrices[1][j].size)
+        for i, j in assigned
     )
-    sizes = max(sum(x.tensors[i].size for i in _matrices(x)) for x in (a, b))
+    largest = max(sum(x.size for x in own) for own in matrices)
     return LayerMatching(
-        pairs=tuple(done),
+        pairs=tuple(pairs),
         only_a=tuple(x.key for i, x in enumerate(a.tensors) if i not in in_a),
         only_b=tuple(x.key for j, x in enumerate(b.tensors) if j not in in_b),
-        similarity=min(shared / sizes, 1.0) if sizes else 0.0,
+        similarity=min(shared / largest, 1.0) if largest else 0.0,
     )
 
 
-def _matrices(network: NetworkFingerprint) -> list[int]:
-    return [i for i, x in enumerate(network.tensors) if x.is_matrix]
+def assign_matrices(
+    a: Sequence[TensorFingerprint], b: Sequence[TensorFingerprint], found: Evidence
+) -> _Numbers:
+    """Return the numbers of matrices that belong together, by the evidence and then by shape and place."""
+    likeness = np.maximum(found.cosine, found.share)
+    costs = 1 - np.where(likeness > CHANCE, likeness, 0).astype(np.float64)
+    shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+    plain_b = [plain_shape(x) for x in b]
+    for row, one in enumerate(a):
+        shape = plain_shape(one)
+        for column, other in enumerate(plain_b):
+            if (shape, other) not in shapes:
+                shapes[shape, other] = _shape_cost(shape, other)
+            costs[row, column] += shapes[shape, other]
+    places = np.arange(len(a))[:, None] / max(len(a), 1) - np.arange(len(b)) / max(len(b), 1)
+    return _assign(costs + _PLACE * np.abs(places))
 
 
-def _matrix_costs(
-    a: NetworkFingerprint,
-    b: NetworkFingerprint,
-    numbers_a: Sequence[int],
-    numbers_b: Sequence[int],
-    likeness: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
-    costs = 1 - likeness
-    for row, i in enumerate(numbers_a):
-        for column, j in enumerate(numbers_b):
-            apart = abs(row / len(numbers_a) - column / len(numbers_b))
-            costs[row, column] += _PLACE * apart + _shape_cost(a.tensors[i], b.tensors[j])
-    return costs
-
-
-def _shape_cost(a: TensorFingerprint, b: TensorFingerprint) -> float:
+def _shape_cost(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     """Return 0 for equal shapes, and `_NEVER` for kernels of other places or far other widths."""
-    if plain_shape(a) == plain_shape(b):
+    if a == b:
         return 0.0
-    if plain_shape(a) == (plain_shape(b)[1], plain_shape(b)[0], *plain_shape(b)[2:]):
+    if a == (b[1], b[0], *b[2:]):
         return _SHAPE
-    ratios = np.abs(np.log(np.divide(a.shape[:2], b.shape[:2])))
-    if plain_shape(a)[2:] != plain_shape(b)[2:] or ratios.max() > np.log(_WIDEST):
+    ratios = np.abs(np.log(np.divide(a[:2], b[:2])))
+    if a[2:] != b[2:] or ratios.max() > np.log(_WIDEST):
         return _NEVER
     return _SHAPE * (1 + float(ratios.sum()))
 
 
 def _pair_vectors(
-    a: NetworkFingerprint, b: NetworkFingerprint, matrices: dict[int, int]
+    a: NetworkFingerprint, b: NetworkFingerprint, matrices: Mapping[tuple[int, int], float]
 ) -> dict[tuple[int, int], float]:
+    partners = dict(matrices)
     numbers_a = [i for i, x in enumerate(a.tensors) if not x.is_matrix]
     numbers_b = [j for j, x in enumerate(b.tensors) if not x.is_matrix]
     anchors_a, anchors_b = _anchors(a), _anchors(b)
@@ -134,10 +141,10 @@ def _pair_vectors(
             if one.shape != other.shape:
                 continue
             distance = distances[row, column] = _vector_distance(one, other)
-            is_near = matrices.get(anchors_a[i], -1) == anchors_b[j]
+            is_near = (anchors_a[i], anchors_b[j]) in partners
             if one.role != other.role and distance > _ROLE / 10:
                 continue
-            costs[row, column] = distance + _NEIGHBOR * (not is_near)
+            costs[row, column] = min(distance, _CONTENT) + _NEIGHBOR * (not is_near)
             costs[row, column] += _ROLE * (one.role != other.role)
             costs[row, column] += _PLACE * abs(i / len(a.tensors) - j / len(b.tensors))
     return {(numbers_a[i], numbers_b[j]): float(distances[i, j]) for i, j in _assign(costs)}
@@ -160,6 +167,6 @@ def _vector_distance(a: TensorFingerprint, b: TensorFingerprint) -> float:
     return min(4 * apart / spread, 1.0) if spread else float(apart > 0)
 
 
-def _assign(costs: npt.NDArray[np.float64]) -> list[tuple[int, int]]:
+def _assign(costs: npt.NDArray[np.float64]) -> _Numbers:
     rows, columns = linear_sum_assignment(costs)
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if costs[i, j] < _NEVER]

@@ -6,6 +6,7 @@ The method: docs/explanation/sane.md, section 17.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from sane_plugins.display import ShortRepr
 from sane_plugins.fingerprints.balanced import Balanced
 from sane_plugins.fingerprints.channel_descriptors import channel_descriptors
+from sane_plugins.fingerprints.distances import nearest_other
 from sane_plugins.fingerprints.projection import projection
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import Param, WeightGraph
@@ -29,9 +31,9 @@ class TensorFingerprint(ShortRepr):
     """What is kept of one tensor.
 
     `shape` is (output channels, input channels, *places) of a matrix, (channels,) of a vector. `quantiles`
-    (33,) of the values. Of a matrix also: descriptors of at most 64 channels, those most unlike the others,
-    `outputs` (R, D) and `inputs` (C, D) with their numbers in the tensor, and `sketch` (256,), the projection
-    in the tensor's own order; of a vector all are empty.
+    (33,) of the values. Of a matrix also: descriptors of at most 64 channels, `outputs` (R, D) and `inputs`
+    (C, D), those most unlike the others first, with their numbers in the tensor, and `sketch` (256,), the
+    projection in the tensor's own order; of a vector all are empty.
     """
 
     key: str
@@ -54,6 +56,16 @@ class TensorFingerprint(ShortRepr):
     def is_matrix(self) -> bool:
         """Return whether the tensor has output and input channels."""
         return len(self.shape) > 1
+
+    @cached_property
+    def outputs_apart(self) -> Array:
+        """Return the distance (R,) of each output channel to the nearest other one."""
+        return nearest_other(self.outputs)
+
+    @cached_property
+    def inputs_apart(self) -> Array:
+        """Return the distance (C,) of each input channel to the nearest other one."""
+        return nearest_other(self.inputs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -116,8 +128,8 @@ def _quantiles(tensor: torch.Tensor) -> Array:
 
 
 def _most_unlike(descriptors: Array) -> npt.NDArray[np.int32]:
-    """Return the numbers of the channels farthest from the median of all, in their order."""
-    if len(descriptors) <= MAX_CHANNELS:
-        return np.arange(len(descriptors), dtype=np.int32)
+    """Return the numbers of the channels farthest from the median of all, the farthest first."""
+    if not len(descriptors):
+        return np.zeros(0, np.int32)
     distance = np.square(descriptors - np.median(descriptors, 0)).sum(1)
-    return np.sort(np.argsort(-distance, kind="stable")[:MAX_CHANNELS]).astype(np.int32)
+    return np.argsort(-distance, kind="stable")[:MAX_CHANNELS].astype(np.int32)
