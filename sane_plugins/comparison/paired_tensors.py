@@ -7,18 +7,18 @@ The method: docs/explanation/sane.md, section 18.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 
-from sane_plugins.fingerprints import fingerprint, match_layers
+from sane_plugins.comparison.vector_votes import vector_votes
+from sane_plugins.fingerprints import NetworkFingerprint, fingerprint, match_layers
 from sane_plugins.progress import Report
 from sane_plugins.weights import Layer, Param, WeightGraph
 
 _KNOWN = 0.5  # likeness above which content alone says that two matrices belong together
-_NAMED = 0.6  # likeness that an equal name stands for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,13 @@ class PairedTensors:
 
 def pair_tensors(a: WeightGraph, b: WeightGraph, report: Report) -> tuple[PairedTensors, ...]:
     """Pair the tensors of two networks, in the order of the first."""
-    found = match_layers(*(fingerprint(_finite(graph), report) for graph in (a, b)))
+    prints = [fingerprint(_finite(graph), report) for graph in (a, b)]
+    found = match_layers(*prints)
     likeness = {(pair.a, pair.b): 1 - pair.distance for pair in found.pairs}
     pairs = _Pairs(a, b)
     pairs.add_matrices(likeness)
     pairs.add_vectors_beside_matrices()
-    pairs.add_vectors_by_layer(likeness)
+    pairs.add_vectors_by_layer(prints, likeness)
     pairs.add_rest(likeness)
     params_b = {p.key: p for p in b.params}
     return tuple(
@@ -53,7 +54,7 @@ class _Pairs:
         self.partners: dict[str, str] = {}
         self._taken: set[str] = set()
         self._params = tuple({p.key: p for p in graph.params} for graph in (a, b))
-        self._owners = tuple(_owners(graph) for graph in (a, b))
+        self._owners = (_owners(a), _owners(b))
 
     def add_matrices(self, likeness: Mapping[tuple[str, str], float]) -> None:
         """Pair matrices: those known by content, then those of one name, then the rest as it was found."""
@@ -74,17 +75,19 @@ class _Pairs:
         for one, other in [*self.partners.items()]:
             self._add_by_role(self._owners[0][one], self._owners[1][other])
 
-    def add_vectors_by_layer(self, likeness: Mapping[tuple[str, str], float]) -> None:
+    def add_vectors_by_layer(
+        self, prints: Sequence[NetworkFingerprint], near: Iterable[tuple[str, str]]
+    ) -> None:
         """Pair layers of vectors, such as norms, as wholes: those that most of their tensors speak for."""
-        votes: dict[tuple[str, str], float] = {}
-        layers = tuple({x.name: x for x in owners.values()} for owners in self._owners)
-        for (one, other), alike in likeness.items():
-            if one not in self.partners and other not in self._taken:
-                pair = self._owners[0][one].name, self._owners[1][other].name
-                votes[pair] = votes.get(pair, 0.0) + alike
-        for name in layers[0].keys() & layers[1].keys():
-            shared = [*self._of_one_role(layers[0][name], layers[1][name])]
-            votes[name, name] = votes.get((name, name), 0.0) + _NAMED * len(shared)
+        used = (self.partners.keys(), self._taken)
+        free = [
+            [x for x in whole.tensors if not x.is_matrix and x.key not in own]
+            for whole, own in zip(prints, used, strict=True)
+        ]
+        keys = [{x.key for x in own} for own in free]
+        beside = [pair for pair in near if pair[0] in keys[0] and pair[1] in keys[1]]
+        votes = vector_votes((free[0], free[1]), self._owners, beside)
+        layers = [{x.name: x for x in owners.values()} for owners in self._owners]
         done: tuple[set[str], set[str]] = (set(), set())
         for one, other in sorted(votes, key=lambda pair: (-votes[pair], pair)):
             is_free = one not in done[0] and other not in done[1]

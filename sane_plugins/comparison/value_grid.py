@@ -49,25 +49,23 @@ def find_grid(tensor: torch.Tensor, precision: float) -> Grid | None:
     n, width = flat.shape
     if n * width < _LEAST_VALUES:
         return None
-    whole = torch.arange(n * width).view(1, -1)
-    units: list[tuple[str, torch.Tensor]] = [("tensor", whole)]
+    units = [("tensor", 1, n * width)]
     if n > 1 and width >= _LEAST_VALUES:
-        units.append(("channel", whole.view(n, width)))
-    units += [(str(k), whole.view(-1, k)) for k in _BLOCKS if width % k == 0 and width > k]
+        units.append(("channel", n, width))
+    units += [(str(k), n * width // k, k) for k in _BLOCKS if width % k == 0 and width > k]
     values = tensor.reshape(-1)
-    for unit, places in units:
-        sampled = _thinned(_thinned(places, _UNITS, 0), _VALUES, 1)
-        if grid := _grid_of(values, unit, sampled, precision):
+    for unit, count, length in units:
+        places = _spaced(count, _UNITS)[:, None] * length + _spaced(length, _VALUES)
+        if grid := _grid_of(values, unit, places, precision):
             return grid
     return None
 
 
-def _thinned(places: torch.Tensor, most: int, axis: int) -> torch.Tensor:
-    """Return at most so many rows or columns, evenly spaced."""
-    count = places.shape[axis]
+def _spaced(count: int, most: int) -> torch.Tensor:
+    """Return at most so many evenly spaced numbers below `count`."""
     if count <= most:
-        return places
-    return places.index_select(axis, torch.linspace(0, count - 1, most).long())
+        return torch.arange(count)
+    return torch.arange(most) * (count - 1) // (most - 1)
 
 
 def _grid_of(

@@ -1,5 +1,7 @@
 """Two networks: who is whose partner, what became of each layer, and the verdict."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from networks import HAND_MADE
@@ -222,7 +224,7 @@ def test_small_published_networks_are_strangers_of_each_other(sane_data) -> None
         for name in ("mnist_cnn_a_adv.model", "cifar_cnn_a_adv.model", "cifar_cnn_a_mix.model")
     ]
     graphs = [from_state_dict(x.get("state_dict", x), str(i)) for i, x in enumerate(states)]
-    assert [_kind(x, y) for x, y in zip(graphs, graphs[1:], strict=False)] == [
+    assert [_kind(x, y) for x, y in pairwise(graphs)] == [
         Kind.UNRELATED,
         Kind.UNRELATED,
     ]
