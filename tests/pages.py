@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import sane_plugins
 from sane_plugins import Host
 from sane_plugins.architectures import FULL_TRUST, build, import_torchvision, resnet, small_cnn
-from sane_plugins.zoo import Entry, write_zoo
+from sane_plugins.zoo import Entry, Zoo, write_zoo
 
 _BUILDER = """from torch import nn
 
@@ -132,6 +133,16 @@ def write_a_plugin(folder: Path) -> None:
     )
 
 
+def check_networks(folder: Path) -> None:
+    """Lay trained networks, which the package ships, in a folder and in a zoo."""
+    shipped = Zoo.open(Path(sane_plugins.__file__).parent / "data" / "prompts")
+    some = shipped.entries[:10]
+    (folder / "runs").mkdir()
+    for name, entry in zip("ab", some, strict=False):
+        torch.save(shipped.state_dict(entry), folder / "runs" / f"{name}.pt")
+    write_zoo(folder / "my-zoo", "my-zoo", ((x, shipped.state_dict(x)) for x in some))
+
+
 def convert(folder: Path) -> None:
     checkpoint(folder / "checkpoint.pt", own())
     onnx_file(folder / "model.onnx")
@@ -141,6 +152,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "README": readme,
     "docs/tutorial/first-initialisation": tutorial,
     "docs/how-to/compare-two-checkpoints": compare,
+    "docs/how-to/check-networks": check_networks,
     "docs/how-to/convert-a-network": convert,
     "docs/how-to/embed-in-a-host": embed,
     "docs/how-to/fit-your-own-heads": own_heads,

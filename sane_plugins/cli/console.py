@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
@@ -108,6 +108,11 @@ def note(text: str) -> None:
 def print_line(text: str) -> None:
     """Print a line of the result, `visible`."""
     _write(visible(text, _MOST_OF_A_LINE))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print the result as lines for programs, as they are."""
+    _write("\n".join(lines))
 
 
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -28,6 +28,8 @@ _TOLD_AS_THEY_ARE = (
 
 _COMMANDS = LazyCommands(
     {
+        "check": "sane_plugins.cli.check:check",
+        "compare": "sane_plugins.cli.compare:compare",
         "convert": "sane_plugins.cli.convert:convert",
         "diff": "sane_plugins.cli.diff:diff",
         "embed": "sane_plugins.cli.embed:embed",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,21 +16,26 @@ from sane_plugins.cli.console import (
     note,
     open_host,
     print_json,
+    print_lines,
     print_table,
     progress_bars,
 )
 from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.heads.show import best_scores
-from sane_plugins.cli.sources import process_each, require_none_failed
+from sane_plugins.cli.sources import networks_of, process_networks, require_none_failed
+from sane_plugins.errors import SaneError, UsageError
 from sane_plugins.runtime import require_device
 
 _FILE = click.Path(path_type=Path)
-_COLUMNS = ("source", "property", "value", "interval or set", "known kind")
+_Predictions = Mapping[str, Mapping[str, properties.AnyEstimate]]
+_UNLIKE = "?"
 
 
 @click.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--property", "names", multiple=True, help="Only this property; repeat for more.")
+@click.option("--sort", metavar="PROPERTY", help="Highest first; -PROPERTY: lowest first.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the result as CSV.")
 @click.option("--heads", type=_FILE, help="Heads of your own, from 'heads fit'.")
 @click.option("--sane", type=_FILE, help="The SANE that they were fitted with, if another.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
@@ -36,73 +44,161 @@ _COLUMNS = ("source", "property", "value", "interval or set", "known kind")
 def predict(
     sources: tuple[str, ...],
     names: tuple[str, ...],
+    sort: str | None,
+    as_csv: bool,
     heads: Path | None,
     sane: Path | None,
     device: str,
     factories: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Predict accuracy, generalisation gap and training progress from weights alone."""
+    """Predict accuracy, generalisation gap and training progress from weights alone.
+
+    SOURCE may be a folder or a zoo: all networks in it. A row per network: value and interval or set of each
+    property. A network that cannot be read is told in its row, and in JSON as its "error"; the command
+    then exits with 1.
+
+    Example: sane-plugins predict runs/ --sort test_accuracy
+    """
+    if as_csv and as_json:
+        raise UsageError(
+            "predict", "both --csv and --json are given", "a result has one form", "leave out one"
+        )
     require_device(device)
     host = open_host()
     open_source = Opener(host, factories)
     available = host.property_heads() if heads is None else properties.load_heads(heads)
+    if sort is not None:
+        _require_property(sort.removeprefix("-"), names or tuple(available))
     options = properties.PredictOptions(
         properties=names or None, sane=sane, heads=heads, device=device
     )
     with progress_bars(host):
-        predictions, failed = process_each(
-            sources, lambda source: host.predict(open_source(source), options)
+        found, errors = process_networks(
+            networks_of(sources, open_source, factories),
+            lambda graph: host.predict(graph, options),
+            host.report,
+            "predict properties",
         )
     open_source.tell_recognized()
+    predictions: _Predictions = found if sort is None else _sorted(found, sort)
+    columns = [name for name in names or available if any(name in x for x in found.values())]
+    columns += [name for x in found.values() for name in x if name not in columns]
     if as_json:
-        print_json(
-            {
-                source: {
-                    name: {**vars(estimate), "recognized": open_source.recognized.get(source, ())}
-                    for name, estimate in estimates.items()
-                }
-                for source, estimates in predictions.items()
-            }
-        )
+        print_json(_to_json(predictions, errors, open_source.recognized))
+    elif as_csv:
+        print_lines(_to_csv(predictions, errors, tuple(dict.fromkeys(columns))))
     else:
-        _print_estimates(predictions, available)
-    require_none_failed(failed)
+        _print(predictions, errors, tuple(dict.fromkeys(columns)), available)
+    require_none_failed(errors)
 
 
-def _print_estimates(
-    predictions: Mapping[str, Mapping[str, properties.AnyEstimate]],
+def _require_property(name: str, known: Sequence[str]) -> None:
+    """Raise `UsageError` for a property that no column has."""
+    if name not in known:
+        raise UsageError(
+            f"--sort {name}",
+            "no such property is predicted",
+            f"one of {', '.join(sorted(known))} is needed",
+            "check the name",
+        )
+
+
+def _sorted(predictions: _Predictions, sort: str) -> _Predictions:
+    """Return predictions in the order of a property: highest first, or, with a minus, lowest first."""
+    name, is_descending = sort.removeprefix("-"), not sort.startswith("-")
+    have = [source for source, x in predictions.items() if name in x]
+    ordered = sorted(have, key=lambda x: predictions[x][name].value, reverse=is_descending)
+    return {source: predictions[source] for source in dict.fromkeys((*ordered, *predictions))}
+
+
+def _to_json(
+    predictions: _Predictions,
+    errors: Mapping[str, SaneError],
+    recognized: Mapping[str, tuple[str, ...]],
+) -> dict[str, dict[str, Any]]:
+    """Return by network its estimates by property, or its error."""
+    told: dict[str, dict[str, Any]] = {
+        source: {
+            name: {**vars(estimate), "recognized": recognized.get(source, ())}
+            for name, estimate in estimates.items()
+        }
+        for source, estimates in predictions.items()
+    }
+    return told | {source: {"error": str(error)} for source, error in errors.items()}
+
+
+def _to_csv(
+    predictions: _Predictions, errors: Mapping[str, SaneError], columns: Sequence[str]
+) -> Iterable[str]:
+    """Yield a header and a line per network, numbers in full; a set is joined by blanks."""
+    header = ["source"]
+    for name in columns:
+        header += [name, f"{name}_low", f"{name}_high", f"{name}_set", f"{name}_known_kind"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*header, "error"])
+    for source, estimates in predictions.items():
+        cells: list[object] = [source]
+        for name in columns:
+            cells += _csv_cells(estimates.get(name))
+        writer.writerow([*cells, ""])
+    for source, error in errors.items():
+        writer.writerow([source, *[""] * (len(header) - 1), str(error)])
+    return text.getvalue().splitlines()
+
+
+def _csv_cells(estimate: properties.AnyEstimate | None) -> list[object]:
+    if estimate is None:
+        return [""] * 5
+    if isinstance(estimate, properties.CategoryEstimate):
+        return [estimate.value, "", "", " ".join(estimate.set), estimate.in_distribution]
+    return [estimate.value, *estimate.interval, "", estimate.in_distribution]
+
+
+def _print(
+    predictions: _Predictions,
+    errors: Mapping[str, SaneError],
+    columns: Sequence[str],
     heads: Mapping[str, properties.AnyHead],
 ) -> None:
-    """Print a table of estimates, and notes on the heads that made them."""
+    """Print a row per network and a column per property, and notes on the heads that made them."""
     rows = [
-        _row(source, x) for source, by_property in predictions.items() for x in by_property.values()
+        (source, *(_cell(estimates.get(name)) for name in columns))
+        for source, estimates in predictions.items()
     ]
-    print_table("predicted from weights", _COLUMNS, rows)
+    rows += [(source, "unreadable", *[""] * (len(columns) - 1)) for source in errors]
+    print_table("predicted from weights", ("source", *columns), rows)
     estimates = [x for by_property in predictions.values() for x in by_property.values()]
-    used = {x.property for x in estimates}
+    for coverage in sorted({x.coverage for x in estimates}):
+        note(f"Note: in brackets, what holds the true value in {coverage:.0%} of cases.")
     for name, head in heads.items():
-        if name in used:
+        if name in {x.property for x in estimates}:
             note(f"Note: {name} {_describe_head(head)}.")
     if not all(x.in_distribution for x in estimates):
         note(
-            "Note: 'no' means unlike every network that the head was fitted on: do not rely on it."
+            f"Note: '{_UNLIKE}' means unlike every network that the head was fitted on:"
+            " do not rely on it."
         )
 
 
-def _row(source: str, estimate: properties.AnyEstimate) -> tuple[str, ...]:
+def _cell(estimate: properties.AnyEstimate | None) -> str:
+    """Return value and interval, or class and set, and a mark for networks of an unknown kind."""
+    if estimate is None:
+        return ""
     if isinstance(estimate, properties.CategoryEstimate):
-        value = f"{estimate.value} ({estimate.probabilities[estimate.value]:.0%})"
-        region = ", ".join(estimate.set)
+        shown = f"{estimate.value} {estimate.probabilities[estimate.value]:.0%}"
+        if len(estimate.set) > 1:
+            shown += f" ({', '.join(estimate.set)})"
     else:
         low, high = estimate.interval
-        value = f"{estimate.value:.3f} {estimate.unit}".strip()
-        region = f"{low:.3f} to {high:.3f}"
-    known = "yes" if estimate.in_distribution else "no"
-    return source, estimate.property, value, f"{region} ({estimate.coverage:.0%})", known
+        shown = f"{estimate.value:.3g} ({low:.3g} to {high:.3g})"
+    return shown if estimate.in_distribution else f"{shown} {_UNLIKE}"
 
 
 def _describe_head(head: properties.AnyHead) -> str:
     """Return which features a head reads, and the cross-validation score of each set of features."""
     scores = ", ".join(f"{name} {score:.2f}" for name, score in best_scores(head.scores).items())
-    return f"is read from {head.features} (cross-validated {head.score}: {scores})"
+    unit = getattr(head, "unit", "")
+    measured = f", in {unit}" if unit else ""
+    return f"is read from {head.features}{measured} (cross-validated {head.score}: {scores})"

@@ -25,7 +25,7 @@ from .foreign.foreign_table import ForeignForm
 from .guards import exists, open_until_collected, reopen_later, require_file, source_errors
 from .in_folders.declared import declared_architecture, declared_settings
 from .in_folders.folder_members import folder_member
-from .in_folders.folders import Located, locate
+from .in_folders.folders import Located, locate, may_be_network
 from .in_folders.hub_cache import cached_path, is_cache_internal, is_hub_name
 from .in_folders.model_caches import cached_networks
 from .lazy_tensors import LazyTensors
@@ -87,6 +87,7 @@ __all__ = [
     "is_hub_name",
     "load_artifact",
     "locate",
+    "may_be_network",
     "open_file",
     "open_until_collected",
     "read_config",

@@ -1,4 +1,5 @@
 from .category_head import CategoryHead, fit_category
+from .comparison import SURE, Comparison, compare_estimates
 from .dataset import FeatureDataset
 from .estimates import AnyEstimate, CategoryEstimate, Estimate
 from .fitting import FitOptions, FittedHeads, fit_heads
@@ -7,16 +8,19 @@ from .numeric_head import PropertyHead, fit_head
 from .prediction import PredictOptions, embedded_heads, extract_features, predict
 
 __all__ = [
+    "SURE",
     "AnyEstimate",
     "AnyHead",
     "CategoryEstimate",
     "CategoryHead",
+    "Comparison",
     "Estimate",
     "FeatureDataset",
     "FitOptions",
     "FittedHeads",
     "PredictOptions",
     "PropertyHead",
+    "compare_estimates",
     "embedded_heads",
     "extract_features",
     "fit_category",

@@ -84,6 +84,14 @@ class Task(ShortRepr):
             ),
         )
 
+    def prepared(self, mean: Sequence[float], deviation: Sequence[float]) -> Task:
+        """Return the task with pixels v, of 0 to 1, as (v - mean) / deviation, a number per channel each."""
+        now = [torch.tensor(x).view(1, -1, 1, 1) for x in (self.pixel_mean, self.pixel_deviation)]
+        new = [torch.tensor([*x]).view(1, -1, 1, 1) for x in (mean, deviation)]
+        factor, offset = now[1] / new[1], (now[0] - new[0]) / new[1]
+        task = self._with_images(lambda x: x * factor.to(x) + offset.to(x))
+        return replace(task, pixel_mean=tuple(mean), pixel_deviation=tuple(deviation))
+
     def repeated(self, channels: int) -> Task:
         """Return the task with its single grey channel repeated."""
         task = self._with_images(lambda x: x.expand(-1, channels, -1, -1).contiguous())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,17 +16,18 @@ from sane_plugins.arguments import require_field_types
 from sane_plugins.atomic_files import require_output_folder
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
-from sane_plugins.formats import INDEX, exists, is_cache_internal, shard_names
+from sane_plugins.formats import exists
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo.deduplicate import KnownNetworks
-from sane_plugins.zoo.index import NAME, Entry, ZooIndex, is_zoo, read_index
+from sane_plugins.zoo.folder_walk import walk_folder
+from sane_plugins.zoo.index import Entry, ZooIndex, is_zoo, read_index
+from sane_plugins.zoo.preparation import stored_preparation
 from sane_plugins.zoo.run_names import RunName, name_by_number
 from sane_plugins.zoo.shards import ShardWriter, digest
 from sane_plugins.zoo.store import Zoo, weight_mismatch
 
 _COMMIT_SECONDS = 10.0  # longest work that a kill may lose
-_SHARD_PATTERN = re.compile(r"-\d{5}-of-\d{5}\.[a-z]+$")
 
 Open = Callable[[Path], WeightGraph]
 
@@ -85,8 +85,9 @@ def add_networks(
     require_output_folder(out, [folder])
     result = Added()
     trust = _with_own_factory(options)
-    appender = _ZooAppender(out, result, trust)
+    appender = _ZooAppender(out, result, trust, options.run_name)
     sources = list(_find_sources(folder, out, open_, options, result, trust))
+    appender.reserve(item.name for item in sources)
     for i, item in enumerate(sources):
         report(Progress(job="add networks", done=i, total=len(sources), note=item.source))
         try:
@@ -132,30 +133,17 @@ def _find_sources(
 
     A zoo that cannot be read is recorded as unread.
     """
-    root, out_folder = folder.resolve(), out.resolve()
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder)
-    )
-    files = [path for path in files if not path.resolve().is_relative_to(out_folder)]
-    zoos = {path.parent for path in files if path.name == NAME}
-    shards = {path.with_name(name) for path in files for name in shard_names(path)}
-    for zoo in sorted(zoos):
+    root, found = folder.resolve(), walk_folder(folder, out)
+    for zoo in found.zoos:
         place = (root.name / zoo.relative_to(folder)).as_posix()
         try:
             yield from _zoo_sources(Zoo.open(zoo, trust), place)
         except SaneError as error:
             result.unread[place] = str(error)
-    for path in files:
-        has_index = any(path.parent.glob(f"*{INDEX}"))
-        if (
-            path.parent in zoos
-            or path in shards
-            or is_cache_internal(path)
-            or (has_index and _SHARD_PATTERN.search(path.name))
-        ):
-            continue
+    for path in found.files:
         source = f"{root.name}/{path.relative_to(folder).as_posix()}"
         name = options.run_name(source)
+        name = replace(name, properties={**name.properties, **stored_preparation(path)})
         yield _Source(source, source, name, partial(open_, path), options.factory)
 
 
@@ -168,21 +156,26 @@ def _zoo_sources(zoo: Zoo, place: str) -> Iterator[_Source]:
         )
 
 
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
 class _ZooAppender:
     """A zoo being added to, committed every few seconds."""
 
-    def __init__(self, out: Path, result: Added, trust: Trust) -> None:
+    def __init__(
+        self, out: Path, result: Added, trust: Trust, run_name: Callable[[str], RunName]
+    ) -> None:
         self._result, self._trust = result, trust
         index = read_index(out) if is_zoo(out) else ZooIndex(out.resolve().name, (), {})
         self._writer = ShardWriter(out, index)
         self._known_networks = KnownNetworks(
             Zoo(index.name, index.entries, out, index.forms, self._trust)
         )
+        self._templates = {e.network: run_name(e.source).template for e in index.entries}
         self._last_commit, self._has_changes = time.monotonic(), False
+
+    def reserve(self, names: Iterable[RunName]) -> None:
+        """Keep names for the networks of files that are called so as a whole."""
+        for name in names:
+            if name.template == name.network:
+                self._templates.setdefault(name.network, name.template)
 
     def take(self, source: _Source) -> None:
         """Read a network and add it unless the zoo already holds it."""
@@ -227,7 +220,7 @@ class _ZooAppender:
         buffers = {k: v for k, v in graph.tensors.items() if k not in weights and k not in ties}
         finite = all(bool(_widen_float8(x).isfinite().all()) for x in weights.values())
         entry = Entry(
-            network=_as_unicode(source.name.network),
+            network=_as_unicode(self._network_of(source)),
             checkpoint=_as_unicode(source.name.checkpoint),
             factory=factory,
             properties={**source.name.properties, "finite": finite},
@@ -240,6 +233,15 @@ class _ZooAppender:
         self._known_networks.remember(entry, frozenset(weights))
         self._result.added.append(source.source)
         self._has_changes = True
+
+    def _network_of(self, source: _Source) -> str:
+        """Return what a file's network is called: by its template or path where others have the name."""
+        template = source.name.template
+        if not template:
+            return source.name.network
+        names = (source.name.network, template, source.source)
+        free = (x for x in names if self._templates.setdefault(x, template) in (template, ""))
+        return next(free, source.source)
 
     def _set_factory(self, entry: Entry, factory: Mapping[str, Any], source: str) -> None:
         self._writer.replace_entry(replace(entry, factory=factory))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,14 @@ from sane_plugins.errors import SaneError, ZooError, first_line
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.tasks import Task, logits, require_fit
 from sane_plugins.zoo.index import Entry, Property
+from sane_plugins.zoo.preparation import (
+    GUESSED,
+    PROPERTY,
+    RECORDED,
+    TASK,
+    PixelPreparation,
+    recorded,
+)
 from sane_plugins.zoo.store import Zoo, set_properties
 
 MEASURED = ("test_accuracy", "train_accuracy", "gap", "test_loss", "train_loss", "finite")
@@ -30,13 +38,16 @@ class EvaluateOptions:
     """Evaluate on the first `images` test images and the first `images` training images.
 
     `force` replaces earlier measurements. Networks are built by our architectures, and by those functions
-    that the zoo names which are in `trust`.
+    that the zoo names which are in `trust`. `normalize` says how images are prepared: `task`, by mean and
+    deviation of the task's training images; `recorded`, as the zoo keeps it of each network; `imagenet`;
+    `none`; or MEAN/DEVIATION. Without it, as recorded, and by the task where nothing is.
     """
 
     images: int = 4000
     device: str = "cpu"
     force: bool = False
     trust: Trust = NO_TRUST
+    normalize: str | None = None
 
     def __post_init__(self) -> None:
         require_field_types(self)
@@ -44,11 +55,17 @@ class EvaluateOptions:
 
 @dataclass(eq=False, repr=False)
 class Evaluated(ShortRepr):
-    """Numbers of entries measured and already complete, and the reason for each one skipped."""
+    """Numbers of entries measured and already complete, and the reason for each one skipped.
+
+    `preparations` counts the measured entries by how their images were prepared, `guessed` those of which
+    nothing said how: their images were prepared as the task's are.
+    """
 
     measured: int = 0
     kept: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    preparations: dict[str, int] = field(default_factory=dict)
+    guessed: int = 0
 
 
 def evaluate_zoo(
@@ -60,7 +77,7 @@ def evaluate_zoo(
     same call resumes.
     """
     zoo = Zoo.open(folder, options.trust)
-    images = _EvaluationImages.of(task, options)
+    images = _PreparedImages(task, options)
     result = Evaluated()
     pending: dict[str, dict[str, Property]] = {}
     last_save = time.monotonic()
@@ -70,10 +87,14 @@ def evaluate_zoo(
             result.kept += 1
             continue
         try:
-            pending[entry.key] = _merge_properties(
-                entry, measure_network(zoo, entry, images), options.force
-            )
+            preparation, is_guess = images.preparation_of(entry)
+            measured = measure_network(zoo, entry, images.prepared(preparation))
+            pending[entry.key] = _merge_properties(entry, measured, options.force)
+            pending[entry.key][PROPERTY] = f"{preparation}{GUESSED if is_guess else ''}"
             result.measured += 1
+            result.guessed += is_guess
+            count = result.preparations.get(str(preparation), 0)
+            result.preparations[str(preparation)] = count + 1
         except SaneError as error:
             result.skipped[entry.key] = str(error)
         if time.monotonic() - last_save > _SAVE_SECONDS:
@@ -106,6 +127,58 @@ class _EvaluationImages:
             device=options.device,
             test=take_first(task.x_test, task.y_test),
             train=take_first(task.x_train, task.y_train),
+        )
+
+
+class _PreparedImages:
+    """A task's images as each network is to see them; those prepared in one way are kept."""
+
+    def __init__(self, task: Task, options: EvaluateOptions) -> None:
+        self._task, self._options = task, options
+        self._by_task = PixelPreparation.of(task)
+        self._given = self._by_task
+        if options.normalize not in (None, TASK, RECORDED):
+            self._given = PixelPreparation.parse(str(options.normalize))
+            self._given.apply(task.subset(1, torch.Generator()))  # raises before any work
+        self._latest: tuple[PixelPreparation, _EvaluationImages] | None = None
+
+    def preparation_of(self, entry: Entry) -> tuple[PixelPreparation, bool]:
+        """Return how images are prepared for an entry, and whether nothing but the task says so.
+
+        Raises `ZooError` where it must be recorded and is not.
+        """
+        normalize = self._options.normalize
+        known = recorded(entry.properties) if normalize in (None, RECORDED) else None
+        if known is not None:
+            return known, False
+        if normalize == RECORDED:
+            raise ZooError(
+                entry.key,
+                f"the zoo has no property '{PROPERTY}' of it",
+                "it says how a network's images are prepared",
+                "give --normalize MEAN/DEVIATION",
+            )
+        return self._given, normalize is None
+
+    def prepared(self, preparation: PixelPreparation) -> _EvaluationImages:
+        """Return the images prepared in one way."""
+        if self._latest is None or self._latest[0] != preparation:
+            is_as_it_is = str(preparation) == str(self._by_task)  # as far as it is kept
+            task = self._task if is_as_it_is else preparation.apply(self._first_images())
+            self._latest = preparation, _EvaluationImages.of(task, self._options)
+        return self._latest[1]
+
+    def _first_images(self) -> Task:
+        """Return the task with no more images than are measured on."""
+        count, task = self._options.images, self._task
+        return replace(
+            task,
+            x_train=task.x_train[:count],
+            y_train=task.y_train[:count],
+            x_test=task.x_test[:count],
+            y_test=task.y_test[:count],
+            x_validation=None,
+            y_validation=None,
         )
 
 

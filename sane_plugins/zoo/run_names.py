@@ -14,6 +14,7 @@ from sane_plugins.zoo.index import Property
 _NUMBER_PATTERN = re.compile(
     r"(?i)(?<![a-z])(epoch|ep|step|iteration|iter|checkpoint|ckpt)s?[-_=. ]?(\d+)(?!\d)"
 )
+_SEPARATORS = "-_=. "
 _PROPERTY_BY_WORD = {
     "epoch": "epoch",
     "ep": "epoch",
@@ -25,20 +26,35 @@ _PROPERTY_BY_WORD = {
 
 @dataclass(frozen=True)
 class RunName:
-    """A network, one of its checkpoints, and properties parsed from the file name."""
+    """A network, one of its checkpoints, and properties parsed from the file name.
+
+    Files are one network if their `template` is the same; where it is empty, if `network` is. Two templates
+    may suggest one name for their networks; the second is then called by its template.
+    """
 
     network: str
     checkpoint: str
     properties: dict[str, Property] = field(default_factory=dict)
+    template: str = ""
 
 
 def name_by_number(source: str) -> RunName:
     """Name a file; files that differ only in an epoch, step or checkpoint number share a network."""
-    plain, numbers = _without_suffix(source), _NUMBER_PATTERN.findall(_without_suffix(source))
-    unnumbered = _NUMBER_PATTERN.sub("", plain)
-    parts = [part.strip("-_=. ") for part in unnumbered.split("/")]
-    network = "/".join(part for part in parts if part) or plain
-    return RunName(network, "-".join(number for _, number in numbers) or "0", _properties(numbers))
+    plain = _without_suffix(source)
+    numbers = _NUMBER_PATTERN.findall(plain)
+    parts = [_without_numbers(part) for part in plain.split("/")]
+    return RunName(
+        "/".join(part for part in parts if part) or plain,
+        "-".join(number for _, number in numbers) or "0",
+        _properties(numbers),
+        _NUMBER_PATTERN.sub(lambda found: f"{found[0][: -len(found[2])]}N", plain),
+    )
+
+
+def _without_numbers(part: str) -> str:
+    """Return a part of a path without numbers and what sets them off; one without numbers as it is."""
+    unnumbered = _NUMBER_PATTERN.sub("", part)
+    return part if unnumbered == part else unnumbered.strip(_SEPARATORS)
 
 
 def name_by_file(source: str) -> RunName:

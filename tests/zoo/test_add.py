@@ -65,6 +65,10 @@ def _add(host: Host, folder: Path, out: Path, **options: object) -> Added:
     return add_networks(folder, out, host.open, AddOptions(**options))
 
 
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
 def test_runs_equal_files_and_others_are_told_apart(host, nets, tmp_path) -> None:
     done = _add(host, nets, tmp_path / "zoo", factory=CNN)
     zoo = Zoo.open(tmp_path / "zoo")
@@ -354,6 +358,68 @@ def test_evaluation_lists_what_cannot_run_and_keeps_what_was_there(host, nets, t
     assert Zoo.open(folder).entries[0].properties["test_accuracy"] != 2.0
     wrong = evaluate_zoo(folder, load_task("digits"), EvaluateOptions(force=True))
     assert len(wrong.skipped) == 7
+
+
+def test_names_that_differ_by_more_than_a_number_are_other_networks(host, tmp_path) -> None:
+    """A trailing stroke, and what has no number beside what has one, are no checkpoints of one run."""
+    (tmp_path / "nets").mkdir()
+    for i, name in enumerate(("net", "net-", "_net", "net-epoch1", "net-epoch2", "net_step5")):
+        torch.manual_seed(i)
+        torch.save(small_cnn().state_dict(), tmp_path / "nets" / f"{name}.pt")
+    for _ in range(2):  # adding again changes nothing
+        _add(host, tmp_path / "nets", tmp_path / "zoo")
+        zoo = Zoo.open(tmp_path / "zoo")
+        assert len(zoo) == 6
+        together = {e.network for e in zoo.entries if "epoch" in e.source}
+        assert len(together) == 1
+        assert len(zoo.networks) == 5
+        assert {"nets/net-", "nets/_net"} <= set(zoo.networks)
+
+
+def test_images_are_prepared_as_is_said_and_the_zoo_keeps_how(sane_data, tmp_path) -> None:
+    published = import_published(sane_data / "zoos" / "mnist-cnn.json")
+    best = published.best("test_accuracy", 1)
+    items = [(e, published.state_dict(e)) for e in best.entries]
+    task = load_task(sane_data / "datasets" / "mnist.npz")
+
+    def measure(normalize: str | None) -> tuple[float, str]:
+        zoo = write_zoo(tmp_path / "zoo", "zoo", items, force=True)
+        options = EvaluateOptions(images=300, force=True, normalize=normalize)
+        assert evaluate_zoo(zoo.folder, task, options).measured == 1
+        found = Zoo.open(zoo.folder).entries[0].properties
+        return float(found["test_accuracy"]), str(found["preparation"])
+
+    guessed, how = measure(None)
+    assert how.endswith("(guessed)")
+    means = how.removesuffix(" (guessed)")
+    assert measure(means) == (guessed, means)
+    assert measure("task") == (guessed, means)
+    dark, how = measure("0.9/0.05")
+    assert how == "0.9/0.05"
+    assert dark < guessed
+    assert measure("none")[1] == "0/1"
+    set_properties(tmp_path / "zoo", {best.entries[0].key: {"preparation": "0.9/0.05"}})
+    options = EvaluateOptions(images=300, force=True)
+    assert evaluate_zoo(tmp_path / "zoo", task, options).preparations == {"0.9/0.05": 1}
+    for wrong in ("imagenet", "0.1", "0.1/0", "a/b", "0.1,0.2/0.3"):
+        with pytest.raises(UsageError, match="--normalize"):
+            measure(wrong)
+    zoo = write_zoo(tmp_path / "zoo", "zoo", items, force=True)
+    skipped = evaluate_zoo(zoo.folder, task, EvaluateOptions(force=True, normalize="recorded"))
+    assert "preparation" in next(iter(skipped.skipped.values()))
+
+
+def test_what_a_table_did_not_join_is_told(host, nets, tmp_path) -> None:
+    _add(host, nets, tmp_path / "zoo")
+    table = tmp_path / "own.csv"
+    said = "zoo", "evaluate", tmp_path / "zoo", "--properties", table, "--json"
+    table.write_text("network,score\nnets/a/cnn,1\n")
+    assert json.loads(_run(*said).stdout)["not joined"] == {}
+    table.write_text("network,score,other\nnets/a/cnn,2,3\n")
+    assert json.loads(_run(*said).stdout)["not joined"] == {"score": 3}
+    entry = next(e for e in Zoo.open(tmp_path / "zoo").entries if e.network == "nets/a/cnn")
+    assert (entry.properties["score"], entry.properties["other"]) == (1, 3)
+    assert json.loads(_run(*said, "--force").stdout)["not joined"] == {}
 
 
 def test_a_table_of_properties_is_joined(host, nets, tmp_path) -> None:

@@ -45,6 +45,21 @@ W is all weights in a row, s(W) the mean, variance and quartiles of every tensor
 autoencoder encodes, and the chosen head reads what cross-validation on the fitting networks prefers.""",
     ),
     Section(
+        title="Which of two networks is better",
+        name="compare",
+        command=f"benchmarks/compare.py {DATA}",
+        text="""How often the network that `compare` calls better is the better one, for pairs that the head has
+not seen, and whether the told probability is the share of pairs of which it is true.""",
+    ),
+    Section(
+        title="Checks of networks",
+        name="health",
+        command=f"benchmarks/health.py {DATA} --libraries",
+        text="""Faults planted at random places in ten published networks, three times each, and what `check` says of
+published networks as they are. Thresholds were settled on other networks, which the benchmark names. What a network
+lacks (norms, a large last layer) cannot be planted in it.""",
+    ),
+    Section(
         title="Transfer between zoos",
         name="transfer",
         command=f"benchmarks/transfer.py {DATA}",

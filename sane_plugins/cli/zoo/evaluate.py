@@ -48,6 +48,13 @@ _MAX_LISTED = 20
     help="How many test images to measure on, and how many training images, at most.",
 )
 @click.option("--size", type=PIXELS, help="Resize images to SIZE x SIZE pixels.")
+@click.option(
+    "--normalize",
+    metavar="HOW",
+    help="How images are prepared: 'task' (mean and deviation of its training images), 'recorded' in the"
+    " zoo, 'imagenet', 'none' (pixels from 0 to 1), or MEAN/DEVIATION as 0.1307/0.3081, with commas between"
+    " channels.  [default: recorded, else task]",
+)
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--force", is_flag=True, help="Replace properties that are there.")
 @trust_options
@@ -58,6 +65,7 @@ def evaluate(
     table: Path | None,
     images: int,
     size: int | None,
+    normalize: str | None,
     device: str,
     force: bool,
     trust: Trust,
@@ -67,7 +75,8 @@ def evaluate(
 
     Measured are test_accuracy, train_accuracy, gap, test_loss, train_loss and finite. Properties that are
     there stay, unless --force. A network that cannot be built, or does not take the images, is listed; so
-    is one that is built by a function of its own, unless --factory names it.
+    is one that is built by a function of its own, unless --factory names it. How images
+    were prepared is kept as 'preparation': other means and deviations than in training give other figures.
 
     Example: sane-plugins zoo evaluate my-zoo --task mnist.npz
     """
@@ -82,7 +91,9 @@ def evaluate(
     if table is not None:
         summary |= _join_table(folder, table, force)
     if data is not None:
-        options = zoo.EvaluateOptions(images=images, device=device, force=force, trust=trust)
+        options = zoo.EvaluateOptions(
+            images=images, device=device, force=force, trust=trust, normalize=normalize
+        )
         summary |= _measure(folder, data, size, options)
     if as_json:
         print_json(summary)
@@ -93,6 +104,10 @@ def evaluate(
         note(f"Skipped: {reason}")
     for row in summary.get("unmatched", [])[:_MAX_LISTED]:
         note(f"Unmatched: {row}")
+    for column, count in summary.get("not joined", {}).items():
+        note(
+            f"Not joined: {count} networks have another {column} already, which stays; --force replaces it."
+        )
 
 
 def _measure(
@@ -113,7 +128,27 @@ def _measure(
             "networks that can be built and take the images are needed",
             "add them again with --factory, or choose another task",
         )
-    return {"measured": result.measured, "measured before": result.kept, "skipped": result.skipped}
+    _tell_preparations(result)
+    told = {"measured": result.measured, "measured before": result.kept, "skipped": result.skipped}
+    return {**told, "preparations": result.preparations}
+
+
+def _tell_preparations(result: zoo.Evaluated) -> None:
+    """Say how images were prepared, and of how many networks nothing said how they are to be."""
+    if result.preparations:
+        ways = [*result.preparations]
+        others = f" and {len(ways) - 1} others" if len(ways) > 1 else ""
+        note(
+            f"Note: images were prepared with mean/deviation {ways[0]}{others} (pixels from 0 to 1)."
+        )
+    if result.guessed:
+        note(
+            f"Note: how {result.guessed} networks were trained is not recorded, so these are mean and"
+            " deviation of the task's training images: if they saw others, the figures are wrong; say it with"
+            " --normalize and --force."
+        )
+    if result.kept:
+        note(f"Note: {result.kept} were measured before, and keep that unless --force.")
 
 
 def _join_table(folder: Path, table: Path, force: bool) -> dict[str, Any]:
@@ -127,11 +162,16 @@ def _join_table(folder: Path, table: Path, force: bool) -> dict[str, Any]:
             "'file' is the end of a file's path, 'network' the name that the zoo gives it",
             "see the names with 'sane-plugins zoo show --json'",
         )
+    present = {entry.key: entry.properties for entry in opened.entries}
+    not_joined: dict[str, int] = {}
     if not force:
-        present = {entry.key: entry.properties for entry in opened.entries}
-        joined = {
-            key: {name: value for name, value in row.items() if name not in present[key]}
-            for key, row in joined.items()
-        }
+        for key, row in joined.items():
+            for name in [name for name in row if name in present[key]]:
+                differs = row.pop(name) != present[key][name]
+                not_joined[name] = not_joined.get(name, 0) + differs
     zoo.set_properties(folder, joined)
-    return {"joined": sum(bool(row) for row in joined.values()), "unmatched": unmatched}
+    return {
+        "joined": sum(bool(row) for row in joined.values()),
+        "unmatched": unmatched,
+        "not joined": {name: count for name, count in not_joined.items() if count},
+    }

@@ -77,6 +77,11 @@ def locate(source: str | Path) -> Located | None:
     return _in_folder(hub_cache.snapshot_of(path) if hub_cache.is_cached_repository(path) else path)
 
 
+def may_be_network(path: Path) -> bool:
+    """Return whether a file's name, or its first bytes, say that it holds a network that is read."""
+    return bool(_networks([path.name]) or _networks_by_content(path.parent, [path.name]))
+
+
 def _of_the_hub(source: str) -> Located:
     path = hub_cache.cached_path(source)
     if path.is_file():

@@ -1,0 +1,97 @@
+"""`sane-plugins compare`: which of two networks is better, as far as their weights tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sane_plugins import properties
+from sane_plugins.cli.console import (
+    command_options,
+    note,
+    open_host,
+    print_json,
+    print_line,
+    progress_bars,
+)
+from sane_plugins.cli.factories import Opener, factory_option
+from sane_plugins.errors import ZooError
+from sane_plugins.runtime import require_device
+
+_FILE = click.Path(path_type=Path)
+_CERTAIN = 0.99  # no more than that is said of what is estimated
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option(
+    "--property",
+    "name",
+    default="test_accuracy",
+    show_default=True,
+    help="What they are compared by.",
+)
+@click.option("--lower", is_flag=True, help="Less of it is better, as of a loss or a gap.")
+@click.option(
+    "--sure",
+    type=click.FloatRange(0.5, 1),
+    default=properties.SURE,
+    show_default=True,
+    help="The probability from which one is called better.",
+)
+@click.option("--heads", type=_FILE, help="Heads of your own, from 'heads fit'.")
+@click.option("--sane", type=_FILE, help="The SANE that they were fitted with, if another.")
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@factory_option
+@command_options
+def compare(
+    a: str,
+    b: str,
+    name: str,
+    lower: bool,
+    sure: float,
+    heads: Path | None,
+    sane: Path | None,
+    device: str,
+    factories: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Say which of two networks is better, and how probable that is, or that it cannot be told.
+
+    Both are estimated from weights alone, as by 'predict'. Of a network that is unlike all that the head was
+    fitted on, nothing is claimed. What changed between two networks is another question: see 'diff'.
+
+    Example: sane-plugins compare before.pt after.pt
+    """
+    require_device(device)
+    host = open_host()
+    open_source = Opener(host, factories)
+    options = properties.PredictOptions(properties=(name,), sane=sane, heads=heads, device=device)
+    with progress_bars(host):
+        found = [host.predict(open_source(source), options) for source in (a, b)]
+    open_source.tell_recognized()
+    if missing := [s for s, x in zip((a, b), found, strict=True) if name not in x]:
+        raise ZooError(
+            missing[0], f"no head gives {name} for it", "one is needed", "choose another --property"
+        )
+    first, second = (x[name] for x in found)
+    result = properties.compare_estimates(first, second, lower, sure)
+    better = {"a": a, "b": b, None: None}[result.better]
+    if as_json:
+        estimates = {"a": {"source": a, **vars(first)}, "b": {"source": b, **vars(second)}}
+        print_json({**vars(result), "better_source": better, **estimates})
+        return
+    if result.better is None:
+        print_line(f"Cannot tell: {result.reason}.")
+    else:
+        percent = (
+            f"{result.probability:.0%}" if (result.probability or 0) < _CERTAIN else "over 99%"
+        )
+        print_line(f"{result.better.upper()} is better, {percent}: {better}.")
+    for letter, source, x in (("A", a, first), ("B", b, second)):
+        if isinstance(x, properties.Estimate):
+            low, high = x.interval
+            print_line(f"{letter}: {name} {x.value:.3g} ({low:.3g} to {high:.3g}), {source}")
+    note("Note: estimated from weights alone; what was measured counts for more.")

@@ -1,0 +1,5 @@
+"""Which networks are broken, never trained or half-loaded?"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,125 @@
+"""Check a network: read each tensor once, and tell what is wrong with it.
+
+The method: docs/explanation/sane.md, sections 9.6 to 9.9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sane_plugins.health.bad_values import find_bad_values
+from sane_plugins.health.dead_channels import find_dead_channels
+from sane_plugins.health.findings import Finding, Health, some
+from sane_plugins.health.layer_evidence import LayerEvidence, read_evidence
+from sane_plugins.health.norm_statistics import find_bad_norms
+from sane_plugins.health.reference import Reference
+from sane_plugins.health.tensor_profile import Array, TensorProfile, profile_tensor
+from sane_plugins.health.training_state import TrainingState, find_training_state
+from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.weights import WeightGraph
+
+_KEPT_ROLES = ("scale", "running_var")  # their values are looked at beside others
+
+
+def check_network(
+    graph: WeightGraph,
+    reference: Reference | None = None,
+    ignored: tuple[str, ...] = (),
+    report: Report = silent,
+) -> Health:
+    """Return what is wrong with a network, faults first; one tensor is in memory at a time.
+
+    `reference` describes healthy networks to compare it with. Raises `SourceError` if a tensor turns out to
+    be unreadable.
+    """
+    profiles: dict[str, TensorProfile] = {}
+    vectors: dict[str, Array] = {}
+    evidence: dict[str, LayerEvidence] = {}
+    for layer in graph.layers:
+        report(Progress(job="check layers", done=len(evidence), total=len(graph.layers)))
+        own: dict[str, TensorProfile] = {}  # a tied tensor belongs to its first layer
+        for param in layer.params:
+            if not param.size or param.key in profiles:
+                continue
+            tensor = graph.tensors[param.key]
+            own[param.key] = profile_tensor(tensor, param)
+            if param.role in _KEPT_ROLES:
+                vectors[param.key] = _vector(tensor)
+        if (found := read_evidence(layer, own)) is not None:
+            evidence[layer.name] = found
+        profiles |= {key: profile.without_sample() for key, profile in own.items()}
+    state = find_training_state(graph, [*evidence.values()])
+    findings = [*_findings(graph, profiles, vectors, evidence, state)]
+    if reference is not None and not state.is_untrained:
+        findings += reference.compare(graph, profiles)
+    findings.sort(key=lambda x: x.severity)  # "fault" comes before "note"
+    return Health(source=graph.source, findings=tuple(findings), ignored=ignored)
+
+
+def _findings(
+    graph: WeightGraph,
+    profiles: dict[str, TensorProfile],
+    vectors: dict[str, Array],
+    evidence: dict[str, LayerEvidence],
+    state: TrainingState,
+) -> Iterator[Finding]:
+    if state.is_untrained:  # what else is odd belongs to it
+        for finding in find_bad_values(graph, profiles):
+            if finding.kind != "constant":
+                yield finding
+        yield _never_trained(state)
+        return
+    yield from find_bad_values(graph, profiles)
+    yield from _half_loaded(state, evidence)
+    yield from find_dead_channels(graph, profiles, vectors)
+    yield from find_bad_norms(graph, profiles, vectors, evidence)
+
+
+def _never_trained(state: TrainingState) -> Finding:
+    share = f"{state.drawn_share:.0%}" if state.drawn_share < 1 else "all"
+    return Finding(
+        kind="never_trained",
+        severity="fault",
+        text=f"{share} of its weights are as an initialisation draws them ({_recipes(state)})",
+        places=state.drawn,
+    )
+
+
+def _half_loaded(state: TrainingState, evidence: dict[str, LayerEvidence]) -> Iterator[Finding]:
+    fresh = [name for name, layer in evidence.items() if layer.is_fresh_norm]
+    if fresh and state.trained and not state.drawn:
+        text = f"{some(fresh)}: the norm is as it begins"
+        yield Finding(kind="fresh_norm", severity="note", text=text, places=tuple(fresh))
+    if not state.drawn or not state.trained:
+        return
+    if state.is_only_head:
+        yield Finding(
+            kind="fresh_classifier",
+            severity="note",
+            text=f"{some(state.drawn)}: the end of the network is as an initialisation draws it"
+            f" ({_recipes(state)}), behind trained layers",
+            places=state.drawn,
+        )
+        return
+    norms = [name for name in state.drawn if evidence[name].is_norm]
+    matrices = len(state.drawn) - len(norms)
+    what = [f"{matrices} layers are as an initialisation draws them ({_recipes(state)})"]
+    what = what * bool(matrices) + [f"{len(norms)} norms are as they begin"] * bool(norms)
+    trained = sum(not evidence[name].is_norm for name in state.trained)
+    yield Finding(
+        kind="half_loaded",
+        severity="fault",
+        text=f"{' and '.join(what)} ({some(state.drawn)}), while {trained} layers are trained:"
+        " was it loaded with strict=False?",
+        places=state.drawn,
+    )
+
+
+def _recipes(state: TrainingState) -> str:
+    return "; ".join(state.recipes)
+
+
+def _vector(tensor: object) -> Array:
+    return np.asarray(tensor.detach().double().cpu().numpy()).reshape(-1)  # type: ignore[attr-defined]
