@@ -23,6 +23,8 @@ Side = Literal["", "a", "b"]
 Scaling = Literal["", "tensor", "outputs", "inputs"]
 
 _LEAST_PRUNED, _LEAST_ZEROS = 0.01, 4  # new zeros: their share, and their number
+# A distance up to which tensors belong together whatever their correlation: constant ones have none.
+_NEAR_MATRIX, _NEAR_VECTOR = 0.1, 0.25
 _FACTOR_GAIN = 16  # by which the energy of the difference must fall where a factor is taken out
 _VALUES_PER_FACTOR = 4
 _FLOAT_STEPS = 16  # of float32 between two ways to compute the same
@@ -114,7 +116,7 @@ class _Analysis:
             self.product += float((x * y).sum())
             self.kept_energy += float((e * e * kept).sum())
             self.kept_size += float((x * x * kept).sum())
-            size, off = torch.maximum(x.abs(), y.abs()), e.abs() * kept
+            size, off = torch.maximum(x.abs(), y.abs()), e.abs()
             self.is_close &= bool((off <= fine.rounding(size)).all())
             allowed = coarser.rounding(size) * (2.0 if self.scaling else 1.001)
             self.is_rounded &= bool((off <= allowed).all())
@@ -128,11 +130,12 @@ class _Analysis:
 
     def relation(self, chance: float) -> Relation:
         """Say what happened, the most particular first."""
-        if self.correlation <= chance:
+        if self.is_close:
+            return self._told("equal")
+        nearest = _NEAR_MATRIX if self.is_matrix else _NEAR_VECTOR
+        if self.correlation <= chance and self.distance > nearest:
             return self._told("replaced")
         derived, share = self._pruned()
-        if self.is_close and not derived:
-            return self._told("equal")
         coarse, coarser = self._grids()
         if coarse and (found := self._quantized(coarse, coarser)):
             return found
@@ -149,6 +152,11 @@ class _Analysis:
         is_whole = 2 * self.sums.equal < self.sums.size
         is_low = rank is not None and rank.is_low and rank.full >= _LEAST_RANKED and is_whole
         return self._told("low_rank" if is_low else "changed", rank=rank)
+
+    @property
+    def distance(self) -> float:
+        """Return |b - a| / |a|."""
+        return sqrt(self.energy / max(self.scaled_energy, 1e-300))
 
     @property
     def correlation(self) -> float:
@@ -220,7 +228,7 @@ class _Analysis:
             change=change,
             scaling=self.scaling if change != "replaced" else "",
             factors=self.factors,
-            distance=sqrt(self.energy / max(self.scaled_energy, 1e-300)),
+            distance=self.distance,
             cosine=max(-1.0, min(1.0, product)),
             correlation=self.correlation,
             kept_distance=sqrt(self.kept_energy / max(self.kept_size, 1e-300)),

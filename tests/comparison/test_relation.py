@@ -102,6 +102,18 @@ def test_a_change_of_few_directions_is_told_with_its_rank(matrix, rank, dtype) -
     assert found.distance == pytest.approx(0.1, rel=0.01)
 
 
+def test_a_few_zeros_are_a_change_and_no_pruning(matrix) -> None:
+    other = matrix.clone()
+    other.view(-1)[::500] = 0
+    assert relate(matrix, other, CHANCE).change == "changed"
+
+
+def test_short_and_constant_vectors_are_known_by_their_distance() -> None:
+    ones = torch.ones(16)
+    assert relate(ones, ones * 1.01 + 0.001 * _noise(ones), 0.9).change == "changed"
+    assert relate(ones, _noise(ones), 0.9).change == "replaced"
+
+
 def test_noise_moves_all_directions(matrix) -> None:
     found = relate(matrix, matrix + 0.01 * matrix.std() * _noise(matrix), CHANCE)
     assert (found.change, found.rank.rank) == ("changed", 64)
