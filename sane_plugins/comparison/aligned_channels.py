@@ -211,6 +211,6 @@ def _second_size(group: PermutationGroup, pairs: Mapping[str, Axes]) -> int:
 def _rows(tensor: torch.Tensor, place: int, offset: int, size: int, repeat: int) -> torch.Tensor:
     """Return what each channel owns (C, ...), every output channel's weights brought to length 1."""
     values = tensor.to("cpu", torch.float32)
-    norms: torch.Tensor = torch.linalg.vector_norm(values, dim=(1, 2)).clamp(min=1e-30)
-    values = (values / norms[:, None, None]).movedim(place, 0)
-    return values[offset : offset + size * repeat].reshape(size, -1)
+    norms = torch.linalg.vector_norm(values, dim=(1, 2)).clamp(min=1e-30)
+    rows: torch.Tensor = (values / norms[:, None, None]).movedim(place, 0)
+    return rows[offset : offset + size * repeat].reshape(size, -1)

@@ -20,7 +20,8 @@ LayerChange = Literal[Change, "scaled", "resized", "folded", "only_a", "only_b"]
 class TensorDifference:
     """A tensor in both networks, and how they differ once channels stand in one order.
 
-    `permuted` says that this order is not the stored one, `transposed` that rows are columns. `channels` has
+    `permuted` says that this order is not the stored one, `transposed` that rows are columns
+    of what each network takes as its rows. `channels` has
     the numbers of output and input channels that are in both where the shapes differ. `is_folded`: its
     factors are those of a norm that the other network has. `outputs` has the output channels that belong
     together, None where each stands at its place.
@@ -41,6 +42,12 @@ class TensorDifference:
     def size(self) -> int:
         """Return the number of values of the larger of both."""
         return max(self.a.size, self.b.size)
+
+    @property
+    def is_turned(self) -> bool:
+        """Return whether the two are stored with rows and columns exchanged."""
+        has_rows = len(self.a.shape) > 1
+        return has_rows and (self.a.axis != self.b.axis) != self.transposed
 
     @property
     def change(self) -> LayerChange:

@@ -156,9 +156,10 @@ class _FiniteTensors(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, key: str) -> torch.Tensor:
         tensor = self._tensors[key].detach()
-        if not tensor.is_floating_point() or bool(tensor.float().isfinite().all()):
+        if not tensor.is_floating_point():
             return tensor
-        return tensor.float().nan_to_num(0.0, 0.0, 0.0)
+        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+        return values if bool(values.isfinite().all()) else values.nan_to_num(0.0, 0.0, 0.0)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -166,7 +166,7 @@ def _forms(comparison: Comparison) -> Iterator[str]:
     found = comparison.tensors
     for text, marked in (
         ("have their channels in another order", [x for x in found if x.permuted]),
-        ("have rows and columns exchanged", [x for x in found if x.transposed]),
+        ("have rows and columns exchanged", [x for x in found if x.is_turned]),
     ):
         if marked:
             yield f"{_count(marked, 'tensor')} {text}"

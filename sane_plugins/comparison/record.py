@@ -66,7 +66,7 @@ def _tensor(difference: TensorDifference) -> dict[str, Any]:
         "correlation": relation.correlation,
         "scaling": relation.scaling or None,
         "permuted": difference.permuted,
-        "transposed": difference.transposed,
+        "transposed": difference.is_turned,
         "channels": list(difference.channels) or None,
         "precision": relation.precision or None,
         "pruned": relation.pruned,

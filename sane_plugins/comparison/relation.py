@@ -31,6 +31,7 @@ _FLOAT_STEPS = 16  # of float32 between two ways to compute the same
 _MOST_STEPS = 1.0  # root mean square error of quantised values; rounding alone has 0.29
 _ZERO_STEPS = 0.75  # below which a grid's rounding makes zeros
 _ZEROS_TO_LEVEL = 4.0  # times as many values at zero as one step beside it
+_LEAST_VALUES, _LOOKED_AT = 4, 4096  # different values of a rounded tensor, of its first
 _LEAST_RANKED = 16  # shorter side of a matrix whose change may be called low in rank
 _ENERGY_FLOOR = 1e-13  # of sums in double precision
 
@@ -145,8 +146,11 @@ class _Analysis:
             return self._told("pruned", derived=derived, pruned=share)
         a, b = self.precisions
         if self.is_rounded and a.step != b.step and max(a.step, b.step) > 1e-6:
-            name, derived = (a.name, "a") if a.step > b.step else (b.name, "b")
-            return self._told("rounded", derived=derived, precision=name)
+            found = (a.name, "a", self.a) if a.step > b.step else (b.name, "b", self.b)
+            name, derived, coarse_values = found
+            # Numbers near 1, as norms have, are near 1 itself in any type.
+            if len(coarse_values.reshape(-1)[:_LOOKED_AT].float().unique()) >= _LEAST_VALUES:
+                return self._told("rounded", derived=derived, precision=name)
         rank = self._rank()
         # What changed in few values has few directions too, and is no product of two thin matrices.
         is_whole = 2 * self.sums.equal < self.sums.size

@@ -51,13 +51,12 @@ def with_aligned_channels(
 
     One of the networks must say how its layers are connected; otherwise channels stay as they are.
     """
-    unlike = [x for x in differences if len(x.a.shape) > 1 and not _is_alike(x)]
-    if not unlike:
-        return list(differences)
+    found = list(differences)
     for first, second, is_swapped in ((a, b, False), (b, a, True)):
-        if groups := permutation_groups(first):
-            return _Aligned(first, second, is_swapped, differences, groups).differences()
-    return list(differences)
+        unlike = [x for x in found if len(x.a.shape) > 1 and not _is_alike(x)]
+        if unlike and (groups := permutation_groups(first)):
+            found = _Aligned(first, second, is_swapped, found, groups).differences()
+    return found
 
 
 class _Aligned:
@@ -129,7 +128,7 @@ class _Aligned:
                 tensors = [x.transpose(0, 1) for x in tensors]
         relation = relate(tensors[0], tensors[1], min(chance, 0.95))
         old, new = difference.relation.correlation or 0.0, relation.correlation or 0.0
-        if relation.change == "replaced" or (new <= old and axes.first == axes.second):
+        if relation.change == "replaced" or new <= old:
             return difference
         channels = tuple(tensors[0].shape[:2]) if axes.first != axes.second else ()
         return replace(

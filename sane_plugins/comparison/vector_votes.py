@@ -13,7 +13,8 @@ from sane_plugins.fingerprints import TensorFingerprint
 from sane_plugins.weights import Layer
 
 _NAMED = 0.4  # votes of an equal name, for each tensor
-_NEAR = 0.2  # votes of the fingerprints' own matching, which looks at the matrices beside them
+_NEAR = 0.05  # votes of the fingerprints' own matching, which looks at the matrices beside them
+_SAME, _EVIDENT = 0.9999, 1.0  # likeness of vectors that are the same, and the votes that this adds
 _FAR = 4.0  # times the mean distance of quantiles, as a part of the spread, is the distance of two vectors
 
 Votes = dict[tuple[str, str], float]
@@ -29,7 +30,8 @@ def vector_votes(
     votes: Votes = {}
     for one, other, likeness in _alike(*vectors):
         pair = owners[0][one].name, owners[1][other].name
-        votes[pair] = votes.get(pair, 0.0) + likeness + _NAMED * (pair[0] == pair[1])
+        own = likeness + _EVIDENT * (likeness > _SAME) + _NAMED * (pair[0] == pair[1])
+        votes[pair] = votes.get(pair, 0.0) + own
     for one, other in near:
         pair = owners[0][one].name, owners[1][other].name
         if pair in votes:

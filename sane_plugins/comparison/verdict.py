@@ -135,7 +135,7 @@ def _is_identical(comparison: Comparison, related: Iterable[TensorDifference]) -
         and all(layer.change == "equal" for layer in comparison.layers)
         and not any(layer.only_a or layer.only_b for layer in comparison.layers)
         and all(
-            x.relation.is_exact and not (x.permuted or x.transposed or x.relation.scaling)
+            x.relation.is_exact and not (x.permuted or x.is_turned or x.relation.scaling)
             for x in related
         )
     )
