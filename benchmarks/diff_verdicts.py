@@ -105,9 +105,9 @@ def judged(
         torch.manual_seed(1)
         path = change(subject, folder)
         pair = (path, original) if kind == "widened" else (original, path)
-        graphs = [sane_plugins.open(file) for file in pair]
+        one, other = (sane_plugins.open(file) for file in pair)
         started = process_time()
-        comparison = compare(*graphs)
+        comparison = compare(one, other)
         verdict = judge(comparison)
         row = {
             "network": subject.name,
@@ -199,7 +199,7 @@ def published(data: Path, depth: int) -> nn.Module:
 def trained(name: str, task: Task, seed: int) -> nn.Module:
     """Return a network of torchvision after one epoch."""
     torch.manual_seed(seed)
-    module = getattr(import_torchvision().models, name)(weights=None, num_classes=10)
+    module: nn.Module = getattr(import_torchvision().models, name)(weights=None, num_classes=10)
     train_epochs(module, task, 1, TrainOptions(), torch.Generator().manual_seed(seed))
     return module.eval()
 

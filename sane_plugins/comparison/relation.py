@@ -146,11 +146,11 @@ class _Analysis:
             return self._told("pruned", derived=derived, pruned=share)
         a, b = self.precisions
         if self.is_rounded and a.step != b.step and max(a.step, b.step) > 1e-6:
-            found = (a.name, "a", self.a) if a.step > b.step else (b.name, "b", self.b)
-            name, derived, coarse_values = found
+            derived, rounded = ("a", self.a) if a.step > b.step else ("b", self.b)
             # Numbers near 1, as norms have, are near 1 itself in any type.
-            if len(coarse_values.reshape(-1)[:_LOOKED_AT].float().unique()) >= _LEAST_VALUES:
-                return self._told("rounded", derived=derived, precision=name)
+            if len(rounded.reshape(-1)[:_LOOKED_AT].float().unique()) >= _LEAST_VALUES:
+                precision = max(a, b, key=lambda one: one.step).name
+                return self._told("rounded", derived=derived, precision=precision)
         rank = self._rank()
         # What changed in few values has few directions too, and is no product of two thin matrices.
         is_whole = 2 * self.sums.equal < self.sums.size
