@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Sampler
-    from sane_plugins.grafting import PromptOffer, TransferMethod
+    from sane_plugins.grafting import PromptOffer, PublishedNetwork, TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.progress import Progress
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
@@ -155,6 +155,16 @@ def sane_prompts() -> Mapping[str, PromptOffer]:
     """Return prompt networks by name: what is known of each, and a function that reads it when it is wanted.
 
     Collected once per host, and by `sane-plugins list`: read nothing, and import no library of models.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def sane_published_networks() -> Mapping[str, PublishedNetwork]:
+    """Return published networks by name: what builds each, and what is known of its weights.
+
+    A file of their names and shapes is recognised, whether or not the weights are offered as prompts.
+    Collected once per host: build nothing.
     """
     raise NotImplementedError
 

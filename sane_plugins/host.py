@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, cached_property, partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from time import perf_counter
@@ -50,9 +50,10 @@ if TYPE_CHECKING:
 
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Prompts, Sampler
-    from sane_plugins.grafting import PromptNetwork, PromptOffer, TransferMethod
+    from sane_plugins.grafting import PromptNetwork, PromptOffer, PublishedNetwork, TransferMethod
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
+    from sane_plugins.recognition import Recognizer
     from sane_plugins.tasks import Task
     from sane_plugins.weights import WeightGraph
 
@@ -282,7 +283,9 @@ class Host:
         if isinstance(source, str) and not exists(source):
             source = self.prompts().get(source, source)
         if not isinstance(source, PromptOffer):
-            return PromptReader(self.open, self.build)(source)
+            return PromptReader(self.open, self.recognizer, published=self.published_networks())(
+                source
+            )
         loaded, problem = self.use("sane_prompts", source, source.load, raised=(SaneError,))
         if problem is not None:
             raise to_plugin_error(problem) from problem.cause
@@ -334,6 +337,40 @@ class Host:
     def prompts(self) -> dict[str, PromptOffer]:
         """Return all prompt networks that plugins offer, by name; none is read."""
         return self._collect("sane_prompts")
+
+    def published_networks(self) -> dict[str, PublishedNetwork]:
+        """Return the published networks that plugins know, by name; none is built."""
+        return self._collect("sane_published_networks")
+
+    def build_published(self, name: str, classes: int | None = None) -> nn.Module | None:
+        """Build a network that a plugin knows by that name; None where none does.
+
+        Raises `PluginError` where what the plugin gave is broken.
+        """
+        network = self.published_networks().get(name)
+        if network is None:
+            return None
+        module: nn.Module | None
+        build = partial(network.build, classes)
+        module, problem = self.use("sane_published_networks", network, build, raised=(SaneError,))
+        if problem is not None:
+            raise to_plugin_error(problem) from problem.cause
+        return module
+
+    @cached_property
+    def recognizer(self) -> Recognizer:
+        """Return what recognises files as networks that this host builds."""
+        from sane_plugins.recognition import NamedBuilder, Recognizer
+
+        @cache
+        def builder(name: str) -> NamedBuilder:
+            return NamedBuilder(name, partial(self.build, name))
+
+        def published(tensors: int) -> list[NamedBuilder]:
+            networks = self.published_networks().items()
+            return [builder(name) for name, x in networks if x.tensors in (None, tensors)]
+
+        return Recognizer(self.build, published)
 
     def commands(self, taken: Collection[str] = ()) -> list[click.Command]:
         """Return the commands that plugins add, apart from those whose names are taken."""

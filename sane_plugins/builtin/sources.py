@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sane_plugins.host import Host
-    from sane_plugins.recognition import Recognizer
     from sane_plugins.weights import WeightGraph
 
 
@@ -37,7 +35,7 @@ class Sources:
             return replace(found, notes=tuple(dict.fromkeys((*found.notes, *located.notes))))
         graph = open_file(source)
         if graph is not None:
-            return self._recognizer.recognize(graph)
+            return self.host.recognizer.recognize(graph)
         if exists(source) and Path(source).is_dir():
             raise SourceError(
                 source,
@@ -53,7 +51,7 @@ class Sources:
 
     @hookimpl(trylast=True)
     def sane_build(self, source: Any, classes: int | None) -> nn.Module | None:
-        """Build a family of ours such as `small-cnn`, a copy of a module, or by `package.module:function`."""
+        """Build a family of ours, a copy of a module, what `package.module:function` or a plugin builds."""
         from torch import nn
 
         from sane_plugins.architectures import build_by_name, family_name, is_function_name
@@ -67,7 +65,7 @@ class Sources:
         is_ours = is_function_name(source) and not self.host.is_off(source.partition(":")[0])
         if family_name(source) or is_ours:
             return build_by_name(source, classes, self.host.trust)
-        return None
+        return self.host.build_published(source, classes)
 
     @hookimpl(trylast=True)
     def sane_save(
@@ -92,12 +90,6 @@ class Sources:
 
         return check_save(graph, target)
 
-    @cached_property
-    def _recognizer(self) -> Recognizer:
-        from sane_plugins.recognition import Recognizer
-
-        return Recognizer(self.host.build)
-
     def _open_object(self, source: Any) -> WeightGraph | None:
         from torch import is_tensor, nn
 
@@ -112,5 +104,5 @@ class Sources:
         if isinstance(source, nn.Module):
             return from_module(source)
         if isinstance(source, Mapping) and all(is_tensor(value) for value in source.values()):
-            return self._recognizer.recognize(from_state_dict(source, "state dict"))
+            return self.host.recognizer.recognize(from_state_dict(source, "state dict"))
         return None

@@ -104,8 +104,9 @@ def resolve_prompts(
     opener = Opener(host, [names.factory] if names.factory and are_built else [])
     graph = opener(source).require_finite()
     notes = (f"{source}: {graph.notes[0]}",) if graph.recognized else ()
-    network = PromptReader(lambda _: graph, host.build, opener.builders)(source)
-    return Prompts((network,), notes)
+    published = host.published_networks()
+    network = PromptReader(lambda _: graph, host.recognizer, opener.builders, published)(source)
+    return Prompts((network,), (*notes, *network.notes))
 
 
 def notes_on_prompts(prompts: Sequence[Prompts], task: Task) -> list[str]:

@@ -24,6 +24,7 @@ def list_plugins(hook: str | None, as_json: bool) -> None:
         "property heads": sorted(host.property_heads()),
         "engines": sorted(host.engines()),
         "prompts": sorted(host.prompts()),
+        "published networks": sorted(host.published_networks()),
         "commands": sorted(str(command.name) for command in host.commands(_own_commands())),
     }
     if as_json:

@@ -161,7 +161,7 @@ def _recognized_target(host: Host, model: str, task: Task) -> Target:
     from sane_plugins.weights import from_module, load_into
 
     graph = host.open(model)
-    candidates = find_candidates(graph)
+    candidates = find_candidates(graph) or host.recognizer.likely_candidates(graph)
     if not candidates:
         raise UsageError(
             model,

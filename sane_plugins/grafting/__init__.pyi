@@ -5,7 +5,7 @@ from .lending import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
 from .methods import Graft, GraftMethod, TransferMethod, Transplant, write_graft
 from .prompt_images import prompt_images
-from .prompt_network import Preparation, PromptInfo, PromptNetwork, PromptOffer
+from .prompt_network import Preparation, PromptInfo, PromptNetwork, PromptOffer, PublishedNetwork
 from .regression import RegressionMethod
 from .ridge_classifier import RidgeFit, fit_ridge, lead
 from .transfer_methods import transfer_methods
@@ -24,6 +24,7 @@ __all__ = [
     "PromptInfo",
     "PromptNetwork",
     "PromptOffer",
+    "PublishedNetwork",
     "RegressionMethod",
     "RidgeFit",
     "TransferMethod",

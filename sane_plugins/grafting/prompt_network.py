@@ -46,12 +46,13 @@ class PromptNetwork(ShortRepr):
     """A trained network that lends its weights.
 
     `build` returns it as a module with its weights, in evaluation mode, another copy each time; None where
-    only its weights are known, so that it cannot run.
+    only its weights are known, so that it cannot run. `notes` say what is taken to be so without being known.
     """
 
     graph: WeightGraph
     info: PromptInfo
     build: Callable[[], nn.Module] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,3 +65,17 @@ class PromptOffer:
 
     info: PromptInfo
     load: Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PublishedNetwork:
+    """A published network that a plugin knows, so that files of its weights are recognised by their content.
+
+    `build` builds it for a number of classes, or, given None, for those of the published weights, whose
+    classes and preparation `info` tells. A host builds it by the name under which it is offered. `tensors` is
+    the number of its floating-point tensors: told, it is not built to be compared with files of others.
+    """
+
+    info: PromptInfo
+    build: Callable[[int | None], nn.Module]
+    tensors: int | None = None

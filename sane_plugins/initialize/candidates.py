@@ -18,7 +18,7 @@ from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import set_memory_format
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import random_stream, seeded
-from sane_plugins.weights import RUNNING, WeightGraph, load_nearest
+from sane_plugins.weights import RUNNING, WeightGraph, load_nearest, names_in_use
 
 _RESCALE_IMAGES = 64
 
@@ -96,19 +96,23 @@ class CandidateBuilder:
         with seeded(rng):
             module = self.problem.build_network()
         module = set_memory_format(module, torch.channels_last).to(options.device)
-        default = copy_state(module)
-        origins = dict.fromkeys(default, Origin.DEFAULT)
+        default, in_use = copy_state(module), names_in_use(module)
+        origins = {in_use.get(key, key): Origin.DEFAULT for key in default}
         notes: tuple[str, ...] = ()
         kept: dict[str, torch.Tensor] = {}
         if spec.kind.is_by_method:
-            filled, notes = self._transplant(module, default, spec)
+            filled, notes = self._transplant(module, default, in_use, spec)
         elif spec.kind is not Kind.DEFAULT:
             filled = self._fill(module, default, spec, latents)
         else:
             filled = {}
         if spec.kind is not Kind.DEFAULT:
-            kept = {key: value for key, value in default.items() if not options.selects(key)}
-            origins |= {key: origin for key, origin in filled.items() if key in default}
+            kept = {
+                key: value
+                for key, value in default.items()
+                if not options.selects(in_use.get(key, key))
+            }
+            origins |= {key: origin for key, origin in filled.items() if key in origins}
         if pruned is not None:
             module.load_state_dict(pruned.with_survivors(module.state_dict()))
         return BuiltNetwork(spec, module, origins, rng, kept, notes)
@@ -129,11 +133,16 @@ class CandidateBuilder:
             fit_task_classifier(module, problem)
             origins |= dict.fromkeys(problem.classifier & origins.keys(), Origin.FITTED)
         module.load_state_dict(built.kept, strict=False)
-        origins |= dict.fromkeys(built.kept, Origin.DEFAULT)
+        in_use = names_in_use(module)
+        origins |= dict.fromkeys((in_use.get(key, key) for key in built.kept), Origin.DEFAULT)
         return replace(built, origins=origins, rng=rng)
 
     def _transplant(
-        self, module: nn.Module, default: Mapping[str, torch.Tensor], spec: CandidateSpec
+        self,
+        module: nn.Module,
+        default: Mapping[str, torch.Tensor],
+        in_use: Mapping[str, str],
+        spec: CandidateSpec,
     ) -> tuple[dict[str, Origin], tuple[str, ...]]:
         """Let a method write a prompt's weights into the module; return where each comes from, and notes."""
         problem = self.problem
@@ -143,7 +152,8 @@ class CandidateBuilder:
         rng = random_stream(problem.options.seed, "transfer", spec.method, spec.number)
         transplant = method(module, prompt, problem.task, rng, self.report)
         allowed = self._generated_keys(problem.graph, spec)
-        module.load_state_dict({k: v for k, v in default.items() if k not in allowed}, strict=False)
+        others = {k: v for k, v in default.items() if in_use.get(k, k) not in allowed}
+        module.load_state_dict(others, strict=False)
         set_memory_format(module, torch.channels_last)
         origin = Origin.TRANSFERRED if is_transfer else Origin.STRUCTURED
         written = dict.fromkeys(allowed & {*transplant.origins}, origin)

@@ -14,6 +14,7 @@ from sane_plugins.initialize.plan import Plan
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.pruned import PrunedNetwork, sparsity
 from sane_plugins.tasks import Task
+from sane_plugins.weights import names_in_use
 
 _NAMES = {Family.SANE: "generated", Family.TRANSFER: "transferred"}
 
@@ -143,11 +144,12 @@ def _pruning_note(pruned: PrunedNetwork, best: BuiltNetwork) -> str:
 
 
 def _selection_note(best: BuiltNetwork, options: InitializeOptions) -> str:
-    state = best.module.state_dict()
-    selected = [key for key in state if options.selects(key)]
-    share = sum(state[key].numel() for key in selected) / sum(x.numel() for x in state.values())
+    state, in_use = best.module.state_dict(), names_in_use(best.module)
+    stored = [key for key in state if options.selects(in_use.get(key, key))]
+    selected = {in_use.get(key, key) for key in stored}
+    share = sum(state[key].numel() for key in stored) / sum(x.numel() for x in state.values())
     new = sum(best.origins[key] is not Origin.DEFAULT for key in selected)
     return (
-        f"{len(selected)} of {len(state)} tensors ({share:.0%} of the values) were to be initialised,"
+        f"{len(selected)} of {len(best.origins)} tensors ({share:.0%} of the values) were to be initialised,"
         f" and {new} were; all others keep what they had"
     )

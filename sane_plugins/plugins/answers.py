@@ -42,6 +42,8 @@ def check_use(hook: str, answer: Any, device: str = "cpu") -> Any:
         results.require_encoding(answer, device)
     elif hook == "sane_prompts":
         offers.require_prompt(answer)
+    elif hook == "sane_published_networks":
+        results.require_module(answer, {})
     else:
         results.require_estimate(answer)
     return answer
@@ -100,6 +102,7 @@ _ITEMS: Mapping[str, tuple[str, Check]] = {
     "sane_property_heads": ("head", offers.require_head),
     "sane_engines": ("engine", offers.require_engine),
     "sane_prompts": ("prompt", offers.require_offer),
+    "sane_published_networks": ("network", offers.require_published_network),
     "sane_commands": ("command", offers.check_command),
 }
 MANY_ANSWERS = frozenset(_ITEMS) - {"sane_predict_properties"} | {"sane_progress"}

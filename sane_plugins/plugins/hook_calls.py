@@ -31,6 +31,7 @@ _NOUNS = {
     "sane_property_heads": "head",
     "sane_engines": "engine",
     "sane_prompts": "prompt",
+    "sane_published_networks": "network",
     "sane_commands": "command",
 }
 

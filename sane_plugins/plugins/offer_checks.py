@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from sane_plugins.plugins.problems import AnswerError
@@ -67,20 +68,39 @@ def require_engine(value: Any) -> None:
 
 def require_offer(value: Any) -> None:
     """Raise `AnswerError` unless it is a `PromptOffer` whose information is whole."""
-    from sane_plugins.grafting import PromptInfo, PromptOffer
+    from sane_plugins.grafting import PromptOffer
 
     if not isinstance(value, PromptOffer):
         raise AnswerError(f"it is {kind_of(value)} where a PromptOffer is needed")
-    if not isinstance(value.info, PromptInfo):
-        raise AnswerError(f"its info is {kind_of(value.info)} where a PromptInfo is needed")
     if not callable(value.load):
         raise AnswerError(f"its load is {kind_of(value.load)}, which cannot be called")
-    require_types(value.info, dict.fromkeys(("name", "source", "task", "licence"), str))
-    require_name(value.info.name)
-    classes = value.info.classes
-    if not isinstance(classes, tuple | list) or not all(isinstance(x, str) for x in classes):
+    _require_info(value.info)
+
+
+def require_published_network(value: Any) -> None:
+    """Raise `AnswerError` unless it is a `PublishedNetwork` whose information is whole."""
+    from sane_plugins.grafting import PublishedNetwork
+
+    if not isinstance(value, PublishedNetwork):
+        raise AnswerError(f"it is {kind_of(value)} where a PublishedNetwork is needed")
+    if not callable(value.build):
+        raise AnswerError(f"its build is {kind_of(value.build)}, which cannot be called")
+    require_types(value, {"tensors": (int, NoneType)})
+    _require_info(value.info)
+
+
+def _require_info(told: Any) -> None:
+    from sane_plugins.grafting import PromptInfo
+
+    if not isinstance(told, PromptInfo):
+        raise AnswerError(f"its info is {kind_of(told)} where a PromptInfo is needed")
+    require_types(told, dict.fromkeys(("name", "source", "task", "licence"), str))
+    require_name(told.name)
+    if not isinstance(told.classes, tuple | list) or not all(
+        isinstance(x, str) for x in told.classes
+    ):
         raise AnswerError("its classes are not a list of texts")
-    _require_preparation(value.info.preparation)
+    _require_preparation(told.preparation)
 
 
 def _require_preparation(told: Any) -> None:

@@ -57,6 +57,7 @@ def cached_prompts(read: Callable[[str], PromptNetwork], values: int) -> CachedP
         *_note(unread, "could not be read"),
         *_note(unfit, "are no image networks of a known architecture and up to 100 M values"),
         *_note(left, "are further from the network in size, and left out"),
+        *(text for network in found[:_MOST] for text in network.notes),
     ]
     return CachedPrompts(tuple(found[:_MOST]), tuple(notes))
 

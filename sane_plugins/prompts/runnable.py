@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.grafting import PromptInfo, PromptNetwork
+from sane_plugins.grafting import PromptInfo, PromptNetwork, PublishedNetwork
+from sane_plugins.prompts.alternatives import info_of_published, notes_on_alternatives
 from sane_plugins.recognition import (
     ArchitectureCandidate,
     BuildNamed,
+    Recognizer,
     build_on_meta,
-    likely_candidates,
 )
 from sane_plugins.runtime import drawing_from
 from sane_plugins.weights import (
@@ -41,19 +43,33 @@ def network_of_module(module: nn.Module, info: PromptInfo) -> PromptNetwork:
 
 
 def network_of_graph(
-    graph: WeightGraph, info: PromptInfo, build_named: BuildNamed
+    graph: WeightGraph,
+    info: PromptInfo,
+    recognizer: Recognizer,
+    published: Mapping[str, PublishedNetwork] | None = None,
 ) -> PromptNetwork:
-    """Return a file's network; it can run where its names and shapes are those of a known architecture.
+    """Return a file's network; it can run where the recognizer knows its architecture.
 
-    `build_named` builds a library's network by name and class count.
+    Of `published` networks, what the file does not say of itself is told too.
     """
-    for candidate in likely_candidates(graph):
-        build = partial(_build_candidate, candidate, build_named)
-        try:
-            build_on_meta(build)  # the library may be missing, or of another version
-            return network_of_builder(graph, info, build, candidate.names)
+    candidates = recognizer.likely_candidates(graph)
+
+    def run_as(candidate: ArchitectureCandidate) -> PromptNetwork:
+        build = partial(_build_candidate, candidate, recognizer.build_named)
+        return network_of_builder(graph, info, build, candidate.names)
+
+    for place, candidate in enumerate(candidates):
+        try:  # the library may be missing, or of another version
+            build_on_meta(partial(_build_candidate, candidate, recognizer.build_named))
         except SaneError:
             continue
+        network, others = run_as(candidate), [(x, run_as(x)) for x in candidates[place + 1 :]]
+        notes = notes_on_alternatives(network, candidate, others)
+        if candidate.published and published and candidate.published in published:
+            its_info = published[candidate.published].info
+            told, note = info_of_published(info, its_info, candidate.counts.classes)
+            network, notes = replace(network, info=told), (note, *notes)
+        return replace(network, notes=notes)
     return PromptNetwork(graph=graph, info=info)
 
 

@@ -9,10 +9,16 @@ from functools import cached_property
 from torch import nn
 
 from sane_plugins.errors import SaneError, SourceError
-from sane_plugins.recognition.candidates import plain_names, stored_shapes
+from sane_plugins.recognition.candidates import (
+    ArchitectureCandidate,
+    in_file_order,
+    plain_names,
+    stored_shapes,
+)
+from sane_plugins.recognition.layer_order import names_by_place
 from sane_plugins.recognition.meta_build import build_on_meta
-from sane_plugins.recognition.signature import Shapes, float_shapes
-from sane_plugins.recognition.topology import Names, with_layers_of
+from sane_plugins.recognition.signature import Counts, Shapes, float_shapes
+from sane_plugins.recognition.topology import Names, with_layers_of, with_own_layer_names
 from sane_plugins.runtime import drawing_from
 from sane_plugins.weights import WeightGraph, from_module, layer_name, shape_text
 
@@ -34,6 +40,11 @@ class NamedBuilder:
     def network(self) -> WeightGraph:
         """Return the network that it builds, without values where that is possible."""
         return from_module(self.module(None), self.name)
+
+    @cached_property
+    def tensor_names(self) -> frozenset[str]:
+        """Return the names of the network's tensors, without tracing it."""
+        return frozenset(float_shapes(self.module(None)))
 
     @cached_property
     def per_class(self) -> Mapping[tuple[str, int], tuple[int, int]]:
@@ -67,11 +78,15 @@ def with_layers_built(graph: WeightGraph, builders: Sequence[NamedBuilder]) -> W
         return graph
     told = []
     for builder in builders:
-        names = _matching_names(stored_shapes(graph), builder)
+        names = _matching_names(graph, builder)
         if isinstance(names, str):
             told.append(f"what {builder.name} builds {names}")
         elif (connected := with_layers_of(graph, builder.network, names)) is not None:
-            notes = (f"recognised as what {builder.name} builds", *connected.notes)
+            note = f"recognised as what {builder.name} builds"
+            if names not in plain_names(stored_shapes(graph)):
+                connected = with_own_layer_names(connected, names)
+                note += " by the order of its layers, as its names are others"
+            notes = (note, *connected.notes)
             return replace(connected, recognized=(builder.name,), notes=notes)
         else:
             told.append(f"{builder.name} ties tensors that differ in it")
@@ -83,14 +98,33 @@ def with_layers_built(graph: WeightGraph, builders: Sequence[NamedBuilder]) -> W
     )
 
 
+def find_published(
+    graph: WeightGraph, builders: Sequence[NamedBuilder]
+) -> list[ArchitectureCandidate]:
+    """Return those of the builders' networks that a file is of, up to the number of classes."""
+    namings = [{*names.values()} for names in plain_names(stored_shapes(graph))]
+    found = []
+    for builder in builders:
+        try:
+            fit = fit_builder(graph, builder) if builder.tensor_names in namings else None
+        except SaneError:  # a plugin's builder may be broken; its host has recorded that
+            continue
+        if fit is not None:
+            names, classes = fit
+            candidate = ArchitectureCandidate(
+                names=names, counts=Counts(classes), published=builder.name
+            )
+            found.append(candidate)
+    return found
+
+
 def fit_builder(graph: WeightGraph, builder: NamedBuilder) -> tuple[Names, int | None] | None:
     """Return the builder's names of a file's tensors, and the class count for which it builds that network.
 
     None for the count where it is the builder's default; None altogether where it builds another network, or
     one of other input channels.
     """
-    stored = stored_shapes(graph)
-    names = _matching_names(stored, builder)
+    stored, names = stored_shapes(graph), _matching_names(graph, builder)
     if isinstance(names, str):
         return None
     shapes, built = {names[key]: x for key, x in stored.items()}, stored_shapes(builder.network)
@@ -103,12 +137,20 @@ def fit_builder(graph: WeightGraph, builder: NamedBuilder) -> tuple[Names, int |
     return None
 
 
-def _matching_names(stored: Shapes, builder: NamedBuilder) -> Names | str:
-    """Return the builder's names of a file's tensors, or what its network differs in."""
-    built = stored_shapes(builder.network)
+def _matching_names(graph: WeightGraph, builder: NamedBuilder) -> Names | str:
+    """Return the builder's names of a file's tensors, or what its network differs in.
+
+    Where the names are others, its layers may come in the same order.
+    """
+    stored, built = stored_shapes(graph), stored_shapes(builder.network)
     names = min(plain_names(stored), key=lambda names: len({*names.values()} ^ built.keys()))
     shapes = {names[key]: shape for key, shape in stored.items()}
     if differing := [*_differing(shapes, built, builder)]:
+        in_order = names_by_place(in_file_order(graph), in_file_order(builder.network))
+        if in_order and shapes.keys() != built.keys():
+            moved = {in_order[key]: shape for key, shape in stored.items()}
+            if not any(_differing(moved, built, builder)):
+                return in_order
         more = f" and {len(differing) - _TOLD} more" if len(differing) > _TOLD else ""
         return f"differs in {', '.join(differing[:_TOLD])}{more}"
     return names

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from sane_plugins.architectures import BuildCode, build, build_code, described_code
+from sane_plugins.errors import SourceError
 from sane_plugins.recognition.index import IndexedArchitecture, find_indexed
 from sane_plugins.recognition.our_families import our_factories
-from sane_plugins.recognition.signature import Counts, Shapes
+from sane_plugins.recognition.signature import Counts, Shapes, Signature
 from sane_plugins.recognition.topology import Names
 from sane_plugins.weights import WeightGraph, strip_wrapper_prefixes
 
@@ -31,19 +32,24 @@ class ArchitectureCandidate:
     """An architecture that has a network's names and shapes, for these counts of classes and channels.
 
     `names` are the architecture's names of tensors by the network's. It is in the index, or one of ours that
-    `factory` describes.
+    `factory` describes, or the network that a plugin knows by the name `published`. `is_by_order`: the names
+    in the file are nobody's.
     """
 
     names: Names
     counts: Counts
     indexed: IndexedArchitecture | None = None
     factory: Mapping[str, Any] | None = None
+    published: str | None = None
+    is_by_order: bool = False
 
     @property
     def name(self) -> str:
         """Return the name by which it is built, such as `timm:resnet10t`; of ours, with its arguments."""
         if self.indexed is not None:
             return self.indexed.source
+        if self.published is not None:
+            return self.published
         own = {key: value for key, value in (self.factory or {}).items() if key not in _UNTOLD}
         return ",".join([str(own.pop("name")), *(f"{key}={value}" for key, value in own.items())])
 
@@ -70,6 +76,19 @@ class ArchitectureCandidate:
         if self.factory is not None:
             return described_code({**self.factory, "classes": classes})
         return build_code(self._trained_name, classes)
+
+    def require_indexed(self, shapes: Shapes) -> None:
+        """Raise `SourceError` where what is installed, of these shapes, is not the network of the index."""
+        if self.indexed is None:
+            return
+        expected = self.indexed.signature
+        if Signature.of(shapes, expected.lengths) != expected:
+            raise SourceError(
+                self.name,
+                "what is installed builds another network of that name",
+                "names and shapes of all weights must fit",
+                "install another version of the library",
+            )
 
     @property
     def _trained_name(self) -> str:
@@ -99,6 +118,13 @@ def stored_shapes(graph: WeightGraph) -> Shapes:
     """Return the shapes of all weights of a network by name, under each name of those that it ties."""
     shapes = {param.key: param.shape for param in graph.params}
     return shapes | {alias: shapes[key] for alias, key in graph.ties.items() if key in shapes}
+
+
+def in_file_order(graph: WeightGraph) -> Shapes:
+    """Return a network's shapes in the order in which its file, or its module, holds the tensors."""
+    places = {key: place for place, key in enumerate(graph.tensors)}
+    shapes = stored_shapes(graph).items()
+    return dict(sorted(shapes, key=lambda item: places.get(item[0], len(places))))
 
 
 def plain_names(keys: Sequence[str] | Shapes) -> Iterator[Names]:

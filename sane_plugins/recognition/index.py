@@ -25,13 +25,15 @@ class IndexedArchitecture:
     """An architecture of a library: the name that a host builds, and what is known without building it.
 
     `topology` is a digest that architectures of the same names and shapes share whose channels may change
-    places in the same way.
+    places in the same way. `order` is what it is known by without its names (`by_order`), None where shapes
+    cannot tell it.
     """
 
     source: str
     signature: Signature
     kinds_text: str
     topology: str
+    order: Signature | None = None
 
     @property
     def kinds(self) -> LayerKinds:
@@ -55,6 +57,16 @@ def find_indexed(shapes: Shapes) -> Iterator[tuple[IndexedArchitecture, Counts]]
             yield architecture, counts
 
 
+def find_ordered(shapes: Shapes) -> Iterator[tuple[IndexedArchitecture, Counts]]:
+    """Yield the architectures that have these shapes, by `anonymous_names`, and for which counts."""
+    stored = _read_index()
+    for row in stored.ordered.get(names_digest(shapes), ()):
+        architecture = stored.architecture(row)
+        counts = architecture.order.counts(shapes) if architecture.order else None
+        if counts is not None:
+            yield architecture, counts
+
+
 def indexed_architectures() -> Iterator[IndexedArchitecture]:
     """Yield all architectures of the index."""
     stored = _read_index()
@@ -64,16 +76,21 @@ def indexed_architectures() -> Iterator[IndexedArchitecture]:
 
 @dataclass(frozen=True)
 class _StoredIndex:
-    """The rows of the index by the digest of their names, and the texts of kinds that they number."""
+    """The rows of the index by the digest of their names, and the texts of kinds that they number.
+
+    `ordered` are those that are known without their names, by the digest of the anonymous ones.
+    """
 
     rows: Mapping[str, Sequence[Any]]
+    ordered: Mapping[str, Sequence[Any]]
     kinds: Sequence[str]
 
     def architecture(self, row: Any) -> IndexedArchitecture:
         """Return what a row holds."""
-        source, names, shapes, lengths, kinds, topology = row
-        signature = Signature(names, shapes, tuple(Length(*x) for x in lengths))
-        return IndexedArchitecture(source, signature, self.kinds[kinds], topology)
+        source, known_by, kinds, topology, order = row
+        return IndexedArchitecture(
+            source, _signature(known_by), self.kinds[kinds], topology, order and _signature(order)
+        )
 
 
 @cache
@@ -81,9 +98,22 @@ def _read_index() -> _StoredIndex:
     stored = (files("sane_plugins") / "data" / _FILE).read_bytes()
     content = json.loads(lzma.decompress(stored))
     rows: dict[str, list[Any]] = {}
+    ordered: dict[str, list[Any]] = {}
     for row in content["architectures"]:
-        rows.setdefault(row[1], []).append(row)
-    return _StoredIndex(rows, content["kinds"])
+        _, (names, *_), *_, order = row
+        rows.setdefault(names, []).append(row)
+        if order:
+            ordered.setdefault(order[0], []).append(row)
+    return _StoredIndex(rows, ordered, content["kinds"])
+
+
+def _signature(stored: Any) -> Signature:
+    names, shapes, lengths = stored
+    return Signature(names, shapes, tuple(Length(*x) for x in lengths))
+
+
+def _stored(signature: Signature | None) -> Any:
+    return signature and (signature.names, signature.shapes, [*map(astuple, signature.lengths)])
 
 
 def pack_index(architectures: Iterable[IndexedArchitecture]) -> bytes:
@@ -93,11 +123,10 @@ def pack_index(architectures: Iterable[IndexedArchitecture]) -> bytes:
     rows = [
         (
             x.source,
-            x.signature.names,
-            x.signature.shapes,
-            [astuple(length) for length in x.signature.lengths],
+            _stored(x.signature),
             kinds.index(x.kinds_text),
             x.topology,
+            _stored(x.order),
         )
         for x in architectures
     ]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
 
-from torch import nn
-
-from sane_plugins.errors import SaneError, SourceError
+from sane_plugins.errors import SaneError
 from sane_plugins.formats import declared_architecture
+from sane_plugins.recognition.by_factory import NamedBuilder, find_published
+from sane_plugins.recognition.by_order import find_by_order
 from sane_plugins.recognition.candidates import ArchitectureCandidate, BuildNamed, find_candidates
 from sane_plugins.recognition.meta_build import build_on_meta
-from sane_plugins.recognition.signature import Signature, float_shapes
-from sane_plugins.recognition.topology import with_kinds, with_layers_of
+from sane_plugins.recognition.signature import float_shapes
+from sane_plugins.recognition.topology import (
+    topology_digest,
+    with_kinds,
+    with_layers_of,
+    with_own_layer_names,
+)
 from sane_plugins.weights import Kind, WeightGraph, from_module
 
 _MAX_SHOWN = 5  # names of a note
@@ -23,10 +28,18 @@ _UNKNOWN: tuple[Kind, int] = ("unknown", 1)
 
 
 class Recognizer:
-    """Recognises networks, and gives them the layers of what a host builds by their names."""
+    """Recognises networks, and gives them the layers of what a host builds by their names.
 
-    def __init__(self, build_named: BuildNamed) -> None:
-        self._build_named = build_named
+    `published` returns what builds the networks of so many tensors that plugins know.
+    """
+
+    def __init__(
+        self,
+        build_named: BuildNamed,
+        published: Callable[[int], Sequence[NamedBuilder]] = lambda _: (),
+    ) -> None:
+        self.build_named = build_named
+        self._published = published
         self._networks: dict[str, WeightGraph] = {}
         self._lock = Lock()  # of the networks: threads share a host
 
@@ -36,9 +49,9 @@ class Recognizer:
         Where several have its names and shapes, what they agree on is used. The same graph comes back where
         there is none.
         """
-        candidates = _as_declared(graph, find_candidates(graph))
+        candidates = self._named_candidates(graph)
         if not candidates:
-            return graph
+            return self._recognize_by_order(graph)
         recognized, note = tuple(x.name for x in candidates), _describe(candidates)
         reason = "each connects them in another way"
         if _are_connected_alike(candidates):
@@ -56,25 +69,71 @@ class Recognizer:
         notes = (f"{note}, but {_LOST} ({reason})", *graph.notes)
         return replace(_with_common_kinds(graph, candidates), recognized=recognized, notes=notes)
 
+    def likely_candidates(self, graph: WeightGraph) -> list[ArchitectureCandidate]:
+        """Return what a network may be of; nothing where these are connected in several ways."""
+        candidates = self._named_candidates(graph)
+        if candidates:
+            return candidates if _are_connected_alike(candidates) else []
+        candidates = self._ordered_candidates(graph)
+        return candidates if self._connect_alike(graph, candidates) else []
+
+    def _named_candidates(self, graph: WeightGraph) -> list[ArchitectureCandidate]:
+        if candidates := _as_declared(graph, find_candidates(graph)):
+            return candidates
+        return find_published(graph, self._published(len(graph.params) + len(graph.ties)))
+
+    def _ordered_candidates(self, graph: WeightGraph) -> list[ArchitectureCandidate]:
+        return _as_declared(graph, find_by_order(graph, self.build_named))
+
+    def _recognize_by_order(self, graph: WeightGraph) -> WeightGraph:
+        """Return a network of unknown names with the layers of the one architecture that it may be of."""
+        candidates = self._ordered_candidates(graph)
+        connected = self._connect_alike(graph, candidates)
+        if connected is None:
+            return graph
+        notes = (_describe_by_order(candidates), *connected.notes)
+        return replace(connected, recognized=tuple(x.name for x in candidates), notes=notes)
+
+    def _connect_alike(
+        self, graph: WeightGraph, candidates: Sequence[ArchitectureCandidate]
+    ) -> WeightGraph | None:
+        """Return a network with the layers on which candidates by order agree; None where they do not."""
+        by_names: dict[int, list[ArchitectureCandidate]] = {}
+        for candidate in candidates:
+            by_names.setdefault(id(candidate.names), []).append(candidate)
+        found = []
+        for group in by_names.values():
+            connected = self._connect(graph, group) if _are_connected_alike(group) else None
+            if connected is None:
+                return None
+            found.append(connected)
+        return found[0] if len({*map(topology_digest, found)}) == 1 else None
+
+    def _connect(
+        self, graph: WeightGraph, candidates: Sequence[ArchitectureCandidate]
+    ) -> WeightGraph | None:
+        """Return a network with the layers of the first candidate that can be built, under its own names."""
+        for candidate in candidates:
+            try:
+                connected = with_layers_of(graph, self._network(candidate), candidate.names)
+            except SaneError:
+                continue
+            return connected and with_own_layer_names(connected, candidate.names)
+        return None
+
     def _network(self, candidate: ArchitectureCandidate) -> WeightGraph:
         """Return an architecture's network, without values. Raises `SaneError` where it cannot be built."""
         with self._lock:
             network = self._networks.get(candidate.name)
         if network is None:
-            module = build_on_meta(lambda: candidate.build(self._build_named))
-            _require_indexed(candidate, module)
+            module = build_on_meta(lambda: candidate.build(self.build_named))
+            candidate.require_indexed(float_shapes(module))
             network = from_module(module, candidate.name)
             with self._lock:
                 self._networks[candidate.name] = network
                 for name in [*self._networks][:-_MAX_KEPT]:
                     del self._networks[name]
         return network
-
-
-def likely_candidates(graph: WeightGraph) -> list[ArchitectureCandidate]:
-    """Return the architectures that a network may be of; none where they are connected in several ways."""
-    candidates = _as_declared(graph, find_candidates(graph))
-    return candidates if _are_connected_alike(candidates) else []
 
 
 def _are_connected_alike(candidates: Sequence[ArchitectureCandidate]) -> bool:
@@ -88,20 +147,6 @@ def _as_declared(
     declared = declared_architecture(graph.source) if len(candidates) > 1 else None
     name = f"timm:{(declared or '').partition('.')[0]}"
     return [x for x in candidates if x.name.partition(",")[0] == name] or candidates
-
-
-def _require_indexed(candidate: ArchitectureCandidate, module: nn.Module) -> None:
-    """Raise `SourceError` where what is installed builds another network than that of the index."""
-    if candidate.indexed is None:
-        return
-    expected = candidate.indexed.signature
-    if Signature.of(float_shapes(module), expected.lengths) != expected:
-        raise SourceError(
-            candidate.name,
-            "what is installed builds another network of that name",
-            "names and shapes of all weights must fit",
-            "install another version of the library",
-        )
 
 
 def _with_common_kinds(
@@ -122,3 +167,12 @@ def _describe(candidates: Sequence[ArchitectureCandidate]) -> str:
         return text
     more = f" and {len(labels) - _MAX_SHOWN} more" if len(labels) > _MAX_SHOWN else ""
     return f"{text}; {', '.join(labels[1:_MAX_SHOWN])}{more} have the same names and shapes"
+
+
+def _describe_by_order(candidates: Sequence[ArchitectureCandidate]) -> str:
+    names, counted = _describe(candidates).partition("; ")[::2]
+    others = counted.replace("have the same names and shapes", "too")
+    return (
+        f"{names} by the shapes of its layers in their order, as its names are unknown"
+        f"{f' ({others})' if others else ''}; strides, padding and activations are taken to be the same"
+    )

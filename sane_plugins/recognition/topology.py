@@ -60,6 +60,23 @@ def with_layers_of(graph: WeightGraph, network: WeightGraph, names: Names) -> We
     return replace(graph, layers=layers, ties=ties, notes=(*network.notes, *notes))
 
 
+def with_own_layer_names(graph: WeightGraph, names: Names) -> WeightGraph:
+    """Return a graph whose layers, named as in a network of other names, are named as in its file."""
+    stored = {layer_name(plain): layer_name(key) for key, plain in names.items()}
+    stored |= {plain: key for key, plain in names.items()}  # of lone parameters
+    weighted = {layer.name for layer in graph.layers if layer.params}
+    renamed = {layer.name: layer.name for layer in graph.layers} | {
+        name: stored[name] for name in weighted & stored.keys()
+    }
+    if len({*renamed.values()}) < len(renamed):  # an operation is called like a layer of the file
+        return graph
+    layers = tuple(
+        replace(layer, name=renamed[layer.name], inputs=tuple(renamed[x] for x in layer.inputs))
+        for layer in graph.layers
+    )
+    return replace(graph, layers=layers)
+
+
 def with_kinds(graph: WeightGraph, kinds: LayerKinds, names: Names) -> WeightGraph:
     """Return a file's graph with the kinds of its layers; those of no kind of layer stay as they are."""
     by_name = dict(zip(_layer_names(names.values()), kinds, strict=True))

@@ -25,6 +25,7 @@ from .layers import (
 from .loading import load_into, load_nearest
 from .masks import MAX_VALUE
 from .module_copies import copy_module, evaluation_copy
+from .module_state import names_in_use
 from .module_writes import computes_tensors
 from .modules import from_module
 from .natural_order import natural_key, recurrent_place
@@ -81,6 +82,7 @@ __all__ = [
     "load_into",
     "load_nearest",
     "memory_key",
+    "names_in_use",
     "natural_key",
     "recurrent_place",
     "rounded_to",

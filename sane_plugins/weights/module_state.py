@@ -47,6 +47,20 @@ def module_state(module: nn.Module, graph: WeightGraph) -> StoredState:
     return StoredState(state, ties, _main_names(module))
 
 
+def names_in_use(module: nn.Module) -> dict[str, str]:
+    """Return, by the name of each stored tensor that another is computed from, the name of that one."""
+    names: dict[str, str] = {}
+    for entry in filter(is_computed, read_module_tensors(module)[0]):
+        prefix = entry.key.removesuffix(entry.attribute)
+        if parametrize.is_parametrized(entry.module, entry.attribute):
+            steps: nn.Module = entry.module.parametrizations[entry.attribute]  # type: ignore[index, assignment]
+            stored = [f"parametrizations.{entry.attribute}.{key}" for key in steps.state_dict()]
+        else:
+            stored = hooked_tensors(entry.module).stored_names(entry.attribute)
+        names |= {prefix + key: entry.key for key in stored}
+    return names
+
+
 def _main_names(module: nn.Module) -> dict[str, str]:
     """Return, for each computed tensor, the stored one that has its shape."""
     names = {}

@@ -84,6 +84,10 @@ AT_CALL: dict[str, tuple[str, str]] = {
         "@hookimpl\ndef sane_prompts(): return {'mine': 3, 'photo': print}",
         "an int where a PromptOffer",
     ),
+    "no_published_networks": (
+        "@hookimpl\ndef sane_published_networks(): return {'mine': 3, 'net': print}",
+        "an int where a PublishedNetwork",
+    ),
     "list_of_engines": ("@hookimpl\ndef sane_engines(): return ['mine']", "a list where a mapping"),
     "generated_samplers": (
         "@hookimpl\ndef sane_samplers(): return (x for x in 'ab')",

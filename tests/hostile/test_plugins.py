@@ -61,6 +61,7 @@ def _use(host) -> None:
     assert {"sane", "statistics"} <= set(host.encoders())
     assert set(host.property_heads()) >= set(embedded_heads())
     host.prompts()
+    host.published_networks()
     host.commands(taken=["list"])
     host.report(Progress(job="job", done=0, total=1))
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sane_plugins.autoencoder import SANE, SANEConfig
 from sane_plugins.errors import SourceError
-from sane_plugins.grafting import PromptInfo, PromptNetwork
+from sane_plugins.grafting import GraftMethod, PromptInfo, PromptNetwork
 from sane_plugins.initialize import (
     Family,
     Initialization,
@@ -194,3 +194,27 @@ def test_same_seed_same_bytes(task, sane, good) -> None:
     first, again = (run(generate, task, sane, [good]) for _ in range(2))
     assert first.rows == again.rows
     assert all(torch.equal(again.graph.tensors[k], x) for k, x in first.graph.tensors.items())
+
+
+@pytest.mark.parametrize("place", [3, 7])
+def test_a_computed_tensor_counts_by_the_name_in_use(task, sane, good, place) -> None:
+    """Weight norm stores directions and lengths; what is transferred or fitted is the weight they give."""
+
+    def normed() -> nn.Module:
+        module = network()
+        nn.utils.parametrizations.weight_norm(module[place])
+        return module
+
+    given = {"prompt_networks": [good], "methods": {"graft": GraftMethod()}}
+    done = generate(normed, task, [good.graph], sane, OPTIONS, **given)
+    assert done.chosen is Family.TRANSFER
+    written = Origin.TRANSFERRED if place == 3 else Origin.FITTED
+    assert done.origins[f"{place}.weight"] is written
+    assert not [key for key in done.origins if "parametrizations" in key]
+    options = replace(OPTIONS, exclude=(f"{place}.weight",))
+    kept = generate(normed, task, [good.graph], sane, options, **given)
+    assert kept.origins[f"{place}.weight"] is Origin.DEFAULT
+    difference = (
+        kept.graph.tensors[f"{place}.weight"] - done.graph.tensors[f"{place}.weight"]
+    ).abs()
+    assert difference.mean() > 0.01

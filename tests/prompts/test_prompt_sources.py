@@ -102,7 +102,7 @@ def test_a_file_runs_as_what_its_factory_builds(host, tmp_path) -> None:
     path = tmp_path / "net.pt"
     torch.save({f"wrapped.{k}": x for k, x in module.state_dict().items()}, path)
     builders = [NamedBuilder("ours", lambda classes: small_cnn(3, classes or 10))]
-    network = PromptReader(host.open, host.build, builders)(path)
+    network = PromptReader(host.open, host.recognizer, builders)(path)
     assert torch.equal(network.build()(_images()), module(_images()))
     grey = [NamedBuilder("grey", lambda classes: small_cnn(1, classes or 10))]
     assert fit_builder(network.graph, grey[0]) is None

