@@ -1,4 +1,4 @@
-"""Forty networks and their relatives: noisy, pruned, tuned, shuffled, rounded, exported, renamed, extended.
+"""Networks and their relatives: noisy, pruned, tuned, shuffled, rounded, exported, renamed, extended.
 
 Used by `relatives.py`.
 """
@@ -24,7 +24,7 @@ from sane_plugins.tasks import Task, load_task
 from sane_plugins.weights import WeightGraph, copy_module, from_module
 from sane_plugins.zoo import import_published
 
-IMAGES = 800
+IMAGES, FEW_IMAGES = 800, 200
 EPOCHS = 3
 FACTORIES: Mapping[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet": (partial(resnet, channels_in=1, depth=8, width=8), 10),
@@ -46,34 +46,42 @@ class Member:
 
 
 def members(data: Path) -> Iterator[Member]:
-    """Yield the forty networks, those of one group after each other."""
+    """Yield the networks, those of one group after each other."""
     rng = torch.Generator().manual_seed(0)
     tasks = {
         name: load_task(data / "datasets" / f"{name}.npz", size)
-        for name, size in (("mnist", 28), ("fashion_mnist", 28), ("cifar10", None), ("photos10b", None))
+        for name, size in (
+            ("mnist", 28),
+            ("fashion_mnist", 28),
+            ("cifar10", None),
+            ("photos10b", None),
+        )
     }
-    tasks = {name: replace(x, x_test=x.x_test[:100], y_test=x.y_test[:100]) for name, x in tasks.items()}
+    tasks = {
+        name: replace(x, x_test=x.x_test[:100], y_test=x.y_test[:100]) for name, x in tasks.items()
+    }
     few = {name: task.subset(IMAGES, rng) for name, task in tasks.items()}
     others = {"mnist": "fashion_mnist", "cifar10": "photos10b"}
-    for task, other in others.items():
+    for task, another in others.items():
         zoo = import_published(data / "zoos" / f"{task}-cnn.json")
         last = {e.network: e for e in zoo.entries if e.properties["finite"]}
         ranked = sorted(last.values(), key=lambda e: -float(e.properties["test_accuracy"]))
         for entry in ranked[: len(ranked) // 2 : len(ranked) // 24][:12]:
             name = f"{zoo.name} {entry.network}"
-            yield Member(name, zoo.name, zoo.module(entry), few[task], few[other])
+            yield Member(name, zoo.name, zoo.module(entry), few[task], few[another])
     for name, (build, count) in FACTORIES.items():
         for i in range(count):
             torch.manual_seed(100 + i)
             module = build()
             _train(module, tasks["mnist"].subset(IMAGES, rng), EPOCHS, 3e-3, 100 + i)
-            yield Member(f"{name} {i}", name, module.eval(), few["mnist"], few["fashion_mnist"])
+            own, other = (few[x].subset(FEW_IMAGES, rng) for x in ("mnist", "fashion_mnist"))
+            yield Member(f"{name} {i}", name, module.eval(), own, other)
     for depth, stem in ((20, "12fca82f"), (32, "d509ac18")):
         path = data / "checkpoints/akamaster_pytorch_resnet_cifar10" / f"resnet{depth}-{stem}.th"
         stored = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
         module = resnet(depth=depth)
         module.load_state_dict({k.removeprefix("module."): x for k, x in stored.items()})
-        own, other = (few[name].subset(500, rng) for name in ("cifar10", "photos10b"))
+        own, other = (few[name].subset(FEW_IMAGES, rng) for name in ("cifar10", "photos10b"))
         yield Member(f"resnet{depth}", "published", module.eval(), own, other)
 
 
@@ -146,7 +154,11 @@ def exported(module: nn.Module, task: Task, path: Path) -> WeightGraph:
         warnings.simplefilter("ignore")
         example = task.x_train[:1]
         torch.onnx.export(
-            copy_module(module).eval(), (example,), str(path), dynamo=False, do_constant_folding=True
+            copy_module(module).eval(),
+            (example,),
+            str(path),
+            dynamo=False,
+            do_constant_folding=True,
         )
     graph = sane_onnx.sane_open(path)
     assert graph is not None

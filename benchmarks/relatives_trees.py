@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from sane_plugins.architectures import mlp, resnet, small_cnn, vit
+from sane_plugins.architectures import mlp, small_cnn, vit
 from sane_plugins.initialize import TrainOptions, train_epochs
 from sane_plugins.tasks import Task, load_task
 from sane_plugins.weights import WeightGraph, copy_module, from_module
 
 TASKS = ("mnist", "fashion_mnist", "usps", "animal_mnist")
-IMAGES = 1000
+IMAGES, EPOCHS = 600, 5
 BRANCHES = (4, 2, 2)
 """Children of the root, of each child, and of each grandchild: 4 + 8 + 16 networks below a root."""
 RECIPES = (
@@ -41,10 +41,9 @@ def trees(data: Path, seed: int) -> Iterator[tuple[str, list[Node]]]:
     for name in TASKS:
         task = load_task(data / "datasets" / f"{name}.npz", 28)
         tasks[name] = replace(task, x_test=task.x_test[:10], y_test=task.y_test[:10])
-    builders = {
+    builders: dict[str, Callable[[], nn.Module]] = {
         "small_cnn": lambda: small_cnn(channels_in=1),
         "mlp": lambda: mlp(channels_in=1, width=24),
-        "resnet": lambda: resnet(channels_in=1, depth=8, width=8),
         "vit": vit,
     }
     for i, (name, build) in enumerate(builders.items()):
@@ -63,8 +62,7 @@ def _tree(root: nn.Module, tasks: Mapping[str, Task], rng: torch.Generator) -> l
                 child = copy_module(modules[parent])
                 name = TASKS[int(torch.randint(len(TASKS), (), generator=rng))]
                 recipe = RECIPES[int(torch.randint(len(RECIPES), (), generator=rng))]
-                epochs = 1 + int(torch.randint(3, (), generator=rng))
-                train_epochs(child, tasks[name].subset(IMAGES, rng), epochs, recipe, rng)
+                train_epochs(child, tasks[name].subset(IMAGES, rng), EPOCHS, recipe, rng)
                 born.append(len(nodes))
                 modules.append(child)
                 nodes.append(Node(_copied(child), parent))

@@ -148,6 +148,12 @@ def convert(folder: Path) -> None:
     onnx_file(folder / "model.onnx")
 
 
+def find_relatives(folder: Path) -> None:
+    zoo(folder / "my-zoo", 3, _FACTORY)
+    opened = Zoo.open(folder / "my-zoo")
+    torch.save(opened.state_dict(opened.entries[0]), folder / "unknown.pt")
+
+
 PAGES: dict[str, Callable[[Path], None]] = {
     "README": readme,
     "docs/tutorial/first-initialisation": tutorial,
@@ -155,6 +161,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "docs/how-to/check-networks": check_networks,
     "docs/how-to/convert-a-network": convert,
     "docs/how-to/embed-in-a-host": embed,
+    "docs/how-to/find-relatives": find_relatives,
     "docs/how-to/fit-your-own-heads": own_heads,
     "docs/how-to/initialise-a-pruned-network": pruned_network,
     "docs/how-to/initialise-for-an-image-folder": image_folder,

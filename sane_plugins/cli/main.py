@@ -36,6 +36,7 @@ _COMMANDS = LazyCommands(
         "heads": "sane_plugins.cli.heads:heads",
         "inspect": "sane_plugins.cli.inspect:inspect",
         "list": "sane_plugins.cli.list_plugins:list_plugins",
+        "parents": "sane_plugins.cli.parents:parents",
         "predict": "sane_plugins.cli.predict:predict",
         "pretrain": "sane_plugins.cli.pretrain:pretrain",
         "zoo": "sane_plugins.cli.zoo:zoo",

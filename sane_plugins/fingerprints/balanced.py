@@ -23,6 +23,7 @@ _ROUNDS = 12
 _TOLERANCE = 1e-4
 _BLOCK = 2**20  # values in single precision at a time
 _MOST_ENERGIES = 2**24  # kept between rounds
+_LEAST = 1e-30  # mean square, of the largest value's square: what is smaller counts as 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,4 +93,6 @@ class _Energies:
 
 
 def _inverse(x: npt.NDArray[np.floating]) -> Array:
-    return np.divide(1.0, x, out=np.zeros(len(x), np.float32), where=x > 0, casting="unsafe")
+    out = np.zeros(len(x), np.float32)
+    np.divide(1.0, x, out=out, where=x > _LEAST, casting="unsafe")
+    return out

@@ -10,6 +10,7 @@ Legend: n output channels, m input channels, p places of a kernel, D numbers of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -80,3 +81,8 @@ def _joined(
         order = np.argsort(np.indices(places).sum(0).ravel(), kind="stable")[1 : 1 + _WAVES]
         parts += [np.arcsinh(transformed[:, i, order]) for i in range(2)]
     return np.concatenate(parts, 1).astype(np.float32)
+
+
+def descriptor_length(places: tuple[int, ...]) -> int:
+    """Return the numbers of a channel, by the places of a kernel."""
+    return 3 * _COLORS + len(_WAVED) * min(prod(places) - 1, _WAVES)

@@ -15,7 +15,7 @@ def distances(a: Array, b: Array) -> Array:
 
 
 def nearest_other(a: Array) -> Array:
-    """Return the distance (R,) of each row of `a` (R, D) to the nearest other one; infinity if there is none."""
+    """Return the distance (R,) of each row of `a` (R, D) to the nearest other one; infinity without one."""
     if len(a) < 2:
         return np.full(len(a), np.inf, np.float32)
     between = distances(a, a)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sane_plugins.fingerprints.distances import distances
 from sane_plugins.fingerprints.network_fingerprint import TensorFingerprint
+from sane_plugins.fingerprints.projection import transposed
 
 Array = npt.NDArray[np.float32]
 _SAME = 1e-3  # distance of channels that nothing tells apart
@@ -24,8 +26,8 @@ _SAME = 1e-3  # distance of channels that nothing tells apart
 class Evidence:
     """For each pair of matrices (A, B): the estimated cosine in their own order, and the recognised channels.
 
-    `recognized` sums, over the channels of both sides, how surely each is recognised, from 0 to 1; `channels` is
-    how many there are.
+    `recognized` sums, over the channels of both sides, how surely each is recognised, from 0 to 1; `channels`
+    is how many there are.
     """
 
     cosine: Array
@@ -35,7 +37,7 @@ class Evidence:
     @property
     def share(self) -> Array:
         """Return the share of channels that are recognised, in any order (A, B)."""
-        return self.recognized / np.maximum(self.channels, 1)
+        return np.asarray(self.recognized / np.maximum(self.channels, 1), np.float32)
 
 
 def evidence(a: Sequence[TensorFingerprint], b: Sequence[TensorFingerprint]) -> Evidence:
@@ -49,15 +51,36 @@ def evidence(a: Sequence[TensorFingerprint], b: Sequence[TensorFingerprint]) -> 
                 alike = [j for j in same if plain_shape(b[j]) == form]
                 others = [b[j] for j in alike]
                 recognized[i, alike], channels[i, alike] = _recognized(a[i], others)
-                if form == plain_shape(a[i]):
-                    cosine[i, alike] = cosines(a[i].sketch, np.stack([x.sketch for x in others]))
+                cosine[i, alike] = in_order(a[i], form, np.stack([x.sketch for x in others]))
     return Evidence(cosine, recognized, channels)
 
 
-def comparable(a: TensorFingerprint, b: TensorFingerprint) -> bool:
+class HasShape(Protocol):
+    """What has the shape of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return output channels, input channels and places."""
+
+
+def comparable(a: HasShape, b: HasShape) -> bool:
     """Return whether channels of two matrices can be alike: of one shape, or of the transposed one."""
     one, other = plain_shape(a), plain_shape(b)
     return one == other or one == (other[1], other[0], *other[2:])
+
+
+def in_order(a: TensorFingerprint, form: tuple[int, ...], sketches: Array) -> Array:
+    """Return the estimated cosines (B,) of a matrix and others of one comparable form, by sketches (B, K).
+
+    A matrix of two axes is compared with the transposed ones too.
+    """
+    found = np.zeros(len(sketches), np.float32)
+    own = plain_shape(a)
+    if own == form:
+        found = cosines(a.sketch, sketches)
+    if len(own) == 2 and own == form[::-1]:
+        found = np.maximum(found, cosines(transposed(a.sketch), sketches))
+    return found
 
 
 def cosines(sketch: Array, others: Array) -> Array:
@@ -87,9 +110,9 @@ def _recognized(a: TensorFingerprint, others: Sequence[TensorFingerprint]) -> tu
 
 
 def sureness(a: Array, a_apart: Array, b: Array, b_apart: Array) -> Array:
-    """Return how surely each channel of `a` (R, D) is recognised in each matrix of `b` (B, R', D), (R, B).
+    """Return how surely each channel of `a` (R, D) is recognised in each of `b` (B, R', D), as (R, B).
 
-    `a_apart` (R,) and `b_apart` (B, R') are the distances to the nearest other channel of the same matrix. The
+    `a_apart` (R,) and `b_apart` (B, R') are the distances to the nearest other channel of its matrix. The
     sureness is 1 less the distance to the match, as a part of the smaller of both channels' own distances
     (after Lowe 2004), where the two are each other's nearest. Strangers are as far from each other as the
     channels of one network are: 0. Channels that others of their own matrix equal get 0.
@@ -105,7 +128,7 @@ def sureness(a: Array, a_apart: Array, b: Array, b_apart: Array) -> Array:
     return np.where(is_known, np.clip(1 - ratio, 0, 1), 0).astype(np.float32)
 
 
-def plain_shape(tensor: TensorFingerprint) -> tuple[int, ...]:
+def plain_shape(tensor: HasShape) -> tuple[int, ...]:
     """Return a shape without axes of size 1 at its end: a 1x1 convolution is a linear layer."""
     shape = tensor.shape
     while len(shape) > 2 and shape[-1] == 1:

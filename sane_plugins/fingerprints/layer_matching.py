@@ -61,9 +61,7 @@ def match_layers(a: NetworkFingerprint, b: NetworkFingerprint) -> LayerMatching:
     be recognised alone: they follow the matrices that stand before them.
     """
     numbers = [[i for i, x in enumerate(network.tensors) if x.is_matrix] for network in (a, b)]
-    matrices = [
-        [network.tensors[i] for i in own] for network, own in zip((a, b), numbers, strict=True)
-    ]
+    matrices = [a.tensors[i] for i in numbers[0]], [b.tensors[j] for j in numbers[1]]
     found = evidence(*matrices)
     likeness = np.maximum(np.maximum(found.cosine, found.share), 0)
     assigned = assign_matrices(*matrices, found)

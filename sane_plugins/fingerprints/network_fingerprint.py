@@ -24,6 +24,8 @@ from sane_plugins.weights import Param, WeightGraph
 Array = npt.NDArray[np.float32]
 MAX_CHANNELS = 64
 QUANTILES = 33
+MOMENTS = 3
+_LEAST_VARIANCE = 1e-10  # as a part of the mean square
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -31,9 +33,10 @@ class TensorFingerprint(ShortRepr):
     """What is kept of one tensor.
 
     `shape` is (output channels, input channels, *places) of a matrix, (channels,) of a vector. `quantiles`
-    (33,) of the values. Of a matrix also: descriptors of at most 64 channels, `outputs` (R, D) and `inputs`
-    (C, D), those most unlike the others first, with their numbers in the tensor, and `sketch` (256,), the
-    projection in the tensor's own order; of a vector all are empty.
+    (33,) of the values, and their `moments` (3,): mean, mean square and kurtosis. Of a matrix also:
+    descriptors of at most 64 channels, `outputs` (R, D) and `inputs` (C, D), those most unlike the others
+    first, with their numbers in the tensor, and `sketch` (256,), the projection in the tensor's own order;
+    of a vector all are empty.
     """
 
     key: str
@@ -41,6 +44,7 @@ class TensorFingerprint(ShortRepr):
     role: str
     shape: tuple[int, ...]
     quantiles: Array
+    moments: Array
     outputs: Array
     output_channels: npt.NDArray[np.int32]
     inputs: Array
@@ -113,6 +117,7 @@ def _of_tensor(param: Param, layer: str, tensor: torch.Tensor) -> TensorFingerpr
         role=param.role,
         shape=shape if shape else (1,),
         quantiles=_quantiles(tensor),
+        moments=_moments(tensor),
         outputs=outputs[rows],
         output_channels=rows,
         inputs=inputs[columns],
@@ -125,6 +130,16 @@ def _quantiles(tensor: torch.Tensor) -> Array:
     values = np.sort(tensor.to("cpu", torch.float32).numpy(), axis=None)
     places = np.linspace(0, len(values) - 1, QUANTILES).round().astype(int)
     return np.asarray(values[places], np.float32)
+
+
+def _moments(tensor: torch.Tensor) -> Array:
+    """Return mean, mean square, and kurtosis (0 where all values are equal)."""
+    values = tensor.to("cpu", torch.float32)
+    mean, square = float(values.mean()), float(values.square().mean())
+    variance = square - mean * mean
+    fourth = float((values - mean).square_().square_().mean())
+    kurtosis = fourth / variance**2 if variance > _LEAST_VARIANCE * square else 0.0
+    return np.array([mean, square, kurtosis], np.float32)
 
 
 def _most_unlike(descriptors: Array) -> npt.NDArray[np.int32]:

@@ -2,6 +2,7 @@ from .archives import Archive
 from .artifact import (
     DENOISER,
     EMBEDDINGS,
+    FINGERPRINTS,
     HEADER,
     PRETRAINING_STATE,
     PROPERTY_HEADS,
@@ -54,6 +55,7 @@ __all__ = [
     "DENOISER",
     "EMBEDDINGS",
     "EXPORTED",
+    "FINGERPRINTS",
     "HEADER",
     "HUB",
     "INDEX",

@@ -82,6 +82,12 @@ EMBEDDINGS = ArtifactKind(
     version=1,
     way_out="check the path, or write them with 'sane-plugins embed'",
 )
+FINGERPRINTS = ArtifactKind(
+    key="sane_fingerprints",
+    noun="fingerprints",
+    version=1,
+    way_out="delete the file, and index the zoo again",
+)
 PRETRAINING_STATE = ArtifactKind(
     key="sane_run",
     noun="interrupted pretraining",
@@ -94,7 +100,15 @@ ZOO_TRAINING_STATE = ArtifactKind(
     article="an",
     way_out="add --force to start anew",
 )
-_KINDS = (SANE_MODEL, PROPERTY_HEADS, DENOISER, EMBEDDINGS, PRETRAINING_STATE, ZOO_TRAINING_STATE)
+_KINDS = (
+    SANE_MODEL,
+    PROPERTY_HEADS,
+    DENOISER,
+    EMBEDDINGS,
+    FINGERPRINTS,
+    PRETRAINING_STATE,
+    ZOO_TRAINING_STATE,
+)
 HEADER = "sane"  # metadata key of a network's file: order, ties and axes of its tensors
 
 

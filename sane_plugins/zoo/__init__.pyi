@@ -1,5 +1,6 @@
 from .add import Added, AddOptions, add_networks
 from .evaluate import Evaluated, EvaluateOptions, evaluate_zoo
+from .fingerprint_index import IndexedZoo, index_zoo
 from .folder_walk import FolderContents, walk_folder
 from .index import Entry, is_zoo, read_index
 from .property_table import join_table, read_table
@@ -20,12 +21,14 @@ __all__ = [
     "EvaluateOptions",
     "Evaluated",
     "FolderContents",
+    "IndexedZoo",
     "RunName",
     "Zoo",
     "add_networks",
     "evaluate_zoo",
     "evaluation_pool",
     "import_published",
+    "index_zoo",
     "is_zoo",
     "join_table",
     "name_by_file",

@@ -84,6 +84,14 @@ Prompts come from all networks of a zoo, also those that the SANE was trained on
 reference; that, not the noise per token, is what sets them apart, and so narrow a density stays near decoded prompts.""",
     ),
     Section(
+        title="Relatives",
+        name="relatives",
+        command=f"benchmarks/relatives.py {DATA}",
+        text="""Is the origin of a changed network found first among others, and within the limit that `parents` uses?
+Limits were settled on one half of 42 networks, and the other half is shown; the rule of trees was settled on trees of other
+seeds. Strangers of one architecture and recipe are among those that must stay outside of the limit.""",
+    ),
+    Section(
         title="Layers",
         name="layers",
         command=f"benchmarks/layers.py {DATA}",
