@@ -14,6 +14,7 @@ from torch import nn
 import sane_plugins
 from sane_plugins import Host
 from sane_plugins.architectures import FULL_TRUST, build, import_torchvision, resnet, small_cnn
+from sane_plugins.weights import copy_module
 from sane_plugins.zoo import Entry, Zoo, write_zoo
 
 _BUILDER = """from torch import nn
@@ -118,7 +119,7 @@ def compare(folder: Path) -> None:
     module = resnet(depth=20)
     checkpoint(folder / "before.pt", module)
     save_file(module.state_dict(), folder / "same.safetensors")
-    torch.save({key: x.half() for key, x in module.state_dict().items()}, folder / "half.pt")
+    checkpoint(folder / "half.pt", copy_module(module).half())
     nn.init.normal_(module.linear.weight)
     checkpoint(folder / "after.pt", module)
 
