@@ -4,7 +4,7 @@
 
 Heads of layer statistics are fitted on seven of ten training runs of both published zoos together, three times,
 and asked about all pairs of checkpoints of the other runs: of one run, of two runs of a zoo, and of two zoos.
-`correlation` is that of the two errors, each in its own predicted deviation.
+`product_of_errors` is the mean product of both errors, each in the half-width of its own interval.
 """
 
 from __future__ import annotations

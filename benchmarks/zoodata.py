@@ -82,8 +82,13 @@ def features(zoo: Zoo, model: SANE) -> FeatureDataset:
     """Return flat weights, s(W), statistics and SANE features of a zoo, kept in runs/ between calls."""
     options, encoder = encoders.EncodeOptions(), encoders.SaneEncoder(model)
     own: dict[str, Measure] = {"sane": lambda graph: encoder.features(graph, options).numpy()}
-    found = _kept(zoo, "features", PLAIN) | _kept(zoo, f"sane-{fingerprint(model)}", own)
+    found = plain_features(zoo) | _kept(zoo, f"sane-{fingerprint(model)}", own)
     return FeatureDataset(features=found, networks=[entry.network for entry in zoo.entries])
+
+
+def plain_features(zoo: Zoo) -> dict[str, Array]:
+    """Return flat weights, s(W), statistics and structure of a zoo, kept in runs/ between calls."""
+    return _kept(zoo, "features", PLAIN)
 
 
 def _kept(zoo: Zoo, what: str, measures: Mapping[str, Measure]) -> dict[str, Array]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import click
     from torch import nn
 
+    from sane_plugins.cost import CostOptions, NetworkCost
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Sampler
     from sane_plugins.grafting import PromptOffer, PublishedNetwork, TransferMethod
@@ -57,6 +58,14 @@ def sane_predict_properties(
     """Predict properties of a network from its weights. Called by hosts and commands.
 
     Return one estimate per property, keyed by the property's name, or None to pass.
+    """
+
+
+@hookspec(firstresult=True)
+def sane_cost(source: Any, options: CostOptions | None) -> NetworkCost | None:
+    """Count what running a network takes, without its weights. Called by hosts and commands.
+
+    Return the cost, or None to leave it to the next plugin. Decline before importing.
     """
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     import click
     from torch import nn
 
+    from sane_plugins.cost import CostOptions, NetworkCost
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Prompts, Sampler
     from sane_plugins.grafting import PromptNetwork, PromptOffer, PublishedNetwork, TransferMethod
@@ -256,6 +257,11 @@ class Host:
             "sane_predict_properties", source=source, options=options
         )
         return estimates
+
+    def cost(self, source: Any, options: CostOptions | None = None) -> NetworkCost:
+        """Count what running a network takes: a name, a module, or a file of a known architecture."""
+        cost: NetworkCost = self._required_answer("sane_cost", source=source, options=options)
+        return cost
 
     def initialize(
         self,

@@ -7,6 +7,7 @@ asked of fake tensors on `cuda:0` first, which refuse it or tell where its resul
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -178,7 +179,7 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, flat = kwargs or {}, _leaves((args, kwargs))
         is_made = "device" in kwargs or not any(isinstance(x, torch.Tensor) for x in flat)
-        if _Moves.is_within_card and is_made:
+        if is_made and _Moves.is_within_card and _is_called_by_torch():
             kwargs = {**kwargs, "device": CUDA}
             flat.append(CUDA)
         if not any(isinstance(x, CardTensor) or _is_card(x) for x in flat):
@@ -199,6 +200,17 @@ class _Operations(TorchDispatchMode):
             return known[id(x)] if id(x) in known else CardTensor(x)
 
         return _each(wrap, result)
+
+
+def _is_called_by_torch() -> bool:
+    """Return whether C++ asks for an operation within a function, and not the code of a dispatch mode.
+
+    What C++ makes for a tensor of the card lies there; what Python makes there lies on the CPU.
+    """
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torch."):
+        frame = frame.f_back
+    return frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__")
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import torch
 from card import CardTensor, card
 from click.testing import CliRunner
 from graftnets import MobileNet, ResidualNet, trained
+from tokennets import HandViT, TorchViT
+from tokennets import trained as trained_tokens
 from torch import nn
 
 import sane_plugins
@@ -61,6 +63,8 @@ from sane_plugins.weights import (
 from sane_plugins.zoo import Entry, EvaluateOptions, Zoo, evaluate_zoo, write_zoo
 from sane_plugins.zoo_training import Hyperparameters, Schedule, TrainingImages
 from sane_plugins.zoo_training.group_trainer import GroupTrainer
+from sane_plugins.zoo_training.network_trainer import NetworkTrainer, TrainerSettings
+from sane_plugins.zoo_training.recipe import NetworkTraining, RecipeNetwork
 
 CUDA = "cuda:0"
 SMALL = SANEConfig(
@@ -282,37 +286,65 @@ def test_feature_regression(gpu: str, task: Task) -> None:
     assert all(map(same, fitted("cpu"), there))
 
 
-@pytest.mark.parametrize("method", ["graft", "place"])
-def test_grafting(gpu: str, method: str) -> None:
-    images, labels = torch.rand(6, 3, 16, 16), torch.arange(6) % 5
-    data = Task(
+def _noise(size: int) -> Task:
+    rng = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(6, 3, size, size, generator=rng), torch.arange(6) % 5
+    return Task(
         name="noise",
         x_train=images,
         y_train=labels,
         x_test=images,
         y_test=labels,
         classes=tuple("abcde"),
+        pixel_mean=(0.4,) * 3,
+        pixel_deviation=(0.3,) * 3,
     )
-    source = trained(MobileNet())
+
+
+def _transferred(
+    device: str, method: str, source: nn.Module, build: Callable[[], nn.Module], size: int
+) -> list[torch.Tensor]:
+    """Return what a network of this device holds when a method has written a source into it."""
     lent = PromptNetwork(
         graph=from_module(source),
         info=PromptInfo(
             name="lent",
-            preparation=Preparation(mean=(0.5,) * 3, deviation=(0.2,) * 3, size=(16, 16)),
+            preparation=Preparation(mean=(0.5,) * 3, deviation=(0.2,) * 3, size=(size, size)),
         ),
         build=lambda: deepcopy(source),
     )
+    torch.manual_seed(0)
+    module, rng = build().to(device), torch.Generator().manual_seed(0)
+    transfer_methods()[method](module, lent, _noise(size).to(device), rng)
+    return [*module.state_dict().values()]
 
-    def transferred(device: str) -> list[torch.Tensor]:
-        torch.manual_seed(0)
-        module = ResidualNet((9, 14, 11)).to(device)
-        rng = torch.Generator().manual_seed(0)
-        transfer_methods()[method](module, lent, data.to(device), rng)
-        return [*module.state_dict().values()]
 
-    there = transferred(gpu)
+@pytest.mark.parametrize("method", ["graft", "place"])
+def test_grafting(gpu: str, method: str) -> None:
+    source, build = trained(MobileNet()), partial(ResidualNet, (9, 14, 11))
+    there = _transferred(gpu, method, source, build, 16)
     assert all(map(is_on_card, there))
-    assert all(map(same, transferred("cpu"), there))
+    assert all(map(same, _transferred("cpu", method, source, build, 16), there))
+
+
+@pytest.mark.parametrize("method", ["graft", "regression-protected", "mimetic"])
+@pytest.mark.parametrize(
+    ("source", "build"),
+    [
+        (TorchViT(depth=3), TorchViT),
+        (TorchViT(width=30), TorchViT),
+        (TorchViT(patch=16), partial(TorchViT, width=36, heads=2)),
+        (HandViT(), partial(HandViT, post=True)),
+        (HandViT(width=28), HandViT),
+        (MobileNet(), TorchViT),
+    ],
+    ids=["deeper", "narrower", "wider", "split and post-norm", "split", "from convolutions"],
+)
+def test_transformers(gpu: str, method: str, source: nn.Module, build) -> None:
+    source = trained_tokens(source)
+    there = _transferred(gpu, method, source, build, 32)
+    assert all(map(is_on_card, there))
+    assert all(map(same, _transferred("cpu", method, source, build, 32), there))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -381,6 +413,7 @@ def _zoo(folder: Path, networks: int = 3) -> Zoo:
     [
         ("tensor", "standardised", {"behaviour": 0.5}),
         ("none", "masked", {"gamma": 0.5, "accumulate": 2}),
+        ("tensor", "standardised", {"hidden": 1.0, "canonical": True, "balance": "architectures"}),
         ("zoo", "standardised", {"noise": 0.1, "aligned": True}),
     ],
 )
@@ -414,6 +447,22 @@ def test_training_many_networks(gpu: str, tmp_path: Path) -> None:
     assert group.stack.flat.isfinite().all()
 
 
+def test_training_a_network_of_a_recipe(gpu: str, tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(3)
+    x, y = torch.randn(48, 3, 16, 16, generator=rng), torch.randint(4, (48,), generator=rng)
+    images = TrainingImages(x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+    settings = TrainerSettings(keep=(0, 1), measured=8, device=gpu, bf16=False, save_every=1)
+    factory = {"name": "resnet", "depth": 8, "width": 4}
+    training = NetworkTraining(epochs=1, batch=16, images=40, size=24)
+    network = RecipeNetwork(name="resnet-made", task="made", factory=factory, training=training)
+    given = (network, {**factory, "classes": 4}, images.on(gpu), settings)
+    trainer = NetworkTrainer(*given)
+    assert [*trainer.run(tmp_path / "state", "told")] == [1, 2]
+    assert all(is_on_card(p) and p.isfinite().all() for p in trainer.module.parameters())
+    assert 0 <= trainer.measured[1]["test_accuracy"] <= 1
+    assert [*NetworkTrainer(*given).run(tmp_path / "state", "told")] == []
+
+
 def test_measuring_a_zoo(gpu: str, tmp_path: Path, task: Task) -> None:
     zoo = _zoo(tmp_path / "zoo", 1)
     assert evaluate_zoo(zoo.folder, task, EvaluateOptions(images=20, device=gpu)).measured == 1
@@ -421,7 +470,7 @@ def test_measuring_a_zoo(gpu: str, tmp_path: Path, task: Task) -> None:
 
 # In these rooms tensors of a device are at work, and a tensor that is made says where, or is drawn with
 # numbers of the CPU, so that a seed means the same on every device. The others, and why they are not:
-_ROOMS = ("autoencoder", "generation", "initialize", "pretraining", "zoo_training")
+_ROOMS = ("autoencoder", "generation", "grafting", "initialize", "pretraining", "zoo_training")
 _FACTORIES = {
     *("zeros", "ones", "empty", "full", "arange", "eye", "tensor", "as_tensor", "from_numpy"),
     *("linspace", "logspace", "rand", "randn", "randint", "randperm", "scalar_tensor"),
@@ -432,19 +481,41 @@ _ON_THE_CPU = {
         *("_concatenate_inputs", "_repeat_and_divide", "_source_of_channel", "matching_tokens"),
         *("_matching_slot_tokens", "_rows_by_factory", "World.rows", "draw_windows"),
         *("PermutedDataset.all_tokens", "_permutation_indices", "token_indices", "KDE.__call__"),
-        *("_NetworkDecoder.decode",),
+        *("_NetworkDecoder.decode", "draw_hidden"),
     },
     "single numbers, which go with tensors of any device": {"Diffusion.__call__", "_moments"},
     "of a module, which is moved as a whole": {"SANE.__init__"},
     "zoos and scales lie on the CPU": {
         *("_shared_scale", "_build_architecture_datasets", "_sample_dataset"),
     },
+    "positions and channels that are drawn or found on the CPU, and moved or indexed with": {
+        *("_batch_indices", "layer_fits", "FittingMode._fit", "_MapFitting._draw_hidden"),
+        *("_Grid.of", "_Grid.codes", "_Bases.draw", "_fit_patches", "_write_places"),
+    },
+    "an activation or a module without weights is tried": {"_rectifies", "_is_identity"},
 }
+# Here weights are copied to the CPU, mapped there, and written back.
+_CPU_PARTS = (
+    *(
+        "grafting/channel_maps",
+        "grafting/lending",
+        "grafting/units",
+        "grafting/transformers/branch_",
+    ),
+    *(f"grafting/transformers/{x}" for x in ("embedding_graft", "grids", "head_maps", "mimetic")),
+    *(
+        f"grafting/transformers/{x}"
+        for x in ("stream_maps", "structure", "tracing", "transformer_")
+    ),
+)
 
 
 def _factory_calls(room: str) -> Iterator[tuple[str, str]]:
     """Yield the function and the place of every call that makes a tensor and does not say where."""
-    for path in sorted((Path(sane_plugins.__file__).parent / room).rglob("*.py")):
+    package = Path(sane_plugins.__file__).parent
+    for path in sorted((package / room).rglob("*.py")):
+        if path.relative_to(package).as_posix().startswith(_CPU_PARTS):
+            continue
         for part in ast.parse(path.read_text()).body:
             methods = part.body if isinstance(part, ast.ClassDef) else [part]
             prefix = f"{part.name}." if isinstance(part, ast.ClassDef) else ""
@@ -452,7 +523,7 @@ def _factory_calls(room: str) -> Iterator[tuple[str, str]]:
                 for call in (x for x in ast.walk(method) if isinstance(x, ast.Call)):
                     given = {x.arg for x in call.keywords}
                     if _is_factory(call.func) and not given & {"device", "generator"}:
-                        yield prefix + method.name, f"{room}/{path.name}:{call.lineno}"
+                        yield prefix + method.name, f"{path.relative_to(package)}:{call.lineno}"
 
 
 def _is_factory(function: ast.expr) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sane_plugins import hookimpl
 
 if TYPE_CHECKING:
+    from sane_plugins.cost import CostOptions, NetworkCost
     from sane_plugins.weights import WeightGraph
 
 SUFFIX = ".onnx"
@@ -27,6 +28,21 @@ def sane_open(source: Any) -> WeightGraph | None:
     from sane_onnx.read import read
 
     return read(path)
+
+
+@hookimpl
+def sane_cost(source: Any, options: CostOptions | None) -> NetworkCost | None:
+    """Count what running an ONNX file takes, from its nodes and shapes. Nothing runs."""
+    if not isinstance(source, str | Path) or not _holds_onnx(source):
+        return None
+    from sane_plugins.cost import CostOptions
+    from sane_plugins.formats import require_file
+
+    path = require_file(Path(source))
+    _require_onnx(source)
+    from sane_onnx.costs import count_cost
+
+    return count_cost(path, options or CostOptions())
 
 
 @hookimpl

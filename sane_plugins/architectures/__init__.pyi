@@ -1,6 +1,6 @@
 from .build_code import BuildCode, build_code, described_code
 from .building_blocks import PatchTokens
-from .dry_run import run_on_meta
+from .dry_run import image_count, run_on_meta
 from .factory import build, build_by_name, require_trusted
 from .families import (
     ACTIVATIONS,
@@ -47,6 +47,7 @@ __all__ = [
     "described_code",
     "family_name",
     "find_image_size",
+    "image_count",
     "import_torchvision",
     "is_bare_name",
     "is_function_name",

@@ -6,6 +6,7 @@ Every forward counts axes from the end, so that it also runs with an axis of net
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isqrt
 
 import torch
@@ -32,14 +33,15 @@ class Residual(nn.Module):
         blocks: int,
         width: int,
         shortcut: str,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        block = _BlockForm(act, shortcut, norm)
+        self.conv1, self.bn1 = block.conv_norm(channels_in, width, 3)
         self.act = ACTIVATIONS[act]()
-        self.layer1 = _stage(width, width, blocks, 1, act, shortcut)
-        self.layer2 = _stage(width, 2 * width, blocks, 2, act, shortcut)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, 2, act, shortcut)
+        self.layer1 = _stage(width, width, blocks, 1, block)
+        self.layer2 = _stage(width, 2 * width, blocks, 2, block)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, 2, block)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout)
@@ -53,15 +55,30 @@ class Residual(nn.Module):
         return logits
 
 
+@dataclass(frozen=True)
+class _BlockForm:
+    """What all blocks of a network have alike: activation, shortcut, and "batch" norms or "none"."""
+
+    act: str
+    shortcut: str
+    norm: str
+
+    def conv_norm(
+        self, planes_in: int, planes: int, kernel: int, stride: int = 1
+    ) -> tuple[nn.Module, nn.Module]:
+        """Return a convolution and the norm behind it; without one it has a bias."""
+        has_norm = self.norm == "batch"
+        conv = nn.Conv2d(planes_in, planes, kernel, stride, kernel // 2, bias=not has_norm)
+        return conv, nn.BatchNorm2d(planes) if has_norm else nn.Identity()
+
+
 class _BasicBlock(nn.Module):
-    def __init__(self, planes_in: int, planes: int, stride: int, act: str, shortcut: str) -> None:
+    def __init__(self, planes_in: int, planes: int, stride: int, form: _BlockForm) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(planes_in, planes, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.act = ACTIVATIONS[act]()
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.shortcut = _shortcut(planes_in, planes, stride, shortcut)
+        self.conv1, self.bn1 = form.conv_norm(planes_in, planes, 3, stride)
+        self.act = ACTIVATIONS[form.act]()
+        self.conv2, self.bn2 = form.conv_norm(planes, planes, 3)
+        self.shortcut = _shortcut(planes_in, planes, stride, form)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
@@ -81,22 +98,18 @@ class _ZeroPadChannels(nn.Module):
 
 
 def _stage(
-    planes_in: int, planes: int, blocks: int, stride: int, act: str, shortcut: str
+    planes_in: int, planes: int, blocks: int, stride: int, form: _BlockForm
 ) -> nn.Sequential:
-    first = _BasicBlock(planes_in, planes, stride, act, shortcut)
-    return nn.Sequential(
-        first, *(_BasicBlock(planes, planes, 1, act, shortcut) for _ in range(blocks - 1))
-    )
+    first = _BasicBlock(planes_in, planes, stride, form)
+    return nn.Sequential(first, *(_BasicBlock(planes, planes, 1, form) for _ in range(blocks - 1)))
 
 
-def _shortcut(planes_in: int, planes: int, stride: int, kind: str) -> nn.Module:
+def _shortcut(planes_in: int, planes: int, stride: int, form: _BlockForm) -> nn.Module:
     if planes_in == planes and stride == 1:
         return nn.Identity()
-    if kind == "pad":  # pooling one pixel subsamples the image
+    if form.shortcut == "pad":  # pooling one pixel subsamples the image
         return nn.Sequential(nn.AvgPool2d(1, stride), _ZeroPadChannels(planes - planes_in))
-    return nn.Sequential(
-        nn.Conv2d(planes_in, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
-    )
+    return nn.Sequential(*form.conv_norm(planes_in, planes, 1, stride))
 
 
 class PatchTokens(nn.Module):

@@ -64,7 +64,7 @@ def _run(module: nn.Module, channels: int, image_size: tuple[int, int]) -> DryRu
     }
     is_video = any(isinstance(part, nn.Conv3d) for part in module.modules())
     shape = (1, channels, *((_VIDEO_FRAMES,) if is_video else ()), *image_size)
-    images = [torch.empty(shape, device="meta") for _ in range(_image_count(module))]
+    images = [torch.empty(shape, device="meta") for _ in range(image_count(module))]
     tracker = _ImageTracker(state, images)
     output: tuple[int, ...] = ()
     draws = drawing_from(torch.Generator())
@@ -133,7 +133,7 @@ def first_shape(value: Any) -> tuple[int, ...]:
     return tuple(next((tensor.shape for tensor in _tensors(value)), ()))
 
 
-def _image_count(module: nn.Module) -> int:
+def image_count(module: nn.Module) -> int:
     """Return how many images the forward takes: two for optical flow."""
     parameters = signature(module.forward).parameters.values()
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)

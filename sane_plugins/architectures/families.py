@@ -64,15 +64,19 @@ def resnet(
     depth: int = 20,
     width: int = 16,
     shortcut: str = "pad",
+    norm: str = "batch",
 ) -> nn.Module:
     """Build a ResNet of the CIFAR family (He et al. 2016, section 4.2) for images of any size.
 
-    `depth` is 6n + 2: 8, 14, 20, 32, 56. `shortcut` is "pad" (option A) or "conv" (option B). Parameter
-    names are those of github.com/akamaster/pytorch_resnet_cifar10.
+    `depth` is 6n + 2: 8, 14, 20, 32, 56. `shortcut` is "pad" (option A) or "conv" (option B). `norm` is
+    "batch" or "none", with biases instead. Parameter names are those of
+    github.com/akamaster/pytorch_resnet_cifar10.
     """
+    if norm not in ("batch", "none"):
+        raise ZooError("resnet", f"its norm is '{norm}'", "batch or none is needed", "try batch")
     if depth < 8 or (depth - 2) % 6:
         raise ZooError("resnet", f"its depth is {depth}", "6n + 2 is needed", "try 8, 14 or 20")
-    return Residual(channels_in, classes, act, dropout, (depth - 2) // 6, width, shortcut)
+    return Residual(channels_in, classes, act, dropout, (depth - 2) // 6, width, shortcut, norm)
 
 
 def vit(

@@ -1,6 +1,7 @@
 from .bfloat16 import Precision
 from .checkpoint import embedded_sane, fingerprint, load_sane, read_metadata, save_sane
-from .codec import Latents, decode, encode
+from .codec import Latents, decode, decode_tokens, encode
+from .filling import fill
 from .model import SANE, SANEConfig
 from .normalization import standardized_blocks, standardized_tokens
 from .streaming import WindowBatch, encode_stream, require_finite_result
@@ -12,9 +13,11 @@ __all__ = [
     "SANEConfig",
     "WindowBatch",
     "decode",
+    "decode_tokens",
     "embedded_sane",
     "encode",
     "encode_stream",
+    "fill",
     "fingerprint",
     "load_sane",
     "read_metadata",

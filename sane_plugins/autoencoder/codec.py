@@ -18,10 +18,7 @@ from sane_plugins.autoencoder.streaming import WindowBatch, encode_stream, requi
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.progress import Report, silent
-from sane_plugins.weights import (
-    WeightGraph,
-    token_tensors,
-)
+from sane_plugins.weights import TokenLayout, WeightGraph, token_tensors
 
 _BATCH = 64
 
@@ -79,18 +76,27 @@ def decode(
             f"it takes {len(layout)}",
             "match the latents to the network's tokens first",
         )
-    positions = model.config.positions(layout.to(device), 0, len(layout))
-    parts = [cut_windows(x, window, halo) for x in (latents.to(device), positions)]
     dtype = precision_dtype(precision, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        decoded = [model.decode(*batch) for batch in _batches(*parts)]
+        values, side = decode_tokens(model, latents, layout, window, halo)
+    slot_side = torch.stack([side[start:stop].mean(0) for start, stop in layout.spans])
+    network = template.replace(token_tensors(values, layout))
+    return undo_standardization(model, network, slot_side.cpu())
+
+
+def decode_tokens(
+    model: SANE, latents: torch.Tensor, layout: TokenLayout, window: int, halo: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decode latents (T, L) into the values (T, D) and the side (T, 4) of tokens; gradients flow."""
+    device = _device(model)
+    positions = model.config.positions(layout.to(device), 0, len(layout))
+    parts = [cut_windows(x, window, halo) for x in (latents.to(device), positions)]
+    decoded = [model.decode(*batch) for batch in _batches(*parts)]
     values, side = (
         join_windows(torch.cat(part).float(), len(layout), window, halo)
         for part in zip(*decoded, strict=True)
     )
-    slot_side = torch.stack([side[start:stop].mean(0) for start, stop in layout.spans])
-    network = template.replace(token_tensors(values, layout))
-    return undo_standardization(model, network, slot_side.cpu())
+    return values, side
 
 
 def _batches(*parts: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -17,8 +17,10 @@ from torch.nn.functional import layer_norm, pad
 from sane_plugins.arguments import require_field_types, require_ranges
 from sane_plugins.autoencoder.positions import (
     POSITION_WIDTH,
+    RELATIVE_WIDTH,
     LearnedPositions,
     position_features,
+    relative_features,
 )
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.weights import SIDE, TokenLayout
@@ -39,7 +41,10 @@ _RANGES: Mapping[str, tuple[int, int]] = {
 class SANEConfig:
     """The shape of a SANE and the window it works in; `heads` divides `model_width`.
 
-    What follows `halo` is there for the published method, see `pretraining.presets`:
+    `places` says whether a token's place in the file counts ("absolute") or only what its tensor is and where
+    in the tensor and how deep in the network it lies ("relative"); with `fills` the model has learnt to
+    decode tokens that it was not shown.
+    What follows `fills` is there for the published method, see `pretraining.presets`:
     `scale`, what is divided out of the values: each "tensor"'s own, which is then side information, that of
     the whole "zoo" per slot, or "none"; `slots`, how many slots the zoo's scale is for, set by pretraining;
     `tables`, the tokens, slots and channels that learned position tables hold, none where they are computed;
@@ -56,6 +61,8 @@ class SANEConfig:
     projection_width: int = 30
     window: int = 48
     halo: int = 16
+    places: Literal["absolute", "relative"] = "absolute"
+    fills: bool = False
     scale: Literal["tensor", "zoo", "none"] = "tensor"
     slots: int = 0
     tables: Sequence[int] = ()
@@ -105,7 +112,8 @@ class SANEConfig:
         Raises `SourceError` if the network exceeds the learned tables.
         """
         if not self.tables:
-            return position_features(layout, start, stop)
+            features = position_features if self.places == "absolute" else relative_features
+            return features(layout, start, stop)
         positions = layout.positions(start, stop)
         needed = positions.amax(0) + 1
         if bool((needed > torch.tensor(self.tables, device=needed.device)).any()):
@@ -141,19 +149,30 @@ class SANE(nn.Module):
             self.register_buffer(
                 "zoo_scale", torch.tensor([[0.0, 1.0]], dtype=torch.float32).repeat(config.slots, 1)
             )
+        # What stands in for a token that is not shown.
+        self.hidden_token = nn.Parameter(torch.empty(width)) if config.fills else None
         if not self.latents_out.weight.is_meta:  # else a file's weights follow
             _initialize(self, config.layers)
 
     def encode(
-        self, values: torch.Tensor, side: torch.Tensor, positions: torch.Tensor
+        self,
+        values: torch.Tensor,
+        side: torch.Tensor,
+        positions: torch.Tensor,
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Encode values (K, S, D) with side information (K, S, 4) at positions (K, S, P) to (K, S, L).
 
         A latent has mean 0 and deviation 1 over its L numbers, so that a sampler's bandwidth means the
-        same everywhere.
+        same everywhere. Of tokens where `hidden` (K, S) is true only the positions are read, by a model that
+        `fills`: their latents follow from the others.
         """
         read = torch.cat([values, side[..., : self.config.side]], -1)
-        x = self.tokens_in(read) + self.places_in(positions)
+        tokens = self.tokens_in(read)
+        if hidden is not None:
+            assert self.hidden_token is not None, "this SANE was not trained to fill"
+            tokens = torch.where(hidden[..., None], self.hidden_token.to(tokens.dtype), tokens)
+        x = tokens + self.places_in(positions)
         latents = self.latents_out(self.encoder(x)).float()
         return layer_norm(latents, latents.shape[-1:]) if self.config.is_normed else latents
 
@@ -177,7 +196,8 @@ class SANE(nn.Module):
 def _position_embedding(config: SANEConfig) -> nn.Module:
     if config.tables:
         return LearnedPositions(config.tables, config.model_width)
-    return nn.Linear(POSITION_WIDTH, config.model_width, bias=False)
+    width = POSITION_WIDTH if config.places == "absolute" else RELATIVE_WIDTH
+    return nn.Linear(width, config.model_width, bias=False)
 
 
 def _transformer(config: SANEConfig) -> nn.TransformerEncoder:
@@ -213,3 +233,5 @@ def _initialize(model: SANE, layers: int) -> None:
             nn.init.normal_(module.self_attn.in_proj_weight, std=0.02)
             for projection in (module.self_attn.out_proj, module.linear2):
                 nn.init.normal_(projection.weight, std=0.02 / (2 * layers) ** 0.5)
+    if model.hidden_token is not None:
+        nn.init.normal_(model.hidden_token, std=0.02)

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from math import prod
+from typing import get_args
 
 import torch
 from torch import nn
 
-from sane_plugins.weights import TokenLayout
+from sane_plugins.weights import Role, Slot, TokenLayout
 
 _PERIODS = 16
 _OCTAVES = 7
 POSITION_WIDTH = 4 * 2 * _PERIODS + 4 * 2 * _OCTAVES + 5
+_ROLES = get_args(Role)
+_OF_FILE = 2 * 2 * _PERIODS  # the first columns: absolute places in the sequence and of the slot
+_OF_SLOT = len(_ROLES) + 3
+RELATIVE_WIDTH = POSITION_WIDTH - _OF_FILE + _OF_SLOT
 
 
 def position_features(layout: TokenLayout, start: int, stop: int) -> torch.Tensor:
@@ -26,6 +32,25 @@ def position_features(layout: TokenLayout, start: int, stop: int) -> torch.Tenso
     from 2 to 100,000 tokens, and relative to the network, slot or channel, as sines of 1 to 64
     half-turns. Sizes and the filled share of the token complete them.
     """
+    return _position_features(layout, start, stop)[0]
+
+
+def relative_features(layout: TokenLayout, start: int, stop: int) -> torch.Tensor:
+    """Return features that do not say where in a file tokens lie, (stop - start, RELATIVE_WIDTH).
+
+    They are those of `position_features` without the absolute places in the sequence and of the slot, which
+    blocks of different depth do not share, and in their stead what the slot is: the role of its tensor, its
+    kernel taps, inputs, and whether it has a bias.
+    """
+    features, slot = _position_features(layout, start, stop)
+    told = torch.stack([_describe_slot(x) for x in layout.slots]).to(features.device)
+    return torch.cat([features[:, _OF_FILE:], told[slot]], 1)
+
+
+def _position_features(
+    layout: TokenLayout, start: int, stop: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the features of a range of tokens, and the slot number of each."""
     n, slot, channel = layout.positions(start, stop).unbind(1)
     pieces, channels = layout.pieces[slot], layout.channels[slot]
     piece = n - layout.first[slot] - channel * pieces
@@ -37,7 +62,17 @@ def position_features(layout: TokenLayout, start: int, stop: int) -> torch.Tenso
     ]
     last = (layout.columns - (layout.pieces - 1) * layout.width).double() / layout.width
     filled = torch.where(piece == pieces - 1, last[slot], 1.0)
-    return _features(torch.stack([n, slot, channel, piece], 1), torch.stack(sizes, 1), filled)
+    at = torch.stack([n, slot, channel, piece], 1)
+    return _features(at, torch.stack(sizes, 1), filled), slot
+
+
+def _describe_slot(slot: Slot) -> torch.Tensor:
+    """Return the role of a slot's tensor as one of several, logarithms of taps and inputs, and its bias."""
+    taps = prod(slot.weight.shape[2:])
+    inputs = max(1, (slot.columns - (slot.bias is not None)) // max(1, taps))
+    told = [float(slot.weight.role == role) for role in _ROLES]
+    told += [math.log(max(1, taps)) / 4, math.log(inputs) / 4, float(slot.bias is not None)]
+    return torch.tensor(told, dtype=torch.float32, device="cpu")
 
 
 class LearnedPositions(nn.Module):

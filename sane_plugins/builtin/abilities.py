@@ -1,9 +1,9 @@
-"""The three abilities that hosts call, as hooks that are tried last, so that any plugin can answer first."""
+"""The abilities that hosts call, as hooks that are tried last, so that any plugin can answer first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from types import FunctionType, NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +15,7 @@ from sane_plugins.plugins import Problem, to_plugin_error
 from sane_plugins.progress import silent
 
 if TYPE_CHECKING:
+    from sane_plugins.cost import CostOptions, NetworkCost
     from sane_plugins.features import EncodeOptions, Encoding
     from sane_plugins.generation import SamplerError
     from sane_plugins.host import Host
@@ -41,6 +42,31 @@ def _in_usual_modes(ability: Callable[..., T]) -> Callable[..., T]:
             return ability(*args, **named)
 
     return run
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """What a plugin offered, or a callable attribute of it; where a call fails, the plugin is blamed."""
+
+    host: Host = field(compare=False)
+    hook: str
+    offered: Any = field(compare=False)
+    part: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return self.part(*arguments)
+        except SaneError:
+            raise
+        except Exception as error:
+            problem = self.host.blame(self.hook, self.offered, error)
+            raise to_plugin_error(problem) from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # of copies that are not whole yet
+            raise AttributeError(name)
+        value = getattr(self.part, name)
+        return replace(self, part=value) if callable(value) else value
 
 
 class Abilities:
@@ -96,6 +122,23 @@ class Abilities:
                 raise cause
             raise to_plugin_error(problems[0]) from cause
         return estimates
+
+    @hookimpl(trylast=True)
+    @_in_usual_modes
+    def sane_cost(self, source: Any, options: CostOptions | None) -> NetworkCost:
+        """Count what the network of a name, a module or a recognised file takes; time it if asked to."""
+        from sane_plugins.cost import CostOptions, cost_of, find_network, measure_latency
+
+        require_type("cost, options", options, CostOptions, NoneType)
+        options = options or CostOptions()
+        found = find_network(source, self.host.open, self.host.recognizer)
+        cost = cost_of(found.on_meta(), options, found.name)
+        cost = replace(cost, notes=(*found.notes, *cost.notes))
+        if options.latency is None:
+            return cost
+        module = found.with_values()
+        latency = measure_latency(module, cost.inputs, options.latency, found.name)
+        return replace(cost, latency=latency)
 
     @hookimpl(trylast=True)
     @_in_usual_modes
@@ -155,21 +198,10 @@ class Abilities:
 
     def _transfer_methods(self) -> dict[str, Callable[..., Any]]:
         """Return the methods that plugins offer; one that fails is recorded, and `SaneError` raised."""
-
-        def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-            @wraps(method, assigned=(), updated=())
-            def transfer(*arguments: Any) -> Any:
-                try:
-                    return method(*arguments)
-                except SaneError:
-                    raise
-                except Exception as error:
-                    problem = self.host.blame("sane_transfers", method, error)
-                    raise to_plugin_error(problem) from error
-
-            return transfer
-
-        return {name: guarded(method) for name, method in self.host.transfers().items()}
+        return {
+            name: _Guarded(self.host, "sane_transfers", method, method)
+            for name, method in self.host.transfers().items()
+        }
 
     def _blame_sampler(self, options: InitializeOptions | None, error: SamplerError) -> None:
         if options is not None:

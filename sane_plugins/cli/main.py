@@ -31,6 +31,7 @@ _COMMANDS = LazyCommands(
         "check": "sane_plugins.cli.check:check",
         "compare": "sane_plugins.cli.compare:compare",
         "convert": "sane_plugins.cli.convert:convert",
+        "cost": "sane_plugins.cli.cost:cost",
         "diff": "sane_plugins.cli.diff:diff",
         "embed": "sane_plugins.cli.embed:embed",
         "heads": "sane_plugins.cli.heads:heads",

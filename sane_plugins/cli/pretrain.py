@@ -43,6 +43,9 @@ _PRESETS = ["default", "paper"]
 @click.option("--accumulate", type=_COUNT, help="Batches whose gradients make a step.")
 @click.option("--lr", type=FiniteRange(0, min_open=True), help="Peak learning rate.")
 @click.option("--gamma", type=FiniteRange(0, 1), help="Weight of the contrast of views.")
+@click.option("--side", type=FiniteRange(0), help="Weight of tensors' scales.")
+@click.option("--hidden", type=FiniteRange(0), help="Weight of tokens that are not shown.")
+@click.option("--hidden-share", type=FiniteRange(0, 0.5), help="Share of them, in the mean.")
 @click.option("--behaviour", type=FiniteRange(0), help="Weight of the networks' outputs.")
 @click.option(
     "--images",
@@ -53,13 +56,21 @@ _PRESETS = ["default", "paper"]
 @click.option("--views", type=click.IntRange(0, 1000), help="Permutations of each network.")
 @click.option("--align/--no-align", "aligned", default=None, help="Align networks first.")
 @click.option(
+    "--canonical/--no-canonical", default=None, help="Order channels canonically instead."
+)
+@click.option(
+    "--places",
+    type=click.Choice(["absolute", "relative"]),
+    help="Whether a token's place in the file counts.",
+)
+@click.option(
     "--loss",
     type=click.Choice(["standardised", "masked"]),
     help="Standardise each tensor, or normalise within the loss.",
 )
 @click.option(
     "--balance",
-    type=click.Choice(["tokens", "networks", "zoos"]),
+    type=click.Choice(["tokens", "networks", "zoos", "architectures"]),
     help="What is drawn equally often.",
 )
 @click.option("--width", "model_width", type=_COUNT, help="Width of the transformers.")

@@ -1,4 +1,4 @@
-from .family_trees import Family, Member, families, family_tree, tails
+from .family_trees import FamilyTree, Member, families, family_tree, tails
 from .layer_matching import LayerMatching, TensorPair, match_layers
 from .nearest_networks import Alike, Neighbor, most_alike, nearest
 from .network_fingerprint import NetworkFingerprint, TensorFingerprint, fingerprint
@@ -8,7 +8,7 @@ from .relationship import Relationship, relate
 
 __all__ = [
     "Alike",
-    "Family",
+    "FamilyTree",
     "LayerMatching",
     "ManyNetworks",
     "Member",

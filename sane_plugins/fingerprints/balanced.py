@@ -3,7 +3,7 @@
 Scaling rows and columns in turn until all have mean square 1 (Sinkhorn and Knopp 1967) has one limit,
 whatever the scales of channels were before, and the same one for the transposed matrix: a norm that is folded
 in, or a factor that two consecutive layers share between them, leaves no trace.
-The method: docs/explanation/sane.md, section 17.1.
+The method: docs/explanation/sane.md, section 20.1.
 
 Legend: n output channels, m input channels, p places of a kernel.
 """

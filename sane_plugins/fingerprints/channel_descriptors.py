@@ -2,7 +2,7 @@
 
 Every number has mean 0 and deviation 1 for values drawn independently from one normal distribution, as
 strangers of one shape are; `asinh` makes relative errors of large ones absolute.
-The method: docs/explanation/sane.md, section 17.1.
+The method: docs/explanation/sane.md, section 20.1.
 
 Legend: n output channels, m input channels, p places of a kernel, D numbers of a channel.
 """

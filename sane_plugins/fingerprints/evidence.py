@@ -1,6 +1,6 @@
 """How much matrices of two networks have in common that strangers of their shape have not.
 
-The method: docs/explanation/sane.md, section 17.2.
+The method: docs/explanation/sane.md, section 20.2.
 
 Legend: A, B matrices of two networks, R channels kept of each, D numbers of a channel, K numbers of a sketch.
 """

@@ -1,6 +1,6 @@
 """Families of networks that were tuned from each other, and which came first (after MoTHer, Horwitz 2024).
 
-The method: docs/explanation/sane.md, section 17.7.
+The method: docs/explanation/sane.md, section 20.7.
 
 Legend: K members of a family.
 """
@@ -35,7 +35,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class FamilyTree:
     """Networks that are relatives of each other, the root first, parents before children."""
 
     members: tuple[Member, ...]
@@ -56,7 +56,7 @@ def tails(network: NetworkFingerprint) -> float:
     return float(np.average([np.log(float(x.moments[2])) for x in matrices], weights=weights))
 
 
-def families(many: ManyNetworks, report: Report = silent) -> list[Family]:
+def families(many: ManyNetworks, report: Report = silent) -> list[FamilyTree]:
     """Return the families of at least two networks, the largest first, each as a tree."""
     pairs = many.related_pairs(report)
     found = {(pair.a, pair.b): pair.relationship for pair in pairs}
@@ -77,7 +77,7 @@ def family_tree(
     names: Sequence[str],
     networks: Sequence[NetworkFingerprint],
     known: Mapping[tuple[int, int], Relationship] | None = None,
-) -> Family:
+) -> FamilyTree:
     """Return relatives as a tree: each is a child of the nearest of those that are older.
 
     The root is the network with the lightest tails. A network is the older the nearer it is to the root, and
@@ -105,7 +105,7 @@ def family_tree(
                 relationship=known[min(i, parent), max(i, parent)],
             )
         )
-    return Family(members=tuple(members))
+    return FamilyTree(members=tuple(members))
 
 
 def _ages(apart: Array, heavy: Array) -> tuple[int, Array]:

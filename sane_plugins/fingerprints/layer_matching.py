@@ -1,6 +1,6 @@
 """Pair the tensors of two networks by what they hold, then by place and shape.
 
-The method: docs/explanation/sane.md, section 17.3.
+The method: docs/explanation/sane.md, section 20.3.
 
 Legend: A, B matrices of two networks.
 """

@@ -4,7 +4,7 @@ For networks that are no relatives: which are alike? It depends on no order of c
 layers, and networks of all architectures have one of the same length. As they are, all embeddings share one
 direction: what all networks have. Over a zoo they are centred. They are not whitened: their numbers are in
 units of what chance gives, and of networks that are neighbours when whitened fewer were alike in accuracy.
-The method: docs/explanation/sane.md, section 17.6.
+The method: docs/explanation/sane.md, section 20.6.
 
 Legend: N networks, F numbers of an embedding.
 """
@@ -57,14 +57,14 @@ def _of_matrix(tensor: TensorFingerprint) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
+class EmbeddingSpread:
     """What brings embeddings to mean 0 and a median distance of 1 over the networks of a zoo."""
 
     mean: Array
     distance: float
 
     @classmethod
-    def over(cls, table: npt.NDArray[np.floating]) -> Spread:
+    def over(cls, table: npt.NDArray[np.floating]) -> EmbeddingSpread:
         """Measure the embeddings (N, F) of a zoo."""
         distances = np.sort(pdist(table[:: max(len(table) // _MOST_MEASURED, 1)]))
         median = float(distances[len(distances) // 2]) if len(distances) else 0.0

@@ -1,6 +1,6 @@
 """Which of many networks have most in common with one: all are compared coarsely, the best exactly.
 
-The method: docs/explanation/sane.md, section 17.5.
+The method: docs/explanation/sane.md, section 20.5.
 
 Legend: N networks of one form, R channels of a matrix, D numbers of a channel.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sane_plugins.fingerprints.distances import distances
 from sane_plugins.fingerprints.evidence import comparable, in_order, plain_shape
-from sane_plugins.fingerprints.likeness import Spread, embedding
+from sane_plugins.fingerprints.likeness import EmbeddingSpread, embedding
 from sane_plugins.fingerprints.network_fingerprint import NetworkFingerprint, TensorFingerprint
 from sane_plugins.fingerprints.packed import PackedFingerprints
 from sane_plugins.fingerprints.relationship import STRANGERS, Relationship, relate
@@ -71,7 +71,7 @@ def most_alike(
     """Return a network's relatives among others, the nearest first, then those most alike by embedding."""
     names = [name for packed in among for name in packed.names]
     table = np.concatenate([packed.embeddings for packed in among])
-    spread = Spread.over(table)
+    spread = EmbeddingSpread.over(table)
     away = np.linalg.norm(spread(table) - spread(embedding(network)), axis=1)
     place = {name: i for i, name in enumerate(names)}
     relatives = [x for x in nearest(network, among, count) if x.relationship.is_related]

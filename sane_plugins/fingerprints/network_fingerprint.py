@@ -1,6 +1,6 @@
 """Fingerprints of networks: of each tensor, what no name, place, channel order or precision changes.
 
-The method: docs/explanation/sane.md, section 17.
+The method: docs/explanation/sane.md, section 20.
 """
 
 from __future__ import annotations

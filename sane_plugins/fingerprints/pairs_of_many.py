@@ -1,6 +1,6 @@
 """All pairs of relatives among many networks, without comparing all of them layer by layer.
 
-The method: docs/explanation/sane.md, section 17.5.
+The method: docs/explanation/sane.md, section 20.5.
 
 Legend: N and M networks of two forms, F numbers of an embedding.
 """
@@ -95,7 +95,7 @@ class ManyNetworks:
         if len(self) < 2:
             return
         table = np.concatenate([one.embeddings for one in self._packed])
-        count = min(_NEIGHBORS + 1, len(self))
+        count = min(_NEIGHBORS, len(self) - 1)  # a network is no neighbour of itself
         found = NearestNeighbors(n_neighbors=count).fit(table).kneighbors(return_distance=False)
         yield from (_ordered(a, int(b)) for a, row in enumerate(found) for b in row)
 

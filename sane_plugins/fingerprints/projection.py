@@ -3,7 +3,7 @@
 Rows and columns are multiplied by fixed random signs (Johnson and Lindenstrauss 1984), so that the cosine of
 two sketches estimates that of two tensors of one shape, with an error of about 1/16 for unrelated ones. Both
 sides have the same signs: the sketch of a transposed matrix is the transposed sketch.
-The method: docs/explanation/sane.md, section 17.2.
+The method: docs/explanation/sane.md, section 20.2.
 
 Legend: n output channels, m input channels, p places of a kernel, K numbers of a side.
 """

@@ -1,6 +1,6 @@
 """Are two networks relatives? Evidence over all layers, against what strangers have by chance.
 
-The method: docs/explanation/sane.md, section 17.4.
+The method: docs/explanation/sane.md, section 20.4.
 """
 
 from __future__ import annotations

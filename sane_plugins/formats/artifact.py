@@ -88,6 +88,12 @@ FINGERPRINTS = ArtifactKind(
     version=1,
     way_out="delete the file, and index the zoo again",
 )
+ZOO_FEATURES = ArtifactKind(
+    key="sane_features",
+    noun="features of a zoo",
+    version=1,
+    way_out="delete the file: they are computed again",
+)
 PRETRAINING_STATE = ArtifactKind(
     key="sane_run",
     noun="interrupted pretraining",
@@ -106,6 +112,7 @@ _KINDS = (
     DENOISER,
     EMBEDDINGS,
     FINGERPRINTS,
+    ZOO_FEATURES,
     PRETRAINING_STATE,
     ZOO_TRAINING_STATE,
 )

@@ -8,6 +8,8 @@ from .denoiser import (
     save_denoiser,
 )
 from .diffusion import Diffusion
+from .filled_transfer import FilledTransfer
+from .latent_refinement import RefineOptions, refine
 from .prompt_form import connected_like, in_one_order
 from .prompts import Prompts, choose_prompts, embedded_prompts
 from .samplers import (
@@ -30,8 +32,10 @@ __all__ = [
     "DenoiserConfig",
     "DenoiserExample",
     "Diffusion",
+    "FilledTransfer",
     "Gaussian",
     "Prompts",
+    "RefineOptions",
     "Sampler",
     "SamplerError",
     "SamplingContext",
@@ -46,6 +50,7 @@ __all__ = [
     "in_one_order",
     "load_denoiser",
     "plan_transfer",
+    "refine",
     "rescale",
     "sampler_name",
     "save_denoiser",

@@ -3,9 +3,23 @@ from .channel_maps import ChannelMaps
 from .classifier import find_classifier, fit_classifier
 from .lending import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
-from .methods import Graft, GraftMethod, TransferMethod, Transplant, write_graft
-from .prompt_images import prompt_images
-from .prompt_network import Preparation, PromptInfo, PromptNetwork, PromptOffer, PublishedNetwork
+from .methods import (
+    Graft,
+    GraftMethod,
+    TransferMethod,
+    Transplant,
+    VariantMethod,
+    base_of,
+    write_graft,
+)
+from .prompt_network import (
+    Preparation,
+    PromptInfo,
+    PromptNetwork,
+    PromptOffer,
+    PublishedNetwork,
+    prompt_images,
+)
 from .regression import RegressionMethod
 from .ridge_classifier import RidgeFit, fit_ridge, lead
 from .transfer_methods import transfer_methods
@@ -30,6 +44,8 @@ __all__ = [
     "TransferMethod",
     "Transplant",
     "Unit",
+    "VariantMethod",
+    "base_of",
     "condition",
     "conditioned",
     "find_classifier",

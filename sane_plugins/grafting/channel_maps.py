@@ -21,7 +21,7 @@ class ChannelMaps:
     """Which channel of the source each channel of the target is."""
 
     def __init__(self, source: NetworkUnits, target: NetworkUnits, matching: Matching) -> None:
-        self._source, self._target = source, target
+        self.source, self.target = source, target
         self._partners = _partners(matching)
         self._offsets = self._shared_offsets()
         self._orders = cache(self._order)
@@ -34,6 +34,14 @@ class ChannelMaps:
     def inputs(self, pair: Pair) -> torch.Tensor:
         """Return the source channel (entry of its input axis) of each channel that the target unit reads."""
         return self.axis(pair.target.inputs, pair.sources[0].inputs)
+
+    def is_foreign(self, pair: Pair) -> bool:
+        """Return whether a depthwise layer's channels mostly come from others than its partner's."""
+        ours, theirs = pair.target.outputs, pair.source.outputs
+        if pair.target.kind != "depthwise" or len(ours) != 1:
+            return False
+        counts = self._partners.get(ours[0], Counter())
+        return bool(counts) and counts.most_common(1)[0][0] not in theirs
 
     def axis(self, target: Groups, source: Groups) -> torch.Tensor:
         """Return for each channel of an axis of the target the channel of an axis of the source: (C,) int64.
@@ -49,8 +57,8 @@ class ChannelMaps:
         partners = [self._partner(group, source) for group in target]
         if all(partner is not None for partner in partners):
             return self._joined(target, [(p, starts[p]) for p in partners if p is not None])
-        size = sum(self._target.groups[group].size for group in target)
-        return torch.arange(size) % sum(self._source.groups[group].size for group in source)
+        size = sum(self.target.groups[group].size for group in target)
+        return torch.arange(size) % sum(self.source.groups[group].size for group in source)
 
     def _joined(self, target: Groups, source: list[tuple[int, int]]) -> torch.Tensor:
         maps = [
@@ -60,7 +68,7 @@ class ChannelMaps:
         return torch.cat(maps)
 
     def _start(self, groups: Groups, index: int) -> int:
-        return sum(self._source.groups[group].size for group in groups[:index])
+        return sum(self.source.groups[group].size for group in groups[:index])
 
     def _partner(self, group: int, source: Groups) -> int | None:
         """Return the group of an axis that a target's group has come from most, if any."""
@@ -69,12 +77,12 @@ class ChannelMaps:
 
     def _map(self, target: int, source: int) -> torch.Tensor:
         """Return the map of a pair of groups; groups of one size keep their order."""
-        size, offset = self._target.groups[target].size, self._offsets.get((target, source), 0)
-        width = self._source.groups[source].size
+        size, offset = self.target.groups[target].size, self._offsets.get((target, source), 0)
+        width = self.source.groups[source].size
         if size == width and not offset:
             return torch.arange(size)
         are_free = not (
-            self._target.groups[target].is_ordered or self._source.groups[source].is_ordered
+            self.target.groups[target].is_ordered or self.source.groups[source].is_ordered
         )
         order = self._orders(source) if are_free else torch.arange(width)
         if offset:
@@ -88,10 +96,10 @@ class ChannelMaps:
 
         A channel counts the sum, over all that write it, of |scale| times the norm of its filter.
         """
-        total = torch.zeros(self._source.groups[group].size, dtype=torch.float64)
-        for unit in self._source.units:
+        total = torch.zeros(self.source.groups[group].size, dtype=torch.float64)
+        for unit in self.source.units:
             if unit.outputs == (group,):
-                total += _importance(self._source, unit)
+                total += _importance(self.source, unit)
         return total.argsort(descending=True, stable=True)
 
     def _shared_offsets(self) -> dict[tuple[int, int], int]:
@@ -100,14 +108,14 @@ class ChannelMaps:
         Groups of one concatenated axis that have the same partner get one part of it after the other.
         """
         offsets: dict[tuple[int, int], int] = {}
-        for unit in self._target.units:
+        for unit in self.target.units:
             used: Counter[int] = Counter()
             for group in unit.inputs if len(unit.inputs) > 1 else ():
                 partners = self._partners.get(group)
                 if partners:
                     partner = partners.most_common(1)[0][0]
                     offsets.setdefault((group, partner), used[partner])
-                    used[partner] += self._target.groups[group].size
+                    used[partner] += self.target.groups[group].size
         return offsets
 
 

@@ -48,11 +48,6 @@ class Matching(ShortRepr):
     blocks: tuple[tuple[int, int], ...]
     similarity: float
 
-    def source_of(self, target: Unit) -> Unit | None:
-        """Return the source's unit for a target's unit, the last one where two are composed."""
-        pair = self.pairs.get(target.name)
-        return None if pair is None else pair.source
-
 
 Align = Callable[[Sequence[Unit], Sequence[Unit]], list[Pair]]
 

@@ -16,8 +16,7 @@ from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SourceError
 from sane_plugins.grafting.lending import GraftedWeights, graft
 from sane_plugins.grafting.matching import Matching, match, match_places
-from sane_plugins.grafting.prompt_images import prompt_images
-from sane_plugins.grafting.prompt_network import PromptNetwork
+from sane_plugins.grafting.prompt_network import PromptNetwork, prompt_images
 from sane_plugins.grafting.transformers import (
     PixelChange,
     TransformerGraft,
@@ -68,6 +67,30 @@ class TransferMethod(Protocol):
         classifier is fitted by the caller. Equal inputs and an equal generator give equal bytes.
         """
         ...
+
+
+class VariantMethod(TransferMethod, Protocol):
+    """A method that begins as others do: what methods of an equal `base` share is then done once."""
+
+    @property
+    def base(self) -> TransferMethod:
+        """Return the method that this one begins with."""
+        ...
+
+    def vary(
+        self,
+        target: nn.Module,
+        default: Mapping[str, torch.Tensor],
+        task: Task,
+        written: Transplant,
+    ) -> Transplant:
+        """Go on, in place, from what the base has written into a target that held the `default` tensors."""
+        ...
+
+
+def base_of(method: TransferMethod) -> TransferMethod | None:
+    """Return what a `VariantMethod` begins with; None for other methods."""
+    return method.base if hasattr(method, "base") and hasattr(method, "vary") else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -113,7 +113,10 @@ def _matrix_evidence(
         kind=layer.kind,
         values=values,
         weight_of=weight_of,
-        is_trained=values >= _LEAST_MATRIX and (is_moved or not all(recipes)),
+        # A parameter by itself may be a table that nobody draws or trains, such as of places.
+        is_trained=values >= _LEAST_MATRIX
+        and layer.kind != "parameter"
+        and (is_moved or not all(recipes)),
     )
 
 

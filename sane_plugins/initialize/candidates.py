@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import ceil
-from typing import Any
 
 import torch
 from torch import nn
 
-from sane_plugins.errors import SaneError
 from sane_plugins.generation import rescale
 from sane_plugins.grafting import RidgeFit, condition, find_classifier, fit_classifier
 from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind, Origin
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import set_memory_format
+from sane_plugins.initialize.transplants import NothingWrittenError, Transplants
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import random_stream, seeded
 from sane_plugins.weights import RUNNING, WeightGraph, load_nearest, names_in_use
@@ -70,16 +70,16 @@ class Candidate:
         return self.built.module
 
 
-class NothingWrittenError(SaneError):
-    """A method wrote nothing, so that what it left is a default initialisation."""
-
-
 @dataclass(frozen=True)
 class CandidateBuilder:
     """Builds the network of a spec: the same problem and spec give the same network."""
 
     problem: InitializationProblem
     report: Report = silent
+
+    @cached_property
+    def _transplants(self) -> Transplants:
+        return Transplants(self.problem, self.report)
 
     def build(self, spec: CandidateSpec, latents: torch.Tensor | None = None) -> BuiltNetwork:
         """Build a network at its initial weights; a SANE candidate is decoded from latents (B, T, L).
@@ -146,15 +146,12 @@ class CandidateBuilder:
     ) -> tuple[dict[str, Origin], tuple[str, ...]]:
         """Let a method write a prompt's weights into the module; return where each comes from, and notes."""
         problem = self.problem
-        method, is_transfer = problem.methods[spec.method], spec.kind is Kind.TRANSFER
-        # A method that needs no prompt takes None.
-        prompt: Any = problem.prompt_networks[spec.number] if is_transfer else None
-        rng = random_stream(problem.options.seed, "transfer", spec.method, spec.number)
-        transplant = method(module, prompt, problem.task, rng, self.report)
+        transplant = self._transplants.write(module, default, spec)
         allowed = self._generated_keys(problem.graph, spec)
         others = {k: v for k, v in default.items() if in_use.get(k, k) not in allowed}
         module.load_state_dict(others, strict=False)
         set_memory_format(module, torch.channels_last)
+        is_transfer = spec.kind is Kind.TRANSFER
         origin = Origin.TRANSFERRED if is_transfer else Origin.STRUCTURED
         written = dict.fromkeys(allowed & {*transplant.origins}, origin)
         if not written:

@@ -221,7 +221,9 @@ def _with_seconds(plan: Plan, problem: InitializationProblem, speed: Speed) -> P
     rounds = options.search_rounds
     sane = (prompt_tokens + rounds * plan.draws * tokens) * bool(plan.draws) * _SECONDS_PER_TOKEN
     scouted, methods = plan.networks * plan.scouts, plan.methods * bool(plan.networks)
-    transfers = scouted * _SCOUT_IMAGES + methods * _METHOD_IMAGES
+    tried = problem.transfer_names[1 : 1 + methods]  # of which variants of one fit cost one
+    fits = len({problem.first_of_base(name) for name in tried})
+    transfers = scouted * _SCOUT_IMAGES + fits * _METHOD_IMAGES
     ranked = (
         plan.defaults * (not problem.fits_classifier)
         + 2 * rounds * plan.draws

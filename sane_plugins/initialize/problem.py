@@ -21,7 +21,7 @@ from sane_plugins.generation import (
     in_one_order,
     plan_transfer,
 )
-from sane_plugins.grafting import PromptNetwork, TransferMethod, find_classifier
+from sane_plugins.grafting import PromptNetwork, TransferMethod, base_of, find_classifier
 from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.pruned import PrunedNetwork, fresh_copies
 from sane_plugins.progress import Report, silent
@@ -77,6 +77,12 @@ class InitializationProblem:
     def promptless_names(self) -> tuple[str, ...]:
         """Return the methods that need no prompt: they draw structured defaults."""
         return tuple(k for k, x in self.methods.items() if not getattr(x, "needs_prompt", True))
+
+    def first_of_base(self, name: str) -> str:
+        """Return the first method that begins as this one does: it, or one of an equal base."""
+        base = base_of(self.methods[name])
+        same = (k for k, x in self.methods.items() if base_of(x) == base)
+        return name if base is None else next(same)
 
     @property
     def sane_transfer(self) -> Transfer:

@@ -14,13 +14,14 @@ import torch
 from sane_plugins.errors import SaneError
 from sane_plugins.generation import SamplerError
 from sane_plugins.initialize.budget import Budget, Completion, Stage
-from sane_plugins.initialize.candidates import Candidate, CandidateBuilder, NothingWrittenError
+from sane_plugins.initialize.candidates import Candidate, CandidateBuilder
 from sane_plugins.initialize.draws import DrawId, SearchTrace, draw_latents, draw_round
 from sane_plugins.initialize.kinds import CandidateSpec, Kind
 from sane_plugins.initialize.leaderboard import Leaderboard, by_loss
 from sane_plugins.initialize.plan import Plan
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.ranking import leads, rank_candidate
+from sane_plugins.initialize.transplants import NothingWrittenError
 from sane_plugins.progress import Progress, Report
 
 _MAX_PROMPTS = 6  # to draw near

@@ -86,6 +86,7 @@ def _require_item(check: Check, name: Any, value: Any) -> None:
 
 _SINGLE: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "sane_encode": results.require_encoding_asked_for,
+    "sane_cost": results.require_cost,
     "sane_initialize": results.require_initialization,
     "sane_open": results.require_graph,
     "sane_build": results.require_module,

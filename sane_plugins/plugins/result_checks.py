@@ -161,6 +161,25 @@ def require_initialization(answer: Any, _: Mapping[str, Any]) -> None:
     require_module(answer.module, {})
 
 
+def require_cost(answer: Any, _: Mapping[str, Any]) -> None:
+    """Raise `AnswerError` unless it is a `NetworkCost` of whole numbers that are not negative."""
+    from sane_plugins.cost import Latency, NetworkCost
+
+    if not isinstance(answer, NetworkCost):
+        raise wrong(answer, "a NetworkCost")
+    require_types(answer, {"inputs": (tuple, list), "notes": (tuple, list)})
+    names = ("parameters", "macs", "activations", "layers", "weight_bytes", "grouped_macs")
+    unknown = ("peak_bytes", "moved_bytes")  # may be None
+    for name in (*names, "operations", *unknown):
+        value = getattr(answer, name)
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not (is_count or (value is None and name in unknown)):
+            raise AnswerError(f"its {name} is {show_value(value)}, and a count is needed")
+    latency = answer.latency
+    if latency is not None and not isinstance(latency, Latency):
+        raise AnswerError(f"its latency is {show_value(latency)}, and a Latency is needed")
+
+
 def require_encoding_asked_for(answer: Any, arguments: Mapping[str, Any]) -> None:
     """Raise `AnswerError` unless it is an encoding as the options of the call ask for."""
     options = arguments.get("options")

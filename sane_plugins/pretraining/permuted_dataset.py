@@ -6,7 +6,7 @@ The method: docs/explanation/sane.md, sections 4.1, 4.2 and 4.3.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -19,6 +19,7 @@ from sane_plugins.progress import Progress, Report
 from sane_plugins.symmetry import (
     PermutationGroup,
     alignment,
+    canonical_form,
     permutation_groups,
     permute,
     random_permutations,
@@ -54,6 +55,16 @@ class PermutedDataset(ShortRepr):
     zoo: str
     trust: Trust = NO_TRUST
 
+    def to(self, device: str | torch.device) -> PermutedDataset:
+        """Return the data set with all that batches are cut from on a device."""
+        names = ("values", "permutations", "mask", "positions", "side")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    @property
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Return the names and shapes of its networks' tensors: their architecture."""
+        return _shapes(self.template)
+
     def all_tokens(self, network: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
         """Return all tokens (B, T, D) for network and view indices, both (B,)."""
         return self.tokens_at(network, view, torch.arange(len(self.mask)).expand(len(network), -1))
@@ -61,10 +72,11 @@ class PermutedDataset(ShortRepr):
     def tokens_at(
         self, network: torch.Tensor, view: torch.Tensor, at: torch.Tensor
     ) -> torch.Tensor:
-        """Return the tokens (B, S, D) at indices `at` (B, S) for network and view indices (B,).
+        """Return the tokens (B, S, D) at indices `at` (B, S) for network and view indices (B,) of any device.
 
         View 0 is the aligned network. Networks share permutations, but the V views of a network differ.
         """
+        network, view, at = (x.to(self.values.device) for x in (network, view, at))
         permuted_rows = max(len(self.permutations) - 1, 1)
         row = torch.where(view == 0, 0, 1 + (network * self.views + view - 1) % permuted_rows)
         tokens, width = self.mask.shape
@@ -80,13 +92,16 @@ def build_datasets(
     report: Report,
     *,
     aligned: bool = True,
+    canonical: bool = False,
 ) -> list[PermutedDataset]:
     """Align every network to the best of its architecture, tokenise it, and draw permutations for its views.
 
-    All checkpoints of a training run share the permutation of its last one. Networks with NaN or infinite
-    values are left out, which is reported.
+    All checkpoints of a training run share the permutation of its last one. With `canonical` each network is
+    in its canonical form instead, as networks are that are embedded. Networks with NaN or infinite values
+    are left out, which is reported.
     """
-    groups, dropped = _group_by_architecture(zoos)
+    groups, dropped = _group_by_architecture(zoos, canonical)
+    aligned = aligned and not canonical
     if config.scale == "zoo" and len(groups) > 1:
         raise UsageError(
             "the zoos",
@@ -113,7 +128,7 @@ class _Sample:
     graph: WeightGraph
 
 
-def _group_by_architecture(zoos: Sequence[Zoo]) -> tuple[list[list[_Sample]], int]:
+def _group_by_architecture(zoos: Sequence[Zoo], canonical: bool) -> tuple[list[list[_Sample]], int]:
     """Group samples by architecture, ordered by run; also return how many were left out."""
     by_shapes: dict[tuple[tuple[str, tuple[int, ...]], ...], list[_Sample]] = {}
     dropped = 0
@@ -121,11 +136,20 @@ def _group_by_architecture(zoos: Sequence[Zoo]) -> tuple[list[list[_Sample]], in
         for entry in sorted(zoo.entries, key=lambda entry: entry.network):
             graph = zoo.graph(entry)
             if graph.is_finite:
-                shapes = tuple((p.key, p.shape) for p in graph.params)
-                by_shapes.setdefault(shapes, []).append(_Sample(zoo, entry, graph))
+                graph = _in_canonical_form(graph) if canonical else graph
+                by_shapes.setdefault(_shapes(graph), []).append(_Sample(zoo, entry, graph))
             else:
                 dropped += 1
     return list(by_shapes.values()), dropped
+
+
+def _in_canonical_form(graph: WeightGraph) -> WeightGraph:
+    ordered = canonical_form(graph)  # whose tensors are permuted each time they are read
+    return ordered.replace({param.key: tensor for param, tensor in ordered.items()})
+
+
+def _shapes(graph: WeightGraph) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((param.key, param.shape) for param in graph.params)
 
 
 def _build_architecture_datasets(

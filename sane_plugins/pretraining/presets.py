@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from sane_plugins.arguments import require_field_types
+from sane_plugins.arguments import require_field_types, require_ranges
 from sane_plugins.autoencoder import SANEConfig
 from sane_plugins.zoo import Zoo
+
+_RANGES = {"side": (0.0, 1e6), "hidden": (0.0, 1e6), "hidden_share": (0.0, 0.5)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +19,14 @@ class PretrainOptions:
     """Options of pretraining with AdamW and a one-cycle learning-rate schedule.
 
     A step accumulates gradients of `accumulate` batches of `batch` windows; `balance` says what is sampled
-    uniformly: tokens, networks, or the architectures of each zoo. `gamma` and `temperature` are the weight
-    and temperature of the contrastive loss, `behaviour` the weight of the behaviour loss. `noise` is
-    multiplicative; each network, first `aligned`, has `views` permuted views. `loss` is the squared error
-    of values as encoded, or uses "masked" loss normalisation. `save_every` and `log_every` count steps and
-    do not affect results; 0 saves after every step, limited to a tenth of the time.
+    uniformly: tokens, networks, the architectures of each zoo ("zoos"), or those of all together. `gamma` and
+    `temperature` are the weight and temperature of the contrastive loss, `side` is the weight of the error in
+    tensors' scales relative to that in values, `behaviour` the weight of the behaviour loss. `hidden` is the
+    weight of decoding tokens that the encoder was not shown, a mean share `hidden_share` of those of half of
+    the windows. `noise` is multiplicative; each network, first `aligned`, or with channels in `canonical`
+    order instead, has `views` permuted views. `loss` is the squared error of values as encoded, or uses
+    "masked" loss normalisation. `save_every` and `log_every` count steps and do not affect results; 0 saves
+    after every step, limited to a tenth of the time.
     """
 
     steps: int = 12_000
@@ -32,11 +37,15 @@ class PretrainOptions:
     gamma: float = 0.05
     temperature: float = 0.1
     noise: float = 0.1
+    side: float = 0.1
     behaviour: float = 0.0
+    hidden: float = 0.0
+    hidden_share: float = 0.3
     views: int = 7
     aligned: bool = True
+    canonical: bool = False
     loss: Literal["standardised", "masked"] = "standardised"
-    balance: Literal["tokens", "networks", "zoos"] = "zoos"
+    balance: Literal["tokens", "networks", "zoos", "architectures"] = "zoos"
     seed: int = 0
     bf16: bool = True
     compiled: bool = False
@@ -46,6 +55,7 @@ class PretrainOptions:
 
     def __post_init__(self) -> None:
         require_field_types(self)
+        require_ranges(self, _RANGES)
 
 
 Preset = tuple[SANEConfig, PretrainOptions]

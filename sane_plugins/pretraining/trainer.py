@@ -42,18 +42,20 @@ def pretrain(
     resume: bool = False,
     report: Report = silent,
     behaviour: BehaviorTerm | None = None,
+    datasets: Sequence[PermutedDataset] | None = None,
 ) -> SANE:
     """Train a SANE on all networks of the zoos and write it to `out`.
 
-    `behaviour` is an additional loss, weighted by `options.behaviour`. Every step uses a generator seeded
+    `datasets` are those zoos' as `prepare_datasets` makes them, where they are there already. `behaviour` is
+    an additional loss, weighted by `options.behaviour`. Every step uses a generator seeded
     with the run's seed and the step, so a resumed run takes the same steps as an uninterrupted one. State
     and log are files next to `out`; the state is deleted at the end. Within `process_group` several
     processes train together, and the first one writes.
     """
     out, world = Path(out), World.current()
     _require_compatible(config, options, behaviour, world)
-    rng = torch.Generator().manual_seed(options.seed)
-    datasets = build_datasets(zoos, config, options.views, rng, report, aligned=options.aligned)
+    config = replace(config, fills=options.hidden > 0)
+    datasets = datasets or prepare_datasets(zoos, config, options, report)
     if not datasets:
         raise ZooError(
             ", ".join(zoo.name for zoo in zoos) or "no zoo",
@@ -66,12 +68,28 @@ def pretrain(
     run = _new_run(config, options, datasets, TrainingLog(log_path(out), options.log_every))
     if resume and state_path(out).exists():
         restore_state(run, state_path(out))
-    _train(run, PretrainContext.build(run.model, datasets, options, world, behaviour), out, report)
+    moved = [dataset.to(options.device) for dataset in datasets]
+    _train(run, PretrainContext.build(run.model, moved, options, world, behaviour), out, report)
     run.model.eval().requires_grad_(False)
     if world.is_first:
         save_sane(run.model, out, {"recipe": asdict(options), "zoos": _zoo_records(zoos)})
         state_path(out).unlink(missing_ok=True)
     return run.model
+
+
+def prepare_datasets(
+    zoos: Sequence[Zoo], config: SANEConfig, options: PretrainOptions, report: Report = silent
+) -> list[PermutedDataset]:
+    """Return the samples of zoos as `pretrain` draws windows from them, the same for equal options."""
+    return build_datasets(
+        zoos,
+        config,
+        options.views,
+        torch.Generator().manual_seed(options.seed),
+        report,
+        aligned=options.aligned,
+        canonical=options.canonical,
+    )
 
 
 def state_path(out: Path) -> Path:

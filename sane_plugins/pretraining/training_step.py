@@ -5,6 +5,7 @@ The method: docs/explanation/sane.md, sections 4.4 and 4.5.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -21,16 +22,20 @@ from sane_plugins.pretraining.losses import masked_mse, masked_variance, nt_xent
 from sane_plugins.pretraining.permuted_dataset import PermutedDataset
 from sane_plugins.pretraining.presets import PretrainOptions
 from sane_plugins.pretraining.trainer_state import TrainerState
-from sane_plugins.pretraining.view_batch import ViewBatch, add_noise, draw_windows
+from sane_plugins.pretraining.view_batch import (
+    ViewBatch,
+    add_noise,
+    draw_hidden,
+    draw_windows,
+)
 
-_SIDE_WEIGHT = 0.1
 _ATTENTION_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # The behaviour term maps a batch, its decoded values (2B, S, D) and side (2B, S, 4), first views first, and
 # a generator to the mean loss over its windows. Drawing from the generator keeps a resumed run exact.
 BehaviorTerm = Callable[[ViewBatch, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
 Decode = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-Encode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Encode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,12 @@ def _backward(
 def _sample_dataset(
     datasets: Sequence[PermutedDataset], options: PretrainOptions, rng: torch.Generator
 ) -> PermutedDataset:
+    architectures = Counter(dataset.shapes for dataset in datasets)
     sizes = {
         "tokens": [dataset.side[..., 0].numel() for dataset in datasets],
         "networks": [len(dataset.values) for dataset in datasets],
         "zoos": [1 for _ in datasets],
+        "architectures": [1 / architectures[dataset.shapes] for dataset in datasets],
     }[options.balance]
     drawn = torch.multinomial(torch.tensor(sizes, dtype=torch.float32), 1, generator=rng)
     return datasets[int(drawn)]
@@ -121,7 +128,8 @@ def _loss_weights(options: PretrainOptions) -> Mapping[str, float]:
     reconstruction = 1 - options.gamma
     return {
         "values": reconstruction,
-        "side": reconstruction * _SIDE_WEIGHT,
+        "side": reconstruction * options.side,
+        "hidden": reconstruction * options.hidden,
         "contrast": options.gamma,
         "behaviour": options.behaviour,
     }
@@ -145,17 +153,53 @@ def _losses(
     )
     # The flash kernel's backward pass is slower than plain matrix products on CPUs.
     attention = sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else _ATTENTION_BACKENDS)
+    hidden = _hidden_tokens(whole, options, rng)
+    own_hidden = None if hidden is None else hidden[both].to(device)
     with attention, torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-        latents = context.encode(noised, side, positions)
+        latents = context.encode(noised, side, positions, own_hidden)
         values, side_out = context.decode(latents, positions)
         first, second = map(context.world.gather, model.project_latents(latents).chunk(2))
     fraction = len(rows) / len(batch)
-    losses = {"values": masked_mse(values, clean, mask, 2 * batch.mask.sum().to(device))}
+    all_masks = batch.mask.repeat(2, 1, 1)
+    losses = {"values": masked_mse(values, clean, mask, all_masks.sum().to(device))}
+    if hidden is not None and own_hidden is not None:
+        losses = _seen_and_hidden(values, clean, (mask, own_hidden), (all_masks, hidden))
     if options.loss == "masked":
-        losses["values"] /= masked_variance(whole, batch.mask.repeat(2, 1, 1)).to(device)
+        variance = masked_variance(whole, all_masks).to(device)
+        losses = {name: loss / variance for name, loss in losses.items()}
     if model.config.side:
         losses["side"] = ((side_out - side) ** 2).mean() * fraction
     losses["contrast"] = nt_xent(first, second, options.temperature) * fraction
     if context.behaviour is not None and options.behaviour:
         losses["behaviour"] = context.behaviour(part, values, side_out, rng) * fraction
     return losses
+
+
+def _hidden_tokens(
+    whole: torch.Tensor, options: PretrainOptions, rng: torch.Generator
+) -> torch.Tensor | None:
+    """Draw which tokens (2B, S) of all windows the encoder is not shown; None where it is shown all."""
+    if not options.hidden:
+        return None
+    drawn = draw_hidden(whole.shape[0], whole.shape[1], options.hidden_share, rng)
+    return drawn.to(whole.device)
+
+
+def _seen_and_hidden(
+    values: torch.Tensor,
+    clean: torch.Tensor,
+    own: tuple[torch.Tensor, torch.Tensor],
+    whole: tuple[torch.Tensor, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Return the error in tokens that were shown, and in those that were not, each over its own number.
+
+    `own` and `whole` are masks of real values and of hidden tokens, of this process and of the whole batch.
+    """
+    found = {}
+    for name, is_hidden in (("values", False), ("hidden", True)):
+        part, everything = (
+            mask & (hidden == is_hidden)[..., None] for mask, hidden in (own, whole)
+        )
+        count = everything.sum().clamp(min=1).to(values.device)
+        found[name] = masked_mse(values, clean, part, count)
+    return found

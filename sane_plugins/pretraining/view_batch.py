@@ -49,11 +49,12 @@ def draw_windows(
     view = torch.randint(dataset.views + 1, (batch,), generator=rng)
     span = min(span, tokens)
     start = torch.randint(tokens - span + 1, (batch,), generator=rng)
-    indices = start[:, None] + torch.arange(span)
+    indices = (start[:, None] + torch.arange(span)).to(dataset.values.device)
+    members = network[:, None].to(dataset.values.device)
     return ViewBatch(
-        dataset.values[network[:, None], indices],
+        dataset.values[members, indices],
         dataset.tokens_at(network, view, indices),
-        dataset.side[network[:, None], indices],
+        dataset.side[members, indices],
         dataset.positions[indices],
         dataset.mask[indices],
         dataset,
@@ -64,5 +65,27 @@ def draw_windows(
 
 
 def add_noise(values: torch.Tensor, strength: float, rng: torch.Generator) -> torch.Tensor:
-    """Return values multiplied by 1 + strength * N(0, 1)."""
-    return values * (1 + strength * torch.randn(values.shape, generator=rng))
+    """Return values multiplied by 1 + strength * N(0, 1).
+
+    Millions of numbers a step: on a GPU they are its own, from a seed that is the CPU's.
+    """
+    if values.device.type != "cpu":
+        seed = int(torch.randint(2**62, (), generator=rng))
+        rng = torch.Generator(values.device).manual_seed(seed)
+    noise = torch.randn(values.shape, generator=rng, device=values.device)
+    return values * (1 + strength * noise)
+
+
+def draw_hidden(windows: int, span: int, share: float, rng: torch.Generator) -> torch.Tensor:
+    """Return which tokens (K, S) of windows the encoder is not shown; of half of the windows none.
+
+    Of a quarter single tokens are hidden, of another quarter a run of neighbours: twice `share` of a window
+    at most, half of that in the mean.
+    """
+    kind, most = (torch.rand(windows, 1, generator=rng) for _ in range(2))
+    scattered = torch.rand(windows, span, generator=rng) < 2 * share * most
+    length = (2 * share * most * span).ceil()
+    begin = (torch.rand(windows, 1, generator=rng) * (span - length + 1)).floor()
+    at = torch.arange(span)
+    run = (at >= begin) & (at < begin + length)
+    return torch.where(kind < 0.5, scattered & (kind < 0.25), run & (kind < 0.75))

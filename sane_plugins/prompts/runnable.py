@@ -14,7 +14,6 @@ from sane_plugins.grafting import PromptInfo, PromptNetwork, PublishedNetwork
 from sane_plugins.prompts.alternatives import info_of_published, notes_on_alternatives
 from sane_plugins.recognition import (
     ArchitectureCandidate,
-    BuildNamed,
     Recognizer,
     build_on_meta,
 )
@@ -31,7 +30,6 @@ from sane_plugins.weights import (
 Builder = Callable[[], nn.Module]
 Names = Mapping[str, str]
 """Names in a network, by those in a file."""
-_LIBRARY_CHANNELS = 3  # which libraries build for, where no number is given
 
 
 def network_of_module(module: nn.Module, info: PromptInfo) -> PromptNetwork:
@@ -55,12 +53,12 @@ def network_of_graph(
     candidates = recognizer.likely_candidates(graph)
 
     def run_as(candidate: ArchitectureCandidate) -> PromptNetwork:
-        build = partial(_build_candidate, candidate, recognizer.build_named)
+        build = partial(candidate.build_stored, recognizer.build_named)
         return network_of_builder(graph, info, build, candidate.names)
 
     for place, candidate in enumerate(candidates):
         try:  # the library may be missing, or of another version
-            build_on_meta(partial(_build_candidate, candidate, recognizer.build_named))
+            build_on_meta(partial(candidate.build_stored, recognizer.build_named))
         except SaneError:
             continue
         network, others = run_as(candidate), [(x, run_as(x)) for x in candidates[place + 1 :]]
@@ -82,14 +80,6 @@ def network_of_builder(
     """
     names = names or {key: key for key in (*(p.key for p in graph.params), *graph.ties)}
     return PromptNetwork(graph=graph, info=info, build=partial(_with_weights, build, graph, names))
-
-
-def _build_candidate(candidate: ArchitectureCandidate, build_named: BuildNamed) -> nn.Module:
-    """Build what an architecture's file holds: its numbers of classes and of input channels."""
-    classes, channels = candidate.counts.classes, candidate.counts.channels
-    if candidate.factory is None and channels not in (None, _LIBRARY_CHANNELS) and classes:
-        return candidate.build_for(build_named, classes)
-    return candidate.build(build_named)
 
 
 @torch.no_grad()

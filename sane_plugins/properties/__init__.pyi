@@ -1,13 +1,18 @@
 from .category_head import CategoryHead, fit_category
 from .comparison import SURE, Comparison, compare_estimates
-from .dataset import FeatureDataset
+from .dataset import FEATURES, FeatureDataset
 from .estimates import AnyEstimate, CategoryEstimate, Estimate
 from .fitting import FitOptions, FittedHeads, fit_heads
 from .head_file import AnyHead, load_heads, save_heads
 from .numeric_head import PropertyHead, fit_head
 from .prediction import PredictOptions, embedded_heads, extract_features, predict
+from .selection import CRITERIA, embed_rows
+from .suggest_networks import Suggestions, SuggestOptions, suggest_networks
+from .zoo_features import zoo_features
 
 __all__ = [
+    "CRITERIA",
+    "FEATURES",
     "SURE",
     "AnyEstimate",
     "AnyHead",
@@ -20,7 +25,10 @@ __all__ = [
     "FittedHeads",
     "PredictOptions",
     "PropertyHead",
+    "SuggestOptions",
+    "Suggestions",
     "compare_estimates",
+    "embed_rows",
     "embedded_heads",
     "extract_features",
     "fit_category",
@@ -29,4 +37,6 @@ __all__ = [
     "load_heads",
     "predict",
     "save_heads",
+    "suggest_networks",
+    "zoo_features",
 ]

@@ -38,7 +38,8 @@ def compare_estimates(
     """Compare two estimates of one property, of which more is better unless `lower_is_better`.
 
     Errors count as independent: where both networks err alike, the difference is known better than that, and
-    the probability is rather too low. Raises `UsageError` for a property that has no order.
+    the probability is rather too low (benchmarks/results/compare.md). Raises `UsageError` for a property
+    that has no order.
     """
     if isinstance(a, CategoryEstimate) or isinstance(b, CategoryEstimate):
         raise UsageError(

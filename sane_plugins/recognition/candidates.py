@@ -65,6 +65,13 @@ class ArchitectureCandidate:
             return build(self.factory)
         return build_named(self.name, self.counts.classes)
 
+    def build_stored(self, build_named: BuildNamed) -> nn.Module:
+        """Build what a file holds: its numbers of classes and of input channels."""
+        classes, channels = self.counts.classes, self.counts.channels
+        if self.factory is None and channels not in (None, _USUAL_CHANNELS) and classes:
+            return self.build_for(build_named, classes)
+        return self.build(build_named)
+
     def build_for(self, build_named: BuildNamed, classes: int) -> nn.Module:
         """Build it for a number of classes and the network's input channels, to be trained."""
         if self.factory is not None:

@@ -81,6 +81,7 @@ def _resnets(shapes: Shapes) -> Iterator[Factory]:
         "depth": 6 * blocks + 2,
         "width": first[0],
         "shortcut": "conv" if has_convolution else "pad",
+        **({} if "bn1.weight" in shapes else {"norm": "none"}),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from sane_plugins.formats import ZOO_TRAINING_STATE, load_artifact, require_like
 from sane_plugins.zoo_training.batched_layers import BatchedBatchNorm2d, BatchedConv2d
 from sane_plugins.zoo_training.batched_networks import BatchedNetworks
 from sane_plugins.zoo_training.hyperparameters import Hyperparameters, build_initialized
+from sane_plugins.zoo_training.state_saver import ZooStateSaver
 from sane_plugins.zoo_training.training_images import Schedule, TrainingImages, channels_last
 
 _CPU_MICRO_BATCH = 32
 _STATE_KEYS = ("step", "told", "measured")
-_SAVE_TIME_RATIO = 50  # save once training has taken this many times as long as the last save
 _MOMENTUM, _BETA1, _BETA2, _EPSILON = 0.9, 0.9, 0.999, 1e-8
 
 
@@ -59,7 +58,7 @@ class GroupTrainer:
         """Train to the end, resuming from `state` if it exists; yield the step number after each step."""
         if state.exists():
             self._restore(state, run_key)
-        saver = _StateSaver(self, state, run_key)
+        saver = ZooStateSaver(self, state, run_key, self.schedule.save_every)
         per_epoch = self.schedule.steps(len(self.images.y_train))
         order: torch.Tensor | None = None
         while True:
@@ -241,32 +240,6 @@ class _UpdateRates:
         # The draws of a group are sorted by optimiser.
         count = sum(draw.opt == "sgd" for draw in draws)
         self.sgd, self.adam = slice(0, count), slice(count, len(draws))
-
-
-class _StateSaver:
-    """Saves every `save_every` steps, or by default so that saving takes about 2 % of the time."""
-
-    def __init__(self, group: GroupTrainer, path: Path, run_key: str) -> None:
-        self._group, self._path, self._run_key = group, path, run_key
-        self._save_seconds, self._last_save = 0.0, time.perf_counter()
-
-    def save_if_due(self) -> None:
-        """Save the state if a save is due."""
-        every = self._group.schedule.save_every
-        elapsed = time.perf_counter() - self._last_save
-        if (
-            elapsed >= _SAVE_TIME_RATIO * self._save_seconds
-            if every is None
-            else not self._group.step % every
-        ):
-            self.save()
-
-    def save(self) -> None:
-        """Save the state now."""
-        start = time.perf_counter()
-        self._group.save(self._path, self._run_key)
-        self._last_save = time.perf_counter()
-        self._save_seconds = self._last_save - start
 
 
 def _where_rows(keep: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,12 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -73,22 +73,44 @@ def _train_in_processes(
 ) -> Iterator[tuple[int, int]]:
     shared = folder / "images.safetensors"
     write_whole(shared, lambda partial: save_file(_contiguous(images), partial))
+    yield from run_in_workers(_train_in_worker, jobs, processes, _load_images, str(shared))
+
+
+class Job(Protocol):
+    """Work of one process, by a number."""
+
+    @property
+    def index(self) -> int:
+        """Return its number."""
+
+
+J = TypeVar("J", bound=Job)
+
+
+def run_in_workers(
+    train: Callable[[J], None],
+    jobs: Sequence[J],
+    processes: int,
+    start: Callable[..., object],
+    *arguments: object,
+) -> Iterator[tuple[int, int]]:
+    """Train every job in one of some processes, each of which begins with `start`; yield what they report.
+
+    A job reports its index and step through `report_steps`. Where one fails, all end.
+    """
     context = multiprocessing.get_context("spawn")
     with _environment(_MALLOC_SETTINGS | _PATH_SETTINGS):
         events: Any = context.Queue()  # starts a process too, which counts semaphores
-        yield from _run_jobs(
-            jobs,
-            ProcessPoolExecutor(processes, context, _start_worker, (str(shared), events)),
-            events,
-        )
+        pool = ProcessPoolExecutor(processes, context, _start_worker, (events, start, arguments))
+        yield from _run_jobs(train, jobs, pool, events)
 
 
 def _run_jobs(
-    jobs: Sequence[GroupJob], executor: ProcessPoolExecutor, events: Any
+    train: Callable[[J], None], jobs: Sequence[J], executor: ProcessPoolExecutor, events: Any
 ) -> Iterator[tuple[int, int]]:
     """Run every job; yield its index and step, and end the processes where one fails."""
     with executor as pool:
-        futures = [pool.submit(_train_in_worker, job) for job in jobs]
+        futures = [pool.submit(train, job) for job in jobs]
         try:
             yield from _progress_events(futures, events)
         except BaseException:
@@ -115,11 +137,15 @@ _worker_images: list[TrainingImages] = []
 _worker_events: list[Any] = []
 
 
-def _start_worker(shared: str, events: Any) -> None:
+def _start_worker(events: Any, start: Callable[..., object], arguments: Sequence[object]) -> None:
     """Set up a worker process, which exits with its parent however that ends."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker_images.append(TrainingImages(**load_file(shared)))
     _worker_events.append(events)
+    start(*arguments)
+
+
+def _load_images(shared: str) -> None:
+    _worker_images.append(TrainingImages(**load_file(shared)))
 
 
 def _exit_with_parent() -> None:
@@ -130,11 +156,16 @@ def _exit_with_parent() -> None:
 
 
 def _train_in_worker(job: GroupJob) -> None:
+    report_steps(job.index, _train(job, _worker_images[0]))
+
+
+def report_steps(index: int, steps: Iterable[int]) -> None:
+    """Take the steps of a job in a worker process, and report some of them to its parent."""
     last = 0.0
-    for step in _train(job, _worker_images[0]):
+    for step in steps:
         if time.monotonic() - last >= _REPORT_SECONDS:
             last = time.monotonic()
-            _worker_events[0].put((job.index, step))
+            _worker_events[0].put((index, step))
 
 
 def _contiguous(images: TrainingImages) -> dict[str, torch.Tensor]:

@@ -35,7 +35,9 @@ from sane_plugins.zoo_training.worker_processes import GroupJob, train_groups
 
 _GROUP_SIZES = {"cpu": 12}  # larger groups do not fit into a CPU's cache
 _DEFAULT_GROUP_SIZE = 64
-_STATE_NAME = re.compile(r"(group-\d{4,}|images)\.safetensors|\.sane-plugins-.*")
+_STATE_NAME = re.compile(
+    r"(group-\d{4,}|network-[\w.-]+|images(-[0-9a-f]{16})?)\.safetensors|\.sane-plugins-.*"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def train_zoo(
     without it, that is the one which the options name.
     """
     out, trust = Path(out), trust or Trust(frozenset({options.architecture}))
-    state = _state_folder(out)
+    state = state_folder(out)
     if resume and not state.exists() and is_zoo(out):
         return Zoo.open(out, trust)
     require_start(out, resume, force)
@@ -135,7 +137,7 @@ def network_factory(
 
 def require_start(out: Path, resume: bool, force: bool, sources: Iterable[str | Path] = ()) -> None:
     """Raise `UsageError` if files would be lost: an earlier run's, or any that a run did not write."""
-    state = _state_folder(out)
+    state = state_folder(out)
     if os.path.lexists(state):
         if not _is_state(state):
             raise UsageError(
@@ -154,7 +156,8 @@ def require_start(out: Path, resume: bool, force: bool, sources: Iterable[str | 
     require_new_zoo(out, force or resume, sources)
 
 
-def _state_folder(out: Path) -> Path:
+def state_folder(out: Path) -> Path:
+    """Return the folder of a training's states until its zoo is written."""
     return out.with_name(out.name + ".state")
 
 

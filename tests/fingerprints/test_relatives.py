@@ -192,6 +192,12 @@ def test_strangers_are_listed_by_likeness_after_relatives(graphs, prints):
     assert len(found) == COUNT
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_networks_have_no_pairs_too(prints, count):
+    many = ManyNetworks(pack_all([*prints.items()][:count]))
+    assert many.related_pairs() == [] and many.duplicates() == [] and families(many) == []
+
+
 def test_checkpoints_of_a_run_are_a_chain(sane_data):
     zoo = import_published(sane_data / "zoos" / "cifar10-cnn.json")
     runs = zoo.where(lambda entry: entry.network in ("0", "2", "3"))

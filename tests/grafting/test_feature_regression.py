@@ -8,10 +8,12 @@ from torch import nn
 
 from sane_plugins.grafting import condition
 from sane_plugins.grafting.batchnorm import norms_in_training_mode
-from sane_plugins.grafting.feature_regression import regress_features
-from sane_plugins.grafting.layer_fits import LayerFit
-from sane_plugins.grafting.residual_sums import residual_sums
-from sane_plugins.grafting.source_features import PreparedNetwork
+from sane_plugins.grafting.fitting import (
+    LayerFit,
+    PreparedNetwork,
+    regress_features,
+    residual_sums,
+)
 
 
 class Block(nn.Module):
@@ -208,3 +210,41 @@ def test_layers_that_share_a_weight_or_act_twice_are_fitted_once(images, source)
     )
     assert explained.keys() == {"0"}
     torch.testing.assert_close(shared(images), source[:2](images)[:, :3], rtol=1e-2, atol=1e-2)
+
+
+class Permuted(nn.Module):
+    """Layer norm over the channels of maps, which come back in their layout."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_scale_and_shift_of_a_norm_without_statistics_are_fitted(images, norm: str) -> None:
+    """The error is that of the least squares over all scales and shifts: any other norm is worse."""
+    torch.manual_seed(3)
+    source = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    behind = Permuted(6) if norm == "layer" else nn.GroupNorm(2, 6)
+    target = nn.Sequential(nn.Conv2d(3, 6, 3), behind, nn.Conv2d(6, 4, 1))
+    name, affine = ("1.norm", behind.norm) if norm == "layer" else ("1", behind)
+    fit = LayerFit(layer="0", source="0", channels=torch.arange(6), signs=torch.ones(6))
+    ours = PreparedNetwork(module=target, images=images, norms={}, token_norms={"0": name})
+    theirs = PreparedNetwork(module=source, images=images, norms={})
+    regress_features(ours, theirs, [fit], [1e-6], torch.Generator().manual_seed(0))
+    wanted = source[0](images)
+
+    def error() -> float:
+        return float((behind(target[0](images)) - wanted).square().mean())
+
+    best = error()
+    assert best < 0.5 * float(wanted.var())
+    for parameter in (affine.weight, affine.bias):
+        for change in (-0.05, 0.05):
+            parameter.add_(change)
+            assert error() > best
+            parameter.sub_(change)

@@ -12,11 +12,13 @@ from tokennets import trained as trained_tokens
 from torch import nn
 
 from sane_plugins import hookimpl
-from sane_plugins.errors import SourceError
+from sane_plugins.builtin.abilities import _Guarded
+from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.grafting import (
     Preparation,
     PromptInfo,
     PromptNetwork,
+    base_of,
     prompt_images,
     transfer_methods,
 )
@@ -145,3 +147,34 @@ def test_a_transfer_that_is_a_class_is_left_out() -> None:
     assert {"graft", "mine"} <= set(host.transfers())
     assert not {"class", "number"} & set(host.transfers())
     assert {x.plugin for x in host.problems} == {"giver"}
+
+
+def test_a_guarded_method_keeps_its_attributes_and_all_its_failures_are_told() -> None:
+    class Odd:
+        needs_prompt = False
+
+        @property
+        def base(self) -> Odd:
+            return self
+
+        def __call__(self, *_: object) -> str:
+            return "written"
+
+        def vary(self, *_: object) -> None:
+            raise ValueError("odd")
+
+    class Offers:
+        @hookimpl
+        def sane_transfers(self):
+            return {"odd": odd}
+
+    host, odd = Host.installed(), Odd()
+    host.register(Offers(), "giver")
+    guarded = _Guarded(host, "sane_transfers", odd, host.transfers()["odd"])
+    assert guarded(1, 2) == "written"
+    assert not guarded.needs_prompt
+    assert base_of(guarded) == guarded
+    assert not hasattr(guarded, "other")
+    with pytest.raises(SaneError, match="odd"):
+        guarded.vary()
+    assert [x.plugin for x in host.problems] == ["giver"]

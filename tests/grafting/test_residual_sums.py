@@ -6,31 +6,35 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.grafting.residual_sums import CallWatch, residual_sums
+from sane_plugins.grafting.fitting import residual_sums
+from sane_plugins.grafting.fitting.residual_sum import CallWatch
 
 
 class Block(nn.Module):
     """A residual block whose branch has a learnt scale, and whose sum is bent in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_flat: bool = False) -> None:
         super().__init__()
+        self.is_flat = is_flat
         self.first, self.last, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
         self.scale = nn.Parameter(torch.full((3, 1, 1), 0.5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.relu_(self.first(x))
-        out = self.scale * self.norm(self.last(x))
+        scale = self.scale.flatten().reshape(1, -1, 1, 1) if self.is_flat else self.scale
+        out = scale * self.norm(self.last(x))
         out += x
         return nn.functional.hardtanh(out, 0.0, 2.0, inplace=True)
 
 
 @torch.no_grad()
 def test_a_sum_and_its_rest_are_watched_as_they_flow() -> None:
-    module, images = nn.Sequential(Block(), Block()).eval(), torch.randn(2, 3, 5, 5)
+    module, images = nn.Sequential(Block(), Block(is_flat=True)).eval(), torch.randn(2, 3, 5, 5)
     first, second = residual_sums(module, images)
     assert (first.layer, second.layer) == ("0.last", "1.last")
     assert first.rest_layer is None
     assert first.scale is module[0].scale
+    assert second.scale is module[1].scale
     values: dict[int, torch.Tensor] = {}
     wanted = [first.call, first.rest, second.rest]
     with CallWatch({i: lambda x, i=i: values.__setitem__(i, x.clone()) for i in wanted}) as watch:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sane_plugins.grafting.patches import at_positions, grid_of, read_patches, write_weight
-from sane_plugins.grafting.ridge_layers import fit_around, ridge_steps
+from sane_plugins.grafting.fitting.patches import at_positions, grid_of, read_patches, write_weight
+from sane_plugins.grafting.fitting.ridge_layers import fit_around, ridge_steps
 
 
 def _normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,7 +8,7 @@ from tokennets import HandViT, TorchViT, features, trained
 from torch import nn
 
 from sane_plugins.grafting.transformers import fit_writers, graft_attention
-from sane_plugins.grafting.transformers.branch_pairs import BranchPair, meeting_places
+from sane_plugins.grafting.transformers.branch_graft import BranchPair, meeting_places
 
 RNG = torch.Generator().manual_seed(3)
 # Smooth images, as photos are: their patches vary in fewer directions than there are pixels.

@@ -20,6 +20,7 @@ from torch import nn
 
 from sane_plugins import attach, hookimpl
 from sane_plugins.cli.main import main as command
+from sane_plugins.cost import NetworkCost
 from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
 from sane_plugins.features import ENCODERS, EncodeOptions, Encoding
 from sane_plugins.generation import KDE
@@ -413,6 +414,7 @@ class _Offers:
         names = {
             "sane_encode": "source, options",
             "sane_predict_properties": "source, options",
+            "sane_cost": "source, options",
             "sane_initialize": "target, task",
             "sane_open": "source",
             "sane_build": "source, classes",
@@ -432,6 +434,17 @@ ESTIMATE = Estimate(
     in_distribution=True,
     features="f",
 )
+
+
+COUNTS = {
+    "inputs": ((1, 3, 8, 8),),
+    "parameters": 1,
+    "macs": 1,
+    "activations": 1,
+    "layers": 1,
+    "weight_bytes": 4,
+    "peak_bytes": 8,
+}
 
 
 CATEGORY = CategoryEstimate(
@@ -480,6 +493,9 @@ WRONG_ENCODINGS = [
     ("hook", "answer"),
     [
         *(("sane_encode", wrong) for wrong in WRONG_ENCODINGS),
+        ("sane_cost", 3),
+        ("sane_cost", NetworkCost(**{**COUNTS, "macs": -1})),
+        ("sane_cost", NetworkCost(**{**COUNTS, "peak_bytes": 1.5})),
         ("sane_predict_properties", "text"),
         ("sane_predict_properties", {"p": "text"}),
         ("sane_initialize", {"graph": 3}),
@@ -500,6 +516,7 @@ def test_a_wrong_answer_is_left_out_and_the_next_is_asked(host, tmp_path, hook, 
     assert host.encode(NETWORK, options).encoder == "statistics"
     assert host.predict(NETWORK).keys() == embedded_heads().keys()
     assert isinstance(host.build("mlp"), nn.Module)
+    assert host.cost("mlp").macs == 12_960
     host.check_save(graph, tmp_path / "net.safetensors")
     assert host.save(graph, tmp_path / "net.safetensors").is_file()
     expected = [] if hook == "sane_initialize" else [("wrong", hook)]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -24,6 +24,8 @@ from sane_plugins.initialize import (
     remake,
     train_epochs,
 )
+from sane_plugins.initialize.candidates import CandidateBuilder
+from sane_plugins.initialize.kinds import CandidateSpec
 from sane_plugins.initialize.problem import set_up
 from sane_plugins.initialize.ranking import rank
 from sane_plugins.tasks import Task, load_task
@@ -218,3 +220,81 @@ def test_a_computed_tensor_counts_by_the_name_in_use(task, sane, good, place) ->
         kept.graph.tensors[f"{place}.weight"] - done.graph.tensors[f"{place}.weight"]
     ).abs()
     assert difference.mean() > 0.01
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Copies, which takes long, and then scales: a method of which there are several by `factor`."""
+
+    factor: float = 1.0
+    calls: list[int] = field(default_factory=list, compare=False)
+
+    @property
+    def base(self) -> "Scaled":
+        return replace(self, factor=1.0)
+
+    def __call__(
+        self, target: nn.Module, prompt: PromptNetwork, task: Task, rng: torch.Generator, *_: object
+    ) -> Copied:
+        self.calls.append(1)
+        written = copy(target, prompt)
+        with torch.no_grad():
+            target[0].weight.add_(0.01 * torch.rand(8, 1, 3, 3, generator=rng))
+        return self.vary(target, {}, task, written)
+
+    @torch.no_grad()
+    def vary(self, target: nn.Module, _default: object, _task: Task, written: Copied) -> Copied:
+        target[0].weight.mul_(self.factor)
+        return written
+
+
+def test_methods_that_begin_alike_share_the_beginning_and_are_made_again(task, sane, good) -> None:
+    methods = {"double": Scaled(2.0), "triple": Scaled(3.0)}
+    done = run(generate, task, sane, [good], **methods)
+    assert [len(methods[k].calls) for k in ("double", "triple")] == [1, 0]
+    names = " ".join(row.name for row in done.rows if row.kind is Kind.TRANSFER)
+    assert "(double)" in names
+    assert "(triple)" in names
+    told = json.loads(json.dumps({**done.provenance, "command": {}}))
+    for method in ("double", "triple"):
+        recipe = {**told["recipe"], "method": method, "kind": "transfer"}
+        builds = []
+        for shares in (True, False):
+            problem = set_up(network, task, [good.graph], sane, OPTIONS, [good], methods)
+            builder = CandidateBuilder(problem)
+            if shares:
+                builder.assemble(CandidateSpec(Kind.TRANSFER, method="double"))
+            builds.append(builder.build(CandidateSpec(Kind.TRANSFER, method=method)).module)
+        provenance = Provenance.from_json({**told, "recipe": recipe})
+        again = remake(
+            network,
+            task,
+            [good.graph],
+            sane,
+            replace(provenance.options, rung=OPTIONS.rung),
+            provenance,
+            prompt_networks=[good],
+            methods=methods,
+        )
+        one, other = (module.state_dict() for module in builds)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+        assert torch.equal(again.tensors["0.weight"], one["0.weight"])
+
+
+def test_what_two_methods_write_alike_is_ranked_once(task, sane, good) -> None:
+    methods = {"same": Scaled(1.0), "again": Scaled(1.0), "other": Scaled(2.0)}
+    done = run(generate, task, sane, [good], replace(OPTIONS, rung=0, keep=3), **methods)
+    names = " ".join(row.name for row in done.rows if row.kind is Kind.TRANSFER)
+    assert "(same)" in names
+    assert "(again)" not in names
+    assert "(other)" in names
+
+
+def test_an_attribute_that_is_only_called_base_means_nothing(task, sane, good) -> None:
+    class Based:
+        base = "a folder"
+
+        def __call__(self, *arguments: object) -> Copied:
+            return copy(*arguments)
+
+    assert run(generate, task, sane, [good], based=Based()).chosen is Family.TRANSFER

@@ -166,3 +166,10 @@ def test_a_run_of_two_processes_resumes_exactly(zoos, whole, tmp_path) -> None:
     assert state.exists()
     pretrain(zoos, out, 2, *command, "--resume")
     assert difference(whole, out) == 0
+
+
+def test_two_processes_hide_the_tokens_that_one_hides(zoos, tmp_path) -> None:
+    chosen = ["--steps", "4", "--hidden", "1", "--canonical", "--balance", "architectures"]
+    for processes in (1, 2):
+        pretrain(zoos, tmp_path / f"{processes}.safetensors", processes, *chosen)
+    assert difference(tmp_path / "1.safetensors", tmp_path / "2.safetensors") < 1e-5

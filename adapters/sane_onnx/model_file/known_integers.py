@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from onnx import ModelProto, NodeProto
 
-from sane_onnx.constants import Constant
+from sane_onnx.constants import Constant, ConstantOfShape
 from sane_onnx.model_file.inline import InlinedModel
 from sane_onnx.model_file.proto import STANDARD
 from sane_onnx.model_file.shapes import Shape, infer_shapes
@@ -24,10 +25,14 @@ _MOST_ROUNDS = 3
 
 @dataclass(frozen=True)
 class _Numbers:
-    """A list of integers, or a single one; None stands for one that is not known."""
+    """A list of integers, or a single one; None stands for one that is not known.
+
+    Those of a condition are 0 and 1.
+    """
 
     values: tuple[int | None, ...]
     is_scalar: bool = False
+    is_condition: bool = False
 
 
 def known_integers(
@@ -36,7 +41,7 @@ def known_integers(
     """Return the values of every list of integers that constants and known shapes decide."""
     found: dict[str, _Numbers] = {}
     for name, constant in constants.items():
-        if isinstance(constant, StoredTensor) and _is_short(constant):
+        if isinstance(constant, StoredTensor | ConstantOfShape) and _is_short(constant):
             values = tuple(int(x) for x in constant.read().reshape(-1).tolist())
             found[name] = _Numbers(values, not constant.shape)
     for node in nodes:
@@ -51,17 +56,20 @@ def known_integers(
     return {
         name: [x for x in numbers.values if x is not None]
         for name, numbers in found.items()
-        if not numbers.is_scalar and None not in numbers.values
+        if not (numbers.is_scalar or numbers.is_condition or None in numbers.values)
     }
 
 
 def infer_values(
-    model: ModelProto, inlined: InlinedModel, nodes: Sequence[NodeProto]
+    model: ModelProto,
+    inlined: InlinedModel,
+    nodes: Sequence[NodeProto],
+    most_rounds: int = _MOST_ROUNDS,
 ) -> tuple[dict[str, Shape], dict[str, Sequence[int]]]:
     """Return the shapes of values, and the integers that they decide, which decide more shapes in turn."""
     shapes = infer_shapes(model, inlined, nodes)
     integers = known_integers(nodes, inlined.constants, shapes)
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(most_rounds):
         computed = {name: x for name, x in integers.items() if name not in inlined.constants}
         if not any(name in computed for node in nodes for name in node.input[1:]):
             break
@@ -73,8 +81,8 @@ def infer_values(
     return shapes, integers
 
 
-def _is_short(constant: StoredTensor) -> bool:
-    is_list = len(constant.shape) < 2 and constant.size < _LONGEST
+def _is_short(constant: Constant) -> bool:
+    is_list = len(constant.shape) < 2 and prod(constant.shape) < _LONGEST
     return is_list and constant.dtype in _INTEGERS
 
 
@@ -136,8 +144,32 @@ def _concat(_: NodeProto, operands: _Operands) -> _Numbers | None:
     return _Numbers(tuple(value for x in known for value in x.values))
 
 
+def _product(node: NodeProto, operands: _Operands) -> _Numbers | None:
+    """Follow ReduceProd of a list."""
+    numbers = operands[0]
+    if numbers is None or numbers.is_scalar or None in numbers.values:
+        return None
+    total = prod(x for x in numbers.values if x is not None)
+    is_scalar = not attributes.integer(node, "keepdims", 1)
+    return _Numbers((total,), is_scalar) if abs(total) <= _BOUND else None
+
+
+def _range(_: NodeProto, operands: _Operands) -> _Numbers | None:
+    bounds = [x.values[0] for x in operands if x is not None and len(x.values) == 1]
+    stated = [x for x in bounds if x is not None]
+    if len(stated) != 3 or not stated[2]:
+        return None
+    values = range(*stated)
+    return _Numbers(tuple(values)) if len(values) < _LONGEST else None
+
+
 def _quotient(a: int, b: int) -> int | None:
     return None if b == 0 else abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+def _remainder(a: int, b: int) -> int | None:
+    """Return the remainder where all languages agree on it."""
+    return a % b if a >= 0 and b > 0 else None
 
 
 def _elementwise(function: Callable[[int, int], int | None]) -> _Rule:
@@ -159,21 +191,45 @@ def _elementwise(function: Callable[[int, int], int | None]) -> _Rule:
     return rule
 
 
+def _equal(node: NodeProto, operands: _Operands) -> _Numbers | None:
+    numbers = _elementwise(lambda a, b: int(a == b))(node, operands)
+    return numbers and replace(numbers, is_condition=True)
+
+
+def _where(_: NodeProto, operands: _Operands) -> _Numbers | None:
+    """Follow a choice by a condition, with which exporters say which sizes of an Expand are its input's."""
+    condition = operands[0]
+    if condition is None or None in condition.values or len(operands) != 3:
+        return None
+    known = [x for x in operands[1:] if x is not None]
+    length = max((len(x.values) for x in (condition, *known)), default=0)
+    if len(known) < 2 or any(len(x.values) not in (1, length) for x in (condition, *known)):
+        return None
+    rows = [x.values * (length if len(x.values) == 1 else 1) for x in (condition, *known)]
+    values = tuple(a if chosen else b for chosen, a, b in zip(*rows, strict=True))
+    return _Numbers(values, all(x.is_scalar for x in (condition, *known)))
+
+
 _Rule = Callable[[NodeProto, _Operands], _Numbers | None]
 _RULES: Mapping[str, _Rule] = {
     "Add": _elementwise(operator.add),
     "Cast": _same,
     "Concat": _concat,
     "Div": _elementwise(_quotient),
+    "Equal": _equal,
     "Gather": _gather,
     "Identity": _same,
     "Max": _elementwise(max),
     "Min": _elementwise(min),
+    "Mod": _elementwise(_remainder),
     "Mul": _elementwise(operator.mul),
+    "Range": _range,
+    "ReduceProd": _product,
     "Reshape": _as_list,
     "Shape": _same,
     "Slice": _slice,
     "Squeeze": _as_scalar,
     "Sub": _elementwise(operator.sub),
     "Unsqueeze": _as_list,
+    "Where": _where,
 }

@@ -21,11 +21,13 @@ from sane_onnx.model_file.inline import InlinedModel
 from sane_onnx.model_file.limits import INFERRED_SIZES
 from sane_onnx.model_file.shape_growth import Growth, bound_growth
 from sane_onnx.tensors import FLOATS, StoredTensor
+from sane_plugins.weights import MAX_AXES
 
 Shape = tuple[int | None, ...]
 # Integer tensors up to this size may hold shapes, whose values inference propagates.
 _MAX_SHAPE_VALUES = 1024
 _MAX_TYPE_BYTES = 2_000
+_SCALED = ("Resize", "Upsample")  # by factors that are no integers
 _ONNX_TYPES = {dtype: kind for kind, dtype in FLOATS.items()}
 
 
@@ -40,7 +42,17 @@ def infer_shapes(
     Shapes stated in the file are not trusted, except those of its inputs. `computed` are lists of integers
     that nodes compute, and that are known.
     """
-    known = computed or {}
+    shapes = _shapes(infer_graph(model, inlined, nodes, computed or {}))
+    return {**shapes, **{name: x.shape for name, x in inlined.constants.items()}}
+
+
+def infer_graph(
+    model: ModelProto,
+    inlined: InlinedModel,
+    nodes: Iterable[NodeProto],
+    known: Mapping[str, Sequence[int]],
+) -> GraphProto:
+    """Return a graph whose values have the types and shapes that inference works out; see `infer_shapes`."""
     skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = skeleton.graph
     graph.name = "skeleton"
@@ -49,26 +61,30 @@ def infer_shapes(
         if value.HasField("type") and value.type.ByteSize() <= _MAX_TYPE_BYTES:
             graph.input.append(value)
             graph.input[-1].name = name
+    nodes = [*nodes]
+    scales = {name for node in nodes for name in node.input[1:] if node.op_type in _SCALED}
     for name, constant in inlined.constants.items():
-        _declare(graph, name, constant)
+        _declare(graph, name, constant, has_values=name in scales)
     for name, values in known.items():
         graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
     hidden = inlined.with_subgraphs.union(known)
     graph.node.extend(n for n in nodes if not hidden.intersection(n.output[:1]))
     graph.output.extend(ValueInfoProto(name=name) for name in inlined.outputs)
-    shapes = _infer_skeleton(skeleton)
-    return {**shapes, **{name: x.shape for name, x in inlined.constants.items()}}
+    return _infer_skeleton(skeleton)
 
 
-def _declare(graph: GraphProto, name: str, constant: Constant) -> None:
-    """Add a constant to the skeleton: a weight by its shape, a short list with its values."""
-    if (
-        isinstance(constant, StoredTensor)
-        and constant.dtype not in _ONNX_TYPES
-        and constant.size <= _MAX_SHAPE_VALUES
+def _declare(graph: GraphProto, name: str, constant: Constant, has_values: bool) -> None:
+    """Add a constant to the skeleton: a weight by its shape, a short list of integers with its values.
+
+    `has_values`: its values decide a shape, whatever their type.
+    """
+    if isinstance(constant, StoredTensor) and (
+        (constant.dtype not in _ONNX_TYPES and constant.size <= _MAX_SHAPE_VALUES)
+        or (has_values and constant.size <= MAX_AXES)
     ):
         tensor = constant.tensor
-        if constant.dtype is not None and not constant.dtype.is_floating_point:
+        is_list = constant.dtype is not None and not constant.dtype.is_floating_point
+        if is_list or has_values:
             graph.initializer.add(
                 name=name,
                 data_type=tensor.data_type,
@@ -85,7 +101,15 @@ def _declare(graph: GraphProto, name: str, constant: Constant) -> None:
         graph.input.append(helper.make_tensor_value_info(name, kind, constant.shape))
 
 
-def _infer_skeleton(skeleton: ModelProto) -> dict[str, Shape]:
+def value_kinds(graph: GraphProto) -> dict[str, int]:
+    """Return ONNX's number of the type of each value's elements, where it is known."""
+    values = [*graph.input, *graph.value_info, *graph.output]
+    kinds = {value.name: value.type.tensor_type.elem_type for value in values}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return {name: kind for name, kind in kinds.items() if kind}
+
+
+def _infer_skeleton(skeleton: ModelProto) -> GraphProto:
     graph = skeleton.graph
     growth = _bound_growth(graph)
     if growth.axes <= INFERRED_SIZES:
@@ -94,7 +118,7 @@ def _infer_skeleton(skeleton: ModelProto) -> dict[str, Shape]:
         is_short = not any(map(_is_long_list, [*graph.input, *graph.value_info]))
         if is_short and growth.listed <= INFERRED_SIZES:
             graph = _infer(skeleton, data_propagation=True)
-    return _shapes(graph)
+    return graph
 
 
 def _bound_growth(graph: GraphProto) -> Growth:

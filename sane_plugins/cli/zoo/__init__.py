@@ -14,6 +14,7 @@ from sane_plugins.cli.lazy_commands import LazyCommands
             "import": "sane_plugins.cli.zoo.import_:import_zoo",
             "search": "sane_plugins.cli.zoo.search:search",
             "show": "sane_plugins.cli.zoo.show:show",
+            "suggest": "sane_plugins.cli.zoo.suggest:suggest",
             "train": "sane_plugins.cli.zoo.train:train",
             "tree": "sane_plugins.cli.zoo.tree:tree",
         }

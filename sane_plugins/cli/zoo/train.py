@@ -17,13 +17,15 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.numbers import PIXELS, SEED
+from sane_plugins.cli.numbers import PIXELS, SEED, FiniteRange
 from sane_plugins.cli.trust import typed_trust
+from sane_plugins.cli.zoo.recipe import read_recipe, require_options_that_fit, train_chosen
 from sane_plugins.cli.zoo.settings import parse_settings
 from sane_plugins.errors import UsageError
 from sane_plugins.runtime import require_device
 
 _FOLDER = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path)
 _KEPT_EPOCHS = (0, 1, 2, 4, 8, 12)
 _RESERVED = ("act", "dropout", "channels_in", "classes", "name")
 
@@ -31,7 +33,6 @@ _RESERVED = ("act", "dropout", "channels_in", "classes", "name")
 @click.command()
 @click.option(
     "--task",
-    "data",
     default="digits",
     show_default=True,
     help="The images: an .npz (x_train, y_train, ...), a folder with one sub-folder of images"
@@ -101,13 +102,38 @@ _RESERVED = ("act", "dropout", "channels_in", "classes", "name")
     type=click.IntRange(1),
     help="Steps between saved states.  [default: what costs a fiftieth of the time]",
 )
+@click.option(
+    "--recipe",
+    type=_FILE,
+    help="Train what a JSON file says: networks of several forms on several tasks.",
+)
+@click.option(
+    "--only", multiple=True, metavar="PATTERN", help="Of a recipe, networks with such names only."
+)
+@click.option(
+    "--data", type=_FOLDER, help="Where a recipe's images lie.  [default: beside the recipe]"
+)
+@click.option(
+    "--minutes",
+    type=FiniteRange(0, min_open=True),
+    help="Stop a recipe after so many minutes, and keep what there is; --resume goes on.",
+)
+@click.option(
+    "--factory",
+    "factories",
+    multiple=True,
+    metavar="NAME",
+    help="A package.module:function that a recipe names and you know; repeat for more.",
+)
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @click.option(
     "--force", is_flag=True, help="Replace a zoo, or an interrupted run, that exists there."
 )
 @command_options
+@click.pass_context
 def train(
-    data: str,
+    context: click.Context,
+    task: str,
     output: Path,
     architecture: str,
     settings: tuple[str, ...],
@@ -125,6 +151,11 @@ def train(
     processes: int,
     group: int | None,
     save_every: int | None,
+    recipe: Path | None,
+    only: tuple[str, ...],
+    data: Path | None,
+    minutes: float | None,
+    factories: tuple[str, ...],
     resume: bool,
     force: bool,
     as_json: bool,
@@ -135,20 +166,38 @@ def train(
     drawn from the ranges of the published zoos. Networks are kept after the epochs of --keep, with the
     accuracy and loss that they have on up to 4,000 test and training images.
 
+    With --recipe the file says all that; --images and --epochs then are what no network goes beyond.
+
     Example: sane-plugins zoo train --task mnist.npz -o mnist-zoo --networks 50 --processes 2
     """
     require_device(device)
-    zoo_training.require_start(output, resume, force, [data])
+    require_options_that_fit(context, recipe is not None)
+    if recipe is not None:
+        options = zoo_training.RecipeOptions(
+            name=output.name,
+            data=data or recipe.parent,
+            device=device,
+            processes=processes,
+            minutes=minutes,
+            save_every=save_every,
+        )
+        chosen = read_recipe(context, recipe, only)
+        trust = typed_trust(factories, everything=False)
+        train_chosen(
+            chosen, options, output, resume=resume, force=force, trust=trust, as_json=as_json
+        )
+        return
+    zoo_training.require_start(output, resume, force, [task])
     architecture = architectures.family_name(architecture) or architecture
     host = open_host()
-    task = tasks.load_task(data, size)
+    images = tasks.load_task(task, size)
     if architecture in architectures.FIXED_SIZE and size is None:
-        task = task.resized(architectures.small_cnn_size(task.channels))
-    options = zoo_training.ZooOptions(
+        images = images.resized(architectures.small_cnn_size(images.channels))
+    drawn = zoo_training.ZooOptions(
         name=output.name,
-        dataset=_dataset_name(data),
+        dataset=_dataset_name(task),
         architecture=architecture,
-        settings=_arguments(settings, architecture, task),
+        settings=_arguments(settings, architecture, images),
         networks=networks,
         epochs=epochs,
         keep=_epochs_to_keep(keep, epochs),
@@ -160,8 +209,8 @@ def train(
     )
     with progress_bars(host):
         trained = zoo_training.train_zoo(
-            zoo_training.TrainingImages.from_task(task, count, seed),
-            options,
+            zoo_training.TrainingImages.from_task(images, count, seed),
+            drawn,
             output,
             processes=processes,
             save_every=save_every,

@@ -15,9 +15,9 @@ from sane_plugins.grafting.transformers.grids import (
     resize_grid,
     resize_kernels,
 )
-from sane_plugins.grafting.transformers.steps import TableStep, TokenStep
 from sane_plugins.grafting.transformers.stream_maps import StreamMap
 from sane_plugins.grafting.transformers.structure import LinearPart
+from sane_plugins.grafting.transformers.tracing import TableStep, TokenStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +90,16 @@ def _graft_prefix(target: BranchWeights, source: BranchWeights, stream: StreamMa
 def _graft_patches(
     target: BranchWeights, source: BranchWeights, stream: StreamMap, pixels: PixelChange | None
 ) -> None:
-    to, of = _patch_layer(target), _patch_layer(source)
+    to, of = patch_layer(target), patch_layer(source)
     if to is None or of is None:
         return
-    kernels, bias = _kernels(source, of), source.bias(of)
+    kernels, bias = kernels_of(source, of), source.bias(of)
     order = torch.tensor(source.network.stream_places(of.step.outputs)).argsort()
     kernels, bias = kernels[order], bias[order]
     if pixels is not None and len(pixels.scale) == kernels.shape[1]:
         bias = bias + kernels.sum((2, 3)) @ torch.tensor(pixels.shift)
         kernels = kernels * torch.tensor(pixels.scale).view(1, -1, 1, 1)
-    fresh = _kernels(target, to)
+    fresh = kernels_of(target, to)
     kernels = resize_channels(
         resize_kernels(kernels, (fresh.shape[2], fresh.shape[3])), fresh.shape[1]
     )
@@ -107,19 +107,19 @@ def _graft_patches(
         kernels = (stream.write @ kernels.flatten(1)).view(-1, *kernels.shape[1:])
         bias = stream.write @ bias
     places = torch.tensor(target.network.stream_places(to.step.outputs))
-    _set_kernels(target, to, kernels[places])
+    set_kernels(target, to, kernels[places])
     target.set_bias(to, bias[places])
 
 
-def _patch_layer(weights: BranchWeights) -> LinearPart | None:
+def patch_layer(weights: BranchWeights) -> LinearPart | None:
     """Return the layer that turns patches of the image into the stream, if it does so at once."""
     network = weights.network
     parts = [p for p in network.stem if p.step.reads_image and network.is_stream(p.step.outputs)]
     return parts[0] if len(parts) == 1 and parts[0].step.groups == 1 else None
 
 
-def _kernels(weights: BranchWeights, part: LinearPart) -> torch.Tensor:
-    """Return the weight of a patch layer as kernels (D, C, h, w)."""
+def kernels_of(weights: BranchWeights, part: LinearPart) -> torch.Tensor:
+    """Return the weight of a patch layer as kernels (D, C, h, w), rows in their own order."""
     matrix = weights.matrix(part)
     if part.step.pixels is None:
         return matrix
@@ -130,7 +130,8 @@ def _kernels(weights: BranchWeights, part: LinearPart) -> torch.Tensor:
     return kernels
 
 
-def _set_kernels(weights: BranchWeights, part: LinearPart, kernels: torch.Tensor) -> None:
+def set_kernels(weights: BranchWeights, part: LinearPart, kernels: torch.Tensor) -> None:
+    """Write what `kernels_of` returns."""
     if part.step.pixels is not None:
         channels, rows, columns = _pixel_places(part)
         kernels = kernels[:, channels, rows, columns]

@@ -16,7 +16,7 @@ from sane_plugins.grafting.transformers.branch_weights import BranchWeights
 from sane_plugins.grafting.transformers.grids import sine_cosine
 from sane_plugins.grafting.transformers.head_maps import HeadWeights
 from sane_plugins.grafting.transformers.structure_reader import read_streams
-from sane_plugins.grafting.transformers.traced_run import execute
+from sane_plugins.grafting.transformers.tracing import execute
 
 # Of queries with keys: noise and identity. Of outputs with values: noise, and minus the identity.
 _ATTENTION_NOISE, _ATTENTION_IDENTITY = 0.7, 0.7

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sane_plugins.grafting.transformers.traced_run import plain_operators
+from sane_plugins.grafting.transformers.tracing import plain_operators
 from sane_plugins.weights import evaluation_copy
 
 _BATCH_SIZE = 64

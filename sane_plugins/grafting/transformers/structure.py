@@ -11,9 +11,9 @@ from functools import cached_property
 
 import torch
 
-from sane_plugins.grafting.transformers.channel_nodes import ChannelNodes
-from sane_plugins.grafting.transformers.steps import (
+from sane_plugins.grafting.transformers.tracing import (
     AttentionStep,
+    ChannelNodes,
     ContractionStep,
     NormStep,
     SumStep,

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from sane_plugins.grafting.transformers.steps import (
+from sane_plugins.grafting.transformers.structure import Branch, LinearPart, TokenNetwork
+from sane_plugins.grafting.transformers.tracing import (
     AttentionStep,
     ContractionStep,
     ImageStep,
@@ -19,10 +20,9 @@ from sane_plugins.grafting.transformers.steps import (
     SumStep,
     TableStep,
     TokenStep,
+    TracedRun,
     VectorStep,
 )
-from sane_plugins.grafting.transformers.structure import Branch, LinearPart, TokenNetwork
-from sane_plugins.grafting.transformers.traced_run import TracedRun
 
 
 def read_structure(execution: TracedRun) -> TokenNetwork | None:

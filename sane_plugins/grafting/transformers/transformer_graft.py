@@ -11,8 +11,7 @@ from math import prod
 import torch
 from torch import nn
 
-from sane_plugins.grafting.transformers.branch_graft import BranchGraft
-from sane_plugins.grafting.transformers.branch_pairs import BranchPair, match_branches
+from sane_plugins.grafting.transformers.branch_graft import BranchGraft, BranchPair, match_branches
 from sane_plugins.grafting.transformers.branch_weights import BranchWeights
 from sane_plugins.grafting.transformers.embedding_graft import PixelChange, graft_embeddings
 from sane_plugins.grafting.transformers.stream_maps import (
@@ -26,7 +25,7 @@ from sane_plugins.grafting.transformers.stream_maps import (
 )
 from sane_plugins.grafting.transformers.structure import TokenNetwork
 from sane_plugins.grafting.transformers.structure_reader import read_structure
-from sane_plugins.grafting.transformers.traced_run import execute, has_attention
+from sane_plugins.grafting.transformers.tracing import execute, has_attention
 
 _FLOPS, _LEAST_IMAGES = 2**40, 16  # of runs that show which directions of a stream matter
 
@@ -73,7 +72,7 @@ def graft_attention(
         return None
     stream = _stream_map(source, of, to, source_images)
     weights, trained = BranchWeights(target, to), BranchWeights(source, of)
-    copy_places(weights, trained)
+    _copy_places(weights, trained)
     graft = BranchGraft(weights, trained, stream)
     pairs = match_branches(of.branches, to.branches)
     for branch, pair in zip(to.branches, pairs, strict=True):
@@ -86,7 +85,7 @@ def graft_attention(
         parameters[key].copy_(weights.values[key])
     return TransformerGraft(
         changed=frozenset(weights.changed),
-        similarity=similarity(of, to),
+        similarity=_similarity(of, to),
         notes=tuple(graft.notes),
         source=of,
         target=to,
@@ -95,7 +94,7 @@ def graft_attention(
     )
 
 
-def copy_places(target: BranchWeights, source: BranchWeights) -> None:
+def _copy_places(target: BranchWeights, source: BranchWeights) -> None:
     """Copy all parameters where both networks have the same shapes, in order, but for their classifiers."""
     ours, theirs = list(target.values), list(source.values)
     heads = {p.step.key for p in target.network.tail} | {p.bias for p in target.network.tail}
@@ -109,7 +108,7 @@ def copy_places(target: BranchWeights, source: BranchWeights) -> None:
             target.set_all(key, source.values[other])
 
 
-def similarity(source: TokenNetwork, target: TokenNetwork) -> float:
+def _similarity(source: TokenNetwork, target: TokenNetwork) -> float:
     """Return the product of the ratios, smaller to larger, of width, depth, heads, and hidden channels."""
     one, other = _sizes(source), _sizes(target)
     return prod(min(a, b) / max(a, b) for a, b in zip(one, other, strict=True))

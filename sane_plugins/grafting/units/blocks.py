@@ -142,11 +142,3 @@ def _parents(name: str) -> list[str]:
 def _members(bits: int) -> set[int]:
     """Return the numbers whose bits are set."""
     return {i for i in range(bits.bit_length()) if bits >> i & 1}
-
-
-def members_of(blocks: Mapping[int, int]) -> dict[int, list[int]]:
-    """Return the numbers of the units of each block."""
-    members: dict[int, list[int]] = {}
-    for number, block in sorted(blocks.items()):
-        members.setdefault(block, []).append(number)
-    return members
