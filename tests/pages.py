@@ -14,6 +14,7 @@ from torch import nn
 import sane_plugins
 from sane_plugins import Host
 from sane_plugins.architectures import FULL_TRUST, build, import_torchvision, resnet, small_cnn
+from sane_plugins.weights import copy_module
 from sane_plugins.zoo import Entry, Zoo, write_zoo
 
 _BUILDER = """from torch import nn
@@ -114,6 +115,15 @@ def train_a_zoo(folder: Path) -> None:
     images(folder / "mnist.npz", classes=10)
 
 
+def compare(folder: Path) -> None:
+    module = resnet(depth=20)
+    checkpoint(folder / "before.pt", module)
+    save_file(module.state_dict(), folder / "same.safetensors")
+    checkpoint(folder / "half.pt", copy_module(module).half())
+    nn.init.normal_(module.linear.weight)
+    checkpoint(folder / "after.pt", module)
+
+
 def write_a_plugin(folder: Path) -> None:
     """Lay the entry points where pip would: beside the modules, which PYTHONPATH names."""
     info = folder / "sane_more-0.1.0.dist-info"
@@ -148,6 +158,7 @@ def find_relatives(folder: Path) -> None:
 PAGES: dict[str, Callable[[Path], None]] = {
     "README": readme,
     "docs/tutorial/first-initialisation": tutorial,
+    "docs/how-to/compare-two-checkpoints": compare,
     "docs/how-to/check-networks": check_networks,
     "docs/how-to/convert-a-network": convert,
     "docs/how-to/embed-in-a-host": embed,

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("--all-layers", is_flag=True, help="List every layer, however many there are.")
 @click.option(
+    "--textconv",
+    "is_plain",
+    is_flag=True,
+    help="Print a plain line per tensor, without the file's name and place: for git's diff.*.textconv.",
+)
+@click.option(
     "--plot",
     type=OutputFile(),
     help="Draw norms, weights and coverage into this file (.png, .pdf, .svg).",
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
 def inspect(
     source: str,
     all_layers: bool,
+    is_plain: bool,
     plot: Path | None,
     force: bool,
     fail_under: float | None,
@@ -60,6 +67,7 @@ def inspect(
     from sane_plugins.inspection import (
         MAX_TABLE_LAYERS,
         layer_table,
+        plain_lines,
         summary_lines,
         survey_network,
         survey_record,
@@ -79,6 +87,9 @@ def inspect(
             save_plot(graph, survey, plot)
     if as_json:
         print_json(survey_record(survey))
+    elif is_plain:
+        for line in plain_lines(graph, survey):
+            print_line(line)
     else:
         print_table(*layer_table(survey, None if all_layers else MAX_TABLE_LAYERS))
         for line in summary_lines(survey):

@@ -32,6 +32,7 @@ _COMMANDS = LazyCommands(
         "compare": "sane_plugins.cli.compare:compare",
         "convert": "sane_plugins.cli.convert:convert",
         "cost": "sane_plugins.cli.cost:cost",
+        "diff": "sane_plugins.cli.diff:diff",
         "embed": "sane_plugins.cli.embed:embed",
         "heads": "sane_plugins.cli.heads:heads",
         "inspect": "sane_plugins.cli.inspect:inspect",

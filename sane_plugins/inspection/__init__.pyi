@@ -1,3 +1,4 @@
+from .plain_text import plain_lines
 from .plot import require_plot, save_plot
 from .record import survey_record
 from .survey import LayerStats, Portion, Survey, percent, survey_network
@@ -12,6 +13,7 @@ __all__ = [
     "TensorStats",
     "layer_table",
     "percent",
+    "plain_lines",
     "require_plot",
     "save_plot",
     "summary_lines",

