@@ -4,7 +4,7 @@ Weight matching (Git Re-Basin, Ainsworth et al. 2022) for networks of two widths
 channels is assigned by the squared distance of what its channels own, every output channel's weights
 brought to length 1. One of the two networks must say how its layers are connected. Tensors are read when they
 are looked at, and not kept.
-The method: docs/explanation/sane.md, section 18.1.
+The method: docs/explanation/sane.md, section 21.1.
 
 Legend: C channels of a group.
 """

@@ -1,6 +1,6 @@
 """The numerical rank of what changed in a matrix: few for a merged LoRA, many for training all of it.
 
-The method: docs/explanation/sane.md, section 18.4.
+The method: docs/explanation/sane.md, section 21.4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Norms of one network that the other holds in the weights before them.
 
-The method: docs/explanation/sane.md, section 18.5.
+The method: docs/explanation/sane.md, section 21.5.
 
 Legend: C channels.
 """

@@ -1,6 +1,6 @@
 """Compare two networks: pair their tensors, bring channels into one order, say what became of each.
 
-The method: docs/explanation/sane.md, section 18.
+The method: docs/explanation/sane.md, section 21.
 """
 
 from __future__ import annotations

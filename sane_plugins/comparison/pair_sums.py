@@ -1,6 +1,6 @@
 """Sums over two tensors of one shape, a block of rows at a time.
 
-The method: docs/explanation/sane.md, section 18.2.
+The method: docs/explanation/sane.md, section 21.2.
 
 Legend: n output channels, m input channels, p places of a kernel.
 """

@@ -2,7 +2,7 @@
 
 Content decides. Where it says nothing, as of layers that were trained anew, equal names do, and then place
 and shape.
-The method: docs/explanation/sane.md, section 18.1.
+The method: docs/explanation/sane.md, section 21.1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The coarsest floating-point type that holds a tensor's values exactly, whatever type it is stored in.
 
-The method: docs/explanation/sane.md, section 18.3.
+The method: docs/explanation/sane.md, section 21.3.
 """
 
 from __future__ import annotations

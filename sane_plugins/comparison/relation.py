@@ -1,6 +1,6 @@
 """What became of a tensor: how two tensors of one shape, whose channels stand in one order, differ.
 
-The method: docs/explanation/sane.md, section 18.2.
+The method: docs/explanation/sane.md, section 21.2.
 
 Legend: n output channels, m input channels, p places of a kernel.
 """

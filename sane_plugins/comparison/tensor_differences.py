@@ -1,6 +1,6 @@
 """How each pair of tensors differs: as it is stored, or with channels brought into one order.
 
-The method: docs/explanation/sane.md, section 18.1.
+The method: docs/explanation/sane.md, section 21.1.
 
 Legend: N values, C channels.
 """

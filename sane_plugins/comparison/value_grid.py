@@ -1,6 +1,6 @@
 """Do a tensor's values lie on a coarse grid, as dequantised ones do?
 
-The method: docs/explanation/sane.md, section 18.3.
+The method: docs/explanation/sane.md, section 21.3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which layers of vectors, such as norms, belong together: what their tensors, names and places speak for.
 
-The method: docs/explanation/sane.md, section 18.1.
+The method: docs/explanation/sane.md, section 21.1.
 """
 
 from __future__ import annotations

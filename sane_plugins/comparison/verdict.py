@@ -1,6 +1,6 @@
 """One word for a pair of networks: what the larger part of the changes is.
 
-The method: docs/explanation/sane.md, section 18.6.
+The method: docs/explanation/sane.md, section 21.6.
 """
 
 from __future__ import annotations
