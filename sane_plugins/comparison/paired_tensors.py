@@ -96,7 +96,10 @@ class _Pairs:
                 done[1].add(other)
 
     def add_rest(self, likeness: Mapping[tuple[str, str], float]) -> None:
-        """Pair what is left as it was found."""
+        """Pair what is left: what has one name, such as norms of another width, and then as it was found."""
+        for key in self._params[0].keys() & self._params[1].keys():
+            if len({len(params[key].shape) for params in self._params}) == 1:
+                self._add(key, key)
         for one, other in likeness:
             self._add(one, other)
 

@@ -121,7 +121,9 @@ def _kind_of_changes(changed: list[TensorDifference]) -> tuple[VerdictKind, Side
         sum(max(getattr(x, side).size - min(x.a.size, x.b.size), 0) for x in learned)
         for side in ("a", "b")
     )
-    is_exact = all(x.relation.change in ("equal", "rounded") for x in learned)
+    # Vectors are paired with less certainty: those of a wider layer may stand with another's.
+    matrices = [x for x in learned if len(x.a.shape) > 1] or learned
+    is_exact = all(x.relation.change in ("equal", "rounded") for x in matrices)
     if wider_b > wider_a and is_exact:
         return VerdictKind.WIDENED, "b"
     return VerdictKind.PRUNED, "b" if wider_a >= wider_b else "a"
