@@ -28,7 +28,7 @@ from torch import nn
 
 import sane_plugins
 from sane_plugins.architectures import import_torchvision, resnet
-from sane_plugins.comparison import Comparison, Verdict, compare, judge
+from sane_plugins.comparison import NetworkComparison, Verdict, compare, judge
 from sane_plugins.formats import save_network
 from sane_plugins.initialize import TrainOptions, train_epochs
 from sane_plugins.symmetry import permutation_groups, permute, random_permutations
@@ -128,7 +128,7 @@ def judged(
         yield row
 
 
-def figures(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
+def figures(comparison: NetworkComparison, verdict: Verdict) -> dict[str, Any]:
     """Return how many layers each thing happened to, and how far matrices moved."""
     moved = [
         x.relation.distance

@@ -19,7 +19,7 @@ from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.trust import forget_working_directory_style
 
-# As `sane_plugins.comparison.Kind` has them; torch is not loaded to show help.
+# As `sane_plugins.comparison.VerdictKind` has them; torch is not loaded to show help.
 _VERDICTS = (
     "identical",
     "same",

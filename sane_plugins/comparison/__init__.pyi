@@ -1,21 +1,21 @@
 from .comparison_plot import draw_comparison, save_comparison_plot
-from .difference import Comparison, LayerDifference, Network, TensorDifference
+from .difference import LayerDifference, Network, NetworkComparison, TensorDifference
 from .layer_table import table_of_layers
 from .network_comparison import compare
 from .phrases import summary_lines, verdict_line
 from .record import comparison_record
 from .relation import Relation
-from .verdict import SAME_WEIGHTS, Kind, Verdict, judge
+from .verdict import SAME_WEIGHTS, Verdict, VerdictKind, judge
 
 __all__ = [
     "SAME_WEIGHTS",
-    "Comparison",
-    "Kind",
     "LayerDifference",
     "Network",
+    "NetworkComparison",
     "Relation",
     "TensorDifference",
     "Verdict",
+    "VerdictKind",
     "compare",
     "comparison_record",
     "draw_comparison",

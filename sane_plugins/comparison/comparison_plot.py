@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sane_plugins.atomic_files import write_whole
-from sane_plugins.comparison.difference import Comparison, LayerChange, LayerDifference
+from sane_plugins.comparison.difference import LayerChange, LayerDifference, NetworkComparison
 from sane_plugins.comparison.phrases import LABELS, percent
 from sane_plugins.comparison.verdict import Verdict
 from sane_plugins.errors import visible
@@ -37,7 +37,7 @@ _MAX_LABEL_LENGTH = 24
 _DPI = 150
 
 
-def save_comparison_plot(comparison: Comparison, verdict: Verdict, path: Path) -> Path:
+def save_comparison_plot(comparison: NetworkComparison, verdict: Verdict, path: Path) -> Path:
     """Draw a comparison and save the figure in the format given by the suffix."""
     figure = draw_comparison(comparison, verdict)
     form = path.suffix.lower().removeprefix(".")
@@ -49,7 +49,7 @@ def save_comparison_plot(comparison: Comparison, verdict: Verdict, path: Path) -
     return write_whole(path, write)
 
 
-def draw_comparison(comparison: Comparison, verdict: Verdict) -> Figure:
+def draw_comparison(comparison: NetworkComparison, verdict: Verdict) -> Figure:
     """Draw the figure, without a display or global matplotlib state."""
     from matplotlib.figure import Figure
 
@@ -91,7 +91,7 @@ def _distance(layer: LayerDifference) -> float:
     return (told.relation.distance or 0.0) if told is not None and moved else 0.0
 
 
-def _draw_shares(axes: Axes, comparison: Comparison) -> None:
+def _draw_shares(axes: Axes, comparison: NetworkComparison) -> None:
     """Draw the parts of all values as one stacked bar."""
     left, texts = 0.0, []
     for change, label in LABELS.items():

@@ -119,7 +119,7 @@ class Network(ShortRepr):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Comparison(ShortRepr):
+class NetworkComparison(ShortRepr):
     """Two networks and their differences, layer by layer in the order of the first.
 
     `renamed` counts tensors that have another name in the other network, `other_values` tensors that are no

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sane_plugins.comparison.difference import Comparison, LayerDifference, TensorDifference
+from sane_plugins.comparison.difference import LayerDifference, NetworkComparison, TensorDifference
 from sane_plugins.comparison.phrases import percent, span
 from sane_plugins.errors import visible
 from sane_plugins.weights import RUNNING
@@ -18,7 +18,7 @@ _QUIET = ("replaced", "only_a", "only_b", "quantized", "rounded", "folded", "equ
 _SILENT = ("equal", "folded", "only_a", "only_b")
 
 
-class Table(NamedTuple):
+class LayerTable(NamedTuple):
     """A table: title, column names, and rows of cells."""
 
     title: str
@@ -26,18 +26,18 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def table_of_layers(comparison: Comparison, all_layers: bool = False) -> Table:
+def table_of_layers(comparison: NetworkComparison, all_layers: bool = False) -> LayerTable:
     """Return a table of what became of the layers, a row for each with `all_layers`."""
     title = "distance: |B - A| / |A|, once channels stand in one order"
     if all_layers:
-        return Table(title, _COLUMNS, [_row([layer]) for layer in comparison.layers])
+        return LayerTable(title, _COLUMNS, [_row([layer]) for layer in comparison.layers])
     loud = [x for x in comparison.layers if x.change not in _QUIET]
     quiet: dict[str, list[LayerDifference]] = {}
     for layer in sorted(comparison.layers, key=_loudness):
         if layer.change in _QUIET:
             quiet.setdefault(_what(layer), []).append(layer)
     rows = [*_drawn_together(loud), *quiet.values()]
-    return Table(title, _COLUMNS, [_row(layers) for layers in rows])
+    return LayerTable(title, _COLUMNS, [_row(layers) for layers in rows])
 
 
 def _loudness(layer: LayerDifference) -> int:

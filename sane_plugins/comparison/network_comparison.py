@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from sane_plugins.comparison.difference import Comparison, Network, TensorDifference
+from sane_plugins.comparison.difference import Network, NetworkComparison, TensorDifference
 from sane_plugins.comparison.layer_differences import layer_differences
 from sane_plugins.comparison.paired_tensors import pair_tensors
 from sane_plugins.comparison.tensor_differences import difference_as_stored, with_aligned_channels
@@ -17,7 +17,7 @@ from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph
 
 
-def compare(a: WeightGraph, b: WeightGraph, report: Report = silent) -> Comparison:
+def compare(a: WeightGraph, b: WeightGraph, report: Report = silent) -> NetworkComparison:
     """Return how two networks differ, layer by layer; tensors are read one pair at a time.
 
     Raises `SourceError` if a tensor turns out to be unreadable.
@@ -30,7 +30,7 @@ def compare(a: WeightGraph, b: WeightGraph, report: Report = silent) -> Comparis
     differences = with_aligned_channels(a, b, differences)
     layers = layer_differences(a, b, differences)
     keys_a, keys_b = ([p.key for p in graph.params] for graph in (a, b))
-    return Comparison(
+    return NetworkComparison(
         a=_network(a),
         b=_network(b),
         layers=layers,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sane_plugins.comparison.difference import Comparison, LayerChange, TensorDifference
-from sane_plugins.comparison.verdict import Kind, Verdict
+from sane_plugins.comparison.difference import LayerChange, NetworkComparison, TensorDifference
+from sane_plugins.comparison.verdict import Verdict, VerdictKind
 from sane_plugins.weights import RUNNING
 
 _MOST_NAMES = 3
 _UNITS = {"tensor": "with one scale per tensor", "channel": "with a scale per channel"}
 
 
-def verdict_line(comparison: Comparison, verdict: Verdict) -> str:
+def verdict_line(comparison: NetworkComparison, verdict: Verdict) -> str:
     """Return the verdict as one line: its word, and what it says of these two networks."""
     return f"Verdict: {verdict.kind.value}. {_SENTENCES[verdict.kind](comparison, verdict)}"
 
 
-def summary_lines(comparison: Comparison) -> Iterator[str]:
+def summary_lines(comparison: NetworkComparison) -> Iterator[str]:
     """Yield lines on what is the same, what is not, the form, and what was not compared."""
     yield from _share_lines(comparison)
     if forms := [*_forms(comparison)]:
@@ -25,22 +25,22 @@ def summary_lines(comparison: Comparison) -> Iterator[str]:
     yield from _notes(comparison)
 
 
-def _identical(_: Comparison, __: Verdict) -> str:
+def _identical(_: NetworkComparison, __: Verdict) -> str:
     return "Every tensor has the same name, type and values in both."
 
 
-def _same(_: Comparison, __: Verdict) -> str:
+def _same(_: NetworkComparison, __: Verdict) -> str:
     return "Both hold the same weights, in another form."
 
 
-def _rounded(comparison: Comparison, verdict: Verdict) -> str:
+def _rounded(comparison: NetworkComparison, verdict: Verdict) -> str:
     one, other = _sides(verdict)
     found = _of(comparison, "rounded")
     types = ", ".join(dict.fromkeys(x.relation.precision for x in found))
     return f"{other} holds the weights of {one} rounded to {types}."
 
 
-def _quantized(comparison: Comparison, verdict: Verdict) -> str:
+def _quantized(comparison: NetworkComparison, verdict: Verdict) -> str:
     one, other = _sides(verdict)
     found = _of(comparison, "quantized")
     main = max(found, key=lambda x: x.size).relation
@@ -54,7 +54,7 @@ def _quantized(comparison: Comparison, verdict: Verdict) -> str:
     )
 
 
-def _pruned(comparison: Comparison, verdict: Verdict) -> str:
+def _pruned(comparison: NetworkComparison, verdict: Verdict) -> str:
     one, other = _sides(verdict)
     found = _of(comparison, "pruned")
     parts = []
@@ -71,7 +71,7 @@ def _pruned(comparison: Comparison, verdict: Verdict) -> str:
     return f"{other} is {one} pruned: {' and '.join(parts)}; {rest}."
 
 
-def _low_rank(comparison: Comparison, _: Verdict) -> str:
+def _low_rank(comparison: NetworkComparison, _: Verdict) -> str:
     found = _of(comparison, "low_rank")
     ranks = sorted(x.relation.rank.rank or 0 for x in found if x.relation.rank)
     rank = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
@@ -81,7 +81,7 @@ def _low_rank(comparison: Comparison, _: Verdict) -> str:
     )
 
 
-def _fine_tuned(comparison: Comparison, _: Verdict) -> str:
+def _fine_tuned(comparison: NetworkComparison, _: Verdict) -> str:
     changed = _of(comparison, "changed")
     if all(x.relation.nonfinite and not x.relation.distance for x in changed):
         return "The same weights, but for values that are not finite."
@@ -98,7 +98,7 @@ def _fine_tuned(comparison: Comparison, _: Verdict) -> str:
     )
 
 
-def _scaled(comparison: Comparison, _: Verdict) -> str:
+def _scaled(comparison: NetworkComparison, _: Verdict) -> str:
     found = _of(comparison, "scaled")
     return (
         f"{_count(found, 'tensor')} differ by factors alone; whether other layers undo these was not"
@@ -106,12 +106,12 @@ def _scaled(comparison: Comparison, _: Verdict) -> str:
     )
 
 
-def _widened(_: Comparison, verdict: Verdict) -> str:
+def _widened(_: NetworkComparison, verdict: Verdict) -> str:
     one, other = _sides(verdict)
     return f"{other} holds all channels of {one}, unchanged, and further ones."
 
 
-def _partial(comparison: Comparison, _: Verdict) -> str:
+def _partial(comparison: NetworkComparison, _: Verdict) -> str:
     same = [x for x in comparison.layers if x.change in ("equal", "folded")]
     return (
         f"{_count(same, 'layer')} ({percent(comparison.share(same))} of all values) are the same; the others"
@@ -119,28 +119,28 @@ def _partial(comparison: Comparison, _: Verdict) -> str:
     )
 
 
-def _unrelated(_: Comparison, verdict: Verdict) -> str:
+def _unrelated(_: NetworkComparison, verdict: Verdict) -> str:
     if verdict.shared:
         return f"Only {percent(verdict.shared)} of the smaller network's weights are in the other."
     return "No weights of one were found in the other."
 
 
 _SENTENCES = {
-    Kind.IDENTICAL: _identical,
-    Kind.SAME: _same,
-    Kind.ROUNDED: _rounded,
-    Kind.SCALED: _scaled,
-    Kind.QUANTIZED: _quantized,
-    Kind.PRUNED: _pruned,
-    Kind.LOW_RANK: _low_rank,
-    Kind.FINE_TUNED: _fine_tuned,
-    Kind.WIDENED: _widened,
-    Kind.PARTIAL: _partial,
-    Kind.UNRELATED: _unrelated,
+    VerdictKind.IDENTICAL: _identical,
+    VerdictKind.SAME: _same,
+    VerdictKind.ROUNDED: _rounded,
+    VerdictKind.SCALED: _scaled,
+    VerdictKind.QUANTIZED: _quantized,
+    VerdictKind.PRUNED: _pruned,
+    VerdictKind.LOW_RANK: _low_rank,
+    VerdictKind.FINE_TUNED: _fine_tuned,
+    VerdictKind.WIDENED: _widened,
+    VerdictKind.PARTIAL: _partial,
+    VerdictKind.UNRELATED: _unrelated,
 }
 
 
-def _share_lines(comparison: Comparison) -> Iterator[str]:
+def _share_lines(comparison: NetworkComparison) -> Iterator[str]:
     """Yield a line for each thing that happened to layers: how many, how much of all values, and which."""
     for change, label in LABELS.items():
         layers = [x for x in comparison.layers if x.change == change]
@@ -152,7 +152,7 @@ def _share_lines(comparison: Comparison) -> Iterator[str]:
             )
 
 
-def _forms(comparison: Comparison) -> Iterator[str]:
+def _forms(comparison: NetworkComparison) -> Iterator[str]:
     """Yield in what form the two differ, whatever happened to the weights."""
     a, b = comparison.a, comparison.b
     if a.container != b.container:
@@ -176,7 +176,7 @@ def _forms(comparison: Comparison) -> Iterator[str]:
             yield f"{_count(norms, 'norm')} of {holder} are folded into the weights of {other}"
 
 
-def _notes(comparison: Comparison) -> Iterator[str]:
+def _notes(comparison: NetworkComparison) -> Iterator[str]:
     for name, network in (("A", comparison.a), ("B", comparison.b)):
         if network.missed:
             yield f"Note: {network.missed:,} weights of {name} could not be read, and were not compared."
@@ -212,7 +212,7 @@ def _sides(verdict: Verdict) -> tuple[str, str]:
     return ("B", "A") if verdict.derived == "a" else ("A", "B")
 
 
-def _of(comparison: Comparison, change: LayerChange) -> list[TensorDifference]:
+def _of(comparison: NetworkComparison, change: LayerChange) -> list[TensorDifference]:
     return [x for x in comparison.tensors if x.change == change]
 
 

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from sane_plugins.comparison.difference import (
-    Comparison,
     LayerDifference,
     Network,
+    NetworkComparison,
     TensorDifference,
 )
 from sane_plugins.comparison.phrases import summary_lines, verdict_line
@@ -16,7 +16,7 @@ from sane_plugins.comparison.verdict import Verdict
 from sane_plugins.weights import Param
 
 
-def comparison_record(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
+def comparison_record(comparison: NetworkComparison, verdict: Verdict) -> dict[str, Any]:
     """Return a comparison as a dict that JSON can hold."""
     return {
         "a": _network(comparison.a),

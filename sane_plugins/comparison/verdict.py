@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from sane_plugins.comparison.difference import Comparison, LayerChange, TensorDifference
+from sane_plugins.comparison.difference import LayerChange, NetworkComparison, TensorDifference
 from sane_plugins.comparison.relation import Side
 from sane_plugins.weights import RUNNING
 
@@ -17,7 +17,7 @@ _LEAST_SHARED = 0.05  # of the smaller network's values; below it two networks a
 _GONE: frozenset[LayerChange] = frozenset(("replaced", "only_a", "only_b"))
 
 
-class Kind(str, Enum):
+class VerdictKind(str, Enum):
     """What two networks are to each other, from the same to strangers."""
 
     IDENTICAL = "identical"
@@ -33,15 +33,15 @@ class Kind(str, Enum):
     UNRELATED = "unrelated"
 
 
-_KINDS: Mapping[LayerChange, Kind] = {
-    "rounded": Kind.ROUNDED,
-    "scaled": Kind.SCALED,
-    "quantized": Kind.QUANTIZED,
-    "pruned": Kind.PRUNED,
-    "low_rank": Kind.LOW_RANK,
-    "changed": Kind.FINE_TUNED,
+_KINDS: Mapping[LayerChange, VerdictKind] = {
+    "rounded": VerdictKind.ROUNDED,
+    "scaled": VerdictKind.SCALED,
+    "quantized": VerdictKind.QUANTIZED,
+    "pruned": VerdictKind.PRUNED,
+    "low_rank": VerdictKind.LOW_RANK,
+    "changed": VerdictKind.FINE_TUNED,
 }
-SAME_WEIGHTS = (Kind.IDENTICAL, Kind.SAME)
+SAME_WEIGHTS = (VerdictKind.IDENTICAL, VerdictKind.SAME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,13 @@ class Verdict:
     values that are in the other one, changed or not.
     """
 
-    kind: Kind
+    kind: VerdictKind
     derived: Side
     shares: Mapping[LayerChange, float]
     shared: float
 
 
-def judge(comparison: Comparison) -> Verdict:
+def judge(comparison: NetworkComparison) -> Verdict:
     """Return the verdict on two networks."""
     sizes: dict[LayerChange, int] = {}
     for layer in comparison.layers:
@@ -75,7 +75,7 @@ def judge(comparison: Comparison) -> Verdict:
     )
 
 
-def _shared(comparison: Comparison, related: Iterable[TensorDifference]) -> float:
+def _shared(comparison: NetworkComparison, related: Iterable[TensorDifference]) -> float:
     """Return the part of the smaller network's matrices in the other; vectors may agree by chance."""
     has_matrices = any(len(x.a.shape) > 1 for x in comparison.tensors)
     least = 2 if has_matrices else 0
@@ -93,21 +93,21 @@ def _shared(comparison: Comparison, related: Iterable[TensorDifference]) -> floa
 
 
 def _kind(
-    comparison: Comparison,
+    comparison: NetworkComparison,
     related: list[TensorDifference],
     changed: list[TensorDifference],
     shared: float,
-) -> tuple[Kind, Side]:
+) -> tuple[VerdictKind, Side]:
     if shared < _LEAST_SHARED:
-        return Kind.UNRELATED, ""
+        return VerdictKind.UNRELATED, ""
     if changed:
         return _kind_of_changes(changed)
     if any(layer.change in _GONE for layer in comparison.layers):
-        return Kind.PARTIAL, ""
-    return (Kind.IDENTICAL if _is_identical(comparison, related) else Kind.SAME), ""
+        return VerdictKind.PARTIAL, ""
+    return (VerdictKind.IDENTICAL if _is_identical(comparison, related) else VerdictKind.SAME), ""
 
 
-def _kind_of_changes(changed: list[TensorDifference]) -> tuple[Kind, Side]:
+def _kind_of_changes(changed: list[TensorDifference]) -> tuple[VerdictKind, Side]:
     """Return what most of the changed values are; learned ones, where any of these changed."""
     learned = [x for x in changed if x.a.role not in RUNNING] or changed
     sizes: dict[tuple[LayerChange, Side], int] = {}
@@ -123,11 +123,11 @@ def _kind_of_changes(changed: list[TensorDifference]) -> tuple[Kind, Side]:
     )
     is_exact = all(x.relation.change in ("equal", "rounded") for x in learned)
     if wider_b > wider_a and is_exact:
-        return Kind.WIDENED, "b"
-    return Kind.PRUNED, "b" if wider_a >= wider_b else "a"
+        return VerdictKind.WIDENED, "b"
+    return VerdictKind.PRUNED, "b" if wider_a >= wider_b else "a"
 
 
-def _is_identical(comparison: Comparison, related: Iterable[TensorDifference]) -> bool:
+def _is_identical(comparison: NetworkComparison, related: Iterable[TensorDifference]) -> bool:
     return (
         comparison.renamed == comparison.retyped == 0
         and not comparison.other_values

@@ -9,7 +9,7 @@ from torch import nn
 
 from sane_plugins.architectures import resnet, small_cnn
 from sane_plugins.comparison import (
-    Kind,
+    VerdictKind,
     compare,
     comparison_record,
     judge,
@@ -44,7 +44,7 @@ def _graph(state: dict[str, torch.Tensor], name: str = "b.pt") -> WeightGraph:
     return from_state_dict(state, name)
 
 
-def _kind(a: WeightGraph, b: WeightGraph) -> Kind:
+def _kind(a: WeightGraph, b: WeightGraph) -> VerdictKind:
     return judge(compare(a, b)).kind
 
 
@@ -76,7 +76,7 @@ def _folded(module: nn.Module) -> dict[str, torch.Tensor]:
 def test_a_network_is_identical_to_itself_and_every_tensor_is_told_once(name) -> None:
     graph = from_module(HAND_MADE[name]().eval())
     comparison = compare(graph, graph)
-    assert judge(comparison).kind is Kind.IDENTICAL
+    assert judge(comparison).kind is VerdictKind.IDENTICAL
     assert sorted(x.a.key for x in comparison.tensors) == sorted(p.key for p in graph.params)
 
 
@@ -97,7 +97,7 @@ def test_names_and_order_are_form(network) -> None:
     state = network.state_dict()
     renamed = {f"x{i}.{key.rpartition('.')[2]}": x for i, (key, x) in enumerate(state.items())}
     comparison = compare(_graph(state, "a.pt"), _graph(dict(reversed(renamed.items()))))
-    assert judge(comparison).kind is Kind.SAME
+    assert judge(comparison).kind is VerdictKind.SAME
     assert comparison.renamed == len(comparison.tensors)
     assert not any(x.permuted or x.relation.scaling for x in comparison.tensors)
 
@@ -107,14 +107,14 @@ def test_content_goes_before_names(network) -> None:
     one, other = (f"layer1.0.conv{i}.weight" for i in (1, 2))
     state[one], state[other] = state[other], state[one]
     comparison = compare(_graph(network.state_dict(), "a.pt"), _graph(state))
-    assert judge(comparison).kind is Kind.SAME
+    assert judge(comparison).kind is VerdictKind.SAME
     assert {(x.a.key, x.b.key) for x in comparison.tensors if x.a.key != x.b.key} == {
         (one, other),
         (other, one),
     }
 
 
-@pytest.mark.parametrize(("size", "kind"), [(0.0, Kind.SAME), (0.1, Kind.FINE_TUNED)])
+@pytest.mark.parametrize(("size", "kind"), [(0.0, VerdictKind.SAME), (0.1, VerdictKind.FINE_TUNED)])
 @pytest.mark.parametrize("is_swapped", [False, True])
 def test_channels_in_another_order_are_found_where_one_network_says_its_connections(
     network, size, kind, is_swapped
@@ -138,20 +138,20 @@ def test_folded_norms_are_the_same_weights_and_a_wrong_bias_is_not(network) -> N
     folded = _folded(network)
     graph = from_module(network)
     comparison = compare(graph, _graph(folded))
-    assert judge(comparison).kind is Kind.SAME
+    assert judge(comparison).kind is VerdictKind.SAME
     norms = [name for name, x in network.named_modules() if isinstance(x, nn.BatchNorm2d)]
     assert {x.name_a for x in comparison.layers if x.change == "folded"} == set(norms)
-    assert judge(compare(_graph(folded), graph)).kind is Kind.SAME
+    assert judge(compare(_graph(folded), graph)).kind is VerdictKind.SAME
     wrong = {**folded, "conv1.bias": folded["conv1.bias"] + 0.1 * torch.randn(16)}
     found = compare(graph, _graph(wrong))
-    assert judge(found).kind is Kind.FINE_TUNED
+    assert judge(found).kind is VerdictKind.FINE_TUNED
     assert {x.name_a for x in found.layers if x.change not in ("equal", "folded")} == {"conv1"}
 
 
 def test_factors_that_no_norm_explains_are_told(network) -> None:
     state = dict(network.state_dict())
     state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"] * 2
-    assert _kind(_graph(network.state_dict(), "a.pt"), _graph(state)) is Kind.SCALED
+    assert _kind(_graph(network.state_dict(), "a.pt"), _graph(state)) is VerdictKind.SCALED
 
 
 def test_removed_channels_are_pruning_and_added_ones_widening(network) -> None:
@@ -165,8 +165,8 @@ def test_removed_channels_are_pruning_and_added_ones_widening(network) -> None:
             assert (part.offset, part.length, part.repeat) == (0, size, 1)
             state[part.key] = state[part.key].index_select(part.axis, keep)
     narrow = _graph(state)
-    assert _kind(graph, narrow) is Kind.PRUNED
-    assert _kind(narrow, graph) is Kind.WIDENED
+    assert _kind(graph, narrow) is VerdictKind.PRUNED
+    assert _kind(narrow, graph) is VerdictKind.WIDENED
     comparison = compare(graph, narrow)
     assert {x.relation.change for x in comparison.tensors} == {"equal"}
 
@@ -175,11 +175,11 @@ def test_a_new_head_and_a_layer_in_front_leave_the_rest_the_same(network) -> Non
     state = network.state_dict()
     head = {**state, "linear.weight": torch.randn(4, 64), "linear.bias": torch.zeros(4)}
     comparison = compare(_graph(state, "a.pt"), _graph(head))
-    assert judge(comparison).kind is Kind.PARTIAL
+    assert judge(comparison).kind is VerdictKind.PARTIAL
     assert [x.name_a for x in comparison.layers if x.change != "equal"] == ["linear"]
     front = {"adapter.weight": torch.randn(3, 3, 3, 3), **state}
     comparison = compare(_graph(state, "a.pt"), _graph(front))
-    assert judge(comparison).kind is Kind.PARTIAL
+    assert judge(comparison).kind is VerdictKind.PARTIAL
     assert [(x.name_b, x.change) for x in comparison.layers if x.change != "equal"] == [
         ("adapter", "only_b")
     ]
@@ -189,7 +189,7 @@ def test_networks_of_one_architecture_from_other_draws_are_strangers() -> None:
     torch.manual_seed(1)
     one, other = (_used(resnet(depth=8), seed) for seed in (1, 2))
     comparison = compare(from_module(one), from_module(other))
-    assert judge(comparison).kind is Kind.UNRELATED
+    assert judge(comparison).kind is VerdictKind.UNRELATED
     assert judge(comparison).shared == 0
 
 
@@ -210,10 +210,10 @@ def test_unread_weights_are_told_and_keep_two_files_from_being_identical(network
     graph = _graph(state)
     comparison = compare(graph, graph)
     if graph.missed:
-        assert judge(comparison).kind is Kind.SAME
+        assert judge(comparison).kind is VerdictKind.SAME
         assert "could not be read" in " ".join(summary_lines(comparison))
     other = _graph({**state, "packed": state["packed"] + 1})
-    assert judge(compare(graph, other)).kind is Kind.SAME
+    assert judge(compare(graph, other)).kind is VerdictKind.SAME
     assert "no weights" in " ".join(summary_lines(compare(graph, other)))
 
 
@@ -225,8 +225,8 @@ def test_small_published_networks_are_strangers_of_each_other(sane_data) -> None
     ]
     graphs = [from_state_dict(x.get("state_dict", x), str(i)) for i, x in enumerate(states)]
     assert [_kind(x, y) for x, y in pairwise(graphs)] == [
-        Kind.UNRELATED,
-        Kind.UNRELATED,
+        VerdictKind.UNRELATED,
+        VerdictKind.UNRELATED,
     ]
 
 

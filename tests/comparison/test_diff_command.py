@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sane_plugins.architectures import small_cnn
 from sane_plugins.cli.diff import _VERDICTS
 from sane_plugins.cli.main import main as sane_plugins
-from sane_plugins.comparison import Kind
+from sane_plugins.comparison import VerdictKind
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def _diff(*arguments: object):
 
 
 def test_the_words_of_the_option_are_the_verdicts() -> None:
-    assert list(_VERDICTS) == [kind.value for kind in Kind]
+    assert list(_VERDICTS) == [kind.value for kind in VerdictKind]
 
 
 def test_the_exit_code_is_zero_unless_more_is_asked(files) -> None:
