@@ -155,12 +155,21 @@ def find_relatives(folder: Path) -> None:
     torch.save(opened.state_dict(opened.entries[0]), folder / "unknown.pt")
 
 
+def count_the_cost(folder: Path) -> None:
+    package(folder)
+    checkpoint(folder / "checkpoint.pth", resnet())
+    onnx_file(folder / "model.onnx")
+    (folder / "runs").mkdir()
+    checkpoint(folder / "runs" / "1.pt", own())
+
+
 PAGES: dict[str, Callable[[Path], None]] = {
     "README": readme,
     "docs/tutorial/first-initialisation": tutorial,
     "docs/how-to/compare-two-checkpoints": compare,
     "docs/how-to/check-networks": check_networks,
     "docs/how-to/convert-a-network": convert,
+    "docs/how-to/count-the-cost": count_the_cost,
     "docs/how-to/embed-in-a-host": embed,
     "docs/how-to/find-relatives": find_relatives,
     "docs/how-to/fit-your-own-heads": own_heads,

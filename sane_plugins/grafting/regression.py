@@ -71,7 +71,9 @@ class RegressionMethod:
         report: Report = silent,
     ) -> Transplant:
         """Write a graft and fit it; see `TransferMethod`."""
-        default = {key: value.clone() for key, value in target.state_dict().items()}
+        scales = self.protect and has_statistics(target)  # with the deviations of the default
+        state = target.state_dict().items() if scales else ()
+        default = {key: value.clone() for key, value in state}
         return self.vary(target, default, task, self._fit(target, prompt, task, rng, report))
 
     @property

@@ -18,12 +18,12 @@ _RowPlace = tuple[LinearPart, int]  # a part, and one of its rows
 
 
 class BranchWeights:
-    """The parameters of one network, copied to the CPU; `changed` names those that were written."""
+    """The parameters of one network on the CPU; those that are written, which `changed` names, are copies."""
 
     def __init__(self, module: nn.Module, network: TokenNetwork) -> None:
         self.network = network
         self.values: MutableMapping[str, torch.Tensor] = {
-            key: p.detach().cpu().clone() for key, p in module.named_parameters()
+            key: p.detach().cpu() for key, p in module.named_parameters()
         }
         self.changed: set[str] = set()
 
@@ -44,9 +44,9 @@ class BranchWeights:
     def set_matrix(self, part: LinearPart, weight: torch.Tensor) -> None:
         """Write a part's weight (rows, columns, *kernel)."""
         step = part.step
-        view = self.values[step.key].movedim((step.row_axis, step.column_axis), (0, 1))
+        values = self._writable(step.key)
+        view = values.movedim((step.row_axis, step.column_axis), (0, 1))
         view[step.rows[:, None], step.columns[None]] = weight.to(view)
-        self.changed.add(step.key)
 
     def set_bias(self, part: LinearPart, bias: torch.Tensor) -> None:
         """Write a number per row of a part; nothing where it has no bias."""
@@ -55,8 +55,8 @@ class BranchWeights:
 
     def set_rows(self, key: str, rows: torch.Tensor, values: torch.Tensor) -> None:
         """Write entries of a parameter along its first axis."""
-        self.values[key][rows] = values.to(self.values[key])
-        self.changed.add(key)
+        mine = self._writable(key)
+        mine[rows] = values.to(mine)
 
     def vector(self, key: str) -> torch.Tensor:
         """Return a parameter with a number per channel, flat."""
@@ -64,8 +64,14 @@ class BranchWeights:
 
     def set_all(self, key: str, values: torch.Tensor) -> None:
         """Write a whole parameter, of any shape with as many numbers."""
-        self.values[key].copy_(values.reshape(self.values[key].shape))
-        self.changed.add(key)
+        mine = self._writable(key)
+        mine.copy_(values.reshape(mine.shape))
+
+    def _writable(self, key: str) -> torch.Tensor:
+        if key not in self.changed:
+            self.values[key] = self.values[key].clone()
+            self.changed.add(key)
+        return self.values[key]
 
     def _bias_rows(self, part: LinearPart) -> torch.Tensor:
         assert part.bias is not None
