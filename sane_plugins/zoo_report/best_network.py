@@ -52,7 +52,9 @@ def find_best(
             property=name, name=best, basis="measured", value=measured[best], next=following
         )
     estimates = {
-        row.name: x for row in healthy if isinstance(x := row.predictions.get(name), Estimate)
+        row.name: found
+        for row in healthy
+        if isinstance(found := row.predictions.get(name), Estimate)
     }
     known = {key: x for key, x in estimates.items() if x.in_distribution}
     if not known:

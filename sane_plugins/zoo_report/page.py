@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from sane_plugins.display import page_template
 from sane_plugins.health import Finding
-from sane_plugins.properties import AnyEstimate, CategoryEstimate
+from sane_plugins.properties import SURE, AnyEstimate, CategoryEstimate
 from sane_plugins.zoo_report.drawn_map import DrawnMap, family_colors
 from sane_plugins.zoo_report.network_row import NetworkRow
 from sane_plugins.zoo_report.relatives import Relatives
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 _PACKAGE = "sane_plugins.zoo_report"
 _MOST_NOTES = 200
+_WITHOUT = {
+    "read": "cannot be read",
+    "check": "cannot be read",
+    "predict": "nothing is predicted",
+    "fingerprint": "no relatives are looked for",
+}
 
 
 def html_page(report: ZooReport) -> str:
@@ -47,8 +53,10 @@ def html_page(report: ZooReport) -> str:
         best_value=_plain(report.best.value),
         best_interval=_interval(report.best.interval),
         best_probability=_percent(report.best.probability),
+        best_is_sure=(report.best.probability or 0) >= SURE,
+        best_same=report.relatives.same_as(report.best.name),
         broken=[row for row in report.rows if row.is_broken],
-        failed=[row for row in report.rows if row.errors],
+        failures=[(row.name, *x) for row in report.rows for x in _failures(row)],
         unreadable=[row for row in report.rows if row.health is None],
         duplicates=report.relatives.duplicates,
         children=report.relatives.children,
@@ -69,6 +77,13 @@ def html_page(report: ZooReport) -> str:
 def short_name(name: str, source: str) -> str:
     """Return a network's name within the folder that the page is about."""
     return name.removeprefix(f"{source.rstrip('/')}/") or name
+
+
+def _failures(row: NetworkRow) -> Iterator[tuple[str, str]]:
+    """Yield what could not be done, and why; all that failed for one reason in one."""
+    for error in dict.fromkeys(row.errors.values()):
+        steps = [_WITHOUT[step] for step, text in row.errors.items() if text == error]
+        yield ", ".join(steps), error
 
 
 def _notes(row: NetworkRow) -> Iterator[Finding]:
@@ -105,7 +120,7 @@ class _Table:
 
     @classmethod
     def of(cls, report: ZooReport, short: dict[str, str]) -> _Table:
-        """Fill the table: verdict, relatives, parameters, what is predicted, what was measured."""
+        """Fill the table: verdict, what is predicted, relatives, parameters, what was recorded."""
         parents = {x.name: x.parent for x in report.relatives.children}
         predicted = [*dict.fromkeys(name for row in report.rows for name in row.predictions)]
         measured = [*dict.fromkeys(name for row in report.rows for name in row.measured)]
@@ -116,9 +131,9 @@ class _Table:
                 told.append(f"from {short.get(parents[row.name], parents[row.name])}")
             cells = [
                 _Cell(row.verdict, row.verdict),
+                *(_predicted(row.predictions.get(name)) for name in predicted),
                 _Cell("; ".join(told), "; ".join(told)),
                 _Cell(f"{row.parameters:,}", row.parameters) if row.parameters else _Cell(""),
-                *(_predicted(row.predictions.get(name)) for name in predicted),
                 *(_measured(row.measured.get(name)) for name in measured),
             ]
             rows.append((row, tuple(cells)))
@@ -126,9 +141,9 @@ class _Table:
         return cls(
             (
                 _Column("health"),
+                *(_Column(name, _is_numeric(name, report.rows), "predicted") for name in predicted),
                 _Column("relatives"),
                 _Column("parameters", is_number=True),
-                *(_Column(name, _is_numeric(name, report.rows), "predicted") for name in predicted),
                 *(_Column(name, _is_measure(name, report.rows), "recorded") for name in measured),
             ),
             tuple(rows),
