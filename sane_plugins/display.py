@@ -1,13 +1,18 @@
-"""Short representations of results, for the interpreter, for notebooks and for code."""
+"""Representations of results, for the interpreter, for notebooks, for code and for pages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from html import escape
+from importlib.resources import files
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from sane_plugins.errors import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _MAX_ROWS = 40
 _MAX_REPR_LENGTH = 60
@@ -66,3 +71,22 @@ def _row(cells: Sequence[object]) -> str:
 
 def _text(value: object) -> str:
     return escape(visible(str(value)))
+
+
+def page_template(package: str, name: str) -> Template:
+    """Return a jinja2 template that lies in a package; it makes every value visible and escapes it."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def finish(value: object) -> object:
+        """Return a value as the page shows it, before it is escaped; macros give markup that is finished."""
+        return value if isinstance(value, Markup) else visible(str(value))
+
+    environment = Environment(
+        autoescape=True,
+        finalize=finish,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.from_string((files(package) / name).read_text(encoding="utf-8"))

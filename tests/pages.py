@@ -178,6 +178,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "docs/how-to/initialise-your-own-architecture": own_architecture,
     "docs/how-to/keep-a-zoo": keep_a_zoo,
     "docs/how-to/pretrain-on-your-zoo": pretrain,
+    "docs/how-to/report-on-a-folder": check_networks,
     "docs/how-to/train-a-zoo": train_a_zoo,
     "docs/how-to/write-a-plugin": write_a_plugin,
 }

@@ -40,6 +40,7 @@ _COMMANDS = LazyCommands(
         "parents": "sane_plugins.cli.parents:parents",
         "predict": "sane_plugins.cli.predict:predict",
         "pretrain": "sane_plugins.cli.pretrain:pretrain",
+        "report": "sane_plugins.cli.report:report",
         "zoo": "sane_plugins.cli.zoo:zoo",
     }
 )

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sane_plugins.fingerprints.network_fingerprint import NetworkFingerprint
-from sane_plugins.fingerprints.pairs_of_many import ManyNetworks, components
+from sane_plugins.fingerprints.pairs_of_many import ManyNetworks, RelatedPair, components
 from sane_plugins.fingerprints.relationship import Relationship, relate
 from sane_plugins.progress import Report, silent
 
@@ -56,9 +56,14 @@ def tails(network: NetworkFingerprint) -> float:
     return float(np.average([np.log(float(x.moments[2])) for x in matrices], weights=weights))
 
 
-def families(many: ManyNetworks, report: Report = silent) -> list[FamilyTree]:
-    """Return the families of at least two networks, the largest first, each as a tree."""
-    pairs = many.related_pairs(report)
+def families(
+    many: ManyNetworks, report: Report = silent, *, pairs: Sequence[RelatedPair] | None = None
+) -> list[FamilyTree]:
+    """Return the families of at least two networks, the largest first, each as a tree.
+
+    `pairs` are those of `many.related_pairs()`, where they are known.
+    """
+    pairs = many.related_pairs(report) if pairs is None else pairs
     found = {(pair.a, pair.b): pair.relationship for pair in pairs}
     return [
         family_tree([many.names[i] for i in own], [many[i] for i in own], _within(own, found))

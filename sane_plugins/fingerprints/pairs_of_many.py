@@ -73,9 +73,14 @@ class ManyNetworks:
             report(Progress(job="compare", done=done + 1, total=len(candidates)))
         return pairs
 
-    def duplicates(self, report: Report = silent) -> list[list[int]]:
-        """Return groups of networks that hold the same weights, the largest first."""
-        pairs = self.related_pairs(report, in_order=_SAME)
+    def duplicates(
+        self, report: Report = silent, *, pairs: Sequence[RelatedPair] | None = None
+    ) -> list[list[int]]:
+        """Return groups of networks that hold the same weights, the largest first.
+
+        `pairs` are those of `related_pairs`, where they are known.
+        """
+        pairs = self.related_pairs(report, in_order=_SAME) if pairs is None else pairs
         return components(len(self), [x for x in pairs if x.relationship.is_same])
 
     def _near_in_order(self, least: float) -> Iterator[tuple[int, int]]:

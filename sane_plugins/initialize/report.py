@@ -10,15 +10,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from sane_plugins.display import page_template
 from sane_plugins.errors import visible
 from sane_plugins.initialize.kinds import CandidateScore, Kind, Label, Origin
 from sane_plugins.initialize.result import Initialization
 from sane_plugins.weights import WeightGraph
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _COLORS: Mapping[Label, str] = {
     Kind.SANE: "#1f77b4",
@@ -201,18 +204,6 @@ def _parts(sizes: Mapping[Origin, int]) -> Iterator[BarPart]:
 
 @lru_cache(maxsize=1)
 def _template() -> Template:
-    environment = Environment(
-        autoescape=True,
-        finalize=_finish,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.globals["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
-    source = (files("sane_plugins.initialize") / "report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source)
-
-
-def _finish(value: object) -> object:
-    """Return a value as the page shows it, before jinja2 escapes it; macros give markup that is finished."""
-    return value if isinstance(value, Markup) else visible(str(value))
+    template = page_template("sane_plugins.initialize", "report.html.jinja")
+    template.globals["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
+    return template

@@ -331,7 +331,7 @@ def test_a_picture_is_safe(tmp_path: Path) -> None:
 _PRINTS = {"print", "echo", "secho", "echo_via_pager", "progressbar", "prompt", "confirm", "input"}
 _GATES = {
     "rich": {"cli/console.py"},
-    "jinja2": {"initialize/report.py"},
+    "jinja2": {"display.py"},
     # cli/trust.py draws nothing.
     "matplotlib": {"cli/trust.py", "inspection/plot.py", "pretraining/training_log.py"},
     # What is logged is shown too, where a program sets up nothing else.
