@@ -22,6 +22,9 @@ from sane_plugins.formats import (
     save_artifact,
 )
 
+# What earlier versions' configurations had not: it is written only where it is not as they had it.
+_ADDED = {"places": "absolute", "fills": False}
+
 
 def save_sane(
     model: SANE,
@@ -31,7 +34,8 @@ def save_sane(
 ) -> Path:
     """Write a model atomically; the inverse of `load_sane` up to `dtype`."""
     tensors = {key: value.to(dtype) for key, value in model.state_dict().items()}
-    about = {**(metadata or {}), "version": SANE_MODEL.version, "config": asdict(model.config)}
+    config = {k: v for k, v in asdict(model.config).items() if k not in _ADDED or v != _ADDED[k]}
+    about = {**(metadata or {}), "version": SANE_MODEL.version, "config": config}
     return save_artifact(SANE_MODEL, about, tensors, path)
 
 

@@ -20,6 +20,7 @@ from sane_plugins.errors import ZooError
 from sane_plugins.runtime import require_device
 
 _FILE = click.Path(path_type=Path)
+_SURE = 0.8  # `properties.SURE`; its room is not loaded to show help
 _CERTAIN = 0.99  # no more than that is said of what is estimated
 
 
@@ -37,7 +38,7 @@ _CERTAIN = 0.99  # no more than that is said of what is estimated
 @click.option(
     "--sure",
     type=click.FloatRange(0.5, 1),
-    default=properties.SURE,
+    default=_SURE,
     show_default=True,
     help="The probability from which one is called better.",
 )

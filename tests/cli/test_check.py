@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 import sane_plugins
+from sane_plugins import properties
+from sane_plugins.cli import compare as compare_command
 from sane_plugins.cli.main import main
 from sane_plugins.zoo import Zoo, write_zoo
 
@@ -104,3 +106,7 @@ def test_of_two_networks_the_better_is_told_or_that_it_cannot_be(
     assert unknown["probability"] is None
     assert "B is unlike" in unknown["reason"]
     assert run("compare", last, last, "--property", "act").exit_code == 2
+
+
+def test_the_help_of_compare_names_the_limit_of_the_room() -> None:
+    assert compare_command._SURE == properties.SURE
