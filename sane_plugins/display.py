@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from importlib.resources import files
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from sane_plugins.errors import visible
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 _MAX_ROWS = 40
 _MAX_REPR_LENGTH = 60
@@ -73,8 +69,11 @@ def _text(value: object) -> str:
     return escape(visible(str(value)))
 
 
-def page_template(package: str, name: str) -> Template:
-    """Return a jinja2 template that lies in a package; it makes every value visible and escapes it."""
+def page_renderer(package: str, name: str, **globals_: object) -> Callable[..., str]:
+    """Return what fills in a jinja2 template that lies in a package; every value is made visible and escaped.
+
+    `globals_` are what its macros know too.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -89,4 +88,8 @@ def page_template(package: str, name: str) -> Template:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.from_string((files(package) / name).read_text(encoding="utf-8"))
+    environment.globals.update(globals_)
+    render: Callable[..., str] = environment.from_string(
+        (files(package) / name).read_text(encoding="utf-8")
+    ).render
+    return render

@@ -7,21 +7,17 @@ it shows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
-from sane_plugins.display import page_template
+from sane_plugins.display import page_renderer
 from sane_plugins.errors import visible
 from sane_plugins.initialize.kinds import CandidateScore, Kind, Label, Origin
 from sane_plugins.initialize.result import Initialization
 from sane_plugins.weights import WeightGraph
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 _COLORS: Mapping[Label, str] = {
     Kind.SANE: "#1f77b4",
@@ -49,7 +45,7 @@ def html_report(
     """
     trained = [row for row in result.rows if row.curve or row.chosen]
     provenance = {k: v for k, v in result.provenance.items() if k != "scores"}
-    return _template().render(
+    return _renderer()(
         task=result.provenance["task"]["name"],
         verdict=verdict,
         notes=notes,
@@ -203,7 +199,9 @@ def _parts(sizes: Mapping[Origin, int]) -> Iterator[BarPart]:
 
 
 @lru_cache(maxsize=1)
-def _template() -> Template:
-    template = page_template("sane_plugins.initialize", "report.html.jinja")
-    template.globals["percent"] = lambda share: "" if share is None else f"{100 * share:.1f} %"
-    return template
+def _renderer() -> Callable[..., str]:
+    return page_renderer("sane_plugins.initialize", "report.html.jinja", percent=_percent)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import math
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from sane_plugins.display import page_template
+from sane_plugins.display import page_renderer
 from sane_plugins.health import Finding
 from sane_plugins.properties import SURE, AnyEstimate, CategoryEstimate
 from sane_plugins.zoo_report.drawn_map import DrawnMap, family_colors
 from sane_plugins.zoo_report.network_row import NetworkRow
 from sane_plugins.zoo_report.relatives import Relatives
 from sane_plugins.zoo_report.zoo_report import ZooReport
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 _PACKAGE = "sane_plugins.zoo_report"
 _MOST_NOTES = 200
@@ -45,7 +41,7 @@ def html_page(report: ZooReport) -> str:
     numbers = {row.name: i for i, row in enumerate(report.rows)}
     short = {row.name: short_name(row.name, report.source) for row in report.rows}
     notes = [(row.name, x) for row in report.rows for x in _notes(row)]
-    return _template().render(
+    return _renderer()(
         source=report.source,
         rows=report.rows,
         total=len(report.rows),
@@ -216,12 +212,12 @@ def _branches(relatives: Relatives, family: int) -> Iterator[_Branch]:
         how = ""
         if relationship is not None:
             how = (
-                "the same" if relationship.is_same else f"similarity {relationship.similarity:.2f}"
+                "the same" if relationship.is_same else f"similarity {relationship.similarity:.3f}"
             )
         yield _Branch(name, depth, how)
         waiting += [(child, depth + 1) for child in reversed(children.get(name, []))]
 
 
 @lru_cache(maxsize=1)
-def _template() -> Template:
-    return page_template(_PACKAGE, "page.html.jinja")
+def _renderer() -> Callable[..., str]:
+    return page_renderer(_PACKAGE, "page.html.jinja")

@@ -333,7 +333,10 @@ _GATES = {
     "rich": {"cli/console.py"},
     "jinja2": {"display.py"},
     # cli/trust.py draws nothing.
-    "matplotlib": {"cli/trust.py", "inspection/plot.py", "pretraining/training_log.py"},
+    "matplotlib": {
+        *("cli/trust.py", "comparison/comparison_plot.py", "inspection/plot.py"),
+        "pretraining/training_log.py",
+    },
     # What is logged is shown too, where a program sets up nothing else.
     "logging": {
         *("architectures/model_library.py", "architectures/torchvision_import.py"),
