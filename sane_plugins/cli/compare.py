@@ -16,10 +16,10 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.factories import Opener, factory_option
+from sane_plugins.cli.heads_options import heads_options
 from sane_plugins.errors import ZooError
 from sane_plugins.runtime import require_device
 
-_FILE = click.Path(path_type=Path)
 _SURE = 0.8  # `properties.SURE`; its room is not loaded to show help
 _CERTAIN = 0.99  # no more than that is said of what is estimated
 
@@ -42,9 +42,7 @@ _CERTAIN = 0.99  # no more than that is said of what is estimated
     show_default=True,
     help="The probability from which one is called better.",
 )
-@click.option("--heads", type=_FILE, help="Heads of your own, from 'heads fit'.")
-@click.option("--sane", type=_FILE, help="The SANE that they were fitted with, if another.")
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@heads_options
 @factory_option
 @command_options
 def compare(

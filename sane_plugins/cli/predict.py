@@ -22,11 +22,11 @@ from sane_plugins.cli.console import (
 )
 from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.heads.show import best_scores
+from sane_plugins.cli.heads_options import heads_options
 from sane_plugins.cli.sources import networks_of, process_networks, require_none_failed
 from sane_plugins.errors import SaneError, UsageError
 from sane_plugins.runtime import require_device
 
-_FILE = click.Path(path_type=Path)
 _Predictions = Mapping[str, Mapping[str, properties.AnyEstimate]]
 _UNLIKE = "?"
 
@@ -36,9 +36,7 @@ _UNLIKE = "?"
 @click.option("--property", "names", multiple=True, help="Only this property; repeat for more.")
 @click.option("--sort", metavar="PROPERTY", help="Highest first; -PROPERTY: lowest first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the result as CSV.")
-@click.option("--heads", type=_FILE, help="Heads of your own, from 'heads fit'.")
-@click.option("--sane", type=_FILE, help="The SANE that they were fitted with, if another.")
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@heads_options
 @factory_option
 @command_options
 def predict(
@@ -88,8 +86,10 @@ def predict(
         print_json(_to_json(predictions, errors, open_source.recognized))
     elif as_csv:
         print_lines(_to_csv(predictions, errors, tuple(dict.fromkeys(columns))))
-    else:
+    elif found:
         _print(predictions, errors, tuple(dict.fromkeys(columns)), available)
+    if errors and len(found) + len(errors) == 1:
+        raise click.exceptions.Exit(1)  # one sentence was said of it
     require_none_failed(errors)
 
 

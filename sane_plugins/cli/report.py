@@ -18,6 +18,7 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.factories import Opener, factory_option
+from sane_plugins.cli.heads_options import heads_options
 from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.sources import NamedNetwork, networks_of
 from sane_plugins.errors import SourceError, UsageError
@@ -26,7 +27,6 @@ from sane_plugins.runtime import require_device
 if TYPE_CHECKING:
     from sane_plugins.host import Host
 
-_FILE = click.Path(path_type=Path)
 _SUFFIXES = (".html", ".htm")
 
 
@@ -42,9 +42,7 @@ _SUFFIXES = (".html", ".htm")
     help="What the best network is best by.",
 )
 @click.option("--lower", is_flag=True, help="Less of it is better, as of a loss or a gap.")
-@click.option("--heads", type=_FILE, help="Heads of your own, from 'heads fit'.")
-@click.option("--sane", type=_FILE, help="The SANE that they were fitted with, if another.")
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@heads_options
 @factory_option
 @command_options
 def report(

@@ -100,7 +100,7 @@ def process_networks(
 ) -> tuple[dict[str, T], dict[str, SaneError]]:
     """Return what became of each network, and the errors of those that failed, told on stderr too.
 
-    A wrong command (`UsageError`) is raised, and the error itself if there is only one network.
+    A wrong command (`UsageError`) is raised.
     """
     from sane_plugins.progress import Progress
 
@@ -113,8 +113,6 @@ def process_networks(
         except UsageError:
             raise
         except SaneError as error:
-            if len(networks) == 1:
-                raise
             note(f"Error: {error}")
             errors[network.name] = error
     report(Progress(job=job, done=len(networks), total=len(networks)))

@@ -35,14 +35,6 @@ class ChannelMaps:
         """Return the source channel (entry of its input axis) of each channel that the target unit reads."""
         return self.axis(pair.target.inputs, pair.sources[0].inputs)
 
-    def is_foreign(self, pair: Pair) -> bool:
-        """Return whether a depthwise layer's channels mostly come from others than its partner's."""
-        ours, theirs = pair.target.outputs, pair.source.outputs
-        if pair.target.kind != "depthwise" or len(ours) != 1:
-            return False
-        counts = self._partners.get(ours[0], Counter())
-        return bool(counts) and counts.most_common(1)[0][0] not in theirs
-
     def axis(self, target: Groups, source: Groups) -> torch.Tensor:
         """Return for each channel of an axis of the target the channel of an axis of the source: (C,) int64.
 

@@ -108,5 +108,17 @@ def test_of_two_networks_the_better_is_told_or_that_it_cannot_be(
     assert run("compare", last, last, "--property", "act").exit_code == 2
 
 
+def test_a_lone_unreadable_network_is_one_sentence_and_an_error_in_json(tmp_path) -> None:
+    torn = tmp_path / "torn.pt"
+    torn.write_bytes(b"PK\x03\x04")
+    said = CliRunner().invoke(main, ["predict", str(torn)])
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr.count("Error: ") == 1
+    for command in ("predict", "check"):
+        told = CliRunner().invoke(main, [command, str(torn), "--json"])
+        assert told.exit_code == 1
+        assert "error" in json.loads(told.stdout)[str(torn)]
+
+
 def test_the_help_of_compare_names_the_limit_of_the_room() -> None:
     assert compare_command._SURE == properties.SURE
