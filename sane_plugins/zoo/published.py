@@ -24,10 +24,8 @@ def read_published(path: Path) -> tuple[Entry, ...]:
     text = read_text(path)
     try:
         records = json.loads(text)
-        first_weight = open_tensors(weights).get_slice(
-            f"{records[0]['model']}/{records[0]['epoch']}/0.weight"
-        )
-        channels = first_weight.get_shape()[1]
+        first = f"{records[0]['model']}/{records[0]['epoch']}/0.weight"
+        channels = open_tensors(weights)(first).shape[1]
         return tuple(_entry(record, channels, weights.name) for record in records)
     except (
         KeyError,

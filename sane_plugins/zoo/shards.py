@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -22,6 +22,7 @@ from sane_plugins.zoo.index import NAME, OLD_NAME, OLD_WEIGHTS, Entry, Form, Zoo
 
 _SHARD_NAME = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
 LIMIT = 64 * 2**20  # bytes of tensors per file, and in memory while it is written
+_MOST_KEPT = 2 * LIMIT  # bytes of a file that stays mapped
 
 
 class ShardWriter:
@@ -136,15 +137,22 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return values.hexdigest()[:32] + named.hexdigest()[:32]
 
 
-def open_tensors(path: Path) -> Any:
-    """Open a tensor file, cached until it changes. Raises `ZooError`.
+def open_tensors(path: Path) -> Callable[[str], torch.Tensor]:
+    """Open a tensor file; return the reader of a tensor by name. Raises `ZooError`.
 
-    It is memory-mapped (`safe_open`): indexed files never change, and an entry is a small part of one.
+    What it reads is the caller's: writing into it changes nobody else's. Files of usual size stay mapped into
+    memory until they change, for an entry is a small part of one, and tensors are copied out of them; a larger
+    one is mapped anew, for what it holds may not fit into memory.
     """
     try:
         if not path.is_file():  # opening a pipe would wait for its other end
             raise FileNotFoundError("there is no such file")
-        return _open_cached(path, path.stat().st_mtime_ns)
+        about = path.stat()
+        if about.st_size > _MOST_KEPT:
+            read: Callable[[str], torch.Tensor] = safe_open(path, framework="pt").get_tensor
+            return read
+        kept = _open_cached(path, about.st_mtime_ns)
+        return lambda name: kept.get_tensor(name).clone()
     except (OSError, SafetensorError) as error:
         raise ZooError(
             path,

@@ -114,9 +114,9 @@ class Zoo:
         return tuple(dict.fromkeys(entry.network for entry in self.entries))
 
     def state_dict(self, entry: Entry) -> dict[str, torch.Tensor]:
-        """Read an entry's tensors; tied names share one tensor."""
+        """Read an entry's tensors, which are the caller's to change; tied names share one tensor."""
         path = self.folder / entry.file
-        file, prefix = open_tensors(path), entry.key + "/"
+        read, prefix = open_tensors(path), entry.key + "/"
         form = self.forms.get(entry.form)
         if form:
             keys = [key for key, _, _ in form.tensors]
@@ -127,7 +127,7 @@ class Zoo:
             with self._about(entry):
                 keys = [*_tensor_names(factory, self.trust, most)]
         try:
-            tensors = {name: file.get_tensor(prefix + name) for name in keys}
+            tensors = {name: read(prefix + name) for name in keys}
         except (SafetensorError, UnicodeEncodeError) as error:  # a name may be no Unicode
             raise ZooError(
                 f"{path}, '{entry.key}'",

@@ -57,14 +57,20 @@ def test_a_folder_is_checked_file_by_file(folder: Path) -> None:
 
 
 def test_the_exit_code_says_whether_all_are_healthy(folder: Path) -> None:
-    assert run("check", folder / "runs" / "good.pt", folder / "zoo").exit_code == 0
-    assert run("check", folder / "runs" / "fresh.pt").exit_code == 1
-    assert run("check", folder / "runs" / "fresh.pt", "--ignore", "never_trained").exit_code == 0
-    assert run("check", folder / "runs" / "good.pt", "--zoo", folder / "zoo").exit_code == 0
-    assert run("check", folder / "runs" / "good.pt", "--ignore", "nothing").exit_code == 2
-    missing = run("check", folder / "none.pt")
-    assert (missing.exit_code, "Error: " in missing.stderr) == (1, True)
-    assert run("check", folder / "runs" / "good.pt", "--zoo", folder / "runs").exit_code == 1
+    def code(*arguments: object) -> int:
+        done = run("check", *arguments)
+        print(*arguments, done.output, sep="\n")  # shown where an assertion fails
+        return done.exit_code
+
+    good, fresh, zoo = folder / "runs" / "good.pt", folder / "runs" / "fresh.pt", folder / "zoo"
+    assert code(good, zoo) == 0
+    assert code(fresh) == 1
+    assert code(fresh, "--ignore", "never_trained") == 0
+    assert code(good, "--zoo", zoo) == 0
+    assert code(good, "--ignore", "nothing") == 2
+    assert code(folder / "none.pt") == 1
+    assert "Error: " in run("check", folder / "none.pt").stderr
+    assert code(good, "--zoo", folder / "runs") == 1
 
 
 def test_predictions_are_a_row_per_network_and_sort(folder: Path) -> None:

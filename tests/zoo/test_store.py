@@ -36,6 +36,19 @@ def test_written_zoo_reads_back(made_zoo: Zoo) -> None:
         assert torch.equal(value, graph.tensors[key])
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["stays mapped", "mapped anew"])
+def test_tensors_are_the_callers(made_zoo: Zoo, kept: bool, monkeypatch) -> None:
+    if not kept:
+        monkeypatch.setattr("sane_plugins.zoo.shards._MOST_KEPT", 0)
+    entry, written = made_zoo.entries[2], made_zoo.weights.read_bytes()
+    before = {key: value.clone() for key, value in made_zoo.state_dict(entry).items()}
+    for value in (*made_zoo.state_dict(entry).values(), *made_zoo.graph(entry).tensors.values()):
+        value.zero_()
+    for key, value in made_zoo.state_dict(entry).items():
+        assert torch.equal(value, before[key])
+    assert made_zoo.weights.read_bytes() == written
+
+
 def test_zoo_is_not_overwritten(made_zoo: Zoo) -> None:
     before = made_zoo.weights.read_bytes()
     with pytest.raises(UsageError, match="--force"):
