@@ -71,7 +71,7 @@ def verdict(result: Initialization) -> str:
             rivals.setdefault(row.kind.family, row)
     label = best.kind.label if result.chosen is Family.DEFAULT else best.name
     comparisons = " and ".join(
-        f"{_compared(best, row)} {family_names[family]}"
+        _compared(best, row, family_names[family])
         for family, row in rivals.items()
         if family is not result.chosen
     )
@@ -82,19 +82,19 @@ def verdict(result: Initialization) -> str:
     return f"{chosen}{', ' if comparisons else ''}{comparisons}, {how}."
 
 
-def _compared(best: CandidateScore, other: CandidateScore) -> str:
-    """Say who leads by how much, in points of accuracy, or that both are about equal."""
+def _compared(best: CandidateScore, other: CandidateScore, name: str) -> str:
+    """Say by how much the chosen one leads another, in points of accuracy, or that both are about equal."""
     if best.curve and best.best is not None and other.best is not None:
         lead, error = best.best - other.best, other.error
-        known = f" (± {_percent(error)})" if error is not None else ""
+        known = f" ± {_percent(error)}" if error is not None else ""
         if other.about_equal:
-            return f"about equal to ({100 * lead:+.1f} points{known})"
-        return f"{_percent(abs(lead))} points{known} {'ahead of' if lead >= 0 else 'behind'}"
+            return f"about equal to {name} ({100 * lead:+.1f}{known} points)"
+        return f"{_percent(abs(lead))}{known} points {'ahead of' if lead >= 0 else 'behind'} {name}"
     if other.about_equal:
-        return "about equal to"
+        return f"about equal to {name}"
     first, second = best.loo_loss, other.loo_loss
     is_ahead = first is None or second is None or first <= second
-    return "ahead of" if is_ahead else "behind"
+    return f"{'ahead of' if is_ahead else 'behind'} {name}"
 
 
 def _mark(row: CandidateScore) -> str:

@@ -27,6 +27,7 @@ from sane_plugins.initialize.kinds import CandidateScore, Family, Kind
 from sane_plugins.initialize.plan import FOLD_EPOCHS, FOLDS, Plan
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import start_training
+from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.runtime import random_stream
 from sane_plugins.tasks import Task
 
@@ -53,7 +54,11 @@ class BenefitForecast:
 
 
 def forecast_after_race(
-    problem: InitializationProblem, plan: Plan, candidates: Sequence[Candidate], budget: Budget
+    problem: InitializationProblem,
+    plan: Plan,
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    report: Report = silent,
 ) -> tuple[dict[Family, BenefitForecast], Completion]:
     """Forecast each family from the candidates of a race, trained in folds where that was planned.
 
@@ -67,10 +72,18 @@ def forecast_after_race(
     }
     paired: dict[Family, float] = {}
     with Stage(budget.end()) as stage:
-        for family, pair in rivals.items() if plan.fold_orders else ():
-            counts = [
-                count_discordant(problem, *pair, order, stage) for order in range(plan.fold_orders)
-            ]
+        for done, (family, pair) in enumerate(rivals.items() if plan.fold_orders else ()):
+            counts = []
+            for order in range(plan.fold_orders):
+                report(
+                    Progress(
+                        job="forecast the gain, train on other splits",
+                        done=done * plan.fold_orders + order,
+                        total=len(rivals) * plan.fold_orders,
+                        note=pair[0].score.name,
+                    )
+                )
+                counts.append(count_discordant(problem, *pair, order, stage))
             paired[family] = mcnemar_margin(counts)
     images = min(plan.held_out, len(problem.task.y_test))
     forecasts = {

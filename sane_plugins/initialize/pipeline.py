@@ -92,7 +92,7 @@ def initialize(
             completion |= first_completion
         # It only informs: the race decides.
         forecasts, forecast_completion = forecast_after_race(
-            problem, plan, ranked, budget.after(completion)
+            problem, plan, ranked, budget.after(completion), report
         )
         completion |= forecast_completion
         best, ranked = finished(problem, ranked)
