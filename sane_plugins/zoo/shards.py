@@ -141,8 +141,8 @@ def open_tensors(path: Path) -> Callable[[str], torch.Tensor]:
     """Open a tensor file; return the reader of a tensor by name. Raises `ZooError`.
 
     What it reads is the caller's: writing into it changes nobody else's. Files of usual size stay mapped into
-    memory until they change, for an entry is a small part of one, and tensors are copied out of them; a larger
-    one is mapped anew, for what it holds may not fit into memory.
+    memory until they change, for an entry is a small part of one, and tensors are copied out of them. A
+    larger one is mapped anew, for what it holds may not fit into memory.
     """
     try:
         if not path.is_file():  # opening a pipe would wait for its other end
