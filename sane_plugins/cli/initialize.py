@@ -209,8 +209,9 @@ def main(
     --factory builds (its weights then count as the default initialisation). Candidates, transfers from
     prompts of other architectures, the default initialisation, the best prompt as it is and the mean of the
     prompts are ranked without training; the best are trained, and compared on held-out images of the task.
-    The best one's initial weights are written; of those about equal, the plainest one's. Where that is the
-    default initialisation, it is said. Ctrl-C writes the best so far (exit code 130).
+    The best one's initial weights are written; of those about equal, before training too, the plainest
+    one's. Where that is the default initialisation, it is said. Ctrl-C writes the best so far (exit code
+    130).
 
     'sane-init verify FILE' makes the weights of a file again.
 

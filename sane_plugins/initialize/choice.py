@@ -27,14 +27,14 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates best first, after the one that is chosen, and say who is about equal to that.
 
-    Of those trained as long as the best, and within two standard errors of it, the plainest is chosen, and of
-    equally plain ones that which was best where the training ended. Where none was trained the losses before
-    training decide alike.
+    Of those trained as long as the best, and within two standard errors of it, those stay that begin about as
+    well as the best start among them. The plainest of these is chosen, and of equally plain ones that which was
+    best where the training ended. Where none was trained the losses before training decide alike.
     """
     best_first = ranked(candidates)
     best = best_first[0]
     level = [c for c in best_first if _is_level(c, best)]
-    equal = [c for c in level if is_about_equal(c, best)]
+    equal = _without_late_starters([c for c in level if is_about_equal(c, best)])
     plainest = min(c.spec.kind.plainness for c in equal)
     plain = [c for c in equal if c.spec.kind.plainness == plainest]
     chosen = max(plain, key=lambda c: c.score.last or 0.0) if best.score.curve else plain[0]
@@ -61,6 +61,22 @@ def difference_error(one: torch.Tensor, other: torch.Tensor) -> float:
     counted, so that few images prove nothing.
     """
     return sqrt(int((one != other).sum()) + 1) / len(one)
+
+
+def _without_late_starters(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return those whose accuracy before training is no more than two standard errors below the best one's.
+
+    Answers before training are not kept, so the error is that of two unrelated samples: no smaller.
+    """
+    starts = [c.score.before or 0.0 for c in candidates]
+    best, kept = max(starts), []
+    for candidate, start in zip(candidates, starts, strict=True):
+        images = 0 if candidate.answers is None else len(candidate.answers)
+        share = (best + start) / 2
+        error = sqrt(2 * share * (1 - share) / images + 1 / images**2) if images else float("inf")
+        if best - start <= CLEAR_LEAD * error:
+            kept.append(candidate)
+    return kept
 
 
 def _is_level(one: Candidate, other: Candidate) -> bool:

@@ -58,6 +58,17 @@ def test_a_clear_lead_is_chosen_and_a_small_one_goes_to_the_plainer() -> None:
     assert 0 < clear[1].score.error < 0.15 / 2
 
 
+def test_of_equals_one_that_begins_far_behind_is_not_chosen() -> None:
+    level = [trained(Kind.DEFAULT, 200), trained(Kind.TRANSFER, 203)]
+    assert choose(level)[0].spec.kind is Kind.DEFAULT  # both begin at .1
+    ahead = replace(level[1], score=replace(level[1].score, before=0.4))
+    first, second = choose([level[0], ahead])
+    assert first.spec.kind is Kind.TRANSFER
+    assert second.score.about_equal
+    little = replace(level[1], score=replace(level[1].score, before=0.12))
+    assert chosen(level[0], little) is Kind.DEFAULT
+
+
 def test_the_longer_trained_are_compared_with_each_other_alone() -> None:
     assert chosen(trained(Kind.SANE, 200), trained(Kind.DEFAULT, 300, rungs=1)) is Kind.SANE
 
