@@ -27,9 +27,9 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates best first, after the one that is chosen, and say who is about equal to that.
 
-    Of those trained as long as the best, and within two standard errors of it, those stay that begin about as
-    well as the best start among them. The plainest of these is chosen, and of equally plain ones that which was
-    best where the training ended. Where none was trained the losses before training decide alike.
+    Of those trained as long as the best, and within two standard errors of it, those stay that begin about
+    as well as the best start among them. The plainest of these is chosen, and of equally plain ones that
+    which was best where the training ended. Where none was trained the losses before training decide alike.
     """
     best_first = ranked(candidates)
     best = best_first[0]
@@ -63,20 +63,24 @@ def difference_error(one: torch.Tensor, other: torch.Tensor) -> float:
     return sqrt(int((one != other).sum()) + 1) / len(one)
 
 
-def _without_late_starters(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return those whose accuracy before training is no more than two standard errors below the best one's.
+def is_clearly_less(one: float, other: float, images: int) -> bool:
+    """Return whether an accuracy is below another by more than two standard errors, each of so many images.
 
-    Answers before training are not kept, so the error is that of two unrelated samples: no smaller.
+    The error is that of two unrelated samples: where both are of the same images it is no smaller.
     """
-    starts = [c.score.before or 0.0 for c in candidates]
-    best, kept = max(starts), []
-    for candidate, start in zip(candidates, starts, strict=True):
-        images = 0 if candidate.answers is None else len(candidate.answers)
-        share = (best + start) / 2
-        error = sqrt(2 * share * (1 - share) / images + 1 / images**2) if images else float("inf")
-        if best - start <= CLEAR_LEAD * error:
-            kept.append(candidate)
-    return kept
+    share = (one + other) / 2
+    error = sqrt(2 * share * (1 - share) / images + 1 / images**2)
+    return other - one > CLEAR_LEAD * error
+
+
+def _without_late_starters(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return those whose accuracy before training is not clearly below the best one's."""
+    best = max(c.score.before or 0.0 for c in candidates)
+    return [
+        c
+        for c in candidates
+        if c.answers is None or not is_clearly_less(c.score.before or 0.0, best, len(c.answers))
+    ]
 
 
 def _is_level(one: Candidate, other: Candidate) -> bool:

@@ -8,6 +8,7 @@ from sane_plugins.generation import SamplerError
 from sane_plugins.initialize.benefit import FORECAST_FAMILIES, BenefitForecast
 from sane_plugins.initialize.budget import PATIENCE, Completion
 from sane_plugins.initialize.candidates import BuiltNetwork
+from sane_plugins.initialize.choice import is_clearly_less
 from sane_plugins.initialize.kinds import CandidateScore, Family, Kind, Origin
 from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.plan import Plan
@@ -50,6 +51,7 @@ def result_notes(
             " images alone; test images were not used"
         ]
     notes += [_forecast_note(f, forecasts[f]) for f in FORECAST_FAMILIES if f in forecasts]
+    notes += harm_note(rows, min(plan.held_out, len(data.y_test)), asked.train.lr)
     notes += (*best.notes, *_transfer_notes(rows))
     notes += problem.transfer.notes if problem.transfer is not None else ()
     notes += _budget_notes(problem, asked, plan, completion)
@@ -75,6 +77,19 @@ def ranking_notes(
         " images alone"
     )
     return (note, *_budget_notes(problem, problem.options, plan, completion))
+
+
+def harm_note(rows: Sequence[CandidateScore], images: int, lr: float) -> tuple[str, ...]:
+    """Warn where training took back what the chosen weights begin with."""
+    chosen = next((row for row in rows if row.chosen and row.curve), None)
+    if chosen is None or chosen.before is None or chosen.last is None:
+        return ()
+    if not is_clearly_less(chosen.last, chosen.before, images):
+        return ()
+    return (
+        f"training took it from {100 * chosen.before:.1f} to {100 * chosen.last:.1f} within"
+        f" {chosen.epochs:.2g} epochs at the learning rate {lr:g}: train it at a lower one, with a warm-up",
+    )
 
 
 def _transfer_notes(rows: Sequence[CandidateScore]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
 from sane_plugins.initialize.choice import choose, difference_error
 from sane_plugins.initialize.kinds import CandidateSpec
 from sane_plugins.initialize.leaderboard import Leaderboard
+from sane_plugins.initialize.notes import harm_note
 from sane_plugins.initialize.plan import Plan
 
 
@@ -94,6 +95,15 @@ def test_what_few_steps_of_training_harm_counts_by_its_best() -> None:
     harmed = replace(transfer, score=score, answers=before)
     assert harmed.score.last < 0.2 < harmed.score.best
     assert chosen(trained(Kind.DEFAULT_FITTED, 150), harmed) is Kind.TRANSFER
+
+
+def test_it_is_told_where_training_takes_back_what_the_chosen_begins_with() -> None:
+    row = replace(trained(Kind.TRANSFER, 50).score, before=290 / 400, chosen=True)
+    (note,) = harm_note([row], 400, lr=1e-3)
+    assert "from 72.5 to 12.5 within 1 epochs at the learning rate 0.001" in note
+    assert not harm_note([replace(row, chosen=False)], 400, lr=1e-3)
+    assert not harm_note([replace(row, before=0.15)], 400, lr=1e-3)
+    assert not harm_note([replace(row, curve=())], 400, lr=1e-3)
 
 
 def test_of_equals_of_a_kind_the_one_that_trained_best_is_chosen() -> None:
