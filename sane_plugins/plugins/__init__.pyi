@@ -10,6 +10,7 @@ from .installed import (
     parse_name_list,
     plugin_names,
 )
+from .marked_copy import copy_function, copy_with_marker
 from .problems import (
     SLOW_SECONDS,
     AnswerError,
@@ -29,6 +30,8 @@ __all__ = [
     "PluginNote",
     "Problem",
     "Record",
+    "copy_function",
+    "copy_with_marker",
     "describe_error",
     "describe_oddities",
     "distribution_name",
