@@ -26,7 +26,8 @@ _READING = ("sane_open", "sane_build", "sane_cost")
 class PluginReport:
     """A plugin: `seconds` of its import, `offers` by kind, `answers` to the source by hook.
 
-    `seconds` are None where nothing was imported. `problems` are what hosts leave out of it, and what its author should know.
+    `seconds` are None where nothing was imported. `problems` are what hosts leave out of it, and what its
+    author should know.
     """
 
     name: str
