@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sane_plugins.host import Host
 from sane_plugins.plugins import describe_error, failure_of
@@ -102,7 +102,7 @@ def _plugin_trials(host: Host, folder: Path) -> Iterator[_Attempt]:
             partial(require_declining, host, info.name, folder),
         )
     encoders = host.encoders()
-    checks: dict[str, tuple[str, Callable[[object], object]]] = {
+    checks: dict[str, tuple[str, Callable[[Any], object]]] = {
         "sane_samplers": ("sampler", check_sampler),
         "sane_encoders": ("encoder", check_encoder),
         "sane_property_heads": ("head", lambda head: check_head(head, encoders)),

@@ -367,3 +367,19 @@ def test_the_fixtures_load_in_anybodys_pytest_and_nothing_else(pytester, code: s
     done = pytester.runpytest_subprocess(*_kit(), "-W", "error", "-p", "no:cacheprovider")
     done.assert_outcomes(passed=1)
     assert "warning" not in done.stdout.str()
+
+
+IMPORTED_BEFORE = """
+import sys, pytest, sane_plugins
+for point in __import__("importlib.metadata").metadata.entry_points(group="sane_plugins"):
+    if point.dist.name == "sane-plugins":
+        __import__(point.value)
+sys.exit(pytest.main(["-q", "-W", "error", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_pytest_does_not_warn_of_a_program_that_imported_us_before(pytester) -> None:
+    """pytest rewrites the packages of whoever brings it fixtures, and warns where it comes too late."""
+    pytester.makepyfile("def test_nothing(): ...")
+    done = pytester.runpython_c(IMPORTED_BEFORE)
+    assert done.ret == 0, done.stderr.str() + done.stdout.str()
