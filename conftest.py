@@ -96,6 +96,7 @@ def page(
         patch.chdir(folder)
         for variable in _FOLDERS:
             patch.setenv(variable, str(folder / ".settings"))
+        patch.setenv("DO_NOT_TRACK", "1")
         patch.syspath_prepend(folder)
         prepare(name, folder)
         if any(folder.glob("*.dist-info")):  # the working directory alone installs nothing

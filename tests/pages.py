@@ -176,6 +176,7 @@ def kedro(folder: Path) -> None:
     (package / "__init__.py").touch()
     (folder / "conf" / "base").mkdir(parents=True)
     (folder / "conf" / "local").mkdir()
+    (folder / "conf" / "base" / "catalog.yml").write_text("{}\n")
     model(folder)
 
 
