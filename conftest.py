@@ -4,11 +4,14 @@ Sybil finds them: it runs the Python blocks of a page in one namespace, takes ev
 and has skips with reasons. pytest-examples, pytest-markdown-docs and mktestdocs lack at least one of these.
 """
 
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 ROOT = Path(__file__).parent
+# What pages change of the user's own settings, they change in their folder.
+_FOLDERS = ("SANE_PLUGINS_CONFIG", "LLM_USER_PATH", "HATCH_CONFIG_DIR")
 _NAMED = RawFencedCodeBlockLexer(re.compile(r'\w+ title="(?P<title>[^"]+)"\n'))
 
 
@@ -67,6 +72,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def _require_host(name: str) -> None:
+    """Skip a page of a program that is not installed, or whose fixtures are not."""
+    if importlib.util.find_spec(name) is None or shutil.which(name) is None:
+        pytest.skip(f"HOST ABSENT: {name}; run tox -e hosts")
+    if name == "pytest" and not entry_points(group="pytest11", name="sane"):
+        pytest.skip("FIXTURES ABSENT: install this version of sane-plugins")
+
+
 @pytest.fixture(scope="module")
 def page(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -75,10 +88,15 @@ def page(
     from pages import prepare  # needs torch, which collecting must not
 
     name = str(request.path.relative_to(ROOT).with_suffix(""))
+    if request.path.parent.name == "hosts":
+        _require_host(request.path.stem)
     folder = tmp_path_factory.mktemp(name.replace("/", "-"))
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        for variable in _FOLDERS:
+            patch.setenv(variable, str(folder / ".settings"))
+        patch.setenv("DO_NOT_TRACK", "1")
         patch.syspath_prepend(folder)
         prepare(name, folder)
         if any(folder.glob("*.dist-info")):  # the working directory alone installs nothing

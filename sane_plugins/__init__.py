@@ -1,6 +1,8 @@
 """Encode networks of any architecture, predict their properties, and initialise new ones (SANE).
 
 What a program needs is here, and loaded when it is first asked for: plugins import the markers in no time.
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
 """
 
 import lazy_loader

@@ -7,20 +7,34 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import isgeneratorfunction, signature
 from threading import RLock
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pluggy import HookimplMarker, HookspecMarker, PluginManager
+from pluggy import HookspecMarker, PluginManager
 
 from sane_plugins import hooks
 from sane_plugins.errors import PluginError
 from sane_plugins.host import PROJECT, Host
-from sane_plugins.plugins import Problem, guard_implementation, guard_wrapper, hook_functions
+from sane_plugins.plugins import (
+    Problem,
+    copy_function,
+    copy_with_marker,
+    guard_implementation,
+    guard_wrapper,
+)
 
 if TYPE_CHECKING:
     from pluggy import HookCaller
 
 _HOOKSPECS = {name: value for name, value in vars(hooks).items() if name.startswith("sane_")}
+# What our plugins are given where a program's own specification of a hook has no such argument.
+_NOT_GIVEN: Mapping[str, Any] = {
+    "options": None,
+    "classes": None,
+    "metadata": None,
+    "like": None,
+    "prompts": (),
+}
 _MARKER = f"{PROJECT}::specifications"  # no plugin's name, which follows one colon
 # Two threads that attach to one manager would each find nothing there, and register everything twice;
 # reentrant, since a plugin may attach while it is imported.
@@ -47,7 +61,15 @@ class AttachedHost(Host):
             return  # it reads our markers, and the plugin is there
         key = self._registered_name(name)
         guard = None if key in self._own else partial(self._guarded, name)
-        self.pm.register(_copy_with_marker(plugin, self.pm.project_name, guard), name=key)
+        copy = copy_with_marker(plugin, self.pm.project_name, guard, self._not_given)
+        self.pm.register(copy, name=key)
+
+    def _not_given(self, hook: str) -> Mapping[str, Any]:
+        """Return the arguments of a hook that the program's specification lacks, and their values."""
+        if hook not in _HOOKSPECS:
+            return {}
+        caller = getattr(self.pm.hook, hook)
+        return {name: _NOT_GIVEN[name] for name in _missing_arguments(caller) if name in _NOT_GIVEN}
 
     def _guarded(
         self, name: str, hook: str, options: Mapping[str, Any], function: Callable[..., Any]
@@ -124,21 +146,26 @@ def _add_missing_specs(pm: PluginManager) -> None:
             setattr(
                 missing,
                 name,
-                mark_spec(_copy_function(function), firstresult=options["firstresult"]),
+                mark_spec(copy_function(function), firstresult=options["firstresult"]),
             )
-        elif missing_arguments := sorted(
-            set(signature(function).parameters) - set(caller.spec.argnames)
-        ):
+        elif lacking := sorted(_missing_arguments(caller) - set(_NOT_GIVEN)):
             raise PluginError(
                 f"host '{pm.project_name}'",
-                f"its own specification of {name} lacks {', '.join(missing_arguments)}",
-                "our plugins take all arguments of ours",
+                f"its own specification of {name} lacks {', '.join(lacking)}",
+                "our plugins cannot do without",
                 "add them, or leave that specification to attach",
             )
         if caller is not None and not caller.has_spec():
             _require_implementable(pm, caller, function)
     if any(name in _HOOKSPECS for name in vars(missing)):
         pm.add_hookspecs(missing)
+
+
+def _missing_arguments(caller: HookCaller) -> set[str]:
+    """Return the arguments of our specification of a hook that the program's lacks."""
+    spec = caller.spec
+    assert spec is not None, "specifications are added before plugins"
+    return set(signature(_HOOKSPECS[caller.name]).parameters) - set(spec.argnames)
 
 
 def _require_implementable(pm: PluginManager, caller: HookCaller, function: FunctionType) -> None:
@@ -174,56 +201,3 @@ def _detach(pm: PluginManager) -> None:
     for name, plugin in list(pm.list_name_plugin()):
         if plugin is not None and name.startswith(f"{PROJECT}:"):
             pm.unregister(name=name)
-
-
-def _copy_with_marker(plugin: Any, project: str, guard: Callable[..., Any] | None) -> ModuleType:
-    """Return a copy of a plugin whose implementations carry the host's marker, with the plugin's own name.
-
-    Each is named `PROJECT_HOOK`: some managers, such as pytest's, look at no other names.
-    """
-    mark_impl = HookimplMarker(project)
-    copy = ModuleType(str(getattr(plugin, "__name__", type(plugin).__name__)))
-    for name, options, function in hook_functions(plugin):
-        options = _as_optional(options, name)
-        if guard is not None:
-            guarded = guard(options["specname"], options, function)
-            _remove_markers(guarded)
-            is_wrapper = bool(options["wrapper"] or options["hookwrapper"])
-            implementation = mark_impl(
-                guarded, **{**options, "wrapper": is_wrapper, "hookwrapper": False}
-            )
-        else:
-            owner = (
-                getattr(function, "__self__", None) if isinstance(function, MethodType) else None
-            )
-            original: Any = getattr(function, "__func__", function)
-            marked = mark_impl(_copy_function(original), **options)
-            implementation = marked if owner is None else MethodType(marked, owner)
-        setattr(copy, f"{project}_{name}", implementation)
-    return copy
-
-
-def _as_optional(options: Any, name: str) -> dict[str, Any]:
-    """Keep a plugin's options, and mark it optional so that hosts with other specifications accept it."""
-    return {**options, "optionalhook": True, "specname": options["specname"] or name}
-
-
-def _copy_function(function: FunctionType) -> FunctionType:
-    """Return the same function without its markers: two hosts in one process must not share them."""
-    copy = FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    copy.__doc__, copy.__kwdefaults__ = function.__doc__, function.__kwdefaults__
-    # Decorators leave `__wrapped__` there, from which pluggy reads the arguments' names.
-    copy.__dict__.update(vars(function))
-    _remove_markers(copy)
-    return copy
-
-
-def _remove_markers(function: Any) -> None:
-    for name in [name for name in vars(function) if name.startswith(PROJECT)]:
-        delattr(function, name)

@@ -6,7 +6,7 @@ Light at import: what a plugin needs, it imports when it is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import EntryPoint
@@ -27,7 +27,9 @@ from sane_plugins.plugins import (
     PluginNote,
     Problem,
     Record,
+    Reply,
     describe_oddities,
+    disabled_names,
     distribution_name,
     distribution_version,
     failure_of,
@@ -81,6 +83,7 @@ class Host:
         self._names: set[str] = set()
         self._distributions: dict[str, tuple[str, str]] = {}
         self._own: set[str] = set()
+        self.load_seconds: dict[str, float] = {}  # what the import of each plugin took
         self._calls = HookCalls(pm, self._record, self._own, self._plain_name)
         # Names that `open` and `build` are called with are the caller's own: all may be built.
         self.trust = FULL_TRUST
@@ -109,7 +112,8 @@ class Host:
         """Load every installed plugin, one by one; a broken one is recorded and left out.
 
         SANE_PLUGINS_LOAD=a,b loads only these, SANE_PLUGINS_DISABLE=a,b all but these (names of entry points
-        or distributions); SANE_PLUGINS_STRICT=1 raises `PluginError` instead of leaving one out.
+        or distributions); 'sane-plugins plugins disable' keeps one from loading for good, unless
+        SANE_PLUGINS_LOAD names it. SANE_PLUGINS_STRICT=1 raises `PluginError` instead of leaving one out.
         """
         pm = PluginManager(PROJECT)
         pm.add_hookspecs(hooks)
@@ -117,11 +121,16 @@ class Host:
         host.load_installed()
         return host
 
-    def load_installed(self) -> None:
-        """Register every installed plugin that the environment allows; see `installed`."""
+    def load_installed(self, allowed: Callable[[EntryPoint], bool] | None = None) -> None:
+        """Register every installed plugin that is `allowed`: by default, as `installed` says."""
         points = installed_points(self._record.leave_out)
         self._names |= {point.name for point in points}
-        for point in filter(is_enabled, points):
+        if allowed is None:
+            disabled, failure = failure_of(disabled_names)
+            if failure is not None:
+                self._record.leave_out("(list of disabled plugins)", failure)
+            allowed = partial(is_enabled, disabled=disabled or frozenset())
+        for point in filter(allowed, points):
             # A plugin's import may raise anything, or exit, and must not end the host.
             _, failure = failure_of(partial(self._register_point, point))
             if failure is not None:
@@ -395,6 +404,15 @@ class Host:
         """Pass a step of a long job to every observer; one that raises is recorded and not asked again."""
         self._calls.observe(event)
 
+    def replies(self, hook: str, **arguments: Any) -> Iterator[Reply]:
+        """Ask each plugin on its own, whatever the others answer: for finding out which does what."""
+        return self._calls.replies(hook, arguments)
+
+    @property
+    def disabled(self) -> list[str]:
+        """Return the plugins that are installed and kept from loading."""
+        return sorted(filter(self.is_off, self._names))
+
     def use(
         self,
         hook: str,
@@ -413,6 +431,10 @@ class Host:
     def blame(self, hook: str, offered: Any, error: BaseException) -> Problem:
         """Record that what a plugin offered in answer to a hook failed when it was used."""
         return self._calls.blame(hook, offered, error)
+
+    def is_own(self, name: str) -> bool:
+        """Return whether a plugin of that name came with this package."""
+        return self._registered_name(name) in self._own
 
     def is_off(self, name: str) -> bool:
         """Return whether a plugin of that name is installed but disabled, blocked or unregistered."""
@@ -453,7 +475,8 @@ class Host:
             require_supported(plugin, name, hooks.HOOKSPEC_VERSION)
             self.register(plugin, name)
         finally:
-            self._record.note_if_slow(name, "its import", perf_counter() - started)
+            self.load_seconds[name] = perf_counter() - started
+            self._record.note_if_slow(name, "its import", self.load_seconds[name])
         self._distributions[key] = distribution_name(point), distribution_version(point)
 
     # Answers

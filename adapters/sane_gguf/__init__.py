@@ -1,4 +1,7 @@
-"""GGUF files as networks: quantised tensors are made plain by the library gguf, one at a time."""
+"""GGUF files as networks: quantised tensors are made plain by the library gguf, one at a time.
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""ONNX files as networks: read without running anything, written back with the same nodes."""
+"""ONNX files as networks: read without running anything, written back with the same nodes.
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
+"""
 
 from __future__ import annotations
 

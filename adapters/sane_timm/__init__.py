@@ -1,6 +1,8 @@
 """Networks by timm name: `timm:resnet10t`, `timm:resnet10t,classes=7,channels=1@weights.pth`.
 
 The name alone, `convnext_atto`, is the same where torchvision has no such network, and no file is called so.
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
 """
 
 from __future__ import annotations

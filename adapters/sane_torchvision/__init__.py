@@ -3,6 +3,8 @@
 A weight file follows the `@`, or the name of published weights, such as DEFAULT; without it the network is
 freshly initialised, always with seed 0 when it is a source. `torchvision:resnet18,classes=7,channels=1` has
 another class count and input channels. The name alone, `resnet18`, is the same where no file is called so.
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
 """
 
 from __future__ import annotations

@@ -115,7 +115,14 @@ class Abilities:
             return estimate
 
         graph, heads = self.host.open(source), self.host.property_heads()
-        estimates = predict(graph, heads, options=options, report=self.host.report, attempt=attempt)
+        estimates = predict(
+            graph,
+            heads,
+            options=options,
+            report=self.host.report,
+            attempt=attempt,
+            encoders=self.host.encoders(),
+        )
         if problems and not estimates:
             cause = problems[0].cause
             if isinstance(cause, SaneError):

@@ -1,5 +1,6 @@
 from .calls import guard_implementation, guard_wrapper, pick_arguments
-from .hook_calls import HookCalls
+from .disabled import disabled_file, disabled_names, set_disabled
+from .hook_calls import HookCalls, Reply
 from .installed import (
     distribution_name,
     distribution_version,
@@ -10,6 +11,7 @@ from .installed import (
     parse_name_list,
     plugin_names,
 )
+from .marked_copy import copy_function, copy_with_marker
 from .problems import (
     SLOW_SECONDS,
     AnswerError,
@@ -20,6 +22,7 @@ from .problems import (
     failure_of,
     to_plugin_error,
 )
+from .requirements import kind_of
 from .validation import describe_oddities, hook_functions, make_for_host, require_supported
 
 __all__ = [
@@ -29,8 +32,13 @@ __all__ = [
     "PluginNote",
     "Problem",
     "Record",
+    "Reply",
+    "copy_function",
+    "copy_with_marker",
     "describe_error",
     "describe_oddities",
+    "disabled_file",
+    "disabled_names",
     "distribution_name",
     "distribution_version",
     "failure_of",
@@ -40,11 +48,13 @@ __all__ = [
     "installed_points",
     "is_enabled",
     "is_ours",
+    "kind_of",
     "load_point",
     "make_for_host",
     "parse_name_list",
     "pick_arguments",
     "plugin_names",
     "require_supported",
+    "set_disabled",
     "to_plugin_error",
 ]

@@ -39,7 +39,8 @@ def is_wrapper(implementation: HookImpl) -> bool:
 
 def pick_arguments(implementation: HookImpl, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a call's arguments that an implementation names, with a default or without."""
-    names = (*implementation.argnames, *implementation.kwargnames)
+    left_out = getattr(implementation.function, "left_out", ())  # by the program's specification
+    names = (*implementation.argnames, *implementation.kwargnames, *left_out)
     return {name: arguments[name] for name in names if name in arguments}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from sane_plugins.errors import SaneError
 from sane_plugins.plugins.answers import check_use
 from sane_plugins.plugins.calls import ask, guard_wrapper, is_wrapper, pick_arguments
 from sane_plugins.plugins.problems import (
@@ -42,6 +44,17 @@ class Offer:
 
     plugin: str
     value: Any
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one plugin replies to a hook: an answer, or None and perhaps the error in its place."""
+
+    plugin: str
+    answer: Any
+    error: str | None
+    seconds: float
+    cause: BaseException | None = field(default=None, compare=False, repr=False)
 
 
 class HookCalls:
@@ -81,6 +94,23 @@ class HookCalls:
         if answer is None and failures:
             raise to_plugin_error(failures[0]) from failures[0].cause
         return next(iter(answered), None), answer
+
+    def replies(self, hook: str, arguments: Mapping[str, Any]) -> Iterator[Reply]:
+        """Ask each plugin on its own, whatever the others answer; wrapping plugins are left aside."""
+        for implementation in self.implementations(hook):
+            started, answer, cause = perf_counter(), None, None
+            try:
+                answer, problem = self._ask(hook, implementation, arguments)
+                cause = problem.cause if problem else None
+            except SaneError as error:
+                cause = error
+            yield Reply(
+                plugin=self._plain_name(implementation.plugin_name),
+                answer=answer,
+                error=None if cause is None else describe_error(cause),
+                seconds=perf_counter() - started,
+                cause=cause,
+            )
 
     def _wrapped(
         self, hook: str, wrapper: HookImpl, arguments: Mapping[str, Any], call: Callable[[], Any]

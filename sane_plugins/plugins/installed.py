@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
@@ -78,12 +78,17 @@ def load_point(point: EntryPoint) -> Any:
     return point.load()
 
 
-def is_enabled(point: EntryPoint) -> bool:
-    """Return whether SANE_PLUGINS_LOAD and SANE_PLUGINS_DISABLE, which takes precedence, allow a plugin."""
+def is_enabled(point: EntryPoint, disabled: Collection[str] = ()) -> bool:
+    """Return whether a plugin is to be loaded, given the names that are disabled for good.
+
+    SANE_PLUGINS_DISABLE takes precedence, then SANE_PLUGINS_LOAD, which says what this process loads.
+    """
     load_list = os.environ.get("SANE_PLUGINS_LOAD")
     if plugin_names(point) & parse_name_list(os.environ.get("SANE_PLUGINS_DISABLE", "")):
         return False
-    return load_list is None or bool(plugin_names(point) & parse_name_list(load_list))
+    if load_list is not None:
+        return bool(plugin_names(point) & parse_name_list(load_list))
+    return plugin_names(point).isdisjoint(disabled)
 
 
 def parse_name_list(text: str) -> set[str]:

@@ -43,17 +43,12 @@ def require_transfer(value: Any) -> None:
 
 
 def require_head(value: Any) -> None:
-    """Raise `AnswerError` unless it estimates, from features that a built-in encoder gives."""
-    from sane_plugins.features import ENCODERS
-
+    """Raise `AnswerError` unless it estimates, from features of encoders that it names."""
     require_methods(value, "estimate")
     texts = dict.fromkeys(("features", "sane", "score"), str)
     require_types(value, {**texts, "scores": Mapping, "encoders": (tuple, list)})
-    unknown = [x for x in value.encoders if not isinstance(x, str) or x not in ENCODERS]
-    if unknown:
-        raise AnswerError(
-            f"it reads features of {show_value(unknown[0])}, which is no built-in encoder"
-        )
+    for name in value.encoders:
+        require_name(name)
     for name, score in value.scores.items():
         require_name(name)
         if not is_number(score):

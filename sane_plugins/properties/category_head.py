@@ -19,11 +19,11 @@ from sane_plugins.properties import regressors
 from sane_plugins.properties.conformal import COVERAGE, conformal_radius
 from sane_plugins.properties.dataset import (
     AUTO,
-    FEATURES,
     FOLDS,
     FeatureDataset,
     candidate_sets,
     distinct_structures,
+    encoders_of,
     group_folds,
     require_fittable,
     stack_features,
@@ -126,7 +126,7 @@ def fit_category(
         structure=distinct_structures(samples),
         scores={f"{kind}/{FOREST}": score for kind, score in scores.items()}
         | {MAJORITY: 1 / len(classes)},
-        sane=sane if "sane" in FEATURES[best] else "",
+        sane=sane if "sane" in encoders_of(best) else "",
     )
 
 

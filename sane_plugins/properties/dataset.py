@@ -44,24 +44,33 @@ class FeatureDataset(ShortRepr):
         return FeatureDataset(features=selected, networks=list(np.asarray(self.networks)[keep]))
 
 
+def encoders_of(features: str) -> tuple[str, ...]:
+    """Return the encoders of a feature set; the name of an encoder is the set of its features alone."""
+    return FEATURES.get(features, (features,))
+
+
 def stack_features(features: Mapping[str, Array], name: str) -> Array:
     """Concatenate the features (N, F) float32 of a feature set such as `both`."""
-    stacked = np.concatenate([features[encoder] for encoder in FEATURES[name]], axis=1)
+    stacked = np.concatenate([features[encoder] for encoder in encoders_of(name)], axis=1)
     limit = np.finfo(np.float32).max / 2
     return np.asarray(np.clip(stacked, -limit, limit).astype(np.float32))
 
 
 def candidate_sets(samples: FeatureDataset, features: str) -> list[str]:
-    """Return the feature sets to try: the given one, or with `auto` all that are available."""
-    if features not in (AUTO, *FEATURES):
+    """Return the feature sets to try: the given one, or with `auto` all that are available.
+
+    Encoders of plugins are sets of their own.
+    """
+    others = [name for name in samples.features if name not in (*FEATURES, STRUCTURE)]
+    if features not in (AUTO, *FEATURES, *others):
         raise UsageError(
             f"features '{features}'",
             "there is no such set",
             f"one of {', '.join((AUTO, *FEATURES))} is needed",
             "check the name",
         )
-    requested = FEATURES if features == AUTO else (features,)
-    return [name for name in requested if set(FEATURES[name]) <= set(samples.features)]
+    requested = (*FEATURES, *others) if features == AUTO else (features,)
+    return [name for name in requested if set(encoders_of(name)) <= set(samples.features)]
 
 
 def group_folds(networks: Sequence[str], folds: int, seed: int) -> list[Array]:

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from sane_plugins.properties.conformal import COVERAGE
-from sane_plugins.properties.dataset import FEATURES, INVARIANCE, STRUCTURE, stack_features
+from sane_plugins.properties.dataset import INVARIANCE, STRUCTURE, encoders_of, stack_features
 from sane_plugins.properties.in_distribution import TrainingSupport
 from sane_plugins.properties.regressors import Array, Member
 
@@ -53,12 +53,12 @@ class Head:
     @builtins.property  # the field `property` shadows the builtin
     def encoders(self) -> tuple[str, ...]:
         """Return the names of the encoders whose features the head uses."""
-        return FEATURES[self.features]
+        return encoders_of(self.features)
 
     @builtins.property
     def invariance(self) -> dict[str, str]:
         """Return how the features of each encoder are invariant to channel order."""
-        return {name: INVARIANCE[name] for name in self.encoders}
+        return {name: INVARIANCE.get(name, "not known") for name in self.encoders}
 
     def feature_row(self, features: Mapping[str, Array]) -> Array:
         """Return the head's input features (1, F) of one network, from features (F,) by encoder."""

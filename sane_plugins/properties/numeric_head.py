@@ -20,12 +20,12 @@ from sane_plugins.properties import regressors
 from sane_plugins.properties.conformal import Widths, fit_widths
 from sane_plugins.properties.dataset import (
     AUTO,
-    FEATURES,
     FOLDS,
     FeatureDataset,
     calibration_folds,
     candidate_sets,
     distinct_structures,
+    encoders_of,
     group_folds,
     require_fittable,
     selection_mask,
@@ -119,7 +119,7 @@ def fit_head(
     selected = selection_mask(samples.networks, seed)
     candidates = cross_predict(samples.rows(selected), targets[selected], seed, report, features)
     scores = {key: _r2(targets[selected], predicted) for key, predicted in candidates.items()}
-    best, regressor = max(scores, key=lambda key: scores[key]).split("/")
+    best, regressor = max(scores, key=lambda key: scores[key]).rsplit("/", 1)
     x, (unit, *default_bounds) = (
         stack_features(samples.features, best),
         PROPERTIES.get(name, ("", -np.inf, np.inf)),
@@ -141,7 +141,7 @@ def fit_head(
         widths=fit_widths(held_out, errors, folds, samples.networks),
         support=fit_support(x, group_folds(samples.networks, FOLDS, seed)),
         scores=scores,
-        sane=sane if "sane" in FEATURES[best] else "",
+        sane=sane if "sane" in encoders_of(best) else "",
         structure=distinct_structures(samples),
     )
 

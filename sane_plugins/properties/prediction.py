@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -56,10 +56,12 @@ def predict(
     options: PredictOptions | None = None,
     report: Report = silent,
     attempt: Attempt | None = None,
+    encoders: Mapping[str, Encoder] | None = None,
 ) -> dict[str, AnyEstimate]:
     """Predict properties of one network; heads and SANE default to the embedded ones.
 
-    `attempt` makes the estimate of one head of a plugin; where it returns None, the head is left out. Raises
+    `attempt` makes the estimate of one head of a plugin; where it returns None, the head is left out.
+    `encoders` are those beside the built-in ones whose features heads may read. Raises
     `SourceError` if a weight is not finite, `UsageError` for a property without a head, and `ZooError` if a
     head was fitted on another SANE's features.
     """
@@ -74,7 +76,7 @@ def predict(
     chosen = _select_heads(embedded_heads() if heads is None else heads, options.properties)
     needed = {name for head in chosen.values() for name in head.encoders}
     encode = EncodeOptions(sane=options.sane, device=options.device, report=report)
-    encoders = dict(ENCODERS)
+    others, builtin = encoders or {}, dict(ENCODERS)
     fitted_on = ""
     if "sane" in needed:
         model = load_model(encode) if sane is None else sane
@@ -82,12 +84,18 @@ def predict(
         if sane is not None or options.sane is not None:  # it was chosen for all of the heads
             for name, head in chosen.items():
                 _require_same_sane(options.heads, name, head, fitted_on)
-        encoders["sane"] = SaneEncoder(model)
-    features = {name: encoders[name].features(graph, encode).numpy() for name in needed}
+        builtin["sane"] = SaneEncoder(model)
+    ours = needed & builtin.keys()
+    features = {name: builtin[name].features(graph, encode).numpy() for name in ours}
     features[STRUCTURE] = structure(graph)
 
     def estimate(name: str, head: AnyHead) -> AnyEstimate:
         _require_same_sane(options.heads, name, head, fitted_on)
+        for encoder in head.encoders:
+            if encoder not in features:  # of a plugin: where it fails, its heads alone are left out
+                _require_offered(options.heads, name, encoder, others)
+                values = others[encoder].features(graph, replace(encode, encoder=encoder))
+                features[encoder] = values.numpy()
         _require_same_features(options.heads, name, head, features)
         # A copy: a head of a plugin may change what it is given.
         result = head.estimate({key: x.copy() for key, x in features.items()})
@@ -142,6 +150,20 @@ def _select_heads(
 
 def _estimate_or_raise(_: AnyHead, make: Callable[[], AnyEstimate]) -> AnyEstimate:
     return make()
+
+
+def _require_offered(
+    file: Path | None, name: str, encoder: str, encoders: Mapping[str, Encoder]
+) -> None:
+    """Raise `ZooError` unless somebody offers the encoder whose features a head reads."""
+    if encoder not in encoders:
+        known = ", ".join(sorted({*ENCODERS, *encoders}))
+        raise ZooError(
+            _place(file, name),
+            f"the head of '{name}' reads features of the encoder '{encoder}'",
+            f"the encoders are {known}",
+            "install its plugin, or see 'sane-plugins list'",
+        )
 
 
 def _require_same_features(

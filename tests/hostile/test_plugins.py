@@ -578,6 +578,7 @@ def test_each_heads_failure_is_its_own(host) -> None:
     before = host.predict(NETWORK)
     heads = {str(i): _Head(wrong) for i, wrong in enumerate(WRONG_ESTIMATES)}
     heads["foreign"] = _Head(lambda _: ESTIMATE, encoders=("sane",), sane="another")
+    heads["nobody"] = _Head(lambda _: ESTIMATE, encoders=("nobody",))  # offers that encoder
     heads["meddling"] = _Head(meddle)
     host.register(_Offers(sane_property_heads=heads), "wrong")
     after = host.predict(NETWORK)
@@ -594,7 +595,7 @@ def test_each_heads_failure_is_its_own(host) -> None:
     [
         "text",
         _Head,
-        _Head(None, encoders=("nobody",)),
+        _Head(None, encoders=("",)),
         _Head(None, encoders=3),
         _Head(None, scores=None),
         _Head(None, scores={"a": "b"}),

@@ -1,0 +1,25 @@
+from .contract import ContractError, is_same
+from .encoders import check_encoder
+from .engines import check_engine
+from .example_networks import example_graphs
+from .file_formats import check_file_format, require_declining
+from .heads import check_head
+from .light_import import check_light_import
+from .plugin_host import host_with
+from .samplers import check_sampler
+from .tiny_zoo import write_tiny_zoo
+
+__all__ = [
+    "ContractError",
+    "check_encoder",
+    "check_engine",
+    "check_file_format",
+    "check_head",
+    "check_light_import",
+    "check_sampler",
+    "example_graphs",
+    "host_with",
+    "is_same",
+    "require_declining",
+    "write_tiny_zoo",
+]
