@@ -1,0 +1,26 @@
+from .jobs import JOBS, CheckJob, EmbedJob, FingerprintJob, FolderJob, PredictJob
+from .manifest import ListedNetwork, Manifest, Part, Shard, plan_shards, read_manifest
+from .network_worker import NetworkWorker, StartWorker
+from .read_fingerprints import read_fingerprints
+from .run_job import RunOptions, RunResult, run_job
+
+__all__ = [
+    "JOBS",
+    "CheckJob",
+    "EmbedJob",
+    "FingerprintJob",
+    "FolderJob",
+    "ListedNetwork",
+    "Manifest",
+    "NetworkWorker",
+    "Part",
+    "PredictJob",
+    "RunOptions",
+    "RunResult",
+    "Shard",
+    "StartWorker",
+    "plan_shards",
+    "read_manifest",
+    "read_fingerprints",
+    "run_job",
+]
