@@ -7,6 +7,7 @@ whole block, and do not tell which file it was.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
@@ -78,7 +79,7 @@ class _Troupe:
         self._at: dict[Any, tuple[Any, int]] = {}  # by the reference to the answer; -1 while it begins
 
     def outcomes(self, tasks: Sequence[Any], workers: int) -> Iterator[Outcome]:
-        left = iter(range(len(tasks)))
+        left = deque(enumerate(tasks))
         failed_starts = 0
         for _ in range(workers):
             self._engage()
@@ -96,12 +97,12 @@ class _Troupe:
                     "they must be able to start",
                     "look at Ray's logs, or use the engine local",
                 )
-            following = next(left, None) if is_alive else None
-            if following is not None:
-                self._at[actor.do.remote(tasks[following])] = actor, following
+            if is_alive and left:
+                following, task = left.popleft()
+                self._at[actor.do.remote(task)] = actor, following
             elif is_alive:
                 self._ray.kill(actor)
-            else:
+            elif left:
                 self._engage()
 
     def dismiss(self) -> None:

@@ -22,6 +22,7 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run hears it, and ends its workers
     answers = os.fdopen(os.dup(sys.__stdout__.fileno()), "wb")  # type: ignore[union-attr]
     os.dup2(2, 1)  # what libraries print must not come between answers
+    sys.stdout = sys.stderr
     questions: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_listen, args=(sys.stdin.buffer, questions), daemon=True).start()
     limit_memory(pickle.loads(questions.get()))

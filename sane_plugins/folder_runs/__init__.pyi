@@ -1,6 +1,6 @@
 from .jobs import JOBS, CheckJob, EmbedJob, FingerprintJob, FolderJob, PredictJob
 from .manifest import ListedNetwork, Manifest, Part, Shard, plan_shards, read_manifest
-from .network_worker import NetworkWorker, StartWorker
+from .network_worker import NetworkRows, NetworkWorker, StartWorker
 from .read_fingerprints import read_fingerprints
 from .run_job import RunOptions, RunResult, run_job
 
@@ -12,6 +12,7 @@ __all__ = [
     "FolderJob",
     "ListedNetwork",
     "Manifest",
+    "NetworkRows",
     "NetworkWorker",
     "Part",
     "PredictJob",

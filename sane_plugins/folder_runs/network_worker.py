@@ -78,6 +78,21 @@ class NetworkWorker:
         return row
 
 
+class NetworkRows:
+    """Computes rows of single files in this process, for pipelines that spread the work themselves."""
+
+    def __init__(self, job: FolderJob, host: Host | None = None) -> None:
+        self._job, self._host = job, host or Host.installed()
+        self.columns = tuple(job.columns(self._host))
+
+    def __call__(self, path: str | Path) -> dict[str, Any]:
+        """Return the job's columns for a network, or its error."""
+        try:
+            return self._job.row(self._host, self._host.open(str(path)))
+        except Exception as error:
+            return {"error": error_row_text(error, Path(path))}
+
+
 def error_row_text(error: Exception, path: Path) -> str:
     """Return what a row tells of an error."""
     if isinstance(error, SaneError):
