@@ -73,10 +73,12 @@ class _Troupe:
     def __init__(self, ray: Any, start: Start) -> None:
         self._ray, self._start = ray, ray.put(start)
         # No restarts: an actor that is gone has to be told from one that works.
-        self._kind = ray.remote(
-            num_cpus=1, max_restarts=0, runtime_env={"env_vars": _ONE_THREAD}
-        )(Performer)
-        self._at: dict[Any, tuple[Any, int]] = {}  # by the reference to the answer; -1 while it begins
+        self._kind = ray.remote(num_cpus=1, max_restarts=0, runtime_env={"env_vars": _ONE_THREAD})(
+            Performer
+        )
+        self._at: dict[
+            Any, tuple[Any, int]
+        ] = {}  # by the reference to the answer; -1 while it begins
 
     def outcomes(self, tasks: Sequence[Any], workers: int) -> Iterator[Outcome]:
         left = deque(enumerate(tasks))

@@ -80,7 +80,7 @@ def run_options(command: Callable[..., FolderJob]) -> Callable[..., None]:
         host = open_host()
         options = folder_runs.RunOptions(
             engine=engine,
-            workers=workers or len(os.sched_getaffinity(0)),
+            workers=workers or _cores(),
             part=folder_runs.Part(*part or (1, 1)),
             retry_errors=retry_errors,
             rows_per_shard=shard_rows,
@@ -158,8 +158,15 @@ def run() -> None:
 
     Results are Parquet files in a folder, a row per network. A network that cannot be read has its error in
     its row; the command exits with 1 only where that holds for all. What was interrupted goes on with the same
-    command: contents that have a row are not read again.
+    command: what has a row is not computed again.
     """
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _tell(result: RunResult, output: Path, as_json: bool) -> None:
@@ -176,7 +183,7 @@ def _tell(result: RunResult, output: Path, as_json: bool) -> None:
         failed = f", {result.errors} with an error" if result.errors else ""
         note(
             f"Written to {output}: {result.networks} networks{failed}, in {result.shards} files;"
-            f" {result.computed} contents were read, in {result.seconds:.0f} s."
+            f" {result.computed} were computed, in {result.seconds:.0f} s."
         )
     if result.networks and result.errors == result.networks:
         raise click.exceptions.Exit(1)

@@ -48,9 +48,7 @@ class _Crew:
         self._answers: queue.Queue[Outcome | BaseException] = queue.Queue(_AHEAD * workers)
         self._is_over = Event()
         self._workers: dict[int, WorkerProcess] = {}
-        self._threads = [
-            Thread(target=self._feed, args=(i,), daemon=True) for i in range(workers)
-        ]
+        self._threads = [Thread(target=self._feed, args=(i,), daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
 
@@ -71,7 +69,9 @@ class _Crew:
                 thread.join(_SECONDS)
 
     def _next(self) -> Outcome | BaseException:
-        while True:  # with a limit of time, because Ctrl-C is not heard in an endless wait everywhere
+        while (
+            True
+        ):  # with a limit of time, because Ctrl-C is not heard in an endless wait everywhere
             try:
                 return self._answers.get(timeout=_SECONDS)
             except queue.Empty:

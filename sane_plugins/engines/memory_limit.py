@@ -36,7 +36,9 @@ def limit_memory(limit: int | None) -> None:
     kind = resource.RLIMIT_DATA  # not the address space, of which a GPU's driver reserves far more
     hard = resource.getrlimit(kind)[1]
     with suppress(OSError, ValueError):
-        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+        resource.setrlimit(
+            kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

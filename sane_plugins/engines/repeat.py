@@ -26,7 +26,9 @@ def run_with_retries(
             return
         is_last = attempt == TRIES - 1
         lost: list[int] = []
-        for outcome in _outcomes(engine, start, [tasks[i] for i in left], 1 if is_last else workers):
+        for outcome in _outcomes(
+            engine, start, [tasks[i] for i in left], 1 if is_last else workers
+        ):
             index = left[outcome.index]
             if isinstance(outcome, Done):
                 yield Done(index, outcome.result)
@@ -50,9 +52,7 @@ def run_in_order(
             following += 1
 
 
-def _outcomes(
-    engine: Engine, start: Start, tasks: list[Any], workers: int
-) -> Iterator[Outcome]:
+def _outcomes(engine: Engine, start: Start, tasks: list[Any], workers: int) -> Iterator[Outcome]:
     """Yield the outcomes of an engine, which a plugin may have written."""
     missing = {*range(len(tasks))}
     outcomes = engine(start, tasks, workers)

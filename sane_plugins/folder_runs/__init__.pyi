@@ -1,3 +1,4 @@
+from .content import NetworkContent
 from .jobs import JOBS, CheckJob, EmbedJob, FingerprintJob, FolderJob, PredictJob
 from .manifest import ListedNetwork, Manifest, Part, Shard, plan_shards, read_manifest
 from .network_worker import NetworkRows, NetworkWorker, StartWorker
@@ -12,6 +13,7 @@ __all__ = [
     "FolderJob",
     "ListedNetwork",
     "Manifest",
+    "NetworkContent",
     "NetworkRows",
     "NetworkWorker",
     "Part",
@@ -21,7 +23,7 @@ __all__ = [
     "Shard",
     "StartWorker",
     "plan_shards",
-    "read_manifest",
     "read_fingerprints",
+    "read_manifest",
     "run_job",
 ]

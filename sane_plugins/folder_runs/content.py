@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sane_plugins.errors import SaneError
-from sane_plugins.formats import content_form, files_read, may_be_network, require_file, source_errors
+from sane_plugins.formats import (
+    content_form,
+    files_read,
+    may_be_network,
+    require_file,
+    source_errors,
+)
 from sane_plugins.weights import WeightGraph
 
 _BLOCK = 2**20
@@ -39,7 +45,9 @@ def read_content(path: Path, open_file: Callable[[str], WeightGraph]) -> Network
         digest = sha256()
         for file in files:
             if len(files) > 1:  # where one ends and the next begins counts
-                digest.update(f"{file.name} {file.stat().st_size}\n".encode(errors="backslashreplace"))
+                digest.update(
+                    f"{file.name} {file.stat().st_size}\n".encode(errors="backslashreplace")
+                )
             _add(digest, require_file(file))
         return NetworkContent(size, digest.hexdigest(), modified, len(files) == 1)
     except SaneError as error:

@@ -179,6 +179,7 @@ def _entry_content(zoo: Zoo, entry: Entry) -> NetworkContent:
     told = json.dumps([held, entry.form, dict(entry.factory)], sort_keys=True)
     form = zoo.forms.get(entry.form)
     size = sum(
-        prod(shape) * getattr(torch, kind).itemsize for _, kind, shape in (form.tensors if form else ())
+        prod(shape) * getattr(torch, kind).itemsize
+        for _, kind, shape in (form.tensors if form else ())
     )
     return NetworkContent(size, sha256(told.encode()).hexdigest(), modified)

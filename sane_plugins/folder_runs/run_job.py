@@ -150,9 +150,7 @@ def run_job(
 class _Workbench:
     """The shards that are being filled: what each still waits for, and the rows that it has."""
 
-    def __init__(
-        self, folder: Path, schema: Any, shards: Sequence[Shard], stored: Stored
-    ) -> None:
+    def __init__(self, folder: Path, schema: Any, shards: Sequence[Shard], stored: Stored) -> None:
         self._folder, self._schema, self._stored = folder, schema, stored
         self._shards = shards
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # of open shards, by digest

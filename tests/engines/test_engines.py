@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from enginework import Start, inline
 
-from sane_plugins.engines import Done, LocalEngine, Lost, local_engine, run_in_order, run_with_retries
+from sane_plugins.engines import (
+    Done,
+    LocalEngine,
+    Lost,
+    local_engine,
+    run_in_order,
+    run_with_retries,
+)
 from sane_plugins.errors import PluginError, UsageError
 
 TESTS = Path(__file__).parents[1]
@@ -129,9 +136,7 @@ def program(folder: Path, body: str) -> subprocess.Popen:
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "sane_plugins.py").write_text("raise SystemExit('the wrong one')")
     command = [sys.executable, str(path)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=folder / "elsewhere"
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder / "elsewhere")
 
 
 def test_a_program_without_main_guard_may_run_one_from_a_thread(tmp_path) -> None:

@@ -28,9 +28,9 @@ from sane_plugins.folder_runs import (
     run_job,
     shard_files,
 )
+from sane_plugins.generation import embedded_prompts
 from sane_plugins.host import Host
 from sane_plugins.zoo import write_zoo
-from sane_plugins.generation import embedded_prompts
 
 INLINE = RunOptions(engine="inline", rows_per_shard=5)
 CHECK = CheckJob()
@@ -169,7 +169,9 @@ def test_errors_are_rows_and_can_be_tried_again(host, own, tmp_path) -> None:
     assert rows_of(out)["n001.safetensors"]["error"] is None
 
 
-def test_a_file_that_changes_while_it_is_read_has_an_error(host, own, tmp_path, monkeypatch) -> None:
+def test_a_file_that_changes_while_it_is_read_has_an_error(
+    host, own, tmp_path, monkeypatch
+) -> None:
     row = CheckJob.row
 
     def touch_and_check(self, inner, graph):
@@ -203,7 +205,9 @@ def test_nothing_in_a_hostile_folder_stops_a_run_or_is_passed_over(host, own, tm
     assert not [path for path in rows if path.startswith(("loop/", "out/", "folder"))]
     assert "line\nbreak.safetensors" in rows
     assert result.errors == len(failed)
-    assert sum(path.startswith(("n0", "deep/")) and not x["error"] for path, x in rows.items()) == 11
+    assert (
+        sum(path.startswith(("n0", "deep/")) and not x["error"] for path, x in rows.items()) == 11
+    )
     assert not (own / "pwned").exists()
     assert run_job(host, own, own / "out", CHECK, INLINE).computed == 0
 

@@ -93,7 +93,7 @@ def test_a_run_that_was_ended_goes_on(undisturbed, tmp_path, number) -> None:
     assert again.returncode == 0
     assert shards_of(out) == expected
     assert f"{COUNT} networks" in told
-    assert f" {COUNT} contents" not in told
+    assert f" {COUNT} were computed" not in told
     assert not [*out.glob(".sane-plugins-*")]
 
 

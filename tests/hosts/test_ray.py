@@ -86,7 +86,9 @@ def test_ray_and_local_write_the_same_bytes_whatever_is_killed(host, networks, t
 
 
 def test_a_pipeline_of_ray_data_gets_the_columns_of_a_job(host, networks, tmp_path) -> None:
-    paths = [str(networks / f"n00{i}.safetensors") for i in range(4)] + [str(networks / "broken.pt")]
+    paths = [str(networks / f"n00{i}.safetensors") for i in range(4)] + [
+        str(networks / "broken.pt")
+    ]
     rows = (
         ray.data.from_items([{"path": path, "mine": i} for i, path in enumerate(paths)])
         .map_batches(
