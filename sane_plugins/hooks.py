@@ -158,7 +158,7 @@ def sane_property_heads() -> Mapping[str, AnyHead]:
 def sane_engines() -> Mapping[str, Engine]:
     """Return engines that spread long jobs over workers, by name. Collected once per host.
 
-    `sane-plugins run --engine NAME` and `Host.encode_many` use them: import what is needed when one is called.
+    `sane-plugins run --engine NAME` and `Host.encode_many` use them; import libraries when one is called.
     """
     raise NotImplementedError
 

@@ -45,14 +45,10 @@ def work(task):
         return len(bytearray(value))
     if kind == "fail":
         raise KeyError(value)
-    if kind == "sources":
-        import sane_plugins
-
-        return os.getcwd(), sane_plugins.__file__
     return kind
 
 
-def inline(start, tasks, workers):
+def inline(start, tasks, _workers):
     """An engine that works in this process."""
     do = start()
     for i, task in enumerate(tasks):

@@ -1,7 +1,7 @@
 """The engine of a Ray cluster: actors that work one task after another.
 
-Ray Data's own maps are not used for this: where a file ends their worker, they try it again for ever or give up on its
-whole block, and do not tell which file it was.
+Ray Data's own maps are not used for this: where a file ends their worker, they give up on its whole block, or
+on all, and do not tell which file it was.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 class RayEngine:
     """Spreads tasks over actors of a cluster, each of one core.
 
-    The cluster is that of the program, else that which RAY_ADDRESS names, else one that is started here and ended
-    with the run. Its machines have this package and its plugins, and see files under the same paths.
+    The cluster is that of the program, else that which RAY_ADDRESS names, else one that is started here and
+    ended with the run. Its machines have this package and its plugins, and see files under the same paths.
     """
 
     def __call__(self, start: Start, tasks: Sequence[Any], workers: int) -> Iterator[Outcome]:

@@ -157,8 +157,8 @@ def run() -> None:
     """Compute something of all networks below a folder of any size, in many processes or on a cluster.
 
     Results are Parquet files in a folder, a row per network. A network that cannot be read has its error in
-    its row; the command exits with 1 only where that holds for all. What was interrupted goes on with the same
-    command: what has a row is not computed again.
+    its row; the command exits with 1 only where that holds for all. What was interrupted goes on with the
+    same command: what has a row is not computed again.
     """
 
 

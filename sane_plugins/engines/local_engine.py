@@ -1,7 +1,7 @@
 """The engine of one machine: worker processes, each fed by a thread of its own.
 
-Neither `multiprocessing.Pool` nor `concurrent.futures` fits: the one waits for ever for a worker that was killed,
-the other gives up on all of them and does not tell which task it was at.
+Neither `multiprocessing.Pool` nor `concurrent.futures` fits: the one waits for ever for a worker that was
+killed, the other gives up on all of them and does not tell which task it was at.
 """
 
 from __future__ import annotations

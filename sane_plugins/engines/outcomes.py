@@ -31,10 +31,11 @@ Start = Callable[[], Work]
 class Engine(Protocol):
     """Spreads tasks over workers, which are processes, here or on other machines.
 
-    Every worker calls `start` once, and what it returns with one task after another: `start`, tasks and results
-    are pickled. Tasks are begun in their order, whenever a worker is free; outcomes come as they are ready, one
-    for each task. A worker that ends, or whose work raises `MemoryError`, makes its task `Lost`, is replaced,
-    and stops no other; any other exception is raised and ends the run. Closing the iterator ends the workers.
+    Every worker calls `start` once, and what it returns with one task after another: `start`, tasks and
+    results are pickled. Tasks are begun in their order, whenever a worker is free; outcomes come as they are
+    ready, one for each task. A worker that ends, or whose work raises `MemoryError`, makes its task `Lost`,
+    is replaced, and stops no other; any other exception is raised and ends the run. Closing the iterator ends
+    the workers.
     """
 
     def __call__(self, start: Start, tasks: Sequence[Any], workers: int) -> Iterator[Outcome]:

@@ -1,7 +1,7 @@
 """A worker process, as the run that started it sees it.
 
-It is a plain `python -c`, so that, unlike what `multiprocessing` spawns, it never imports the program's main module: a
-program needs no `if __name__ == "__main__"`, and may call from any of its threads.
+It is a plain `python -c`, so that, unlike what `multiprocessing` spawns, it never imports the program's main
+module: a program needs no `if __name__ == "__main__"`, and may call from any of its threads.
 """
 
 from __future__ import annotations

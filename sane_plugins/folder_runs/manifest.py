@@ -1,4 +1,4 @@
-"""The networks of a run: where they lie, how large they are, what they hold, and in which shard their row goes."""
+"""The networks of a run: where they lie, what they hold, and in which shard the row of each goes."""
 
 from __future__ import annotations
 

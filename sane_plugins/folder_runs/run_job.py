@@ -1,4 +1,4 @@
-"""A job over all networks of a folder: what is missing is computed, and shards are written as they get full."""
+"""A job over all networks of a folder: what is missing is computed, and full shards are written."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ _TOO_LARGE = "it takes more memory than the machine has"
 class RunOptions:
     """How a folder is worked through; results depend on none of it but `part`.
 
-    A shard takes at most so many rows, and networks of so many bytes together unless it is one. `retry_errors`
-    does networks again whose rows have errors. `trust` and `make_opener` (given a host, returns what opens a
-    file) say how networks are opened; workers must be able to import them.
+    A shard takes at most so many rows, and networks of so many bytes together unless it is one.
+    `retry_errors` does networks again whose rows have errors. `trust` and `make_opener` (given a host,
+    returns what opens a file) say how networks are opened; workers must be able to import them.
     """
 
     engine: str = "local"
@@ -98,8 +98,8 @@ def run_job(
 ) -> RunResult:
     """Compute a job for all networks below a folder; `output` receives its rows as Parquet shards.
 
-    Where it holds rows of the same content from an earlier start with the same settings, these are used again.
-    Raises `UsageError` for another run's folder, `SourceError` where there is no network.
+    Where it holds rows of the same content from an earlier start with the same settings, these are used
+    again. Raises `UsageError` for another run's folder, `SourceError` where there is no network.
     """
     started = monotonic()
     require_pyarrow()
@@ -165,7 +165,7 @@ class _Workbench:
                 self._open(shard)
 
     def _open(self, shard: Shard) -> None:
-        """Ask for what a shard lacks, its largest network first: who comes last keeps others waiting least."""
+        """Ask for what a shard lacks, its largest network first: the last ones end together."""
         missing = {
             x.content.digest: x
             for x in reversed(shard.networks)

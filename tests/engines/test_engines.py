@@ -118,7 +118,7 @@ def test_closing_ends_workers_that_are_at_work(tmp_path) -> None:
 
 @pytest.mark.parametrize("answers", [[], [Done(0, 1), Done(0, 1)], [5], [Done(7, 1)]])
 def test_an_engine_of_a_plugin_is_held_to_its_word(answers) -> None:
-    def engine(start, tasks, workers):
+    def engine(*_):
         return iter(answers)
 
     with pytest.raises(PluginError, match="the engine"):

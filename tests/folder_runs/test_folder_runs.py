@@ -186,7 +186,7 @@ def test_a_file_that_changes_while_it_is_read_has_an_error(
     assert "it changed while it was read" in errors["n004.safetensors"]
 
 
-def test_nothing_in_a_hostile_folder_stops_a_run_or_is_passed_over(host, own, tmp_path) -> None:
+def test_nothing_in_a_hostile_folder_stops_a_run_or_is_passed_over(host, own) -> None:
     os.mkfifo(own / "pipe.safetensors")
     (own / "loop").symlink_to(own, target_is_directory=True)
     (own / "nowhere.pt").symlink_to(own / "gone")
@@ -270,15 +270,15 @@ def _refuse(name: str) -> None:
     raise ImportError(f"No module named '{name}'")
 
 
-def test_a_broken_engine_is_named(host, networks, tmp_path) -> None:
+def test_a_broken_engine_is_named(networks, tmp_path) -> None:
     class Broken:
         @hookimpl
         def sane_engines(self):
-            return {"broken": lambda start, tasks, workers: 1 / 0}
+            return {"broken": lambda *_: 1 / 0}
 
     own = Host.installed()
     own.register(Broken(), "broken-engine")
-    with pytest.raises(PluginError, match="broken-engine.*ZeroDivisionError"):
+    with pytest.raises(PluginError, match=r"broken-engine.*ZeroDivisionError"):
         run_job(own, networks, tmp_path / "out", CHECK, replace(INLINE, engine="broken"))
     assert "engine 'broken'" in own.problems[0].place
 
