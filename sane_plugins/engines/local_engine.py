@@ -101,19 +101,20 @@ class _Crew:
             self._end(number)
 
     def _outcome(self, number: int, index: int, task: Any) -> Outcome | BaseException:
-        kind, content = self._workers[number].ask(task) or ("", None)
+        kind, content = self._workers[number].ask(task)
         if kind == DONE:
             return Done(index, content)
         self._end(number)  # also where memory ran out: what it holds is not known
         if kind == FAILED:
-            return content  # type: ignore[no-any-return]
+            failure: Exception = content
+            return failure
         return Lost(index, out_of_memory=kind == OUT_OF_MEMORY)
 
     def _begin(self, number: int) -> None:
         """Start a worker; again, where it is killed before it has begun."""
         for _ in range(_STARTS):
             self._workers[number] = WorkerProcess(self._start, self._memory)
-            kind, content = self._workers[number].begin() or ("", None)
+            kind, content = self._workers[number].begin()
             if kind == FAILED:
                 raise content
             if kind or self._is_over.is_set():

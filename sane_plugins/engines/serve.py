@@ -20,7 +20,7 @@ READY, DONE, FAILED, OUT_OF_MEMORY = "ready", "done", "failed", "out of memory"
 def serve() -> None:
     """Answer the run that started this process: a limit of memory, a `start`, then tasks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run hears it, and ends its workers
-    answers = os.fdopen(os.dup(sys.__stdout__.fileno()), "wb")  # type: ignore[union-attr]
+    answers: Any = os.fdopen(os.dup(sys.__stdout__.fileno()), "wb")  # type: ignore[union-attr]
     os.dup2(2, 1)  # what libraries print must not come between answers
     sys.stdout = sys.stderr
     questions: SimpleQueue[bytes] = SimpleQueue()

@@ -25,6 +25,7 @@ _PROGRAM = (
 # Results must not depend on how many threads share a sum, nor workers stand in each other's way.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _SECONDS_TO_END = 2.0
+ENDED = ("", None)
 
 
 class WorkerProcess:
@@ -46,23 +47,23 @@ class WorkerProcess:
         """Return the number of the process."""
         return self._process.pid
 
-    def begin(self) -> tuple[str, Any] | None:
-        """Let it begin; return its first answer, None where it has ended."""
+    def begin(self) -> tuple[str, Any]:
+        """Let it begin; return its first answer, of the kind "" where it has ended."""
         return self._ask(*self._introduction)
 
-    def ask(self, task: Any) -> tuple[str, Any] | None:
-        """Return the kind of its answer and what it holds; None where it has ended."""
+    def ask(self, task: Any) -> tuple[str, Any]:
+        """Return the kind of its answer, "" where it has ended, and what that holds."""
         return self._ask(pickle.dumps(task))
 
-    def _ask(self, *messages: bytes) -> tuple[str, Any] | None:
+    def _ask(self, *messages: bytes) -> tuple[str, Any]:
         assert self._process.stdin and self._process.stdout
         try:
             for message in messages:
                 send(self._process.stdin, message)  # type: ignore[arg-type]
             answer = receive(self._process.stdout)  # type: ignore[arg-type]
         except (OSError, ValueError):  # it is gone, or we are ending it
-            return None
-        return None if answer is None else pickle.loads(answer)
+            return ENDED
+        return ENDED if answer is None else pickle.loads(answer)
 
     def kill(self) -> None:
         """End it at once."""

@@ -1,6 +1,7 @@
 """Engines: every task is done once, whatever happens to the processes that do it."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -76,6 +77,19 @@ def test_a_task_that_ends_its_worker_is_lost_and_the_others_are_done(tmp_path) -
     tasks = [("square", 2), ("die", 0), ("die once", str(tmp_path / "died")), ("square", 3)]
     outcomes = {x.index: x for x in run_with_retries(LOCAL, Start(), tasks, 2)}
     assert outcomes == {0: Done(0, 4), 1: Lost(1), 2: Done(2, "die once"), 3: Done(3, 9)}
+
+
+def test_workers_killed_in_ten_places_lose_no_task() -> None:
+    done, kills = {}, 0
+    for outcome in run_with_retries(LOCAL, Start(), [("square", i) for i in range(400)], 2):
+        assert outcome.index not in done
+        done[outcome.index] = outcome.result
+        if len(done) % 36 == 0 and kills < 10:
+            for pid in workers_of(os.getpid())[:1]:
+                os.kill(pid, signal.SIGKILL)
+                kills += 1
+    assert kills >= 8  # the last may find no worker that still works
+    assert done == {i: i * i for i in range(400)}
 
 
 def test_memory_that_runs_out_is_told_apart() -> None:

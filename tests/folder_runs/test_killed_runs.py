@@ -31,6 +31,7 @@ def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a worker that is killed takes seconds of a core to be replaced
 @pytest.mark.skipif(sys.platform != "linux", reason="it finds workers in /proc")
 def test_workers_killed_in_ten_places_change_nothing(undisturbed, tmp_path) -> None:
     networks, expected = undisturbed
@@ -70,6 +71,7 @@ def command(networks: Path, out: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_was_ended_goes_on(undisturbed, tmp_path, number) -> None:
     networks, expected = undisturbed
