@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 
 
-class _PartType(click.ParamType):
+class _PartType(click.ParamType[Any]):
     """A part of a folder, as in 3/100."""
 
     name = "I/N"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from sane_plugins.engines.outcomes import Done, Engine, Lost, Outcome, Start
@@ -13,7 +13,7 @@ TRIES = 3
 
 def run_with_retries(
     engine: Engine, start: Start, tasks: Sequence[Any], workers: int
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Do all tasks; yield one outcome for each, `Lost` only where a task was lost every time.
 
     The last try is made by one worker alone, which has all the memory of the machine: whether a task can be

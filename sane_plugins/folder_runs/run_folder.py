@@ -61,7 +61,7 @@ def _require_same(folder: Path, stored: Any, about: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Stored:
+class KeptRows:
     """What an earlier start has left: the shards that are whole, and where the row of each content is."""
 
     shards: Mapping[str, StoredShard]
@@ -75,7 +75,7 @@ class Stored:
 
 def find_stored(
     folder: Path, shards: Sequence[Shard], schema: pa.Schema, *, retry_errors: bool
-) -> Stored:
+) -> KeptRows:
     """Return what can be used again; with `retry_errors` no row that has an error."""
     wanted = {shard.name for shard in shards}
     whole: dict[str, StoredShard] = {}
@@ -89,7 +89,7 @@ def find_stored(
         for i, (digest, error) in enumerate(zip(stored.digests, stored.errors, strict=True)):
             if digest and not (retry_errors and error):
                 rows.setdefault(digest, (path, i))
-    return Stored(whole, rows)
+    return KeptRows(whole, rows)
 
 
 def remove_others(folder: Path, shards: Sequence[Shard]) -> None:

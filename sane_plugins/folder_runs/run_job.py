@@ -26,7 +26,7 @@ from sane_plugins.folder_runs.manifest import (
 )
 from sane_plugins.folder_runs.network_worker import OpenFile, StartWorker
 from sane_plugins.folder_runs.run_folder import (
-    Stored,
+    KeptRows,
     find_stored,
     prepare_folder,
     remove_others,
@@ -150,7 +150,9 @@ def run_job(
 class _Workbench:
     """The shards that are being filled: what each still waits for, and the rows that it has."""
 
-    def __init__(self, folder: Path, schema: Any, shards: Sequence[Shard], stored: Stored) -> None:
+    def __init__(
+        self, folder: Path, schema: Any, shards: Sequence[Shard], stored: KeptRows
+    ) -> None:
         self._folder, self._schema, self._stored = folder, schema, stored
         self._shards = shards
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # of open shards, by digest
@@ -158,8 +160,8 @@ class _Workbench:
         self._errors = 0
         self._examples: list[tuple[str, str]] = []
         self.tasks: list[ListedNetwork] = []
-        for shard in stored.shards.values():
-            self._note_errors(shard.failed)
+        for kept in stored.shards.values():
+            self._note_errors(kept.failed)
         for shard in sorted(shards, key=_largest, reverse=True):
             if shard.name not in stored.shards:
                 self._open(shard)

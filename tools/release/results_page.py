@@ -96,7 +96,8 @@ seeds. Strangers of one architecture and recipe are among those that must stay o
         name="engines",
         command="benchmarks/engines.py --only rates",
         text="""Processor time of a job for one network on one thread, its contents read for the digest and for the work, in files of two sizes, and what follows
-for a million and for a hundred million of them. `--only speed` measures whole runs with one worker and with two, on idle cores.""",
+for a million and for a hundred million of them. `--only run` measures what the run itself takes, and `--only speed` whole runs with one worker
+and with two, on idle cores.""",
     ),
     Section(
         title="Cost of networks",
