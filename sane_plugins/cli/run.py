@@ -24,17 +24,14 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 
 
-class _PartType(click.ParamType[Any]):
-    """A part of a folder, as in 3/100."""
-
-    name = "I/N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the two numbers."""
-        number, _, count = str(value).partition("/")
-        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            self.fail(f"'{value}' is no part such as 3/100.", param, ctx)
-        return int(number), int(count)
+def _parse_part(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> tuple[int, int]:
+    """Return the two numbers of a part such as 3/100; all is one part."""
+    number, _, count = (value or "1/1").partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise click.BadParameter(f"'{value}' is no part such as 3/100.")
+    return int(number), int(count)
 
 
 def run_options(command: Callable[..., FolderJob]) -> Callable[..., None]:
@@ -53,7 +50,9 @@ def run_options(command: Callable[..., FolderJob]) -> Callable[..., None]:
     @click.option(
         "--workers", type=click.IntRange(1), help="How many processes; by default one per core."
     )
-    @click.option("--part", type=_PartType(), help="Only this part of the networks, as 3/100.")
+    @click.option(
+        "--part", metavar="I/N", callback=_parse_part, help="Only this part of the networks: 3/100."
+    )
     @click.option("--retry-errors", is_flag=True, help="Try networks again that had an error.")
     @click.option(
         "--shard-rows",
@@ -70,7 +69,7 @@ def run_options(command: Callable[..., FolderJob]) -> Callable[..., None]:
         output: Path,
         engine: str,
         workers: int | None,
-        part: tuple[int, int] | None,
+        part: tuple[int, int],
         retry_errors: bool,
         shard_rows: int,
         factories: tuple[str, ...],
@@ -81,7 +80,7 @@ def run_options(command: Callable[..., FolderJob]) -> Callable[..., None]:
         options = folder_runs.RunOptions(
             engine=engine,
             workers=workers or _cores(),
-            part=folder_runs.Part(*part or (1, 1)),
+            part=folder_runs.Part(*part),
             retry_errors=retry_errors,
             rows_per_shard=shard_rows,
             trust=typed_trust(factories, everything=False),
