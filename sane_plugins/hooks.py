@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sane_plugins.cost import CostOptions, NetworkCost
+    from sane_plugins.engines import Engine
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Sampler
     from sane_plugins.grafting import PromptOffer, PublishedNetwork, TransferMethod
@@ -154,8 +155,11 @@ def sane_property_heads() -> Mapping[str, AnyHead]:
 
 
 @hookspec
-def sane_engines() -> Mapping[str, Any]:
-    """Return engines that spread long jobs over machines, by name. Collected once per host."""
+def sane_engines() -> Mapping[str, Engine]:
+    """Return engines that spread long jobs over workers, by name. Collected once per host.
+
+    `sane-plugins run --engine NAME` and `Host.encode_many` use them; import libraries when one is called.
+    """
     raise NotImplementedError
 
 

@@ -44,13 +44,14 @@ from sane_plugins.plugins import (
     require_supported,
     to_plugin_error,
 )
-from sane_plugins.progress import Progress
+from sane_plugins.progress import Progress, silent
 
 if TYPE_CHECKING:
     import click
     from torch import nn
 
     from sane_plugins.cost import CostOptions, NetworkCost
+    from sane_plugins.engines import Engine, Lost, Work
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Prompts, Sampler
     from sane_plugins.grafting import PromptNetwork, PromptOffer, PublishedNetwork, TransferMethod
@@ -258,6 +259,29 @@ class Host:
         encoding: Encoding = self._required_answer("sane_encode", source=source, options=options)
         return encoding
 
+    def encode_many(
+        self,
+        sources: Sequence[Any],
+        options: EncodeOptions | None = None,
+        *,
+        engine: str = "local",
+        workers: int = 0,
+    ) -> Iterator[Encoding | SaneError]:
+        """Encode networks; yield the encoding of each, or its error, in their order.
+
+        Without workers it is done in this process. Workers are those of an engine: they have the plugins that
+        are installed, sources are sent to them, and networks that took too much memory or ended their worker
+        are done again, at last alone. Raises `UsageError` for an engine that no plugin offers.
+        """
+        from sane_plugins.engines import Lost, run_in_order
+
+        if workers < 1:
+            yield from map(partial(_encode_or_error, self, options), sources)
+            return
+        outcomes = run_in_order(self.engine(engine), _StartEncoding(options), sources, workers)
+        for source, outcome in zip(sources, outcomes, strict=True):
+            yield _lost(source, outcome) if isinstance(outcome, Lost) else outcome
+
     def predict(
         self, source: Any, options: PredictOptions | None = None
     ) -> Mapping[str, AnyEstimate]:
@@ -324,9 +348,21 @@ class Host:
         """Return all property heads by name."""
         return self._collect("sane_property_heads")
 
-    def engines(self) -> dict[str, Any]:
+    def engines(self) -> dict[str, Engine]:
         """Return all engines by name."""
         return self._collect("sane_engines")
+
+    def engine(self, name: str) -> Engine:
+        """Return an engine by name. Raises `UsageError` where no plugin offers it."""
+        known = self.engines()
+        if name not in known:
+            raise UsageError(
+                f"engine '{name}'",
+                "there is no such engine",
+                f"one of {', '.join(sorted(known))} is needed",
+                "check the name, or install its plugin",
+            )
+        return known[name]
 
     def default_prompts(self, target: nn.Module, task: Task) -> Prompts:
         """Return the prompts for a network and a task where none are named.
@@ -508,6 +544,46 @@ class Host:
 def open(source: Any) -> WeightGraph:
     """Read a network with the installed plugins; see `Host.open`."""
     return Host.installed().open(source)
+
+
+@dataclass(frozen=True)
+class _StartEncoding:
+    """How a worker of an engine begins to encode."""
+
+    options: EncodeOptions | None
+
+    def __call__(self) -> Work:
+        from sane_plugins.runtime import set_threads
+
+        set_threads(1)  # workers share the processors
+        options = None if self.options is None else replace(self.options, report=silent)
+        return partial(_encode_or_error, Host.installed(), options)
+
+
+def _encode_or_error(
+    host: Host, options: EncodeOptions | None, source: Any
+) -> Encoding | SaneError:
+    from sane_plugins.engines import is_out_of_memory
+
+    try:
+        return host.encode(source, options)
+    except UsageError:
+        raise
+    except SaneError as error:
+        if is_out_of_memory(error):
+            raise MemoryError from error
+        return error
+
+
+def _lost(source: Any, outcome: Lost) -> SourceError:
+    return SourceError(
+        _source_name(source),
+        "it takes more memory than there is"
+        if outcome.out_of_memory
+        else "its worker ended every time, at last alone",
+        "a network that can be encoded here is needed",
+        "leave it out, or take a larger machine",
+    )
 
 
 def _unknown_network(source: Any) -> SourceError:

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -195,6 +196,11 @@ def convert(folder: Path) -> None:
     onnx_file(folder / "model.onnx")
 
 
+def many_networks(folder: Path) -> None:
+    pytest.importorskip("pyarrow")  # the extra parquet
+    check_networks(folder)
+
+
 def find_relatives(folder: Path) -> None:
     zoo(folder / "my-zoo", 3, _FACTORY)
     opened = Zoo.open(folder / "my-zoo")
@@ -232,6 +238,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "docs/how-to/keep-a-zoo": keep_a_zoo,
     "docs/how-to/pretrain-on-your-zoo": pretrain,
     "docs/how-to/report-on-a-folder": check_networks,
+    "docs/how-to/run-over-many-networks": many_networks,
     "docs/how-to/train-a-zoo": train_a_zoo,
     "docs/how-to/write-a-plugin": write_a_plugin,
 }

@@ -1,9 +1,10 @@
 from .plan import require_output_folder, require_outputs
-from .private_folder import locked, private_folder
+from .private_folder import claimed, locked, private_folder
 from .write import append_text, naming, write_all, write_whole
 
 __all__ = [
     "append_text",
+    "claimed",
     "locked",
     "naming",
     "private_folder",

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sane_plugins.errors import UsageError
+
 try:
     import fcntl
 except ImportError:  # Windows: nothing tells the living from the dead, so nothing is removed
@@ -57,6 +59,26 @@ def locked(folder: Path) -> Iterator[None]:
         deadline = time.monotonic() + _PATIENCE
         while _lock(file) is False and time.monotonic() < deadline:
             time.sleep(0.01)
+        yield
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process within the block. Raises `UsageError` where another one has it."""
+    if fcntl is None:
+        yield
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        if _lock(file) is False:
+            raise UsageError(
+                folder,
+                "another process is writing to it",
+                "one writes at a time",
+                "wait until that has ended, or name another folder",
+            )
         yield
     finally:
         os.close(file)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sane_plugins import hookimpl
 
 if TYPE_CHECKING:
+    from sane_plugins.engines import Engine
     from sane_plugins.features import Encoder
     from sane_plugins.generation import Sampler
     from sane_plugins.grafting import PromptOffer, TransferMethod
@@ -69,6 +70,8 @@ class Portfolio:
         return offers
 
     @hookimpl(trylast=True)
-    def sane_engines(self) -> Mapping[str, Any]:
-        """Return the engine that runs a job here, in this process."""
-        return {"local": map}
+    def sane_engines(self) -> Mapping[str, Engine]:
+        """Return the engine of one machine."""
+        from sane_plugins.engines import LocalEngine
+
+        return {"local": LocalEngine()}

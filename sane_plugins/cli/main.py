@@ -43,6 +43,7 @@ _COMMANDS = LazyCommands(
         "predict": "sane_plugins.cli.predict:predict",
         "pretrain": "sane_plugins.cli.pretrain:pretrain",
         "report": "sane_plugins.cli.report:report",
+        "run": "sane_plugins.cli.run:run",
         "zoo": "sane_plugins.cli.zoo:zoo",
     }
 )

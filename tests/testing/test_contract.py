@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sane_plugins import Encoding, Estimate, Host, hookimpl
+from sane_plugins.engines import Done, Lost
 from sane_plugins.features import ENCODERS
 from sane_plugins.generation import KDE, Gaussian
 from sane_plugins.properties import (
@@ -305,23 +306,42 @@ def test_heads_keep_their_contract_or_not() -> None:
             check_head(head, encoders)
 
 
-def _reversed(function, items):
-    return reversed([*map(function, items)])
-
-
-def _careless(function, items):
-    for item in items:
+def _outcomes(start, tasks, _workers):
+    work = start()
+    for i, task in enumerate(tasks):
         try:
-            yield function(item)
-        except LookupError:
-            yield None
+            yield Done(i, work(task))
+        except MemoryError:
+            yield Lost(i, out_of_memory=True)
 
 
-def test_engines_answer_as_map_does() -> None:
-    check_engine(map)
+def _forgetful(start, tasks, workers):
+    return [*_outcomes(start, tasks, workers)][1:]
+
+
+def _bare(start, tasks, _workers):
+    return map(start(), tasks)
+
+
+def _careless(start, tasks, workers):
+    try:
+        yield from _outcomes(start, tasks, workers)
+    except LookupError:
+        return
+
+
+def _unaware(start, tasks, _workers):
+    work = start()
+    return [Done(i, work(task)) for i, task in enumerate(tasks)]
+
+
+def test_engines_answer_for_each_task() -> None:
+    check_engine(_outcomes)
     for engine, said in (
-        (_reversed, "other results than map"),
-        (_careless, "error of the job is lost"),
+        (_forgetful, "for each task"),
+        (_bare, "it answers int"),
+        (_careless, "error of the work is lost"),
+        (_unaware, "MemoryError ends the run"),
     ):
         with pytest.raises(ContractError, match=said):
             check_engine(engine)

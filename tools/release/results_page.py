@@ -92,6 +92,14 @@ Limits were settled on one half of 42 networks, and the other half is shown; the
 seeds. Strangers of one architecture and recipe are among those that must stay outside of the limit.""",
     ),
     Section(
+        title="Runs over folders",
+        name="engines",
+        command="benchmarks/engines.py --only rates",
+        text="""Processor time of a job for one network on one thread, its contents read for the digest and for the work, in files of two sizes, and what follows
+for a million and for a hundred million of them. `--only run` measures what the run itself takes, and `--only speed` whole runs with one worker
+and with two, on idle cores.""",
+    ),
+    Section(
         title="Cost of networks",
         name="cost",
         command="benchmarks/cost.py",

@@ -1,0 +1,55 @@
+"""What worker processes do in tests of engines; they import it by its name."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sane_plugins.engines import Done
+from sane_plugins.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Start:
+    """Begins with an error, or with what does tasks."""
+
+    fails: bool = False
+
+    def __call__(self):
+        if self.fails:
+            raise UsageError("a start", "it is wrong", "a right one is needed", "correct it")
+        return work
+
+
+def work(task):
+    """Do what a task says."""
+    kind, value = task
+    if kind == "square":
+        print("libraries print")
+        os.write(1, b"and write")
+        return value * value
+    if kind == "pid":
+        return os.getpid()
+    if kind == "sleep":
+        Path(value).touch()
+        time.sleep(60)
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "die once" and not Path(value).exists():
+        Path(value).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "no memory":
+        raise MemoryError
+    if kind == "allocate":
+        return len(bytearray(value))
+    if kind == "fail":
+        raise KeyError(value)
+    return kind
+
+
+def inline(start, tasks, _workers):
+    """An engine that works in this process."""
+    do = start()
+    for i, task in enumerate(tasks):
+        yield Done(i, do(task))
