@@ -19,7 +19,9 @@ def check_engine(engine: Engine) -> None:
     with quiet("the engine"):
         tasks = [i for i in _TASKS if i != _TOO_LARGE]
         if _results(engine, tasks) != {i: task**2 for i, task in enumerate(tasks)}:
-            raise ContractError("it answers otherwise than with a Done and its result for each task")
+            raise ContractError(
+                "it answers otherwise than with a Done and its result for each task"
+            )
         if _results(engine, []):
             raise ContractError("it has outcomes where there is nothing to do")
         _require_loss(engine)
@@ -35,7 +37,9 @@ def check_engine(engine: Engine) -> None:
 
 
 def _require_loss(engine: Engine) -> None:
-    needed = "a task that has too little memory is to be Lost(index, out_of_memory=True), and no other"
+    needed = (
+        "a task that has too little memory is to be Lost(index, out_of_memory=True), and no other"
+    )
     try:
         found = _results(engine, [1, _TOO_LARGE, 2])
     except MemoryError as error:
