@@ -1,6 +1,7 @@
 """A Lightning training that is predicted from is the same training, and its logger has the numbers."""
 
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 import sane_plugins
 from sane_plugins.architectures import import_torchvision
 
-if "lightning" not in sys.modules and pytest.importorskip("torchvision"):
+if "torchvision" not in sys.modules and find_spec("torchvision") is not None:
     import_torchvision()  # torchmetrics imports it, also one whose operators do not fit this torch
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Lightning's own warnings
 lightning = pytest.importorskip("lightning.pytorch", reason="HOST ABSENT: run tox -e hosts")
