@@ -41,7 +41,8 @@ class SaneHooks:
 
     @hook_impl
     def after_context_created(self, context: Any) -> None:
-        """Read the settings."""
+        """Read the settings of a project; those of an earlier one do not last."""
+        self._outputs, self._report = (), None
         loader = context.config_loader
         try:
             loader.config_patterns.setdefault("sane", ["sane*", "sane*/**"])

@@ -1,4 +1,4 @@
-"""Scores of channels: from a few task images, with a learned border of the images, and from latents of a SANE.
+"""Scores of channels: from a few task images, with a learned border of these, and from latents of a SANE.
 
 None of them is a default: benchmarks/importances.py says what each measured beside Torch-Pruning's own.
 """
@@ -27,7 +27,7 @@ def fisher_scores(
 ) -> Scores:
     """Return how much the loss depends on each channel that a layer reads, by layer (C,).
 
-    The mean over images (N, C, H, W) of the squared derivative by a factor on the channel, which is the Fisher
+    The mean over images (N, C, H, W) of the squared derivative by a factor on the channel: the Fisher
     information of that factor (Theis et al., "Faster gaze prediction with dense networks and Fisher pruning",
     2018). Without labels (N,) the network's own answers serve. The module is not changed.
     """
@@ -61,8 +61,7 @@ def border_scores(
 
     The outer `width` pixels of all images (N, C, H, W) get a learned addition, a visual prompt; factors begin
     at 1 and pay `penalty` for their mean; weights are frozen. After the joint learning of prompts and
-    subnetworks of VPNs (visual prompt tuning for pruning). Adam, 0.02, `steps` of 64 images. The module is not
-    changed.
+    subnetworks of VPNs. Adam, 0.02, `steps` of 64 images. The module is not changed.
     """
     rng = torch.Generator().manual_seed(seed)
     border = torch.zeros_like(images[:1], requires_grad=True)
@@ -117,9 +116,7 @@ def _reading(module: nn.Module, change: _Change) -> Iterator[None]:
     def before(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (change(layer, inputs[0]), *inputs[1:])
 
-    hooks = [
-        part.register_forward_pre_hook(before) for part in modes if isinstance(part, _LAYERS)
-    ]
+    hooks = [part.register_forward_pre_hook(before) for part in modes if isinstance(part, _LAYERS)]
     module.eval()
     try:
         yield

@@ -24,7 +24,7 @@ LEAST_LIKENESS = 0.5
 class KeptChannels:
     """A pruned network beside its dense one: every layer's partner, and which channels were kept.
 
-    `maps` holds for a pair of channel groups (pruned, dense) the dense channel of each pruned one, (C,) int64.
+    `maps` holds for a pair of groups (pruned, dense) the dense channel of each pruned one, (C,) int64.
     `likeness` is the cosine between both networks' weights, of the kept channels.
     """
 

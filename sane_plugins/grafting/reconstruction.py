@@ -48,9 +48,7 @@ class ReconstructionMethod(RegressionMethod):
         return transplant
 
 
-def _pruned_copy(
-    target: nn.Module, prompt: PromptNetwork, task: Task
-) -> tuple[Graft, ChannelMaps]:
+def _pruned_copy(target: nn.Module, prompt: PromptNetwork, task: Task) -> tuple[Graft, ChannelMaps]:
     """Return a graft that lends nothing, as the target has its weights, and which channels these are of."""
     if prompt.build is None:
         raise SourceError(

@@ -99,7 +99,7 @@ def rank_candidate(
 
 @torch.no_grad()
 def _judge(module: nn.Module, problem: InitializationProblem, images: int) -> RidgeFit:
-    """Judge a network as it is, in evaluation mode and with its own classifier, which nothing is fitted to."""
+    """Judge a network as it is, in evaluation mode and with its own classifier; nothing is fitted."""
     task = problem.task
     module.eval()
     batches = task.x_train[:images].split(_BATCH_SIZE)

@@ -59,7 +59,10 @@ class PredictWhileTraining:
         require_type("PredictWhileTraining, every", every, int)
         if every < 1:
             raise UsageError(
-                "PredictWhileTraining, every", f"it is {every}", "at least 1 is needed", "leave it out"
+                "PredictWhileTraining, every",
+                f"it is {every}",
+                "at least 1 is needed",
+                "leave it out",
             )
         self.steps: list[WatchedStep] = []
         self.problems: list[str] = []

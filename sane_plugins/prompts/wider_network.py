@@ -21,9 +21,7 @@ from sane_plugins.weights import WeightGraph, computes_tensors, copy_module
 State = Mapping[str, torch.Tensor]
 
 
-def run_as_wider(
-    network: PromptNetwork, target: nn.Module, images: torch.Tensor
-) -> PromptNetwork:
+def run_as_wider(network: PromptNetwork, target: nn.Module, images: torch.Tensor) -> PromptNetwork:
     """Return a file's network that runs with the code of a narrower target.
 
     It stays as it is where its names or numbers of axes are others than the target's, or where nothing of it
@@ -45,7 +43,9 @@ def run_as_wider(
             f" run with these ({first_line(error)})"
         )
         return replace(network, notes=(*network.notes, note))
-    note = f"{network.info.name} is run with the target's own code, its layers as wide as the file's"
+    note = (
+        f"{network.info.name} is run with the target's own code, its layers as wide as the file's"
+    )
     return replace(network, build=lambda: copy_module(module), notes=(*network.notes, note))
 
 

@@ -97,8 +97,8 @@ def test_kept_channels_are_found_by_their_weights(family, task) -> None:
         assert torch.equal(found.maps[groups], channels)
     with torch.no_grad():  # trained on a little
         for parameter in narrow.parameters():
-            parameter += 0.1 * parameter.std(correction=0) * torch.randn(
-                parameter.shape, generator=_rng(3)
+            parameter += (
+                0.1 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=_rng(3))
             )
     again = find_kept_channels(read_units(dense, images), read_units(narrow, images))
     assert again is not None

@@ -70,6 +70,6 @@ def test_a_model_of_another_module_stays_as_it_is(images) -> None:
     before = _values(model)
     with pytest.raises(SourceError, match="has the shape"):
         InitializePass(ResidualNet((6, 9, 12)), images).call(model)
-    with pytest.raises(SourceError, match="is missing, .* and 3 more"):
+    with pytest.raises(SourceError, match=r"is missing, .* and 3 more"):
         InitializePass(torch.nn.Sequential(*[torch.nn.Linear(2, 2)] * 3), images).call(model)
     assert all(np.array_equal(before[name], value) for name, value in _values(model).items())

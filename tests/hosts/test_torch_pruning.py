@@ -1,4 +1,4 @@
-"""Scores choose channels in Torch-Pruning, and what it has pruned is started anew from the dense network's file."""
+"""Scores choose channels in Torch-Pruning; what it has pruned starts anew from the dense network's file."""
 
 import pytest
 import torch

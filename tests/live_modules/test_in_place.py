@@ -125,7 +125,7 @@ def test_a_training_that_is_watched_is_the_same_training(host) -> None:
     images, labels = _images(100, 3)
     states, watch = [], sane_plugins.PredictWhileTraining(every=2, host=host)
     logged: list[int] = []
-    watch._log = lambda numbers, step: logged.append(step)
+    watch._log = lambda _, step: logged.append(step)
     for is_watched in (False, True):
         torch.manual_seed(0)
         module = nn.Sequential(ResidualNet((6, 8, 12)), nn.Dropout(0.1))
