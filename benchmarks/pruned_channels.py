@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ CHECKPOINT = "checkpoints/akamaster_pytorch_resnet_cifar10/resnet20-12fca82f.th"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that it was trained with
 IMAGES, RATES = 1_000, (1e-3, 1e-4)
 NAMES = {"pruned": "as pruning left it", "initialized": "initialize_, dense file as prompt"}
+MAGNITUDE = torch_pruning.importance.MagnitudeImportance(p=2)
 AIM = 0.01  # over the pruned weights, after an epoch at the first rate
 
 
@@ -45,8 +46,13 @@ def dense_network(host: sane_plugins.Host, data: Path) -> nn.Module:
     return module.eval()
 
 
-def pruned_network(dense: nn.Module, importance: Any = None, share: float = 0.5) -> nn.Module:
-    """Return a copy without a share of the channels between the two convolutions of each block."""
+def pruned_network(
+    dense: nn.Module, importance: Callable[[nn.Module], Any] | None = None, share: float = 0.5
+) -> nn.Module:
+    """Return a copy without a share of the channels between the two convolutions of each block.
+
+    `importance` gets the copy, and returns what Torch-Pruning asks.
+    """
     small = copy_module(dense).requires_grad_(True)
     inner = [block.conv1 for stage in (small.layer1, small.layer2, small.layer3) for block in stage]  # type: ignore[union-attr]
     others = [
@@ -57,7 +63,7 @@ def pruned_network(dense: nn.Module, importance: Any = None, share: float = 0.5)
     pruner = torch_pruning.pruner.BasePruner(
         small,
         torch.zeros(1, 3, 32, 32),
-        importance=importance or torch_pruning.importance.MagnitudeImportance(p=2),
+        importance=importance(small) if importance else MAGNITUDE,
         pruning_ratio=share,
         ignored_layers=others,
     )
