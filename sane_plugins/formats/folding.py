@@ -51,7 +51,10 @@ class Folded:
         for part in self.computed.by_name.values():
             for source in part.sources:
                 if source != part.name:
-                    yield source, f"part of a {part.adjective} tensor, folded into the tensor in use"
+                    yield (
+                        source,
+                        f"part of a {part.adjective} tensor, folded into the tensor in use",
+                    )
 
     def main_source(self, key: str) -> str:
         """Return the stored tensor that has a tensor's shape."""

@@ -89,7 +89,9 @@ def _masked(
     parts = list(nncf_masked({key: tuple(x.shape) for key, x in values.items()}))
     computed = ComputedTensors(parts, lambda key: values[key].detach())
     masks = {part.sources[1] for part in parts}
-    reasons |= dict.fromkeys(sorted(masks), "part of a pruned tensor, folded into the tensor in use")
+    reasons |= dict.fromkeys(
+        sorted(masks), "part of a pruned tensor, folded into the tensor in use"
+    )
     return [
         replace(entry, value=computed.value(entry.key), masked=True)
         if entry.key in computed.by_name
