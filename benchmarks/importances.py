@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,19 @@ NETWORKS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet5
 TASKS = ("cifar10", "photos10")
 IMAGES, FEW = 500, 64
 MAGNITUDE = "magnitude"
-Choose = Callable[[nn.Module, Task], Any]
+Choose = Callable[..., Any]
 IMPORTANCES: Mapping[str, Choose] = {
-    MAGNITUDE: lambda _m, _t: torch_pruning.importance.MagnitudeImportance(p=2),
-    "batch-norm scale": lambda _m, _t: torch_pruning.importance.MagnitudeImportance(
+    MAGNITUDE: lambda _, task: torch_pruning.importance.MagnitudeImportance(p=2),
+    "batch-norm scale": lambda _, task: torch_pruning.importance.MagnitudeImportance(
         p=1, normalizer=None, target_types=[_BatchNorm]
     ),
-    "random": lambda _m, _t: torch_pruning.importance.RandomImportance(),
-    "SANE latents": lambda m, _t: channel_importance(latent_scores(m), are_written=True),
-    "Fisher": lambda m, t: channel_importance(fisher_scores(m, t.x_train[:FEW], t.y_train[:FEW])),
-    "learned with a border": lambda m, t: channel_importance(
-        border_scores(m, t.x_train, t.y_train)
+    "random": lambda _, task: torch_pruning.importance.RandomImportance(),
+    "SANE latents": lambda m, task: channel_importance(latent_scores(m), are_written=True),
+    "Fisher": lambda m, task: channel_importance(
+        fisher_scores(m, task.x_train[:FEW], task.y_train[:FEW])
+    ),
+    "learned with a border": lambda m, task: channel_importance(
+        border_scores(m, task.x_train, task.y_train)
     ),
 }
 
@@ -95,7 +98,7 @@ def _measured(module: nn.Module, data: Path, name: str, seed: int) -> dict[str, 
     for label, choose in IMPORTANCES.items():
         torch.manual_seed(seed)
         # The pruner asks about its own copy's layers.
-        small = pruned_network(module, lambda own, choose=choose: choose(own, task))
+        small = pruned_network(module, partial(choose, task=task))
         condition(small, task.x_train, 16, 32, torch.Generator().manual_seed(seed))
         _fit(small, task)
         found[label] = accuracy(small, x_test, y_test)

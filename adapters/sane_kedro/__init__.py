@@ -81,7 +81,7 @@ class SaneHooks:
             self._report.write_text(json.dumps(rows, indent=1) + "\n")
 
     def _configure(self, settings: Any, project: Path) -> None:
-        outputs = settings.get("outputs") if isinstance(settings, Mapping) else None
+        outputs: Any = settings.get("outputs") if isinstance(settings, Mapping) else None
         is_right = isinstance(outputs, list) and all(isinstance(x, str) for x in outputs)
         report = settings.get("report") if is_right else None
         if not is_right or settings.keys() - _SETTINGS or not isinstance(report, str | None):

@@ -47,12 +47,13 @@ class SaneCallback(Callback):
             pl_module.log_dict(numbers, rank_zero_only=True)
 
 
-def _network(module: nn.Module) -> nn.Module:
+def _network(found: nn.Module) -> nn.Module:
     """Return the module inside LightningModules that holds all of their parameters; else the module."""
+    module: nn.Module = found
     while isinstance(module, LightningModule):
         count = len([*module.parameters()])
         whole = (x for x in module.children() if count and len([*x.parameters()]) == count)
-        inner = next(whole, None)
+        inner: nn.Module | None = next(whole, None)
         if inner is None:
             return module
         module = inner

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MOST_NAMED = 3
 
 
-class InitializePass(ir.passes.InPlacePass):  # type: ignore[misc]
+class InitializePass(ir.passes.InPlacePass):
     """Give the initializers of a model what `sane_plugins.initialize_` makes of them.
 
     `module` is the network that was exported, which runs in the model's place: its own weights do not count,

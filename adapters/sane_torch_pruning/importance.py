@@ -23,7 +23,7 @@ _READING = (prune_conv_in_channels, prune_linear_in_channels)
 _WRITING = (prune_conv_out_channels, prune_linear_out_channels)
 
 
-class _ScoredImportance(Importance):  # type: ignore[misc]
+class _ScoredImportance(Importance):
     """Looks up a channel's scores and adds them up over the layers of its group."""
 
     def __init__(self, scores: ChannelScores, *, are_written: bool) -> None:

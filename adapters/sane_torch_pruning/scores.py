@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -33,9 +32,9 @@ def fisher_scores(
     """
     scores: Scores = {}
     for x, y in _batches(module, images, labels):
-        factors: dict[nn.Module, torch.Tensor] = {}
+        factors: Scores = {}
 
-        def scaled(layer: nn.Module, read: torch.Tensor, to: Any = factors) -> torch.Tensor:
+        def scaled(layer: nn.Module, read: torch.Tensor, to: Scores = factors) -> torch.Tensor:
             factor = to.setdefault(layer, read.new_ones(read.shape[:2], requires_grad=True))
             return read * factor.view(*factor.shape, *[1] * (read.ndim - 2))
 

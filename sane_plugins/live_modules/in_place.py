@@ -66,7 +66,7 @@ def initialize_(
 def _images(given: Any) -> Images:
     if isinstance(given, Task):
         return given.x_train
-    images = given[0] if isinstance(given, tuple) and len(given) == 2 else given
+    images: Images = given[0] if isinstance(given, tuple) and len(given) == 2 else given
     require_type(
         "initialize_, task_or_images",
         images,

@@ -33,8 +33,8 @@ class ModuleTensor:
     """One parameter or buffer: its owning module, its attribute there, and its effective value.
 
     Entries of equal `identity` are the same tensor under several names (tied). One that is not `writable` is
-    quantised (`converted` says how), or made when the module is saved. One that is `masked` is multiplied by a
-    mask beside it in each forward pass.
+    quantised (`converted` says how), or made when the module is saved. One that is `masked` is multiplied by
+    a mask beside it in each forward pass.
     """
 
     owner: str

@@ -1,7 +1,7 @@
 """Masks that NNCF keeps beside the tensors that it prunes, by the names of its releases 3.
 
-A tensor keeps its name and its values; a module of hooks beside the network's own multiplies it by the mask in each
-forward pass (`nncf.torch.function_hook.pruning`). The names are those of `HookStorage`, dots written as colons.
+A tensor keeps its name and values; a module of hooks beside the network's own multiplies it by the mask in
+each forward pass (`nncf.torch.function_hook.pruning`). Names are those of `HookStorage`, dots as colons.
 """
 
 from __future__ import annotations
