@@ -5,6 +5,7 @@ from .errors import PluginError, SaneError, SourceError, TaskError, UsageError, 
 from .features import EncodeOptions, Encoding
 from .host import Host, open
 from .initialize import Initialization, InitializeOptions, TrainOptions
+from .live_modules import PredictWhileTraining, initialize_
 from .pretraining import PretrainOptions
 from .progress import Progress
 from .properties import CategoryEstimate, Estimate, PredictOptions
@@ -27,6 +28,7 @@ __all__ = [
     "InitializeOptions",
     "PluginError",
     "PredictOptions",
+    "PredictWhileTraining",
     "PretrainOptions",
     "Progress",
     "SaneError",
@@ -43,6 +45,7 @@ __all__ = [
     "attach",
     "hookimpl",
     "hookspec",
+    "initialize_",
     "load_task",
     "open",
 ]

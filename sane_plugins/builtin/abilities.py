@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sane_plugins.cost import CostOptions, NetworkCost
     from sane_plugins.features import EncodeOptions, Encoding
     from sane_plugins.generation import SamplerError
+    from sane_plugins.grafting import PromptNetwork
     from sane_plugins.host import Host
     from sane_plugins.initialize import Initialization, InitializeOptions
     from sane_plugins.properties import AnyEstimate, AnyHead, PredictOptions
@@ -172,7 +173,7 @@ class Abilities:
         require_type("initialize, options", options, InitializeOptions, NoneType)
         if not callable(target):
             require_type("initialize, target", target, nn.Module, FunctionType)
-        networks = tuple(self.host.prompt_network(prompt) for prompt in prompts)
+        networks = tuple(self._prompt_network(prompt, target, task) for prompt in prompts)
         graphs = tuple(network.graph for network in networks)
         # Who gives networks that were read has had their notes.
         read = (x for given, x in zip(prompts, networks, strict=True) if x is not given)
@@ -202,6 +203,18 @@ class Abilities:
         if result.sampler_error is not None:
             self._blame_sampler(options, result.sampler_error)
         return replace(result, notes=(*notes, *result.notes))
+
+    def _prompt_network(self, prompt: Any, target: Any, task: Task) -> PromptNetwork:
+        """Read a prompt; a file of what a module was pruned from runs with the module's code."""
+        from torch import nn
+
+        from sane_plugins.prompts import run_as_wider
+
+        network = self.host.prompt_network(prompt)
+        is_read = network is not prompt or network.build is None
+        if is_read and isinstance(target, nn.Module):
+            return run_as_wider(network, target, task.x_train)
+        return network
 
     def _transfer_methods(self) -> dict[str, Callable[..., Any]]:
         """Return the methods that plugins offer; one that fails is recorded, and `SaneError` raised."""

@@ -87,9 +87,11 @@ def resolve_prompts(
     A file is what --factory builds where that is not for MODEL. Of what a zoo names, only our architectures
     and the functions in `trust` are called.
     """
+    from torch import nn
+
     from sane_plugins.formats import exists
     from sane_plugins.generation import Prompts, choose_prompts
-    from sane_plugins.prompts import CACHE, PromptReader, cached_prompts
+    from sane_plugins.prompts import CACHE, PromptReader, cached_prompts, run_as_wider
     from sane_plugins.weights import from_module
     from sane_plugins.zoo import Zoo
 
@@ -106,6 +108,8 @@ def resolve_prompts(
     notes = (f"{source}: {graph.notes[0]}",) if graph.recognized else ()
     published = host.published_networks()
     network = PromptReader(lambda _: graph, host.recognizer, opener.builders, published)(source)
+    if isinstance(target.network, nn.Module) and not opener.builders:
+        network = run_as_wider(network, target.network, target.task.x_train)
     return Prompts((network,), (*notes, *network.notes))
 
 

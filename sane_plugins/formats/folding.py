@@ -24,6 +24,7 @@ from sane_plugins.weights import (
     WeightGraph,
     WeightNormed,
     is_rounded,
+    nncf_masked,
     stored_ties,
 )
 
@@ -49,7 +50,11 @@ class Folded:
         """Yield each stored tensor that is part of another, and says so."""
         for part in self.computed.by_name.values():
             for source in part.sources:
-                yield source, f"part of a {part.adjective} tensor, folded into the tensor in use"
+                if source != part.name:
+                    yield (
+                        source,
+                        f"part of a {part.adjective} tensor, folded into the tensor in use",
+                    )
 
     def main_source(self, key: str) -> str:
         """Return the stored tensor that has a tensor's shape."""
@@ -208,6 +213,7 @@ def _pruned(described: Described) -> Iterator[ComputedTensor]:
         mask = described.get(f"{name}_mask")
         if name != key and name not in described and mask and mask[0] == described[key][0]:
             yield Pruned(name, (key, f"{name}_mask"))
+    yield from nncf_masked({key: shape for key, (shape, _) in described.items()})
 
 
 def _weight_normed(described: Described) -> Iterator[ComputedTensor]:

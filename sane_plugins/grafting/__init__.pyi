@@ -1,6 +1,7 @@
 from .batchnorm import condition, conditioned, has_statistics, norms_in_training_mode
 from .channel_maps import ChannelMaps
 from .classifier import find_classifier, fit_classifier
+from .kept_channels import KeptChannels, find_kept_channels
 from .lending import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
 from .methods import (
@@ -20,6 +21,7 @@ from .prompt_network import (
     PublishedNetwork,
     prompt_images,
 )
+from .reconstruction import ReconstructionMethod
 from .regression import RegressionMethod
 from .ridge_classifier import RidgeFit, fit_ridge, lead
 from .transfer_methods import transfer_methods
@@ -30,6 +32,7 @@ __all__ = [
     "Graft",
     "GraftMethod",
     "GraftedWeights",
+    "KeptChannels",
     "Matching",
     "NetworkUnits",
     "Norm",
@@ -39,6 +42,7 @@ __all__ = [
     "PromptNetwork",
     "PromptOffer",
     "PublishedNetwork",
+    "ReconstructionMethod",
     "RegressionMethod",
     "RidgeFit",
     "TransferMethod",
@@ -49,6 +53,7 @@ __all__ = [
     "condition",
     "conditioned",
     "find_classifier",
+    "find_kept_channels",
     "fit_classifier",
     "fit_ridge",
     "graft",

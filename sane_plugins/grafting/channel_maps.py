@@ -7,6 +7,7 @@ The method: docs/explanation/sane.md, section 15.2.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -18,10 +19,20 @@ Groups = tuple[int, ...]
 
 
 class ChannelMaps:
-    """Which channel of the source each channel of the target is."""
+    """Which channel of the source each channel of the target is.
 
-    def __init__(self, source: NetworkUnits, target: NetworkUnits, matching: Matching) -> None:
+    `known` maps pairs of groups (target, source) of which that has been found otherwise.
+    """
+
+    def __init__(
+        self,
+        source: NetworkUnits,
+        target: NetworkUnits,
+        matching: Matching,
+        known: Mapping[tuple[int, int], torch.Tensor] | None = None,
+    ) -> None:
         self.source, self.target = source, target
+        self._known = known or {}
         self._partners = _partners(matching)
         self._offsets = self._shared_offsets()
         self._orders = cache(self._order)
@@ -69,6 +80,8 @@ class ChannelMaps:
 
     def _map(self, target: int, source: int) -> torch.Tensor:
         """Return the map of a pair of groups; groups of one size keep their order."""
+        if (target, source) in self._known:
+            return self._known[target, source]
         size, offset = self.target.groups[target].size, self._offsets.get((target, source), 0)
         width = self.source.groups[source].size
         if size == width and not offset:

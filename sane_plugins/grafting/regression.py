@@ -115,15 +115,28 @@ class RegressionMethod:
             return mapped
         written = write_graft(target, prompt, task, rng)
         report(Progress(job="feature regression", done=1, total=2))
+        maps = ChannelMaps(written.source, written.target, written.matching)
+        transplant = self._fitted(target, prompt, task, rng, written, maps)
+        report(Progress(job="feature regression", done=2, total=2))
+        return transplant
+
+    def _fitted(
+        self,
+        target: nn.Module,
+        prompt: PromptNetwork,
+        task: Task,
+        rng: torch.Generator,
+        written: Graft,
+        maps: ChannelMaps,
+    ) -> Transplant:
+        """Fit the layers of a target to those of the prompt that they are matched with."""
         # Training images may be in the order of their classes.
         most = min(self.images, len(task.x_train))
         few = task.subset(_image_count(written.target, target, task, most), rng)
         ours, theirs = self._prepared(target, prompt, few, written)
-        maps = ChannelMaps(written.source, written.target, written.matching)
         fits = layer_fits(written.matching, maps, theirs, ours)
         penalties = self.penalties if has_statistics(target) else self.plain_penalties
         explained = regress_features(ours, theirs, fits, penalties, rng)
-        report(Progress(job="feature regression", done=2, total=2))
         return _transplant(written, explained)
 
     def _fitted_to_maps(

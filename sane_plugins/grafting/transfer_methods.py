@@ -6,6 +6,7 @@ The method: docs/explanation/sane.md, sections 15 and 16.
 from __future__ import annotations
 
 from sane_plugins.grafting.methods import GraftMethod, MimeticMethod, PlaceMethod, TransferMethod
+from sane_plugins.grafting.reconstruction import ReconstructionMethod
 from sane_plugins.grafting.regression import RegressionMethod
 
 _PROTECTION = 4.0
@@ -18,6 +19,7 @@ def transfer_methods() -> dict[str, TransferMethod]:
     """
     return {
         "graft": GraftMethod(),
+        "reconstruction": ReconstructionMethod(),
         "regression-protected": RegressionMethod(protect=_PROTECTION),
         "regression": RegressionMethod(),
         "place": PlaceMethod(),

@@ -78,6 +78,24 @@ class InitializationProblem:
         """Return the methods that need no prompt: they draw structured defaults."""
         return tuple(k for k, x in self.methods.items() if not getattr(x, "needs_prompt", True))
 
+    @property
+    def dense(self) -> int | None:
+        """Return the number of the prompt network that the target may have been pruned from, if any.
+
+        It has as many tensors and more values; the method that fits to it tells for certain.
+        """
+        if self.is_fresh:
+            return None
+        count, size = len(self.graph.params), self.graph.size
+        return next(
+            (
+                number
+                for number, network in enumerate(self.prompt_networks)
+                if len(network.graph.params) == count and network.graph.size > size
+            ),
+            None,
+        )
+
     def first_of_base(self, name: str) -> str:
         """Return the first method that begins as this one does: it, or one of an equal base."""
         base = base_of(self.methods[name])
@@ -184,7 +202,7 @@ def set_up(
         pruned = PrunedNetwork.of(graph, classifier)
         build_network, is_fresh = fresh_copies(module), True
     runnable = [network for network in prompt_networks if network.build is not None]
-    return InitializationProblem(
+    problem = InitializationProblem(
         options=options,
         build_network=build_network,
         is_fresh=is_fresh,
@@ -199,6 +217,15 @@ def set_up(
         methods={} if options.pruned else methods or {},
         pruned=pruned,
     )
+    if problem.dense is not None:
+        return problem
+    others = {k: x for k, x in problem.methods.items() if not needs_own_weights(x)}
+    return replace(problem, methods=others)
+
+
+def needs_own_weights(method: TransferMethod) -> bool:
+    """Return whether a method fits what pruning left of a network, and writes into nothing else."""
+    return bool(getattr(method, "needs_own_weights", False))
 
 
 def split_images(task: Task, flops: int, options: InitializeOptions) -> Task:

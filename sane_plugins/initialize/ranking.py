@@ -14,6 +14,7 @@ from math import ceil
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from sane_plugins.grafting import RidgeFit, find_classifier, fit_ridge, lead, norms_in_training_mode
 from sane_plugins.initialize.candidates import (
@@ -75,7 +76,10 @@ def rank_candidate(
     built = builder.assemble(spec, latents)
     problem, module = builder.problem, built.module
     if spec.kind is Kind.DEFAULT and problem.fits_classifier:
-        return Candidate(built, _score(built, problem))
+        # What is given may be trained; without a race this alone says how good it is as it stands.
+        if problem.is_fresh or problem.options.scored:
+            return Candidate(built, _score(built, problem))
+        return _with_fit(Candidate(built, _score(built, problem)), _judge(module, problem, images))
     before = copy_state(module)
     fit = training_fit = rank(module, problem, images, fits=spec.kind is not Kind.DEFAULT)
     if spec.kind is Kind.DEFAULT:
@@ -89,9 +93,31 @@ def rank_candidate(
         else:
             module.load_state_dict(measured)
     module.load_state_dict(built.kept, strict=False)
-    score = _score(built, problem)
-    score = replace(score, loo_loss=fit.loo_loss, loo_accuracy=fit.loo_accuracy)
-    return Candidate(built, score, fit, training_fit)
+    candidate = Candidate(built, _score(built, problem), training_fit=training_fit)
+    return _with_fit(candidate, fit)
+
+
+@torch.no_grad()
+def _judge(module: nn.Module, problem: InitializationProblem, images: int) -> RidgeFit:
+    """Judge a network as it is, in evaluation mode and with its own classifier; nothing is fitted."""
+    task = problem.task
+    module.eval()
+    batches = task.x_train[:images].split(_BATCH_SIZE)
+    outputs = torch.cat([logits(module, batch) for batch in batches]).double()
+    labels = task.y_train[:images]
+    return RidgeFit(
+        weight=outputs.new_empty(0),
+        bias=outputs.new_empty(0),
+        penalty=0.0,
+        factor=1.0,
+        loo_loss_per_image=cross_entropy(outputs, labels, reduction="none"),
+        loo_accuracy=float((outputs.argmax(1) == labels).double().mean()),
+    )
+
+
+def _with_fit(candidate: Candidate, fit: RidgeFit) -> Candidate:
+    score = replace(candidate.score, loo_loss=fit.loo_loss, loo_accuracy=fit.loo_accuracy)
+    return replace(candidate, score=score, fit=fit)
 
 
 def _score(built: BuiltNetwork, problem: InitializationProblem) -> CandidateScore:

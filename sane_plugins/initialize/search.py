@@ -19,7 +19,7 @@ from sane_plugins.initialize.draws import DrawId, SearchTrace, draw_latents, dra
 from sane_plugins.initialize.kinds import CandidateSpec, Kind
 from sane_plugins.initialize.leaderboard import Leaderboard, by_loss
 from sane_plugins.initialize.plan import Plan
-from sane_plugins.initialize.problem import InitializationProblem
+from sane_plugins.initialize.problem import InitializationProblem, needs_own_weights
 from sane_plugins.initialize.ranking import leads, rank_candidate
 from sane_plugins.initialize.transplants import NothingWrittenError
 from sane_plugins.progress import Progress, Report
@@ -103,14 +103,19 @@ class _Search:
             self._try(CandidateSpec(Kind.STRUCTURED, method=name))
 
     def rank_transfers(self) -> None:
-        """Try the first method on every prompt, and other methods on the best prompt of these."""
+        """Try the first method on every prompt, and other methods on the best prompt of these.
+
+        What fits a pruned network is tried on the prompt that it was pruned from.
+        """
         names = self.problem.transfer_names
         for number in range(self.plan.networks if self.plan.scouts else 0):
             self._try(CandidateSpec(Kind.TRANSFER, number, method=names[0]))
         best = self.board.best(Kind.TRANSFER)
         number = best[0].spec.number if best else 0
         for name in names[1 : 1 + self.plan.methods] if self.plan.networks else ():
-            self._try(CandidateSpec(Kind.TRANSFER, number, method=name))
+            is_own = needs_own_weights(self.problem.methods[name])
+            lender = self.problem.dense if is_own else number
+            self._try(CandidateSpec(Kind.TRANSFER, lender or 0, method=name))
 
     def keep_leading(self, *kinds: Kind) -> None:
         """Of some kinds, keep what beats the best default by two standard errors."""

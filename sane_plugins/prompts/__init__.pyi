@@ -5,6 +5,7 @@ from .declared import declared_info, imagenet_classes
 from .reader import PromptReader
 from .runnable import network_of_builder, network_of_graph, network_of_module
 from .seen_classes import SeenClasses, class_notes, seen_classes
+from .wider_network import run_as_wider
 
 __all__ = [
     "CACHE",
@@ -23,5 +24,6 @@ __all__ = [
     "network_of_graph",
     "network_of_module",
     "read_card",
+    "run_as_wider",
     "seen_classes",
 ]

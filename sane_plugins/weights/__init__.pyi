@@ -29,6 +29,7 @@ from .module_state import names_in_use
 from .module_writes import computes_tensors
 from .modules import from_module
 from .natural_order import natural_key, recurrent_place
+from .nncf_masks import nncf_masked
 from .rounding import is_rounded, rounded_to
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
@@ -84,6 +85,7 @@ __all__ = [
     "memory_key",
     "names_in_use",
     "natural_key",
+    "nncf_masked",
     "recurrent_place",
     "rounded_to",
     "shape_text",

@@ -160,7 +160,10 @@ def _turned(vector: torch.Tensor, cosine: float) -> torch.Tensor:
 
 
 class ComputedTensors:
-    """The computed tensors of a module or a file; a source may be computed itself."""
+    """The computed tensors of a module or a file; a source may be computed itself.
+
+    A tensor may be computed from what is stored under its own name.
+    """
 
     def __init__(
         self, computed: Iterable[ComputedTensor], stored: Callable[[str], torch.Tensor]
@@ -172,32 +175,48 @@ class ComputedTensors:
     def value(self, name: str) -> torch.Tensor:
         """Return a tensor's value, computed or stored."""
         part = self.by_name.get(name)
-        return self._stored(name) if part is None else part.value(*map(self.value, part.sources))
+        return self._stored(name) if part is None else part.value(*self._sources(part))
 
     def stored_values(self, name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the stored tensors that give a value, or what comes nearest; as they are if they give it."""
         part = self.by_name.get(name)
         if part is None:
             return {name: value}
-        sources = tuple(map(self.value, part.sources))
+        sources = self._sources(part)
         if not torch.equal(part.value(*sources), value):
             sources = part.invert(value, *sources)
         pairs = zip(part.sources, sources, strict=True)
-        return {k: x for source, y in pairs for k, x in self.stored_values(source, y).items()}
+        return {
+            k: x
+            for source, y in pairs
+            for k, x in ({source: y} if source == name else self.stored_values(source, y)).items()
+        }
 
     def result(self, name: str) -> str:
         """Return the name of the tensor that is computed from this one; the same where none is."""
-        return self.result(self._users[name].name) if name in self._users else name
+        user = self._users.get(name)
+        return name if user is None or user.name == name else self.result(user.name)
 
     def stored_names(self, name: str) -> list[str]:
         """Return the names of what a tensor is computed from at last; its own where it is stored."""
         part = self.by_name.get(name)
-        return [name] if part is None else [x for s in part.sources for x in self.stored_names(s)]
+        if part is None:
+            return [name]
+        return [
+            x
+            for source in part.sources
+            for x in ([source] if source == name else self.stored_names(source))
+        ]
 
     def main_source(self, name: str) -> str:
         """Return the name of the stored tensor that has a tensor's shape."""
         part = self.by_name.get(name)
-        return name if part is None else self.main_source(part.main_source)
+        if part is None or part.main_source == name:
+            return name
+        return self.main_source(part.main_source)
+
+    def _sources(self, part: ComputedTensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self._stored(x) if x == part.name else self.value(x) for x in part.sources)
 
 
 def stored_ties(computed: ComputedTensors, ties: Mapping[str, str]) -> dict[str, str]:

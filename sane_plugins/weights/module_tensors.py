@@ -6,7 +6,7 @@ Pruning masks, norms and parametrisations are folded: the value is what a forwar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from torch.nn.utils import parametrize
 
 from sane_plugins.errors import SourceError
 from sane_plugins.quantization import is_wrapper
+from sane_plugins.weights.computed_tensors import ComputedTensors
 from sane_plugins.weights.hooked_tensors import hooked_tensors
 from sane_plugins.weights.module_copies import evaluation_copy
+from sane_plugins.weights.nncf_masks import nncf_masked
 from sane_plugins.weights.quantized_modules import (
     decode_entries,
     saved_tensors,
@@ -31,7 +33,8 @@ class ModuleTensor:
     """One parameter or buffer: its owning module, its attribute there, and its effective value.
 
     Entries of equal `identity` are the same tensor under several names (tied). One that is not `writable` is
-    quantised (`converted` says how), or made when the module is saved.
+    quantised (`converted` says how), or made when the module is saved. One that is `masked` is multiplied by
+    a mask beside it in each forward pass.
     """
 
     owner: str
@@ -41,6 +44,7 @@ class ModuleTensor:
     identity: tuple[object, ...]
     writable: bool = True
     converted: str = ""
+    masked: bool = False
 
     @property
     def key(self) -> str:
@@ -68,12 +72,33 @@ def read_module_tensors(
     saved = list(saved_tensors(module))
     stored = _with_saved(module, list(_read_tree(module, reasons)), saved, reasons)
     entries, missed = decode_entries(stored, reasons)
+    entries = _masked(entries, module, reasons)
     known = [value for _, value in saved if torch.is_tensor(value)]
     known += [*module.parameters(), *module.buffers()]
     for key, tensor in unregistered_tensors(module, known, {entry.key for entry in stored}):
         reasons[key] = "a tensor in a plain attribute: no parameter or buffer, so it is not saved"
         missed[key] = tensor.numel()
     return entries, reasons, missed
+
+
+def _masked(
+    entries: list[ModuleTensor], module: nn.Module, reasons: dict[str, str]
+) -> list[ModuleTensor]:
+    """Apply the masks that NNCF keeps beside the tensors; they are no weights themselves."""
+    values = dict(module.named_buffers()) | {entry.key: entry.value for entry in entries}
+    parts = list(nncf_masked({key: tuple(x.shape) for key, x in values.items()}))
+    computed = ComputedTensors(parts, lambda key: values[key].detach())
+    masks = {part.sources[1] for part in parts}
+    reasons |= dict.fromkeys(
+        sorted(masks), "part of a pruned tensor, folded into the tensor in use"
+    )
+    return [
+        replace(entry, value=computed.value(entry.key), masked=True)
+        if entry.key in computed.by_name
+        else entry
+        for entry in entries
+        if entry.key not in masks
+    ]
 
 
 def _with_saved(

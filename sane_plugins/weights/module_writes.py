@@ -18,6 +18,8 @@ from sane_plugins.weights.module_tensors import ModuleTensor
 
 def is_computed(entry: ModuleTensor) -> bool:
     """Return whether a tensor is computed from others on each forward pass."""
+    if entry.masked:
+        return True
     is_parametrized: bool = parametrize.is_parametrized(entry.module, entry.attribute)
     return is_parametrized or entry.attribute in hooked_tensors(entry.module).by_name
 
