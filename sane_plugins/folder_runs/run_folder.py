@@ -16,7 +16,7 @@ from sane_plugins.folder_runs.shard_files import PATTERN, StoredShard, read_stor
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ABOUT = "run.json"
+ABOUT = "_run.json"
 
 
 def prepare_folder(folder: Path, source: Path, about: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from sane_plugins.folder_runs.manifest import ListedNetwork, Manifest, Shard
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MANIFEST = "manifest.parquet"
+MANIFEST = "_manifest.parquet"  # readers of data sets pass over such names
 PATTERN = "part-[0-9]*-*.parquet"
 
 
