@@ -41,12 +41,12 @@ IMAGES, FEW = 500, 64
 MAGNITUDE = "magnitude"
 Choose = Callable[..., Any]
 IMPORTANCES: Mapping[str, Choose] = {
-    MAGNITUDE: lambda _, task: torch_pruning.importance.MagnitudeImportance(p=2),
-    "batch-norm scale": lambda _, task: torch_pruning.importance.MagnitudeImportance(
+    MAGNITUDE: lambda *_: torch_pruning.importance.MagnitudeImportance(p=2),
+    "batch-norm scale": lambda *_: torch_pruning.importance.MagnitudeImportance(
         p=1, normalizer=None, target_types=[_BatchNorm]
     ),
-    "random": lambda _, task: torch_pruning.importance.RandomImportance(),
-    "SANE latents": lambda m, task: channel_importance(latent_scores(m), are_written=True),
+    "random": lambda *_: torch_pruning.importance.RandomImportance(),
+    "SANE latents": lambda m, _: channel_importance(latent_scores(m), are_written=True),
     "Fisher": lambda m, task: channel_importance(
         fisher_scores(m, task.x_train[:FEW], task.y_train[:FEW])
     ),

@@ -49,12 +49,10 @@ class SaneCallback(Callback):
 
 def _network(found: nn.Module) -> nn.Module:
     """Return the module inside LightningModules that holds all of their parameters; else the module."""
-    module: nn.Module = found
-    while isinstance(module, LightningModule):
-        count = len([*module.parameters()])
-        whole = (x for x in module.children() if count and len([*x.parameters()]) == count)
-        inner: nn.Module | None = next(whole, None)
-        if inner is None:
-            return module
-        module = inner
-    return module
+    if not isinstance(found, LightningModule):
+        return found
+    count = len([*found.parameters()])
+    whole = (x for x in found.children() if count and len([*x.parameters()]) == count)
+    inner: nn.Module | None = next(whole, None)
+    outer: nn.Module = found
+    return outer if inner is None else _network(inner)
