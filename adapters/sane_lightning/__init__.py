@@ -55,6 +55,6 @@ def _network(found: nn.Module) -> nn.Module:
         whole = (x for x in module.children() if count and len([*x.parameters()]) == count)
         inner: nn.Module | None = next(whole, None)
         if inner is None:
-            return module
+            break
         module = inner
     return module
