@@ -16,7 +16,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +38,23 @@ NETWORKS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet5
 TASKS = ("cifar10", "photos10")
 IMAGES, FEW = 500, 64
 MAGNITUDE = "magnitude"
-Choose = Callable[..., Any]
+Choose = Callable[[nn.Module, Task], Any]
 IMPORTANCES: Mapping[str, Choose] = {
+<<<<<<< HEAD
     MAGNITUDE: lambda *_: torch_pruning.importance.MagnitudeImportance(p=2),
     "batch-norm scale": lambda *_: torch_pruning.importance.MagnitudeImportance(
         p=1, normalizer=None, target_types=[_BatchNorm]
     ),
     "random": lambda *_: torch_pruning.importance.RandomImportance(),
     "SANE latents": lambda m, _: channel_importance(latent_scores(m), are_written=True),
+=======
+    MAGNITUDE: lambda _m, _t: torch_pruning.importance.MagnitudeImportance(p=2),
+    "batch-norm scale": lambda _m, _t: torch_pruning.importance.MagnitudeImportance(
+        p=1, normalizer=None, target_types=[_BatchNorm]
+    ),
+    "random": lambda _m, _t: torch_pruning.importance.RandomImportance(),
+    "SANE latents": lambda m, _t: channel_importance(latent_scores(m), are_written=True),
+>>>>>>> prune
     "Fisher": lambda m, task: channel_importance(
         fisher_scores(m, task.x_train[:FEW], task.y_train[:FEW])
     ),
@@ -98,11 +106,15 @@ def _measured(module: nn.Module, data: Path, name: str, seed: int) -> dict[str, 
     for label, choose in IMPORTANCES.items():
         torch.manual_seed(seed)
         # The pruner asks about its own copy's layers.
-        small = pruned_network(module, partial(choose, task=task))
+        small = pruned_network(module, _bound(choose, task))
         condition(small, task.x_train, 16, 32, torch.Generator().manual_seed(seed))
         _fit(small, task)
         found[label] = accuracy(small, x_test, y_test)
     return found
+
+
+def _bound(choose: Choose, task: Task) -> Callable[[nn.Module], Any]:
+    return lambda own: choose(own, task)
 
 
 def _fit(module: nn.Module, task: Task) -> None:

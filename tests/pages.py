@@ -66,6 +66,33 @@ def embed(folder: Path) -> None:
     save_file(small_cnn().state_dict(), folder / "digits.safetensors")
 
 
+def torch_pruning(folder: Path) -> None:
+    import_torchvision()  # Torch-Pruning imports it
+    colour_images(folder / "photos.npz", 32)
+    checkpoint(folder / "dense.pt", resnet(depth=8))
+
+
+def onnx_ir(folder: Path) -> None:
+    package(folder)
+    colour_images(folder / "photos.npz", 16, classes=3)
+    dense = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), *own()[2:5], nn.Linear(16, 3))
+    checkpoint(folder / "dense.pt", dense)
+
+
+def lightning(_: Path) -> None:
+    import_torchvision()  # Lightning's metrics import it
+
+
+def colour_images(path: Path, size: int, classes: int = 10) -> None:
+    """Write random images with labels."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (120, size, size, 3), dtype=np.uint8)
+    labels = np.arange(120) % classes
+    np.savez(
+        path, x_train=images[:100], y_train=labels[:100], x_test=images[100:], y_test=labels[100:]
+    )
+
+
 def own_heads(folder: Path) -> None:
     zoo(folder / "my-zoo", 12, _FACTORY)
     checkpoint(folder / "checkpoint.pt", small_cnn())
@@ -227,8 +254,11 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "docs/hosts/datasette": datasette,
     "docs/hosts/hatch": hatch,
     "docs/hosts/kedro": kedro,
+    "docs/hosts/lightning": lightning,
     "docs/hosts/llm": llm,
+    "docs/hosts/onnx_ir": onnx_ir,
     "docs/hosts/pytest": model,
+    "docs/hosts/torch_pruning": torch_pruning,
     "docs/hosts/tox": some_networks,
     "docs/how-to/examine-an-installation": embed,
     "docs/how-to/fit-your-own-heads": own_heads,
