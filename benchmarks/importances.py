@@ -40,21 +40,12 @@ IMAGES, FEW = 500, 64
 MAGNITUDE = "magnitude"
 Choose = Callable[[nn.Module, Task], Any]
 IMPORTANCES: Mapping[str, Choose] = {
-<<<<<<< HEAD
-    MAGNITUDE: lambda *_: torch_pruning.importance.MagnitudeImportance(p=2),
-    "batch-norm scale": lambda *_: torch_pruning.importance.MagnitudeImportance(
-        p=1, normalizer=None, target_types=[_BatchNorm]
-    ),
-    "random": lambda *_: torch_pruning.importance.RandomImportance(),
-    "SANE latents": lambda m, _: channel_importance(latent_scores(m), are_written=True),
-=======
     MAGNITUDE: lambda _m, _t: torch_pruning.importance.MagnitudeImportance(p=2),
     "batch-norm scale": lambda _m, _t: torch_pruning.importance.MagnitudeImportance(
         p=1, normalizer=None, target_types=[_BatchNorm]
     ),
     "random": lambda _m, _t: torch_pruning.importance.RandomImportance(),
     "SANE latents": lambda m, _t: channel_importance(latent_scores(m), are_written=True),
->>>>>>> prune
     "Fisher": lambda m, task: channel_importance(
         fisher_scores(m, task.x_train[:FEW], task.y_train[:FEW])
     ),
