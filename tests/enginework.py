@@ -53,3 +53,16 @@ def inline(start, tasks, _workers):
     do = start()
     for i, task in enumerate(tasks):
         yield Done(i, do(task))
+
+
+def workers_of(pid: int) -> list[int]:
+    """Return the worker processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"sane_plugins.engines.serve" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except (OSError, ValueError):
+            continue
+    return found

@@ -49,7 +49,6 @@ class SaneCallback(Callback):
 
 def _network(found: nn.Module) -> nn.Module:
     """Return the module inside LightningModules that holds all of their parameters; else the module."""
-<<<<<<< HEAD
     if not isinstance(found, LightningModule):
         return found
     count = len([*found.parameters()])
@@ -57,14 +56,3 @@ def _network(found: nn.Module) -> nn.Module:
     inner: nn.Module | None = next(whole, None)
     outer: nn.Module = found
     return outer if inner is None else _network(inner)
-=======
-    module: nn.Module = found
-    while isinstance(module, LightningModule):
-        count = len([*module.parameters()])
-        whole = (x for x in module.children() if count and len([*x.parameters()]) == count)
-        inner: nn.Module | None = next(whole, None)
-        if inner is None:
-            break
-        module = inner
-    return module
->>>>>>> prune

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from enginework import Start, inline
+from enginework import Start, inline, workers_of
 
 from sane_plugins.engines import (
     Done,
@@ -24,19 +24,6 @@ from sane_plugins.errors import PluginError, UsageError
 
 TESTS = Path(__file__).parents[1]
 LOCAL = LocalEngine()
-
-
-def workers_of(pid: int) -> list[int]:
-    """Return the worker processes that a process has started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"sane_plugins.engines.serve" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 def is_alive(pid: int) -> bool:

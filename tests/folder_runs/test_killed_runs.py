@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from engines.test_engines import workers_of
+from enginework import workers_of
 from runfolders import inline_host, make_networks, rows_of, shards_of
 
 from sane_plugins.folder_runs import EmbedJob, RunOptions, run_job
