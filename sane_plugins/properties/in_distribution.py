@@ -50,6 +50,11 @@ class TrainingSupport:
         level = np.linspace(1, 0, _PERCENTILES + 1)
         return np.asarray(np.interp(self.distance(x), self.held_out, level))
 
+    def relative_distance(self, row: Array) -> float:
+        """Return the distance of a row (F,), in that of 99 % of held-out networks."""
+        reach = max(float(self.held_out[_CONTAINED_PERCENTILE]), np.finfo(np.float32).tiny)
+        return float(self.distance(row[None])[0]) / reach
+
     def contains(self, x: Array) -> Array:
         """Return for rows (N, F) whether they are within the distance of 99 % of held-out networks."""
         return np.asarray(self.distance(x) <= self.held_out[_CONTAINED_PERCENTILE])

@@ -1,0 +1,47 @@
+"""Ranks among their like of networks whose kind no head was fitted on.
+
+The method: docs/explanation/sane.md, section 9.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from sane_plugins.properties.estimates import AnyEstimate, Estimate
+from sane_plugins.properties.kinds import find_kinds
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A place by one property, 1 being that of the highest, of so many networks of one structure."""
+
+    place: int
+    of: int
+
+
+def rank_unknown(estimates: Mapping[str, AnyEstimate | None]) -> dict[str, Rank]:
+    """Return the rank of each network of an unknown kind, by name, among those of its structure.
+
+    Estimates are of one property; those without a structure, and categories, have no rank.
+    """
+    unknown = {
+        name: x
+        for name, x in estimates.items()
+        if isinstance(x, Estimate) and not x.in_distribution and x.structure
+    }
+    if not unknown:
+        return {}
+    kinds = find_kinds(np.array([x.structure for x in unknown.values()]))
+    ranks: dict[str, Rank] = {}
+    for kind in np.unique(kinds):
+        like = [name for name, of in zip(unknown, kinds, strict=True) if of == kind]
+        like.sort(key=lambda name: -_score(unknown[name]))
+        ranks |= {name: Rank(place, len(like)) for place, name in enumerate(like, 1)}
+    return {name: ranks[name] for name in unknown}
+
+
+def _score(estimate: Estimate) -> float:
+    return estimate.value if estimate.score is None else estimate.score
