@@ -50,12 +50,15 @@ def main() -> None:
     zoos = zoodata.zoos(arguments.data, arguments.zoos, arguments.names or None)
     data = {zoo.name: read(zoo) for zoo in zoos}
     result: dict[str, Any] = {"zoos": [*data], "ranking": {}, "experts": {}}
-    for name in data:
-        result["ranking"][name] = {x: ranking(data, name, x) for x in PROPERTIES}
-        print(name, result["ranking"][name]["test_accuracy"], flush=True)
-    split = MEMORY.cache(_split, ignore=["data"])
     key = "-".join(zoodata.digest(x["samples"]) for x in data.values())
     key += zoodata.code(*CODE, beside=dataset.__file__)
+    ranked = MEMORY.cache(ranking, ignore=["data"])
+    for name in PROPERTIES:
+        for zoo in data:
+            result["ranking"][f"{zoo} {name}"] = ranked(data, zoo, name, key)
+            print(zoo, name, result["ranking"][f"{zoo} {name}"], flush=True)
+            write(result)
+    split = MEMORY.cache(_split, ignore=["data"])
     for seed in range(arguments.splits):
         for name in PROPERTIES:
             for zoo, cell in split(data, name, seed, key).items():
@@ -87,7 +90,12 @@ def norms(graph: Any) -> tuple[float, float]:
     return sum(squares), float(np.mean(np.log10(np.maximum(matrices, 1e-12))))
 
 
-def ranking(data: dict[str, Data], left_out: str, name: str) -> dict[str, list[float]]:
+def ranking(
+    data: dict[str, Data],
+    left_out: str,
+    name: str,
+    key: str,  # noqa: ARG001
+) -> dict[str, list[float]]:
     """Return tau over all checkpoints and over those of the last epoch, by what ranks a zoo left out."""
     others = [x for key, x in data.items() if key != left_out]
     zoo, truth = data[left_out], data[left_out][name]
@@ -164,11 +172,16 @@ def write(result: dict[str, Any]) -> None:
         f"| left out | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
     ]
-    for zoo, by_property in result["ranking"].items():
-        for name, told in by_property.items():
-            cells = [f"{told[x][0]:.2f}, {told[x][1]:.2f}" for x in names]
-            lines.append(f"| {zoo} {name} | {' | '.join(cells)} |")
-    lines += [
+    for cell, told in result["ranking"].items():
+        shown = [f"{told[x][0]:.2f}, {told[x][1]:.2f}" for x in names]
+        lines.append(f"| {cell} | {' | '.join(shown)} |")
+    if result["experts"]:
+        lines += _experts_table(result["experts"])
+    (RESULTS / "kinds.md").write_text("\n".join(lines) + "\n")
+
+
+def _experts_table(experts: dict[str, Any]) -> list[str]:
+    lines = [
         "",
         "All zoos fitted together, mean over splits. An expert is the head that is fitted to its kind alone.",
         "",
@@ -176,7 +189,7 @@ def write(result: dict[str, Any]) -> None:
         " width, experts / one head |",
         "|---|---|---|---|---|---|---|",
     ]
-    for zoo, cells in result["experts"].items():
+    for zoo, cells in experts.items():
         mean = {
             who: {key: float(np.mean([x[who][key] for x in cells])) for key in cells[0][who]}
             for who in ("experts", "one head")
@@ -186,7 +199,7 @@ def write(result: dict[str, Any]) -> None:
             f"| {zoo} | {len(cells)} | {a['r2']:.3f} ({a['tau']:.2f}) | {b['r2']:.3f} ({b['tau']:.2f})"
             f" | {a['coverage']:.1%} | {b['coverage']:.1%} | {a['width'] / b['width']:.2f} |"
         )
-    (RESULTS / "kinds.md").write_text("\n".join(lines) + "\n")
+    return lines
 
 
 if __name__ == "__main__":
