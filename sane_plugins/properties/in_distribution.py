@@ -17,6 +17,7 @@ _MAX_DIRECTIONS = 24
 _PERCENTILES = 100
 _CONTAINED_PERCENTILE = 99
 _EPSILON = 1e-3
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class TrainingSupport:
 
     def relative_distance(self, row: Array) -> float:
         """Return the distance of a row (F,), in that of 99 % of held-out networks."""
-        reach = max(float(self.held_out[_CONTAINED_PERCENTILE]), np.finfo(np.float32).tiny)
+        reach = max(float(self.held_out[_CONTAINED_PERCENTILE]), _SMALLEST)
         return float(self.distance(row[None])[0]) / reach
 
     def contains(self, x: Array) -> Array:

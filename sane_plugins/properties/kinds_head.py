@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -104,7 +104,11 @@ class KindsHead:
         """Return the interval bounds (N, 2) for features (N, F) by encoder, structure among them."""
         return self._by_expert(features, PropertyHead.intervals)
 
-    def _by_expert(self, features: Mapping[str, Array], ask: builtins.object) -> Array:
+    def _by_expert(
+        self,
+        features: Mapping[str, Array],
+        ask: Callable[[PropertyHead, Mapping[str, Array]], Array],
+    ) -> Array:
         rows = defaultdict(list)
         for i in range(len(features[STRUCTURE])):
             rows[self.experts.index(self.expert({k: x[i] for k, x in features.items()}))].append(i)
