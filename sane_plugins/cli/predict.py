@@ -204,7 +204,7 @@ def _print(
     rows += [(source, "unreadable", *[""] * (len(columns) - 1)) for source in errors]
     print_table("predicted from weights", ("source", *columns), rows)
     estimates = [x for by_property in predictions.values() for x in by_property.values()]
-    for coverage in sorted({x.coverage for x in estimates}):
+    for coverage in sorted({x.coverage for x in estimates if not is_withheld(x, force)}):
         note(f"Note: in brackets, what holds the true value in {coverage:.0%} of cases.")
     for name, head in heads.items():
         if name in {x.property for x in estimates}:

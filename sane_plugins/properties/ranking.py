@@ -16,7 +16,7 @@ from sane_plugins.properties.kinds import find_kinds
 
 @dataclass(frozen=True)
 class Rank:
-    """A place by one property, 1 being that of the highest, of so many networks of one structure."""
+    """A place by one property, of so many networks of one structure: 1 is the highest, equals share one."""
 
     place: int
     of: int
@@ -38,8 +38,9 @@ def rank_unknown(estimates: Mapping[str, AnyEstimate | None]) -> dict[str, Rank]
     ranks: dict[str, Rank] = {}
     for kind in np.unique(kinds):
         like = [name for name, of in zip(unknown, kinds, strict=True) if of == kind]
-        like.sort(key=lambda name: -_score(unknown[name]))
-        ranks |= {name: Rank(place, len(like)) for place, name in enumerate(like, 1)}
+        scores = np.array([_score(unknown[name]) for name in like])
+        places = 1 + (scores > scores[:, None]).sum(1)
+        ranks |= {name: Rank(int(n), len(like)) for name, n in zip(like, places, strict=True)}
     return {name: ranks[name] for name in unknown}
 
 
