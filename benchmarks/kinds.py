@@ -173,7 +173,10 @@ def write(result: dict[str, Any]) -> None:
         f"|---|{'---|' * len(names)}",
     ]
     for cell, told in result["ranking"].items():
-        shown = [f"{told[x][0]:.2f}, {told[x][1]:.2f}" for x in names]
+        is_constant = not any(told[x][1] for x in names)  # the epoch, at the last epoch
+        shown = [
+            f"{told[x][0]:.2f}" + ("" if is_constant else f", {told[x][1]:.2f}") for x in names
+        ]
         lines.append(f"| {cell} | {' | '.join(shown)} |")
     if result["experts"]:
         lines += _experts_table(result["experts"])
