@@ -24,9 +24,9 @@ import zoodata
 from zoodata import BASELINES, MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
 from sane_plugins.autoencoder import SANE, fingerprint
-from sane_plugins.properties import FeatureDataset, PropertyHead, fit_head
+from sane_plugins.properties import FeatureDataset, PropertyHead, dataset, fit_head
+from sane_plugins.properties.cross_validation import fit_members
 from sane_plugins.properties.dataset import STRUCTURE, stack_features
-from sane_plugins.properties.numeric_head import fit_members
 from sane_plugins.properties.regressors import Array, predict
 from sane_plugins.zoo import Zoo, evaluation_pool
 
@@ -35,7 +35,7 @@ TEST_SHARE = 0.3
 HEAD = "chosen head"
 ALONE = "features: sane"
 OWN = ("sane", "statistics", STRUCTURE)
-CODE = ("heads", "head", "samples", "conformal", "regressors", "support")
+CODE = ("numeric_head", "cross_validation", "head", "dataset", "conformal", "regressors")
 COVERED = (0.87, 0.93)
 REACH = {
     "mnist-cnn test_accuracy": 0.97,
@@ -165,7 +165,7 @@ def _zoo(zoo: Zoo, model: SANE) -> dict[str, Any]:
     for name in PROPERTIES:
         truth = zoodata.targets(zoo, name)
         split = MEMORY.cache(_split, ignore=["samples"])
-        key = (zoodata.digest(samples), zoodata.code(*CODE))
+        key = (zoodata.digest(samples), zoodata.code(*CODE, beside=dataset.__file__))
         cell = _summary([split(name, samples, truth, pool, seed, key) for seed in range(SPLITS)])
         cells[f"{zoo.name} {name}"] = cell
         line = ", ".join(f"{k} {m['r2']:.3f}/{m['tau']:.2f}" for k, m in cell["methods"].items())

@@ -126,9 +126,9 @@ def _key(zoo: Zoo) -> str:
     return digest.hexdigest()[:12]
 
 
-def code(*modules: str) -> str:
-    """Return what identifies the source of modules of `sane_plugins.features`."""
-    paths = [Path(encoders.__file__).with_name(f"{name}.py") for name in modules]
+def code(*modules: str, beside: str = encoders.__file__) -> str:
+    """Return what identifies the source of modules of `sane_plugins.features`, or those beside a file."""
+    paths = [Path(beside).with_name(f"{name}.py") for name in modules]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 

@@ -15,6 +15,7 @@ from sane_plugins.cli.console import (
     print_line,
     progress_bars,
 )
+from sane_plugins.cli.estimates import to_cell, to_record
 from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.heads_options import heads_options
 from sane_plugins.errors import ZooError
@@ -79,7 +80,10 @@ def compare(
     result = properties.compare_estimates(first, second, lower, sure)
     better = {"a": a, "b": b, None: None}[result.better]
     if as_json:
-        estimates = {"a": {"source": a, **vars(first)}, "b": {"source": b, **vars(second)}}
+        estimates = {
+            letter: {"source": source, **to_record(x, force=False, rank=None)}
+            for letter, source, x in (("a", a, first), ("b", b, second))
+        }
         print_json({**vars(result), "better_source": better, **estimates})
         return
     if result.better is None:
@@ -91,6 +95,5 @@ def compare(
         print_line(f"{result.better.upper()} is better, {percent}: {better}.")
     for letter, source, x in (("A", a, first), ("B", b, second)):
         if isinstance(x, properties.Estimate):
-            low, high = x.interval
-            print_line(f"{letter}: {name} {x.value:.3g} ({low:.3g} to {high:.3g}), {source}")
+            print_line(f"{letter}: {name} {to_cell(x, force=False, rank=None)}, {source}")
     note("Note: estimated from weights alone; what was measured counts for more.")

@@ -20,6 +20,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.estimates import UNLIKE, is_withheld, to_cell, to_record
 from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.heads.show import best_scores
 from sane_plugins.cli.heads_options import heads_options
@@ -28,7 +29,8 @@ from sane_plugins.errors import SaneError, UsageError
 from sane_plugins.runtime import require_device
 
 _Predictions = Mapping[str, Mapping[str, properties.AnyEstimate]]
-_UNLIKE = "?"
+_Ranks = Mapping[str, Mapping[str, properties.Rank]]
+"""Ranks of networks of unknown kinds, by property and source."""
 
 
 @click.command()
@@ -36,6 +38,9 @@ _UNLIKE = "?"
 @click.option("--property", "names", multiple=True, help="Only this property; repeat for more.")
 @click.option("--sort", metavar="PROPERTY", help="Highest first; -PROPERTY: lowest first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the result as CSV.")
+@click.option(
+    "--force", is_flag=True, help="Tell the value of networks unlike all that a head was fitted on."
+)
 @heads_options
 @factory_option
 @command_options
@@ -44,6 +49,7 @@ def predict(
     names: tuple[str, ...],
     sort: str | None,
     as_csv: bool,
+    force: bool,
     heads: Path | None,
     sane: Path | None,
     device: str,
@@ -53,8 +59,9 @@ def predict(
     """Predict accuracy, generalisation gap and training progress from weights alone.
 
     SOURCE may be a folder or a zoo: all networks in it. A row per network: value and interval or set of each
-    property. A network that cannot be read is told in its row, and in JSON as its "error"; the command
-    then exits with 1.
+    property. Of a network unlike all that a head was fitted on, its rank among those of the same structure
+    is told, and no value without --force. A network that cannot be read is told in its row, and in JSON as
+    its "error"; the command then exits with 1.
 
     Example: sane-plugins predict runs/ --sort test_accuracy
     """
@@ -79,15 +86,16 @@ def predict(
             "predict properties",
         )
     open_source.tell_recognized()
-    predictions: _Predictions = found if sort is None else _sorted(found, sort)
+    ranks = _ranks(found)
+    predictions: _Predictions = found if sort is None else _sorted(found, sort, ranks, force)
     columns = [name for name in names or available if any(name in x for x in found.values())]
     columns += [name for x in found.values() for name in x if name not in columns]
     if as_json:
-        print_json(_to_json(predictions, errors, open_source.recognized))
+        print_json(_to_json(predictions, errors, open_source.recognized, ranks, force))
     elif as_csv:
-        print_lines(_to_csv(predictions, errors, tuple(dict.fromkeys(columns))))
+        print_lines(_to_csv(predictions, errors, tuple(dict.fromkeys(columns)), ranks, force))
     elif found:
-        _print(predictions, errors, tuple(dict.fromkeys(columns)), available)
+        _print(predictions, errors, tuple(dict.fromkeys(columns)), available, ranks, force)
     if errors and len(found) + len(errors) == 1:
         raise click.exceptions.Exit(1)  # one sentence was said of it
     require_none_failed(errors)
@@ -104,23 +112,39 @@ def _require_property(name: str, known: Sequence[str]) -> None:
         )
 
 
-def _sorted(predictions: _Predictions, sort: str) -> _Predictions:
-    """Return predictions in the order of a property: highest first, or, with a minus, lowest first."""
+def _ranks(predictions: _Predictions) -> _Ranks:
+    names = {name for estimates in predictions.values() for name in estimates}
+    return {
+        name: properties.rank_unknown({source: x.get(name) for source, x in predictions.items()})
+        for name in names
+    }
+
+
+def _sorted(predictions: _Predictions, sort: str, ranks: _Ranks, force: bool) -> _Predictions:
+    """Return predictions in the order of a property: highest first, or, with a minus, lowest first.
+
+    Networks whose value is withheld follow, by rank.
+    """
     name, is_descending = sort.removeprefix("-"), not sort.startswith("-")
-    have = [source for source, x in predictions.items() if name in x]
-    ordered = sorted(have, key=lambda x: predictions[x][name].value, reverse=is_descending)
-    return {source: predictions[source] for source in dict.fromkeys((*ordered, *predictions))}
+    told = [s for s, x in predictions.items() if name in x and not is_withheld(x[name], force)]
+    ordered = sorted(told, key=lambda x: predictions[x][name].value, reverse=is_descending)
+    ranked = [source for source in ranks.get(name, {}) if source not in told]
+    ranked.sort(key=lambda x: ranks[name][x].place, reverse=not is_descending)
+    return {source: predictions[source] for source in (*ordered, *ranked)} | {**predictions}
 
 
 def _to_json(
     predictions: _Predictions,
     errors: Mapping[str, SaneError],
     recognized: Mapping[str, tuple[str, ...]],
+    ranks: _Ranks,
+    force: bool,
 ) -> dict[str, dict[str, Any]]:
     """Return by network its estimates by property, or its error."""
     told: dict[str, dict[str, Any]] = {
         source: {
-            name: {**vars(estimate), "recognized": recognized.get(source, ())}
+            name: to_record(estimate, force, ranks[name].get(source))
+            | {"recognized": recognized.get(source, ())}
             for name, estimate in estimates.items()
         }
         for source, estimates in predictions.items()
@@ -129,28 +153,36 @@ def _to_json(
 
 
 def _to_csv(
-    predictions: _Predictions, errors: Mapping[str, SaneError], columns: Sequence[str]
+    predictions: _Predictions,
+    errors: Mapping[str, SaneError],
+    columns: Sequence[str],
+    ranks: _Ranks,
+    force: bool,
 ) -> Iterable[str]:
     """Yield a header and a line per network, numbers in full; a set is joined by blanks."""
     header = ["source"]
+    parts = ("", "_low", "_high", "_set", "_known_kind", "_rank")
     for name in columns:
-        header += [name, f"{name}_low", f"{name}_high", f"{name}_set", f"{name}_known_kind"]
+        header += [f"{name}{part}" for part in parts]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*header, "error"])
     for source, estimates in predictions.items():
         cells: list[object] = [source]
         for name in columns:
-            cells += _csv_cells(estimates.get(name))
+            rank = ranks[name].get(source)
+            cells += [*_csv_cells(estimates.get(name), force), rank.place if rank else ""]
         writer.writerow([*cells, ""])
     for source, error in errors.items():
         writer.writerow([source, *[""] * (len(header) - 1), str(error)])
     return text.getvalue().splitlines()
 
 
-def _csv_cells(estimate: properties.AnyEstimate | None) -> list[object]:
+def _csv_cells(estimate: properties.AnyEstimate | None, force: bool) -> list[object]:
     if estimate is None:
         return [""] * 5
+    if is_withheld(estimate, force):
+        return ["", "", "", "", estimate.in_distribution]
     if isinstance(estimate, properties.CategoryEstimate):
         return [estimate.value, "", "", " ".join(estimate.set), estimate.in_distribution]
     return [estimate.value, *estimate.interval, "", estimate.in_distribution]
@@ -161,39 +193,32 @@ def _print(
     errors: Mapping[str, SaneError],
     columns: Sequence[str],
     heads: Mapping[str, properties.AnyHead],
+    ranks: _Ranks,
+    force: bool,
 ) -> None:
     """Print a row per network and a column per property, and notes on the heads that made them."""
     rows = [
-        (source, *(_cell(estimates.get(name)) for name in columns))
-        for source, estimates in predictions.items()
+        (source, *(to_cell(x.get(name), force, ranks[name].get(source)) for name in columns))
+        for source, x in predictions.items()
     ]
     rows += [(source, "unreadable", *[""] * (len(columns) - 1)) for source in errors]
     print_table("predicted from weights", ("source", *columns), rows)
     estimates = [x for by_property in predictions.values() for x in by_property.values()]
-    for coverage in sorted({x.coverage for x in estimates}):
+    for coverage in sorted({x.coverage for x in estimates if not is_withheld(x, force)}):
         note(f"Note: in brackets, what holds the true value in {coverage:.0%} of cases.")
     for name, head in heads.items():
         if name in {x.property for x in estimates}:
             note(f"Note: {name} {_describe_head(head)}.")
     if not all(x.in_distribution for x in estimates):
         note(
-            f"Note: '{_UNLIKE}' means unlike every network that the head was fitted on:"
-            " do not rely on it."
+            f"Note: '{UNLIKE}' means unlike every network that the head was fitted on: {_advice(force)}."
         )
 
 
-def _cell(estimate: properties.AnyEstimate | None) -> str:
-    """Return value and interval, or class and set, and a mark for networks of an unknown kind."""
-    if estimate is None:
-        return ""
-    if isinstance(estimate, properties.CategoryEstimate):
-        shown = f"{estimate.value} {estimate.probabilities[estimate.value]:.0%}"
-        if len(estimate.set) > 1:
-            shown += f" ({', '.join(estimate.set)})"
-    else:
-        low, high = estimate.interval
-        shown = f"{estimate.value:.3g} ({low:.3g} to {high:.3g})"
-    return shown if estimate.in_distribution else f"{shown} {_UNLIKE}"
+def _advice(force: bool) -> str:
+    if force:
+        return "do not rely on it"
+    return "only its rank among networks of its structure is told; --force tells a guess"
 
 
 def _describe_head(head: properties.AnyHead) -> str:

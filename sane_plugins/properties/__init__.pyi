@@ -4,8 +4,11 @@ from .dataset import FEATURES, FeatureDataset
 from .estimates import AnyEstimate, CategoryEstimate, Estimate
 from .fitting import FitOptions, FittedHeads, fit_heads
 from .head_file import AnyHead, load_heads, save_heads
+from .kinds_fit import fit_kinds
+from .kinds_head import KindsHead
 from .numeric_head import PropertyHead, fit_head
 from .prediction import PredictOptions, embedded_heads, extract_features, predict
+from .ranking import Rank, rank_unknown
 from .selection import CRITERIA, embed_rows
 from .suggest_networks import Suggestions, SuggestOptions, suggest_networks
 from .zoo_features import zoo_features
@@ -23,8 +26,10 @@ __all__ = [
     "FeatureDataset",
     "FitOptions",
     "FittedHeads",
+    "KindsHead",
     "PredictOptions",
     "PropertyHead",
+    "Rank",
     "SuggestOptions",
     "Suggestions",
     "compare_estimates",
@@ -34,8 +39,10 @@ __all__ = [
     "fit_category",
     "fit_head",
     "fit_heads",
+    "fit_kinds",
     "load_heads",
     "predict",
+    "rank_unknown",
     "save_heads",
     "suggest_networks",
     "zoo_features",

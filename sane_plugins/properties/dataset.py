@@ -17,7 +17,7 @@ from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.properties.regressors import Array
 
 FOLDS = 5
-CALIBRATION_FOLDS = 12
+CALIBRATION_FOLDS = 8
 SELECTION_NETWORKS = 200
 AUTO = "auto"
 FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -78,12 +78,6 @@ def group_folds(networks: Sequence[str], folds: int, seed: int) -> list[Array]:
     names = np.unique(np.asarray(networks))
     order = np.random.default_rng(seed).permutation(len(names))
     return [np.isin(networks, names[order[i::folds]]) for i in range(folds)]
-
-
-def calibration_folds(networks: Sequence[str], seed: int) -> list[Array]:
-    """Return folds for calibration, more if networks are few, as models on 4/5 of them overstate errors."""
-    few = len(set(networks)) <= SELECTION_NETWORKS
-    return group_folds(networks, CALIBRATION_FOLDS if few else FOLDS, seed)
 
 
 def selection_mask(networks: Sequence[str], seed: int) -> Array:

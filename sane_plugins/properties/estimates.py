@@ -12,7 +12,9 @@ class Estimate:
 
     The coverage holds for networks similar to the training networks; `in_distribution` says whether this one
     is, and `typicality` is the fraction of them that were less typical: below 0.01 means unlike them.
-    `features` names the feature set that was used.
+    `features` names the feature set that was used. `score` orders networks of one `structure` (matrices,
+    vectors, log2 of parameters) by the property, also those of a kind that no head was fitted on, for which
+    `value` is a guess.
     """
 
     property: str
@@ -23,6 +25,8 @@ class Estimate:
     in_distribution: bool
     features: str
     typicality: float | None = None
+    score: float | None = None
+    structure: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import numpy as np
-
 from sane_plugins.properties.conformal import COVERAGE
 from sane_plugins.properties.dataset import INVARIANCE, STRUCTURE, encoders_of, stack_features
 from sane_plugins.properties.in_distribution import TrainingSupport
+from sane_plugins.properties.kinds import is_alike
 from sane_plugins.properties.regressors import Array, Member
-
-_MAX_LOG2_SIZE_DIFFERENCE = 1.0  # in log2 of the number of parameters
 
 
 class InDistribution(NamedTuple):
@@ -66,13 +63,16 @@ class Head:
 
     def compare(self, features: Mapping[str, Array]) -> InDistribution:
         """Compare a network's features (F,) and structure (3,) with the training networks."""
-        x, known = self.feature_row(features), self._has_known_structure(features[STRUCTURE])
+        x, known = self.feature_row(features), self.knows(features[STRUCTURE])
         return InDistribution(
             known and bool(self.support.contains(x)[0]),
             float(self.support.typicality(x)[0]) if known else 0.0,
         )
 
-    def _has_known_structure(self, structure: Array) -> bool:
+    def knows(self, structure: Array) -> bool:
         """Return whether a training network has the same tensor counts and about the same size."""
-        difference = np.abs(self.structure - structure)
-        return bool((difference <= np.array([0, 0, _MAX_LOG2_SIZE_DIFFERENCE])).all(1).any())
+        return bool(is_alike(self.structure, structure).any())
+
+    def distance(self, features: Mapping[str, Array]) -> float:
+        """Return how far a network is from the training networks, 1 being as far as 99 % of them."""
+        return self.support.relative_distance(self.feature_row(features)[0])

@@ -11,12 +11,15 @@ from sane_plugins.properties.category_head import CategoryHead
 from sane_plugins.properties.conformal import Widths
 from sane_plugins.properties.head import Head
 from sane_plugins.properties.in_distribution import TrainingSupport
+from sane_plugins.properties.kinds_head import KindsHead
 from sane_plugins.properties.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import Array, Member, Trees
 
 _MAX_TEXT = 200  # characters of a name or unit
 _MAX_CLASSES = 10_000
 _MAX_MEMBERS = 16
+_MAX_EXPERTS = 1_000
+_MAX_RANKER_FEATURES = 2**16  # there are fewer where it is asked, which is checked then
 _MAX_DEPTH = 1_000
 _PERCENTILES = 101
 
@@ -35,6 +38,28 @@ def require_valid(head: PropertyHead | CategoryHead) -> None:
             raise ValueError(f"member {number}, {error}") from error
     if isinstance(head, PropertyHead):
         _require_widths(head.widths)
+
+
+def require_valid_kinds(head: KindsHead) -> None:
+    """Raise `ValueError` that says which part of a head for several kinds is wrong."""
+    _text("property", head.property)
+    if not 1 <= len(head.experts) <= _MAX_EXPERTS:
+        raise ValueError(f"it has {len(head.experts)} experts, not 1 to {_MAX_EXPERTS}")
+    for number, expert in enumerate(head.experts):
+        try:
+            require_valid(expert)
+        except ValueError as error:
+            raise ValueError(f"expert {number}, {error}") from error
+        if expert.property != head.property:
+            raise ValueError(f"expert {number} predicts another property")
+    if len({expert.sane for expert in head.experts} - {""}) > 1:
+        raise ValueError("its experts read features of several SANEs")
+    if len(head.ranker) > _MAX_MEMBERS:
+        raise ValueError(f"its ranker has {len(head.ranker)} members")
+    for member in head.ranker:
+        if not isinstance(member, Trees):
+            raise ValueError("its ranker has a member that is no trees")
+        _require_trees(member, _MAX_RANKER_FEATURES, 0)
 
 
 def _require_description(head: Head) -> None:

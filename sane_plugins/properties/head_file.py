@@ -6,7 +6,7 @@ need only numpy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import torch
 from sane_plugins.formats import PROPERTY_HEADS, load_artifact, save_artifact
 from sane_plugins.properties.category_head import CategoryHead
 from sane_plugins.properties.conformal import Widths
-from sane_plugins.properties.head_checks import require_valid
+from sane_plugins.properties.head_checks import require_valid, require_valid_kinds
 from sane_plugins.properties.in_distribution import TrainingSupport
+from sane_plugins.properties.kinds_head import KindsHead
 from sane_plugins.properties.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import MEMBER_TYPES, Array, Member, member_arrays
 
-AnyHead = PropertyHead | CategoryHead
+AnyHead = PropertyHead | CategoryHead | KindsHead
 _COMMON_FIELDS = ("property", "features", "coverage", "sane")
 _FIELDS_BY_TYPE = {
     PropertyHead: ("unit", "low", "high", "regressor"),
@@ -36,20 +37,45 @@ def save_heads(heads: Mapping[str, AnyHead], path: str | Path) -> Path:
     stored: dict[str, Array] = {}
     about: dict[str, Any] = {}
     for name, head in heads.items():
-        about[name] = {
-            key: getattr(head, key) for key in (*_COMMON_FIELDS, *_FIELDS_BY_TYPE[type(head)])
-        }
-        about[name] |= {"scores": dict(head.scores), "members": [m.kind for m in head.members]}
-        for part, kind in _ARRAY_DATACLASSES.items():
-            if (value := getattr(head, part, None)) is not None:
-                stored |= {f"{name}/{part}/{f.name}": getattr(value, f.name) for f in fields(kind)}
-        stored[f"{name}/structure"] = head.structure
-        for i, member in enumerate(head.members):
-            stored |= {f"{name}/{i}/{key}": value for key, value in member_arrays(member).items()}
+        if isinstance(head, KindsHead):
+            about[name], arrays = _kinds_parts(name, head)
+        else:
+            about[name], arrays = _parts(name, head)
+        stored |= arrays
     # Copies, because tensors in a file may not share memory, and arrays may have any memory order.
     tensors = {key: torch.from_numpy(np.array(value, order="C")) for key, value in stored.items()}
     description = {"version": PROPERTY_HEADS.version, "heads": about}
     return save_artifact(PROPERTY_HEADS, description, tensors, path)
+
+
+def _parts(name: str, head: PropertyHead | CategoryHead) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return the description of a head of one kind, and its arrays, whose names begin with `name`."""
+    about = {key: getattr(head, key) for key in (*_COMMON_FIELDS, *_FIELDS_BY_TYPE[type(head)])}
+    about |= {"scores": dict(head.scores), "members": [m.kind for m in head.members]}
+    arrays = {f"{name}/structure": head.structure} | _member_parts(name, head.members)
+    for part, kind in _ARRAY_DATACLASSES.items():
+        if (value := getattr(head, part, None)) is not None:
+            arrays |= {f"{name}/{part}/{f.name}": getattr(value, f.name) for f in fields(kind)}
+    return about, arrays
+
+
+def _kinds_parts(name: str, head: KindsHead) -> tuple[dict[str, Any], dict[str, Array]]:
+    about: dict[str, Any] = {"property": head.property, "experts": []}
+    arrays: dict[str, Array] = {}
+    for i, expert in enumerate(head.experts):
+        told, found = _parts(f"{name}/expert{i}", expert)
+        about["experts"].append(told)
+        arrays |= found
+    about["ranker"] = [member.kind for member in head.ranker]
+    return about, arrays | _member_parts(f"{name}/ranker", head.ranker)
+
+
+def _member_parts(name: str, members: Sequence[Member]) -> dict[str, Array]:
+    return {
+        f"{name}/{i}/{key}": value
+        for i, member in enumerate(members)
+        for key, value in member_arrays(member).items()
+    }
 
 
 def load_heads(path: str | Path) -> dict[str, AnyHead]:
@@ -66,16 +92,33 @@ def _read_heads(
         raise ValueError("there is no head")
     for name, head in heads.items():
         try:
-            require_valid(head)
+            require_valid_kinds(head) if isinstance(head, KindsHead) else require_valid(head)
         except ValueError as error:
             raise ValueError(f"head '{name[:40]}', {error}") from error
     return heads
 
 
 def _read_head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]) -> AnyHead:
-    members = tuple(
-        _read_member(kind, f"{name}/{i}/", tensors) for i, kind in enumerate(about["members"])
+    if "experts" not in about:
+        return _read_one_kind(name, about, tensors)
+    experts = [
+        _read_one_kind(f"{name}/expert{i}", told, tensors)
+        for i, told in enumerate(about["experts"])
+    ]
+    if not experts or not all(isinstance(x, PropertyHead) for x in experts):
+        raise ValueError("its experts are no numeric heads")
+    ranker = _read_members(f"{name}/ranker", about["ranker"], tensors)
+    return KindsHead(
+        property=about["property"],
+        experts=tuple(x for x in experts if isinstance(x, PropertyHead)),
+        ranker=ranker,
     )
+
+
+def _read_one_kind(
+    name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]
+) -> PropertyHead | CategoryHead:
+    members = _read_members(name, about["members"], tensors)
     support = _read_dataclass(TrainingSupport, f"{name}/support/", tensors)
     known = {key: about[key] for key in (*_COMMON_FIELDS, "scores")}
     known |= {"members": members, "support": support, "structure": tensors[f"{name}/structure"]}
@@ -85,6 +128,12 @@ def _read_head(name: str, about: Mapping[str, Any], tensors: Mapping[str, Array]
     widths = _read_dataclass(Widths, f"{name}/widths/", tensors)
     own = {key: about[key] for key in _FIELDS_BY_TYPE[PropertyHead]}
     return PropertyHead(**known, **own, widths=widths)
+
+
+def _read_members(
+    name: str, kinds: Sequence[str], tensors: Mapping[str, Array]
+) -> tuple[Member, ...]:
+    return tuple(_read_member(kind, f"{name}/{i}/", tensors) for i, kind in enumerate(kinds))
 
 
 def _read_member(kind: str, prefix: str, tensors: Mapping[str, Array]) -> Member:

@@ -17,6 +17,7 @@ _MAX_DIRECTIONS = 24
 _PERCENTILES = 100
 _CONTAINED_PERCENTILE = 99
 _EPSILON = 1e-3
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class TrainingSupport:
         """Return for rows (N, F) the fraction of held-out networks farther away, a conformal p-value."""
         level = np.linspace(1, 0, _PERCENTILES + 1)
         return np.asarray(np.interp(self.distance(x), self.held_out, level))
+
+    def relative_distance(self, row: Array) -> float:
+        """Return the distance of a row (F,), in that of 99 % of held-out networks."""
+        reach = max(float(self.held_out[_CONTAINED_PERCENTILE]), _SMALLEST)
+        return float(self.distance(row[None])[0]) / reach
 
     def contains(self, x: Array) -> Array:
         """Return for rows (N, F) whether they are within the distance of 99 % of held-out networks."""

@@ -1,40 +1,39 @@
 """Numeric property heads: a scalar regressed from a network's features, with a conformal interval.
 
-Feature set and regressor are chosen by cross-validation grouped by network. Held-out residuals of the chosen
-model calibrate a conformal interval.
+Feature set and regressor are chosen by cross-validation grouped by network (`cross_validation`). Held-out
+residuals of the chosen model calibrate a conformal interval.
 The method: docs/explanation/sane.md, sections 9.1 and 9.2.
 """
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 
-from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.progress import Report, silent
 from sane_plugins.properties import regressors
 from sane_plugins.properties.conformal import Widths, fit_widths
+from sane_plugins.properties.cross_validation import Prior, choose_model
 from sane_plugins.properties.dataset import (
     AUTO,
     FOLDS,
+    STRUCTURE,
     FeatureDataset,
-    calibration_folds,
-    candidate_sets,
     distinct_structures,
     encoders_of,
     group_folds,
     require_fittable,
-    selection_mask,
     stack_features,
 )
 from sane_plugins.properties.estimates import Estimate
 from sane_plugins.properties.head import Head
 from sane_plugins.properties.in_distribution import fit_support
-from sane_plugins.properties.regressors import BASES, REGRESSORS, Array, Member
+from sane_plugins.properties.regressors import Array
 
 PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType(
     {
@@ -89,6 +88,8 @@ class PropertyHead(Head):
             in_distribution=comparison.in_distribution,
             features=self.features,
             typicality=comparison.typicality,
+            score=float(np.nan_to_num(raw[0])),
+            structure=tuple(map(float, features[STRUCTURE])),
         )
 
     def _clipped_intervals(self, raw: Array) -> Array:
@@ -109,88 +110,33 @@ def fit_head(
     report: Report = silent,
     features: str = AUTO,
     bounds: tuple[float, float] | None = None,
+    priors: Sequence[Prior] = (),
 ) -> PropertyHead:
     """Fit a head: choose features and regressor by grouped cross-validation, then refit on all samples.
 
     targets (N,) in the property's unit. `features` fixes the feature set, `bounds` the range of the
-    property. Raises `ZooError` for too few networks, and for targets or features that are not finite.
+    property. `priors` are other heads that may be recalibrated instead. Raises `ZooError` for too few
+    networks, and for targets or features that are not finite.
     """
     require_fittable(name, samples, targets)
-    selected = selection_mask(samples.networks, seed)
-    candidates = cross_predict(samples.rows(selected), targets[selected], seed, report, features)
-    scores = {key: _r2(targets[selected], predicted) for key, predicted in candidates.items()}
-    best, regressor = max(scores, key=lambda key: scores[key]).rsplit("/", 1)
-    x, (unit, *default_bounds) = (
-        stack_features(samples.features, best),
-        PROPERTIES.get(name, ("", -np.inf, np.inf)),
+    model = choose_model(
+        name, samples, targets, seed=seed, report=report, features=features, priors=priors
     )
+    unit, *default_bounds = PROPERTIES.get(name, ("", -np.inf, np.inf))
     low, high = bounds or default_bounds
-    folds = calibration_folds(samples.networks, seed)
-    held_out = _held_out_predictions(
-        x, targets, folds, regressor, _report_folds(report, name, len(folds))
-    )
-    errors = np.abs(np.clip(held_out, low, high) - targets)
+    errors = np.abs(np.clip(model.held_out, low, high) - targets)
+    x = stack_features(samples.features, model.features)
     return PropertyHead(
         property=name,
         unit=unit,
         low=low,
         high=high,
-        features=best,
-        regressor=regressor,
-        members=fit_members(regressor, x, targets),
-        widths=fit_widths(held_out, errors, folds, samples.networks),
+        features=model.features,
+        regressor=model.regressor,
+        members=model.members,
+        widths=fit_widths(model.held_out, errors, model.folds, samples.networks),
         support=fit_support(x, group_folds(samples.networks, FOLDS, seed)),
-        scores=scores,
-        sane=sane if "sane" in encoders_of(best) else "",
+        scores=model.scores,
+        sane=sane if "sane" in encoders_of(model.features) else "",
         structure=distinct_structures(samples),
     )
-
-
-def fit_members(regressor: str, x: Array, y: Array) -> tuple[Member, ...]:
-    """Fit the members of a regressor, given by name."""
-    return tuple(member for base in REGRESSORS[regressor] for member in BASES[base](x, y))
-
-
-def cross_predict(
-    samples: FeatureDataset,
-    targets: Array,
-    seed: int = 0,
-    report: Report = silent,
-    features: str = AUTO,
-) -> dict[str, Array]:
-    """Return held-out predictions (N,) of every `features/regressor`, with folds grouped by network."""
-    folds = group_folds(samples.networks, FOLDS, seed)
-    names = candidate_sets(samples, features)
-    predictions: dict[str, Array] = {}
-    for i, name in enumerate(names):
-        report(Progress(job="choose features", done=i, total=len(names), note=name))
-        x = stack_features(samples.features, name)
-        bases = {base: _held_out_predictions(x, targets, folds, base) for base in BASES}
-        for regressor, parts in REGRESSORS.items():
-            predictions[f"{name}/{regressor}"] = np.mean([bases[part] for part in parts], axis=0)
-    return predictions
-
-
-def _held_out_predictions(
-    x: Array,
-    y: Array,
-    folds: Sequence[Array],
-    regressor: str,
-    progress: Iterator[None] | None = None,
-) -> Array:
-    predicted = np.zeros(len(y))
-    for test in folds:
-        members = fit_members(regressor, x[~test], y[~test])
-        predicted[test] = regressors.predict(members, x[test])
-        next(progress or iter(()), None)
-    return predicted
-
-
-def _report_folds(report: Report, note: str, total: int) -> Iterator[None]:
-    for done in range(1, total + 1):
-        report(Progress(job="calibrate", done=done, total=total, note=note))
-        yield
-
-
-def _r2(targets: Array, predicted: Array) -> float:
-    return 1 - float(((predicted - targets) ** 2).mean()) / (float(targets.var()) or 1.0)

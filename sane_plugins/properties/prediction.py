@@ -27,7 +27,8 @@ from sane_plugins.properties.dataset import STRUCTURE, FeatureDataset
 from sane_plugins.properties.estimates import AnyEstimate, Estimate
 from sane_plugins.properties.head import Head
 from sane_plugins.properties.head_file import AnyHead, load_heads
-from sane_plugins.properties.regressors import Array
+from sane_plugins.properties.kinds_head import RANKER_FEATURES, KindsHead
+from sane_plugins.properties.regressors import Array, Trees
 from sane_plugins.weights import WeightGraph
 
 Attempt = Callable[[AnyHead, Callable[[], AnyEstimate]], AnyEstimate | None]
@@ -170,20 +171,31 @@ def _require_same_features(
     file: Path | None, name: str, head: AnyHead, features: Mapping[str, Array]
 ) -> None:
     """Raise `ZooError` unless a head reads as many features as the encoders give."""
-    given = sum(len(features[encoder]) for encoder in head.encoders)
-    if isinstance(head, Head) and given != len(head.support.centre):
-        raise ZooError(
-            _place(file, name),
-            f"the head of '{name}' reads {len(head.support.centre)} features",
-            f"its encoders give {given}",
-            "fit it again with 'sane-plugins heads fit'",
-        )
+    for one in head.experts if isinstance(head, KindsHead) else [head]:
+        given = sum(len(features[encoder]) for encoder in one.encoders)
+        if isinstance(one, Head) and given != len(one.support.centre):
+            raise _other_features(file, name, len(one.support.centre), given)
+    if isinstance(head, KindsHead) and head.ranker:
+        needed = 1 + max(int(x.feature.max()) for x in head.ranker if isinstance(x, Trees))
+        if needed > (given := len(features[RANKER_FEATURES])):
+            raise _other_features(file, name, needed, given)
+
+
+def _other_features(file: Path | None, name: str, needed: int, given: int) -> ZooError:
+    return ZooError(
+        _place(file, name),
+        f"the head of '{name}' reads {needed} features",
+        f"its encoders give {given}",
+        "fit it again with 'sane-plugins heads fit'",
+    )
 
 
 def _require_number(file: Path | None, name: str, estimate: AnyEstimate) -> None:
     """Raise `ZooError` for an estimate that is no number, or whose bounds are none."""
     if isinstance(estimate, Estimate):
-        is_number = np.isfinite(estimate.value) and not np.isnan(estimate.interval).any()
+        score = estimate.value if estimate.score is None else estimate.score
+        is_number = np.isfinite([estimate.value, score]).all()
+        is_number &= not np.isnan(estimate.interval).any()
     else:
         is_number = np.isfinite([*estimate.probabilities.values()]).all()
     if not is_number:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,6 +77,26 @@ def member_arrays(member: Member) -> dict[str, Array]:
     return {f.name: getattr(member, f.name) for f in fields(member)}
 
 
+def recalibrated(members: Sequence[Member], slope: float, offset: float) -> tuple[Member, ...]:
+    """Return members whose mean prediction is `offset` plus `slope` times that of the given ones."""
+    return tuple(_scaled(member, slope, offset) for member in members)
+
+
+def _scaled(member: Member, slope: float, offset: float) -> Member:
+    if isinstance(member, Trees):
+        own_offset, factor = member.offset_factor
+        line = np.array([offset + slope * own_offset, slope * factor])
+        return replace(member, offset_factor=line)
+    weight = (slope * member.weight).astype(np.float32)
+    return replace(member, weight=weight, offset=offset + slope * member.offset)
+
+
+def constant(value: float, width: int) -> tuple[Member, ...]:
+    """Return members that predict one value from `width` features."""
+    zeros = np.zeros((2, width), dtype=np.float32)
+    return (Linear(zeros, zeros[0], np.array([value])),)
+
+
 def normal_scores(x: Array, knots: Array) -> Array:
     """Map each feature through its quantiles `knots` (Q, F) to a standard normal score within +-3.1."""
     level = np.linspace(0, 1, len(knots))
@@ -139,13 +159,17 @@ def fit_ridge(x: Array, y: Array) -> tuple[Member, ...]:
 
 
 def fit_boosting(x: Array, y: Array) -> tuple[Member, ...]:
-    """Fit gradient boosting with few features per split, which suits many correlated features."""
+    """Fit gradient boosting with few features per split, which suits many correlated features.
+
+    Histograms (`HistGradientBoostingRegressor`) take as long with so few rows
+    (benchmarks/properties-tried.md).
+    """
     from sklearn.ensemble import GradientBoostingRegressor
 
     model = GradientBoostingRegressor(
-        n_estimators=300,
+        n_estimators=150,
         max_depth=5,
-        learning_rate=0.05,
+        learning_rate=0.1,
         subsample=0.5,
         max_features=0.05,
         min_samples_leaf=4,
@@ -179,6 +203,7 @@ REGRESSORS: Mapping[str, tuple[str, ...]] = {
     "ridge": ("ridge",),
     "boosting": ("boosting",),
     "forest": ("forest",),
+    "forest+ridge": ("forest", "ridge"),
     "boosting+forest": ("boosting", "forest"),
     "boosting+forest+ridge": ("boosting", "forest", "ridge"),
 }

@@ -74,7 +74,7 @@ def test_the_exit_code_says_whether_all_are_healthy(folder: Path) -> None:
 
 
 def test_predictions_are_a_row_per_network_and_sort(folder: Path) -> None:
-    sources = (folder / "runs", "--property", "test_accuracy", "--property", "gap")
+    sources = (folder / "runs", "--property", "test_accuracy", "--property", "gap", "--force")
     done = run("predict", *sources, "--sort", "test_accuracy", "--csv")
     assert done.exit_code == 1
     rows = [*csv.DictReader(done.stdout.splitlines())]

@@ -311,15 +311,15 @@ def test_predictions_have_intervals_and_doubt(network, tmp_path) -> None:
     done = _run(sane_plugins, "predict", network, tmp_path / "foreign.pt", "--json")
     told = json.loads(done.stdout)
     assert {"test_accuracy", "gap", "epoch"} <= set(told[str(network)])
-    for found in told.values():
-        for estimate in found.values():
-            if "set" in estimate:  # a category
-                assert estimate["value"] == estimate["set"][0]
-                continue
-            low, high = estimate["interval"]
-            assert low <= estimate["value"] <= high
+    for estimate in told[str(network)].values():
+        if "set" in estimate:  # a category
+            assert estimate["value"] == estimate["set"][0]
+            continue
+        low, high = estimate["interval"]
+        assert low <= estimate["value"] <= high
     foreign = told[str(tmp_path / "foreign.pt")]
     assert not any(estimate["in_distribution"] for estimate in foreign.values())
+    assert all(estimate["value"] is None for estimate in foreign.values())
 
 
 def test_an_untrained_network_is_predicted_to_be_bad(sane_data, network) -> None:

@@ -228,7 +228,7 @@ def test_numbers_of_numpy_are_numbers_in_json(install) -> None:
             }
         """,
     )
-    names = ["--property", "number", "--property", "kind"]
+    names = ["--property", "number", "--property", "kind", "--force"]
     done = CliRunner().invoke(command, ["predict", "small-cnn", "--json", *names])
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)["small-cnn"]

@@ -45,6 +45,14 @@ W is all weights in a row, s(W) the mean, variance and quartiles of every tensor
 autoencoder encodes, and the chosen head reads what cross-validation on the fitting networks prefers.""",
     ),
     Section(
+        title="Kinds of networks",
+        name="kinds",
+        command=f"benchmarks/kinds.py {DATA}",
+        text="""Several zoos fitted together: an expert for each kind against one head for all, on networks that neither has
+seen; and networks of a kind that was left out of fitting, ranked by what was fitted to the others. Rivals are simple norms, with the sign that the
+other zoos ask for, and boosting on s(W), fitted to values or to ranks within each zoo.""",
+    ),
+    Section(
         title="Which of two networks is better",
         name="compare",
         command=f"benchmarks/compare.py {DATA}",

@@ -14,7 +14,6 @@ from sane_plugins.cli.outputs import OutputFile, require_free_outputs
 from sane_plugins.cli.trust import trust_options
 
 _FILE = click.Path(path_type=Path)
-_PROPERTIES = ("test_accuracy", "gap", "epoch")
 
 
 @click.command()
@@ -24,9 +23,8 @@ _PROPERTIES = ("test_accuracy", "gap", "epoch")
     "--property",
     "names",
     multiple=True,
-    default=_PROPERTIES,
-    show_default=True,
-    help="A column of the zoos, of numbers or of names; repeat for more.",
+    help="A column of the zoos, of numbers or of names; repeat for more. By default test_accuracy, gap and"
+    " epoch as far as there are, or else all columns.",
 )
 @click.option(
     "--features",
@@ -53,13 +51,14 @@ def fit(
     as_json: bool,
 ) -> None:
     """Fit a head per property to zoos whose networks have it."""
-    options = properties.FitOptions(properties=names, features=feature_set, seed=seed)
+    options = properties.FitOptions(properties=names or None, features=feature_set, seed=seed)
     host = open_host()
     require_free_outputs(host, [output], force, others=[*zoos, sane])
     with progress_bars(host):
         opened = [zoo.Zoo.open(folder, trust) for folder in zoos]
         model = features.load_model(features.EncodeOptions(sane=sane))
-        fitted = properties.fit_heads(opened, model, options, host.report)
+        shipped = properties.embedded_heads()
+        fitted = properties.fit_heads(opened, model, options, host.report, shipped)
     properties.save_heads(fitted.heads, output)
     for text in fitted.notes:
         note(f"Note: {text}.")

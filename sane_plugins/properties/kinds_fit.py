@@ -1,0 +1,85 @@
+"""Fit a head for each kind of networks among the samples.
+
+The method: docs/explanation/sane.md, section 9.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.properties.cross_validation import Prior
+from sane_plugins.properties.dataset import (
+    AUTO,
+    STRUCTURE,
+    FeatureDataset,
+    distinct_structures,
+    require_fittable,
+)
+from sane_plugins.properties.kinds import find_kinds
+from sane_plugins.properties.kinds_head import RANKER_FEATURES, KindsHead
+from sane_plugins.properties.numeric_head import PropertyHead, fit_head
+from sane_plugins.properties.regressors import Array, Member, fit_forest
+
+EXPERT_NETWORKS = 20
+"""Networks from which a kind has an expert of its own; kinds of fewer share one, fitted on all kinds."""
+
+
+def fit_kinds(
+    name: str,
+    samples: FeatureDataset,
+    targets: Array,
+    *,
+    sane: str = "",
+    seed: int = 0,
+    report: Report = silent,
+    features: str = AUTO,
+    bounds: tuple[float, float] | None = None,
+    priors: Sequence[Prior] = (),
+) -> PropertyHead | KindsHead:
+    """Fit a head (`fit_head`), or, for samples of several kinds, an expert for each and a ranker."""
+    require_fittable(name, samples, targets)
+    kinds = find_kinds(samples.features[STRUCTURE])
+
+    def fit(rows: Array) -> PropertyHead:
+        return fit_head(
+            name,
+            samples.rows(rows),
+            targets[rows],
+            sane=sane,
+            seed=seed,
+            report=report,
+            features=features,
+            bounds=bounds,
+            priors=priors,
+        )
+
+    networks = np.asarray(samples.networks)
+    own = [k for k in np.unique(kinds) if len(set(networks[kinds == k])) >= EXPERT_NETWORKS]
+    others = ~np.isin(kinds, own)
+    everything = np.ones(len(kinds), dtype=bool)
+    if not own or len(np.unique(kinds)) == 1:
+        return fit(everything)
+    experts = [fit(kinds == kind) for kind in own]
+    if others.any():
+        shared = fit(everything)
+        experts.append(replace(shared, structure=distinct_structures(samples.rows(others))))
+    report(Progress(job=f"fit {name}", done=0, total=1, note="ranks of other kinds"))
+    ranker = _fit_ranker(samples, targets, kinds)
+    return KindsHead(property=name, experts=tuple(experts), ranker=ranker)
+
+
+def _fit_ranker(samples: FeatureDataset, targets: Array, kinds: Array) -> tuple[Member, ...]:
+    """Fit trees to the ranks of targets (N,) within each kind, as normal scores."""
+    if RANKER_FEATURES not in samples.features:
+        return ()
+    scores = np.zeros(len(targets))
+    for kind in np.unique(kinds):
+        of_kind = kinds == kind
+        scores[of_kind] = ndtri((rankdata(targets[of_kind]) - 0.5) / of_kind.sum())
+    return fit_forest(samples.features[RANKER_FEATURES].astype(np.float32), scores)
