@@ -86,7 +86,7 @@ def choose_model(
     fits = (len(names) > 1) * len(names) * len(_QUICK) * FOLDS + len(BASES) * len(folds) + 1
     step = _Steps(report, f"fit {name}", fits)
     scores = _scores_of_sets(samples, targets, names, seed, step) if len(names) > 1 else {}
-    chosen = _best(scores).split("/")[0] if scores else names[0]
+    chosen = _best(scores).rsplit("/", 1)[0] if scores else names[0]
     x = stack_features(samples.features, chosen)
     bases = {
         base: held_out_predictions(x, targets, folds, base, step, f"{chosen}/{base}")
@@ -113,12 +113,12 @@ def choose_model(
     elif winner == MEAN:
         members = regressors.constant(float(targets.mean()), x.shape[1])
     else:
-        members = fit_members(best.partition("/")[2], x, targets)
+        members = fit_members(best.rsplit("/", 1)[1], x, targets)
         if winner.endswith(SHRUNK):
             members = regressors.recalibrated(members, *_line(held_out[best], targets, 1.0))
     return Model(
         features=chosen,
-        regressor=winner.partition("/")[2] or winner,
+        regressor=winner.rsplit("/", 1)[-1],
         members=members,
         held_out=held_out[winner],
         folds=folds,

@@ -46,7 +46,7 @@ class KindsHead:
         """Return the names of the encoders whose features the experts and the ranker use."""
         names = {name for expert in self.experts for name in expert.encoders}
         names |= {RANKER_FEATURES} if self.ranker else set()
-        return tuple(name for name in INVARIANCE if name in names)
+        return tuple(sorted(names))
 
     @builtins.property
     def features(self) -> str:
@@ -57,7 +57,7 @@ class KindsHead:
     @builtins.property
     def invariance(self) -> dict[str, str]:
         """Return how the features of each encoder are invariant to channel order."""
-        return {name: INVARIANCE[name] for name in self.encoders}
+        return {name: INVARIANCE.get(name, "not known") for name in self.encoders}
 
     @builtins.property
     def scores(self) -> Mapping[str, float]:
