@@ -21,9 +21,12 @@ source_dir = "src"
 """,
     "src/sane_kedro_project/__init__.py": "",
     "src/sane_kedro_project/settings.py": """
+from importlib.metadata import entry_points
+
 import sane_kedro
 
-HOOKS = (sane_kedro.hooks,)
+is_found = "sane" in {x.name for x in entry_points(group="kedro.hooks")}  # else: not installed
+HOOKS = () if is_found else (sane_kedro.hooks,)
 """,
     "src/sane_kedro_project/pipeline_registry.py": """
 import torch

@@ -169,6 +169,7 @@ def ask_plugins(environment: Environment, wheel: Files) -> None:
         "efficientnet_lite",
         "gguf",
         "onnx",
+        "ray",
         "timm",
         "torchvision",
     }:
