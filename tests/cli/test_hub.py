@@ -38,7 +38,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     keep(cache, "org/a", module.state_dict())
     torch.nn.init.normal_([*module.parameters()][-2])
     keep(cache, "org/b", module.state_dict())
-    torch.nn.init.constant_([*module.parameters()][0], torch.nan)
+    torch.nn.init.constant_(next(module.parameters()), torch.nan)
     keep(cache, "org/a", module.state_dict(), "broken")
     return cache
 
@@ -73,7 +73,8 @@ def _run(command: click.Command, *arguments: str):
     ],
     ids=" ".join,
 )
-def test_a_name_is_what_sane_plugins_reads_with_the_prefix(cache, arguments) -> None:
+@pytest.mark.usefixtures("cache")
+def test_a_name_is_what_sane_plugins_reads_with_the_prefix(arguments) -> None:
     prefixed = [f"hf:{x}" if x.startswith("org/") else x for x in arguments]
     ours, theirs = _run(main, *arguments), _run(sane_plugins, *prefixed)
     assert (ours.exit_code, ours.stdout, ours.stderr) == (

@@ -16,8 +16,8 @@ _HUB = "hf:"  # `sane_plugins.formats.HUB`; its room is not loaded to show help
 _OF_FILES = (".", "/", "~", "\\")  # no name of the hub begins so
 _NETWORKS = ("--among",)  # options that name networks, as every argument does
 _NAMES = (
-    "A network is named org/name[@revision][/path], or by a path that begins with './', '../' or '/'; names with"
-    " a colon, such as torchvision:resnet18, are those of sane-plugins."
+    "A network is named org/name[@revision][/path], or by a path that begins with './', '../' or '/'; names"
+    " with a colon, such as torchvision:resnet18, are those of sane-plugins."
 )
 
 

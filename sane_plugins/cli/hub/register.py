@@ -1,7 +1,7 @@
 """`hf-sane register`: make this program known to `hf`, which runs it as `hf sane`.
 
-`hf` runs what its folder of extensions has a manifest of; `hf extensions install` writes one of repositories on
-GitHub only, so that a package that pip has installed writes its own.
+`hf` runs what its folder of extensions has a manifest of. `hf extensions install` writes one of repositories
+on GitHub only, so a package that pip has installed writes its own.
 """
 
 from __future__ import annotations
