@@ -34,19 +34,20 @@ class HubCommands(LazyCommands):
         return command if name in self._own else _on_hub(command)
 
 
-class HubName(click.ParamType):
+class HubName(click.types.StringParamType):
     """A name of the hub, or a path of this machine; other sources, which have a colon, stay."""
 
     name = "name"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return a name of the hub as `hf:name`, and another source as it is."""
-        if ":" in value or value.startswith(_OF_FILES):
-            return value
-        source = _HUB + value
-        if os.path.lexists(value) and not _is_cached(source):
+        text = str(value)
+        if ":" in text or text.startswith(_OF_FILES):
+            return text
+        source = _HUB + text
+        if os.path.lexists(text) and not _is_cached(source):
             self.fail(
-                f"'{value}' is a path here and no name in the cache; write './{value}'.", param, ctx
+                f"'{text}' is a path here and no name in the cache; write './{text}'.", param, ctx
             )
         return source
 
