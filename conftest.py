@@ -22,6 +22,8 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 ROOT = Path(__file__).parent
 # What pages change of the user's own settings, they change in their folder.
 _FOLDERS = ("SANE_PLUGINS_CONFIG", "LLM_USER_PATH", "HATCH_CONFIG_DIR")
+_HUGGING_FACE = "hugging_face"
+_HOSTS = {_HUGGING_FACE: ("huggingface_hub", "hf")}  # package and program of pages with other names
 _LIBRARIES = ("lightning", "onnx_ir", "torch_pruning")  # pages of hosts that have no command to run
 _NAMED = RawFencedCodeBlockLexer(re.compile(r'\w+ title="(?P<title>[^"]+)"\n'))
 
@@ -75,11 +77,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _require_host(name: str) -> None:
     """Skip a page of a program that is not installed, or whose fixtures are not."""
+    package, program = _HOSTS.get(name, (name, name))
     is_program = name not in _LIBRARIES
-    if importlib.util.find_spec(name) is None or (is_program and shutil.which(name) is None):
+    if importlib.util.find_spec(package) is None or (is_program and shutil.which(program) is None):
         pytest.skip(f"HOST ABSENT: {name}; run tox -e hosts")
     if name == "pytest" and not entry_points(group="pytest11", name="sane"):
         pytest.skip("FIXTURES ABSENT: install this version of sane-plugins")
+    beside = str(Path(sys.executable).parent)
+    if name == _HUGGING_FACE and shutil.which("hf-sane", path=beside) is None:
+        pytest.skip("PROGRAM ABSENT: install this version of sane-plugins")
+
+
+def _keep_home(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Have `hf` keep its cache and its extensions in a folder, and ask the network for nothing."""
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        patch.delenv(variable, raising=False)
+    for variable in ("HOME", "HF_HOME"):
+        patch.setenv(variable, str(folder))
+    for variable in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_UPDATE_CHECK"):
+        patch.setenv(variable, "1")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +115,8 @@ def page(
         for variable in _FOLDERS:
             patch.setenv(variable, str(folder / ".settings"))
         patch.setenv("DO_NOT_TRACK", "1")
+        if request.path.stem == _HUGGING_FACE:
+            _keep_home(folder / ".settings", patch)
         patch.syspath_prepend(folder)
         prepare(name, folder)
         if any(folder.glob("*.dist-info")):  # the working directory alone installs nothing

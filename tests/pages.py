@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hubcache import keep
 from safetensors.torch import save_file
 from torch import nn
 
@@ -208,6 +209,17 @@ def kedro(folder: Path) -> None:
     model(folder)
 
 
+def hugging_face(folder: Path) -> None:
+    """Keep a trained network and one tuned from it in the cache that `conftest` names."""
+    shipped = Zoo.open(Path(sane_plugins.__file__).parent / "data" / "prompts")
+    state = shipped.state_dict(shipped.entries[0])
+    cache = folder / ".settings" / "hub"
+    keep(cache, "org/base", state)
+    save_file(state, folder / "tuned.safetensors")
+    last = [*state][-2]
+    keep(cache, "org/tuned", {**state, last: state[last] + 0.01 * torch.randn(state[last].shape)})
+
+
 def check_networks(folder: Path) -> None:
     """Lay trained networks, which the package ships, in a folder and in a zoo."""
     shipped = Zoo.open(Path(sane_plugins.__file__).parent / "data" / "prompts")
@@ -253,6 +265,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "docs/how-to/find-relatives": find_relatives,
     "docs/hosts/datasette": datasette,
     "docs/hosts/hatch": hatch,
+    "docs/hosts/hugging_face": hugging_face,
     "docs/hosts/kedro": kedro,
     "docs/hosts/lightning": lightning,
     "docs/hosts/llm": llm,

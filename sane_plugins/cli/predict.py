@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,9 +28,10 @@ from sane_plugins.cli.sources import networks_of, process_networks, require_none
 from sane_plugins.errors import SaneError, UsageError
 from sane_plugins.runtime import require_device
 
-_Predictions = Mapping[str, Mapping[str, properties.AnyEstimate]]
-_Ranks = Mapping[str, Mapping[str, properties.Rank]]
-"""Ranks of networks of unknown kinds, by property and source."""
+if TYPE_CHECKING:  # to name `properties.Rank` loads numpy
+    _Predictions = Mapping[str, Mapping[str, properties.AnyEstimate]]
+    _Ranks = Mapping[str, Mapping[str, properties.Rank]]
+    """Ranks of networks of unknown kinds, by property and source."""
 
 
 @click.command()

@@ -27,6 +27,7 @@ import sane_plugins as package
 from sane_plugins import errors, hooks
 from sane_plugins.architectures.families import ARCHITECTURES
 from sane_plugins.builtin import portfolio
+from sane_plugins.cli.hub.register import register
 from sane_plugins.cli.initialize import main as sane_init
 from sane_plugins.cli.main import main as sane_plugins
 from sane_plugins.cli.verify import verify
@@ -88,6 +89,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
     yield "sane-init", sane_init
     yield "sane-init verify", verify
     yield from _below("sane-plugins", sane_plugins)
+    yield "hf-sane register", register
 
 
 def _below(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:

@@ -19,7 +19,6 @@ from sane_plugins.formats.suffixes import (
     CHECKPOINT_INDEX,
     CHECKPOINTS,
     EXPORTED,
-    HUB,
     INDEX,
     SCRIPTS,
 )
@@ -88,13 +87,7 @@ def _of_the_hub(source: str) -> Located:
         return Located(folder_member(path.parent, path.name), tuple(declarations(path)))
     located = _in_folder(path) if path.is_dir() else None
     if located is None:
-        repository = source.removeprefix(HUB).partition("@")[0]
-        raise SourceError(
-            source,
-            f"the cache holds no weights of it ({path})",
-            "only what is there is read, and nothing is downloaded",
-            f"run hf download {repository}",
-        )
+        raise hub_cache.without_weights(source, path)
     return located
 
 

@@ -50,6 +50,15 @@ def cached_path(source: str) -> Path:
     return _snapshot(folder, source, found["repository"], revision).joinpath(*parts)
 
 
+def without_weights(source: str, path: Path) -> SourceError:
+    """Return the error of a name of the hub whose folder or file in the cache is no network, or not there."""
+    found = _NAME.fullmatch(source)
+    repository, revision = (found["repository"], found["revision"]) if found else (source, None)
+    return _to_download(
+        source, f"the cache holds no weights of it ({path})", repository, unquote(revision or _MAIN)
+    )
+
+
 def is_cached_repository(folder: Path) -> bool:
     """Return whether a folder is what the cache keeps of one repository."""
     return folder.name.startswith("models--") and (folder / "snapshots").is_dir()
@@ -136,6 +145,10 @@ def _not_cached(
     found = f"it is not in the cache {cache}"
     if known:
         found = f"its revision '{revision}' is not in the cache {cache} ({', '.join(known[:8])})"
+    return _to_download(source, found, repository, revision)
+
+
+def _to_download(source: object, found: str, repository: str, revision: str) -> SourceError:
     command = f"hf download {repository}" + (f" --revision {revision}" if revision != _MAIN else "")
     return SourceError(
         source, found, "only what is there is read, and nothing is downloaded", f"run {command}"
