@@ -80,6 +80,8 @@ def _require_host(name: str) -> None:
         pytest.skip(f"HOST ABSENT: {name}; run tox -e hosts")
     if name == "pytest" and not entry_points(group="pytest11", name="sane"):
         pytest.skip("FIXTURES ABSENT: install this version of sane-plugins")
+    if name == "mlflow" and not entry_points(group="mlflow.model_evaluator", name="sane"):
+        pytest.skip("EVALUATOR ABSENT: install this version of sane-plugins")
 
 
 @pytest.fixture(scope="module")
