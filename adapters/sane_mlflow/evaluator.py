@@ -32,7 +32,7 @@ _COMPARED = 10
 _REPORT = "sane.json"
 
 
-class SaneEvaluator(ModelEvaluator):  # type: ignore[misc]
+class SaneEvaluator(ModelEvaluator):
     """Logs estimates and what is wrong as metrics, categories as tags, and all of it as `sane.json`.
 
     `evaluator_config` may hold `source`, a network to read instead of the model (any that `sane_open`
