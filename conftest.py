@@ -86,6 +86,8 @@ def _require_host(name: str) -> None:
     beside = str(Path(sys.executable).parent)
     if name == _HUGGING_FACE and shutil.which("hf-sane", path=beside) is None:
         pytest.skip("PROGRAM ABSENT: install this version of sane-plugins")
+    if name == "mlflow" and not entry_points(group="mlflow.model_evaluator", name="sane"):
+        pytest.skip("EVALUATOR ABSENT: install this version of sane-plugins")
 
 
 def _keep_home(folder: Path, patch: pytest.MonkeyPatch) -> None:

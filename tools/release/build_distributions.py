@@ -168,6 +168,7 @@ def ask_plugins(environment: Environment, wheel: Files) -> None:
         "builtin",
         "efficientnet_lite",
         "gguf",
+        "mlflow",
         "onnx",
         "ray",
         "timm",
