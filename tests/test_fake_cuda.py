@@ -498,6 +498,7 @@ _ON_THE_CPU = {
 _CPU_PARTS = (
     *(
         "grafting/channel_maps",
+        "grafting/kept_channels",
         "grafting/lending",
         "grafting/units",
         "grafting/transformers/branch_",

@@ -4,6 +4,8 @@ They act in projects that have a `sane.yml` among their configuration, and do no
 
     outputs: [model]        # names of datasets: modules, state dicts, or paths of files
     report: data/08_reporting/sane.json   # optional: all estimates, written when the pipeline has run
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Lightning: a callback that predicts a network's properties while it trains."""
+"""Lightning: a callback that predicts a network's properties while it trains.
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
+"""
 
 from __future__ import annotations
 

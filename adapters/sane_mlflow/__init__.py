@@ -2,6 +2,8 @@
 
 MLflow downloads the folder, and what is in it is read by our own readers: nothing of it is run or unpickled.
 The evaluator for `mlflow.models.evaluate` is `sane_mlflow.evaluator.SaneEvaluator`.
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Work spread over a Ray cluster: an engine of actors, and a class for `ray.data`."""
+"""Work spread over a Ray cluster: an engine of actors, and a class for `ray.data`.
+
+PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
+"""
 
 from __future__ import annotations
 

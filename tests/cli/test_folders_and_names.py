@@ -16,6 +16,7 @@ from sane_plugins.cli.main import main
 from sane_plugins.cli.targets import Target, resolve_network
 from sane_plugins.errors import SourceError
 from sane_plugins.host import Host
+from sane_plugins.tasks import load_task
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_command_does_not_write_over_the_network_that_a_name_stands_for(cache:
 
 def test_prompts_are_named_so_too(cache: Path) -> None:
     host = Host.installed()
-    target = Target(small_cnn(), None)
+    target = Target(small_cnn(), load_task("digits", 28))
     for source in ("hf:org/name", str(cache / "models--org--name")):
         names = InputNames(
             model="small-cnn",

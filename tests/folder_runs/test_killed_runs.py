@@ -60,10 +60,17 @@ def test_workers_killed_in_ten_places_change_nothing(undisturbed, tmp_path) -> N
     assert shards_of(tmp_path / "out") == expected
 
 
+# A shell may have interrupts ignored.
+_PROGRAM = """import signal
+from sane_plugins.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()"""
+
+
 def command(networks: Path, out: Path) -> subprocess.Popen:
     arguments = ["run", "embed", str(networks), "-o", str(out), "--workers", "1"]
     return subprocess.Popen(
-        [sys.executable, "-m", "sane_plugins", *arguments, "--shard-rows", "20"],
+        [sys.executable, "-c", _PROGRAM, *arguments, "--shard-rows", "20"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -830,7 +830,7 @@ def test_eight_threads_attach_and_detach_in_a_storm(install) -> None:
     plugins = pm.get_plugins()
     assert attach(pm) is undo
     assert pm.get_plugins() == plugins
-    assert len(pm.hook.sane_engines()) == 1
+    assert len(pm.hook.sane_samplers()) == 1
     assert pm.hook.sane_open(source=NETWORK).size == 6
     undo()
     assert not pm.get_plugins()

@@ -339,11 +339,18 @@ _GATES = {
     },
     # What is logged is shown too, where a program sets up nothing else.
     "logging": {
+        "doctor/installation.py",  # it asks for less than is logged otherwise
+        # Programs that have a log of their own.
+        *("sane_kedro/__init__.py", "sane_mlflow/evaluator.py", "sane_mlflow/registered.py"),
         *("architectures/model_library.py", "architectures/torchvision_import.py"),
         "zoo/store.py",
     },
 }
-_STREAMS = {"cli/console.py", "cli/results.py"}
+# A worker answers through its standard output, and sends what others print to standard error.
+_STREAMS = {
+    *("cli/console.py", "cli/results.py", "engines/serve.py", "engines/worker_process.py"),
+    "testing/light_import.py",  # reads what a process that it started has said
+}
 
 
 def _modules() -> Iterator[tuple[str, ast.Module]]:
