@@ -67,16 +67,16 @@ def test_a_task_that_ends_its_worker_is_lost_and_the_others_are_done(tmp_path) -
 
 
 def test_workers_killed_in_ten_places_lose_no_task() -> None:
-    done, kills = {}, 0
-    for outcome in run_with_retries(LOCAL, Start(), [("square", i) for i in range(400)], 2):
+    done, kills = set(), 0
+    for outcome in run_with_retries(LOCAL, Start(), [("pid", i) for i in range(400)], 2):
         assert outcome.index not in done
-        done[outcome.index] = outcome.result
-        if len(done) % 36 == 0 and kills < 10:
-            for pid in workers_of(os.getpid())[:1]:
-                os.kill(pid, signal.SIGKILL)
-                kills += 1
-    assert kills >= 8  # the last may find no worker that still works
-    assert done == {i: i * i for i in range(400)}
+        done.add(outcome.index)
+        # One that has begun: where none can start, the run ends.
+        if len(done) % 36 == 0 and kills < 10 and outcome.result in workers_of(os.getpid()):
+            os.kill(outcome.result, signal.SIGKILL)
+            kills += 1
+    assert kills >= 5  # some may have ended by then
+    assert done == {*range(400)}
 
 
 def test_memory_that_runs_out_is_told_apart() -> None:
