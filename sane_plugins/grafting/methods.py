@@ -113,6 +113,25 @@ class Graft(ShortRepr):
         )
 
 
+def read_both(
+    target: nn.Module, prompt: PromptNetwork, task: Task, *, needed: str, way_out: str
+) -> tuple[nn.Module, NetworkUnits, NetworkUnits]:
+    """Return a prompt as a module, its units, and the target's.
+
+    Raises `SourceError`, which says what is needed and what to do, for a prompt that does not run.
+    """
+    if prompt.build is None:
+        raise SourceError(
+            prompt.info.name,
+            "only its weights are known, not how its layers are connected",
+            needed,
+            way_out,
+        )
+    module = prompt.build().to(task.x_train.device)
+    source = read_units(module, prompt_images(prompt, module, task, 2))
+    return module, source, read_units(target, task.x_train)
+
+
 def write_graft(
     target: nn.Module,
     prompt: PromptNetwork,
@@ -125,16 +144,13 @@ def write_graft(
     Raises `SourceError` where the prompt's connections are not known, and where it does not take the
     task's images.
     """
-    if prompt.build is None:
-        raise SourceError(
-            prompt.info.name,
-            "only its weights are known, not how its layers are connected",
-            "a prompt must run to be grafted",
-            "give the name of its architecture, or leave this prompt out",
-        )
-    module = prompt.build().to(task.x_train.device)
-    source = read_units(module, prompt_images(prompt, module, task, 2))
-    units = read_units(target, task.x_train)
+    module, source, units = read_both(
+        target,
+        prompt,
+        task,
+        needed="a prompt must run to be grafted",
+        way_out="give the name of its architecture, or leave this prompt out",
+    )
     matching = matcher(source, units)
     weights = graft(source, units, matching, rng)
     load_nearest(target, units.graph.replace({**weights.lent, **weights.adjusted}))

@@ -15,10 +15,9 @@ from sane_plugins.errors import SourceError
 from sane_plugins.grafting.channel_maps import ChannelMaps
 from sane_plugins.grafting.kept_channels import LEAST_LIKENESS, find_kept_channels
 from sane_plugins.grafting.lending import GraftedWeights
-from sane_plugins.grafting.methods import Graft, Transplant
-from sane_plugins.grafting.prompt_network import PromptNetwork, prompt_images
+from sane_plugins.grafting.methods import Graft, Transplant, read_both
+from sane_plugins.grafting.prompt_network import PromptNetwork
 from sane_plugins.grafting.regression import RegressionMethod
-from sane_plugins.grafting.units import read_units
 from sane_plugins.progress import Progress, Report
 from sane_plugins.tasks import Task
 
@@ -50,16 +49,13 @@ class ReconstructionMethod(RegressionMethod):
 
 def _pruned_copy(target: nn.Module, prompt: PromptNetwork, task: Task) -> tuple[Graft, ChannelMaps]:
     """Return a graft that lends nothing, as the target has its weights, and which channels these are of."""
-    if prompt.build is None:
-        raise SourceError(
-            prompt.info.name,
-            "only its weights are known, not how its layers are connected",
-            "a dense network must run to be fitted to",
-            "give it as a module, or name what builds it",
-        )
-    module = prompt.build().to(task.x_train.device)
-    source = read_units(module, prompt_images(prompt, module, task, 2))
-    units = read_units(target, task.x_train)
+    module, source, units = read_both(
+        target,
+        prompt,
+        task,
+        needed="a dense network must run to be fitted to",
+        way_out="give it as a module, or name what builds it",
+    )
     kept = find_kept_channels(source, units)
     if kept is None:
         raise SourceError(
