@@ -30,6 +30,16 @@ _UNHEALTHY = 1
 _MOST_NOTES = 20
 
 
+ignore_option = click.option(
+    "--ignore",
+    "ignored",
+    multiple=True,
+    type=click.Choice(health.KINDS),
+    metavar="KIND",
+    help="A kind of finding that is no fault here; repeat for more.",
+)
+
+
 @click.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option(
@@ -38,14 +48,7 @@ _MOST_NOTES = 20
     type=click.Path(path_type=Path),
     help="A zoo of healthy networks: layers unlike theirs are faults.",
 )
-@click.option(
-    "--ignore",
-    "ignored",
-    multiple=True,
-    type=click.Choice(health.KINDS),
-    metavar="KIND",
-    help="A kind of finding that is no fault here; repeat for more.",
-)
+@ignore_option
 @factory_option
 @command_options
 def check(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sane_plugins import folder_runs, health
+from sane_plugins import folder_runs
+from sane_plugins.cli.check import ignore_option
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
 from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.heads_options import heads_options
@@ -124,14 +125,7 @@ def predict(heads: Path | None, sane: Path | None, device: str) -> FolderJob:
 
 
 @click.command()
-@click.option(
-    "--ignore",
-    "ignored",
-    multiple=True,
-    type=click.Choice(health.KINDS),
-    metavar="KIND",
-    help="A kind of finding that is no fault here; repeat for more.",
-)
+@ignore_option
 @run_options
 def check(ignored: tuple[str, ...]) -> FolderJob:
     """Check all networks below DIR: a verdict and findings each.

@@ -56,7 +56,7 @@ def _require_installed(name: str) -> None:
         f"plugin '{name}'",
         "no plugin or distribution of that name is installed",
         f"one of {', '.join(sorted({x.name for x in points}))} is needed",
-        f"did you mean {close[0]}?".removesuffix("?") if close else "check the name",
+        f"did you mean {close[0]}" if close else "check the name",
     )
 
 
