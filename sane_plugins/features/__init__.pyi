@@ -6,6 +6,7 @@ from .encoders import (
     SaneEncoder,
     StatisticsEncoder,
     embed,
+    find_encoder,
     load_model,
 )
 from .encoding_file import write_encodings
@@ -19,6 +20,7 @@ __all__ = [
     "SaneEncoder",
     "StatisticsEncoder",
     "embed",
+    "find_encoder",
     "load_model",
     "slot_moments",
     "statistics",

@@ -227,6 +227,18 @@ ENCODERS: Mapping[str, Encoder] = MappingProxyType(
 )
 
 
+def find_encoder(name: str, encoders: Mapping[str, Encoder]) -> Encoder:
+    """Return an encoder by name. Raises `UsageError` where there is none."""
+    if name not in encoders:
+        raise UsageError(
+            f"encoder '{name}'",
+            "there is no such encoder",
+            f"one of {', '.join(sorted(encoders))} is needed",
+            "check the name, or install its plugin",
+        )
+    return encoders[name]
+
+
 def embed(
     graph: WeightGraph,
     options: EncodeOptions | None = None,
@@ -237,14 +249,7 @@ def embed(
     Raises `UsageError` for an unknown encoder and `SourceError` if a weight is not finite.
     """
     options = options or EncodeOptions()
-    if options.encoder not in encoders:
-        raise UsageError(
-            f"encoder '{options.encoder}'",
-            "there is no such encoder",
-            f"one of {', '.join(sorted(encoders))} is needed",
-            "check the name, or install its plugin",
-        )
-    encoder = encoders[options.encoder]
+    encoder = find_encoder(options.encoder, encoders)
     try:
         return encoder.encode(graph, options)
     except SourceError:

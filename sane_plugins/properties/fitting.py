@@ -18,7 +18,7 @@ from sane_plugins.properties.cross_validation import MEAN, SHIPPED, Prior
 from sane_plugins.properties.dataset import AUTO, FEATURES, STRUCTURE, FeatureDataset
 from sane_plugins.properties.head_file import AnyHead
 from sane_plugins.properties.kinds_fit import fit_kinds
-from sane_plugins.properties.kinds_head import KindsHead
+from sane_plugins.properties.kinds_head import experts_of
 from sane_plugins.properties.regressors import Array
 from sane_plugins.properties.zoo_features import zoo_features
 from sane_plugins.zoo import Entry, Zoo
@@ -173,7 +173,7 @@ def _priors(
         return ()
     return tuple(
         Prior(features=x.features, members=x.members)
-        for x in (head.experts if isinstance(head, KindsHead) else (head,))
+        for x in experts_of(head)
         if features in (AUTO, x.features)
         and set(x.encoders) <= set(samples.features)
         and x.sane in ("", sane)
@@ -185,7 +185,7 @@ def _warnings(head: AnyHead) -> tuple[str, ...]:
     """Return a sentence on each expert that tells no more than the mean, or that is a recalibrated head."""
     if isinstance(head, CategoryHead):
         return ()
-    experts = head.experts if isinstance(head, KindsHead) else (head,)
+    experts = experts_of(head)
     notes = []
     for number, expert in enumerate(experts, 1):
         of = f", kind {number} of {len(experts)}" if len(experts) > 1 else ""

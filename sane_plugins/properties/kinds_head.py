@@ -121,3 +121,8 @@ class KindsHead:
         for number, of in rows.items():
             told[of] = parts[number]
         return told
+
+
+def experts_of(head: PropertyHead | KindsHead) -> tuple[PropertyHead, ...]:
+    """Return the experts of a numeric head; one that was fitted on all kinds together is its own."""
+    return head.experts if isinstance(head, KindsHead) else (head,)
