@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from sane_plugins.engines.memory_limit import limit_memory
 from sane_plugins.engines.messages import receive, send
-from sane_plugins.errors import PluginError, SaneError
+from sane_plugins.errors import PluginError, SaneError, first_line
 
 READY, DONE, FAILED, OUT_OF_MEMORY = "ready", "done", "failed", "out of memory"
 
@@ -58,7 +58,7 @@ def _portable(error: Exception) -> Exception:
         return error
     return PluginError(
         "a worker",
-        f"it failed with {type(error).__name__} ({str(error).partition(chr(10))[0][:200]})",
+        f"it failed with {type(error).__name__} ({first_line(error)})",
         "what it does must be importable and must not fail",
         "run again with one file to see where",
     )
