@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sane_plugins.architectures import build
 from sane_plugins.atomic_files import write_whole
@@ -67,6 +68,7 @@ class Recipe:
     rate: float
     weight_decay: float
     optimizer: str = "AdamW"
+    bf16: bool = False  # in products; of these networks only the depthwise one is not faster by it
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -85,6 +87,7 @@ RECIPES: Mapping[str, Recipe] = {
         rate=0.1,
         weight_decay=5e-4,
         optimizer="SGD",
+        bf16=True,
         settings={"momentum": 0.9, "nesterov": True},
     ),
     "photo-vit": Recipe(
@@ -93,6 +96,7 @@ RECIPES: Mapping[str, Recipe] = {
         small_epochs=18,
         rate=1e-3,
         weight_decay=0.05,
+        bf16=True,
     ),
     "photo-convnext": Recipe(
         factory={"name": "small_convnext"},
@@ -100,6 +104,7 @@ RECIPES: Mapping[str, Recipe] = {
         small_epochs=12,
         rate=2e-3,
         weight_decay=0.05,
+        bf16=True,
     ),
 }
 
@@ -250,7 +255,11 @@ class Run:
             group["lr"] = self.recipe.rate * one_cycle(done)
         self.module.train()
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.module(images), labels, label_smoothing=LABEL_SMOOTHING)
+        with (
+            torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.bf16),
+            sdpa_kernel(SDPBackend.MATH),  # the fused one's gradient is slower on a CPU
+        ):
+            loss = F.cross_entropy(self.module(images), labels, label_smoothing=LABEL_SMOOTHING)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
         self.optimizer.step()
