@@ -134,6 +134,16 @@ def run_cell(setting: Setting, cell: Cell) -> None:
     print(f"{cell.name}: {' '.join(shown)} ({run['seconds']:.0f} of {total:.0f} s)", flush=True)
 
 
+def restore(work: Path, published: Path) -> None:
+    """Write the runs that were published into a folder of runs that lacks them, as on another machine."""
+    work.mkdir(parents=True, exist_ok=True)
+    for run in json.loads(published.read_text()):
+        name = "-".join(str(run[k]) for k in ("network", "task", "seed", "method", "epochs"))
+        path = work / f"{name}.json"
+        if not path.exists():
+            path.write_text(json.dumps(run))
+
+
 def _train(module: nn.Module, task: Task, cell: Cell, lr: float) -> Iterator[int]:
     """Yield the epochs at which the network is to be measured; it is trained in between."""
     yield 0

@@ -10,7 +10,8 @@ the wheel alone; the file of images that it reads holds no test images. Then eve
 epochs (for a third of the cells, two seeds, over ten too), batches of 64. The rate was chosen for the default initialisation, on
 photos10b: after three epochs, of one seed, MobileNetV2 has .24, .29 and .30 with 1e-3, 2e-3 and 4e-3, MobileNetV3 .32 and .33, ResNet-18 .48
 and .47 with the first two (`--settling --method default --lr RATE`). The rivals are measured until the first of the three epochs, with one seed. Test accuracy is told as the network is, and with batch norm's statistics measured anew on training images. Each run is kept in
-`--work`, so a killed one goes on; the table is made of what is there. `--settling` runs the cells that options are settled on,
+`--work`, so a killed one goes on; the table is made of what is there, and of the runs in the results that were published: to measure one again, take
+it out of `results/real_networks.json`, and its file out of the folder. `--settling` runs the cells that options are settled on,
 `--report` writes the table and runs nothing, and `--smoke` tries with few images whether all of it works.
 """
 
@@ -46,6 +47,7 @@ from real_network_runs import (
     Cell,
     Network,
     Setting,
+    restore,
     run_cell,
 )
 from real_networks_report import publish
@@ -110,6 +112,8 @@ def main() -> None:
         network = next(network for network in NETWORKS if network.name == name)
         run_cell(setting, Cell(network, task, int(seed), method, int(epochs)))
         return
+    if not given.smoke and not given.work:
+        restore(work, zoodata.RESULTS / "real_networks.json")
     if not given.report:
         missing = [c for c in cells(given) if not (work / f"{c.name}.json").exists()]
         _tell_of_time(missing, setting, given.jobs)
