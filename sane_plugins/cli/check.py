@@ -17,9 +17,9 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.factories import Opener, factory_option
-from sane_plugins.cli.sources import networks_of, process_networks
-from sane_plugins.cli.trust import typed_trust
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.sources import networks_of, process_networks
+from sane_plugins.cli.options.trust import typed_trust
 
 if TYPE_CHECKING:
     from sane_plugins.errors import SaneError

@@ -16,8 +16,8 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.estimates import to_cell, to_record
-from sane_plugins.cli.factories import Opener, factory_option
-from sane_plugins.cli.heads_options import heads_options
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.heads_options import heads_options
 from sane_plugins.errors import ZooError
 from sane_plugins.runtime import require_device
 

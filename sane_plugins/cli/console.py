@@ -245,7 +245,7 @@ def open_host(trust: Trust | None = None) -> Host:
 
     `trust` says which functions may build networks by name: by default all, as the user types the names.
     """
-    from sane_plugins.cli.trust import typed_trust
+    from sane_plugins.cli.options.trust import typed_trust
     from sane_plugins.host import Host
 
     context = click.get_current_context(silent=True)

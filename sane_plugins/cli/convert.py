@@ -13,8 +13,8 @@ import click
 
 from sane_plugins import __version__
 from sane_plugins.cli.console import command_options, note, open_host, print_json, print_line
-from sane_plugins.cli.factories import Opener, factory_option
-from sane_plugins.cli.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.outputs import OutputFile, require_free_outputs
 from sane_plugins.errors import SourceError, UsageError
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.cost_table import CostTable
-from sane_plugins.cli.factories import Opener, factory_option
-from sane_plugins.cli.numbers import PIXELS, FiniteRange
-from sane_plugins.cli.sources import require_none_failed
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.numbers import PIXELS, FiniteRange
+from sane_plugins.cli.options.sources import require_none_failed
 from sane_plugins.errors import SaneError, UsageError
 from sane_plugins.progress import Progress
 from sane_plugins.runtime import require_device

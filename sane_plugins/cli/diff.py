@@ -15,9 +15,9 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.factories import Opener, factory_option
-from sane_plugins.cli.outputs import OutputFile, require_free_outputs
-from sane_plugins.cli.trust import forget_working_directory_style
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.options.trust import forget_working_directory_style
 
 # As `sane_plugins.comparison.VerdictKind` has them; torch is not loaded to show help.
 _VERDICTS = (

@@ -19,9 +19,9 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.factories import Opener, factory_option
-from sane_plugins.cli.outputs import OutputFile, require_free_outputs
-from sane_plugins.cli.sources import process_each, require_none_failed
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.options.sources import process_each, require_none_failed
 from sane_plugins.errors import SourceError
 
 _FILE = click.Path(path_type=Path)

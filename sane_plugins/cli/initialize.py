@@ -22,20 +22,20 @@ from sane_plugins.cli.console import (
     print_line,
     progress_bars,
 )
-from sane_plugins.cli.dataclass_options import dataclass_options
-from sane_plugins.cli.inputs import (
+from sane_plugins.cli.initialization.inputs import (
     InputNames,
     notes_on_prompts,
     resolve_prompts,
     resolve_sampler,
     with_names_in_cache,
 )
-from sane_plugins.cli.numbers import PIXELS, FiniteRange
-from sane_plugins.cli.outputs import OutputFile, require_free_outputs
-from sane_plugins.cli.snippet import usage_snippet
-from sane_plugins.cli.targets import resolve_target
-from sane_plugins.cli.trust import trust_option, typed_trust
-from sane_plugins.cli.verdict import print_ranking, print_scores, verdict
+from sane_plugins.cli.initialization.snippet import usage_snippet
+from sane_plugins.cli.initialization.targets import resolve_target
+from sane_plugins.cli.initialization.verdict import print_ranking, print_scores, verdict
+from sane_plugins.cli.options.dataclass_options import dataclass_options
+from sane_plugins.cli.options.numbers import PIXELS, FiniteRange
+from sane_plugins.cli.options.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.options.trust import trust_option, typed_trust
 from sane_plugins.cli.verify import verify
 from sane_plugins.initialize import MOST, InitializeOptions
 from sane_plugins.runtime import require_device

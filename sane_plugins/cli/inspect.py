@@ -16,10 +16,10 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.factories import Opener, factory_option
-from sane_plugins.cli.numbers import FiniteRange
-from sane_plugins.cli.outputs import OutputFile, require_free_outputs
-from sane_plugins.cli.trust import forget_working_directory_style
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.numbers import FiniteRange
+from sane_plugins.cli.options.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.options.trust import forget_working_directory_style
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:

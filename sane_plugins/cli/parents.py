@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins import fingerprints
-from sane_plugins.cli.among import read_among
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -16,6 +15,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.options.among import read_among
 
 if TYPE_CHECKING:
     from sane_plugins.fingerprints import Neighbor, NetworkFingerprint

@@ -21,10 +21,10 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.estimates import UNLIKE, is_withheld, to_cell, to_record
-from sane_plugins.cli.factories import Opener, factory_option
 from sane_plugins.cli.heads.show import best_scores
-from sane_plugins.cli.heads_options import heads_options
-from sane_plugins.cli.sources import networks_of, process_networks, require_none_failed
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.heads_options import heads_options
+from sane_plugins.cli.options.sources import networks_of, process_networks, require_none_failed
 from sane_plugins.errors import SaneError, UsageError
 from sane_plugins.runtime import require_device
 

@@ -12,9 +12,9 @@ import click
 
 from sane_plugins import architectures, pretraining, tasks, zoo
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
-from sane_plugins.cli.numbers import FiniteRange
-from sane_plugins.cli.outputs import OutputFile, require_free_outputs
-from sane_plugins.cli.trust import forget_working_directory_style, trust_options
+from sane_plugins.cli.options.numbers import FiniteRange
+from sane_plugins.cli.options.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.options.trust import forget_working_directory_style, trust_options
 from sane_plugins.errors import UsageError
 from sane_plugins.runtime import require_device
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins import properties, zoo_report
-from sane_plugins.cli.among import Among, read_zoo
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -17,10 +16,11 @@ from sane_plugins.cli.console import (
     print_json,
     progress_bars,
 )
-from sane_plugins.cli.factories import Opener, factory_option
-from sane_plugins.cli.heads_options import heads_options
-from sane_plugins.cli.outputs import OutputFile, require_free_outputs
-from sane_plugins.cli.sources import NamedNetwork, networks_of
+from sane_plugins.cli.options.among import Among, read_zoo
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.heads_options import heads_options
+from sane_plugins.cli.options.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.options.sources import NamedNetwork, networks_of
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.runtime import require_device
 

@@ -14,9 +14,9 @@ import click
 from sane_plugins import folder_runs
 from sane_plugins.cli.check import ignore_option
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
-from sane_plugins.cli.factories import Opener, factory_option
-from sane_plugins.cli.heads_options import heads_options
-from sane_plugins.cli.trust import typed_trust
+from sane_plugins.cli.options.factories import Opener, factory_option
+from sane_plugins.cli.options.heads_options import heads_options
+from sane_plugins.cli.options.trust import typed_trust
 from sane_plugins.runtime import require_device
 
 if TYPE_CHECKING:

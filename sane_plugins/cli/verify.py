@@ -21,9 +21,9 @@ from sane_plugins.cli.console import (
     print_json,
     print_line,
 )
-from sane_plugins.cli.inputs import InputNames, resolve_prompts, resolve_sampler
-from sane_plugins.cli.targets import Target, resolve_target
-from sane_plugins.cli.trust import trust_options
+from sane_plugins.cli.initialization.inputs import InputNames, resolve_prompts, resolve_sampler
+from sane_plugins.cli.initialization.targets import Target, resolve_target
+from sane_plugins.cli.options.trust import trust_options
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.runtime import require_device, threads
 

@@ -1,12 +1,3 @@
-from .channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
-from .computed_tensors import (
-    ComputedTensor,
-    ComputedTensors,
-    Pruned,
-    SpectrallyNormed,
-    WeightNormed,
-    stored_ties,
-)
 from .graph import StoredState, WeightGraph
 from .kernels import crop_or_pad
 from .layer_context import describe_layers
@@ -24,19 +15,28 @@ from .layers import (
 )
 from .loading import load_into, load_nearest
 from .masks import MAX_VALUE
-from .module_copies import copy_module, evaluation_copy
-from .module_state import names_in_use
-from .module_writes import computes_tensors
+from .module_tensors.computed_tensors import (
+    ComputedTensor,
+    ComputedTensors,
+    Pruned,
+    SpectrallyNormed,
+    WeightNormed,
+    stored_ties,
+)
+from .module_tensors.copies import copy_module, evaluation_copy
+from .module_tensors.nncf_masks import nncf_masked
+from .module_tensors.state import names_in_use
+from .module_tensors.writing import computes_tensors
 from .modules import from_module
 from .natural_order import natural_key, recurrent_place
-from .nncf_masks import nncf_masked
 from .rounding import is_rounded, rounded_to
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
 from .token_layout import Slot, TokenLayout
 from .token_stream import TokenBlock, token_blocks
 from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, tokenize
-from .trace import trace_calls
+from .tracing.channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
+from .tracing.trace import trace_calls
 from .wrapper_names import PlainNames, strip_wrapper_prefixes
 
 __all__ = [

@@ -11,9 +11,9 @@ from torch.nn.utils import parametrize
 
 from sane_plugins.errors import SourceError
 from sane_plugins.weights.graph import WeightGraph
-from sane_plugins.weights.hooked_tensors import renew
-from sane_plugins.weights.module_tensors import ModuleTensor, read_module_tensors
-from sane_plugins.weights.module_writes import (
+from sane_plugins.weights.module_tensors.hooked_tensors import renew
+from sane_plugins.weights.module_tensors.reading import ModuleTensor, read_module_tensors
+from sane_plugins.weights.module_tensors.writing import (
     computes_tensors,
     is_computed,
     write_module_tensor,

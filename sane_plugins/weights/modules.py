@@ -22,11 +22,11 @@ from sane_plugins.weights.layers import (
     layer_name,
     vectors_last,
 )
-from sane_plugins.weights.module_channels import module_channel_op
-from sane_plugins.weights.module_state import ModuleState
-from sane_plugins.weights.module_tensors import ModuleTensor, read_module_tensors
-from sane_plugins.weights.module_writes import computes_tensors
-from sane_plugins.weights.trace import trace
+from sane_plugins.weights.module_tensors.reading import ModuleTensor, read_module_tensors
+from sane_plugins.weights.module_tensors.state import ModuleState
+from sane_plugins.weights.module_tensors.writing import computes_tensors
+from sane_plugins.weights.tracing.module_channels import module_channel_op
+from sane_plugins.weights.tracing.trace import trace
 
 _NORMS = (batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

@@ -11,9 +11,9 @@ from hostile.bounded import run
 from safetensors.torch import save_file
 
 from sane_plugins.architectures import NO_TRUST, is_function_name, small_cnn
-from sane_plugins.cli.inputs import InputNames, resolve_prompts
+from sane_plugins.cli.initialization.inputs import InputNames, resolve_prompts
+from sane_plugins.cli.initialization.targets import Target, resolve_network
 from sane_plugins.cli.main import main
-from sane_plugins.cli.targets import Target, resolve_network
 from sane_plugins.errors import SourceError
 from sane_plugins.host import Host
 from sane_plugins.tasks import load_task

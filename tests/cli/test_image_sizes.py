@@ -8,8 +8,8 @@ from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.architectures import find_image_size, small_cnn, takes_image_size
-from sane_plugins.cli.inputs import InputNames
-from sane_plugins.cli.targets import resolve_network, resolve_target
+from sane_plugins.cli.initialization.inputs import InputNames
+from sane_plugins.cli.initialization.targets import resolve_network, resolve_target
 from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.tasks import load_task
 
@@ -72,7 +72,7 @@ def test_images_are_resized_and_a_note_says_so(task, make, monkeypatch) -> None:
 
 def test_few_images_are_kept_at_a_large_size(task, monkeypatch) -> None:
     monkeypatch.setattr(Host, "build", lambda *_: flat(64))
-    monkeypatch.setattr("sane_plugins.cli.fitting._MOST_RESIZED", 20 * 3 * 64 * 64)
+    monkeypatch.setattr("sane_plugins.cli.initialization.fitting._MOST_RESIZED", 20 * 3 * 64 * 64)
     target = resolve_network(Host.installed(), "own:network", None, task, resize=True)
     assert len(target.task.y_train) == len(target.task.x_train) == 10
     assert any("10 of 32 training images" in note for note in target.notes)

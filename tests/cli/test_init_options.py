@@ -7,9 +7,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sane_plugins.cli.dataclass_options import dataclass_options
+from sane_plugins.cli.initialization.inputs import InputNames
 from sane_plugins.cli.initialize import OutputFiles, main
-from sane_plugins.cli.inputs import InputNames
+from sane_plugins.cli.options.dataclass_options import dataclass_options
 from sane_plugins.initialize import InitializeOptions
 
 COMMON = {"as_json", "debug", "version", "help", "trust"}

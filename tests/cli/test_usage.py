@@ -15,10 +15,10 @@ from safetensors import safe_open
 from sane_plugins import Host
 from sane_plugins.architectures import import_torchvision
 from sane_plugins.arguments import ArgumentTypeError
+from sane_plugins.cli.initialization.inputs import InputNames
+from sane_plugins.cli.initialization.snippet import usage_snippet
+from sane_plugins.cli.initialization.targets import resolve_target
 from sane_plugins.cli.initialize import main
-from sane_plugins.cli.inputs import InputNames
-from sane_plugins.cli.snippet import usage_snippet
-from sane_plugins.cli.targets import resolve_target
 from sane_plugins.tasks import Usage, load_task
 
 QUICK = ("--samples", 1, "--keep", 1, "--budget", 0.1)
@@ -163,7 +163,7 @@ def test_many_classes_are_written_or_read(tmp_path, names) -> None:
 
 
 def test_without_torchvision_the_snippet_does_without(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sane_plugins.cli.snippet.find_spec", lambda _: None)
+    monkeypatch.setattr("sane_plugins.cli.initialization.snippet.find_spec", lambda _: None)
     task = load_task("digits")
     from safetensors.torch import save_file
 

@@ -332,9 +332,9 @@ _PRINTS = {"print", "echo", "secho", "echo_via_pager", "progressbar", "prompt", 
 _GATES = {
     "rich": {"cli/console.py"},
     "jinja2": {"display.py"},
-    # cli/trust.py draws nothing.
+    # cli/options/trust.py draws nothing.
     "matplotlib": {
-        *("cli/trust.py", "comparison/comparison_plot.py", "inspection/plot.py"),
+        *("cli/options/trust.py", "comparison/comparison_plot.py", "inspection/plot.py"),
         "pretraining/training_log.py",
     },
     # What is logged is shown too, where a program sets up nothing else.

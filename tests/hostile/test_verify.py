@@ -15,8 +15,8 @@ from hostile.bounded import run_python
 from safetensors.torch import load_file, save_file
 
 from sane_plugins.arguments import ArgumentTypeError
+from sane_plugins.cli.initialization.inputs import InputNames
 from sane_plugins.cli.initialize import main
-from sane_plugins.cli.inputs import InputNames
 from sane_plugins.formats import LazyTensors
 from sane_plugins.initialize import Provenance
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from sane_plugins import symmetry
 from sane_plugins.errors import SourceError
 from sane_plugins.weights import Layer, Param, WeightGraph, from_module
-from sane_plugins.weights.trace import trace
+from sane_plugins.weights.tracing.trace import trace
 
 TORCHVISION = {
     "resnet18": 1.0,

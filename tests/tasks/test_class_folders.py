@@ -188,7 +188,7 @@ def test_all_training_images_are_trained_on_where_others_are_chosen_by(sets) -> 
 
 @pytest.mark.parametrize("share", ["0", "1", "2.5", "-1", "nan"])
 def test_a_share_lies_between_none_and_all(share: str) -> None:
-    from sane_plugins.cli.inputs import InputNames
+    from sane_plugins.cli.initialization.inputs import InputNames
 
     common = {"model": "", "factory": None, "task": "", "size": None, "prompts": (), "sane": None}
     names = InputNames(**common, sampler="", validation=share)

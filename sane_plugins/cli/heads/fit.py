@@ -10,8 +10,8 @@ from sane_plugins import features, properties, zoo
 from sane_plugins.architectures import Trust
 from sane_plugins.cli.console import command_options, note, open_host, progress_bars
 from sane_plugins.cli.heads.show import print_heads
-from sane_plugins.cli.outputs import OutputFile, require_free_outputs
-from sane_plugins.cli.trust import trust_options
+from sane_plugins.cli.options.outputs import OutputFile, require_free_outputs
+from sane_plugins.cli.options.trust import trust_options
 
 _FILE = click.Path(path_type=Path)
 

@@ -18,7 +18,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.trust import trust_option, typed_trust
+from sane_plugins.cli.options.trust import trust_option, typed_trust
 from sane_plugins.cli.zoo.settings import parse_settings
 from sane_plugins.errors import UsageError
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from sane_plugins import fingerprints
-from sane_plugins.cli.among import read_zoo
 from sane_plugins.cli.console import (
     command_options,
     open_host,
@@ -16,6 +15,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.options.among import read_zoo
 
 _OF_VALUES = 32  # digits of a digest that tell the values, whatever their names
 

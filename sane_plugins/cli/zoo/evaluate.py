@@ -17,8 +17,8 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.numbers import PIXELS
-from sane_plugins.cli.trust import trust_options
+from sane_plugins.cli.options.numbers import PIXELS
+from sane_plugins.cli.options.trust import trust_options
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.runtime import require_device
 

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from sane_plugins import fingerprints
-from sane_plugins.cli.among import Among, read_zoo
 from sane_plugins.cli.console import (
     command_options,
     open_host,
@@ -16,6 +15,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
+from sane_plugins.cli.options.among import Among, read_zoo
 from sane_plugins.cli.parents import describe, relation_text
 from sane_plugins.cli.zoo.conditions import CONDITION, Condition
 from sane_plugins.errors import ZooError

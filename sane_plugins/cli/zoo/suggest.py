@@ -16,7 +16,7 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.trust import trust_options
+from sane_plugins.cli.options.trust import trust_options
 
 _PATH = click.Path(path_type=Path)
 

@@ -17,8 +17,8 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.numbers import PIXELS, SEED, FiniteRange
-from sane_plugins.cli.trust import typed_trust
+from sane_plugins.cli.options.numbers import PIXELS, SEED, FiniteRange
+from sane_plugins.cli.options.trust import typed_trust
 from sane_plugins.cli.zoo.recipe import read_recipe, require_options_that_fit, train_chosen
 from sane_plugins.cli.zoo.settings import parse_settings
 from sane_plugins.errors import UsageError

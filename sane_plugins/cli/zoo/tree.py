@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from sane_plugins import fingerprints
-from sane_plugins.cli.among import read_zoo
 from sane_plugins.cli.console import (
     command_options,
     note,
@@ -17,6 +16,7 @@ from sane_plugins.cli.console import (
     print_line,
     progress_bars,
 )
+from sane_plugins.cli.options.among import read_zoo
 
 
 @click.command()

@@ -19,7 +19,7 @@ from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.architectures import set_input_channels
-from sane_plugins.cli.targets import resolve_network
+from sane_plugins.cli.initialization.targets import resolve_network
 from sane_plugins.errors import SaneError, SourceError, UsageError
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import detokenize, from_module, load_into, tokenize
@@ -206,7 +206,7 @@ def test_a_missing_torchvision_is_told() -> None:
     check = """
 import sys, sane_torchvision
 from sane_plugins import Host
-from sane_plugins.cli.targets import resolve_network
+from sane_plugins.cli.initialization.targets import resolve_network
 from sane_plugins.errors import SaneError, SourceError
 from sane_plugins.tasks import load_task
 class Missing:

@@ -10,7 +10,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from sane_plugins.weights.computed_tensors import (
+from sane_plugins.weights.module_tensors.computed_tensors import (
     ComputedTensor,
     ComputedTensors,
     Pruned,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sane_plugins.cli.console import note
-from sane_plugins.cli.trust import typed_trust
+from sane_plugins.cli.options.trust import typed_trust
 from sane_plugins.errors import SaneError, SourceError, UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sane_plugins.cli.console import note
-from sane_plugins.cli.trust import typed_trust
+from sane_plugins.cli.options.trust import typed_trust
 
 if TYPE_CHECKING:
     from torch import nn

@@ -22,7 +22,7 @@ from sane_plugins.quantization import (
 from sane_plugins.weights.tensor_identity import memory_key
 
 if TYPE_CHECKING:
-    from sane_plugins.weights.module_tensors import ModuleTensor
+    from sane_plugins.weights.module_tensors.reading import ModuleTensor
 
 _TORCH_AO = "torch.ao."  # modules whose packed weights have a method that unpacks them
 

@@ -10,7 +10,7 @@ from sane_plugins.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from sane_plugins.cli.targets import Target
+    from sane_plugins.cli.initialization.targets import Target
     from sane_plugins.host import Host
     from sane_plugins.tasks import Task
 

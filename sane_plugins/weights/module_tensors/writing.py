@@ -11,9 +11,13 @@ from torch.nn.utils import parametrizations, parametrize
 
 from sane_plugins.errors import SourceError
 from sane_plugins.runtime import seeded
-from sane_plugins.weights.computed_tensors import WeightNormed, as_matrix, unit_vectors
-from sane_plugins.weights.hooked_tensors import hooked_tensors, renew
-from sane_plugins.weights.module_tensors import ModuleTensor
+from sane_plugins.weights.module_tensors.computed_tensors import (
+    WeightNormed,
+    as_matrix,
+    unit_vectors,
+)
+from sane_plugins.weights.module_tensors.hooked_tensors import hooked_tensors, renew
+from sane_plugins.weights.module_tensors.reading import ModuleTensor
 
 
 def is_computed(entry: ModuleTensor) -> bool:

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules import conv
 from torch.nn.utils import parametrize
 
-from sane_plugins.weights.module_copies import evaluation_copy
+from sane_plugins.weights.module_tensors.copies import evaluation_copy
 
 _MORE_PLACES = 2
 _TOLERANCE = 1e-4

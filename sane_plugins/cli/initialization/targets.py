@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sane_plugins.architectures import SMALL_CNN, family_name, is_bare_name, without_options
-from sane_plugins.cli.fitting import MIXED_SIZE, with_channels_taken, with_size_taken
+from sane_plugins.cli.initialization.fitting import MIXED_SIZE, with_channels_taken, with_size_taken
 from sane_plugins.errors import SourceError, TaskError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from sane_plugins.architectures import BuildCode
-    from sane_plugins.cli.inputs import InputNames
+    from sane_plugins.cli.initialization.inputs import InputNames
     from sane_plugins.host import Host
     from sane_plugins.tasks import Task
 

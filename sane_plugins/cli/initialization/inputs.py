@@ -12,12 +12,12 @@ from sane_plugins.architectures import (
     is_function_name,
 )
 from sane_plugins.arguments import from_plain
-from sane_plugins.cli.factories import Opener
+from sane_plugins.cli.options.factories import Opener
 from sane_plugins.errors import UsageError
 
 if TYPE_CHECKING:
     from sane_plugins.architectures import Trust
-    from sane_plugins.cli.targets import Target
+    from sane_plugins.cli.initialization.targets import Target
     from sane_plugins.generation import Prompts, Sampler
     from sane_plugins.host import Host
     from sane_plugins.tasks import Task

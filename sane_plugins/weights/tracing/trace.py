@@ -23,12 +23,12 @@ from torch.fx._symbolic_trace import (
 from torch.fx.proxy import ParameterProxy
 
 from sane_plugins.runtime import drawing_from
-from sane_plugins.weights.channel_ops import OPAQUE, SPATIAL, ChannelOp, ChannelOps
-from sane_plugins.weights.function_channels import function_channel_ops, is_scalar
 from sane_plugins.weights.layers import Layer
-from sane_plugins.weights.module_channels import module_channel_op
-from sane_plugins.weights.module_copies import ModuleCopies, copy_parameter
-from sane_plugins.weights.probed_convolutions import is_plain_convolution
+from sane_plugins.weights.module_tensors.copies import ModuleCopies, copy_parameter
+from sane_plugins.weights.tracing.channel_ops import OPAQUE, SPATIAL, ChannelOp, ChannelOps
+from sane_plugins.weights.tracing.function_channels import function_channel_ops, is_scalar
+from sane_plugins.weights.tracing.module_channels import module_channel_op
+from sane_plugins.weights.tracing.probed_convolutions import is_plain_convolution
 
 _DISTURBED_TRIALS, _DOUBTFUL_TRIALS, _PAUSE = 100, 3, 0.02  # traces, and seconds between them
 _UNWRAPPED_ERROR = "must be real number, not Proxy"  # of a function of `math` that is not wrapped

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sane_plugins.weights.computed_tensors import Pruned
+from sane_plugins.weights.module_tensors.computed_tensors import Pruned
 
 _MASK = re.compile(
     r"(?P<owner>(?:.*\.)?)__nncf_hooks\.post_hooks\.(?P<tensor>[^.]+)__0\.\d+\.(?P<part>binary_mask|mask)"

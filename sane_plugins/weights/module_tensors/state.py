@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from sane_plugins.weights.graph import StoredState, WeightGraph
-from sane_plugins.weights.hooked_tensors import hooked_tensors
 from sane_plugins.weights.loading import load_into
-from sane_plugins.weights.module_copies import copy_module
-from sane_plugins.weights.module_tensors import read_module_tensors
-from sane_plugins.weights.module_writes import is_computed
+from sane_plugins.weights.module_tensors.copies import copy_module
+from sane_plugins.weights.module_tensors.hooked_tensors import hooked_tensors
+from sane_plugins.weights.module_tensors.reading import read_module_tensors
+from sane_plugins.weights.module_tensors.writing import is_computed
 from sane_plugins.weights.tensor_identity import memory_key
 
 

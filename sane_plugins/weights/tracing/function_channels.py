@@ -11,7 +11,8 @@ from torch import fx
 from torch.nn import functional
 
 from sane_plugins.runtime import drawing_from
-from sane_plugins.weights.channel_ops import (
+from sane_plugins.weights.layers import Kind
+from sane_plugins.weights.tracing.channel_ops import (
     JOIN,
     OPAQUE,
     POINTWISE,
@@ -19,7 +20,6 @@ from sane_plugins.weights.channel_ops import (
     ChannelOp,
     ChannelOps,
 )
-from sane_plugins.weights.layers import Kind
 
 _POOL_CALLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
 ELEMENTWISE = (

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, padding, pooling
 
-from sane_plugins.weights.channel_ops import OPAQUE, POINTWISE, SPATIAL, ChannelOp
-from sane_plugins.weights.function_channels import ELEMENTWISE
+from sane_plugins.weights.tracing.channel_ops import OPAQUE, POINTWISE, SPATIAL, ChannelOp
+from sane_plugins.weights.tracing.function_channels import ELEMENTWISE
 
 _POOLS = ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "LPPool")
 _PADS = ("ConstantPad", "ReflectionPad", "ReplicationPad", "ZeroPad")

@@ -16,11 +16,11 @@ from torch.nn.utils import parametrize
 
 from sane_plugins.errors import SourceError
 from sane_plugins.quantization import is_wrapper
-from sane_plugins.weights.computed_tensors import ComputedTensors
-from sane_plugins.weights.hooked_tensors import hooked_tensors
-from sane_plugins.weights.module_copies import evaluation_copy
-from sane_plugins.weights.nncf_masks import nncf_masked
-from sane_plugins.weights.quantized_modules import (
+from sane_plugins.weights.module_tensors.computed_tensors import ComputedTensors
+from sane_plugins.weights.module_tensors.copies import evaluation_copy
+from sane_plugins.weights.module_tensors.hooked_tensors import hooked_tensors
+from sane_plugins.weights.module_tensors.nncf_masks import nncf_masked
+from sane_plugins.weights.module_tensors.quantized_modules import (
     decode_entries,
     saved_tensors,
     unregistered_tensors,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sane_plugins import fingerprints, zoo
 from sane_plugins.cli.console import note
-from sane_plugins.cli.sources import networks_of, process_networks
+from sane_plugins.cli.options.sources import networks_of, process_networks
 from sane_plugins.errors import SourceError
 
 if TYPE_CHECKING:
