@@ -27,7 +27,10 @@ from sane_plugins.architectures import import_torchvision, resnet
 from sane_plugins.autoencoder import SANE, embedded_sane
 from sane_plugins.grafting import PromptNetwork, conditioned, lead, transfer_methods
 from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
-from sane_plugins.initialize.benefit import (
+from sane_plugins.initialize.budget import Budget, Stage
+from sane_plugins.initialize.candidates import Candidate, CandidateBuilder
+from sane_plugins.initialize.kinds import CandidateSpec, Family, Kind, Statistics
+from sane_plugins.initialize.outcome.benefit import (
     FORECAST_FAMILIES,
     best_rivals,
     count_discordant,
@@ -35,9 +38,6 @@ from sane_plugins.initialize.benefit import (
     mcnemar_margin,
     race_margins,
 )
-from sane_plugins.initialize.budget import Budget, Stage
-from sane_plugins.initialize.candidates import Candidate, CandidateBuilder
-from sane_plugins.initialize.kinds import CandidateSpec, Family, Kind, Statistics
 from sane_plugins.initialize.pipeline import planned
 from sane_plugins.initialize.problem import InitializationProblem, set_up
 from sane_plugins.initialize.search import SearchResult, search

@@ -1,9 +1,9 @@
-from .comparison_plot import draw_comparison, save_comparison_plot
 from .difference import LayerDifference, Network, NetworkComparison, TensorDifference
-from .layer_table import table_of_layers
 from .network_comparison import compare
-from .phrases import summary_lines, verdict_line
-from .record import comparison_record
+from .presentation.comparison_plot import draw_comparison, save_comparison_plot
+from .presentation.layer_table import table_of_layers
+from .presentation.phrases import summary_lines, verdict_line
+from .presentation.record import comparison_record
 from .relation import Relation
 from .verdict import SAME_WEIGHTS, Verdict, VerdictKind, judge
 

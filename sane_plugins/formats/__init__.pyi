@@ -1,5 +1,18 @@
 from .archives import Archive
-from .artifact import (
+from .change_of_type import Rounding, with_dtype
+from .dequantize import Content
+from .detection import content_form
+from .foreign.foreign_forms import foreign_form, holds_onnx
+from .foreign.foreign_table import ForeignForm
+from .guards import exists, open_until_collected, reopen_later, require_file, source_errors
+from .in_folders.declared import declared_architecture, declared_settings
+from .in_folders.folder_members import folder_member
+from .in_folders.folders import Located, locate, may_be_network
+from .in_folders.hub_cache import cached_path, is_cache_internal, is_hub_name
+from .in_folders.model_caches import cached_networks
+from .limits import require_names, require_shape, require_tensor_count
+from .reading import open_file
+from .safetensors_files.artifact import (
     DENOISER,
     EMBEDDINGS,
     FINGERPRINTS,
@@ -19,21 +32,8 @@ from .artifact import (
     save_artifact,
     stream_artifact,
 )
-from .change_of_type import Rounding, with_dtype
-from .dequantize import Content
-from .detection import content_form
-from .foreign.foreign_forms import foreign_form, holds_onnx
-from .foreign.foreign_table import ForeignForm
-from .guards import exists, open_until_collected, reopen_later, require_file, source_errors
-from .in_folders.declared import declared_architecture, declared_settings
-from .in_folders.folder_members import folder_member
-from .in_folders.folders import Located, locate, may_be_network
-from .in_folders.hub_cache import cached_path, is_cache_internal, is_hub_name
-from .in_folders.model_caches import cached_networks
-from .lazy_tensors import LazyTensors
-from .limits import require_names, require_shape, require_tensor_count
-from .reading import open_file
-from .sharded import shard_names
+from .safetensors_files.lazy_tensors import LazyTensors
+from .safetensors_files.sharded import shard_names
 from .source_files import files_read
 from .state_dict import from_state_dict
 from .stored_metadata import read_metadata

@@ -13,8 +13,8 @@ from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.in_folders.declared import declarations
 from sane_plugins.formats.in_folders.folders import locate
 from sane_plugins.formats.numpy_files import array_names, open_array, open_arrays
-from sane_plugins.formats.safetensors_files import open_safetensors
-from sane_plugins.formats.sharded import open_index
+from sane_plugins.formats.safetensors_files.networks import open_safetensors
+from sane_plugins.formats.safetensors_files.sharded import open_index
 from sane_plugins.formats.suffixes import CHECKPOINT_INDEX, INDEX
 from sane_plugins.formats.torch_files.exported import find_programs, open_exported
 from sane_plugins.formats.torch_files.sharded_checkpoints import open_checkpoint_index

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sane_plugins.formats.sharded import shard_names
+from sane_plugins.formats.safetensors_files.sharded import shard_names
 from sane_plugins.weights import WeightGraph
 
 

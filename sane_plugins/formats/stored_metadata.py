@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sane_plugins.formats.artifact import HEADER
 from sane_plugins.formats.guards import require_file, source_errors
-from sane_plugins.formats.lazy_tensors import LazyTensors
+from sane_plugins.formats.safetensors_files.artifact import HEADER
+from sane_plugins.formats.safetensors_files.lazy_tensors import LazyTensors
 from sane_plugins.formats.writing import sidecar
 
 _MAX_BYTES = 2**28  # of a file beside the weights

@@ -17,7 +17,7 @@ from safetensors.torch import save, save_file
 
 from sane_plugins.atomic_files import write_all
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.artifact import HEADER
+from sane_plugins.formats.safetensors_files.artifact import HEADER
 from sane_plugins.formats.suffixes import CHECKPOINTS, EXPORTED, INDEX, SCRIPTS
 from sane_plugins.weights import StoredState, WeightGraph
 

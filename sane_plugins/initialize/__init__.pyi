@@ -1,17 +1,17 @@
-from .benefit import BenefitForecast
 from .kinds import CandidateScore, Family, Kind, Origin
 from .options import MOST, InitializeOptions, TrainOptions
-from .pipeline import initialize, remake
-from .provenance import (
+from .outcome.benefit import BenefitForecast
+from .outcome.provenance import (
     Provenance,
     broken_provenance,
     environment_info,
     input_hashes,
     read_provenance,
 )
+from .outcome.report import html_report
+from .outcome.result import Initialization
+from .pipeline import initialize, remake
 from .pruned import PrunedNetwork, first_task
-from .report import html_report
-from .result import Initialization
 from .training import train_epochs
 from .unscored import generate
 

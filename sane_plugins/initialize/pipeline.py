@@ -24,7 +24,6 @@ from torch import nn
 from sane_plugins.autoencoder import SANE
 from sane_plugins.errors import SourceError
 from sane_plugins.grafting import PromptNetwork, TransferMethod
-from sane_plugins.initialize.benefit import forecast_after_race
 from sane_plugins.initialize.budget import Budget, Completion
 from sane_plugins.initialize.candidates import BuiltNetwork, Candidate, CandidateBuilder
 from sane_plugins.initialize.draws import (
@@ -33,22 +32,23 @@ from sane_plugins.initialize.draws import (
     train_few_shot,
 )
 from sane_plugins.initialize.kinds import CandidateSpec, Kind
-from sane_plugins.initialize.notes import (
+from sane_plugins.initialize.options import InitializeOptions
+from sane_plugins.initialize.outcome.benefit import forecast_after_race
+from sane_plugins.initialize.outcome.notes import (
     result_notes,
     sampler_notes,
 )
-from sane_plugins.initialize.options import InitializeOptions
-from sane_plugins.initialize.plan import Plan, describe, make_plan
-from sane_plugins.initialize.problem import (
-    InitializationProblem,
-    set_up,
-)
-from sane_plugins.initialize.provenance import Provenance, build_provenance
-from sane_plugins.initialize.result import (
+from sane_plugins.initialize.outcome.provenance import Provenance, build_provenance
+from sane_plugins.initialize.outcome.result import (
     Initialization,
     finite_graph,
     network_graph,
     score_rows,
+)
+from sane_plugins.initialize.plan import Plan, describe, make_plan
+from sane_plugins.initialize.problem import (
+    InitializationProblem,
+    set_up,
 )
 from sane_plugins.initialize.search import SearchResult, search
 from sane_plugins.initialize.successive_halving import race, with_start

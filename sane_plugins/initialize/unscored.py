@@ -18,12 +18,12 @@ from sane_plugins.initialize.candidates import BuiltNetwork, CandidateBuilder
 from sane_plugins.initialize.choice import choose
 from sane_plugins.initialize.draws import SearchTrace, draw_latents
 from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind
-from sane_plugins.initialize.notes import generation_notes, ranking_notes
 from sane_plugins.initialize.options import InitializeOptions
+from sane_plugins.initialize.outcome.notes import generation_notes, ranking_notes
+from sane_plugins.initialize.outcome.provenance import build_provenance
+from sane_plugins.initialize.outcome.result import Initialization, finite_graph, score_rows
 from sane_plugins.initialize.pipeline import finished, planned
 from sane_plugins.initialize.problem import InitializationProblem, set_up
-from sane_plugins.initialize.provenance import build_provenance
-from sane_plugins.initialize.result import Initialization, finite_graph, score_rows
 from sane_plugins.initialize.search import search
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import threads_for

@@ -334,7 +334,11 @@ _GATES = {
     "jinja2": {"display.py"},
     # cli/options/trust.py draws nothing.
     "matplotlib": {
-        *("cli/options/trust.py", "comparison/comparison_plot.py", "inspection/plot.py"),
+        *(
+            "cli/options/trust.py",
+            "comparison/presentation/comparison_plot.py",
+            "inspection/plot.py",
+        ),
         "pretraining/training_log.py",
     },
     # What is logged is shown too, where a program sets up nothing else.

@@ -16,9 +16,9 @@ from sane_plugins.initialize import (
     Kind,
     initialize,
 )
-from sane_plugins.initialize.benefit import best_rivals, forecast_benefit, race_margins
 from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
 from sane_plugins.initialize.kinds import CandidateSpec
+from sane_plugins.initialize.outcome.benefit import best_rivals, forecast_benefit, race_margins
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import from_module
 

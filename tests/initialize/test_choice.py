@@ -12,7 +12,7 @@ from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
 from sane_plugins.initialize.choice import choose, difference_error
 from sane_plugins.initialize.kinds import CandidateSpec
 from sane_plugins.initialize.leaderboard import Leaderboard
-from sane_plugins.initialize.notes import harm_note
+from sane_plugins.initialize.outcome.notes import harm_note
 from sane_plugins.initialize.plan import Plan
 
 

@@ -14,8 +14,8 @@ from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
 from sane_plugins.initialize.draws import DrawId, FewShotPrompts, SearchTrace
 from sane_plugins.initialize.kinds import CandidateSpec
 from sane_plugins.initialize.leaderboard import Leaderboard
+from sane_plugins.initialize.outcome.provenance import FewShotRecord
 from sane_plugins.initialize.plan import Plan
-from sane_plugins.initialize.provenance import FewShotRecord
 
 PLAN = Plan(
     rung=0,

@@ -9,7 +9,12 @@ import torch
 from sane_plugins.formats.dequantize import describe_content
 from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.limits import expanded_bytes, require_names, require_tensor_count
-from sane_plugins.formats.sharded import index_error, keys_by_shard, read_index, shard_path
+from sane_plugins.formats.safetensors_files.sharded import (
+    index_error,
+    keys_by_shard,
+    read_index,
+    shard_path,
+)
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.formats.torch_files.torch_checkpoints import read_state_dict
 from sane_plugins.weights import WeightGraph

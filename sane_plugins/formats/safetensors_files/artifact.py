@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError, first_line
 from sane_plugins.formats.guards import require_file
-from sane_plugins.formats.lazy_tensors import LazyTensors
+from sane_plugins.formats.safetensors_files.lazy_tensors import LazyTensors
 
 T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from sane_plugins.errors import SourceError
-from sane_plugins.formats.artifact import HEADER, require_network
 from sane_plugins.formats.guards import require_file, source_errors
 from sane_plugins.formats.in_folders.folder_members import stays_inside
-from sane_plugins.formats.lazy_tensors import LazyTensors
 from sane_plugins.formats.limits import parse_json, require_json_size, require_tensor_count
-from sane_plugins.formats.safetensors_files import parse_network_entry, to_graph
+from sane_plugins.formats.safetensors_files.artifact import HEADER, require_network
+from sane_plugins.formats.safetensors_files.lazy_tensors import LazyTensors
+from sane_plugins.formats.safetensors_files.networks import parse_network_entry, to_graph
 from sane_plugins.formats.suffixes import CHECKPOINT_INDEX, INDEX
 from sane_plugins.weights import WeightGraph
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sane_plugins.generation import SamplerError
-from sane_plugins.initialize.benefit import FORECAST_FAMILIES, BenefitForecast
 from sane_plugins.initialize.budget import PATIENCE, Completion
 from sane_plugins.initialize.candidates import BuiltNetwork
 from sane_plugins.initialize.choice import is_clearly_less
 from sane_plugins.initialize.kinds import CandidateScore, Family, Kind, Origin
 from sane_plugins.initialize.options import InitializeOptions
+from sane_plugins.initialize.outcome.benefit import FORECAST_FAMILIES, BenefitForecast
 from sane_plugins.initialize.plan import Plan
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.pruned import PrunedNetwork, sparsity

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sane_plugins.atomic_files import write_whole
 from sane_plugins.comparison.difference import LayerChange, LayerDifference, NetworkComparison
-from sane_plugins.comparison.phrases import LABELS, percent
+from sane_plugins.comparison.presentation.phrases import LABELS, percent
 from sane_plugins.comparison.verdict import Verdict
 from sane_plugins.errors import visible
 from sane_plugins.runtime import without_warnings

@@ -11,7 +11,7 @@ from sane_plugins.comparison.difference import (
     NetworkComparison,
     TensorDifference,
 )
-from sane_plugins.comparison.phrases import summary_lines, verdict_line
+from sane_plugins.comparison.presentation.phrases import summary_lines, verdict_line
 from sane_plugins.comparison.verdict import Verdict
 from sane_plugins.weights import Param
 

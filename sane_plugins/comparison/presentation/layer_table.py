@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sane_plugins.comparison.difference import LayerDifference, NetworkComparison, TensorDifference
-from sane_plugins.comparison.phrases import percent, span
+from sane_plugins.comparison.presentation.phrases import percent, span
 from sane_plugins.errors import visible
 from sane_plugins.weights import RUNNING
 

@@ -12,9 +12,9 @@ from torch import nn
 from sane_plugins.display import ShortRepr, html_table
 from sane_plugins.errors import SourceError
 from sane_plugins.generation import SamplerError
-from sane_plugins.initialize.benefit import BenefitForecast
 from sane_plugins.initialize.candidates import Candidate
 from sane_plugins.initialize.kinds import CandidateScore, Family, Origin
+from sane_plugins.initialize.outcome.benefit import BenefitForecast
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.search import SearchResult
 from sane_plugins.initialize.training import set_memory_format

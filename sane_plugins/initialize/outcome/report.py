@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from sane_plugins.display import page_renderer
 from sane_plugins.errors import visible
 from sane_plugins.initialize.kinds import CandidateScore, Kind, Label, Origin
-from sane_plugins.initialize.result import Initialization
+from sane_plugins.initialize.outcome.result import Initialization
 from sane_plugins.weights import WeightGraph
 
 _COLORS: Mapping[Label, str] = {
@@ -200,7 +200,7 @@ def _parts(sizes: Mapping[Origin, int]) -> Iterator[BarPart]:
 
 @lru_cache(maxsize=1)
 def _renderer() -> Callable[..., str]:
-    return page_renderer("sane_plugins.initialize", "report.html.jinja", percent=_percent)
+    return page_renderer("sane_plugins.initialize.outcome", "report.html.jinja", percent=_percent)
 
 
 def _percent(share: float | None) -> str:

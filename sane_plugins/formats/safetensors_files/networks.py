@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from sane_plugins.formats.artifact import HEADER, require_network
 from sane_plugins.formats.dequantize import Content
 from sane_plugins.formats.guards import source_errors
-from sane_plugins.formats.lazy_tensors import HeaderEntry, LazyTensors
 from sane_plugins.formats.limits import parse_json, require_names, require_tensor_count
+from sane_plugins.formats.safetensors_files.artifact import HEADER, require_network
+from sane_plugins.formats.safetensors_files.lazy_tensors import HeaderEntry, LazyTensors
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph, natural_key
 

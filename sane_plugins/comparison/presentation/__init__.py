@@ -1,0 +1,1 @@
+"""A comparison as a sentence, a table, a picture or a record."""

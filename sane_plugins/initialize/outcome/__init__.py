@@ -1,0 +1,1 @@
+"""What comes out of an initialisation: its result, notes and forecast, the record of its origin, the page."""
