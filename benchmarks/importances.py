@@ -6,7 +6,7 @@ Published CIFAR-10 ResNets lose half of the channels between the two convolution
 each importance, on two tasks: CIFAR-10, and photos10 at 32 pixels, for which a classifier is fitted. Importances that read
 images see 64 of them (the border, 500). Then batch norm is measured anew and the classifier fitted on 500 training
 images; nothing is trained. Accuracy on 500 test images: a difference of less than 4 points in one row is noise, so the
-mean over all rows is told with its paired standard error. Rows that are done are kept in a file beside the zoos.
+mean over all rows is told with its paired standard error. Rows that are done, or in the results, are not done again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ TASKS = ("cifar10", "photos10")
 IMAGES, FEW = 500, 64
 MAGNITUDE = "magnitude"
 Choose = Callable[[nn.Module, Task], Any]
+Key = tuple[Any, ...]
+"""Depth of the network, name of the task, seed."""
 IMPORTANCES: Mapping[str, Choose] = {
     MAGNITUDE: lambda _m, _t: torch_pruning.importance.MagnitudeImportance(p=2),
     "batch-norm scale": lambda _m, _t: torch_pruning.importance.MagnitudeImportance(
@@ -64,10 +66,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = _published()
     lines = arguments.kept.read_text().splitlines() if arguments.kept.exists() else []
-    rows: dict[tuple[Any, ...], dict[str, float]] = {
-        tuple(key): found for key, found in map(json.loads, lines)
-    }
+    rows |= {tuple(key): found for key, found in map(json.loads, lines)}
     host = sane_plugins.Host.installed()
     for seed in range(arguments.seeds):
         for depth, file in NETWORKS.items():
@@ -83,6 +84,13 @@ def main() -> None:
                 print(key, rows[key], file=sys.stderr, flush=True)
                 _write(rows)
     print(_write(rows))
+
+
+def _published() -> dict[Key, dict[str, float]]:
+    """Return the rows of the results, by network, task and seed."""
+    path = zoodata.RESULTS / "importances.json"
+    runs = json.loads(path.read_text()) if path.exists() else []
+    return {tuple(run.pop(k) for k in ("network", "task", "seed")): run for run in runs}
 
 
 def _measured(module: nn.Module, data: Path, name: str, seed: int) -> dict[str, float]:
@@ -114,7 +122,7 @@ def _fit(module: nn.Module, task: Task) -> None:
     fit_classifier(module, layer, task.x_train, task.y_train)
 
 
-def _write(rows: Mapping[tuple[Any, ...], Mapping[str, float]]) -> str:
+def _write(rows: Mapping[Key, Mapping[str, float]]) -> str:
     labels = ["dense", *IMPORTANCES]
     lines = [f"| network, task | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
     for (depth, name, seed), found in rows.items():
