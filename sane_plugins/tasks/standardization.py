@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from sane_plugins.errors import TaskError
+
+_AT_ONCE = 256  # images, as their sums are taken in double precision
 
 
 def standardize(
@@ -17,8 +20,7 @@ def standardize(
     A constant channel becomes 0; its deviation counts as 1. `images` are the training images, and others.
     """
     x_train = images[0]
-    mean = x_train.mean((0, 2, 3), keepdim=True)
-    deviation = x_train.std((0, 2, 3), keepdim=True, correction=0)
+    mean, deviation = _moments(x_train)
     high, low = x_train.amax((0, 2, 3), True), x_train.amin((0, 2, 3), True)
     mean = torch.where(high == low, high, mean)  # a computed one is not exact
     largest = torch.maximum(high, -low)
@@ -33,3 +35,18 @@ def standardize(
             "divide them by a number, such as their maximum",
         )
     return standardized, tuple(mean.flatten().tolist()), tuple(deviation.flatten().tolist())
+
+
+def _moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and deviation (1, C, 1, 1) per channel, the same on any device and number of threads.
+
+    Torch sums in as many parts as there are threads, so the last bits of its sums, by which a file of initial
+    weights knows its images again, are others on another machine.
+    """
+    parts = [part.cpu().numpy() for part in images.split(_AT_ONCE)]
+    count = images[:, 0].numel()
+    mean = sum(part.sum((0, 2, 3), np.float64) for part in parts) / count
+    centered = (part - mean[:, None, None] for part in parts)
+    deviation = np.sqrt(sum(np.square(part).sum((0, 2, 3)) for part in centered) / count)
+    both = torch.from_numpy(np.stack((mean, deviation))).to(images)
+    return both[0].view(1, -1, 1, 1), both[1].view(1, -1, 1, 1)

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from sane_plugins.errors import TaskError
+from sane_plugins.runtime import threads
 from sane_plugins.tasks import Task, load_task
 
 RNG = np.random.default_rng(0)
@@ -109,3 +110,12 @@ def test_classes_of_an_npz_are_named(tmp_path) -> None:
         assert load_task(save(tmp_path, x, classes=other)).classes == numbers
     with pytest.raises(TaskError, match="names 3 classes, but the labels are those of 4"):
         load_task(save(tmp_path, x, classes=np.array(names[:3])))
+
+
+def test_images_are_the_same_to_the_bit_whatever_the_number_of_threads() -> None:
+    read = []
+    for count in (1, 2, 5):
+        with threads(count):
+            read.append(load_task("digits").resized(28))  # torch's own sums of these differ
+    assert all(torch.equal(task.x_train, read[0].x_train) for task in read)
+    assert len({(task.pixel_mean, task.pixel_deviation) for task in read}) == 1
