@@ -248,3 +248,55 @@ def test_scale_and_shift_of_a_norm_without_statistics_are_fitted(images, norm: s
             parameter.add_(change)
             assert error() > best
             parameter.sub_(change)
+
+
+class PixelBlock(nn.Module):
+    """A branch of linear layers on pixels, added to maps whose channels come first, or last."""
+
+    def __init__(self, channels: int, *, is_last: bool) -> None:
+        super().__init__()
+        self.is_last = is_last
+        self.spread, self.project = nn.Linear(channels, 24), nn.Linear(24, channels)
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.is_last:
+            x = x.movedim(1, -1)
+            x = x + self.mix(x.movedim(-1, 1)).permute(0, 2, 3, 1)
+            return (x + self.project(self.spread(x).relu())).movedim(-1, 1)
+        pixels = self.project(self.spread(x.permute(0, 2, 3, 1)).relu())
+        x = x + pixels.permute(0, 3, 1, 2)
+        return x + self.mix(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("side", [8, 5], ids=["as many rows as channels", "fewer rows"])
+def test_branches_may_have_their_channels_elsewhere_than_the_sum(side: int, is_last: bool) -> None:
+    def build(seed: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        block = PixelBlock(8, is_last=is_last)
+        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), block).eval()
+
+    images = torch.randn(64, 3, side, side, generator=torch.Generator().manual_seed(0))
+    source, target = build(0), build(1)
+    sums = residual_sums(target, images[:2])
+    assert {x.layer for x in sums} == {"2.mix", "2.project"}
+    fits = [
+        LayerFit(
+            layer=n, source=n, channels=torch.arange(len(m.weight)), signs=torch.ones(len(m.weight))
+        )
+        for n, m in target.named_modules()
+        if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
+    explained = regress_features(
+        PreparedNetwork(module=target, images=images, norms={}, sums=sums),
+        PreparedNetwork(
+            module=source, images=images, norms={}, sums=residual_sums(source, images[:2])
+        ),
+        fits,
+        [1e-7],
+        torch.Generator().manual_seed(0),
+    )
+    assert min(explained.values()) > 0.999
+    torch.testing.assert_close(target(images), source(images), rtol=1e-2, atol=1e-2)

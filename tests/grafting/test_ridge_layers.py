@@ -88,7 +88,7 @@ def test_patches_times_weight_are_the_convolution(name: str) -> None:
     positions = torch.randperm(3 * rows * columns, generator=torch.Generator().manual_seed(0))[:20]
     patches = read_patches(layer, x, positions)
     bias = 0 if layer.bias is None else layer.bias
-    expected = at_positions(layer, output, positions)
+    expected = at_positions(output, positions, is_channels_last=isinstance(layer, nn.Linear))
     torch.testing.assert_close(patches.outputs() + bias, expected, rtol=1e-4, atol=1e-5)
     write_weight(layer, 2 * patches.weight)
     torch.testing.assert_close(

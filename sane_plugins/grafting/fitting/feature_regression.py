@@ -123,9 +123,10 @@ class _FittingRun:
     def _receiver(self, sums: Sequence[ResidualSum]) -> Callable[[torch.Tensor], None]:
         def receive(values: torch.Tensor) -> None:
             for found in sums:
-                layer = self._modules[found.layer]
                 positions = self._positions[self._grids[found.layer]]
-                self._rests[found.layer] = at_positions(layer, values, positions)
+                self._rests[found.layer] = at_positions(
+                    values, positions, is_channels_last=found.is_channels_last
+                )
 
         return receive
 

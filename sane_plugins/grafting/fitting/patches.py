@@ -40,12 +40,12 @@ def grid_of(layer: nn.Conv2d | nn.Linear, output: torch.Tensor) -> tuple[int, in
 
 
 def at_positions(
-    layer: nn.Conv2d | nn.Linear, output: torch.Tensor, positions: torch.Tensor
+    maps: torch.Tensor, positions: torch.Tensor, *, is_channels_last: bool
 ) -> torch.Tensor:
-    """Return a layer's outputs (S, C) at positions (S,) that count over images, rows and columns."""
-    if isinstance(layer, nn.Conv2d):
-        output = output.permute(0, 2, 3, 1)
-    return output.reshape(-1, output.shape[-1])[positions]
+    """Return maps (N, C, H, W) or (N, ..., C) as (S, C), at positions (S,) over images, rows and columns."""
+    if not is_channels_last:
+        maps = maps.movedim(1, -1)
+    return maps.reshape(-1, maps.shape[-1])[positions]
 
 
 def read_patches(
@@ -64,7 +64,7 @@ def read_patches(
         return None
     count = len(x[:2]) * grid[0] * grid[1]
     few = torch.arange(0, count, max(1, count // _PROBES), device=x.device)
-    expected = at_positions(layer, probe, few)
+    expected = at_positions(probe, few, is_channels_last=isinstance(layer, nn.Linear))
     computed = _patches(layer, padded, grid, few).outputs()
     if layer.bias is not None:
         computed = computed + layer.bias

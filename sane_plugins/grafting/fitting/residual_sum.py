@@ -6,7 +6,7 @@ size in one mode. So what a trace of two images says of a call holds for the pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,8 @@ class ResidualSum:
 
     `layer` is the convolution or linear layer that is last to act before the sum, with norms, scales and
     dropout alone between; `rest` is the other side, which is computed before it, and `rest_layer` the layer
-    that it comes from in the same way; None for an identity. `scale` is the learnt vector that the layer's
+    that it comes from in the same way; None for an identity. `is_channels_last`: the layer's channels are the
+    last axis of the sum, whatever they are of its own output. `scale` is the learnt vector that the layer's
     side is multiplied by, if any. `activation` is what bends the sum before anything else reads it.
     """
 
@@ -39,6 +40,7 @@ class ResidualSum:
     rest: int
     layer: str
     rest_layer: str | None
+    is_channels_last: bool
     scale: nn.Parameter | None
     activation: Activation | None
 
@@ -133,7 +135,7 @@ def residual_sums(module: nn.Module, images: torch.Tensor) -> tuple[ResidualSum,
             hook.remove()
     parameters = {id(p): p for p in module.parameters()}
     found = (
-        _residual_sum(number, trace, layers, parameters)
+        _residual_sum(number, trace, layers, module, parameters)
         for number, call in enumerate(trace.calls)
         if call.name == "add" and _adds_maps(call.args)
     )
@@ -149,24 +151,45 @@ def _residual_sum(
     number: int,
     trace: _CallTrace,
     layers: Mapping[int, str],
+    module: nn.Module,
     parameters: Mapping[int, nn.Parameter],
 ) -> ResidualSum | None:
     sides = trace.calls[number].inputs[:2]
-    ends = [_branch_end(side, trace, layers, parameters) for side in sides]
-    own = max((0, 1), key=lambda i: ends[i][0] if ends[i][0] in layers else -3)
-    call, scale = ends[own]
-    rest = sides[1 - own]
-    if call not in layers or not 0 <= rest < call:
+    branches = [_branch(side, trace, layers, parameters) for side in sides]
+    own = max((0, 1), key=lambda i: branches[i].start if branches[i].start in layers else -3)
+    branch, rest = branches[own], sides[1 - own]
+    if branch.start not in layers or not 0 <= rest < branch.start:
+        return None
+    layer = layers[branch.start]
+    axis = _channel_axis(branch, module.get_submodule(layer), trace)
+    if axis is None:
         return None
     return ResidualSum(
         call=number,
         rest=rest,
-        layer=layers[call],
+        layer=layer,
         # What the other branch reads as well is an identity, whatever computed it.
-        rest_layer=layers.get(ends[1 - own][0]) if len(_readers(rest, trace)) == 1 else None,
-        scale=scale,
+        rest_layer=layers.get(branches[1 - own].start) if len(_readers(rest, trace)) == 1 else None,
+        is_channels_last=axis == trace.outputs[number + 1].ndim - 1,
+        scale=branch.scale,
         activation=_activation(number, trace),
     )
+
+
+def _channel_axis(branch: _Branch, layer: nn.Module, trace: _CallTrace) -> int | None:
+    """Return which axis has the channels of a layer at the end of its branch.
+
+    Their numbers are led through the branch's changes of layout; None where these share an axis out.
+    """
+    output = trace.outputs[branch.start + 1]
+    marked = torch.empty_like(output, dtype=torch.long)
+    axis = 1 if isinstance(layer, nn.Conv2d) else output.ndim - 1
+    numbers = torch.arange(output.shape[axis], device=output.device)
+    marked.movedim(axis, -1).copy_(numbers)
+    for call in branch.layouts:
+        marked = call.function(marked, *call.args[1:], **call.kwargs)
+    axes = [axis for axis, size in enumerate(marked.shape) if size == len(numbers)]
+    return next((i for i in axes if bool((marked.movedim(i, -1) == numbers).all())), None)
 
 
 def _activation(number: int, trace: _CallTrace) -> Activation | None:
@@ -180,25 +203,36 @@ def _activation(number: int, trace: _CallTrace) -> Activation | None:
     return lambda x: call.function(x.clone(), *call.args[1:], **call.kwargs)
 
 
-def _branch_end(
+@dataclass(frozen=True)
+class _Branch:
+    """The calls from a layer's, or another that is no norm, scale or change of layout, to a side of a sum."""
+
+    start: int
+    scale: nn.Parameter | None = None
+    layouts: Sequence[_TracedCall] = ()
+
+
+def _branch(
     call: int, trace: _CallTrace, layers: Mapping[int, str], parameters: Mapping[int, nn.Parameter]
-) -> tuple[int, nn.Parameter | None]:
+) -> _Branch:
     """Walk back from a side of a sum over norms, learnt scales and changes of layout to a layer's call."""
-    scale = None
+    scale: nn.Parameter | None = None
+    layouts: list[_TracedCall] = []
     while call >= 0 and call not in layers:
         made = trace.calls[call]
         if made.name == "mul":
             learnt = [_parameter(made, i, trace, parameters) for i in (0, 1)]
             own = [i for i in (0, 1) if learnt[i] is not None]
             if len(own) != 1:
-                return -2, None
+                return _Branch(-2)
             scale = learnt[own[0]]
             call = made.inputs[1 - own[0]]
         elif "batch_norm" in made.name or made.name in _LAYOUTS:
+            layouts += [made] if made.name in _LAYOUTS else []
             call = made.inputs[0]
         else:
-            return call, None
-    return call, scale
+            return _Branch(call)
+    return _Branch(call, scale, layouts[::-1])
 
 
 def _parameter(

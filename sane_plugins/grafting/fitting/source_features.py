@@ -128,7 +128,8 @@ def source_features(
     for key, request in requests.items():
         layer, found = modules[request.layer], sums.get(request.layer)
         norm = None if found else modules.get(source.norms.get(request.layer, ""))
-        collectors[key] = _Collector(request, norm, isinstance(layer, nn.Linear))
+        is_last = found.is_channels_last if found else isinstance(layer, nn.Linear)
+        collectors[key] = _Collector(request, norm, is_last)
         if found is None:
             by_layer.setdefault(request.layer, []).append(collectors[key])
         else:
