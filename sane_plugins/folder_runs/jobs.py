@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from sane_plugins.arguments import find_offer
 from sane_plugins.autoencoder import fingerprint as model_fingerprint
-from sane_plugins.features import EncodeOptions, find_encoder, load_model
+from sane_plugins.features import EncodeOptions, load_model
 from sane_plugins.fingerprints import fingerprint, pack_all, to_arrays
 from sane_plugins.folder_runs.content import file_digest
 from sane_plugins.health import check_network
@@ -55,7 +56,7 @@ class EmbedJob:
 
     def settings(self, host: Host) -> dict[str, Any]:
         """Return the encoder, and which SANE it is."""
-        find_encoder(self.encoder, host.encoders())
+        find_offer("encoder", self.encoder, host.encoders())
         uses_sane = self.encoder == "sane" or self.sane is not None
         model = model_fingerprint(load_model(EncodeOptions(sane=self.sane))) if uses_sane else None
         return {"encoder": self.encoder, "sane": model}
