@@ -282,9 +282,9 @@ def _of_dropped(
 
 def _ranking(ours: Candidate, plain: Candidate) -> float:
     """Return the lead before training in standard errors; 0 where one was not ranked."""
-    if ours.fit is None or plain.fit is None:
+    if ours.losses is None or plain.losses is None:
         return 0.0
-    return lead(ours.fit, plain.fit)
+    return lead(ours.losses, plain.losses)
 
 
 def _discordant(ours: Candidate, plain: Candidate) -> tuple[int, int]:

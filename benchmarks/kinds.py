@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,9 @@ def _split(data: dict[str, Data], name: str, seed: int, key: str) -> dict[str, A
         networks=[network for s, _ in fits for network in s.networks],
     )
     targets = np.concatenate([y for _, y in fits])
-    experts = fit_kinds(name, together, targets, features="statistics")
-    one = fit_head(name, together, targets, features="statistics")
+    fit_one = partial(fit_head, name, features="statistics")
+    experts = fit_kinds(name, together, targets, fit_one)
+    one = fit_one(together, targets)
     return {
         zoo: {"experts": _told(experts, *test), "one head": _told(one, *test)}
         for zoo, test in tests.items()

@@ -12,9 +12,11 @@ from enum import Enum
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeVar, Union
 
 from sane_plugins.errors import UsageError
+
+T = TypeVar("T")
 
 # Accepted in place of the annotated type: NumPy's numbers, paths as text.
 _ACCEPTED_TYPES: dict[type, Any] = {int: Integral, float: Real, Path: (Path, str)}
@@ -35,6 +37,18 @@ def require_type(argument: str, value: object, *needed: type, way_out: str = "")
         f"{names} is needed",
         way_out or "see help() of the function",
     )
+
+
+def find_offer(kind: str, name: str, offers: Mapping[str, T]) -> T:
+    """Return what plugins offer under a name: an encoder, an engine. Raises `UsageError` where none does."""
+    if name not in offers:
+        raise UsageError(
+            f"{kind} '{name}'",
+            f"there is no such {kind}",
+            f"one of {', '.join(sorted(offers))} is needed",
+            "check the name, or install its plugin",
+        )
+    return offers[name]
 
 
 def require_field_types(options: Any) -> None:

@@ -58,7 +58,8 @@ def sane_predict_properties(
 ) -> Mapping[str, AnyEstimate] | None:
     """Predict properties of a network from its weights. Called by hosts and commands.
 
-    Return one estimate per property, keyed by the property's name, or None to pass.
+    Return one estimate per property, keyed by the property's name, or None to pass. The value of one that is
+    not `in_distribution` is told by force only (`properties.is_withheld`).
     """
 
 

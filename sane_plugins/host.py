@@ -19,7 +19,7 @@ from pluggy import PluginManager
 
 from sane_plugins import hooks
 from sane_plugins.architectures import FULL_TRUST, is_bare_name, without_options
-from sane_plugins.arguments import require_type
+from sane_plugins.arguments import find_offer, require_type
 from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
 from sane_plugins.plugins import (
     AnswerError,
@@ -354,15 +354,7 @@ class Host:
 
     def engine(self, name: str) -> Engine:
         """Return an engine by name. Raises `UsageError` where no plugin offers it."""
-        known = self.engines()
-        if name not in known:
-            raise UsageError(
-                f"engine '{name}'",
-                "there is no such engine",
-                f"one of {', '.join(sorted(known))} is needed",
-                "check the name, or install its plugin",
-            )
-        return known[name]
+        return find_offer("engine", name, self.engines())
 
     def default_prompts(self, target: nn.Module, task: Task) -> Prompts:
         """Return the prompts for a network and a task where none are named.

@@ -4,6 +4,7 @@ They act in projects that have a `sane.yml` among their configuration, and do no
 
     outputs: [model]        # names of datasets: modules, state dicts, or paths of files
     report: data/08_reporting/sane.json   # optional: all estimates, written when the pipeline has run
+    force: false            # optional: true tells values of networks unlike all that a head was fitted on
 
 PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were imported before it.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,9 +22,16 @@ from kedro.config import MissingConfigException
 from kedro.framework.hooks import hook_impl
 
 from sane_plugins import CategoryEstimate, Estimate, Host, SaneError, UsageError
+from sane_plugins.properties import (
+    estimate_record,
+    estimate_text,
+    is_withheld,
+    rank_all,
+    withheld_note,
+)
 
 _LOG = logging.getLogger(__name__)
-_SETTINGS = frozenset({"outputs", "report"})
+_SETTINGS = frozenset({"outputs", "report", "force"})
 
 
 class SaneHooks:
@@ -38,13 +45,14 @@ class SaneHooks:
         self.estimates: dict[str, Mapping[str, Estimate | CategoryEstimate]] = {}
         self._outputs: tuple[str, ...] = ()
         self._report: Path | None = None
+        self._force = False
         self._tried: set[str] = set()
         self._lock = Lock()  # nodes may run in threads
 
     @hook_impl
     def after_context_created(self, context: Any) -> None:
         """Read the settings of a project; those of an earlier one do not last."""
-        self._outputs, self._report = (), None
+        self._outputs, self._report, self._force = (), None, False
         loader = context.config_loader
         try:
             loader.config_patterns.setdefault("sane", ["sane*", "sane*/**"])
@@ -78,23 +86,26 @@ class SaneHooks:
                     continue
                 self._predict(name, network)
         if self._report is not None:
-            rows = {name: _plain(found) for name, found in self.estimates.items()}
             self._report.parent.mkdir(parents=True, exist_ok=True)
-            self._report.write_text(json.dumps(rows, indent=1) + "\n")
+            self._report.write_text(json.dumps(self._records(), indent=1) + "\n")
 
     def _configure(self, settings: Any, project: Path) -> None:
         outputs: Any = settings.get("outputs") if isinstance(settings, Mapping) else None
         is_right = isinstance(outputs, list) and all(isinstance(x, str) for x in outputs)
         report = settings.get("report") if is_right else None
-        if not is_right or settings.keys() - _SETTINGS or not isinstance(report, str | None):
+        force = settings.get("force", False) if is_right else False
+        is_right = is_right and isinstance(report, str | None) and isinstance(force, bool)
+        if not is_right or settings.keys() - _SETTINGS:
             raise UsageError(
                 "sane.yml",
                 f"{settings!r}"[:200],
-                "outputs, a list of names of datasets, and perhaps report, a path, are needed",
+                "outputs, a list of names of datasets, and perhaps report, a path, and force, true or false,"
+                " are needed",
                 "write 'outputs: [model]'",
             )
         self._outputs = tuple(outputs)
         self._report = None if report is None else project / report
+        self._force = force
 
     def _predict(self, name: str, network: Any) -> None:
         with self._lock:
@@ -105,19 +116,22 @@ class SaneHooks:
                 _LOG.warning("%s was not predicted from: %s", name, error)
                 return
             self.estimates[name] = found
-        told = ", ".join(f"{x.property} {_shown(x)}" for x in found.values())
-        _LOG.info("%s: %s", name, told)
+        known = [x for x in found.values() if not is_withheld(x, self._force)]
+        told = ", ".join(f"{x.property} {estimate_text(x, force=self._force)}" for x in known)
+        _LOG.info(
+            "%s: %s", name, "; ".join(filter(None, (told, withheld_note(found, self._force))))
+        )
 
-
-def _shown(estimate: Estimate | CategoryEstimate) -> str:
-    if isinstance(estimate, CategoryEstimate):
-        return estimate.value
-    low, high = estimate.interval
-    return f"{estimate.value:.3g} ({low:.3g} to {high:.3g})"
-
-
-def _plain(estimates: Mapping[str, Estimate | CategoryEstimate]) -> dict[str, Any]:
-    return {name: asdict(estimate) for name, estimate in estimates.items()}
+    def _records(self) -> dict[str, dict[str, Any]]:
+        """Return all estimates by output and property, as the report holds them."""
+        ranks = rank_all(self.estimates)
+        return {
+            output: {
+                name: estimate_record(x, force=self._force, rank=ranks[name].get(output))
+                for name, x in found.items()
+            }
+            for output, found in self.estimates.items()
+        }
 
 
 hooks = SaneHooks()

@@ -24,8 +24,9 @@ class SaneCallback(Callback):
     """Predicts from a copy after every so many epochs, and logs the numbers as `sane/<property>`.
 
     So `ModelCheckpoint(monitor="sane/test_accuracy")` can choose by them. `network` says which module of the
-    LightningModule is the network; without it, the one that holds all of its parameters. `watch.steps` keeps
-    all estimates, categories too. Only the first process predicts.
+    LightningModule is the network; without it, the one that holds all of its parameters. Numbers of a network
+    unlike all that a head was fitted on are guesses, and logged with `force` only. `watch.steps` keeps all
+    estimates, categories too. Only the first process predicts.
     """
 
     def __init__(
@@ -35,9 +36,12 @@ class SaneCallback(Callback):
         network: Callable[[LightningModule], nn.Module] | None = None,
         options: PredictOptions | None = None,
         host: Host | None = None,
+        force: bool = False,
     ) -> None:
         super().__init__()
-        self.watch = PredictWhileTraining(every=every_n_epochs, options=options, host=host)
+        self.watch = PredictWhileTraining(
+            every=every_n_epochs, options=options, host=host, force=force
+        )
         self._network = network or _network
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

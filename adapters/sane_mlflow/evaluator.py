@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sane_plugins.properties import AnyEstimate
 
 _LOG = logging.getLogger("sane_mlflow")
-_SETTINGS = ("source", "registered")
+_SETTINGS = ("source", "registered", "force")
 _COMPARED = 10
 _REPORT = "sane.json"
 
@@ -36,8 +36,9 @@ class SaneEvaluator(ModelEvaluator):
     """Logs estimates and what is wrong as metrics, categories as tags, and all of it as `sane.json`.
 
     `evaluator_config` may hold `source`, a network to read instead of the model (any that `sane_open`
-    reads; then no model is needed, and MLflow loads none), and `registered`, with how many of the newest
-    versions of registered models it is compared (10; 0: with none).
+    reads; then no model is needed, and MLflow loads none), `registered`, with how many of the newest
+    versions of registered models it is compared (10; 0: with none), and `force`, whether values are told of
+    a network unlike all that a head was fitted on (no).
     """
 
     @classmethod
@@ -81,6 +82,7 @@ class SaneEvaluator(ModelEvaluator):
 class _Settings:
     source: str | None = None
     registered: int = _COMPARED
+    force: bool = False
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> _Settings:
@@ -94,11 +96,13 @@ class _Settings:
             return cls()
         settings = cls(**{key: config[key] for key in _SETTINGS if key in config})
         is_right = isinstance(settings.source, str | None) and type(settings.registered) is int
+        is_right = is_right and isinstance(settings.force, bool)
         if unknown or not is_right or settings.registered < 0:
             raise UsageError(
                 "evaluator_config",
                 f"{dict(config)!r}"[:200],
-                "source, the name of a network, and registered, a number of models, are what it may hold",
+                "source, the name of a network, registered, a number of models, and force, True or False, are"
+                " what it may hold",
                 "leave the others out",
             )
         return settings
@@ -118,15 +122,18 @@ class _Found:
         self.tags["sane.health"] = health.verdict
         self.report["findings"] = [asdict(x) for x in health.findings]
 
-    def add_estimate(self, estimate: AnyEstimate) -> None:
-        """Add an estimate; of a network unlike those that the head knows it is a guess, and not told."""
+    def add_estimate(self, estimate: AnyEstimate, force: bool) -> None:
+        """Add an estimate; its value only where it may be told."""
         from sane_plugins import CategoryEstimate
+        from sane_plugins.properties import estimate_record, is_withheld
 
         # MLflow's names hold letters, digits, and a few signs.
         name = re.sub(r"[^\w -]", "_", estimate.property)
         self.metrics[f"sane/{name}.in_distribution"] = float(estimate.in_distribution)
-        self.report.setdefault("estimates", {})[estimate.property] = asdict(estimate)
-        if not estimate.in_distribution:
+        self.report.setdefault("estimates", {})[estimate.property] = estimate_record(
+            estimate, force=force
+        )
+        if is_withheld(estimate, force):
             return
         self.metrics[f"sane/{name}.coverage"] = estimate.coverage
         if isinstance(estimate, CategoryEstimate):
@@ -172,7 +179,7 @@ def _examine(settings: _Settings, model: Any, model_id: str | None) -> _Found:
         found.add_health(check_network(graph))
         try:
             for estimate in host.predict(graph).values():
-                found.add_estimate(estimate)
+                found.add_estimate(estimate, settings.force)
         except SaneError as error:
             found.add_problem("not_predicted", error)
         if settings.registered:

@@ -15,7 +15,7 @@ from sane_plugins.cli.console import (
     print_line,
     progress_bars,
 )
-from sane_plugins.cli.estimates import to_cell, to_record
+from sane_plugins.cli.options.estimates import to_cell
 from sane_plugins.cli.options.factories import Opener, factory_option
 from sane_plugins.cli.options.heads_options import heads_options
 from sane_plugins.errors import ZooError
@@ -81,7 +81,7 @@ def compare(
     better = {"a": a, "b": b, None: None}[result.better]
     if as_json:
         estimates = {
-            letter: {"source": source, **to_record(x, force=False, rank=None)}
+            letter: {"source": source, **properties.estimate_record(x)}
             for letter, source, x in (("a", a, first), ("b", b, second))
         }
         print_json({**vars(result), "better_source": better, **estimates})

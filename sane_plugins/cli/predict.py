@@ -20,8 +20,8 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.cli.estimates import UNLIKE, is_withheld, to_cell, to_record
 from sane_plugins.cli.heads.show import best_scores
+from sane_plugins.cli.options.estimates import UNLIKE, force_option, to_cell
 from sane_plugins.cli.options.factories import Opener, factory_option
 from sane_plugins.cli.options.heads_options import heads_options
 from sane_plugins.cli.options.sources import networks_of, process_networks, require_none_failed
@@ -39,9 +39,7 @@ if TYPE_CHECKING:  # to name `properties.Rank` loads numpy
 @click.option("--property", "names", multiple=True, help="Only this property; repeat for more.")
 @click.option("--sort", metavar="PROPERTY", help="Highest first; -PROPERTY: lowest first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the result as CSV.")
-@click.option(
-    "--force", is_flag=True, help="Tell the value of networks unlike all that a head was fitted on."
-)
+@force_option
 @heads_options
 @factory_option
 @command_options
@@ -87,7 +85,7 @@ def predict(
             "predict properties",
         )
     open_source.tell_recognized()
-    ranks = _ranks(found)
+    ranks = properties.rank_all(found)
     predictions: _Predictions = found if sort is None else _sorted(found, sort, ranks, force)
     columns = [name for name in names or available if any(name in x for x in found.values())]
     columns += [name for x in found.values() for name in x if name not in columns]
@@ -113,21 +111,17 @@ def _require_property(name: str, known: Sequence[str]) -> None:
         )
 
 
-def _ranks(predictions: _Predictions) -> _Ranks:
-    names = {name for estimates in predictions.values() for name in estimates}
-    return {
-        name: properties.rank_unknown({source: x.get(name) for source, x in predictions.items()})
-        for name in names
-    }
-
-
 def _sorted(predictions: _Predictions, sort: str, ranks: _Ranks, force: bool) -> _Predictions:
     """Return predictions in the order of a property: highest first, or, with a minus, lowest first.
 
     Networks whose value is withheld follow, by rank.
     """
     name, is_descending = sort.removeprefix("-"), not sort.startswith("-")
-    told = [s for s, x in predictions.items() if name in x and not is_withheld(x[name], force)]
+    told = [
+        source
+        for source, x in predictions.items()
+        if name in x and not properties.is_withheld(x[name], force)
+    ]
     ordered = sorted(told, key=lambda x: predictions[x][name].value, reverse=is_descending)
     ranked = [source for source in ranks.get(name, {}) if source not in told]
     ranked.sort(key=lambda x: ranks[name][x].place, reverse=not is_descending)
@@ -144,7 +138,7 @@ def _to_json(
     """Return by network its estimates by property, or its error."""
     told: dict[str, dict[str, Any]] = {
         source: {
-            name: to_record(estimate, force, ranks[name].get(source))
+            name: properties.estimate_record(estimate, force=force, rank=ranks[name].get(source))
             | {"recognized": recognized.get(source, ())}
             for name, estimate in estimates.items()
         }
@@ -182,7 +176,7 @@ def _to_csv(
 def _csv_cells(estimate: properties.AnyEstimate | None, force: bool) -> list[object]:
     if estimate is None:
         return [""] * 5
-    if is_withheld(estimate, force):
+    if properties.is_withheld(estimate, force):
         return ["", "", "", "", estimate.in_distribution]
     if isinstance(estimate, properties.CategoryEstimate):
         return [estimate.value, "", "", " ".join(estimate.set), estimate.in_distribution]
@@ -205,7 +199,8 @@ def _print(
     rows += [(source, "unreadable", *[""] * (len(columns) - 1)) for source in errors]
     print_table("predicted from weights", ("source", *columns), rows)
     estimates = [x for by_property in predictions.values() for x in by_property.values()]
-    for coverage in sorted({x.coverage for x in estimates if not is_withheld(x, force)}):
+    told = [x for x in estimates if not properties.is_withheld(x, force)]
+    for coverage in sorted({x.coverage for x in told}):
         note(f"Note: in brackets, what holds the true value in {coverage:.0%} of cases.")
     for name, head in heads.items():
         if name in {x.property for x in estimates}:

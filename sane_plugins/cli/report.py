@@ -42,6 +42,11 @@ _SUFFIXES = (".html", ".htm")
     help="What the best network is best by.",
 )
 @click.option("--lower", is_flag=True, help="Less of it is better, as of a loss or a gap.")
+@click.option(
+    "--force-values",
+    is_flag=True,
+    help="Tell the value of networks unlike all that a head was fitted on.",
+)
 @heads_options
 @factory_option
 @command_options
@@ -51,6 +56,7 @@ def report(
     force: bool,
     best_by: str,
     lower: bool,
+    force_values: bool,
     heads: Path | None,
     sane: Path | None,
     device: str,
@@ -84,6 +90,7 @@ def report(
             lambda graph: host.predict(graph, options),
             best_by,
             lower=lower,
+            force=force_values,
             known=zoo_report.Fingerprinted(
                 packed=[x.named([prefix + key for key in x.names]) for x in among.packed],
                 skipped={prefix + key: why for key, why in among.skipped.items()},

@@ -14,6 +14,7 @@ import click
 from sane_plugins import folder_runs
 from sane_plugins.cli.check import ignore_option
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
+from sane_plugins.cli.options.estimates import force_option
 from sane_plugins.cli.options.factories import Opener, factory_option
 from sane_plugins.cli.options.heads_options import heads_options
 from sane_plugins.cli.options.trust import typed_trust
@@ -113,15 +114,19 @@ def embed(encoder: str, sane: Path | None, device: str) -> FolderJob:
 
 
 @click.command()
+@force_option
 @heads_options
 @run_options
-def predict(heads: Path | None, sane: Path | None, device: str) -> FolderJob:
+def predict(heads: Path | None, sane: Path | None, device: str, force: bool) -> FolderJob:
     """Predict properties of all networks below DIR, a column each.
+
+    Of a network unlike all that a head was fitted on, no value is told without --force, but a score that
+    orders networks of one architecture.
 
     Example: sane-plugins run predict runs/ -o predicted/
     """
     require_device(device)
-    return folder_runs.PredictJob(heads=heads, sane=sane, device=device)
+    return folder_runs.PredictJob(heads=heads, sane=sane, device=device, force=force)
 
 
 @click.command()

@@ -6,7 +6,6 @@ from .encoders import (
     SaneEncoder,
     StatisticsEncoder,
     embed,
-    find_encoder,
     load_model,
 )
 from .encoding_file import write_encodings
@@ -20,7 +19,6 @@ __all__ = [
     "SaneEncoder",
     "StatisticsEncoder",
     "embed",
-    "find_encoder",
     "load_model",
     "slot_moments",
     "statistics",

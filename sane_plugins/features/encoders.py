@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sane_plugins.arguments import require_field_types
+from sane_plugins.arguments import find_offer, require_field_types
 from sane_plugins.atomic_files import naming
 from sane_plugins.autoencoder import (
     SANE,
@@ -30,7 +30,7 @@ from sane_plugins.autoencoder import (
     require_finite_result,
 )
 from sane_plugins.display import html_table
-from sane_plugins.errors import SourceError, UsageError
+from sane_plugins.errors import SourceError
 from sane_plugins.features import sane_features
 from sane_plugins.features.layer_statistics import slot_moments, statistics
 from sane_plugins.features.sane_features import LatentPool, is_probed
@@ -227,18 +227,6 @@ ENCODERS: Mapping[str, Encoder] = MappingProxyType(
 )
 
 
-def find_encoder(name: str, encoders: Mapping[str, Encoder]) -> Encoder:
-    """Return an encoder by name. Raises `UsageError` where there is none."""
-    if name not in encoders:
-        raise UsageError(
-            f"encoder '{name}'",
-            "there is no such encoder",
-            f"one of {', '.join(sorted(encoders))} is needed",
-            "check the name, or install its plugin",
-        )
-    return encoders[name]
-
-
 def embed(
     graph: WeightGraph,
     options: EncodeOptions | None = None,
@@ -249,7 +237,7 @@ def embed(
     Raises `UsageError` for an unknown encoder and `SourceError` if a weight is not finite.
     """
     options = options or EncodeOptions()
-    encoder = find_encoder(options.encoder, encoders)
+    encoder = find_offer("encoder", options.encoder, encoders)
     try:
         return encoder.encode(graph, options)
     except SourceError:

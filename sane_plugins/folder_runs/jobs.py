@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from sane_plugins.arguments import find_offer
 from sane_plugins.autoencoder import fingerprint as model_fingerprint
-from sane_plugins.features import EncodeOptions, find_encoder, load_model
+from sane_plugins.features import EncodeOptions, load_model
 from sane_plugins.fingerprints import fingerprint, pack_all, to_arrays
 from sane_plugins.folder_runs.content import file_digest
 from sane_plugins.health import check_network
-from sane_plugins.properties import AnyEstimate, CategoryEstimate, PredictOptions, load_heads
+from sane_plugins.properties import AnyEstimate, PredictOptions, estimate_record, load_heads
 from sane_plugins.weights import WeightGraph
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class EmbedJob:
 
     def settings(self, host: Host) -> dict[str, Any]:
         """Return the encoder, and which SANE it is."""
-        find_encoder(self.encoder, host.encoders())
+        find_offer("encoder", self.encoder, host.encoders())
         uses_sane = self.encoder == "sane" or self.sane is not None
         model = model_fingerprint(load_model(EncodeOptions(sane=self.sane))) if uses_sane else None
         return {"encoder": self.encoder, "sane": model}
@@ -85,18 +86,20 @@ class EmbedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictJob:
-    """The properties of each network, a column each."""
+    """The properties of each network, a column each; with `force` guesses too (`properties.is_withheld`)."""
 
     name: ClassVar[str] = "predict"
     heads: Path | None = None
     sane: Path | None = None
     device: str = "cpu"
+    force: bool = False
 
     def settings(self, host: Host) -> dict[str, Any]:
-        """Return which heads there are, and which SANE."""
+        """Return which heads there are, which SANE, and whether guesses are told."""
         model = model_fingerprint(load_model(EncodeOptions(sane=self.sane)))
         own = None if self.heads is None else file_digest(self.heads)
-        return {"heads": own, "properties": self._properties(host), "sane": model}
+        properties = self._properties(host)
+        return {"heads": own, "properties": properties, "sane": model, "force": self.force}
 
     def columns(self, host: Host) -> dict[str, pa.DataType]:
         """Return a column per property."""
@@ -112,6 +115,8 @@ class PredictJob:
                 "coverage": pa.float64(),
                 "in_distribution": pa.bool_(),
                 "typicality": pa.float64(),
+                "withheld": pa.string(),
+                "score": pa.float64(),
             }
         )
         return dict.fromkeys(self._properties(host), estimate)
@@ -119,7 +124,7 @@ class PredictJob:
     def row(self, host: Host, graph: WeightGraph) -> dict[str, Any]:
         """Return the predictions of a network."""
         options = PredictOptions(heads=self.heads, sane=self.sane, device=self.device)
-        return {name: _estimate(x) for name, x in host.predict(graph, options).items()}
+        return {name: _estimate(x, self.force) for name, x in host.predict(graph, options).items()}
 
     def _properties(self, host: Host) -> list[str]:
         heads = host.property_heads() if self.heads is None else load_heads(self.heads)
@@ -192,13 +197,10 @@ JOBS: Mapping[str, type[EmbedJob | PredictJob | CheckJob | FingerprintJob]] = {
 }
 
 
-def _estimate(estimate: AnyEstimate) -> dict[str, Any]:
-    told = {
-        "coverage": estimate.coverage,
-        "in_distribution": estimate.in_distribution,
-        "typicality": estimate.typicality,
-    }
-    if isinstance(estimate, CategoryEstimate):
-        return {**told, "class": estimate.value, "set": [*estimate.set]}
-    low, high = estimate.interval
-    return {**told, "value": estimate.value, "low": low, "high": high}
+def _estimate(estimate: AnyEstimate, force: bool) -> dict[str, Any]:
+    record = estimate_record(estimate, force=force)
+    low, high = record.get("interval") or (None, None)
+    value = "class" if "set" in record else "value"
+    kept = ("coverage", "in_distribution", "typicality", "withheld", "score", "set")
+    told = {name: record[name] for name in kept if name in record}
+    return {**told, value: record["value"], "low": low, "high": high}

@@ -23,7 +23,7 @@ from .prompt_network import (
 )
 from .reconstruction import ReconstructionMethod
 from .regression import RegressionMethod
-from .ridge_classifier import RidgeFit, fit_ridge, lead
+from .ridge_classifier import LeftOutLosses, RidgeFit, fit_ridge, lead
 from .transfer_methods import transfer_methods
 from .units import NetworkUnits, Norm, Unit, read_units
 
@@ -33,6 +33,7 @@ __all__ = [
     "GraftMethod",
     "GraftedWeights",
     "KeptChannels",
+    "LeftOutLosses",
     "Matching",
     "NetworkUnits",
     "Norm",

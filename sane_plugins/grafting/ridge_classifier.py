@@ -20,18 +20,13 @@ _LEAST_SLACK = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class RidgeFit(ShortRepr):
-    """A linear classifier fitted to N images of C classes, and what fits to all others say of each.
+class LeftOutLosses(ShortRepr):
+    """How N images are classified, each by what was not fitted to it.
 
-    `weight` (C, F) and `bias` (C,) give logits: `factor` is in them already. `penalty` is relative to the
-    mean variance of the features. `loo_loss_per_image` (N,) holds the leave-one-out cross-entropies, in
-    nats; `loo_accuracy` is the share of images that the fit to the others gets right.
+    `loo_loss_per_image` (N,) holds the cross-entropies, in nats; `loo_accuracy` is the share of images that
+    are told right.
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor
-    penalty: float
-    factor: float
     loo_loss_per_image: torch.Tensor
     loo_accuracy: float
 
@@ -41,8 +36,22 @@ class RidgeFit(ShortRepr):
         return float(self.loo_loss_per_image.mean())
 
 
-def lead(one: RidgeFit, other: RidgeFit) -> float:
-    """Return by how many standard errors one fit's leave-one-out loss is below another's of the same images.
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class RidgeFit(LeftOutLosses):
+    """A linear classifier fitted to N images of C classes; its losses are those of fits to all other images.
+
+    `weight` (C, F) and `bias` (C,) give logits: `factor` is in them already. `penalty` is relative to the
+    mean variance of the features.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    penalty: float
+    factor: float
+
+
+def lead(one: LeftOutLosses, other: LeftOutLosses) -> float:
+    """Return by how many standard errors the one's mean loss is below the other's of the same images.
 
     Infinite where only one's losses are, or where all differ by the same; 0 where there is nothing to tell.
     """

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from sane_plugins.generation import rescale
-from sane_plugins.grafting import RidgeFit, condition, find_classifier, fit_classifier
+from sane_plugins.grafting import (
+    LeftOutLosses,
+    RidgeFit,
+    condition,
+    find_classifier,
+    fit_classifier,
+)
 from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind, Origin
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.initialize.training import set_memory_format
@@ -48,14 +54,14 @@ class BuiltNetwork:
 class Candidate:
     """A network at initial weights, and what is known of it.
 
-    `fit` is the ridge classifier that it was ranked by, `training_fit` that on the features which training
-    starts from: another one where the network keeps its own statistics. `answers` (M,) says which held-out
-    images it had right where its accuracy was best. None where it was not measured.
+    `losses` are those that it was ranked by, `training_fit` is the ridge classifier on the features which
+    training starts from: another one where the network keeps its own statistics. `answers` (M,) says which
+    held-out images it had right where its accuracy was best. None where it was not measured.
     """
 
     built: BuiltNetwork
     score: CandidateScore
-    fit: RidgeFit | None = None
+    losses: LeftOutLosses | None = None
     training_fit: RidgeFit | None = None
     answers: torch.Tensor | None = None
 

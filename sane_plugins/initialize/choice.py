@@ -49,8 +49,8 @@ def is_about_equal(one: Candidate, other: Candidate) -> bool:
     if one.answers is not None and other.answers is not None:
         error = difference_error(one.answers, other.answers)
         return abs(_accuracy(one) - _accuracy(other)) <= CLEAR_LEAD * error
-    if one.fit is not None and other.fit is not None:
-        return abs(lead(one.fit, other.fit)) <= CLEAR_LEAD
+    if one.losses is not None and other.losses is not None:
+        return abs(lead(one.losses, other.losses)) <= CLEAR_LEAD
     return False
 
 

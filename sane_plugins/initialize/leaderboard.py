@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sane_plugins.grafting import RidgeFit, lead
+from sane_plugins.grafting import LeftOutLosses, lead
 from sane_plugins.initialize.candidates import Candidate
 from sane_plugins.initialize.kinds import CandidateScore, Kind
 from sane_plugins.initialize.plan import Plan
@@ -44,7 +44,7 @@ class Leaderboard:
         count = self.plan.limit(kind) if most is None else most
         kept = found[:count]
         if kind is Kind.TRANSFER and kept and (start := self._best_start()) not in kept:
-            is_clear = _leads(kept[-1].fit, start.fit)
+            is_clear = _leads(kept[-1].losses, start.losses)
             kept = (*(kept if is_clear else kept[:-1]), start)
         return self.without([c for c in found if c not in kept])
 
@@ -62,7 +62,7 @@ class Leaderboard:
         return replace(self, kept=kept, dropped=(*self.dropped, *(c.score for c in some)))
 
 
-def _leads(one: RidgeFit | None, other: RidgeFit | None) -> bool:
+def _leads(one: LeftOutLosses | None, other: LeftOutLosses | None) -> bool:
     """Return whether the one's losses are smaller by two standard errors."""
     return one is not None and other is not None and lead(one, other) > CLEAR_LEAD
 

@@ -16,7 +16,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sane_plugins.grafting import RidgeFit, find_classifier, fit_ridge, lead, norms_in_training_mode
+from sane_plugins.grafting import (
+    LeftOutLosses,
+    RidgeFit,
+    find_classifier,
+    fit_ridge,
+    lead,
+    norms_in_training_mode,
+)
 from sane_plugins.initialize.candidates import (
     BuiltNetwork,
     Candidate,
@@ -79,7 +86,8 @@ def rank_candidate(
         # What is given may be trained; without a race this alone says how good it is as it stands.
         if problem.is_fresh or problem.options.scored:
             return Candidate(built, _score(built, problem))
-        return _with_fit(Candidate(built, _score(built, problem)), _judge(module, problem, images))
+        unranked = Candidate(built, _score(built, problem))
+        return _with_losses(unranked, _judge(module, problem, images))
     before = copy_state(module)
     fit = training_fit = rank(module, problem, images, fits=spec.kind is not Kind.DEFAULT)
     if spec.kind is Kind.DEFAULT:
@@ -94,30 +102,26 @@ def rank_candidate(
             module.load_state_dict(measured)
     module.load_state_dict(built.kept, strict=False)
     candidate = Candidate(built, _score(built, problem), training_fit=training_fit)
-    return _with_fit(candidate, fit)
+    return _with_losses(candidate, fit)
 
 
 @torch.no_grad()
-def _judge(module: nn.Module, problem: InitializationProblem, images: int) -> RidgeFit:
+def _judge(module: nn.Module, problem: InitializationProblem, images: int) -> LeftOutLosses:
     """Judge a network as it is, in evaluation mode and with its own classifier; nothing is fitted."""
     task = problem.task
     module.eval()
     batches = task.x_train[:images].split(_BATCH_SIZE)
     outputs = torch.cat([logits(module, batch) for batch in batches]).double()
     labels = task.y_train[:images]
-    return RidgeFit(
-        weight=outputs.new_empty(0),
-        bias=outputs.new_empty(0),
-        penalty=0.0,
-        factor=1.0,
+    return LeftOutLosses(
         loo_loss_per_image=cross_entropy(outputs, labels, reduction="none"),
         loo_accuracy=float((outputs.argmax(1) == labels).double().mean()),
     )
 
 
-def _with_fit(candidate: Candidate, fit: RidgeFit) -> Candidate:
-    score = replace(candidate.score, loo_loss=fit.loo_loss, loo_accuracy=fit.loo_accuracy)
-    return replace(candidate, score=score, fit=fit)
+def _with_losses(candidate: Candidate, losses: LeftOutLosses) -> Candidate:
+    score = replace(candidate.score, loo_loss=losses.loo_loss, loo_accuracy=losses.loo_accuracy)
+    return replace(candidate, score=score, losses=losses)
 
 
 def _score(built: BuiltNetwork, problem: InitializationProblem) -> CandidateScore:
@@ -127,9 +131,9 @@ def _score(built: BuiltNetwork, problem: InitializationProblem) -> CandidateScor
 
 def leads(ours: Candidate, theirs: Candidate) -> bool:
     """Return whether a candidate's losses are smaller by two standard errors."""
-    assert ours.fit is not None  # both were ranked
-    assert theirs.fit is not None
-    return lead(ours.fit, theirs.fit) > CLEAR_LEAD
+    assert ours.losses is not None  # both were ranked
+    assert theirs.losses is not None
+    return lead(ours.losses, theirs.losses) > CLEAR_LEAD
 
 
 def _lends_statistics(state: Mapping[str, torch.Tensor], problem: InitializationProblem) -> bool:

@@ -120,7 +120,7 @@ class _Search:
     def keep_leading(self, *kinds: Kind) -> None:
         """Of some kinds, keep what beats the best default by two standard errors."""
         rivals = (Kind.DEFAULT, Kind.DEFAULT_FITTED, Kind.STRUCTURED)
-        defaults = [c for c in self.board.best(*rivals) if c.fit is not None]
+        defaults = [c for c in self.board.best(*rivals) if c.losses is not None]
         if defaults:
             behind = [c for c in self.board.best(*kinds) if not leads(c, defaults[0])]
             self.board = self.board.without(behind)

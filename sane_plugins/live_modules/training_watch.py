@@ -19,6 +19,7 @@ from torch import nn
 from sane_plugins.arguments import require_type
 from sane_plugins.errors import SaneError, UsageError
 from sane_plugins.host import Host
+from sane_plugins.properties import is_withheld, withheld_note
 from sane_plugins.weights import copy_module
 
 if TYPE_CHECKING:
@@ -29,23 +30,33 @@ Log = Callable[[Mapping[str, float], int], object]
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedStep:
-    """What was predicted at a step of training."""
+    """What was predicted at a step of training; with `force` guesses count as numbers too."""
 
     step: int
     estimates: Mapping[str, AnyEstimate]
+    force: bool = False
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Return the estimates that are numbers, for loggers, by names such as `sane/test_accuracy`."""
-        values = {name: estimate.value for name, estimate in self.estimates.items()}
-        return {f"sane/{name}": x for name, x in values.items() if isinstance(x, int | float)}
+        """Return the numbers that may be told, for loggers, by names such as `sane/test_accuracy`."""
+        told = {
+            name: x.value for name, x in self.estimates.items() if not is_withheld(x, self.force)
+        }
+        return {f"sane/{name}": x for name, x in told.items() if isinstance(x, int | float)}
+
+    @property
+    def withheld(self) -> str:
+        """Return a sentence on what is not told, as the network is of no kind that the heads know."""
+        return withheld_note(self.estimates, self.force)
 
 
 class PredictWhileTraining:
     """Predicts every so many calls: call it with the module after an epoch, or after a step.
 
-    `steps` holds what was predicted; `log(numbers, step)` gets it too. A network that cannot be predicted
-    from does not end a training: it is warned of once, and `problems` has the sentences.
+    `steps` holds what was predicted; `log(numbers, step)` gets the numbers. Those of a network unlike all
+    that a head was fitted on are guesses: they are left out, which is warned of once, unless `force` is set.
+    A network that cannot be predicted from does not end a training: it is warned of once, and `problems` has
+    the sentences.
     """
 
     def __init__(
@@ -55,8 +66,10 @@ class PredictWhileTraining:
         log: Log | None = None,
         options: PredictOptions | None = None,
         host: Host | None = None,
+        force: bool = False,
     ) -> None:
         require_type("PredictWhileTraining, every", every, int)
+        require_type("PredictWhileTraining, force", force, bool)
         if every < 1:
             raise UsageError(
                 "PredictWhileTraining, every",
@@ -67,6 +80,7 @@ class PredictWhileTraining:
         self.steps: list[WatchedStep] = []
         self.problems: list[str] = []
         self._every, self._log, self._options, self._host = every, log, options, host
+        self._force, self._told_withheld = force, False
         self._calls = 0
 
     def __call__(self, module: nn.Module, step: int | None = None) -> WatchedStep | None:
@@ -86,8 +100,12 @@ class PredictWhileTraining:
                 warnings.warn(f"not predicted while training: {error}", stacklevel=2)
             self.problems.append(str(error))
             return None
-        watched = WatchedStep(step=self._calls if step is None else step, estimates=estimates)
+        step = self._calls if step is None else step
+        watched = WatchedStep(step=step, estimates=estimates, force=self._force)
         self.steps.append(watched)
+        if watched.withheld and not self._told_withheld:
+            warnings.warn(f"while training {watched.withheld}", stacklevel=2)
+            self._told_withheld = True
         if self._log is not None:
             self._log(watched.numbers, watched.step)
         return watched

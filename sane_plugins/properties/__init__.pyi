@@ -1,3 +1,4 @@
+from .abstention import UNLIKE, estimate_record, estimate_text, is_withheld, withheld_note
 from .category_head import CategoryHead, fit_category
 from .comparison import SURE, Comparison, compare_estimates
 from .dataset import FEATURES, FeatureDataset
@@ -8,7 +9,7 @@ from .kinds_fit import fit_kinds
 from .kinds_head import KindsHead
 from .numeric_head import PropertyHead, fit_head
 from .prediction import PredictOptions, embedded_heads, extract_features, predict
-from .ranking import Rank, rank_unknown
+from .ranking import Rank, rank_all, rank_unknown
 from .selection import CRITERIA, embed_rows
 from .suggest_networks import Suggestions, SuggestOptions, suggest_networks
 from .zoo_features import zoo_features
@@ -17,6 +18,7 @@ __all__ = [
     "CRITERIA",
     "FEATURES",
     "SURE",
+    "UNLIKE",
     "AnyEstimate",
     "AnyHead",
     "CategoryEstimate",
@@ -35,15 +37,20 @@ __all__ = [
     "compare_estimates",
     "embed_rows",
     "embedded_heads",
+    "estimate_record",
+    "estimate_text",
     "extract_features",
     "fit_category",
     "fit_head",
     "fit_heads",
     "fit_kinds",
+    "is_withheld",
     "load_heads",
     "predict",
+    "rank_all",
     "rank_unknown",
     "save_heads",
     "suggest_networks",
+    "withheld_note",
     "zoo_features",
 ]

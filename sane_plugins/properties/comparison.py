@@ -12,6 +12,7 @@ from typing import Literal
 from scipy import special
 
 from sane_plugins.errors import UsageError
+from sane_plugins.properties.abstention import UNLIKE, is_withheld
 from sane_plugins.properties.estimates import AnyEstimate, CategoryEstimate, Estimate
 
 SURE = 0.8
@@ -48,10 +49,10 @@ def compare_estimates(
             "a property of numbers has a better and a worse",
             "choose another with --property",
         )
-    unknown = [name for name, x in (("A", a), ("B", b)) if not x.in_distribution]
+    unknown = [name for name, x in (("A", a), ("B", b)) if is_withheld(x)]
     if unknown:
         verb = "is" if len(unknown) == 1 else "are"
-        reason = f"{' and '.join(unknown)} {verb} unlike every network that the head was fitted on"
+        reason = f"{' and '.join(unknown)} {verb} {UNLIKE}"
         return Comparison(property=a.property, better=None, probability=None, reason=reason)
     spread = sqrt(_deviation(a) ** 2 + _deviation(b) ** 2)
     lead = (b.value - a.value) * (-1 if lower_is_better else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from sane_plugins.properties.dataset import AUTO, FEATURES, STRUCTURE, FeatureDa
 from sane_plugins.properties.head_file import AnyHead
 from sane_plugins.properties.kinds_fit import fit_kinds
 from sane_plugins.properties.kinds_head import experts_of
+from sane_plugins.properties.numeric_head import fit_head
 from sane_plugins.properties.regressors import Array
 from sane_plugins.properties.zoo_features import zoo_features
 from sane_plugins.zoo import Entry, Zoo
@@ -153,16 +155,16 @@ def _fit(
             features=features,
             report=report,
         )
-    return fit_kinds(
+    fit_one = partial(
+        fit_head,
         name,
-        samples,
-        np.array(values, dtype=float),
         sane=sane,
         seed=seed,
         features=features,
         report=report,
         priors=_priors(shipped, samples, sane, features),
     )
+    return fit_kinds(name, samples, np.array(values, dtype=float), fit_one, report)
 
 
 def _priors(

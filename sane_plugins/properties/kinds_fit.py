@@ -5,7 +5,7 @@ The method: docs/explanation/sane.md, section 9.4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +13,7 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.properties.cross_validation import Prior
 from sane_plugins.properties.dataset import (
-    AUTO,
     STRUCTURE,
     FeatureDataset,
     distinct_structures,
@@ -23,9 +21,10 @@ from sane_plugins.properties.dataset import (
 )
 from sane_plugins.properties.kinds import find_kinds
 from sane_plugins.properties.kinds_head import RANKER_FEATURES, KindsHead
-from sane_plugins.properties.numeric_head import PropertyHead, fit_head
+from sane_plugins.properties.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import Array, Member, fit_forest
 
+FitOne = Callable[[FeatureDataset, Array], PropertyHead]
 EXPERT_NETWORKS = 20
 """Networks from which a kind has an expert of its own; kinds of fewer share one, fitted on all kinds."""
 
@@ -34,30 +33,18 @@ def fit_kinds(
     name: str,
     samples: FeatureDataset,
     targets: Array,
-    *,
-    sane: str = "",
-    seed: int = 0,
+    fit_one: FitOne,
     report: Report = silent,
-    features: str = AUTO,
-    bounds: tuple[float, float] | None = None,
-    priors: Sequence[Prior] = (),
 ) -> PropertyHead | KindsHead:
-    """Fit a head (`fit_head`), or, for samples of several kinds, an expert for each and a ranker."""
+    """Fit a head, or, for samples of several kinds, an expert for each by `fit_one`, and a ranker.
+
+    `fit_one` is `fit_head` with the property's name and its settings (`functools.partial`).
+    """
     require_fittable(name, samples, targets)
     kinds = find_kinds(samples.features[STRUCTURE])
 
     def fit(rows: Array) -> PropertyHead:
-        return fit_head(
-            name,
-            samples.rows(rows),
-            targets[rows],
-            sane=sane,
-            seed=seed,
-            report=report,
-            features=features,
-            bounds=bounds,
-            priors=priors,
-        )
+        return fit_one(samples.rows(rows), targets[rows])
 
     networks = np.asarray(samples.networks)
     own = [k for k in np.unique(kinds) if len(set(networks[kinds == k])) >= EXPERT_NETWORKS]

@@ -88,9 +88,14 @@ class PropertyHead(Head):
             in_distribution=comparison.in_distribution,
             features=self.features,
             typicality=comparison.typicality,
-            score=float(np.nan_to_num(raw[0])),
+            score=float(np.nan_to_num(self._standardized(raw)[0])),
             structure=tuple(map(float, features[STRUCTURE])),
         )
+
+    def _standardized(self, raw: Array) -> Array:
+        """Return predictions (N,) in deviations from the mean of held-out ones: an order, and no value."""
+        usual = self.widths.at
+        return np.asarray((raw - usual.mean()) / (float(usual.std()) or 1.0))
 
     def _clipped_intervals(self, raw: Array) -> Array:
         half = self.widths.interpolate(raw)

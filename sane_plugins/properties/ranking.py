@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sane_plugins.properties.abstention import is_withheld
 from sane_plugins.properties.estimates import AnyEstimate, Estimate
 from sane_plugins.properties.kinds import find_kinds
 
@@ -30,7 +31,7 @@ def rank_unknown(estimates: Mapping[str, AnyEstimate | None]) -> dict[str, Rank]
     unknown = {
         name: x
         for name, x in estimates.items()
-        if isinstance(x, Estimate) and not x.in_distribution and x.structure
+        if isinstance(x, Estimate) and is_withheld(x) and x.structure
     }
     if not unknown:
         return {}
@@ -42,6 +43,17 @@ def rank_unknown(estimates: Mapping[str, AnyEstimate | None]) -> dict[str, Rank]
         places = 1 + (scores > scores[:, None]).sum(1)
         ranks |= {name: Rank(int(n), len(like)) for name, n in zip(like, places, strict=True)}
     return {name: ranks[name] for name in unknown}
+
+
+def rank_all(
+    predictions: Mapping[str, Mapping[str, AnyEstimate]],
+) -> dict[str, dict[str, Rank]]:
+    """Return the ranks of networks by property, from their estimates by property (`rank_unknown`)."""
+    names = dict.fromkeys(name for estimates in predictions.values() for name in estimates)
+    return {
+        name: rank_unknown({network: x.get(name) for network, x in predictions.items()})
+        for name in names
+    }
 
 
 def _score(estimate: Estimate) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sane_plugins.properties import Estimate, compare_estimates
+from sane_plugins.properties import UNLIKE, Estimate, compare_estimates, is_withheld
 from sane_plugins.zoo_report.network_row import NetworkRow
 from sane_plugins.zoo_report.relatives import Relatives
 
@@ -56,7 +56,7 @@ def find_best(
         for row in healthy
         if isinstance(found := row.predictions.get(name), Estimate)
     }
-    known = {key: x for key, x in estimates.items() if x.in_distribution}
+    known = {key: x for key, x in estimates.items() if not is_withheld(x)}
     if not known:
         return BestNetwork(property=name, reason=_why_none(healthy, estimates))
     best, *others = sorted(known, key=lambda x: -sign * known[x].value)
@@ -91,7 +91,5 @@ def _why_none(healthy: Sequence[NetworkRow], estimates: dict[str, Estimate]) -> 
     if not healthy:
         return "no network is healthy"
     if estimates:
-        return (
-            "every network is unlike those that the head was fitted on, so none can be called best"
-        )
+        return f"each is {UNLIKE}, so none can be called best"
     return "it was neither measured nor predicted for any network in working order"

@@ -18,7 +18,15 @@ from markupsafe import Markup
 
 from sane_plugins.display import page_renderer
 from sane_plugins.health import Finding
-from sane_plugins.properties import SURE, AnyEstimate, CategoryEstimate
+from sane_plugins.properties import (
+    SURE,
+    UNLIKE,
+    AnyEstimate,
+    CategoryEstimate,
+    Rank,
+    estimate_text,
+    is_withheld,
+)
 from sane_plugins.zoo_report.drawn_map import DrawnMap, family_colors
 from sane_plugins.zoo_report.network_row import NetworkRow
 from sane_plugins.zoo_report.relatives import Relatives
@@ -65,6 +73,8 @@ def html_page(report: ZooReport) -> str:
         colors=family_colors(report.relatives),
         number=numbers,
         short=short,
+        unlike=UNLIKE,
+        force=report.force,
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )
@@ -127,13 +137,19 @@ class _Table:
                 told.append(f"from {short.get(parents[row.name], parents[row.name])}")
             cells = [
                 _Cell(row.verdict, row.verdict),
-                *(_predicted(row.predictions.get(name)) for name in predicted),
+                *(
+                    _predicted(
+                        row.predictions.get(name), report.force, report.ranks[name].get(row.name)
+                    )
+                    for name in predicted
+                ),
                 _Cell("; ".join(told), "; ".join(told)),
                 _Cell(f"{row.parameters:,}", row.parameters) if row.parameters else _Cell(""),
                 *(_measured(row.measured.get(name)) for name in measured),
             ]
             rows.append((row, tuple(cells)))
         estimates = [x for row in report.rows for x in row.predictions.values()]
+        shown = [x for x in estimates if not is_withheld(x, report.force)]
         return cls(
             (
                 _Column("health"),
@@ -143,7 +159,7 @@ class _Table:
                 *(_Column(name, _is_measure(name, report.rows), "recorded") for name in measured),
             ),
             tuple(rows),
-            tuple(f"{x:.0%}" for x in sorted({x.coverage for x in estimates})),
+            tuple(f"{x:.0%}" for x in sorted({x.coverage for x in shown})),
             not all(x.in_distribution for x in estimates),
         )
 
@@ -158,10 +174,13 @@ def _is_measure(name: str, rows: Sequence[NetworkRow]) -> bool:
     return all(isinstance(x, int | float) and not isinstance(x, bool) for x in found)
 
 
-def _predicted(estimate: AnyEstimate | None) -> _Cell:
+def _predicted(estimate: AnyEstimate | None, force: bool, rank: Rank | None) -> _Cell:
     if estimate is None:
         return _Cell("")
     is_doubtful = not estimate.in_distribution
+    if is_withheld(estimate, force):
+        text = estimate_text(estimate, rank=rank) if rank else ""
+        return _Cell("", beside=text, is_doubtful=True)
     if isinstance(estimate, CategoryEstimate):
         text = f"{estimate.value} {estimate.probabilities[estimate.value]:.0%}"
         others = ", ".join(estimate.set) if len(estimate.set) > 1 else ""

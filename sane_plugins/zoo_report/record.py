@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sane_plugins.fingerprints import FamilyTree
+from sane_plugins.properties import estimate_record
 from sane_plugins.zoo_report.network_row import NetworkRow
 from sane_plugins.zoo_report.zoo_report import ZooReport
 
@@ -19,18 +20,21 @@ def to_record(report: ZooReport) -> dict[str, Any]:
         "duplicates": [list(group) for group in report.relatives.duplicates],
         "families": [_family(x) for x in report.relatives.families],
         "map": {"share_of_variance": report.map.share, "places": report.map.places},
-        "networks": {row.name: _network(row) for row in report.rows},
+        "networks": {row.name: _network(row, report) for row in report.rows},
     }
 
 
-def _network(row: NetworkRow) -> dict[str, Any]:
+def _network(row: NetworkRow, report: ZooReport) -> dict[str, Any]:
     return {
         "verdict": row.verdict,
         "healthy": row.is_healthy,
         "findings": [vars(x) for x in row.health.findings] if row.health else [],
         "parameters": row.parameters,
         "measured": dict(row.measured),
-        "predictions": {name: vars(x) for name, x in row.predictions.items()},
+        "predictions": {
+            name: estimate_record(x, force=report.force, rank=report.ranks[name].get(row.name))
+            for name, x in row.predictions.items()
+        },
         "errors": dict(row.errors),
     }
 

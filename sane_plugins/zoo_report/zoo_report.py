@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from sane_plugins.display import ShortRepr
 from sane_plugins.fingerprints import PackedFingerprints, pack_all
 from sane_plugins.progress import Progress, Report, silent
+from sane_plugins.properties import Rank, rank_all
 from sane_plugins.zoo_report.best_network import BestNetwork, find_best
 from sane_plugins.zoo_report.network_map import NetworkMap, map_networks
 from sane_plugins.zoo_report.network_row import NetworkRow, Predict, ReportedNetwork, examine
@@ -24,13 +25,19 @@ class Fingerprinted:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ZooReport(ShortRepr):
-    """What is known of the networks of a folder or a zoo, whose name is `source`."""
+    """What is known of the networks of a folder or a zoo, whose name is `source`.
+
+    `ranks`, by property and network, are those of networks of a kind that no head was fitted on; `force`
+    tells the values of these too (`properties.is_withheld`).
+    """
 
     source: str
     rows: tuple[NetworkRow, ...]
     best: BestNetwork
     relatives: Relatives
     map: NetworkMap
+    ranks: Mapping[str, Mapping[str, Rank]]
+    force: bool = False
 
 
 def report_on(
@@ -40,13 +47,15 @@ def report_on(
     best_by: str,
     *,
     lower: bool = False,
+    force: bool = False,
     known: Fingerprinted | None = None,
     report: Report = silent,
 ) -> ZooReport:
     """Look at networks, compare them, and choose the best by a property.
 
-    `predict` gives a network's properties; with `lower` less of the property is better. An error of one
-    network is kept in its row. Raises `UsageError` for what makes the whole call wrong.
+    `predict` gives a network's properties; with `lower` less of the property is better. With `force` values
+    are shown of networks unlike all that a head was fitted on. An error of one network is kept in its row.
+    Raises `UsageError` for what makes the whole call wrong.
     """
     known = known or Fingerprinted()
     have = {name for one in known.packed for name in one.names} | known.skipped.keys()
@@ -69,4 +78,6 @@ def report_on(
         best=find_best(rows, relatives, best_by, lower=lower),
         relatives=relatives,
         map=map_networks(packed),
+        ranks=rank_all({row.name: row.predictions for row in rows}),
+        force=force,
     )

@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_a_sentence_and_changes_nothing(given, told, pruned
 
 def test_a_training_that_is_watched_is_the_same_training(host) -> None:
     images, labels = _images(100, 3)
-    states, watch = [], sane_plugins.PredictWhileTraining(every=2, host=host)
+    states, watch = [], sane_plugins.PredictWhileTraining(every=2, host=host, force=True)
     logged: list[int] = []
     watch._log = lambda _, step: logged.append(step)
     for is_watched in (False, True):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def _together(*kinds: tuple[FeatureDataset, np.ndarray]) -> tuple[FeatureDataset
 def two_kinds() -> KindsHead:
     """Return a head for a kind that is easily told, and another that is the opposite and noisy."""
     both = _together(_kind(SMALL, 50, 0.05, 0), _kind(LARGE, 50, 1.0, 1, sign=-1.0))
-    head = fit_kinds("quality", *both, **FEW)
+    head = fit_kinds("quality", *both, partial(fit_head, "quality", **FEW))
     assert isinstance(head, KindsHead)
     return head
 
@@ -95,7 +96,7 @@ def test_a_head_of_kinds_comes_back_from_disk(two_kinds: KindsHead, tmp_path: Pa
 
 def test_an_unknown_kind_has_a_score_that_orders_it() -> None:
     alike = _together(_kind(SMALL, 50, 0.1, 0), _kind(LARGE, 50, 0.1, 1))
-    head = fit_kinds("quality", *alike, **FEW)
+    head = fit_kinds("quality", *alike, partial(fit_head, "quality", **FEW))
     foreign, y = _kind(np.array([9.0, 2.0, 20.0]), 40, 0.1, 2)
     told = [head.estimate({k: x[i] for k, x in foreign.features.items()}) for i in range(len(y))]
     assert not any(x.in_distribution for x in told)
@@ -115,7 +116,9 @@ def test_kinds_are_found_from_shapes_alone() -> None:
 
 def test_a_kind_of_few_networks_shares_an_expert_and_is_known() -> None:
     head = fit_kinds(
-        "quality", *_together(_kind(SMALL, 40, 0.1, 0), _kind(LARGE, 6, 0.1, 1)), **FEW
+        "quality",
+        *_together(_kind(SMALL, 40, 0.1, 0), _kind(LARGE, 6, 0.1, 1)),
+        partial(fit_head, "quality", **FEW),
     )
     fresh, _ = _kind(LARGE, 5, 0.1, 4)
     row = {name: x[0] for name, x in fresh.features.items()}

@@ -11,7 +11,7 @@ from sane_plugins.architectures import (
     is_bare_name,
     is_function_name,
 )
-from sane_plugins.arguments import from_plain
+from sane_plugins.arguments import find_offer, from_plain
 from sane_plugins.cli.options.factories import Opener
 from sane_plugins.errors import UsageError
 
@@ -136,15 +136,7 @@ def with_names_in_cache(names: InputNames, prompts: Sequence[Prompts]) -> InputN
 
 def resolve_sampler(host: Host, name: str) -> Sampler:
     """Return the sampler of that name. Raises `UsageError` if no plugin offers it."""
-    samplers = host.samplers()
-    if name not in samplers:
-        raise UsageError(
-            f"sampler '{name}'",
-            "no plugin offers it",
-            f"one of {', '.join(sorted(samplers))} is needed",
-            "check the name, or install its plugin",
-        )
-    return samplers[name]
+    return find_offer("sampler", name, host.samplers())
 
 
 def _is_zoo(source: str) -> bool:

@@ -1,0 +1,27 @@
+"""What is predicted in tables: what is not told has a mark and a rank, unless guesses are asked for."""
+
+from __future__ import annotations
+
+import click
+
+from sane_plugins import properties
+
+UNLIKE = "?"
+force_option = click.option(
+    "--force", is_flag=True, help="Tell the value of networks unlike all that a head was fitted on."
+)
+
+
+def to_cell(
+    estimate: properties.AnyEstimate | None, force: bool, rank: properties.Rank | None
+) -> str:
+    """Return an estimate as text; a mark, and a rank, for networks of an unknown kind."""
+    if estimate is None:
+        return ""
+    is_withheld = properties.is_withheld(estimate, force)
+    if is_withheld and rank is None:
+        return UNLIKE
+    text = properties.estimate_text(estimate, force=force, rank=rank)
+    if is_withheld:
+        return f"{UNLIKE} {text}"
+    return text if estimate.in_distribution else f"{text} {UNLIKE}"
