@@ -29,8 +29,6 @@ from sane_plugins.tasks import Task, accuracy, load_task
 
 LR, BATCH, IMAGES, TEST_IMAGES = 2e-3, 64, 2000, 1000
 MEASURED = (0, 1, 3, 10)
-OFFERS = ("efficientnet-lite0", "efficientnet-lite1")
-"""Prompts that the adapter offers where the packages of the extra are installed."""
 ROOT = Path(__file__).parents[1]
 FILES = {
     "pneumonia": "pneumoniamnist_subset",
@@ -253,10 +251,9 @@ def _by_command(
         kept.parent.mkdir(parents=True, exist_ok=True)
         images = images_of(setting, cell, for_command=True)
         extra = [setting.extra] if with_extra else []
-        prompts = [word for name in OFFERS * with_extra for word in ("--prompts", name)]
         words = [
             *(cell.network.model, "--task", "images.npz", "--size", str(cell.network.size)),
-            *(*prompts, "--seed", str(cell.seed), "--device", setting.device, "-o", str(kept)),
+            *("--seed", str(cell.seed), "--device", setting.device, "-o", str(kept)),
             *("--force", "--json", *(("--budget", "5") if setting.smoke else ())),
             *(() if setting.rung is None else ("--rung", str(setting.rung))),
         ]

