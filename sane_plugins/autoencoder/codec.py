@@ -80,7 +80,10 @@ def decode(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         values, side = decode_tokens(model, latents, layout, window, halo)
     slot_side = torch.stack([side[start:stop].mean(0) for start, stop in layout.spans])
-    network = template.replace(token_tensors(values, layout))
+    # 8-bit floats would round what is still to be brought to scale.
+    is_narrow = any(param.dtype.itemsize == 1 for param in template.params)
+    tensors = token_tensors(values, layout, torch.float32 if is_narrow else None)
+    network = template.replace(tensors)
     return undo_standardization(model, network, slot_side.cpu())
 
 

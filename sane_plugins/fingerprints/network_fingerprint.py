@@ -19,7 +19,7 @@ from sane_plugins.fingerprints.channel_descriptors import channel_descriptors
 from sane_plugins.fingerprints.distances import nearest_other
 from sane_plugins.fingerprints.projection import projection
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.weights import Param, WeightGraph
+from sane_plugins.weights import Param, WeightGraph, widened
 
 Array = npt.NDArray[np.float32]
 MAX_CHANNELS = 64
@@ -101,7 +101,7 @@ def fingerprint(graph: WeightGraph, report: Report = silent) -> NetworkFingerpri
 
 
 def _of_tensor(param: Param, layer: str, tensor: torch.Tensor) -> TensorFingerprint:
-    tensor = tensor.detach()
+    tensor = widened(tensor.detach())
     shape = tuple(tensor.shape)
     none = np.zeros((0, 0), np.float32)
     outputs, inputs, sketch = none, none, none.ravel()

@@ -8,7 +8,7 @@ from math import sqrt
 
 import torch
 
-from sane_plugins.weights import MAX_VALUE, Kind, Layer, Param, Role
+from sane_plugins.weights import MAX_VALUE, Kind, Layer, Param, Role, widened
 
 # Values converted to float64 at a time, so that memory does not grow with the tensor.
 _CHUNK_SIZE = 1 << 20
@@ -137,7 +137,7 @@ def _blocks(moved: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield the tensor in blocks of whole rows, with 1-byte dtypes converted to float32."""
     row = moved[0].numel() if len(moved) else 1
     for block in moved.split(max(1, _CHUNK_SIZE // max(row, 1))):
-        yield block.float() if block.dtype.itemsize == 1 else block
+        yield widened(block)
 
 
 def _nonzero_channels(block: torch.Tensor) -> torch.Tensor:

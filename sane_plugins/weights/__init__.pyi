@@ -29,7 +29,7 @@ from .module_tensors.state import names_in_use
 from .module_tensors.writing import computes_tensors
 from .modules import from_module
 from .natural_order import natural_key, recurrent_place
-from .rounding import is_rounded, rounded_to
+from .rounding import is_rounded, rounded_to, widened
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
 from .token_layout import Slot, TokenLayout
@@ -100,4 +100,5 @@ __all__ = [
     "trace_calls",
     "undo_scale",
     "vectors_last",
+    "widened",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from sane_plugins.weights.layers import Layer
+from sane_plugins.weights.rounding import widened
 from sane_plugins.weights.token_layout import find_slots
 
 MAX_VALUE = torch.finfo(torch.float32).max / 2
@@ -49,5 +50,5 @@ def count_unusable(tensor: torch.Tensor) -> int:
 
 def _usable(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the values, and which of them can be computed with."""
-    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
+    values = widened(tensor)
     return values, values.abs() <= min(MAX_VALUE, torch.finfo(values.dtype).max)

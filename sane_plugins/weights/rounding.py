@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 
 
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return 8-bit numbers in single precision, which holds them exactly, and other tensors as they are.
+
+    Torch stores 8-bit floats, and has few operators that compute with them.
+    """
+    return tensor.float() if tensor.dtype.itemsize == 1 else tensor
+
+
 def rounded_to(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
     """Return a tensor in another type, rounded; None where its numbers are beyond that type.
 
@@ -14,15 +22,10 @@ def rounded_to(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
     if dtype == tensor.dtype:
         return rounded
     if dtype.is_floating_point or dtype.is_complex:
-        fits = bool((_is_finite(rounded) | ~_is_finite(tensor)).all())
+        fits = bool((widened(rounded).isfinite() | ~widened(tensor).isfinite()).all())
     else:
         fits = torch.equal(rounded.to(tensor.dtype), tensor)
     return rounded if fits else None
-
-
-def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
-    # 8-bit floats have no such test of their own.
-    return (tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite()
 
 
 def is_rounded(value: torch.Tensor, asked: torch.Tensor) -> bool:

@@ -14,6 +14,7 @@ import torch
 
 from sane_plugins.display import ShortRepr
 from sane_plugins.weights.graph import WeightGraph
+from sane_plugins.weights.rounding import widened
 
 SIDE = 4  # numbers of side information per token
 _MIN_DEVIATION = 1e-12
@@ -83,7 +84,8 @@ def _transform_slots(graph: WeightGraph, scale: Scale, transform: _Transform) ->
     tensors: dict[str, torch.Tensor] = {}
     for i, slot in enumerate(graph.slots):
         for j, param in enumerate(slot.params):
-            tensor, statistics = graph.tensors[param.key], (scale.mean[i, j], scale.deviation[i, j])
+            tensor = widened(graph.tensors[param.key])
+            statistics = scale.mean[i, j], scale.deviation[i, j]
             tensors[param.key] = transform(
                 tensor, *(x.to(tensor.device, tensor.dtype) for x in statistics)
             )

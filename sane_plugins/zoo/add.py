@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sane_plugins.architectures import NO_TRUST, Trust
 from sane_plugins.arguments import require_field_types
 from sane_plugins.atomic_files import require_output_folder
@@ -18,7 +16,7 @@ from sane_plugins.display import ShortRepr
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError
 from sane_plugins.formats import exists
 from sane_plugins.progress import Progress, Report, silent
-from sane_plugins.weights import WeightGraph
+from sane_plugins.weights import WeightGraph, widened
 from sane_plugins.zoo.deduplicate import KnownNetworks
 from sane_plugins.zoo.folder_walk import walk_folder
 from sane_plugins.zoo.index import Entry, ZooIndex, is_zoo, read_index
@@ -218,7 +216,7 @@ class _ZooAppender:
         ties = dict(graph.ties)
         weights = {param.key: graph.tensors[param.key] for param in graph.params}
         buffers = {k: v for k, v in graph.tensors.items() if k not in weights and k not in ties}
-        finite = all(bool(_widen_float8(x).isfinite().all()) for x in weights.values())
+        finite = all(bool(widened(x).isfinite().all()) for x in weights.values())
         entry = Entry(
             network=_as_unicode(self._network_of(source)),
             checkpoint=_as_unicode(source.name.checkpoint),
@@ -268,7 +266,3 @@ def _require_unicode(source: str, keys: Iterable[str]) -> None:
             "a zoo keeps tensors by their names",
             "rename it",
         )
-
-
-def _widen_float8(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats
