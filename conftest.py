@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what collecting made out of garbage collection: no test frees it, and every pass would visit it."""
+    """Keep what collecting made out of garbage collection: no test frees it, every pass visits it."""
     gc.collect()
     gc.freeze()
 
