@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,24 @@ def saved(graph: WeightGraph, path: Path) -> Path:
 
 def export(module: nn.Module, example: torch.Tensor, path: Path, dynamo: bool, **options) -> Path:
     """Export as users do, in silence: the exporter talks while it works, and the old one is deprecated."""
+    with _silent_exporter(dynamo):
+        torch.onnx.export(module.eval(), (example,), str(path), dynamo=dynamo, **options)
+    return path
+
+
+def export_and_optimize(
+    module: nn.Module, example: torch.Tensor, plain: Path, optimized: Path
+) -> None:
+    """Export by the newer exporter without its optimisation, which is then applied to the same graph."""
+    with _silent_exporter(dynamo=True):
+        program = torch.onnx.export(module.eval(), (example,), dynamo=True, optimize=False)
+        program.save(str(plain), external_data=False)
+        program.optimize()
+        program.save(str(optimized), external_data=False)
+
+
+@contextmanager
+def _silent_exporter(dynamo: bool) -> Iterator[None]:
     pytest.importorskip("onnx")
     if dynamo:
         pytest.importorskip("onnxscript")
@@ -36,8 +56,7 @@ def export(module: nn.Module, example: torch.Tensor, path: Path, dynamo: bool, *
         patch.setattr("sys.stdout", io.StringIO())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(module.eval(), (example,), str(path), dynamo=dynamo, **options)
-    return path
+            yield
 
 
 def run(path: Path, *inputs: np.ndarray) -> list[np.ndarray]:

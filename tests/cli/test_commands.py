@@ -34,15 +34,17 @@ def test_every_command_has_its_name_and_prints_json_and_tracebacks() -> None:
         assert {"as_json", "debug"} <= {param.name for param in command.params}, path
 
 
-@pytest.mark.parametrize("path", [(), ("heads",), ("zoo",), *COMMANDS], ids=" ".join)
-def test_help_loads_nothing_heavy(path: tuple[str, ...]) -> None:
+def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys; from sane_plugins.cli.main import main\n"
-        f"try: main([*{path}, '--help'])\nexcept SystemExit: pass\n"
-        "sys.exit(str({'torch', 'numpy', 'sklearn', 'rich'} & set(sys.modules) or ''))"
+        f"for path in {[(), ('heads',), ('zoo',), *COMMANDS]}:\n"
+        "    try: main([*path, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "    heavy = {'torch', 'numpy', 'sklearn', 'rich'} & set(sys.modules)\n"
+        "    if heavy: sys.exit(f'{path} loads {heavy}')"
     )
     done = _python("-c", code)
-    assert "Usage" in done.stdout
+    assert done.stdout.count("Usage") >= 3 + len(COMMANDS)
     assert not done.stderr.strip()
 
 

@@ -15,8 +15,8 @@ from runfolders import inline_host, make_networks, rows_of, shards_of
 
 from sane_plugins.folder_runs import EmbedJob, RunOptions, run_job
 
-COUNT = 200
-LOCAL = RunOptions(workers=2, rows_per_shard=20)
+COUNT, ROWS = 120, 10
+LOCAL = RunOptions(workers=2, rows_per_shard=ROWS)
 _KILLS = 10
 
 
@@ -25,7 +25,7 @@ def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
     """Return a folder of networks, and what a run in one process writes of them."""
     folder = tmp_path_factory.mktemp("killed")
     networks = make_networks(folder / "zoo", COUNT)
-    options = RunOptions(engine="inline", rows_per_shard=20)
+    options = RunOptions(engine="inline", rows_per_shard=ROWS)
     run_job(inline_host(), networks, folder / "out", EmbedJob(), options)
     return networks, shards_of(folder / "out")
 
@@ -71,7 +71,7 @@ main()"""
 def command(networks: Path, out: Path) -> subprocess.Popen:
     arguments = ["run", "embed", str(networks), "-o", str(out), "--workers", "1"]
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *arguments, "--shard-rows", "20"],
+        [sys.executable, "-c", _PROGRAM, *arguments, "--shard-rows", str(ROWS)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,7 +96,7 @@ def test_a_run_that_was_ended_goes_on(undisturbed, tmp_path, number) -> None:
             "Interrupted.",
         ]
     kept = shards_of(out)
-    assert 3 <= len([x for x in kept if x.startswith("part")]) < COUNT // 20
+    assert 3 <= len([x for x in kept if x.startswith("part")]) < COUNT // ROWS
     assert kept.items() <= expected.items()
     with command(networks, out) as again:
         told = again.communicate()[1]

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from sane_plugins.architectures import build
+from sane_plugins.cli.main import main
 from sane_plugins.pretraining import read_log
 from sane_plugins.zoo import Entry, write_zoo
 
@@ -54,21 +56,15 @@ def zoos(tmp_path_factory) -> list[str]:
 
 
 def pretrain(zoos: list[str], out: Path, processes: int, *arguments: str) -> str:
-    """Train and return what was told."""
-    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    """Train, one process being this one, and return what was told."""
+    command = ["pretrain", *zoos, "-o", str(out), *SHAPE, *arguments]
+    if processes == 1:
+        alone = CliRunner().invoke(main, command)
+        assert alone.exit_code == 0, alone.output
+        return alone.stderr
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            *(several if processes > 1 else []),
-            "sane_plugins",
-            "pretrain",
-            *zoos,
-            "-o",
-            str(out),
-            *SHAPE,
-            *arguments,
-        ],
+        [sys.executable, "-m", *several, "-m", "sane_plugins", *command],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
         text=True,
