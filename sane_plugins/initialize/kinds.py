@@ -126,8 +126,10 @@ class CandidateSpec:
     def _lent_name(self, problem: InitializationProblem) -> str:
         if self.kind is Kind.TRANSFER:
             return f"transfer from {problem.prompt_networks[self.number].info.name} ({self.method})"
-        lenders = problem.sane_transfer.neighbors(self.number)
-        return f"prompt {' beside '.join(p.source for p in lenders)}"
+        lenders = [p.source for p in problem.sane_transfer.neighbors(self.number)]
+        # A network that a package offers has a better name than its file.
+        known = {network.graph.source: network.info.name for network in problem.prompt_networks}
+        return f"prompt {' beside '.join(known.get(source, source) for source in lenders)}"
 
 
 @dataclass(frozen=True, kw_only=True)
