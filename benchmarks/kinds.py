@@ -28,7 +28,7 @@ from zoodata import MEMORY, PROPERTIES, RESULTS, RUNS
 
 from sane_plugins.properties import FeatureDataset, PropertyHead, dataset, fit_head, fit_kinds
 from sane_plugins.properties.dataset import STRUCTURE
-from sane_plugins.properties.kinds_head import KindsHead
+from sane_plugins.properties.heads.kinds_head import KindsHead
 from sane_plugins.properties.regressors import Array, fit_forest, predict
 from sane_plugins.zoo import Zoo, evaluation_pool
 

@@ -25,8 +25,8 @@ from zoodata import BASELINES, MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.properties import FeatureDataset, PropertyHead, dataset, fit_head
-from sane_plugins.properties.cross_validation import fit_members
 from sane_plugins.properties.dataset import STRUCTURE, stack_features
+from sane_plugins.properties.fitting.cross_validation import fit_members
 from sane_plugins.properties.regressors import Array, predict
 from sane_plugins.zoo import Zoo, evaluation_pool
 

@@ -29,8 +29,8 @@ from zoodata import MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
 from sane_plugins.autoencoder import fingerprint
 from sane_plugins.properties import FeatureDataset
-from sane_plugins.properties.cross_validation import fit_members
 from sane_plugins.properties.dataset import stack_features
+from sane_plugins.properties.fitting.cross_validation import fit_members
 from sane_plugins.properties.regressors import Array, normal_scores, predict
 from sane_plugins.zoo import Zoo, evaluation_pool
 

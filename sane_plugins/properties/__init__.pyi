@@ -1,18 +1,18 @@
 from .abstention import UNLIKE, estimate_record, estimate_text, is_withheld, withheld_note
-from .category_head import CategoryHead, fit_category
 from .comparison import SURE, Comparison, compare_estimates
 from .dataset import FEATURES, FeatureDataset
 from .estimates import AnyEstimate, CategoryEstimate, Estimate
-from .fitting import FitOptions, FittedHeads, fit_heads
-from .head_file import AnyHead, load_heads, save_heads
-from .kinds_fit import fit_kinds
-from .kinds_head import KindsHead
-from .numeric_head import PropertyHead, fit_head
+from .fitting.kinds_fit import fit_kinds
+from .fitting.selection import CRITERIA, embed_rows
+from .fitting.suggest_networks import Suggestions, SuggestOptions, suggest_networks
+from .fitting.zoo_features import zoo_features
+from .fitting.zoo_heads import FitOptions, FittedHeads, fit_heads
+from .heads.category_head import CategoryHead, fit_category
+from .heads.head_file import AnyHead, load_heads, save_heads
+from .heads.kinds_head import KindsHead
+from .heads.numeric_head import PropertyHead, fit_head
 from .prediction import PredictOptions, embedded_heads, extract_features, predict
 from .ranking import Rank, rank_all, rank_unknown
-from .selection import CRITERIA, embed_rows
-from .suggest_networks import Suggestions, SuggestOptions, suggest_networks
-from .zoo_features import zoo_features
 
 __all__ = [
     "CRITERIA",

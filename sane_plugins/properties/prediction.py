@@ -25,9 +25,9 @@ from sane_plugins.features import (
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.properties.dataset import STRUCTURE, FeatureDataset
 from sane_plugins.properties.estimates import AnyEstimate, Estimate
-from sane_plugins.properties.head import Head
-from sane_plugins.properties.head_file import AnyHead, load_heads
-from sane_plugins.properties.kinds_head import RANKER_FEATURES, KindsHead
+from sane_plugins.properties.heads.head import Head
+from sane_plugins.properties.heads.head_file import AnyHead, load_heads
+from sane_plugins.properties.heads.kinds_head import RANKER_FEATURES, KindsHead
 from sane_plugins.properties.regressors import Array, Trees
 from sane_plugins.weights import WeightGraph
 

@@ -13,9 +13,9 @@ from sane_plugins.architectures import build
 from sane_plugins.cli.main import main as sane_plugins
 from sane_plugins.errors import ZooError
 from sane_plugins.properties import FeatureDataset, fit_category, load_heads, save_heads
-from sane_plugins.properties.category_head import MAJORITY
-from sane_plugins.properties.conformal import conformal_radius, fit_widths
 from sane_plugins.properties.dataset import STRUCTURE, group_folds
+from sane_plugins.properties.heads.category_head import MAJORITY
+from sane_plugins.properties.heads.conformal import conformal_radius, fit_widths
 from sane_plugins.zoo import Entry, write_zoo
 
 NETWORKS, ROWS = 60, 3

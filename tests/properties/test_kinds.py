@@ -28,8 +28,8 @@ from sane_plugins.properties import (
     rank_unknown,
     save_heads,
 )
-from sane_plugins.properties.cross_validation import MEAN, SHIPPED, Prior
 from sane_plugins.properties.dataset import STRUCTURE
+from sane_plugins.properties.fitting.cross_validation import MEAN, SHIPPED, Prior
 from sane_plugins.properties.kinds import find_kinds
 from sane_plugins.zoo import Entry, Zoo, write_zoo
 

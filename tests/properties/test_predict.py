@@ -19,8 +19,8 @@ from sane_plugins.properties import (
     predict,
     save_heads,
 )
-from sane_plugins.properties.conformal import COVERAGE, conformal_radius
 from sane_plugins.properties.dataset import STRUCTURE, group_folds
+from sane_plugins.properties.heads.conformal import COVERAGE, conformal_radius
 from sane_plugins.properties.regressors import pack_trees
 from sane_plugins.symmetry import permutation_groups, permute, random_permutations
 from sane_plugins.weights import from_module

@@ -19,9 +19,9 @@ from sane_plugins.properties.dataset import (
     distinct_structures,
     require_fittable,
 )
+from sane_plugins.properties.heads.kinds_head import RANKER_FEATURES, KindsHead
+from sane_plugins.properties.heads.numeric_head import PropertyHead
 from sane_plugins.properties.kinds import find_kinds
-from sane_plugins.properties.kinds_head import RANKER_FEATURES, KindsHead
-from sane_plugins.properties.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import Array, Member, fit_forest
 
 FitOne = Callable[[FeatureDataset, Array], PropertyHead]

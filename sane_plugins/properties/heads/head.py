@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from sane_plugins.properties.conformal import COVERAGE
 from sane_plugins.properties.dataset import INVARIANCE, STRUCTURE, encoders_of, stack_features
-from sane_plugins.properties.in_distribution import TrainingSupport
+from sane_plugins.properties.heads.conformal import COVERAGE
+from sane_plugins.properties.heads.in_distribution import TrainingSupport
 from sane_plugins.properties.kinds import is_alike
 from sane_plugins.properties.regressors import Array, Member
 

@@ -17,8 +17,6 @@ import numpy as np
 
 from sane_plugins.progress import Report, silent
 from sane_plugins.properties import regressors
-from sane_plugins.properties.conformal import Widths, fit_widths
-from sane_plugins.properties.cross_validation import Prior, choose_model
 from sane_plugins.properties.dataset import (
     AUTO,
     FOLDS,
@@ -31,8 +29,10 @@ from sane_plugins.properties.dataset import (
     stack_features,
 )
 from sane_plugins.properties.estimates import Estimate
-from sane_plugins.properties.head import Head
-from sane_plugins.properties.in_distribution import fit_support
+from sane_plugins.properties.fitting.cross_validation import Prior, choose_model
+from sane_plugins.properties.heads.conformal import Widths, fit_widths
+from sane_plugins.properties.heads.head import Head
+from sane_plugins.properties.heads.in_distribution import fit_support
 from sane_plugins.properties.regressors import Array
 
 PROPERTIES: Mapping[str, tuple[str, float, float]] = MappingProxyType(

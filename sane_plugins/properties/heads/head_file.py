@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from sane_plugins.formats import PROPERTY_HEADS, load_artifact, save_artifact
-from sane_plugins.properties.category_head import CategoryHead
-from sane_plugins.properties.conformal import Widths
-from sane_plugins.properties.head_checks import require_valid, require_valid_kinds
-from sane_plugins.properties.in_distribution import TrainingSupport
-from sane_plugins.properties.kinds_head import KindsHead
-from sane_plugins.properties.numeric_head import PropertyHead
+from sane_plugins.properties.heads.category_head import CategoryHead
+from sane_plugins.properties.heads.conformal import Widths
+from sane_plugins.properties.heads.head_checks import require_valid, require_valid_kinds
+from sane_plugins.properties.heads.in_distribution import TrainingSupport
+from sane_plugins.properties.heads.kinds_head import KindsHead
+from sane_plugins.properties.heads.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import MEMBER_TYPES, Array, Member, member_arrays
 
 AnyHead = PropertyHead | CategoryHead | KindsHead

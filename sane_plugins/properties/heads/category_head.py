@@ -16,7 +16,6 @@ import numpy as np
 from sane_plugins.errors import ZooError
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.properties import regressors
-from sane_plugins.properties.conformal import COVERAGE, conformal_radius
 from sane_plugins.properties.dataset import (
     AUTO,
     FOLDS,
@@ -29,8 +28,9 @@ from sane_plugins.properties.dataset import (
     stack_features,
 )
 from sane_plugins.properties.estimates import CategoryEstimate
-from sane_plugins.properties.head import Head
-from sane_plugins.properties.in_distribution import fit_support
+from sane_plugins.properties.heads.conformal import COVERAGE, conformal_radius
+from sane_plugins.properties.heads.head import Head
+from sane_plugins.properties.heads.in_distribution import fit_support
 from sane_plugins.properties.regressors import Array, fit_classes
 
 FOREST = "forest"

@@ -17,9 +17,9 @@ from sane_plugins.errors import SourceError, UsageError, ZooError
 from sane_plugins.features import SaneEncoder, StatisticsEncoder
 from sane_plugins.progress import Report, silent
 from sane_plugins.properties.dataset import FEATURES
+from sane_plugins.properties.fitting.selection import CRITERIA, embed_rows
+from sane_plugins.properties.fitting.zoo_features import zoo_features
 from sane_plugins.properties.regressors import Array
-from sane_plugins.properties.selection import CRITERIA, embed_rows
-from sane_plugins.properties.zoo_features import zoo_features
 from sane_plugins.zoo import Entry, Zoo
 
 

@@ -14,15 +14,15 @@ from sane_plugins.display import ShortRepr
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.features import Encoder, SaneEncoder, StatisticsEncoder, structure
 from sane_plugins.progress import Report, silent
-from sane_plugins.properties.category_head import CategoryHead, fit_category
-from sane_plugins.properties.cross_validation import MEAN, SHIPPED, Prior
 from sane_plugins.properties.dataset import AUTO, FEATURES, STRUCTURE, FeatureDataset
-from sane_plugins.properties.head_file import AnyHead
-from sane_plugins.properties.kinds_fit import fit_kinds
-from sane_plugins.properties.kinds_head import experts_of
-from sane_plugins.properties.numeric_head import fit_head
+from sane_plugins.properties.fitting.cross_validation import MEAN, SHIPPED, Prior
+from sane_plugins.properties.fitting.kinds_fit import fit_kinds
+from sane_plugins.properties.fitting.zoo_features import zoo_features
+from sane_plugins.properties.heads.category_head import CategoryHead, fit_category
+from sane_plugins.properties.heads.head_file import AnyHead
+from sane_plugins.properties.heads.kinds_head import experts_of
+from sane_plugins.properties.heads.numeric_head import fit_head
 from sane_plugins.properties.regressors import Array
-from sane_plugins.properties.zoo_features import zoo_features
 from sane_plugins.zoo import Entry, Zoo
 
 USUAL = ("test_accuracy", "gap", "epoch")

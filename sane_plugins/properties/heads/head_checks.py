@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sane_plugins.properties.category_head import CategoryHead
-from sane_plugins.properties.conformal import Widths
-from sane_plugins.properties.head import Head
-from sane_plugins.properties.in_distribution import TrainingSupport
-from sane_plugins.properties.kinds_head import KindsHead
-from sane_plugins.properties.numeric_head import PropertyHead
+from sane_plugins.properties.heads.category_head import CategoryHead
+from sane_plugins.properties.heads.conformal import Widths
+from sane_plugins.properties.heads.head import Head
+from sane_plugins.properties.heads.in_distribution import TrainingSupport
+from sane_plugins.properties.heads.kinds_head import KindsHead
+from sane_plugins.properties.heads.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import Array, Member, Trees
 
 _MAX_TEXT = 200  # characters of a name or unit

@@ -18,7 +18,7 @@ import numpy as np
 from sane_plugins.properties import regressors
 from sane_plugins.properties.dataset import INVARIANCE, STRUCTURE, stack_features
 from sane_plugins.properties.estimates import Estimate
-from sane_plugins.properties.numeric_head import PropertyHead
+from sane_plugins.properties.heads.numeric_head import PropertyHead
 from sane_plugins.properties.regressors import Array, Member
 
 RANKER_FEATURES = "statistics"
