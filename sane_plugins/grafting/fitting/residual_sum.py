@@ -176,7 +176,7 @@ def _residual_sum(
     )
 
 
-def _channel_axis(branch: _Branch, layer: nn.Module, trace: _CallTrace) -> int | None:
+def _channel_axis(branch: _SummedBranch, layer: nn.Module, trace: _CallTrace) -> int | None:
     """Return which axis has the channels of a layer at the end of its branch.
 
     Their numbers are led through the branch's changes of layout; None where these share an axis out.
@@ -204,7 +204,7 @@ def _activation(number: int, trace: _CallTrace) -> Activation | None:
 
 
 @dataclass(frozen=True)
-class _Branch:
+class _SummedBranch:
     """The calls from a layer's, or another that is no norm, scale or change of layout, to a side of a sum."""
 
     start: int
@@ -214,7 +214,7 @@ class _Branch:
 
 def _branch(
     call: int, trace: _CallTrace, layers: Mapping[int, str], parameters: Mapping[int, nn.Parameter]
-) -> _Branch:
+) -> _SummedBranch:
     """Walk back from a side of a sum over norms, learnt scales and changes of layout to a layer's call."""
     scale: nn.Parameter | None = None
     layouts: list[_TracedCall] = []
@@ -224,15 +224,15 @@ def _branch(
             learnt = [_parameter(made, i, trace, parameters) for i in (0, 1)]
             own = [i for i in (0, 1) if learnt[i] is not None]
             if len(own) != 1:
-                return _Branch(-2)
+                return _SummedBranch(-2)
             scale = learnt[own[0]]
             call = made.inputs[1 - own[0]]
         elif "batch_norm" in made.name or made.name in _LAYOUTS:
             layouts += [made] if made.name in _LAYOUTS else []
             call = made.inputs[0]
         else:
-            return _Branch(call)
-    return _Branch(call, scale, layouts[::-1])
+            return _SummedBranch(call)
+    return _SummedBranch(call, scale, layouts[::-1])
 
 
 def _parameter(
