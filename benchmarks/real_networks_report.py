@@ -77,6 +77,7 @@ def publish(work: Path, folder: Path, families: Mapping[str, str]) -> bool:
     lines = [
         f"{len(runs)} runs; AdamW, one cycle up to {', '.join(sorted({str(x['lr']) for x in runs}))}, batches of 64."
         " Before training a network is as it was written; later batch norm's statistics are measured anew.",
+        *_of_named_prompts(runs),
         "",
         *_means(cells),
         *verdicts,
@@ -92,6 +93,15 @@ def publish(work: Path, folder: Path, families: Mapping[str, str]) -> bool:
     (folder / "real_networks.json").write_text(kept.replace('{"network', '\n{"network') + "\n")
     print(text)
     return any("MISSED" in line for line in verdicts)
+
+
+def _of_named_prompts(runs: Sequence[Run]) -> list[str]:
+    """Return a line on runs of before `sane-init` was left to choose its prompts; they are not run again."""
+    count = sum(run.get("prompts") == "named" for run in runs)
+    told = (
+        f"In {count} of the runs of sane-init EfficientNet-Lite0 and Lite1 were named as prompts."
+    )
+    return ["", told] if count else []
 
 
 def _cells(runs: Sequence[Run], families: Mapping[str, str]) -> Iterator[CellRuns]:
