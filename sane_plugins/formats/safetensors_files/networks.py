@@ -14,6 +14,7 @@ from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.limits import parse_json, require_names, require_tensor_count
 from sane_plugins.formats.safetensors_files.artifact import HEADER, require_network
 from sane_plugins.formats.safetensors_files.lazy_tensors import HeaderEntry, LazyTensors
+from sane_plugins.formats.safetensors_files.told_layers import with_told_layers
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph, natural_key
 
@@ -62,7 +63,7 @@ def to_graph(
             if entry.dtype is None
         },
     )
-    return from_state_dict(
+    graph = from_state_dict(
         tensors,
         str(path),
         container="safetensors",
@@ -71,6 +72,8 @@ def to_graph(
         notes=notes,
         content=content,
     )
+    layers = network_entry.get("layers")
+    return with_told_layers(path, graph, layers) if isinstance(layers, list) else graph
 
 
 def _valid_axes(axes: Mapping[str, object], entries: Mapping[str, HeaderEntry]) -> dict[str, int]:
