@@ -37,7 +37,7 @@ from .token_stream import TokenBlock, token_blocks
 from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, tokenize
 from .tracing.channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
 from .tracing.trace import trace_calls
-from .validity import GraphFault, find_fault, require_valid, stored_fault
+from .validity import GraphFault, find_fault, possible, require_valid, stored_fault
 from .wrapper_names import PlainNames, strip_wrapper_prefixes
 
 __all__ = [
@@ -89,6 +89,7 @@ __all__ = [
     "names_in_use",
     "natural_key",
     "nncf_masked",
+    "possible",
     "recurrent_place",
     "require_valid",
     "rounded_to",

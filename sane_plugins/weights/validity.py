@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import ChainMap, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from sane_plugins.errors import SourceError
-from sane_plugins.weights.graph import WeightGraph
 from sane_plugins.weights.layers import MAX_AXES, Kind, Layer, Param, Role, shape_text
+
+if TYPE_CHECKING:
+    from sane_plugins.weights.graph import WeightGraph
 
 _KINDS, _ROLES = get_args(Kind), get_args(Role)
 _MATRIX_KINDS = ("conv", "transposed_conv", "linear")
@@ -61,6 +64,19 @@ def require_valid(graph: WeightGraph) -> WeightGraph:
             "repair what made the graph",
         )
     return graph
+
+
+def operation_fault(layer: Layer) -> GraphFault | None:
+    """Return what is wrong with the dims, the groups or the bias of a layer."""
+    place = f"layer '{layer.name}'"
+    faults = chain(_dims_faults(place, layer), _groups_faults(place, layer), _bias_faults(layer))
+    return next(faults, None)
+
+
+def possible(layer: Layer, kind: Kind = "opaque") -> Layer:
+    """Return a layer, or one of another kind where its dims, groups or bias are those of no operation."""
+    is_impossible = operation_fault(layer) is not None
+    return replace(layer, kind=kind, groups=1, dims=()) if is_impossible else layer
 
 
 def stored_fault(param: Param, tensor: Any) -> GraphFault | None:
@@ -199,7 +215,7 @@ def _bias_faults(layer: Layer) -> Iterator[GraphFault]:
     outputs = weight.shape[weight.axis]
     if layer.kind == "transposed_conv" and weight.axis:
         outputs *= layer.groups
-    if bias.shape not in ((outputs,), (1,), ()):
+    if len(bias.shape) == 1 and bias.shape[0] not in (outputs, 1):
         yield GraphFault(
             f"layer '{layer.name}'",
             f"'{weight.key}' {shape_text(weight.shape)} gives {outputs} channels along axis"
