@@ -36,9 +36,9 @@ def check_file_format(plugin: Any, suffix: str, files: Iterable[str | Path] = ()
     bytes for the same network. All this in threads too; it prints nothing, and is imported quickly, without
     torch or numpy. `files` are read twice; a plugin that writes needs none.
     """
-    host, name, files = host_with(plugin), plugin_name(plugin), [*files]
+    host, name, paths = host_with(plugin), plugin_name(plugin), [*files]
     writes = any(x.plugin_name == name for x in host.pm.hook.sane_save.get_hookimpls())
-    if not writes and not files:
+    if not writes and not paths:
         raise ContractError(f"plugin {name} writes nothing: give check_file_format some files")
     check_light_import(plugin)
     with TemporaryDirectory(prefix="sane-contract-") as folder, quiet(f"plugin {name}"):
@@ -49,7 +49,7 @@ def check_file_format(plugin: Any, suffix: str, files: Iterable[str | Path] = ()
                 _require_round_trip(host, name, graph, path)
         if writes and is_importable(plugin):
             _require_same_bytes_elsewhere(name, plugin, Path(folder), f"0{suffix}")
-        for path in files:
+        for path in map(Path, paths):
             opened = _open(host, name, path)
             _require_same_graph(_open(host, name, path), opened, "read again")
             _embed(host, name, opened)

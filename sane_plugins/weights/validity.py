@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _KINDS, _ROLES = get_args(Kind), get_args(Role)
 _MATRIX_KINDS = ("conv", "transposed_conv", "linear")
+_LEAST_RANK = {"conv": 3, "transposed_conv": 3, "linear": 2, "embedding": 2}
 _GROUPED = ("conv", "transposed_conv", "norm")
 _NEEDS_DIMS: Mapping[str, tuple[int, str]] = {
     "flatten": (1, "the first axis that is flattened"),
@@ -67,9 +68,10 @@ def require_valid(graph: WeightGraph) -> WeightGraph:
 
 
 def operation_fault(layer: Layer) -> GraphFault | None:
-    """Return what is wrong with the dims, the groups or the bias of a layer."""
+    """Return what is wrong with the dims, the groups, the ranks or the bias of a layer."""
     place = f"layer '{layer.name}'"
-    faults = chain(_dims_faults(place, layer), _groups_faults(place, layer), _bias_faults(layer))
+    checks = (_dims_faults, _groups_faults, _rank_faults)
+    faults = chain(*(check(place, layer) for check in checks), _bias_faults(layer))
     return next(faults, None)
 
 
@@ -102,7 +104,13 @@ def stored_fault(param: Param, tensor: Any) -> GraphFault | None:
 
 
 def _field_faults(graph: WeightGraph) -> Iterator[GraphFault]:
-    for field, kind in (("source", str), ("container", str), ("layers", tuple), ("notes", tuple)):
+    plain: tuple[tuple[str, type], ...] = (
+        ("source", str),
+        ("container", str),
+        ("layers", tuple),
+        ("notes", tuple),
+    )
+    for field, kind in plain:
         if not isinstance(value := getattr(graph, field), kind):
             yield GraphFault(
                 f"`{field}`", f"it is {_type_of(value)}", f"a {kind.__name__} is needed"
@@ -145,6 +153,7 @@ def _layer_faults(graph: WeightGraph) -> Iterator[GraphFault]:
             yield from _param_faults(place, param)
         yield from _dims_faults(place, layer)
         yield from _groups_faults(place, layer)
+        yield from _rank_faults(place, layer)
 
 
 def _param_faults(place: str, param: Param) -> Iterator[GraphFault]:
@@ -198,6 +207,17 @@ def _groups_faults(place: str, layer: Layer) -> Iterator[GraphFault]:
         if param.shape and param.shape[0] % groups and param.role in ("weight", "scale"):
             found = f"{found} and '{param.key}' has the shape {shape_text(param.shape)}"
             yield GraphFault(place, found, "a divisor of the first axis is needed")
+
+
+def _rank_faults(place: str, layer: Layer) -> Iterator[GraphFault]:
+    least = _LEAST_RANK.get(layer.kind, 0)
+    for param in layer.params if least else ():
+        if param.role == "weight" and len(param.shape) < least:
+            yield GraphFault(
+                place,
+                f"'{param.key}' has the shape {shape_text(param.shape)}",
+                f"the weight of this {layer.kind} needs {least} axes or more",
+            )
 
 
 def _width_faults(graph: WeightGraph) -> Iterator[GraphFault]:

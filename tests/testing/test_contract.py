@@ -246,6 +246,17 @@ def _convolution(**fields: object) -> dict[str, str]:
     }
 
 
+def _normed(size: int) -> dict[str, str]:
+    """Return layers with a norm of so many values behind a matrix of 8 outputs."""
+    return {
+        "tensors": f"{{**tensors, 'n': torch.ones({size})}}",
+        "layers": (
+            "(*layers, layer('n', 'norm', 'c', params=(param('a/b', 'scale', key='n',"
+            f" shape=({size},)),)))"
+        ),
+    }
+
+
 @pytest.mark.parametrize(
     "right",
     [
@@ -255,6 +266,7 @@ def _convolution(**fields: object) -> dict[str, str]:
         {"tensors": "{**tensors, 'n': tensors['c/k']}", "graph": "ties={'n': 'c/k'}"},
         _flattened(dims=(1,)),
         _convolution(groups=8),
+        _normed(8),
     ],
 )
 def test_a_right_reader_passes(reader, tmp_path, right: dict[str, str]) -> None:
@@ -303,6 +315,9 @@ def test_a_right_reader_passes(reader, tmp_path, right: dict[str, str]) -> None:
         (_flattened(dims=(99,)), "axes below 32"),
         (_flattened(dims=("x",)), "a tuple of axes"),
         (_flattened(dims=(1,), groups=2), "its groups are 2 and its kind is flatten"),
+        (_normed(5), r"layer 'n': 'n' has the shape \(5,\), and layer 'c' gives 8 channels"),
+        ({"layer": "kind='conv'"}, "the weight of this conv needs 3 axes or more"),
+        (_convolution(kind="linear"), "layer 'd'.* two axes are needed for the weight of this linear"),
         (_convolution(), "'d' .* with axis 0 and groups 1 reads 1 channels, and layer 'k' gives 8"),
         (_convolution(groups=3), "its groups are 3 and 'd' has the shape"),
         (_convolution(groups=0), "its groups are 0, and a whole number"),
