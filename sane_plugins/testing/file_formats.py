@@ -141,7 +141,7 @@ def _require_round_trip(host: Host, name: str, graph: WeightGraph, path: Path) -
     require_same(
         _sorted(opened.state_dict()),
         _sorted(graph.state_dict()),
-        f"{graph.source} is not read as it was written",
+        f"plugin {name}: a {graph.source} is not read as it was written",
         "keep every tensor, its name, type and shape, and every bit, or raise a SaneError in"
         " sane_check_save",
     )

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from sane_plugins import Host
 from sane_plugins.formats import open_file, save_safetensors, save_sharded
+from sane_plugins.testing import example_graphs
 from sane_plugins.weights import Layer, Param, WeightGraph, find_fault, from_module
 
 
@@ -100,3 +101,18 @@ def test_values_may_be_exchanged(tmp_path) -> None:
     opened = open_file(save_sharded(changed, tmp_path / "n.safetensors.index.json", limit=64))
     assert opened.layers == graph.layers
     assert not opened.tensors["a/bias"].any()
+
+
+@pytest.mark.parametrize("i", range(6))
+@pytest.mark.parametrize("name", ["net.safetensors", "net.safetensors.index.json"])
+def test_what_was_read_is_written_as_it_was(tmp_path, i: int, name: str) -> None:
+    """The order of the network is kept too: by name, layer 11 comes before layer 4."""
+    host, (one, other) = Host.installed(), (tmp_path / "one", tmp_path / "other")
+    for folder in (one, other):
+        folder.mkdir()
+    graph = example_graphs()[i]
+    opened = host.open(host.save(graph, one / name))
+    assert [*opened.tensors] == [*graph.state_dict()]
+    host.save(opened, other / name)
+    for file in one.iterdir():
+        assert file.read_bytes() == (other / file.name).read_bytes()
