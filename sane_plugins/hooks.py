@@ -87,7 +87,8 @@ def sane_initialize(
 @hookspec(firstresult=True)
 def sane_open(source: Any) -> WeightGraph | None:
     """Read a network. Called with a path, a name such as `torchvision:resnet18`, a module or a state
-    dict; return its graph, or None where the source is not yours. Decline before importing.
+    dict; return its graph, or None where the source is not yours. Decline before importing. The host checks
+    that the graph holds together, and leaves out one that does not.
     """
 
 
@@ -108,6 +109,9 @@ def sane_save(
     `metadata` are plain data of JSON: put them into the file where its form has room, else beside it (for a
     plugin that does not name this argument, the host does). `like` is a source whose form is to be kept, such
     as the nodes of an ONNX file. Return the path written, or None where the form is not yours.
+
+    The same network gives the same bytes. One that the form cannot hold as it is, is refused here and in
+    `sane_check_save`.
     """
 
 

@@ -160,7 +160,7 @@ def write_a_plugin(folder: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sane-more\nVersion: 0.1.0\n")
     (info / "entry_points.txt").write_text(
-        "[sane_plugins]\ncolumns = sane_columns\nnorms = sane_norms\nnpz = sane_npz\n"
+        "[sane_plugins]\ncolumns = sane_columns\nlayered = sane_layered\nnorms = sane_norms\nnpz = sane_npz\n"
         "pool = sane_pool\nuniform = sane_uniform\n"
     )
     if not entry_points(group="pytest11", name="sane"):  # what is installed is older than the tree

@@ -25,7 +25,7 @@ from sane_onnx.operators.operator_weights import NodeWeights, output_count, weig
 from sane_onnx.quantization.weight_views import trace_views
 from sane_onnx.recurrent_parts import trace_parts
 from sane_plugins.errors import SourceError
-from sane_plugins.weights import OPAQUE, ChannelOps, Kind, Layer, Param, vectors_last
+from sane_plugins.weights import OPAQUE, ChannelOps, Kind, Layer, Param, possible, vectors_last
 
 
 class LayerBuilder:
@@ -238,7 +238,8 @@ class LayerBuilder:
         while unique in self._layers:
             self._suffixes[name] += 1
             unique = f"{name}#{self._suffixes[name]}"
-        self._layers[unique] = Layer(
+        layer = Layer(
             name=unique, kind=kind, params=params, inputs=inputs, groups=groups, dims=dims
         )
+        self._layers[unique] = possible(layer)  # a node may say what no operation does
         return unique

@@ -95,10 +95,10 @@ class Sources:
 
         from sane_plugins.formats import from_state_dict
         from sane_plugins.grafting import PromptNetwork
-        from sane_plugins.weights import WeightGraph, from_module
+        from sane_plugins.weights import WeightGraph, from_module, require_valid
 
         if isinstance(source, WeightGraph):
-            return source
+            return require_valid(source)
         if isinstance(source, PromptNetwork):
             return source.graph
         if isinstance(source, nn.Module):

@@ -127,6 +127,16 @@ def _layers(
     return describe_layers(layers, axes, tied, in_own_order=is_registered or _are_numbered(grouped))
 
 
+def layers_by_name(
+    params: Iterable[Param], axes: Mapping[str, int], tied: Collection[str]
+) -> tuple[Layer, ...]:
+    """Return the layers that names and shapes say of tensors whose output axes are told."""
+    grouped: dict[str, list[Param]] = {}
+    for param in params:
+        grouped.setdefault(layer_name(param.key), []).append(param)
+    return _layers(grouped, axes, tied)
+
+
 def _are_numbered(names: Iterable[str]) -> bool:
     """Return whether each name differs from the next one first in a number."""
     for one, other in pairwise(name.split(".") for name in names):

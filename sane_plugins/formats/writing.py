@@ -18,6 +18,7 @@ from safetensors.torch import save, save_file
 from sane_plugins.atomic_files import write_all
 from sane_plugins.errors import SourceError
 from sane_plugins.formats.safetensors_files.artifact import HEADER
+from sane_plugins.formats.safetensors_files.told_layers import describe_untold_layers
 from sane_plugins.formats.suffixes import CHECKPOINTS, EXPORTED, INDEX, SCRIPTS
 from sane_plugins.weights import StoredState, WeightGraph
 
@@ -215,13 +216,14 @@ def _require_complete(graph: WeightGraph, path: Path) -> None:
 
 
 def _network_entry(graph: WeightGraph, state: StoredState, keys: list[str]) -> dict[str, object]:
-    """Return the metadata that tensors alone do not carry: key order, ties and output axes."""
+    """Return the metadata that tensors alone do not carry: key order, ties, output axes, untold layers."""
     axes = {
         key: param.axis
         for param in graph.params
         if param.axis and (key := state.main_names.get(param.key, param.key)) in state.tensors
     }
-    return {"keys": keys, "ties": dict(state.ties), "axes": axes}
+    untold = describe_untold_layers(graph)
+    return {"keys": keys, "ties": dict(state.ties), "axes": axes, **untold}
 
 
 def _save_file(

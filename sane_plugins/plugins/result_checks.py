@@ -110,12 +110,16 @@ def _require_interval(interval: Any) -> None:
         raise AnswerError("its interval ends before it begins")
 
 
-def require_graph(answer: Any, _: Mapping[str, Any]) -> None:
-    """Raise `AnswerError` unless it is a `WeightGraph`."""
-    from sane_plugins.weights import WeightGraph
+def require_graph(answer: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise `AnswerError` unless it is a `WeightGraph` that holds together; that of the caller is its own."""
+    from sane_plugins.weights import WeightGraph, find_fault
 
     if not isinstance(answer, WeightGraph):
         raise wrong(answer, "a WeightGraph")
+    if answer is arguments.get("source"):
+        return
+    if (fault := find_fault(answer)) is not None:
+        raise AnswerError(f"its graph is wrong: {fault}")
 
 
 def require_module(answer: Any, _: Mapping[str, Any]) -> None:

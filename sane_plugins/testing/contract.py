@@ -64,6 +64,37 @@ def _tensor_bits(tensor: Any) -> tuple[Any, ...]:
 
 
 def require_same(one: Any, other: Any, what: str, way_out: str) -> None:
-    """Raise `ContractError` unless two values are the same to the last bit."""
+    """Raise `ContractError` unless two values are the same to the last bit; it names the first difference.
+
+    `other` is what is needed.
+    """
     if not is_same(one, other):
-        raise ContractError(f"{what}: {way_out}")
+        raise ContractError(f"{what} ({first_difference(one, other)}): {way_out}")
+
+
+def first_difference(one: Any, other: Any) -> str:
+    """Return in words where two values that are not the same differ first; `other` is what is needed."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in other:
+            if key not in one:
+                return f"{key!r} is missing"
+        for key in one:
+            if key not in other:
+                return f"{key!r} is too many"
+        for key in other:
+            if not is_same(one[key], other[key]):
+                return f"{key!r}: {first_difference(one[key], other[key])}"
+        return "the keys are in another order"
+    if hasattr(one, "dtype") and hasattr(other, "dtype"):
+        for what in ("dtype", "shape"):
+            found, needed = getattr(one, what), getattr(other, what)
+            if found != needed:
+                return f"{_plain(found)} in place of {_plain(needed)}"
+        return "other values"
+    return f"{_plain(one)} in place of {_plain(other)}"
+
+
+def _plain(value: Any) -> str:
+    """Return a value as a message shows it: a dtype by its name, a shape as a tuple."""
+    is_sequence = isinstance(value, tuple | list)
+    return f"{tuple(value)}" if is_sequence else f"{value!r}".removeprefix("torch.")[:80]

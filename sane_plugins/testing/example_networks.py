@@ -15,7 +15,11 @@ _PROMPTS = 3
 
 
 def example_graphs() -> list[WeightGraph]:
-    """Return a small CNN, one with norms and counters, and a perceptron in half precision."""
+    """Return networks that a file format should keep, the plainest first.
+
+    A small CNN, one with a norm and its counter, one with grouped convolutions, one whose last matrix is its
+    table of words (a tie), and perceptrons of float16 and of bfloat16.
+    """
     from sane_plugins.weights import from_module
 
     return [from_module(module, name) for name, module in _modules().items()]
@@ -33,10 +37,37 @@ def _modules() -> dict[str, nn.Module]:
             "CNN with a norm": nn.Sequential(
                 nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5)
             ),
-            "perceptron of halves": nn.Sequential(
-                nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 3)
-            ).half(),
+            "CNN of groups": nn.Sequential(
+                nn.Conv2d(3, 8, 3),
+                nn.ReLU(),
+                nn.Conv2d(8, 8, 3, groups=4),
+                nn.GroupNorm(2, 8),
+                nn.ReLU(),
+                nn.Conv2d(8, 8, 3, groups=8, bias=False),
+                nn.Flatten(),
+                nn.Linear(72, 5),
+            ),
+            "network of tied tables": _tied_tables(),
+            "perceptron of halves": _perceptron().half(),
+            "perceptron of bfloat16": _perceptron().bfloat16(),
         }
+
+
+def _perceptron() -> nn.Module:
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+def _tied_tables() -> nn.Module:
+    """Return a module whose last matrix is its table, as language models have it."""
+    from torch import nn
+
+    network = nn.Sequential(
+        nn.Embedding(9, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 9, bias=False)
+    )
+    network[3].weight = network[0].weight
+    return network
 
 
 @cache

@@ -37,6 +37,7 @@ from .token_stream import TokenBlock, token_blocks
 from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, tokenize
 from .tracing.channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
 from .tracing.trace import trace_calls
+from .validity import GraphFault, find_fault, possible, require_valid, stored_fault
 from .wrapper_names import PlainNames, strip_wrapper_prefixes
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "ChannelOps",
     "ComputedTensor",
     "ComputedTensors",
+    "GraphFault",
     "Kind",
     "Layer",
     "Param",
@@ -76,6 +78,7 @@ __all__ = [
     "describe_layers",
     "detokenize",
     "evaluation_copy",
+    "find_fault",
     "fit_scale",
     "from_module",
     "is_rounded",
@@ -86,9 +89,12 @@ __all__ = [
     "names_in_use",
     "natural_key",
     "nncf_masked",
+    "possible",
     "recurrent_place",
+    "require_valid",
     "rounded_to",
     "shape_text",
+    "stored_fault",
     "stored_ties",
     "strip_wrapper_prefixes",
     "tensor_digest",

@@ -20,6 +20,7 @@ from sane_plugins.weights.layer_forms import (
     plain_roles,
 )
 from sane_plugins.weights.layers import RUNNING, Layer
+from sane_plugins.weights.validity import possible
 
 MATRIX_KINDS = ("conv", "transposed_conv", "linear")
 _READERS = (*MATRIX_KINDS, "recurrent", "attention")
@@ -93,7 +94,8 @@ def _described(layer: Layer, form: LayerForm, axes: Mapping[str, int] | None) ->
         axis = form.axis if name == "weight" else 0
         axis = axis if axes is None else axes.get(param.key, 0)
         params.append(replace(param, role=form.roles[name], axis=axis))
-    return replace(layer, kind=form.kind, groups=form.groups, params=tuple(params))
+    described = replace(layer, kind=form.kind, groups=form.groups, params=tuple(params))
+    return possible(described, "parameter")  # `axes` may be a stranger's
 
 
 def _states_and_inputs(

@@ -27,6 +27,7 @@ from sane_plugins.weights.module_tensors.state import ModuleState
 from sane_plugins.weights.module_tensors.writing import computes_tensors
 from sane_plugins.weights.tracing.module_channels import module_channel_op
 from sane_plugins.weights.tracing.trace import trace
+from sane_plugins.weights.validity import possible
 
 _NORMS = (batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -145,6 +146,7 @@ def _layers(
         for name in grouped
         if name not in names
     ]
+    layers = [possible(layer) for layer in layers]
     order = {name: i for i, name in enumerate(grouped)}
     # Sorting is stable: layers without weights stay in front.
     return tuple(sorted(layers, key=lambda layer: order.get(_module_name(layer.name), -1))), missed

@@ -353,7 +353,8 @@ _GATES = {
 # A worker answers through its standard output, and sends what others print to standard error.
 _STREAMS = {
     *("cli/console.py", "cli/results.py", "engines/serve.py", "engines/worker_process.py"),
-    "testing/light_import.py",  # reads what a process that it started has said
+    # These read what a process that they started has said.
+    *("testing/fresh_process.py", "testing/light_import.py"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sane_plugins.formats.guards import source_errors
 from sane_plugins.formats.limits import parse_json, require_names, require_tensor_count
 from sane_plugins.formats.safetensors_files.artifact import HEADER, require_network
 from sane_plugins.formats.safetensors_files.lazy_tensors import HeaderEntry, LazyTensors
+from sane_plugins.formats.safetensors_files.told_layers import with_told_layers
 from sane_plugins.formats.state_dict import from_state_dict
 from sane_plugins.weights import WeightGraph, natural_key
 
@@ -53,6 +54,8 @@ def to_graph(
             f"{wrong} of the ties in its metadata are none: those tensors are read as their own",
         )
     ties |= _aliases(path, files, file_of)
+    if network_entry:
+        tensors = _InOrder(tensors, keys)  # written again, the network gives the same bytes
     content = Content(
         tensors=tensors,
         described={k: (entries[k].shape, e) for k in keys if (e := entries[k].dtype)},
@@ -62,7 +65,7 @@ def to_graph(
             if entry.dtype is None
         },
     )
-    return from_state_dict(
+    graph = from_state_dict(
         tensors,
         str(path),
         container="safetensors",
@@ -71,6 +74,24 @@ def to_graph(
         notes=notes,
         content=content,
     )
+    layers = network_entry.get("layers")
+    return with_told_layers(path, graph, layers) if isinstance(layers, list) else graph
+
+
+class _InOrder(Mapping[str, torch.Tensor]):
+    """Tensors in the order of their network, which is not that of their places in a file."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], keys: Sequence[str]) -> None:
+        self._tensors, self._keys = tensors, dict.fromkeys(keys)
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self._tensors[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def _valid_axes(axes: Mapping[str, object], entries: Mapping[str, HeaderEntry]) -> dict[str, int]:

@@ -29,6 +29,7 @@ from sane_plugins.weights.tracing.channel_ops import OPAQUE, SPATIAL, ChannelOp,
 from sane_plugins.weights.tracing.function_channels import function_channel_ops, is_scalar
 from sane_plugins.weights.tracing.module_channels import module_channel_op
 from sane_plugins.weights.tracing.probed_convolutions import is_plain_convolution
+from sane_plugins.weights.validity import possible
 
 _DISTURBED_TRIALS, _DOUBTFUL_TRIALS, _PAUSE = 100, 3, 0.02  # traces, and seconds between them
 _UNWRAPPED_ERROR = "must be real number, not Proxy"  # of a function of `math` that is not wrapped
@@ -398,7 +399,7 @@ class _LayerReader:
                     dims=op.dims,
                 )
             )
-        return layers
+        return [possible(layer) for layer in layers]  # some raise when the module runs
 
     def _is_blur(self, node: fx.Node) -> bool:
         """Return whether a convolution has one filter for every channel, which is no weight but computed.
