@@ -235,7 +235,7 @@ def find_encoder(name: str, encoders: Mapping[str, Encoder]) -> Encoder:
             "there is no such encoder",
             f"one of {', '.join(sorted(encoders))} is needed",
             "check the name, or install its plugin",
-        )
+        ).as_unknown()
     return encoders[name]
 
 

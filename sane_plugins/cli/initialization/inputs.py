@@ -138,12 +138,13 @@ def resolve_sampler(host: Host, name: str) -> Sampler:
     """Return the sampler of that name. Raises `UsageError` if no plugin offers it."""
     samplers = host.samplers()
     if name not in samplers:
-        raise UsageError(
+        error = UsageError(
             f"sampler '{name}'",
             "no plugin offers it",
             f"one of {', '.join(sorted(samplers))} is needed",
             "check the name, or install its plugin",
         )
+        raise host.or_disabled(error.as_unknown())
     return samplers[name]
 
 
