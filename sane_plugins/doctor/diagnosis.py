@@ -13,7 +13,7 @@ from sane_plugins.doctor.installation import (
     list_devices,
     list_versions,
 )
-from sane_plugins.doctor.plugin_report import PluginReport, Replies, report_plugins
+from sane_plugins.doctor.plugin_report import PluginReplies, PluginReport, report_plugins
 from sane_plugins.doctor.self_test import SECONDS, Trial, list_untried, run_self_test
 from sane_plugins.host import DisabledPlugin, Host
 
@@ -48,7 +48,7 @@ def examine(host: Host, source: Any = None, seconds: float = SECONDS) -> Diagnos
     `source` is given to every plugin that reads; without one, plugins are asked for their offers alone.
     What others' plugins offer is tried for about `seconds`.
     """
-    replies = Replies(host, source)
+    replies = PluginReplies(host, source)
     trials = run_self_test(host, seconds)
     plugins = report_plugins(host, replies)
     complaints, notes = examine_torchvision()

@@ -46,7 +46,7 @@ class PluginReport:
     notes: tuple[str, ...]
 
 
-class Replies:
+class PluginReplies:
     """What each plugin of a host offers, and answers to a source; what it printed meanwhile is a problem."""
 
     def __init__(self, host: Host, source: Any = None) -> None:
@@ -82,7 +82,7 @@ class Replies:
             yield reply
 
 
-def report_plugins(host: Host, replies: Replies) -> list[PluginReport]:
+def report_plugins(host: Host, replies: PluginReplies) -> list[PluginReport]:
     """Describe every plugin, those that did not load too, given what each replied."""
     loaded = [
         _report(host, x.name, replies, x.hooks, is_loaded=True)
@@ -95,7 +95,7 @@ def report_plugins(host: Host, replies: Replies) -> list[PluginReport]:
 
 
 def _report(
-    host: Host, name: str, replies: Replies, hooks: tuple[str, ...], *, is_loaded: bool
+    host: Host, name: str, replies: PluginReplies, hooks: tuple[str, ...], *, is_loaded: bool
 ) -> PluginReport:
     distribution, version = host.origin(name)
     failures = [

@@ -59,7 +59,10 @@ class Record:
 
     def leave_out(self, plugin: str, error: BaseException, place: str = "") -> Problem:
         """Keep that a plugin's answer, or offer, was left out; return the problem, new or not."""
-        problem = Problem(one_line(plugin), describe_error(error, plugin), error, one_line(place))
+        reason = describe_error(error, plugin)
+        if isinstance(error, ModuleNotFoundError):
+            reason = one_line(f"{reason}: install the package that has that module")
+        problem = Problem(one_line(plugin), reason, error, one_line(place))
         if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
             raise PluginError(
                 f"plugin {plugin}",

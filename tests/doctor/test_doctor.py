@@ -12,7 +12,7 @@ from torch import nn
 from sane_plugins import Host
 from sane_plugins.cli.main import main
 from sane_plugins.doctor import examine, list_extras, run_self_test
-from sane_plugins.doctor.plugin_report import Replies, report_plugins
+from sane_plugins.doctor.plugin_report import PluginReplies, report_plugins
 from sane_plugins.plugins import disabled_file, set_disabled
 from sane_plugins.runtime import threads
 
@@ -195,7 +195,7 @@ def test_a_slow_import_is_no_fault_and_says_what_to_do(install, monkeypatch) -> 
     install("planted", f"import time; time.sleep(0.1)\n{RIGHT}")
     host = Host.installed()
     monkeypatch.undo()
-    found = report_plugins(host, Replies(host))
+    found = report_plugins(host, PluginReplies(host))
     (report,) = [x for x in found if x.name == "planted"]
     assert not report.problems
     assert report.notes[0].startswith("its import took 0.1 s: import libraries late")

@@ -10,10 +10,12 @@ from torch import nn
 from sane_plugins import Host
 from sane_plugins.cli.initialization.inputs import resolve_sampler
 from sane_plugins.cli.main import main
-from sane_plugins.doctor.plugin_report import Replies
+from sane_plugins.doctor.load_alone import require_light_load
+from sane_plugins.doctor.plugin_report import PluginReplies
 from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
 from sane_plugins.features import EncodeOptions
 from sane_plugins.plugins import set_disabled
+from sane_plugins.testing import ContractError
 
 READER = """
 from pathlib import Path
@@ -121,6 +123,43 @@ def test_what_does_not_load_is_said_with_the_way_out(install, fault: str) -> Non
     assert said in problem.error
     assert host.origin("planted") == ("planted-dist", "1.0")
     assert host.way_without("planted") == "sane-plugins plugins disable planted"
+
+
+def test_a_module_that_a_hook_lacks_is_to_be_installed(install) -> None:
+    install("planted", "@hookimpl\ndef sane_samplers(): import no_such_thing")
+    host = Host.installed()
+    host.samplers()
+    assert host.problems[0].error == (
+        "ModuleNotFoundError: No module named 'no_such_thing': install the package that has that module"
+    )
+
+
+def test_what_commands_import_is_found_with_its_line(install) -> None:
+    install(
+        "planted",
+        """
+        @hookimpl
+        def sane_commands():
+            import numpy
+            return []
+        """,
+    )
+    with pytest.raises(ContractError, match=r"imports numpy \(planted\.py, line 5\)"):
+        require_light_load("planted", "planted-dist")
+
+
+def test_what_a_process_prints_without_python_is_found(install) -> None:
+    install("planted", "import os\nos.write(1, b'raw')\n@hookimpl\ndef sane_samplers(): return {}")
+    with pytest.raises(ContractError, match="it prints 'raw' when it is loaded"):
+        require_light_load("planted", "planted-dist")
+
+
+def test_what_ends_its_process_is_found(install) -> None:
+    install("planted", "import os, sys\nif sys.argv[1:2] == ['planted']: os._exit(7)")
+    with pytest.raises(
+        ContractError, match=r"it ends the process that loads it alone \(exit code 7"
+    ):
+        require_light_load("planted", "planted-dist")
 
 
 def test_arguments_that_are_right_are_taken(install) -> None:
@@ -292,10 +331,14 @@ def test_enabling_says_what_still_keeps_a_plugin_from_loading(install, monkeypat
 
 def test_a_file_of_another_plugin_is_passed_by_ours(zipped, tmp_path) -> None:
     host = Host.installed()
-    answers = {plugin: x["sane_open"] for plugin, x in Replies(host, str(zipped)).answers.items()}
+    answers = {
+        plugin: x["sane_open"] for plugin, x in PluginReplies(host, str(zipped)).answers.items()
+    }
     assert answers["builtin"] == "passes: it is a zip archive of other files"
     (broken := tmp_path / "n.safetensors").write_bytes(b"x")
-    answers = {plugin: x["sane_open"] for plugin, x in Replies(host, str(broken)).answers.items()}
+    answers = {
+        plugin: x["sane_open"] for plugin, x in PluginReplies(host, str(broken)).answers.items()
+    }
     assert answers["builtin"].startswith("refuses: ")
     assert not any(x.startswith("fails") for x in answers.values())
 

@@ -353,7 +353,7 @@ _GATES = {
 # A worker answers through its standard output, and sends what others print to standard error.
 _STREAMS = {
     *("cli/console.py", "cli/results.py", "engines/serve.py", "engines/worker_process.py"),
-    "testing/light_import.py",  # reads what a process that it started has said
+    *("doctor/load_alone.py", "testing/light_import.py"),  # read what a process of theirs said
 }
 
 
