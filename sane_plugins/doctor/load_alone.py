@@ -66,7 +66,7 @@ def require_light_load(name: str, distribution: str) -> None:
         )
 
 
-class _Watch:
+class _HeavyImports:
     """A finder that finds nothing, and keeps the line of a plugin that imports what is heavy."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ def _load(name: str, distribution: str, answer: Path) -> None:
     def is_it(point: EntryPoint) -> bool:
         return (point.name, distribution_name(point)) == (name, distribution)
 
-    watch = _Watch()
+    watch = _HeavyImports()
     sys.meta_path.insert(0, watch)
     pm = pluggy.PluginManager(PROJECT)
     pm.add_hookspecs(hooks)
