@@ -272,7 +272,7 @@ def tell_of_plugins(host: Host, plugins: Set[str]) -> Set[str]:
             texts.append(f"and {len(problems) - len(texts)} more")
         texts += [x.text for x in host.notes if x.plugin == plugin]
         if line := host.way_without(plugin):
-            texts.append(f"to go without it, run '{line}'")
+            texts = [*(x.rstrip(".") for x in texts), f"to go without it, run '{line}'"]
         note(f"Note: plugin {plugin}: {'; '.join(texts)}")
     return plugins
 

@@ -53,17 +53,20 @@ def require_light_load(name: str, distribution: str) -> None:
         raise ContractError(f"it ends the process that loads it alone ({last[:200]}): it must not")
     if told["problem"]:
         raise ContractError(f"alone in a process it fails: {told['problem']}")
+    faults = []
     if text := done.stdout.strip():
-        raise ContractError(
+        faults.append(
             f"it prints {text.splitlines()[0][:60]!r} when it is loaded, to standard output, which holds"
             " a command's result: write it to stderr, or log it"
         )
     if told["heavy"]:
         heavy = " and ".join(f"{module} ({place})" for place, module in told["heavy"].items())
-        raise ContractError(
+        faults.append(
             f"loading it imports {heavy}, which every command waits for: import late, inside the hooks,"
             " after they declined"
         )
+    if faults:
+        raise ContractError("; and ".join(faults))
 
 
 class _HeavyImports:

@@ -154,6 +154,12 @@ def test_what_a_process_prints_without_python_is_found(install) -> None:
         require_light_load("planted", "planted-dist")
 
 
+def test_all_that_is_wrong_with_loading_is_said_at_once(install) -> None:
+    install("planted", "print('loaded')\nimport numpy\n@hookimpl\ndef sane_samplers(): return {}")
+    with pytest.raises(ContractError, match=r"it prints 'loaded' .*; and loading it imports numpy"):
+        require_light_load("planted", "planted-dist")
+
+
 def test_what_ends_its_process_is_found(install) -> None:
     install("planted", "import os, sys\nif sys.argv[1:2] == ['planted']: os._exit(7)")
     with pytest.raises(
@@ -189,7 +195,9 @@ def test_commands_say_how_to_go_without_a_plugin(install) -> None:
     install("planted", "1 / 0")
     done = CliRunner().invoke(main, ["list"])
     line = "run 'sane-plugins plugins disable planted'"
-    assert done.stderr.count("\n") == 1 and done.stderr.endswith(f"{line}\n")
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith(
+        f"repair it; to go without it, {line}\n"
+    )
     assert "disable" in done.stdout
 
 
