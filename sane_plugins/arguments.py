@@ -39,15 +39,15 @@ def require_type(argument: str, value: object, *needed: type, way_out: str = "")
     )
 
 
-def find_offer(kind: str, name: str, offers: Mapping[str, T]) -> T:
+def find_offer(kind: str, name: str, offers: Mapping[str, T], way_out: str = "") -> T:
     """Return what plugins offer under a name: an encoder, an engine. Raises `UsageError` where none does."""
     if name not in offers:
         raise UsageError(
             f"{kind} '{name}'",
             f"there is no such {kind}",
             f"one of {', '.join(sorted(offers))} is needed",
-            "check the name, or install its plugin",
-        )
+            way_out or "check the name, or install its plugin",
+        ).as_unknown()
     return offers[name]
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 from unicodedata import category
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MOST_SHOWN = 1_000  # characters of one name or fact
 _MOST_MARKS = 6  # on one letter; more are drawn over the lines above and below
@@ -17,14 +21,37 @@ class SaneError(Exception):
     """A failure told as place, what was found, what was needed, and the way out."""
 
     exit_code = 1
+    plugin = ""  # whose hook raised it, where that is not ours
+    is_unknown = False  # to all that is loaded; a plugin that is not may know it
 
     def __init__(self, place: object, found: str, needed: str, way_out: str) -> None:
         self.place, self.found, self.needed, self.way_out = str(place), found, needed, way_out
         place, found, needed, way_out = map(visible, (self.place, found, needed, way_out))
         super().__init__(f"{place}: {found}, but {needed}; {way_out}.")
 
+    def __str__(self) -> str:
+        text = super().__str__()
+        of_plugin = f"plugin {visible(self.plugin)}: "
+        return text if not self.plugin or text.startswith(of_plugin) else of_plugin + text
+
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.place, self.found, self.needed, self.way_out)
+        state = {"plugin": self.plugin, "is_unknown": self.is_unknown}
+        return type(self), (self.place, self.found, self.needed, self.way_out), state
+
+    def said_by(self, plugin: str) -> None:
+        """Keep whose hook raised it, empty for one of ours; the innermost is the first to say so."""
+        vars(self).setdefault("plugin", plugin)
+
+    def as_unknown(self) -> Self:
+        """Return it marked: nothing that is loaded knows what was asked for."""
+        vars(self)["is_unknown"] = True
+        return self
+
+    def with_way_out(self, other: str) -> Self:
+        """Return the same error with another way out behind its own."""
+        error = type(self)(self.place, self.found, self.needed, f"{self.way_out}, {other}")
+        vars(error).update(plugin=self.plugin, is_unknown=self.is_unknown)
+        return error
 
 
 class UsageError(SaneError):

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import EntryPoint
+from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pluggy import PluginManager
 
@@ -29,18 +30,22 @@ from sane_plugins.plugins import (
     Record,
     Reply,
     describe_oddities,
+    disable_line,
     disabled_names,
     distribution_name,
     distribution_version,
     failure_of,
+    how_to_enable,
     installed_points,
     is_enabled,
     is_ours,
     load_point,
     make_for_host,
+    own_extras,
     parse_name_list,
     pick_arguments,
     plugin_names,
+    require_arguments,
     require_supported,
     to_plugin_error,
 )
@@ -61,8 +66,21 @@ if TYPE_CHECKING:
     from sane_plugins.tasks import Task
     from sane_plugins.weights import WeightGraph
 
+SaneErrorT = TypeVar("SaneErrorT", bound=SaneError)
 PROJECT = "sane_plugins"
+_TOLD_NAMES = 3
+_IMPORT_LATE = "import libraries late, inside the hooks, after they declined"
 _HOOKS = frozenset(name for name in vars(hooks) if name.startswith("sane_"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisabledPlugin:
+    """One that is installed and kept from loading: where it came from, and what lets it load, as a clause."""
+
+    name: str
+    distribution: str
+    version: str
+    to_enable: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +99,8 @@ class Host:
     def __init__(self, pm: PluginManager) -> None:
         self.pm = pm
         self._record = Record()
-        self._names: set[str] = set()
+        self._points: dict[str, EntryPoint] = {}
+        self._to_enable: dict[str, str] = {}
         self._distributions: dict[str, tuple[str, str]] = {}
         self._own: set[str] = set()
         self.load_seconds: dict[str, float] = {}  # what the import of each plugin took
@@ -125,11 +144,13 @@ class Host:
     def load_installed(self, allowed: Callable[[EntryPoint], bool] | None = None) -> None:
         """Register every installed plugin that is `allowed`: by default, as `installed` says."""
         points = installed_points(self._record.leave_out)
-        self._names |= {point.name for point in points}
+        self._points = {point.name: point for point in reversed(points)} | self._points
         if allowed is None:
             disabled, failure = failure_of(disabled_names)
             if failure is not None:
                 self._record.leave_out("(list of disabled plugins)", failure)
+            way = partial(how_to_enable, disabled=disabled or frozenset())
+            self._to_enable = {name: way(point) for name, point in self._points.items()}
             allowed = partial(is_enabled, disabled=disabled or frozenset())
         for point in filter(allowed, points):
             # A plugin's import may raise anything, or exit, and must not end the host.
@@ -149,6 +170,7 @@ class Host:
         key = self._registered_name(name)
         was_registered = self.pm.has_plugin(key)
         made = make_for_host(self, plugin)
+        require_arguments(made, self._arguments_of)
         try:
             self._add_to_manager(made, name)
         except BaseException:  # older releases of pluggy leave the plugin half registered
@@ -168,18 +190,19 @@ class Host:
         from sane_plugins.formats import exists
 
         is_file = isinstance(source, str | Path) and exists(source)
-        raise SourceError(
+        error = SourceError(
             _source_name(source),
             "no plugin reads this file" if is_file else "no plugin knows it",
             "a module, a state dict, a file or a name such as torchvision:resnet18 is needed",
             "check the name and its suffix, or see 'sane-plugins list'",
         )
+        raise self.or_disabled(error.as_unknown())
 
     def build(self, source: Any, classes: int | None = None) -> nn.Module:
         """Build a runnable module. Raises `SourceError` where no plugin can."""
         module: nn.Module | None = self._first_answer("sane_build", source=source, classes=classes)
         if module is None:
-            raise _unknown_network(source)
+            raise self.or_disabled(_unknown_network(source).as_unknown())
         return module
 
     def save(
@@ -354,7 +377,11 @@ class Host:
 
     def engine(self, name: str) -> Engine:
         """Return an engine by name. Raises `UsageError` where no plugin offers it."""
-        return find_offer("engine", name, self.engines())
+        install = f"run pip install 'sane-plugins[{name}]'" if name in own_extras() else ""
+        try:
+            return find_offer("engine", name, self.engines(), install)
+        except UsageError as error:
+            raise self.or_disabled(error) from None
 
     def default_prompts(self, target: nn.Module, task: Task) -> Prompts:
         """Return the prompts for a network and a task where none are named.
@@ -439,7 +466,44 @@ class Host:
     @property
     def disabled(self) -> list[str]:
         """Return the plugins that are installed and kept from loading."""
-        return sorted(filter(self.is_off, self._names))
+        return sorted(filter(self.is_off, self._points))
+
+    def disabled_plugins(self) -> list[DisabledPlugin]:
+        """Describe the plugins that are installed and kept from loading."""
+        return [
+            DisabledPlugin(
+                name=name,
+                distribution=distribution_name(self._points[name]),
+                version=distribution_version(self._points[name]),
+                to_enable=self._to_enable.get(name) or "let this program load it",
+            )
+            for name in self.disabled
+        ]
+
+    def or_disabled(self, error: SaneErrorT) -> SaneErrorT:
+        """Return an error of what nobody knows, with the plugins that are kept from loading as a way out."""
+        disabled = [name for name in self.disabled if self._to_enable.get(name)]
+        if not error.is_unknown or not disabled:
+            return error
+        names, more = ", ".join(disabled[:_TOLD_NAMES]), len(disabled) - _TOLD_NAMES
+        ways = {self._to_enable[name] for name in disabled}
+        way = ways.pop() if len(ways) == 1 else "'sane-plugins list' says how"
+        which = f"one of {names}" if len(disabled) > 1 else names
+        which += f" and {more} more" if more > 0 else ""
+        hint = f"or enable what is disabled and may know it, {which}: {way}"
+        return error if hint in error.way_out else error.with_way_out(hint)
+
+    def origin(self, name: str) -> tuple[str, str]:
+        """Return the distribution and the version of an installed plugin, loaded or not; empty of others."""
+        point = self._points.get(name)
+        return (
+            ("", "") if point is None else (distribution_name(point), distribution_version(point))
+        )
+
+    def way_without(self, name: str) -> str:
+        """Return the command that keeps an installed plugin from loading; empty for others, and 'builtin'."""
+        can_be = name in self._points and name != "builtin" and parse_name_list(name)
+        return disable_line(name) if can_be else ""
 
     def use(
         self,
@@ -468,7 +532,7 @@ class Host:
         """Return whether a plugin of that name is installed but disabled, blocked or unregistered."""
         broken = {problem.plugin for problem in self.problems}
         is_registered = any(map(self.pm.has_plugin, (name, self._registered_name(name))))
-        return name in self._names and not is_registered and name not in broken
+        return name in self._points and not is_registered and name not in broken
 
     # Loading
 
@@ -504,14 +568,28 @@ class Host:
             self.register(plugin, name)
         finally:
             self.load_seconds[name] = perf_counter() - started
-            self._record.note_if_slow(name, "its import", self.load_seconds[name])
+            self._record.note_if_slow(name, "its import", self.load_seconds[name], _IMPORT_LATE)
         self._distributions[key] = distribution_name(point), distribution_version(point)
+
+    def _arguments_of(self, hook: str) -> Sequence[str] | None:
+        """Return the arguments of a hook, of ours and of this manager's; None where nobody specifies it."""
+        caller = getattr(self.pm.hook, hook, None)
+        theirs = caller.spec.argnames if caller is not None and caller.spec is not None else None
+        if hook not in _HOOKS:
+            return theirs
+        return [*dict.fromkeys((*signature(vars(hooks)[hook]).parameters, *(theirs or ())))]
 
     # Answers
 
     def _first_answer(self, hook: str, **arguments: Any) -> Any:
         """Return the first answer, or None. Raises `PluginError` if there is none and a plugin failed."""
-        return self._calls.first(hook, arguments)[1]
+        try:
+            return self._calls.first(hook, arguments)[1]
+        except SaneError as error:
+            told = self.or_disabled(error)
+            if told is error:
+                raise
+            raise told from error
 
     def _required_answer(self, hook: str, **arguments: Any) -> Any:
         answer = self._first_answer(hook, **arguments)
@@ -528,7 +606,7 @@ class Host:
         implemented = tuple(
             hook
             for hook, caller in sorted(vars(self.pm.hook).items())
-            if any(x.plugin_name == name for x in caller.get_hookimpls())
+            if caller.has_spec() and any(x.plugin_name == name for x in caller.get_hookimpls())
         )
         return PluginInfo(name=name, distribution=distribution, version=version, hooks=implemented)
 

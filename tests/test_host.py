@@ -585,7 +585,10 @@ def test_a_plugin_that_fails_late_is_noted(install) -> None:
     install("late_plugin", "@hookimpl\ndef sane_engines(): raise KeyError('oops')")
     done = CliRunner().invoke(command, ["list"])
     assert done.exit_code == 0
-    assert done.stderr == "Note: plugin late_plugin: sane_engines is left out: KeyError: 'oops'\n"
+    assert done.stderr == (
+        "Note: plugin late_plugin: sane_engines is left out: KeyError: 'oops';"
+        " to go without it, run 'sane-plugins plugins disable late_plugin'\n"
+    )
 
 
 def test_markers_and_host_import_without_torch() -> None:

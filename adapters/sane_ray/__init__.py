@@ -6,6 +6,7 @@ PYTEST_DONT_REWRITE: our fixtures for pytest make it warn of packages that were 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from sane_plugins import hookimpl
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 @hookimpl
 def sane_engines() -> Mapping[str, Engine]:
-    """Return the engine `ray`; the library is imported when it is called."""
+    """Return the engine `ray` where the library is; it is imported when the engine is called."""
+    found = find_spec("ray")
+    if found is None or found.origin is None:  # a folder of that name is no library
+        return {}
     from sane_ray.actor_engine import RayEngine
 
     return {"ray": RayEngine()}

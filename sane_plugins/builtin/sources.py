@@ -42,7 +42,7 @@ class Sources:
                 "no network lies in this folder",
                 "a folder with the file of one network is needed",
                 "name the file itself; what is in a zoo is shown by 'sane-plugins zoo show'",
-            )
+            ).as_unknown()
         # A file may be called like a function, and is none.
         if isinstance(source, Path) or exists(source):
             return None

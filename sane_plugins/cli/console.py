@@ -261,7 +261,7 @@ def open_host(trust: Trust | None = None) -> Host:
 
 
 def tell_of_plugins(host: Host, plugins: Set[str]) -> Set[str]:
-    """Print one line for each of these plugins: what was left out, and notes for its author; return them."""
+    """Print one line for each of these plugins: what was left out, notes for its author, the way out."""
     for plugin in sorted(plugins):
         problems = [x for x in host.problems if x.plugin == plugin]
         texts = [
@@ -271,6 +271,8 @@ def tell_of_plugins(host: Host, plugins: Set[str]) -> Set[str]:
         if len(problems) > len(texts):
             texts.append(f"and {len(problems) - len(texts)} more")
         texts += [x.text for x in host.notes if x.plugin == plugin]
+        if line := host.way_without(plugin):
+            texts = [*(x.rstrip(".") for x in texts), f"to go without it, run '{line}'"]
         note(f"Note: plugin {plugin}: {'; '.join(texts)}")
     return plugins
 

@@ -17,35 +17,44 @@ from sane_plugins.cli.console import (
     print_table,
     progress_bars,
 )
-from sane_plugins.plugins import disabled_file
+from sane_plugins.cli.options.numbers import FiniteRange
 
 if TYPE_CHECKING:
     from sane_plugins.doctor import Diagnosis, PluginReport, Trial
 
+_TO_REPAIR, _NOT_ALL_TRIED = 1, 3
+
 
 @click.command()
 @click.argument("source", required=False)
+@click.option(
+    "--seconds",
+    default=30.0,
+    show_default=True,
+    type=FiniteRange(0, 3_600),
+    help="How long to try what plugins of others offer; what has begun is ended.",
+)
 @command_options
-def doctor(source: str | None, as_json: bool) -> None:
+def doctor(source: str | None, seconds: float, as_json: bool) -> None:
     """Say what is installed and what is wrong with it: extras, plugins, devices, a self-test of seconds.
 
     With a SOURCE, say also what each plugin answers for it. The command exits with 1 where something is to be
-    repaired; a missing extra is not.
+    repaired, which a missing extra is not, and else with 3 where the time was over before all was tried.
 
     Example: sane-plugins doctor model.onnx
     """
     from sane_plugins.doctor import examine
 
-    note("Examining: imports, plugins, and a self-test of about 5 seconds.")
+    note(f"Examining: imports, a self-test, and plugins of others for up to {seconds:g} seconds.")
     host = open_host()
     with progress_bars(host):
-        found = examine(host, source)
+        found = examine(host, source, seconds)
     if as_json:
         print_json(_to_json(found))
     else:
         _print(found, source)
     if not found.is_well:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(_TO_REPAIR if found.complaints else _NOT_ALL_TRIED)
 
 
 def _print(found: Diagnosis, source: str | None) -> None:
@@ -61,12 +70,11 @@ def _print(found: Diagnosis, source: str | None) -> None:
         "plugins", ("name", "from", "import, s", "offers"), [_plugin_row(x) for x in found.plugins]
     )
     if found.disabled:
-        print_line(
-            f"Disabled: {', '.join(found.disabled)} ({disabled_file()}, or the environment)."
-        )
+        rows = [(x.name, f"{x.distribution} {x.version}", x.to_enable) for x in found.disabled]
+        print_table("disabled plugins", ("name", "from", "to enable it"), rows)
     if source is not None:
-        rows = [(x.name, *pair) for x in found.plugins for pair in x.answers.items()]
-        print_table(f"answers for {source}", ("plugin", "hook", "answer"), rows)
+        answers = [(x.name, *pair) for x in found.plugins for pair in x.answers.items()]
+        print_table(f"answers for {source}", ("plugin", "hook", "answer"), answers)
     print_table("self-test", ("what", "plugin", "result"), _trial_rows(found.trials))
     for text in found.notes:
         print_line(f"To know: {text}.")
@@ -74,6 +82,9 @@ def _print(found: Diagnosis, source: str | None) -> None:
         print_line(f"To repair: {complaint}")
     if found.is_well:
         print_line("All is well.")
+    elif not found.complaints:
+        were = "checks were" if found.skipped > 1 else "check was"
+        print_line(f"{found.skipped} {were} not tried; what was tried is well.")
 
 
 def _way_out(extra: Any) -> str:
@@ -81,9 +92,11 @@ def _way_out(extra: Any) -> str:
 
 
 def _plugin_row(plugin: PluginReport) -> tuple[str, ...]:
-    offers = [f"{kind}: {', '.join(names)}" for kind, names in plugin.offers.items() if names]
+    offers = [f"{kind}: {', '.join(names) or 'none'}" for kind, names in plugin.offers.items()]
     seconds = "" if plugin.seconds is None else f"{plugin.seconds:.3f}"
-    origin = f"{plugin.distribution} {plugin.version}".strip() or "not loaded"
+    origin = f"{plugin.distribution} {plugin.version}".strip()
+    if not plugin.is_loaded:
+        origin = f"{origin} (not loaded)".strip()
     return plugin.name, origin, seconds, "; ".join(offers) or ", ".join(plugin.hooks)
 
 
@@ -107,6 +120,7 @@ def _to_json(found: Diagnosis) -> dict[str, Any]:
             {"name": x.name, "lacking": x.lacking, "install": x.install_line} for x in found.extras
         ],
         "plugins": [asdict(x) for x in found.plugins],
-        "disabled": found.disabled,
+        "disabled": [x.name for x in found.disabled],
+        "to_enable": {x.name: x.to_enable for x in found.disabled},
         "self_test": [asdict(x) for x in found.trials],
     }

@@ -89,7 +89,7 @@ def _open_zip(path: Path) -> tuple[str, WeightGraph]:
         "it is a zip archive of something else",
         "tensors are needed",
         "name a file that torch.save, torch.export.save, torch.jit.save or numpy.savez wrote",
-    )
+    ).as_unknown()
 
 
 def _open_promised(path: Path, promised: str) -> WeightGraph:
@@ -100,7 +100,7 @@ def _open_promised(path: Path, promised: str) -> WeightGraph:
         path,
         *_NOT_AS_PROMISED[promised],
         "check that the download is complete and the suffix is right",
-    )
+    ).as_unknown()
 
 
 def _is_file(path: Path) -> bool:

@@ -4,10 +4,12 @@ from .hook_calls import HookCalls, Reply
 from .installed import (
     distribution_name,
     distribution_version,
+    how_to_enable,
     installed_points,
     is_enabled,
     is_ours,
     load_point,
+    own_extras,
     parse_name_list,
     plugin_names,
 )
@@ -19,11 +21,18 @@ from .problems import (
     Problem,
     Record,
     describe_error,
+    disable_line,
     failure_of,
     to_plugin_error,
 )
 from .requirements import kind_of
-from .validation import describe_oddities, hook_functions, make_for_host, require_supported
+from .validation import (
+    describe_oddities,
+    hook_functions,
+    make_for_host,
+    require_arguments,
+    require_supported,
+)
 
 __all__ = [
     "SLOW_SECONDS",
@@ -37,6 +46,7 @@ __all__ = [
     "copy_with_marker",
     "describe_error",
     "describe_oddities",
+    "disable_line",
     "disabled_file",
     "disabled_names",
     "distribution_name",
@@ -45,15 +55,18 @@ __all__ = [
     "guard_implementation",
     "guard_wrapper",
     "hook_functions",
+    "how_to_enable",
     "installed_points",
     "is_enabled",
     "is_ours",
     "kind_of",
     "load_point",
     "make_for_host",
+    "own_extras",
     "parse_name_list",
     "pick_arguments",
     "plugin_names",
+    "require_arguments",
     "require_supported",
     "set_disabled",
     "to_plugin_error",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from threading import local
@@ -50,13 +51,14 @@ def ask(
     plugin: str,
     function: Callable[..., Any],
     arguments: Mapping[str, Any],
-    is_timed: bool = True,
+    is_own: bool = False,
 ) -> tuple[Any, Problem | None]:
     """Call an implementation; return its checked answer and None, or None and its problem.
 
     A `SaneError` of a hook whose first answer counts is raised: the source was the plugin's, and wrong.
     A plugin that asks its host what it is being asked itself passes, so that the others answer it.
-    `is_timed`: a plugin that takes long to offer, to observe, or to answer None gets a note.
+    One that is not our own is named in what it raises, and gets a note where it takes long to offer, to
+    observe, or to answer None.
     """
     if _is_asked_already(plugin, hook, arguments):
         return None, None
@@ -64,13 +66,14 @@ def ask(
     started = perf_counter()
     _asking.questions.append((plugin, hook, arguments))
     try:
-        answer, failure = failure_of(lambda: function(**arguments), *passed)
+        with _naming("" if is_own else plugin):
+            answer, failure = failure_of(lambda: function(**arguments), *passed)
     finally:
         _asking.questions.pop()
     seconds = perf_counter() - started
-    if is_timed and hook == _OBSERVED:
+    if hook == _OBSERVED and not is_own:
         record.note_if_slows_jobs(plugin, hook, seconds)
-    elif is_timed and (answer is None or hook in MANY_ANSWERS):
+    elif not is_own and (answer is None or hook in MANY_ANSWERS):
         record.note_if_slow(plugin, hook, seconds)
     if answer is not None:
         answer, failure = failure_of(
@@ -121,7 +124,8 @@ def guard_wrapper(
 
     @wraps(function)
     def guarded(*values: Any, **named: Any) -> Generator[None, Any, Any]:
-        wrapper, failure = failure_of(lambda: _start(function(*values, **named)), SaneError)
+        with _naming(plugin):
+            wrapper, failure = failure_of(lambda: _start(function(*values, **named)), SaneError)
         if failure is not None:
             leave_out(failure)
             return (yield)
@@ -130,9 +134,10 @@ def guard_wrapper(
             result.force_result((yield))
         except BaseException as error:
             result.force_exception(error)
-        changed, failure = failure_of(
-            lambda: _finish(hook, wrapper, result, is_old_style), SaneError
-        )
+        with _naming(plugin):
+            changed, failure = failure_of(
+                lambda: _finish(hook, wrapper, result, is_old_style), SaneError
+            )
         if changed is not None:
             return changed.get_result()
         if failure is not result.exception:
@@ -140,6 +145,16 @@ def guard_wrapper(
         return result.get_result()
 
     return guarded
+
+
+@contextmanager
+def _naming(plugin: str) -> Iterator[None]:
+    """Name a plugin in a `SaneError` that passes, unless another is named in it."""
+    try:
+        yield
+    except SaneError as error:
+        error.said_by(plugin)
+        raise
 
 
 def _start(wrapper: Any) -> Any:

@@ -99,15 +99,16 @@ class HookCalls:
         """Ask each plugin on its own, whatever the others answer; wrapping plugins are left aside."""
         for implementation in self.implementations(hook):
             started, answer, cause = perf_counter(), None, None
+            plugin = self._plain_name(implementation.plugin_name)
             try:
                 answer, problem = self._ask(hook, implementation, arguments)
                 cause = problem.cause if problem else None
             except SaneError as error:
                 cause = error
             yield Reply(
-                plugin=self._plain_name(implementation.plugin_name),
+                plugin=plugin,
                 answer=answer,
-                error=None if cause is None else describe_error(cause),
+                error=None if cause is None else describe_error(cause, plugin),
                 seconds=perf_counter() - started,
                 cause=cause,
             )
@@ -161,7 +162,7 @@ class HookCalls:
             self._plain_name(key),
             _unguarded(implementation),
             pick_arguments(implementation, arguments),
-            is_timed=key not in self._own,  # the first of ours to be asked imports torch for all
+            is_own=key in self._own,  # the first of ours to be asked imports torch for all
         )
 
     def offers(self, hook: str) -> dict[str, Offer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
@@ -36,6 +37,7 @@ class PluginNote:
 
     plugin: str
     text: str
+    is_slow: bool = False
 
 
 class AnswerError(TypeError):
@@ -57,28 +59,31 @@ class Record:
 
     def leave_out(self, plugin: str, error: BaseException, place: str = "") -> Problem:
         """Keep that a plugin's answer, or offer, was left out; return the problem, new or not."""
-        reason = describe_error(error).removeprefix(f"plugin {plugin}: ")
+        reason = describe_error(error, plugin)
+        if isinstance(error, ModuleNotFoundError):
+            reason = one_line(f"{reason}: install the package that has that module")
         problem = Problem(one_line(plugin), reason, error, one_line(place))
         if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
             raise PluginError(
                 f"plugin {plugin}",
                 f"it failed ({problem.error})",
                 "SANE_PLUGINS_STRICT allows no failure",
-                "repair or disable it",
+                f"repair it, or run '{disable_line(plugin)}'",
             ) from error
         if self._is_new(plugin, f"problem {place}"):
             self.problems.append(problem)
         return problem
 
-    def note(self, plugin: str, text: str, topic: str) -> None:
+    def note(self, plugin: str, text: str, topic: str, is_slow: bool = False) -> None:
         """Keep a note, the first on its topic."""
         if self._is_new(plugin, f"note {topic}"):
-            self.notes.append(PluginNote(one_line(plugin), one_line(text)))
+            self.notes.append(PluginNote(one_line(plugin), one_line(text), is_slow))
 
-    def note_if_slow(self, plugin: str, what: str, seconds: float) -> None:
+    def note_if_slow(self, plugin: str, what: str, seconds: float, way_out: str = "") -> None:
         """Note that a call which should take no time took longer than `SLOW_SECONDS`."""
+        way_out = way_out or "decline, and offer, before importing anything heavy"
         if seconds > SLOW_SECONDS:
-            self.note(plugin, f"{what} took {seconds:.1f} s", what)
+            self.note(plugin, f"{what} took {seconds:.1f} s: {way_out}", what, is_slow=True)
 
     def note_if_slows_jobs(self, plugin: str, what: str, seconds: float) -> None:
         """Add up the time of calls made for each step of long jobs, and note if they delay the jobs."""
@@ -87,7 +92,8 @@ class Record:
             total, count = total + seconds, count + 1
             self._seconds[plugin] = total, count
         if total > SLOW_SECONDS and total / count > _SLOW_EVENT_SECONDS:
-            self.note(plugin, f"{what} took {total:.1f} s in {count} calls", what)
+            text = f"{what} took {total:.1f} s in {count} calls: return at once"
+            self.note(plugin, text, what, is_slow=True)
 
     def _is_new(self, plugin: str, place: str) -> bool:
         with self._lock:
@@ -110,14 +116,18 @@ def failure_of(call: Callable[[], T], *passed: type[BaseException]) -> tuple[T |
         return None, error
 
 
-def describe_error(error: BaseException) -> str:
-    """Return an error as one line: its type, unless it is ours, and its whole message."""
+def describe_error(error: BaseException, plugin: str = "") -> str:
+    """Return an error as one line: its type, unless it is ours, and its whole message.
+
+    Where it is said to be a `plugin`'s already, its name is not repeated.
+    """
     text, failure = failure_of(lambda: str(error))
     if failure is not None:
         text = f"its message cannot be shown ({type(failure).__name__})"
     if not isinstance(error, SaneError | AnswerError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return one_line(text or "") or type(error).__name__
+    text = (text or "").removeprefix(f"plugin {plugin}: ")
+    return one_line(text) or type(error).__name__
 
 
 def one_line(text: str) -> str:
@@ -130,11 +140,18 @@ def one_line(text: str) -> str:
 def to_plugin_error(problem: Problem) -> PluginError:
     """Return the error to raise for a call that no plugin answered and one failed."""
     is_answer = isinstance(problem.cause, AnswerError)
-    return PluginError(
+    error = PluginError(
         f"plugin {problem.plugin}",
         f"{problem.error} ({problem.place})"
         if is_answer
         else f"it raised {problem.error} in {problem.place}",
         "an answer is needed and no other plugin gave one",
-        "check the arguments, or repair the plugin or disable it with SANE_PLUGINS_DISABLE",
+        f"check the arguments, repair the plugin, or run '{disable_line(problem.plugin)}'",
     )
+    error.said_by(problem.plugin)
+    return error
+
+
+def disable_line(plugin: str) -> str:
+    """Return the command that keeps a plugin from loading."""
+    return f"sane-plugins plugins disable {shlex.quote(plugin)}"

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
+from inspect import Parameter
 from typing import Any
 
 from pluggy import PluginManager
 
 from sane_plugins.errors import PluginError
 from sane_plugins.plugins.installed import GROUP
-from sane_plugins.plugins.problems import AnswerError, one_line
+from sane_plugins.plugins.problems import AnswerError, failure_of, one_line
 from sane_plugins.plugins.requirements import require_no_coroutine
 
 _FACTORY = "sane_plugin"
 _PREFIX = "sane_"
+_STARRED = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _reader = PluginManager(GROUP)  # reads our markers
 
 
@@ -63,6 +66,35 @@ def hook_functions(plugin: Any) -> Iterator[tuple[str, Mapping[str, Any], Callab
             yield name, options, getattr(plugin, name)
 
 
+def require_arguments(plugin: Any, known: Callable[[str], Sequence[str] | None]) -> None:
+    """Raise `AnswerError` for a hook that takes other arguments than are `known` of it by name.
+
+    pluggy tells the first in words of its own, and calls the rest with their defaults alone.
+    """
+    for name, options, function in hook_functions(plugin):
+        given = known(options.get("specname") or name)
+        parameters, failure = failure_of(partial(_parameters, function))
+        if given is None or failure is not None or not parameters:
+            continue
+        needed = [x for x in parameters if x.default is Parameter.empty and x.kind not in _STARRED]
+        wrong = [x for x in needed if x.name not in given]
+        if given and {x.name for x in parameters}.isdisjoint(given):  # it would be given nothing
+            wrong = wrong or parameters
+        listed = ", ".join(given) or "none"
+        if wrong:
+            asked = ", ".join(str(x.replace(annotation=Parameter.empty)) for x in wrong)
+            raise AnswerError(
+                f"its {name} takes '{asked}', and the arguments of that hook are {listed}: they are"
+                " given by name, so call those that you use as the hook does"
+            )
+        if any(x.kind is Parameter.KEYWORD_ONLY for x in needed):
+            raise AnswerError(f"its {name} has arguments behind a '*': write them without it")
+
+
+def _parameters(function: Callable[..., Any]) -> list[Parameter]:
+    return [*inspect.signature(function).parameters.values()]
+
+
 def describe_oddities(plugin: Any, hooks: Collection[str]) -> list[tuple[str, str]]:
     """Return (topic, text) of what is no error, and probably a mistake, given the names of all hooks."""
     notes = []
@@ -90,6 +122,11 @@ def _require_callable_as_hook(
         raise AnswerError(f"it defines 'async def {name}', and hooks are plain functions")
     if inspect.isgeneratorfunction(function) and not wraps:
         raise AnswerError(f"{name} yields, and is not marked with hookimpl(wrapper=True)")
+    if wraps and not inspect.isgeneratorfunction(function):
+        raise AnswerError(
+            f"{name} is marked as a wrapper and does not yield: mark it with hookimpl alone, or write"
+            " 'answer = yield' and return the answer"
+        )
     if isinstance(plugin, type) and inspect.isfunction(inspect.getattr_static(plugin, name)):
         raise AnswerError(
             f"it is the class {plugin.__name__}, and an object of it is needed: write"

@@ -145,7 +145,7 @@ def _select_heads(
                 "no head predicts it",
                 f"one of {', '.join(sorted(heads))} is needed",
                 "check the name, or install its plugin",
-            )
+            ).as_unknown()
     return {name: heads[name] for name in properties or heads}
 
 
@@ -164,7 +164,7 @@ def _require_offered(
             f"the head of '{name}' reads features of the encoder '{encoder}'",
             f"the encoders are {known}",
             "install its plugin, or see 'sane-plugins list'",
-        )
+        ).as_unknown()
 
 
 def _require_same_features(

@@ -1,4 +1,4 @@
-from .contract import ContractError, is_same
+from .contract import ContractError, is_same, quiet
 from .encoders import check_encoder
 from .engines import check_engine
 from .example_networks import example_graphs
@@ -20,6 +20,7 @@ __all__ = [
     "example_graphs",
     "host_with",
     "is_same",
+    "quiet",
     "require_declining",
     "write_tiny_zoo",
 ]

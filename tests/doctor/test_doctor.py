@@ -1,40 +1,20 @@
 """The doctor: what is well is said to be, planted faults are found, and a plugin is disabled for good."""
 
 import json
-import sys
-import textwrap
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from torch import nn
 
 from sane_plugins import Host
 from sane_plugins.cli.main import main
-from sane_plugins.doctor import examine, list_extras
+from sane_plugins.doctor import examine, list_extras, run_self_test
+from sane_plugins.doctor.plugin_report import PluginReplies, report_plugins
 from sane_plugins.plugins import disabled_file, set_disabled
-
-
-@pytest.fixture(autouse=True)
-def _own_configuration(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("SANE_PLUGINS_CONFIG", str(tmp_path / "config"))
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Return a function that installs a distribution with one plugin module."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def add(name: str, code: str) -> None:
-        text = "from sane_plugins import hookimpl\n" + textwrap.dedent(code)
-        (tmp_path / f"{name}.py").write_text(text)
-        (info := tmp_path / f"{name}-1.0.dist-info").mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-dist\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[sane_plugins]\n{name} = {name}\n")
-
-    yield add
-    for path in tmp_path.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+from sane_plugins.runtime import threads
 
 
 def _run(*arguments: str) -> tuple[int, dict]:
@@ -64,7 +44,64 @@ def sane_samplers():
         prompts[:1] + torch.randn((count, *prompts.shape[1:]), generator=rng)}
 """
 FAULTS = {
-    "import": ("import no_such_module", "plugin planted: it is left out: ModuleNotFoundError"),
+    "import": (
+        "import no_such_module",
+        "plugin planted: it is left out: it does not import: the module planted of planted-dist 1.0"
+        " (ModuleNotFoundError: No module named 'no_such_module'), but a module that imports is needed;"
+        " install the package that has the module 'no_such_module'; or go without it: ",
+    ),
+    "prints": (f"print('loaded')\n{RIGHT}", "it prints 'loaded' when it is loaded"),
+    "factory prints": (
+        """
+        class Mine:
+            @hookimpl
+            def sane_progress(self, event): ...
+        def sane_plugin(host):
+            print("made")
+            return Mine()
+        """,
+        "it prints 'made' when it is loaded",
+    ),
+    "offer prints": (
+        RIGHT.replace("    import torch\n    return", "    import torch\n    print(3)\n    return"),
+        "plugin planted: sane_samplers prints '3' to standard output",
+    ),
+    "reader prints": (
+        RIGHT.replace("return None", "print('asked')"),
+        "plugin planted, decline what is not its own: it prints 'asked'",
+    ),
+    "torch": (f"import torch\n{RIGHT}", "loading it imports torch (planted.py, line 2)"),
+    "of torch": (
+        f"from sane_plugins.weights import WeightGraph\n{RIGHT}",
+        "loading it imports torch (planted.py, line 2)",
+    ),
+    "numpy by another": (
+        f"\nimport scipy\n{RIGHT}",
+        "loading it imports numpy (planted.py, line 3)",
+    ),
+    "takes all": (
+        """
+        from pathlib import Path
+        from sane_plugins.errors import SourceError
+        @hookimpl
+        def sane_open(source):
+            if isinstance(source, (str, Path)):
+                raise SourceError(source, "a broken file", "a whole one is needed", "write it again")
+        """,
+        "plugin planted, predict its properties: it makes this fail (",
+    ),
+    "answers for all": (
+        """
+        from pathlib import Path
+        @hookimpl
+        def sane_open(source):
+            from torch import nn
+            from sane_plugins.weights import from_module
+            if isinstance(source, Path):
+                return from_module(nn.Linear(2, 2))
+        """,
+        "plugin planted, write and read a small CNN: it makes this fail (it is not read as it was",
+    ),
     "seed": (
         RIGHT.replace(", generator=rng", ""),
         "plugin planted, sampler 'near': the same seed draws other latents",
@@ -85,7 +122,13 @@ def test_a_planted_fault_is_found(install, fault: str) -> None:
     found = examine(Host.installed(), seconds=60)
     assert not found.is_well
     assert any(said in x for x in found.complaints), found.complaints
-    assert all("planted" in x for x in found.complaints)
+    for complaint in found.complaints:
+        assert complaint.startswith("plugin planted")
+        assert complaint.endswith("; or go without it: sane-plugins plugins disable planted")
+    (report,) = [x for x in found.plugins if x.name == "planted"]
+    assert (report.distribution, report.version) == ("planted-dist", "1.0")
+    assert "sane_sampler" not in report.hooks
+    assert all(x.plugin == "planted" for x in found.trials if x.error)
 
 
 def test_a_right_plugin_is_tried_and_well(install) -> None:
@@ -93,9 +136,69 @@ def test_a_right_plugin_is_tried_and_well(install) -> None:
     found = examine(Host.installed(), seconds=60)
     assert found.is_well, found.complaints
     assert {x.what for x in found.trials if x.plugin == "planted"} == {
+        "load it in a process of its own",
         "decline what is not its own",
         "sampler 'near'",
     }
+    assert not found.notes or "not tried" not in str(found.notes)
+
+
+def test_what_was_not_tried_is_not_well(install) -> None:
+    install("planted", RIGHT)
+    done = CliRunner().invoke(main, ["doctor", "--seconds", "0"])
+    assert done.exit_code == 3
+    assert "All is well" not in done.stdout
+    assert "3 checks were not tried; what was tried is well." in done.stdout
+    code, told = _run("doctor", "--seconds", "0")
+    assert (code, told["well"], told["complaints"]) == (3, False, [])
+    (said,) = [x for x in told["notes"] if "not tried" in x]
+    assert said.startswith(
+        "3 checks were not tried, as the 0 s for plugins were over (--seconds gives"
+    )
+    assert "sampler 'near' of planted" in said
+    own = [x for x in told["self_test"] if not x["plugin"]]
+    assert own and not any(x["is_skipped"] for x in own)
+
+
+def test_a_slow_self_test_takes_no_time_of_plugins(install, monkeypatch) -> None:
+    install("planted", RIGHT)
+    monkeypatch.setattr("sane_plugins.doctor.self_test._round_trip", lambda *_: time.sleep(0.5))
+    found = examine(Host.installed(), seconds=0.5)
+    (first,) = [x for x in found.trials if x.what == "load it in a process of its own"]
+    assert not first.is_skipped
+
+
+def test_the_self_test_runs_on_one_thread(monkeypatch) -> None:
+    counts = []
+    monkeypatch.setattr(
+        "sane_plugins.doctor.self_test._round_trip",
+        lambda *_: counts.append(torch.get_num_threads()),
+    )
+    with threads(2):
+        run_self_test(Host.installed())
+        assert torch.get_num_threads() == 2
+    assert set(counts) == {1}
+
+
+def test_what_needs_a_task_is_said_not_to_be_tried(install) -> None:
+    install(
+        "planted",
+        "@hookimpl\ndef sane_transfers(): return {'move': lambda *_: None}",
+    )
+    found = examine(Host.installed())
+    assert found.is_well, found.complaints
+    assert any(x.endswith("transfer 'move' of planted") for x in found.notes)
+
+
+def test_a_slow_import_is_no_fault_and_says_what_to_do(install, monkeypatch) -> None:
+    monkeypatch.setattr("sane_plugins.plugins.problems.SLOW_SECONDS", 0.05)
+    install("planted", f"import time; time.sleep(0.1)\n{RIGHT}")
+    host = Host.installed()
+    monkeypatch.undo()
+    found = report_plugins(host, PluginReplies(host))
+    (report,) = [x for x in found if x.name == "planted"]
+    assert not report.problems
+    assert report.notes[0].startswith("its import took 0.1 s: import libraries late")
 
 
 def test_it_says_what_each_plugin_answers(install, tmp_path) -> None:
@@ -115,11 +218,15 @@ def test_extras_that_are_missing_say_how_to_install_them(monkeypatch) -> None:
         'no-such-thing>=2; extra == "images"',
         'pluggy>=99.0; extra == "gguf"',
         'ruff; extra == "dev"',
+        'no-ray[data, serve]>=2.40; extra == "ray"',
+        'sane-plugins[images,ray]; extra == "all"',
         "torch>=2.8",
     ]
     monkeypatch.setattr("sane_plugins.doctor.extras.requires", lambda _: lines)
     extras = {x.name: x for x in list_extras()}
-    assert set(extras) == {"onnx", "images", "gguf"}
+    assert set(extras) == {"onnx", "images", "gguf", "ray", "all"}
+    assert extras["ray"].lacking == ("no-ray[data,serve]>=2.40",)
+    assert extras["all"].lacking == ("no-such-thing>=2", "no-ray[data,serve]>=2.40")
     assert extras["images"].lacking == ("no-such-thing>=2",)
     assert extras["images"].install_line == "pip install 'sane-plugins[images]'"
     assert extras["gguf"].lacking[0].startswith("pluggy>=99.0 (installed is ")
@@ -128,7 +235,12 @@ def test_extras_that_are_missing_say_how_to_install_them(monkeypatch) -> None:
 def test_a_plugin_is_disabled_until_it_is_enabled(monkeypatch) -> None:
     assert _run("plugins", "disable", "TimM") == (
         0,
-        {"changed": True, "disabled": ["timm"], "file": str(disabled_file())},
+        {
+            "changed": True,
+            "disabled": ["timm"],
+            "file": str(disabled_file()),
+            "not_loaded": {"timm": "run 'sane-plugins plugins enable timm'"},
+        },
     )
     assert _run("plugins", "disable", "timm")[1]["changed"] is False
     host = Host.installed()
@@ -154,7 +266,7 @@ def test_a_plugin_that_was_uninstalled_since_can_be_enabled() -> None:
     set_disabled("gone", True)
     assert _run("plugins", "enable", "gone") == (
         0,
-        {"changed": True, "disabled": [], "file": str(disabled_file())},
+        {"changed": True, "disabled": [], "file": str(disabled_file()), "not_loaded": {}},
     )
 
 

@@ -354,7 +354,7 @@ _GATES = {
 _STREAMS = {
     *("cli/console.py", "cli/results.py", "engines/serve.py", "engines/worker_process.py"),
     # These read what a process that they started has said.
-    *("testing/fresh_process.py", "testing/light_import.py"),
+    *("doctor/load_alone.py", "testing/fresh_process.py", "testing/light_import.py"),
 }
 
 

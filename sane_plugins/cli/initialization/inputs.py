@@ -136,7 +136,10 @@ def with_names_in_cache(names: InputNames, prompts: Sequence[Prompts]) -> InputN
 
 def resolve_sampler(host: Host, name: str) -> Sampler:
     """Return the sampler of that name. Raises `UsageError` if no plugin offers it."""
-    return find_offer("sampler", name, host.samplers())
+    try:
+        return find_offer("sampler", name, host.samplers())
+    except UsageError as error:
+        raise host.or_disabled(error) from None
 
 
 def _is_zoo(source: str) -> bool:

@@ -11,6 +11,7 @@ from sane_plugins.errors import UsageError
 from sane_plugins.plugins import (
     disabled_file,
     disabled_names,
+    how_to_enable,
     installed_points,
     parse_name_list,
     plugin_names,
@@ -63,9 +64,23 @@ def _require_installed(name: str) -> None:
 def _change(name: str, is_disabled: bool, as_json: bool) -> None:
     changed = set_disabled(name, is_disabled)
     names = sorted(disabled_names())
+    points = [
+        x for x in installed_points(lambda *_: None) if plugin_names(x) & parse_name_list(name)
+    ]
+    kept = {x.name: how_to_enable(x, names) for x in points}
+    off = {plugin: way for plugin, way in kept.items() if way}
     if as_json:
-        print_json({"changed": changed, "disabled": names, "file": disabled_file()})
+        told = {"changed": changed, "disabled": names, "file": disabled_file()}
+        print_json({**told, "not_loaded": off})
         return
-    state = "disabled" if is_disabled else "enabled"
-    print_line(f"{name} is {state}." if changed else f"{name} was {state} already.")
+    if changed:
+        print_line(f"{name} is {'disabled' if is_disabled else 'enabled'}.")
+    elif is_disabled or not off:
+        print_line(f"{name} was {'disabled' if is_disabled else 'enabled'} already.")
+    else:
+        print_line(f"{name} is not in the list by that name.")
+    for plugin, way in off.items() if not is_disabled else ():
+        print_line(f"The plugin {plugin} is still kept from loading: {way}.")
+    for plugin in sorted(kept.keys() - off.keys()) if is_disabled else ():
+        print_line(f"The plugin {plugin} loads here all the same: SANE_PLUGINS_LOAD names it.")
     print_line(f"Disabled: {', '.join(names) or 'none'} ({disabled_file()}).")

@@ -46,7 +46,7 @@ class ForeignForm:
         for placeholder, name in names.items():
             way_out = way_out.replace(placeholder, name)
         needed = "another form is needed: safetensors, a torch checkpoint, .npz or ONNX"
-        return SourceError(path, f"it is {self.name}", needed, way_out)
+        return SourceError(path, f"it is {self.name}", needed, way_out).as_unknown()
 
 
 def _to_numpy(package: str, imports: str, arrays: str) -> str:
