@@ -95,7 +95,9 @@ class PropertyHead(Head):
     def _standardized(self, raw: Array) -> Array:
         """Return predictions (N,) in deviations from the mean of held-out ones: an order, and no value."""
         usual = self.widths.at
-        return np.asarray((raw - usual.mean()) / (float(usual.std()) or 1.0))
+        # The numbers are a file's, and their squares may overflow; what is no number is told as 0.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray((raw - usual.mean()) / (float(usual.std()) or 1.0))
 
     def _clipped_intervals(self, raw: Array) -> Array:
         half = self.widths.interpolate(raw)
