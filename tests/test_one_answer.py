@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import onnxfiles
 import pytest
@@ -73,13 +75,19 @@ def _vgg() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10))
 
 
+def _library() -> ModuleType:
+    if not find_spec("torchvision"):
+        pytest.skip("needs torchvision")
+    return pytest.importorskip("sane_torchvision").import_torchvision()
+
+
 def _torchvision(make: Callable[[object], nn.Module]) -> Callable[[], nn.Module]:
-    return lambda: make(pytest.importorskip("sane_torchvision").import_torchvision().models)
+    return lambda: make(_library().models)
 
 
 def _timm(name: str, **options: object) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        pytest.importorskip("sane_torchvision").import_torchvision()  # which timm imports
+        _library()  # which timm imports
         return pytest.importorskip("timm").create_model(name, num_classes=10, **options)
 
     return make
