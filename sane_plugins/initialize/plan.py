@@ -34,6 +34,7 @@ _PART_PLANNED = 0.8  # of the budget: what is measured in a few passes is not ex
 _SECONDS_PER_TOKEN = 2e-4  # to encode or decode, on two cores
 _SANE_PART = 0.3  # of the budget, at most, to encode the prompts and decode one candidate
 _SCOUTED, _LEAST_SCOUTED = 8, 2  # prompts that are grafted to find the best
+_ONE_LENDER = 3  # from this rung on one prompt is fitted to
 _UNSCOUTED = 3  # from this rung on a single prompt is not grafted before it is fitted to
 # What transfers cost, in images that the network is run on: a graft, and feature regression.
 _SCOUT_IMAGES, _METHOD_IMAGES = 150, 3_500
@@ -92,10 +93,11 @@ class Plan:
 
     `draws` SANE candidates are decoded (0: none) and as many defaults with a fitted classifier ranked,
     beside `defaults` as they are, `prompts` as they are, and transfers: of `networks` prompts by the first
-    method, where there are several to choose from, and of the best by `methods` others. All are ranked on
-    `ranking_images` training images. Of each kind, `keep` are kept; `finalists` of all are trained for
-    `steps` steps (0: none) of `batch` images and asked about `held_out` images. `fold_orders` is how often
-    the forecast trains in folds. What is written has its norms and classifier from `last_images`.
+    method, where there are several to choose from, and of the best (`lenders`) by `methods` others. All
+    are ranked on `ranking_images` training images. Of each kind, `keep` are kept; `finalists` of all are
+    trained for `steps` steps (0: none) of `batch` images and asked about `held_out` images. `fold_orders`
+    is how often the forecast trains in folds. What is written has its norms and classifier from
+    `last_images`.
     """
 
     rung: int
@@ -114,6 +116,16 @@ class Plan:
     fold_orders: int
     last_images: int
     seconds: float = 0.0
+
+    @property
+    def scouted(self) -> int:
+        """Return how many prompts are grafted to find the best."""
+        return self.networks * self.scouts
+
+    @property
+    def lenders(self) -> int:
+        """Return how many prompts are fitted to: how good a graft is does not tell how good a fit will be."""
+        return min(self.networks, 2 if self.rung < _ONE_LENDER else 1)
 
     def limit(self, kind: Kind) -> int:
         """Return how many candidates of a kind are kept."""
@@ -223,15 +235,15 @@ def _with_seconds(plan: Plan, problem: InitializationProblem, speed: Speed) -> P
     prompt_tokens, tokens = problem.tokens
     rounds = options.search_rounds
     sane = (prompt_tokens + rounds * plan.draws * tokens) * bool(plan.draws) * _SECONDS_PER_TOKEN
-    scouted, methods = plan.networks * plan.scouts, plan.methods * bool(plan.networks)
-    tried = problem.transfer_names[1 : 1 + methods]  # of which variants of one fit cost one
-    fits = len({problem.first_of_base(name) for name in tried})
-    transfers = scouted * _SCOUT_IMAGES + fits * _METHOD_IMAGES
+    methods = plan.methods * plan.lenders
+    tried = problem.transfer_names[1 : 1 + plan.methods]  # of which variants of one fit cost one
+    fits = len({problem.first_of_base(name) for name in tried}) * plan.lenders
+    transfers = plan.scouted * _SCOUT_IMAGES + fits * _METHOD_IMAGES
     ranked = (
         plan.defaults * (not problem.fits_classifier)
         + 2 * rounds * plan.draws
         + plan.prompts
-        + 2 * (scouted + methods)
+        + 2 * (plan.scouted + methods)
     )
     ranked += (
         1 + len(problem.promptless_names) + 2 * (1 + (plan.rung < 2)) * bool(plan.draws)

@@ -103,19 +103,22 @@ class _Search:
             self._try(CandidateSpec(Kind.STRUCTURED, method=name))
 
     def rank_transfers(self) -> None:
-        """Try the first method on every prompt, and other methods on the best prompt of these.
+        """Try the first method on every prompt, and other methods on the best prompts of these.
 
         What fits a pruned network is tried on the prompt that it was pruned from.
         """
         names = self.problem.transfer_names
-        for number in range(self.plan.networks if self.plan.scouts else 0):
-            self._try(CandidateSpec(Kind.TRANSFER, number, method=names[0]))
-        best = self.board.best(Kind.TRANSFER)
-        number = best[0].spec.number if best else 0
-        for name in names[1 : 1 + self.plan.methods] if self.plan.networks else ():
-            is_own = needs_own_weights(self.problem.methods[name])
-            lender = self.problem.dense if is_own else number
-            self._try(CandidateSpec(Kind.TRANSFER, lender or 0, method=name))
+        specs = [CandidateSpec(Kind.TRANSFER, i, method=names[0]) for i in range(self.plan.scouted)]
+        scouts = [found for spec in specs if (found := self._try(spec)) is not None]
+        lenders = [x.spec.number for x in sorted(scouts, key=by_loss)[: self.plan.lenders]] or [0]
+        others = names[1 : 1 + self.plan.methods] if self.plan.networks else ()
+        own = {name for name in others if needs_own_weights(self.problem.methods[name])}
+        for name in own:
+            self._try(CandidateSpec(Kind.TRANSFER, self.problem.dense or 0, method=name))
+        for lender in lenders:  # one after the other: what its methods begin with is done once
+            for name in others:
+                if name not in own:
+                    self._try(CandidateSpec(Kind.TRANSFER, lender, method=name))
 
     def keep_leading(self, *kinds: Kind) -> None:
         """Of some kinds, keep what beats the best default by two standard errors."""
@@ -215,7 +218,7 @@ class _Search:
 
     def _expected(self) -> int:
         plan, rounds = self.plan, self.problem.options.search_rounds
-        methods = plan.methods * bool(plan.networks) + plan.networks * plan.scouts
+        methods = plan.methods * plan.lenders + plan.scouted
         fitted = rounds * plan.draws or 1
         return plan.defaults + methods + plan.prompts + rounds * plan.draws + fitted
 
