@@ -37,7 +37,9 @@ from .token_stream import TokenBlock, token_blocks
 from .tokens import Tokens, cut_rows, detokenize, token_tensors, token_values, tokenize
 from .tracing.channel_ops import JOIN, OPAQUE, POINTWISE, SPATIAL, ChannelOp, ChannelOps
 from .tracing.trace import trace_calls
-from .validity import GraphFault, find_fault, possible, require_valid, stored_fault
+from .validity.fault import GraphFault
+from .validity.graph_faults import find_fault, require_valid, stored_fault
+from .validity.operations import possible
 from .wrapper_names import PlainNames, strip_wrapper_prefixes
 
 __all__ = [

@@ -20,7 +20,7 @@ from sane_plugins.weights.layer_forms import (
     plain_roles,
 )
 from sane_plugins.weights.layers import RUNNING, Layer
-from sane_plugins.weights.validity import possible
+from sane_plugins.weights.validity.operations import possible
 
 MATRIX_KINDS = ("conv", "transposed_conv", "linear")
 _READERS = (*MATRIX_KINDS, "recurrent", "attention")

@@ -27,7 +27,7 @@ from sane_plugins.weights.module_tensors.state import ModuleState
 from sane_plugins.weights.module_tensors.writing import computes_tensors
 from sane_plugins.weights.tracing.module_channels import module_channel_op
 from sane_plugins.weights.tracing.trace import trace
-from sane_plugins.weights.validity import possible
+from sane_plugins.weights.validity.operations import possible
 
 _NORMS = (batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

@@ -29,7 +29,7 @@ from sane_plugins.weights.tracing.channel_ops import OPAQUE, SPATIAL, ChannelOp,
 from sane_plugins.weights.tracing.function_channels import function_channel_ops, is_scalar
 from sane_plugins.weights.tracing.module_channels import module_channel_op
 from sane_plugins.weights.tracing.probed_convolutions import is_plain_convolution
-from sane_plugins.weights.validity import possible
+from sane_plugins.weights.validity.operations import possible
 
 _DISTURBED_TRIALS, _DOUBTFUL_TRIALS, _PAUSE = 100, 3, 0.02  # traces, and seconds between them
 _UNWRAPPED_ERROR = "must be real number, not Proxy"  # of a function of `math` that is not wrapped
