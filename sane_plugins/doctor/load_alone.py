@@ -1,14 +1,9 @@
-"""One plugin loaded in a process of its own, as a command loads it that needs nothing of it.
-
-Run with the plugin, its distribution and a file, it writes there what was imported and what failed.
-"""
+"""One plugin loaded in a process of its own, as a command loads it that needs nothing of it."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 import traceback
 from importlib.metadata import EntryPoint
@@ -21,9 +16,9 @@ import sane_plugins
 from sane_plugins import hooks
 from sane_plugins.host import PROJECT, Host
 from sane_plugins.plugins import distribution_name
-from sane_plugins.testing import ContractError
+from sane_plugins.testing import HEAVY, ContractError, last_line, run_python
 
-_HEAVY = ("torch", "numpy")  # whatever computes imports one of them
+_LOAD = "import sys; from sane_plugins.doctor.load_alone import load; load(*sys.argv[1:])"
 _BETWEEN = tuple(str(Path(str(x.__file__)).parent) for x in (sane_plugins, pluggy, importlib))
 
 
@@ -34,23 +29,13 @@ def require_light_load(name: str, distribution: str) -> None:
     """
     with TemporaryDirectory(prefix="sane-doctor-") as folder:
         answer = Path(folder) / "answer.json"
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, name, distribution, str(answer)],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                "PYTHONSAFEPATH": "1",  # the working directory is no place for modules
-                "SANE_PLUGINS_STRICT": "",
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        # The working directory is no place for modules.
+        alone = {"PYTHONSAFEPATH": "1", "SANE_PLUGINS_STRICT": ""}
+        done = run_python(_LOAD, name, distribution, str(answer), **alone)
         told = json.loads(answer.read_text()) if answer.is_file() else {}
     if not told:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ContractError(f"it ends the process that loads it alone ({last[:200]}): it must not")
+        last = last_line(done)[:200]
+        raise ContractError(f"it ends the process that loads it alone ({last}): it must not")
     if told["problem"]:
         raise ContractError(f"alone in a process it fails: {told['problem']}")
     faults = []
@@ -76,7 +61,7 @@ class _HeavyImports:
         self.lines: dict[str, str] = {}
 
     def find_spec(self, name: str, *_: object) -> None:
-        if name in _HEAVY:
+        if name in HEAVY:
             line = next(filter(_is_others, traceback.extract_stack()), None)
             place = f"{Path(line.filename).name}, line {line.lineno}" if line else "by ours"
             self.lines.setdefault(place, name)  # the first, which may import the others
@@ -86,7 +71,9 @@ def _is_others(frame: traceback.FrameSummary) -> bool:
     return not frame.filename.startswith(("<", *_BETWEEN))
 
 
-def _load(name: str, distribution: str, answer: Path) -> None:
+def load(name: str, distribution: str, answer: str) -> None:
+    """Load a plugin, and write what was imported and what failed into the file `answer`."""
+
     def is_it(point: EntryPoint) -> bool:
         return (point.name, distribution_name(point)) == (name, distribution)
 
@@ -98,8 +85,4 @@ def _load(name: str, distribution: str, answer: Path) -> None:
     host.load_installed(is_it)
     host.commands()
     problem = next((x.error for x in host.problems if x.plugin == name), "")
-    answer.write_text(json.dumps({"heavy": watch.lines, "problem": problem}))
-
-
-if __name__ == "__main__":
-    _load(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    Path(answer).write_text(json.dumps({"heavy": watch.lines, "problem": problem}))

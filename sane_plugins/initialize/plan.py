@@ -33,9 +33,9 @@ _UNMEASURED_FLOPS_PER_SECOND = 3e10
 _PART_PLANNED = 0.8  # of the budget: what is measured in a few passes is not exact
 _SECONDS_PER_TOKEN = 2e-4  # to encode or decode, on two cores
 _SANE_PART = 0.3  # of the budget, at most, to encode the prompts and decode one candidate
-_SCOUTED, _LEAST_SCOUTED = 8, 2  # prompts that are grafted to find the best
-_ONE_LENDER = 3  # from this rung on one prompt is fitted to
-_UNSCOUTED = 3  # from this rung on a single prompt is not grafted before it is fitted to
+_SCOUTED = 8  # prompts that are grafted to find the best, at most
+_LENDERS = 2  # of these, that are fitted to
+_ONE_PROMPT = 3  # from this rung on one is fitted to, and of many only some are grafted
 # What transfers cost, in images that the network is run on: a graft, and feature regression.
 _SCOUT_IMAGES, _METHOD_IMAGES = 150, 3_500
 # Values of a network of which few copies are kept, and fewest: one in training takes four times its size.
@@ -125,7 +125,7 @@ class Plan:
     @property
     def lenders(self) -> int:
         """Return how many prompts are fitted to: how good a graft is does not tell how good a fit will be."""
-        return min(self.networks, 2 if self.rung < _ONE_LENDER else 1)
+        return min(self.networks, _LENDERS if self.rung < _ONE_PROMPT else 1)
 
     def limit(self, kind: Kind) -> int:
         """Return how many candidates of a kind are kept."""
@@ -185,8 +185,7 @@ def _plan_at(
     networks = min(_SCOUTED, len(problem.prompt_networks)) if problem.transfer_names else 0
     others = max(0, len(problem.transfer_names) - 1)
     has_sane = _affords_sane(problem, available)
-    # To scout takes little beside a fit to the wrong prompt.
-    scouted = min(networks, max(_LEAST_SCOUTED if rung < _UNSCOUTED else 1, networks >> rung))
+    scouted = min(networks, max(_LENDERS if rung < _ONE_PROMPT else 1, networks >> rung))
     plan = Plan(
         rung=rung,
         draws=max(1, options.candidates >> rung) if has_sane else 0,
@@ -194,7 +193,7 @@ def _plan_at(
         prompts=max(1, len(problem.prompts) >> rung) if has_sane and options.default_count else 0,
         networks=scouted,
         methods=min(others, max(1, others - max(0, rung - 1))),
-        scouts=rung < _UNSCOUTED or not others or scouted > 1,
+        scouts=rung < _ONE_PROMPT or not others or scouted > 1,
         ranking_images=min(len(task.y_train), max(least, 1024 >> rung)),
         keep=1 if is_large else keep,
         finalists=_finalists(problem.graph.size, rung),

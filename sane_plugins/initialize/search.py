@@ -112,7 +112,7 @@ class _Search:
         scouts = [found for spec in specs if (found := self._try(spec)) is not None]
         lenders = [x.spec.number for x in sorted(scouts, key=by_loss)[: self.plan.lenders]] or [0]
         others = names[1 : 1 + self.plan.methods] if self.plan.networks else ()
-        own = {name for name in others if needs_own_weights(self.problem.methods[name])}
+        own = [name for name in others if needs_own_weights(self.problem.methods[name])]
         for name in own:
             self._try(CandidateSpec(Kind.TRANSFER, self.problem.dense or 0, method=name))
         for lender in lenders:  # one after the other: what its methods begin with is done once

@@ -23,14 +23,16 @@ def run_python(code: str, *arguments: str, **variables: str) -> subprocess.Compl
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": path, **variables},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        errors="replace",
     )
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
     """Return the last line that a process wrote to standard error: mostly, its exception."""
-    return (done.stderr.strip().splitlines() or ["it exits"])[-1]
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def is_importable(plugin: Any) -> bool:

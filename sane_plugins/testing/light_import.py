@@ -9,7 +9,8 @@ from sane_plugins.plugins import SLOW_SECONDS
 from sane_plugins.testing.contract import ContractError
 from sane_plugins.testing.fresh_process import last_line, run_python
 
-_HEAVY = ("torch", "numpy")  # whatever computes imports one of them
+HEAVY = ("torch", "numpy")
+"""Modules that hosts do not wait for: whatever computes imports one of them."""
 _TRIES = 2  # the first may wait for the disk
 _IMPORT = """
 import importlib, json, sys
@@ -42,7 +43,7 @@ def check_light_import(plugin: Any, seconds: float = SLOW_SECONDS) -> None:
 
 
 def _import_seconds(name: str) -> float:
-    done = run_python(_IMPORT, name, *_HEAVY)
+    done = run_python(_IMPORT, name, *HEAVY)
     if done.returncode:
         raise ContractError(f"{name} does not import in a process of its own: {last_line(done)}")
     if done.stdout.strip():

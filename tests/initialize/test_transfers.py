@@ -159,6 +159,30 @@ def test_a_transfer_that_does_not_beat_the_default_is_not_trained(task, sane) ->
     assert run(generate, task, sane, [lent(dead, "dead")]).chosen is Family.DEFAULT
 
 
+@pytest.mark.parametrize(("rung", "lenders"), [(0, 2), (2, 2), (3, 1)])
+def test_the_best_two_prompts_are_fitted_to_while_there_is_time(
+    task, sane, good, rung: int, lenders: int
+) -> None:
+    """A graft of a prompt may be bad where a fit to it is the best of all."""
+    fitted = []
+
+    def fit(target: nn.Module, prompt: PromptNetwork, *rest: object) -> Copied:
+        fitted.append(prompt.info.name)
+        return copy(target, good, *rest) if prompt.info.name == "hidden" else Copied({})
+
+    torch.manual_seed(2)
+    dead = network()
+    nn.init.zeros_(dead[3].weight)
+    prompts = [lent(network(), "hidden"), lent(network(), "plain"), lent(dead, "dead")]
+    done = run(
+        generate, task, sane, prompts, replace(OPTIONS, rung=rung, keep=3), copy=copy, fit=fit
+    )
+    assert len(fitted) == lenders
+    assert "dead" not in fitted
+    names = " ".join(row.name for row in done.rows if row.kind is Kind.TRANSFER)
+    assert ("transfer from hidden (fit)" in names) == ("hidden" in fitted)
+
+
 def test_a_method_that_fails_is_told_and_the_others_go_on(task, sane, good) -> None:
     done = run(generate, task, sane, [good], copy=copy, broken=fail)
     assert any("(broken) could not be made (the prompt: it is odd)" in x for x in done.notes)
