@@ -2,7 +2,8 @@
 
 It is made exclusively, under a random name, and only its owner may enter it: nobody can lay a link where a
 file will be written, and no file of the user has its name. While its writer lives, a file in it is locked,
-which tells it from the folders of killed writers; the next writer beside these removes them.
+which tells it from the folders of killed writers; the next writer beside these removes them. An empty folder
+may be of either: it is removed too, and a living writer makes another.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ PREFIX = ".sane-plugins-"
 _NAME = re.compile(re.escape(PREFIX) + "[a-z0-9_]{8}")
 _LOCK = "lock"
 _LOCK_FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_UNLOCKED_SECONDS = 60.0  # a folder without a lock may be one that is just being made
 _PATIENCE = 5.0  # seconds; anybody who can read a folder can lock it, and must not stop us for good
 
 
@@ -88,8 +88,11 @@ def _make(beside: Path) -> tuple[Path, int]:
     """Return a new folder and the descriptor of its lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=beside))
-        lock = os.open(folder / _LOCK, _LOCK_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-        # Between the two lines another writer may have taken the folder for a killed one's.
+        # Before it is locked, another writer may take the folder for a killed one's and remove it.
+        try:
+            lock = os.open(folder / _LOCK, _LOCK_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:
+            continue
         if _lock(lock) is not False and os.fstat(lock).st_nlink:
             return folder, lock
         os.close(lock)
@@ -124,8 +127,7 @@ def _remove_if_left(folder: Path) -> None:
     try:
         lock = os.open(folder / _LOCK, _LOCK_FLAGS)
     except FileNotFoundError:
-        if time.time() - status.st_mtime > _UNLOCKED_SECONDS:
-            folder.rmdir()  # fails where anything is in it, so it was not ours
+        folder.rmdir()  # its writer makes another; fails where anything is in it, so it was not ours
         return
     try:
         found = os.fstat(lock)

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -226,9 +227,10 @@ def test_only_the_folders_of_dead_writers_are_removed(tmp_path) -> None:
     other = tmp_path / f"{PRIVATE}project1"
     other.mkdir()
     (other / "notes.txt").write_text("precious")
-    old = tmp_path / f"{PRIVATE}00000000"
-    old.mkdir()
-    os.utime(old, (0, 0))
+    unlocked = (
+        tmp_path / f"{PRIVATE}00000000"
+    )  # its writer was killed before or after it had a lock
+    unlocked.mkdir()
     link = tmp_path / f"{PRIVATE}somelink"
     link.symlink_to(other)
     dead = tmp_path / f"{PRIVATE}deadbeef"
@@ -241,9 +243,27 @@ def test_only_the_folders_of_dead_writers_are_removed(tmp_path) -> None:
         write_whole(tmp_path / "x", lambda path: path.write_text("x"))
         assert (living / "latents").read_text() == "half"
         assert not dead.exists()
-        assert not old.exists()
+        assert not unlocked.exists()
     assert sorted(_names(tmp_path)) == sorted([mine.name, other.name, link.name, "x"])
     assert (other / "notes.txt").read_text() == "precious"
+
+
+def test_a_folder_that_another_writer_removes_as_it_is_made_is_made_again(
+    tmp_path, monkeypatch
+) -> None:
+    made: list[Path] = []
+    make = tempfile.mkdtemp
+
+    def disturbed(**words) -> str:
+        made.append(Path(make(**words)))
+        if len(made) < 3:
+            made[-1].rmdir()
+        return str(made[-1])
+
+    monkeypatch.setattr("tempfile.mkdtemp", disturbed)
+    with private_folder(tmp_path) as folder:
+        assert [folder] == made[2:] == [*tmp_path.iterdir()]
+    assert not [*tmp_path.iterdir()]
 
 
 def _names(folder: Path) -> list[str]:
