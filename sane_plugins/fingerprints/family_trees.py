@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
 from sane_plugins.fingerprints.network_fingerprint import NetworkFingerprint
 from sane_plugins.fingerprints.pairs_of_many import ManyNetworks, RelatedPair, components
@@ -85,8 +86,8 @@ def family_tree(
 ) -> FamilyTree:
     """Return relatives as a tree: each is a child of the nearest of those that are older.
 
-    The root is the network with the lightest tails. A network is the older the nearer it is to the root, and
-    the lighter its tails are.
+    The root has light tails, tails grow away from it, and it lies between the others, unless they form a
+    chain. A network is the older the nearer it is to the root, and the lighter its tails are.
     """
     known = dict(known or {})
     count = len(names)
@@ -115,6 +116,27 @@ def family_tree(
 
 def _ages(apart: Array, heavy: Array) -> tuple[int, Array]:
     """Return the root, and for each member (K,) how late it comes: distance and tails, each by its spread."""
-    root = int(heavy.argmin())
-    spreads = [max(float(x.std()), _LEAST) for x in (apart[root], heavy)]
-    return root, apart[root] / spreads[0] + heavy / spreads[1]
+    tails_in_spreads = _in_spreads(heavy)
+    edges = minimum_spanning_tree(1 + apart).toarray()  # a distance of 0 would be no edge
+    neighbours = (edges > 0) | (edges.T > 0)
+    lateness = tails_in_spreads - _in_spreads(_growth_from(neighbours, tails_in_spreads))
+    if neighbours.sum(1).max() > 2:  # no chain
+        lateness += _in_spreads(apart.mean(1))
+    root = int(lateness.argmin())
+    return root, _in_spreads(apart[root]) + tails_in_spreads
+
+
+def _growth_from(neighbours: npt.NDArray[np.bool_], heavy: Array) -> Array:
+    """Return how much tails (K,) grow along the edges of a tree away from each member (K,), on average.
+
+    Beyond one spread a growth counts little more.
+    """
+    grown = np.zeros(len(heavy))
+    for root in range(len(heavy)):
+        order, towards = breadth_first_order(neighbours, root, directed=False)
+        grown[root] = np.tanh(heavy[order[1:]] - heavy[towards[order[1:]]]).mean()
+    return grown
+
+
+def _in_spreads(values: Array) -> Array:
+    return np.asarray((values - values.mean()) / max(float(values.std()), _LEAST))

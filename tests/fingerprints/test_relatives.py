@@ -1,5 +1,6 @@
 """Relatives of published networks are recognised, whatever was done to them; strangers are not."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 from sane_plugins.fingerprints import (
     NetworkFingerprint,
     families,
+    family_tree,
     fingerprint,
     from_arrays,
     match_layers,
@@ -209,3 +211,34 @@ def test_checkpoints_of_a_run_are_a_chain(sane_data):
         epochs = [int(x.name.partition("/")[2]) for x in family.members]
         assert epochs == sorted(epochs)
         assert not family.members[0].parent
+
+
+@pytest.mark.parametrize("branches", [(4, 2), (2, 2, 2), (3, 3)])
+def test_the_root_of_a_branched_family_is_found(branches):
+    """Children take random steps, which make the tails of uniform weights heavier."""
+    rng = torch.Generator().manual_seed(sum(branches))
+    root = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64))
+    for value in root.parameters():
+        value.data.uniform_(-0.1, 0.1, generator=rng)
+    modules, parents, generation = [root], [-1], [0]
+    for count in branches:
+        born = []
+        for parent in generation:
+            for _ in range(count):
+                child = deepcopy(modules[parent])
+                for value in child.parameters():
+                    value.data += 0.03 * torch.randn(value.shape, generator=rng)
+                born.append(len(modules))
+                modules.append(child)
+                parents.append(parent)
+        generation = born
+    order = [*reversed(range(len(modules)))]
+    family = family_tree(
+        [str(i) for i in order], [fingerprint(from_module(modules[i])) for i in order]
+    )
+    assert family.members[0].name == "0"
+    place = {int(x.name): i for i, x in enumerate(family.members)}
+    assert all(place[parent] < place[i] for i, parent in enumerate(parents) if i)
+    assert {int(x.name): int(x.parent) for x in family.members[1:]} == dict(
+        enumerate(parents[1:], 1)
+    )
