@@ -1,6 +1,6 @@
 """Does the gate know when generated weights help, and when transferred ones do?
 
-    python benchmarks/gate.py --data ../shared/data [--stage choose] [--stage test]
+    python benchmarks/gate.py --data ../shared/data [--stage choose|test|publish]
 
 A run: a network, a task, prompts good and bad (trained, barely trained, untrained, shuffled). Half of the runs are on real
 architectures at 32 or 64 pixels, with files as prompts, at the rung that 45 seconds on two cores allow; the others on small networks with
@@ -9,7 +9,8 @@ a fitted classifier was trained beside them. Where no transfer leads before trai
 which nothing is said is silent. What is true is told by test images: does the family's best
 candidate beat the best default of the same race after one and two epochs on all training images (mean over orders of images, statistics measured
 anew)? It is fitted on settling tasks (`tools/release/fit_gate.py`); features are chosen on these (`choose`), a task left out in turn, and tested on tasks that
-nothing was settled on (`test`). A finished run is kept in runs/gate-families/; stopped, it goes on where it was. To run in the background:
+nothing was settled on (`test`). A finished run is kept in runs/gate-families/; stopped, it goes on where it was. `--stage publish` writes the runs made so far
+to results/gate_runs.json, and a clone goes on from there. To run in the background:
 
     nohup nice python benchmarks/gate.py --data DIR > runs/gate.log 2>&1 &
 """
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import zoodata
-from gate_runs import SETTLING, UNSEEN, features, helped, measured
+from gate_runs import SETTLING, UNSEEN, features, helped, measured, publish, restore
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
@@ -47,12 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--zoos", type=Path, default=zoodata.RUNS / "zoos")
-    parser.add_argument("--stage", choices=["choose", "test"], action="append")
+    parser.add_argument("--stage", choices=["choose", "test", "publish"], action="append")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    stages = arguments.stage or ["choose", "test"]
+    stages = arguments.stage or ["choose", "publish", "test"]
+    restore()
     if "choose" in stages:
         _choose(measured(SETTLING, arguments.data, arguments.zoos))
+    if "publish" in stages:
+        print(f"{publish()} runs of {len(SETTLING) + len(UNSEEN)}")
     if "test" in stages:
         _test(measured(UNSEEN, arguments.data, arguments.zoos))
 

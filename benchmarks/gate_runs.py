@@ -47,6 +47,7 @@ from sane_plugins.runtime import threads_for
 from sane_plugins.tasks import Task, accuracy, load_task
 from sane_plugins.zoo import Zoo
 
+PUBLISHED = zoodata.RESULTS / "gate_runs.json"
 PROMPTS = ("trained", "barely trained", "untrained", "shuffled")
 SMALL_TRAININGS, REAL_TRAININGS = 6, 2  # orders of images that tell what is true
 FOLD_ORDERS = 2
@@ -160,9 +161,32 @@ def helped(cases: Sequence[Run]) -> Any:
     return np.array([case["gain"] > 0 for case in cases])
 
 
+def publish() -> int:
+    """Write all runs that there are to the results, from which another machine goes on; return how many."""
+    kept = {spec.name: _path(spec) for spec in (*SETTLING, *UNSEEN)}
+    runs = {name: json.loads(path.read_text()) for name, path in kept.items() if path.exists()}
+    lines = [f"{json.dumps(name)}: {json.dumps(run)}" for name, run in runs.items()]
+    PUBLISHED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    return len(runs)
+
+
+def restore() -> None:
+    """Write the runs that were published to runs/, where it lacks them."""
+    runs = json.loads(PUBLISHED.read_text()) if PUBLISHED.exists() else {}
+    for spec in (*SETTLING, *UNSEEN):
+        path = _path(spec)
+        if spec.name in runs and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(runs[spec.name]))
+
+
+def _path(spec: Spec) -> Path:
+    return zoodata.RUNS / "gate-families" / f"{spec.name}.json"
+
+
 def _kept(spec: Spec, data: Path, zoos: list[Zoo], sane: SANE) -> Run:
     """Return what a run found, made now where it is not kept in runs/."""
-    path = zoodata.RUNS / "gate-families" / f"{spec.name}.json"
+    path = _path(spec)
     if not path.exists():
         run = _run(spec, _task_of(spec, data), data, zoos, sane)
         path.parent.mkdir(parents=True, exist_ok=True)

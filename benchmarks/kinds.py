@@ -1,10 +1,10 @@
-"""Do experts for each kind of networks beat one head for all, and can networks of an unknown kind be ranked?
+"""Is a head for many zoos as good as one for each, and can networks of an unknown kind be ranked?
 
     python benchmarks/kinds.py --data DIR [--zoos runs/zoos] [--splits 3] [ZOO...]
 
-Heads of layer statistics are fitted to the zoos together: an expert for each kind (`fit_kinds`), which is
-the head that is fitted to that kind alone, and one head for all (`fit_head`). Splits are those of
-`properties.py`. Then each zoo is left out, and its networks are ranked by what is fitted to the others:
+A head is fitted to all zoos together, as the one that ships (`fit_kinds`), and one to each zoo alone (`fit_head`); which
+features they read is chosen by cross-validation. Splits are those of
+`properties.py`. Before that each zoo is left out, and its networks are ranked by what is fitted to the others:
 Kendall's tau over all checkpoints, and over those of the last epoch. Rivals: the sum of squared weights and the mean
 logarithm of the squared norms of matrices, each with the sign that the other zoos ask for, and boosting on
 s(W), fitted to values or to ranks within each zoo. Writes kinds.json and kinds.md in benchmarks/results/. A killed run
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from scipy.special import ndtri
 from scipy.stats import kendalltau, rankdata
 from zoodata import MEMORY, PROPERTIES, RESULTS, RUNS
 
+from sane_plugins.autoencoder import SANE, embedded_sane
 from sane_plugins.properties import FeatureDataset, PropertyHead, dataset, fit_head, fit_kinds
 from sane_plugins.properties.dataset import STRUCTURE
 from sane_plugins.properties.heads.kinds_head import KindsHead
@@ -34,6 +34,7 @@ from sane_plugins.zoo import Zoo, evaluation_pool
 
 TEST_SHARE = 0.3
 CODE = ("kinds_fit", "numeric_head", "cross_validation", "dataset", "conformal", "regressors")
+OWN = ("sane", "statistics", STRUCTURE)
 OURS = "ranker"
 RIVALS = ("sum of squares", "log norm", "s(W), values", "s(W), ranks")
 Data = dict[str, Any]
@@ -49,7 +50,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     zoos = zoodata.zoos(arguments.data, arguments.zoos, arguments.names or None)
-    data = {zoo.name: read(zoo) for zoo in zoos}
+    model = embedded_sane()
+    data = {zoo.name: read(zoo, model) for zoo in zoos}
     result: dict[str, Any] = {"zoos": [*data], "ranking": {}, "experts": {}}
     key = "-".join(zoodata.digest(x["samples"]) for x in data.values())
     key += zoodata.code(*CODE, beside=dataset.__file__)
@@ -68,14 +70,14 @@ def main() -> None:
             write(result)
 
 
-def read(zoo: Zoo) -> Data:
+def read(zoo: Zoo, model: SANE) -> Data:
     """Return features, norms and properties of a zoo's networks."""
-    plain = zoodata.plain_features(zoo)
+    found = zoodata.features(zoo, model).features
     networks = [f"{zoo.name}/{entry.network}" for entry in zoo.entries]
-    own = {kind: plain[kind] for kind in ("statistics", STRUCTURE)}
+    own = {kind: found[kind] for kind in OWN}
     return {
         "samples": FeatureDataset(features=own, networks=networks),
-        "s(W)": plain["s(W)"],
+        "s(W)": found["s(W)"],
         "norms": np.array([norms(zoo.graph(entry)) for entry in zoo.entries]),
         "pool": {f"{zoo.name}/{network}" for network in evaluation_pool(zoo)},
         **{name: zoodata.targets(zoo, name) for name in PROPERTIES},
@@ -128,29 +130,43 @@ def tau(a: Array, b: Array) -> float:
     return found if np.isfinite(found) else 0.0
 
 
-def _split(data: dict[str, Data], name: str, seed: int, key: str) -> dict[str, Any]:  # noqa: ARG001
-    fits, tests = [], {}
+def _split(data: dict[str, Data], name: str, seed: int, key: str) -> dict[str, Any]:
+    fits, tests = {}, {}
     for zoo, x in data.items():
         networks = np.asarray(x["samples"].networks)
         drawn = np.random.default_rng(seed).permutation(sorted(x["pool"]))
         test = np.isin(networks, drawn[: round(TEST_SHARE * len(set(networks)))])
-        fits.append((x["samples"].rows(~test), x[name][~test]))
+        fits[zoo] = (x["samples"].rows(~test), x[name][~test])
         tests[zoo] = (x["samples"].rows(test), x[name][test])
+    samples = [x for x, _ in fits.values()]
     together = FeatureDataset(
-        features={
-            kind: np.concatenate([s.features[kind] for s, _ in fits])
-            for kind in ("statistics", STRUCTURE)
-        },
-        networks=[network for s, _ in fits for network in s.networks],
+        features={kind: np.concatenate([x.features[kind] for x in samples]) for kind in OWN},
+        networks=[network for x in samples for network in x.networks],
+        zoos=[i for i, x in enumerate(samples) for _ in x.networks],
     )
-    targets = np.concatenate([y for _, y in fits])
-    fit_one = partial(fit_head, name, features="statistics")
-    experts = fit_kinds(name, together, targets, fit_one)
-    one = fit_one(together, targets)
+    fit_one = MEMORY.cache(_fit_one, ignore=["samples"])
+    targets = np.concatenate([y for _, y in fits.values()])
+    kinds = fit_kinds(
+        name, together, targets, lambda x, y: fit_one(name, x, y, zoodata.digest(x), key)
+    )
     return {
-        zoo: {"experts": _told(experts, *test), "one head": _told(one, *test)}
+        zoo: {
+            "one for all": _told(kinds, *test),
+            "its own": _told(fit_one(name, *fits[zoo], zoodata.digest(fits[zoo][0]), key), *test),
+        }
         for zoo, test in tests.items()
     }
+
+
+def _fit_one(
+    name: str,
+    samples: FeatureDataset,
+    y: Array,
+    digest: str,  # noqa: ARG001
+    key: str,  # noqa: ARG001
+) -> PropertyHead:
+    """Fit a head; `digest` and `key` stand for samples and code, so that a killed run goes on where it was."""
+    return fit_head(name, samples, y)
 
 
 def _told(head: PropertyHead | KindsHead, held: FeatureDataset, truth: Array) -> dict[str, float]:
@@ -188,22 +204,29 @@ def write(result: dict[str, Any]) -> None:
 def _experts_table(experts: dict[str, Any]) -> list[str]:
     lines = [
         "",
-        "All zoos fitted together, mean over splits. An expert is the head that is fitted to its kind alone.",
+        "Zoos whose heads were fitted together, and each alone; mean over splits, and the error of the mean of the"
+        " paired differences.",
         "",
-        "| zoo | splits | experts, R² (τ) | one head, R² (τ) | experts cover | one head covers |"
-        " width, experts / one head |",
+        "| zoo | splits | one for all, R² (τ) | its own, R² (τ) | difference | one for all covers | its own covers |",
         "|---|---|---|---|---|---|---|",
     ]
     for zoo, cells in experts.items():
         mean = {
             who: {key: float(np.mean([x[who][key] for x in cells])) for key in cells[0][who]}
-            for who in ("experts", "one head")
+            for who in cells[0]
         }
-        a, b = mean["experts"], mean["one head"]
+        a, b = mean["one for all"], mean["its own"]
+        apart = np.array([x["one for all"]["r2"] - x["its own"]["r2"] for x in cells])
+        error = apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else 0.0
         lines.append(
             f"| {zoo} | {len(cells)} | {a['r2']:.3f} ({a['tau']:.2f}) | {b['r2']:.3f} ({b['tau']:.2f})"
-            f" | {a['coverage']:.1%} | {b['coverage']:.1%} | {a['width'] / b['width']:.2f} |"
+            f" | {apart.mean():+.4f} ± {error:.4f} | {a['coverage']:.1%} | {b['coverage']:.1%} |"
         )
+    lines.append("")
+    for zoo in dict.fromkeys(cell.rpartition(" ")[0] for cell in experts):
+        told = [x for cell, cells in experts.items() if cell.startswith(f"{zoo} ") for x in cells]
+        covered = np.mean([x["one for all"]["coverage"] for x in told])
+        lines.append(f"- {zoo}: intervals of 90 % cover {covered:.1%}, over properties and splits.")
     return lines
 
 

@@ -33,15 +33,19 @@ INVARIANCE: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FeatureDataset(ShortRepr):
-    """Features (N, F) by encoder, and the network of each row."""
+    """Features (N, F) by encoder, and the network of each row; `zoos`, by default one, numbers its zoo."""
 
     features: Mapping[str, Array]
     networks: Sequence[str]
+    zoos: Sequence[int] = ()
 
     def rows(self, keep: Array) -> FeatureDataset:
         """Select rows by a mask or an index."""
-        selected = {name: x[keep] for name, x in self.features.items()}
-        return FeatureDataset(features=selected, networks=list(np.asarray(self.networks)[keep]))
+        return FeatureDataset(
+            features={name: x[keep] for name, x in self.features.items()},
+            networks=list(np.asarray(self.networks)[keep]),
+            zoos=list(np.asarray(self.zoos)[keep]) if len(self.zoos) else (),
+        )
 
 
 def encoders_of(features: str) -> tuple[str, ...]:

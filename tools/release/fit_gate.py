@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # runs are those of the figures
 import zoodata
-from gate_runs import SETTLING, features, helped, measured
+from gate_runs import SETTLING, features, helped, measured, restore
 
 SHIPPED = Path(__file__).parents[2] / "sane_plugins" / "data" / "gate.json"
 
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--zoos", type=Path, default=zoodata.RUNS / "zoos")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    restore()
     gate = fitted(measured(SETTLING, arguments.data, arguments.zoos))
     SHIPPED.write_text(json.dumps(gate, indent=1) + "\n")
     print(f"fitted on {gate['runs']} runs, {gate['helped']} of which were helped: {gate}")

@@ -145,8 +145,15 @@ def _forecast_note(family: Family, forecast: BenefitForecast) -> str:
     expected = "are expected to" if forecast.helps else "are not expected to"
     return (
         f"{_NAMES[family]} weights {'may or may not' if forecast.is_close else expected} beat the best"
-        f" default initialisation (probability {forecast.probability:.0%})"
+        f" default initialisation (probability {_percent(forecast.probability)})"
     )
+
+
+def _percent(probability: float) -> str:
+    """Return a probability in percent; some dozens of runs tell nothing beyond 1 and 99."""
+    if 0.01 <= probability <= 0.99:
+        return f"{probability:.0%}"
+    return "over 99%" if probability > 0.5 else "under 1%"
 
 
 def _pruning_note(pruned: PrunedNetwork, best: BuiltNetwork) -> str:

@@ -41,13 +41,12 @@ def fit_kinds(
     `fit_one` is `fit_head` with the property's name and its settings (`functools.partial`).
     """
     require_fittable(name, samples, targets)
-    kinds = find_kinds(samples.features[STRUCTURE])
+    kinds = _kinds_and_zoos(samples)
 
     def fit(rows: Array) -> PropertyHead:
         return fit_one(samples.rows(rows), targets[rows])
 
-    networks = np.asarray(samples.networks)
-    own = [k for k in np.unique(kinds) if len(set(networks[kinds == k])) >= EXPERT_NETWORKS]
+    own = [k for k in np.unique(kinds) if _network_count(samples, kinds == k) >= EXPERT_NETWORKS]
     others = ~np.isin(kinds, own)
     everything = np.ones(len(kinds), dtype=bool)
     if not own or len(np.unique(kinds)) == 1:
@@ -59,6 +58,25 @@ def fit_kinds(
     report(Progress(job=f"fit {name}", done=0, total=1, note="ranks of other kinds"))
     ranker = _fit_ranker(samples, targets, kinds)
     return KindsHead(property=name, experts=tuple(experts), ranker=ranker)
+
+
+def _kinds_and_zoos(samples: FeatureDataset) -> Array:
+    """Return the kind (N,) of each row, where zoos of one kind that can be told apart count as several kinds."""
+    kinds = find_kinds(samples.features[STRUCTURE])
+    if not len(samples.zoos):
+        return kinds
+    zoos, found = np.asarray(samples.zoos), kinds.copy()
+    for kind in np.unique(kinds):
+        masks = [(kinds == kind) & (zoos == zoo) for zoo in np.unique(zoos[kinds == kind])]
+        large = [rows for rows in masks if _network_count(samples, rows) >= EXPERT_NETWORKS]
+        if len(large) > 1 and _are_told_apart([samples.rows(rows) for rows in large]):
+            for rows in large[1:]:
+                found[rows] = found.max() + 1
+    return found
+
+
+def _network_count(samples: FeatureDataset, rows: Array) -> int:
+    return len(set(np.asarray(samples.networks)[rows]))
 
 
 def _fit_ranker(samples: FeatureDataset, targets: Array, kinds: Array) -> tuple[Member, ...]:

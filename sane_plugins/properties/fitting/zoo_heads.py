@@ -132,7 +132,9 @@ def _samples(
         parts.append(part)
     features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     networks = [f"{zoo.name}-{i}-{entry.network}" for i, zoo, group in used for entry in group]
-    return FeatureDataset(features=features, networks=networks), tuple(dict.fromkeys(notes))
+    numbers = [i for i, _, group in used for _ in group]
+    samples = FeatureDataset(features=features, networks=networks, zoos=numbers)
+    return samples, tuple(dict.fromkeys(notes))
 
 
 def _fit(
