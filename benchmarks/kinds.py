@@ -3,8 +3,8 @@
     python benchmarks/kinds.py --data DIR [--zoos runs/zoos] [--splits 3] [ZOO...]
 
 A head is fitted to all zoos together, as the one that ships (`fit_kinds`), and one to each zoo alone (`fit_head`); which
-features they read is chosen by cross-validation. Splits are those of
-`properties.py`. Before that each zoo is left out, and its networks are ranked by what is fitted to the others:
+features they read is chosen by cross-validation. The first is asked as it is, and with the name of the zoo (`predict --like`).
+Splits are those of `properties.py`. Before that each zoo is left out, and its networks are ranked by what is fitted to the others:
 Kendall's tau over all checkpoints, and over those of the last epoch. Rivals: the sum of squared weights and the mean
 logarithm of the squared norms of matrices, each with the sign that the other zoos ask for, and boosting on
 s(W), fitted to values or to ranks within each zoo. Writes kinds.json and kinds.md in benchmarks/results/. A killed run
@@ -35,6 +35,7 @@ from sane_plugins.zoo import Zoo, evaluation_pool
 TEST_SHARE = 0.3
 CODE = ("kinds_fit", "numeric_head", "cross_validation", "dataset", "conformal", "regressors")
 OWN = ("sane", "statistics", STRUCTURE)
+JOINT = ("told the zoo", "one for all")
 OURS = "ranker"
 RIVALS = ("sum of squares", "log norm", "s(W), values", "s(W), ranks")
 Data = dict[str, Any]
@@ -142,7 +143,7 @@ def _split(data: dict[str, Data], name: str, seed: int, key: str) -> dict[str, A
     together = FeatureDataset(
         features={kind: np.concatenate([x.features[kind] for x in samples]) for kind in OWN},
         networks=[network for x in samples for network in x.networks],
-        zoos=[i for i, x in enumerate(samples) for _ in x.networks],
+        zoos=[zoo for zoo, (x, _) in fits.items() for _ in x.networks],
     )
     fit_one = MEMORY.cache(_fit_one, ignore=["samples"])
     targets = np.concatenate([y for _, y in fits.values()])
@@ -152,6 +153,9 @@ def _split(data: dict[str, Data], name: str, seed: int, key: str) -> dict[str, A
     return {
         zoo: {
             "one for all": _told(kinds, *test),
+            "told the zoo": _told(
+                kinds.like(zoo) if isinstance(kinds, KindsHead) else kinds, *test
+            ),
             "its own": _told(fit_one(name, *fits[zoo], zoodata.digest(fits[zoo][0]), key), *test),
         }
         for zoo, test in tests.items()
@@ -204,30 +208,40 @@ def write(result: dict[str, Any]) -> None:
 def _experts_table(experts: dict[str, Any]) -> list[str]:
     lines = [
         "",
-        "Zoos whose heads were fitted together, and each alone; mean over splits, and the error of the mean of the"
-        " paired differences.",
+        "Zoos whose heads were fitted together, asked without and with the zoo's name, and each alone: R² (τ), mean"
+        " over splits; paired differences with the error of their mean; what intervals of 90 % cover.",
         "",
-        "| zoo | splits | one for all, R² (τ) | its own, R² (τ) | difference | one for all covers | its own covers |",
+        "| zoo | splits | its own | told the zoo | one for all | differences from its own | cover |",
         "|---|---|---|---|---|---|---|",
     ]
     for zoo, cells in experts.items():
-        mean = {
-            who: {key: float(np.mean([x[who][key] for x in cells])) for key in cells[0][who]}
-            for who in cells[0]
-        }
-        a, b = mean["one for all"], mean["its own"]
-        apart = np.array([x["one for all"]["r2"] - x["its own"]["r2"] for x in cells])
-        error = apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else 0.0
+        shown = [
+            f"{_mean(cells, who, 'r2'):.3f} ({_mean(cells, who, 'tau'):.2f})"
+            for who in ("its own", *JOINT)
+        ]
+        apart = [_apart([x[who]["r2"] - x["its own"]["r2"] for x in cells]) for who in JOINT]
+        covered = [f"{_mean(cells, who, 'coverage'):.1%}" for who in ("its own", *JOINT)]
         lines.append(
-            f"| {zoo} | {len(cells)} | {a['r2']:.3f} ({a['tau']:.2f}) | {b['r2']:.3f} ({b['tau']:.2f})"
-            f" | {apart.mean():+.4f} ± {error:.4f} | {a['coverage']:.1%} | {b['coverage']:.1%} |"
+            f"| {zoo} | {len(cells)} | {' | '.join(shown)} | {', '.join(apart)} | {', '.join(covered)} |"
         )
     lines.append("")
     for zoo in dict.fromkeys(cell.rpartition(" ")[0] for cell in experts):
         told = [x for cell, cells in experts.items() if cell.startswith(f"{zoo} ") for x in cells]
-        covered = np.mean([x["one for all"]["coverage"] for x in told])
-        lines.append(f"- {zoo}: intervals of 90 % cover {covered:.1%}, over properties and splits.")
+        covered = [f"{_mean(told, who, 'coverage'):.1%}" for who in JOINT]
+        lines.append(
+            f"- {zoo}: intervals of 90 % cover {covered[0]} of its networks where the zoo is told, else {covered[1]}"
+            " (over properties and splits)."
+        )
     return lines
+
+
+def _mean(cells: list[dict[str, Any]], who: str, what: str) -> float:
+    return float(np.mean([x[who][what] for x in cells]))
+
+
+def _apart(differences: list[float]) -> str:
+    error = np.std(differences, ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else 0
+    return f"{np.mean(differences):+.4f} ± {error:.4f}"
 
 
 if __name__ == "__main__":

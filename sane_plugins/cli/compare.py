@@ -53,6 +53,7 @@ def compare(
     lower: bool,
     sure: float,
     heads: Path | None,
+    like: str | None,
     sane: Path | None,
     device: str,
     factories: tuple[str, ...],
@@ -68,7 +69,9 @@ def compare(
     require_device(device)
     host = open_host()
     open_source = Opener(host, factories)
-    options = properties.PredictOptions(properties=(name,), sane=sane, heads=heads, device=device)
+    options = properties.PredictOptions(
+        properties=(name,), sane=sane, heads=heads, device=device, like=like
+    )
     with progress_bars(host):
         found = [host.predict(open_source(source), options) for source in (a, b)]
     open_source.tell_recognized()

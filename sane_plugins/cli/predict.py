@@ -50,6 +50,7 @@ def predict(
     as_csv: bool,
     force: bool,
     heads: Path | None,
+    like: str | None,
     sane: Path | None,
     device: str,
     factories: tuple[str, ...],
@@ -74,8 +75,10 @@ def predict(
     available = host.property_heads() if heads is None else properties.load_heads(heads)
     if sort is not None:
         _require_property(sort.removeprefix("-"), names or tuple(available))
+    if like is not None:
+        properties.heads_like(available, like)  # said once, and not of each network
     options = properties.PredictOptions(
-        properties=names or None, sane=sane, heads=heads, device=device
+        properties=names or None, sane=sane, heads=heads, device=device, like=like
     )
     with progress_bars(host):
         found, errors = process_networks(

@@ -58,6 +58,7 @@ def report(
     lower: bool,
     force_values: bool,
     heads: Path | None,
+    like: str | None,
     sane: Path | None,
     device: str,
     factories: tuple[str, ...],
@@ -79,7 +80,9 @@ def report(
     names = [folder, *(x.name for x in networks)]
     require_free_outputs(host, [output], force, others=[*names, heads, sane])
     available = host.property_heads() if heads is None else properties.load_heads(heads)
-    options = properties.PredictOptions(sane=sane, heads=heads, device=device)
+    if like is not None:
+        properties.heads_like(available, like)  # said once, and not of each network
+    options = properties.PredictOptions(sane=sane, heads=heads, device=device, like=like)
     with progress_bars(host):
         among, prefix = _indexed(host, folder)
         reported = [_reported(x, among, prefix) for x in networks]

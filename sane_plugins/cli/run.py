@@ -117,7 +117,9 @@ def embed(encoder: str, sane: Path | None, device: str) -> FolderJob:
 @force_option
 @heads_options
 @run_options
-def predict(heads: Path | None, sane: Path | None, device: str, force: bool) -> FolderJob:
+def predict(
+    heads: Path | None, like: str | None, sane: Path | None, device: str, force: bool
+) -> FolderJob:
     """Predict properties of all networks below DIR, a column each.
 
     Of a network unlike all that a head was fitted on, no value is told without --force, but a score that
@@ -126,7 +128,7 @@ def predict(heads: Path | None, sane: Path | None, device: str, force: bool) -> 
     Example: sane-plugins run predict runs/ -o predicted/
     """
     require_device(device)
-    return folder_runs.PredictJob(heads=heads, sane=sane, device=device, force=force)
+    return folder_runs.PredictJob(heads=heads, like=like, sane=sane, device=device, force=force)
 
 
 @click.command()

@@ -14,7 +14,14 @@ from sane_plugins.features import EncodeOptions, load_model
 from sane_plugins.fingerprints import fingerprint, pack_all, to_arrays
 from sane_plugins.folder_runs.content import file_digest
 from sane_plugins.health import check_network
-from sane_plugins.properties import AnyEstimate, PredictOptions, estimate_record, load_heads
+from sane_plugins.properties import (
+    AnyEstimate,
+    AnyHead,
+    PredictOptions,
+    estimate_record,
+    heads_like,
+    load_heads,
+)
 from sane_plugins.weights import WeightGraph
 
 if TYPE_CHECKING:
@@ -90,16 +97,21 @@ class PredictJob:
 
     name: ClassVar[str] = "predict"
     heads: Path | None = None
+    like: str | None = None
     sane: Path | None = None
     device: str = "cpu"
     force: bool = False
 
     def settings(self, host: Host) -> dict[str, Any]:
-        """Return which heads there are, which SANE, and whether guesses are told."""
+        """Return which heads there are, of which zoo, which SANE, and whether guesses are told."""
         model = model_fingerprint(load_model(EncodeOptions(sane=self.sane)))
         own = None if self.heads is None else file_digest(self.heads)
-        properties = self._properties(host)
-        return {"heads": own, "properties": properties, "sane": model, "force": self.force}
+        heads = self._heads(host)
+        told = {"heads": own, "properties": sorted(heads), "sane": model, "force": self.force}
+        if self.like is not None:
+            heads_like(heads, self.like)
+            told["like"] = self.like
+        return told
 
     def columns(self, host: Host) -> dict[str, pa.DataType]:
         """Return a column per property."""
@@ -119,16 +131,17 @@ class PredictJob:
                 "score": pa.float64(),
             }
         )
-        return dict.fromkeys(self._properties(host), estimate)
+        return dict.fromkeys(sorted(self._heads(host)), estimate)
 
     def row(self, host: Host, graph: WeightGraph) -> dict[str, Any]:
         """Return the predictions of a network."""
-        options = PredictOptions(heads=self.heads, sane=self.sane, device=self.device)
+        options = PredictOptions(
+            heads=self.heads, like=self.like, sane=self.sane, device=self.device
+        )
         return {name: _estimate(x, self.force) for name, x in host.predict(graph, options).items()}
 
-    def _properties(self, host: Host) -> list[str]:
-        heads = host.property_heads() if self.heads is None else load_heads(self.heads)
-        return sorted(heads)
+    def _heads(self, host: Host) -> Mapping[str, AnyHead]:
+        return host.property_heads() if self.heads is None else load_heads(self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from .heads.category_head import CategoryHead, fit_category
 from .heads.head_file import AnyHead, load_heads, save_heads
 from .heads.kinds_head import KindsHead
 from .heads.numeric_head import PropertyHead, fit_head
-from .prediction import PredictOptions, embedded_heads, extract_features, predict
+from .prediction import PredictOptions, embedded_heads, extract_features, heads_like, predict
 from .ranking import Rank, rank_all, rank_unknown
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "fit_head",
     "fit_heads",
     "fit_kinds",
+    "heads_like",
     "is_withheld",
     "load_heads",
     "predict",

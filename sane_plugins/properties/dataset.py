@@ -33,18 +33,18 @@ INVARIANCE: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FeatureDataset(ShortRepr):
-    """Features (N, F) by encoder, and the network of each row; `zoos`, by default one, numbers its zoo."""
+    """Features (N, F) by encoder, and the network of each row; `zoos`, where known, names the zoo of each."""
 
     features: Mapping[str, Array]
     networks: Sequence[str]
-    zoos: Sequence[int] = ()
+    zoos: Sequence[str] = ()
 
     def rows(self, keep: Array) -> FeatureDataset:
         """Select rows by a mask or an index."""
         return FeatureDataset(
             features={name: x[keep] for name, x in self.features.items()},
             networks=list(np.asarray(self.networks)[keep]),
-            zoos=list(np.asarray(self.zoos)[keep]) if len(self.zoos) else (),
+            zoos=list(np.asarray(self.zoos)[keep]) if self.zoos else (),
         )
 
 

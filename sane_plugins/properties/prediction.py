@@ -38,13 +38,15 @@ Attempt = Callable[[AnyHead, Callable[[], AnyEstimate]], AnyEstimate | None]
 class PredictOptions:
     """Properties to predict (if None, all that have heads), and the SANE, heads and device to use.
 
-    `heads` is a file written by 'sane-plugins heads fit'; if None, the heads of plugins are used.
+    `heads` is a file written by 'sane-plugins heads fit'; if None, the heads of plugins are used. `like`
+    names the zoo, of those that heads were fitted on, whose networks are like those to be predicted.
     """
 
     properties: tuple[str, ...] | None = None
     sane: Path | None = None
     heads: Path | None = None
     device: str = "cpu"
+    like: str | None = None
 
     def __post_init__(self) -> None:
         require_field_types(self)
@@ -75,6 +77,8 @@ def predict(
     if options.heads is not None:
         heads = load_heads(options.heads)
     chosen = _select_heads(embedded_heads() if heads is None else heads, options.properties)
+    if options.like is not None:
+        chosen = heads_like(chosen, options.like)
     needed = {name for head in chosen.values() for name in head.encoders}
     encode = EncodeOptions(sane=options.sane, device=options.device, report=report)
     others, builtin = encoders or {}, dict(ENCODERS)
@@ -126,6 +130,25 @@ def extract_features(
     return FeatureDataset(
         features={name: np.stack(x) for name, x in rows.items()}, networks=networks
     )
+
+
+def heads_like(heads: Mapping[str, AnyHead], zoo: str) -> dict[str, AnyHead]:
+    """Return the heads with the experts for networks like those of a zoo alone.
+
+    Raises `UsageError` where no head was fitted on a zoo of that name.
+    """
+    known = sorted({name for head in heads.values() for name in getattr(head, "zoos", ())})
+    if zoo not in known:
+        raise UsageError(
+            f"like '{zoo}'",
+            "no head was fitted on a zoo of that name",
+            f"one of {', '.join(known)} is needed" if known else "the heads name no zoos",
+            "see 'sane-plugins heads show'" if known else "fit heads with 'sane-plugins heads fit'",
+        )
+    return {
+        name: head.like(zoo) if isinstance(head, KindsHead) and zoo in head.zoos else head
+        for name, head in heads.items()
+    }
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -86,6 +87,40 @@ def test_intervals_hold_for_each_kind(
     assert 0.8 <= ((low <= y) & (y <= high)).mean() <= 0.98
 
 
+@pytest.fixture(scope="module")
+def two_zoos() -> KindsHead:
+    """Return a head for one kind of networks, whose property the zoos tell in opposite ways."""
+    both = _together(_kind(SMALL, 30, 0.05, 0), _kind(SMALL, 30, 0.05, 1, sign=-1.0))
+    names = ["alike"] * 60 + ["opposite"] * 60
+    networks = [f"{zoo}-{name}" for zoo, name in zip(names, both[0].networks, strict=True)]
+    samples = replace(both[0], zoos=names, networks=networks)
+    head = fit_kinds("quality", samples, both[1], partial(fit_head, "quality", **FEW))
+    assert isinstance(head, KindsHead)
+    return head
+
+
+@pytest.mark.parametrize(("zoo", "sign"), [("alike", 1.0), ("opposite", -1.0)])
+def test_a_zoo_that_is_named_has_its_own_expert(two_zoos: KindsHead, zoo: str, sign: float) -> None:
+    assert two_zoos.zoos == ("alike", "opposite")
+    fresh, y = _kind(SMALL, 60, 0.05, 5, sign)
+    told = two_zoos.like(zoo)
+    assert np.corrcoef(told.predict(fresh.features), y)[0, 1] > 0.9
+    low, high = told.intervals(fresh.features).T
+    assert ((low <= y) & (y <= high)).mean() > 0.8
+    alone = fit_head("quality", *_kind(SMALL, 30, 0.05, int(sign < 0), sign), **FEW)
+    assert np.abs(alone.predict(fresh.features) - told.predict(fresh.features)).max() < 0.5
+    unsure = np.diff(two_zoos.intervals(fresh.features)).mean()
+    assert np.diff(told.intervals(fresh.features)).mean() < unsure / 3
+
+
+def test_zoos_come_back_from_disk(two_zoos: KindsHead, tmp_path: Path) -> None:
+    again = load_heads(save_heads({"quality": two_zoos}, tmp_path / "heads.safetensors"))["quality"]
+    assert again.zoos == two_zoos.zoos
+    row = {name: x[0] for name, x in _kind(SMALL, 3, 0.1, 3)[0].features.items()}
+    for zoo in two_zoos.zoos:
+        assert again.like(zoo).estimate(row) == two_zoos.like(zoo).estimate(row)
+
+
 def test_a_head_of_kinds_comes_back_from_disk(two_kinds: KindsHead, tmp_path: Path) -> None:
     again = load_heads(save_heads({"quality": two_kinds}, tmp_path / "heads.safetensors"))
     samples, _ = _kind(LARGE, 3, 0.1, 3)
@@ -161,6 +196,37 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     folder = tmp_path_factory.mktemp("kinds") / "zoo"
     write_zoo(folder, "zoo", items())
     return Zoo.open(folder)
+
+
+def test_the_zoo_that_networks_are_like_is_named_on_the_command_line(
+    zoo: Zoo, tmp_path: Path
+) -> None:
+    negative = (
+        (
+            replace(x, properties={**x.properties, "scale": -x.properties["scale"]}),
+            zoo.state_dict(x),
+        )
+        for x in zoo.entries
+    )
+    write_zoo(tmp_path / "other", "other", negative)
+    heads, source = tmp_path / "heads.safetensors", tmp_path / "net.safetensors"
+    save_file(dict(zoo.state_dict(zoo.entries[20])), source)
+    fit = ("heads", "fit", zoo.folder, tmp_path / "other", "-o", heads, "--property", "scale")
+    _run(*fit, "--features", "statistics")
+    assert json.loads(_run("heads", "show", heads, "--json"))[0]["zoos"] == ["other", "zoo"]
+    asked = ("predict", source, "--heads", heads, "--json")
+    values = {}
+    for name in ("zoo", "other"):
+        (told,) = json.loads(_run(*asked, "--like", name)).values()
+        values[name] = told["scale"]["value"]
+    (unsure,) = json.loads(_run(*asked)).values()
+    assert values["zoo"] > 1 > -1 > values["other"]
+    assert unsure["scale"]["interval"][0] < 0 < unsure["scale"]["interval"][1]
+    for command in (asked, ("run", "predict", tmp_path, "-o", tmp_path / "o", "--heads", heads)):
+        done = CliRunner().invoke(sane_plugins, [*map(str, command), "--like", "nowhere"])
+        assert done.exit_code == 2
+        assert "like 'nowhere': no head was fitted on a zoo of that name" in done.stderr
+        assert "one of other, zoo is needed" in done.stderr
 
 
 def test_without_a_property_what_the_zoo_has_is_fitted_and_luck_is_warned_of(zoo: Zoo) -> None:

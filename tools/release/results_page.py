@@ -48,9 +48,16 @@ autoencoder encodes, and the chosen head reads what cross-validation on the fitt
         title="Kinds of networks",
         name="kinds",
         command=f"benchmarks/kinds.py {DATA}",
-        text="""Several zoos fitted together: an expert for each kind against one head for all, on networks that neither has
-seen; and networks of a kind that was left out of fitting, ranked by what was fitted to the others. Rivals are simple norms, with the sign that the
+        text="""Several zoos fitted together, asked with and without the name of the zoo, against a head for each alone, on networks that
+neither has seen; and networks of a kind that was left out of fitting, ranked by what was fitted to the others. Rivals are simple norms, with the sign that the
 other zoos ask for, and boosting on s(W), fitted to values or to ranks within each zoo.""",
+    ),
+    Section(
+        title="Which zoo a network is of",
+        name="which_zoo",
+        command=f"benchmarks/which_zoo.py {DATA}",
+        text="""Two zoos hold networks of one architecture, trained on other images. Do weights tell which of them a network is of, and what
+does it cost not to know? Networks that no expert has seen, three splits.""",
     ),
     Section(
         title="Which of two networks is better",

@@ -11,7 +11,15 @@ import click
 from sane_plugins import properties
 from sane_plugins.cli.console import command_options, print_json, print_table
 
-_COLUMNS = ("property", "what", "features", "channel order", "score", "cross-validated")
+_COLUMNS = (
+    "property",
+    "what",
+    "features",
+    "channel order",
+    "score",
+    "cross-validated",
+    "fitted on",
+)
 
 
 @click.command()
@@ -36,6 +44,7 @@ def print_heads(heads: Sequence[properties.AnyHead], as_json: bool) -> None:
             ", ".join(f"{k}: {v}" for k, v in x["invariance"].items()),
             x["score"],
             ", ".join(f"{k} {v:.3f}" for k, v in best_scores(x["scores"]).items()),
+            ", ".join(x["zoos"]),
         )
         for x in records
     ]
@@ -60,5 +69,6 @@ def _record(head: properties.AnyHead) -> dict[str, Any]:
         "scores": dict(head.scores),
         "coverage": head.coverage,
         "sane": head.sane,
+        "zoos": [*getattr(head, "zoos", ())],
     }
     return record | ({"classes": list(head.classes)} if hasattr(head, "classes") else {})

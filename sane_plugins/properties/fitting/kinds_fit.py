@@ -1,11 +1,11 @@
-"""Fit a head for each kind of networks among the samples.
+"""Fit a head for each kind of networks among the samples, and for each zoo of a kind.
 
 The method: docs/explanation/sane.md, section 9.4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from sane_plugins.properties.regressors import Array, Member, fit_forest
 
 FitOne = Callable[[FeatureDataset, Array], PropertyHead]
 EXPERT_NETWORKS = 20
-"""Networks from which a kind has an expert of its own; kinds of fewer share one, fitted on all kinds."""
+"""Networks from which a kind, or a zoo, has an expert of its own; kinds of fewer share one, fitted on all."""
 
 
 def fit_kinds(
@@ -36,55 +36,53 @@ def fit_kinds(
     fit_one: FitOne,
     report: Report = silent,
 ) -> PropertyHead | KindsHead:
-    """Fit a head, or, for samples of several kinds, an expert for each by `fit_one`, and a ranker.
+    """Fit a head, or, for samples of several kinds or zoos, an expert for each by `fit_one`, and a ranker.
 
     `fit_one` is `fit_head` with the property's name and its settings (`functools.partial`).
     """
     require_fittable(name, samples, targets)
-    kinds = _kinds_and_zoos(samples)
+    kinds = find_kinds(samples.features[STRUCTURE])
+    zoos = np.asarray(samples.zoos or [""] * len(kinds))
+
+    def is_large(rows: Array) -> bool:
+        return len(set(np.asarray(samples.networks)[rows])) >= EXPERT_NETWORKS
 
     def fit(rows: Array) -> PropertyHead:
         return fit_one(samples.rows(rows), targets[rows])
 
-    own = [k for k in np.unique(kinds) if _network_count(samples, kinds == k) >= EXPERT_NETWORKS]
-    others = ~np.isin(kinds, own)
+    own = [rows for rows in _groups(kinds) if is_large(rows)]
+    of_zoos = [part & rows for rows in own for part in _parts(zoos, rows) if is_large(part & rows)]
     everything = np.ones(len(kinds), dtype=bool)
-    if not own or len(np.unique(kinds)) == 1:
+    if not own or (len(np.unique(kinds)) == 1 and not of_zoos):
         return fit(everything)
-    experts = [fit(kinds == kind) for kind in own]
+    experts = [fit(rows) for rows in (*own, *of_zoos)]
+    others = ~np.any(own, axis=0)
     if others.any():
         shared = fit(everything)
         experts.append(replace(shared, structure=distinct_structures(samples.rows(others))))
     report(Progress(job=f"fit {name}", done=0, total=1, note="ranks of other kinds"))
-    ranker = _fit_ranker(samples, targets, kinds)
+    like = [part & rows for rows in _groups(kinds) for part in _groups(zoos)]
+    ranker = _fit_ranker(samples, targets, [rows for rows in like if rows.any()])
     return KindsHead(property=name, experts=tuple(experts), ranker=ranker)
 
 
-def _kinds_and_zoos(samples: FeatureDataset) -> Array:
-    """Return the kind (N,) of each row, where zoos of one kind that can be told apart count as several kinds."""
-    kinds = find_kinds(samples.features[STRUCTURE])
-    if not len(samples.zoos):
-        return kinds
-    zoos, found = np.asarray(samples.zoos), kinds.copy()
-    for kind in np.unique(kinds):
-        masks = [(kinds == kind) & (zoos == zoo) for zoo in np.unique(zoos[kinds == kind])]
-        large = [rows for rows in masks if _network_count(samples, rows) >= EXPERT_NETWORKS]
-        if len(large) > 1 and _are_told_apart([samples.rows(rows) for rows in large]):
-            for rows in large[1:]:
-                found[rows] = found.max() + 1
-    return found
+def _groups(labels: Array) -> list[Array]:
+    """Return for each label the mask (N,) of its rows."""
+    return [labels == label for label in np.unique(labels)]
 
 
-def _network_count(samples: FeatureDataset, rows: Array) -> int:
-    return len(set(np.asarray(samples.networks)[rows]))
+def _parts(labels: Array, rows: Array) -> list[Array]:
+    """Return the mask of each label where there are several among the rows."""
+    return _groups(labels) if len(np.unique(labels[rows])) > 1 else []
 
 
-def _fit_ranker(samples: FeatureDataset, targets: Array, kinds: Array) -> tuple[Member, ...]:
-    """Fit trees to the ranks of targets (N,) within each kind, as normal scores."""
+def _fit_ranker(
+    samples: FeatureDataset, targets: Array, groups: Sequence[Array]
+) -> tuple[Member, ...]:
+    """Fit trees to the ranks of targets (N,) within each group, as normal scores."""
     if RANKER_FEATURES not in samples.features:
         return ()
     scores = np.zeros(len(targets))
-    for kind in np.unique(kinds):
-        of_kind = kinds == kind
-        scores[of_kind] = ndtri((rankdata(targets[of_kind]) - 0.5) / of_kind.sum())
+    for rows in groups:
+        scores[rows] = ndtri((rankdata(targets[rows]) - 0.5) / rows.sum())
     return fit_forest(samples.features[RANKER_FEATURES].astype(np.float32), scores)

@@ -132,8 +132,8 @@ def _samples(
         parts.append(part)
     features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     networks = [f"{zoo.name}-{i}-{entry.network}" for i, zoo, group in used for entry in group]
-    numbers = [i for i, _, group in used for _ in group]
-    samples = FeatureDataset(features=features, networks=networks, zoos=numbers)
+    names = [zoo.name for _, zoo, group in used for _ in group]
+    samples = FeatureDataset(features=features, networks=networks, zoos=names)
     return samples, tuple(dict.fromkeys(notes))
 
 
@@ -193,6 +193,7 @@ def _warnings(head: AnyHead) -> tuple[str, ...]:
     notes = []
     for number, expert in enumerate(experts, 1):
         of = f", kind {number} of {len(experts)}" if len(experts) > 1 else ""
+        of += f" ({', '.join(expert.zoos)})" if of and expert.zoos else ""
         best = max(score for name, score in expert.scores.items() if SHIPPED not in name)
         if expert.regressor == MEAN:
             notes.append(

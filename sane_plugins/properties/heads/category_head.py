@@ -124,6 +124,7 @@ def fit_category(
         radius=conformal_radius(residuals, COVERAGE, samples.networks),
         support=fit_support(x, folds),
         structure=distinct_structures(samples),
+        zoos=tuple(dict.fromkeys(samples.zoos)),
         scores={f"{kind}/{FOREST}": score for kind, score in scores.items()}
         | {MAJORITY: 1 / len(classes)},
         sane=sane if "sane" in encoders_of(best) else "",

@@ -27,7 +27,7 @@ class Head:
 
     `structure` (S, 3) holds the distinct structures of the training networks. `scores` are the
     cross-validated scores of all candidates. `sane` is the fingerprint of the SANE whose features it uses,
-    empty if it uses none.
+    empty if it uses none. `zoos` are the names of the zoos that it was fitted on, where known.
     """
 
     score: ClassVar[str]
@@ -40,6 +40,7 @@ class Head:
     structure: Array
     coverage: float = COVERAGE
     sane: str = ""
+    zoos: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return (

@@ -65,6 +65,8 @@ def require_valid_kinds(head: KindsHead) -> None:
 def _require_description(head: Head) -> None:
     _text("property", head.property)
     _text("sane", head.sane)
+    for name in head.zoos:
+        _text("zoo", name)
     if not _text("features", head.features):  # of an encoder, which a plugin may offer
         raise ValueError("features have no name")
     _number("coverage", head.coverage, 0.0, 1.0)

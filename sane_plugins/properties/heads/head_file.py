@@ -52,6 +52,7 @@ def _parts(name: str, head: PropertyHead | CategoryHead) -> tuple[dict[str, Any]
     """Return the description of a head of one kind, and its arrays, whose names begin with `name`."""
     about = {key: getattr(head, key) for key in (*_COMMON_FIELDS, *_FIELDS_BY_TYPE[type(head)])}
     about |= {"scores": dict(head.scores), "members": [m.kind for m in head.members]}
+    about |= {"zoos": [*head.zoos]}
     arrays = {f"{name}/structure": head.structure} | _member_parts(name, head.members)
     for part, kind in _ARRAY_DATACLASSES.items():
         if (value := getattr(head, part, None)) is not None:
@@ -122,6 +123,7 @@ def _read_one_kind(
     support = _read_dataclass(TrainingSupport, f"{name}/support/", tensors)
     known = {key: about[key] for key in (*_COMMON_FIELDS, "scores")}
     known |= {"members": members, "support": support, "structure": tensors[f"{name}/structure"]}
+    known |= {"zoos": tuple(about.get("zoos", ()))}
     if "classes" in about:
         classes = tuple(about["classes"])
         return CategoryHead(**known, classes=classes, radius=about["radius"])

@@ -1,7 +1,8 @@
 """A head for several kinds of networks: an expert for each, calibrated on that kind alone.
 
 Each kind has its own intervals, so that they hold for it and not only on average (Mondrian conformal
-prediction, Vovk, Gammerman and Shafer 2005, section 4.5).
+prediction, Vovk, Gammerman and Shafer 2005, section 4.5). A kind of several zoos has an expert for each of
+them too, for who knows which of them a network is like: weights alone hardly tell that.
 The method: docs/explanation/sane.md, section 9.4.
 """
 
@@ -28,9 +29,10 @@ RANKER_FEATURES = "statistics"
 class KindsHead:
     """Experts for one numeric property, and a ranker for networks of other kinds.
 
-    A network goes to the expert of its kind: among those that were fitted on its structure, to the one of
-    which it is most typical. The ranker's members read `RANKER_FEATURES` and give a score that orders
-    networks of a kind, and means nothing between kinds; without any, the experts' values are the scores.
+    A network goes to the expert of its kind: among those that were fitted on its structure, to the one that
+    was fitted on the most zoos, and among several to the one of which it is most typical. The members of the
+    ranker read `RANKER_FEATURES` and give a score that orders networks of a kind, and means nothing between
+    kinds; without any, the experts' values are the scores.
     """
 
     score: ClassVar[str] = PropertyHead.score
@@ -80,9 +82,25 @@ class KindsHead:
         """Return the fingerprint of the SANE whose features are used, empty if none is."""
         return next((expert.sane for expert in self.experts if expert.sane), "")
 
+    @builtins.property
+    def zoos(self) -> tuple[str, ...]:
+        """Return the names of the zoos that `like` takes."""
+        return tuple(sorted({name for expert in self.experts for name in expert.zoos}))
+
+    def like(self, zoo: str) -> KindsHead:
+        """Return the head for networks like those of a zoo alone; it knows no other structures."""
+        own = [x for x in self.experts if zoo in x.zoos]
+
+        def is_alone(expert: PropertyHead) -> bool:
+            others = [x for x in own if len(x.zoos) < len(expert.zoos)]
+            return not any(x.knows(row) for x in others for row in expert.structure)
+
+        return replace(self, experts=tuple(x for x in own if is_alone(x)))
+
     def expert(self, features: Mapping[str, Array]) -> PropertyHead:
         """Return the expert for a network, from its features (F,) by encoder, and its structure."""
         known = [x for x in self.experts if x.knows(features[STRUCTURE])]
+        known = [x for x in known if not any({*x.zoos} < {*y.zoos} for y in known)]
         if len(known) == 1:
             return known[0]
         compared = [x.distance(features) for x in known or self.experts]

@@ -146,4 +146,5 @@ def fit_head(
         scores=model.scores,
         sane=sane if "sane" in encoders_of(model.features) else "",
         structure=distinct_structures(samples),
+        zoos=tuple(dict.fromkeys(samples.zoos)),
     )
