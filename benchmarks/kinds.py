@@ -4,7 +4,7 @@
 
 A head is fitted to all zoos together, as the one that ships (`fit_kinds`), and one to each zoo alone (`fit_head`); which
 features they read is chosen by cross-validation. The first is asked as it is, and with the name of the zoo (`predict --like`).
-Splits are those of `properties.py`. Before that each zoo is left out, and its networks are ranked by what is fitted to the others:
+Splits are those of `properties.py`. Before that the zoos of one architecture are left out, and their networks are ranked by what is fitted to the others:
 Kendall's tau over all checkpoints, and over those of the last epoch. Rivals: the sum of squared weights and the mean
 logarithm of the squared norms of matrices, each with the sign that the other zoos ask for, and boosting on
 s(W), fitted to values or to ranks within each zoo. Writes kinds.json and kinds.md in benchmarks/results/. A killed run
@@ -29,6 +29,7 @@ from sane_plugins.autoencoder import SANE, embedded_sane
 from sane_plugins.properties import FeatureDataset, PropertyHead, dataset, fit_head, fit_kinds
 from sane_plugins.properties.dataset import STRUCTURE
 from sane_plugins.properties.heads.kinds_head import KindsHead
+from sane_plugins.properties.kinds import is_alike
 from sane_plugins.properties.regressors import Array, fit_forest, predict
 from sane_plugins.zoo import Zoo, evaluation_pool
 
@@ -101,8 +102,8 @@ def ranking(
     key: str,  # noqa: ARG001
 ) -> dict[str, list[float]]:
     """Return tau over all checkpoints and over those of the last epoch, by what ranks a zoo left out."""
-    others = [x for key, x in data.items() if key != left_out]
     zoo, truth = data[left_out], data[left_out][name]
+    others = [x for x in data.values() if not _is_of_one_kind(x, zoo)]
     values = np.concatenate([x[name] for x in others])
     ranks = np.concatenate([normal_ranks(x[name]) for x in others])
     told: dict[str, Array] = {}
@@ -118,6 +119,11 @@ def ranking(
     told[OURS] = predict(fit_forest(x, ranks), own)
     last = zoo["epoch"] == zoo["epoch"].max()
     return {key: [tau(p, truth), tau(p[last], truth[last])] for key, p in told.items()}
+
+
+def _is_of_one_kind(a: Data, b: Data) -> bool:
+    structure = a["samples"].features[STRUCTURE]
+    return bool(is_alike(structure, b["samples"].features[STRUCTURE][0]).any())
 
 
 def normal_ranks(y: Array) -> Array:
@@ -188,8 +194,8 @@ def write(result: dict[str, Any]) -> None:
     (RESULTS / "kinds.json").write_text(json.dumps(result, indent=1) + "\n")
     names = [*RIVALS, "statistics, values", OURS]
     lines = [
-        "Layer statistics alone. Ranks of a zoo that is left out: Kendall's τ over all checkpoints, and over"
-        " those of the last epoch.",
+        "Layer statistics alone. Ranks of a zoo that is left out, as are others of its architecture: Kendall's τ over"
+        " all checkpoints, and over those of the last epoch.",
         "",
         f"| left out | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",

@@ -127,8 +127,8 @@ def _key(zoo: Zoo) -> str:
 
 
 def code(*modules: str, beside: str = encoders.__file__) -> str:
-    """Return what identifies the source of modules of `sane_plugins.features`, or those beside a file."""
-    paths = [Path(beside).with_name(f"{name}.py") for name in modules]
+    """Return what identifies the source of modules of `sane_plugins.features`, or those in the room of a file."""
+    paths = [next(Path(beside).parent.rglob(f"{name}.py")) for name in modules]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 

@@ -73,8 +73,24 @@ def predict(members: Sequence[Member], x: Array) -> Array:
 
 
 def member_arrays(member: Member) -> dict[str, Array]:
-    """Return a member's arrays by field name."""
-    return {f.name: getattr(member, f.name) for f in fields(member)}
+    """Return a member's arrays by field name, as they are stored.
+
+    A leaf of trees reads no threshold and another node no value: numbers of both are one array, `threshold`.
+    """
+    arrays: dict[str, Array] = {f.name: getattr(member, f.name) for f in fields(member)}
+    if isinstance(member, Trees) and member.value.ndim == 1:
+        own = np.arange(len(member.left))
+        own -= np.repeat(member.roots, np.diff(member.roots, append=len(own)))
+        arrays["threshold"] = np.where(member.left == own, arrays.pop("value"), member.threshold)
+    return arrays
+
+
+def member_from_arrays(kind: str, arrays: Mapping[str, Array]) -> Member:
+    """Return a member of a kind; the inverse of `member_arrays`. Raises `KeyError` for a missing one."""
+    made = MEMBER_TYPES[kind]
+    if made is Trees and "value" not in arrays:
+        arrays = {**arrays, "value": arrays["threshold"]}
+    return made(*(arrays[f.name] for f in fields(made)))
 
 
 def recalibrated(members: Sequence[Member], slope: float, offset: float) -> tuple[Member, ...]:

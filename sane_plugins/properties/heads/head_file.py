@@ -21,7 +21,13 @@ from sane_plugins.properties.heads.head_checks import require_valid, require_val
 from sane_plugins.properties.heads.in_distribution import TrainingSupport
 from sane_plugins.properties.heads.kinds_head import KindsHead
 from sane_plugins.properties.heads.numeric_head import PropertyHead
-from sane_plugins.properties.regressors import MEMBER_TYPES, Array, Member, member_arrays
+from sane_plugins.properties.regressors import (
+    MEMBER_TYPES,
+    Array,
+    Member,
+    member_arrays,
+    member_from_arrays,
+)
 
 AnyHead = PropertyHead | CategoryHead | KindsHead
 _COMMON_FIELDS = ("property", "features", "coverage", "sane")
@@ -139,8 +145,9 @@ def _read_members(
 
 
 def _read_member(kind: str, prefix: str, tensors: Mapping[str, Array]) -> Member:
-    made: Member = _read_dataclass(MEMBER_TYPES[kind], prefix, tensors)
-    return made
+    names = [field.name for field in fields(MEMBER_TYPES[kind])]
+    own = {name: tensors[prefix + name] for name in names if prefix + name in tensors}
+    return member_from_arrays(kind, own)
 
 
 def _read_dataclass(kind: type[Any], prefix: str, tensors: Mapping[str, Array]) -> Any:
