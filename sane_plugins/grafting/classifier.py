@@ -10,12 +10,15 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from sane_plugins.grafting.execution import NORMS
 from sane_plugins.grafting.ridge_classifier import RidgeFit, fit_ridge
 from sane_plugins.tasks import logits
 from sane_plugins.weights import from_module, load_nearest
 
 _BATCH_SIZE = 250
+_SOFTNESS_WITHOUT_NORMS = 10.0
 
 
 @torch.no_grad()
@@ -47,18 +50,34 @@ def find_classifier(module: nn.Module, images: torch.Tensor) -> nn.Linear | None
 
 @torch.no_grad()
 def fit_classifier(
-    module: nn.Module, layer: nn.Linear, images: torch.Tensor, labels: torch.Tensor
+    module: nn.Module,
+    layer: nn.Linear,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    softness: float = 1.0,
 ) -> RidgeFit:
     """Fit the layer by ridge regression of one-hot labels (N,) on its inputs; return the fit.
 
     The network runs in evaluation mode, without dropout: measure the statistics of its norms first, so that
-    its features are those that training will start from.
+    its features are those that training will start from. The outputs are divided by `softness`.
     """
     fit = fit_ridge(_layer_inputs(module, layer, images), labels, layer.out_features)
-    fitted = {"weight": fit.weight} | ({} if layer.bias is None else {"bias": fit.bias})
+    fitted = {"weight": fit.weight / softness}
+    if layer.bias is not None:
+        fitted["bias"] = fit.bias / softness
     # Its weight may be computed from others (weight norm), so it is not simply written.
     load_nearest(layer, from_module(layer).replace(fitted))
     return fit
+
+
+def softness_of(module: nn.Module) -> float:
+    """Return what the outputs of a network with transferred layers should be divided by.
+
+    Where no norm holds back what a step of Adam does to all layers behind, large outputs diverge at once.
+    """
+    norms = (*NORMS, _InstanceNorm)
+    has_norm = any(isinstance(layer, norms) for layer in module.modules())
+    return 1.0 if has_norm else _SOFTNESS_WITHOUT_NORMS
 
 
 def _layer_inputs(module: nn.Module, layer: nn.Linear, images: torch.Tensor) -> torch.Tensor:

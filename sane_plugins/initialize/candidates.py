@@ -17,6 +17,7 @@ from sane_plugins.grafting import (
     condition,
     find_classifier,
     fit_classifier,
+    softness_of,
 )
 from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind, Origin
 from sane_plugins.initialize.problem import InitializationProblem
@@ -136,7 +137,7 @@ class CandidateBuilder:
             running = {p.key for p in problem.graph.params if p.role in RUNNING}
             origins |= dict.fromkeys(running & origins.keys(), Origin.MEASURED)
         if problem.fits_classifier:
-            fit_task_classifier(module, problem)
+            fit_task_classifier(module, problem, spec.kind)
             origins |= dict.fromkeys(problem.classifier & origins.keys(), Origin.FITTED)
         module.load_state_dict(built.kept, strict=False)
         in_use = names_in_use(module)
@@ -207,13 +208,14 @@ class CandidateBuilder:
         return transfer.mean(default)
 
 
-def fit_task_classifier(module: nn.Module, problem: InitializationProblem) -> None:
+def fit_task_classifier(module: nn.Module, problem: InitializationProblem, kind: Kind) -> None:
     """Fit the module's classifier in closed form on the first training images."""
     count = problem.options.fit_images
     images, labels = problem.task.x_train[:count], problem.task.y_train[:count]
     layer = find_classifier(module, images[:2])
+    softness = softness_of(module) if kind is Kind.TRANSFER else 1.0
     if layer is not None:
-        fit_classifier(module, layer, images, labels)
+        fit_classifier(module, layer, images, labels, softness)
 
 
 def copy_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from sane_plugins.grafting import condition, find_classifier, fit_classifier, fit_ridge, lead
+from sane_plugins.grafting import (
+    condition,
+    find_classifier,
+    fit_classifier,
+    fit_ridge,
+    lead,
+    softness_of,
+)
 from sane_plugins.tasks import accuracy, load_task
 
 N, CLASSES = 40, 3
@@ -103,3 +110,19 @@ def test_fitting_a_classifier_returns_what_it_says_of_images_left_out() -> None:
     fit = fit_classifier(module, layer, task.x_train, task.y_train)
     torch.testing.assert_close(layer.weight, fit.weight.float())
     assert accuracy(module, task.x_test, task.y_test) == pytest.approx(fit.loo_accuracy, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "norm", [None, nn.BatchNorm2d, nn.InstanceNorm2d, lambda n: nn.GroupNorm(2, n)]
+)
+def test_transferred_networks_without_norms_begin_with_small_outputs(norm) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3), *([] if norm is None else [norm(8)]), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    images, labels = torch.randn(64, 1, 8, 8), torch.arange(64) % 4
+    fit_classifier(module, module[-1], images, labels)
+    before = module(images)
+    softness = softness_of(module)
+    assert softness > 1 if norm is None else softness == 1
+    fit_classifier(module, module[-1], images, labels, softness)
+    assert torch.allclose(module(images) * softness, before, atol=1e-4)

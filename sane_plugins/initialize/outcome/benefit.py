@@ -201,7 +201,7 @@ def _train_on_fold(
     problem = replace(problem, task=fold)
     training = start_training(problem, candidate.module, candidate.score.seed + order)
     if problem.fits_classifier and candidate.spec.kind is not Kind.DEFAULT:
-        fit_task_classifier(training.module, problem)
+        fit_task_classifier(training.module, problem, candidate.spec.kind)
     correct = []
     for epoch in range(FOLD_EPOCHS):
         training.advance((epoch + 1) * training.steps_per_epoch, stage.check)
