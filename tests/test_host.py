@@ -370,7 +370,7 @@ def test_abilities_use_the_plugins_of_the_manager_they_are_attached_to(monkeypat
     pm.register(theirs)
     attach(pm)
     monkeypatch.setattr(
-        "sane_plugins.host.installed_points", lambda *_: pytest.fail("loaded again")
+        "sane_plugins.plugins.registry.installed_points", lambda *_: pytest.fail("loaded again")
     )
     options = EncodeOptions(encoder="statistics")
     assert pm.hook.sane_encode(source="mine:net", options=options).names == ("weight",)
