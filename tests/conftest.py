@@ -1,11 +1,21 @@
 """What all tests share: where the real data lie, and a loud skip where they do not."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+with suppress(ImportError):  # tests of hosts have none
+    from hypothesis import HealthCheck, settings
+
+    # No time limit that a busy machine breaks.
+    settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

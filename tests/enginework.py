@@ -33,7 +33,7 @@ def work(task):
         return os.getpid()
     if kind == "sleep":
         Path(value).touch()
-        time.sleep(60)
+        time.sleep(600)
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "die once" and not Path(value).exists():

@@ -370,7 +370,7 @@ def test_abilities_use_the_plugins_of_the_manager_they_are_attached_to(monkeypat
     pm.register(theirs)
     attach(pm)
     monkeypatch.setattr(
-        "sane_plugins.host.installed_points", lambda *_: pytest.fail("loaded again")
+        "sane_plugins.plugins.registry.installed_points", lambda *_: pytest.fail("loaded again")
     )
     options = EncodeOptions(encoder="statistics")
     assert pm.hook.sane_encode(source="mine:net", options=options).names == ("weight",)
@@ -381,7 +381,7 @@ def test_abilities_use_the_plugins_of_the_manager_they_are_attached_to(monkeypat
     pm.hook.sane_predict_properties(source=wide, options=None)
     assert theirs.events.count("encode") > 1
     task = load_task("digits", size=28)
-    options = InitializeOptions(candidates=1, keep=1, budget=1)
+    options = InitializeOptions(candidates=1, keep=1, rung=3)
     prompts = [nn.Sequential(nn.Flatten(), nn.Linear(784, 10))]
     pm.hook.sane_initialize(target=lambda: prompts[0], task=task, prompts=prompts, options=options)
     assert "make and rank" in theirs.events

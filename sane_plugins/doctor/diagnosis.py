@@ -15,7 +15,8 @@ from sane_plugins.doctor.installation import (
 )
 from sane_plugins.doctor.plugin_report import PluginReplies, PluginReport, report_plugins
 from sane_plugins.doctor.self_test import SECONDS, Trial, list_untried, run_self_test
-from sane_plugins.host import DisabledPlugin, Host
+from sane_plugins.host import Host
+from sane_plugins.plugins import DisabledPlugin
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -11,7 +11,7 @@ from .diffusion import Diffusion
 from .filled_transfer import FilledTransfer
 from .latent_refinement import RefineOptions, refine
 from .prompt_form import connected_like, in_one_order
-from .prompts import Prompts, choose_prompts, embedded_prompts
+from .prompts import Prompts, choose_prompts, default_prompts, embedded_prompts
 from .samplers import (
     KDE,
     ConditionedSampler,
@@ -44,6 +44,7 @@ __all__ = [
     "bind_sampler",
     "choose_prompts",
     "connected_like",
+    "default_prompts",
     "draw",
     "embedded_prompts",
     "fit_denoiser",

@@ -6,7 +6,8 @@ The method: docs/explanation/sane.md, section 6.1.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import nn
 from sane_plugins.architectures import ACTIVATIONS
 from sane_plugins.display import ShortRepr
 from sane_plugins.errors import ZooError
-from sane_plugins.grafting import PromptInfo, PromptNetwork
+from sane_plugins.grafting import PromptInfo, PromptNetwork, PromptOffer
+from sane_plugins.prompts import choose_offers, class_notes
+from sane_plugins.tasks import Task
 from sane_plugins.weights import WeightGraph, from_module
 from sane_plugins.zoo import Entry, Zoo
 
@@ -74,6 +77,29 @@ def choose_prompts(target: nn.Module, zoo: Zoo, count: int = 24) -> Prompts:
     best_matches = [e for e, match in zip(ranked, matches, strict=True) if match == max(matches)]
     chosen = _alternate_datasets(best_matches)[:count]
     return Prompts(tuple(_network(zoo, entry) for entry in chosen), tuple(notes))
+
+
+def default_prompts(
+    target: nn.Module,
+    task: Task,
+    offers: Callable[[], Mapping[str, PromptOffer]],
+    read: Callable[[str], PromptNetwork],
+) -> Prompts:
+    """Choose the prompts where none are named: ours that fit, or the most alike of what is offered, or ours.
+
+    Ours that fit are not transferred. `offers` returns what packages offer, and is asked where ours do not
+    fit; `read` reads an offer by its name.
+    """
+    chosen = choose_prompts(target, embedded_prompts())
+    ours = [p.shape for p in chosen.graphs[0].params]
+    theirs = [tuple(x.shape) for x in target.state_dict().values() if x.is_floating_point()]
+    if len(ours) == len(theirs) and ours[:-_CLASSIFIER_TENSORS] == theirs[:-_CLASSIFIER_TENSORS]:
+        return replace(chosen, networks=tuple(replace(x, build=None) for x in chosen.networks))
+    offered = choose_offers(offers(), read, target, task)
+    if not offered.networks:
+        return replace(chosen, notes=(*offered.notes, *chosen.notes))
+    told = class_notes([network.info for network in offered.networks], task.classes)
+    return Prompts(offered.networks, (*offered.notes, *told))
 
 
 def _network(zoo: Zoo, entry: Entry) -> PromptNetwork:

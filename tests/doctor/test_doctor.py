@@ -1,7 +1,7 @@
 """The doctor: what is well is said to be, planted faults are found, and a plugin is disabled for good."""
 
 import json
-import time
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from sane_plugins.doctor import examine, list_extras, run_self_test
 from sane_plugins.doctor.plugin_report import PluginReplies, report_plugins
 from sane_plugins.plugins import disabled_file, set_disabled
 from sane_plugins.runtime import threads
+
+PATIENT = 3600  # seconds: no trial is left out on a busy machine
 
 
 def _run(*arguments: str) -> tuple[int, dict]:
@@ -119,7 +121,7 @@ FAULTS = {
 def test_a_planted_fault_is_found(install, fault: str) -> None:
     code, said = FAULTS[fault]
     install("planted", code)
-    found = examine(Host.installed(), seconds=60)
+    found = examine(Host.installed(), seconds=PATIENT)
     assert not found.is_well
     assert any(said in x for x in found.complaints), found.complaints
     for complaint in found.complaints:
@@ -133,7 +135,7 @@ def test_a_planted_fault_is_found(install, fault: str) -> None:
 
 def test_a_right_plugin_is_tried_and_well(install) -> None:
     install("planted", RIGHT)
-    found = examine(Host.installed(), seconds=60)
+    found = examine(Host.installed(), seconds=PATIENT)
     assert found.is_well, found.complaints
     assert {x.what for x in found.trials if x.plugin == "planted"} == {
         "load it in a process of its own",
@@ -162,7 +164,13 @@ def test_what_was_not_tried_is_not_well(install) -> None:
 
 def test_a_slow_self_test_takes_no_time_of_plugins(install, monkeypatch) -> None:
     install("planted", RIGHT)
-    monkeypatch.setattr("sane_plugins.doctor.self_test._round_trip", lambda *_: time.sleep(0.5))
+    clock = [0.0]  # moved on by the self-test alone
+    monkeypatch.setattr("sane_plugins.doctor.self_test.perf_counter", lambda: clock[0])
+
+    def be_slow(*_: object) -> None:
+        clock[0] += 10.0
+
+    monkeypatch.setattr("sane_plugins.doctor.self_test._round_trip", be_slow)
     found = examine(Host.installed(), seconds=0.5)
     (first,) = [x for x in found.trials if x.what == "load it in a process of its own"]
     assert not first.is_skipped
@@ -185,7 +193,7 @@ def test_what_needs_a_task_is_said_not_to_be_tried(install) -> None:
         "planted",
         "@hookimpl\ndef sane_transfers(): return {'move': lambda *_: None}",
     )
-    found = examine(Host.installed())
+    found = examine(Host.installed(), seconds=PATIENT)
     assert found.is_well, found.complaints
     assert any(x.endswith("transfer 'move' of planted") for x in found.notes)
 
@@ -198,13 +206,13 @@ def test_a_slow_import_is_no_fault_and_says_what_to_do(install, monkeypatch) -> 
     found = report_plugins(host, PluginReplies(host))
     (report,) = [x for x in found if x.name == "planted"]
     assert not report.problems
-    assert report.notes[0].startswith("its import took 0.1 s: import libraries late")
+    assert re.match(r"its import took \d+\.\d s: import libraries late", report.notes[0])
 
 
 def test_it_says_what_each_plugin_answers(install, tmp_path) -> None:
     install("planted", "@hookimpl\ndef sane_open(source): raise KeyError('oops')")
     path = Host.installed().save(Host.installed().open(nn.Linear(2, 2)), tmp_path / "n.npz")
-    found = examine(Host.installed(), str(path), seconds=60)
+    found = examine(Host.installed(), str(path), seconds=PATIENT)
     answers = {x.name: x.answers for x in found.plugins}
     assert answers["planted"]["sane_open"] == "fails: KeyError: 'oops'"
     assert answers["builtin"]["sane_open"].startswith("answers with a WeightGraph")

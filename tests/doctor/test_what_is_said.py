@@ -365,7 +365,7 @@ def test_a_hook_alone_is_listed(install) -> None:
 
 def test_the_engine_of_a_library_that_is_not_there_is_no_offer(monkeypatch) -> None:
     monkeypatch.setattr("sane_ray.find_spec", lambda _: None)
-    monkeypatch.setattr("sane_plugins.host.own_extras", lambda: {"ray"})
+    monkeypatch.setattr("sane_plugins.host.host.own_extras", lambda: {"ray"})
     host = Host.installed()
     assert "ray" not in host.engines()
     with pytest.raises(UsageError, match="run pip install 'sane-plugins\\[ray\\]'"):

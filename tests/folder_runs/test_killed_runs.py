@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from enginework import workers_of
 from runfolders import inline_host, make_networks, rows_of, shards_of
 
 from sane_plugins.folder_runs import EmbedJob, RunOptions, run_job
+from sane_plugins.progress import Progress
 
 COUNT, ROWS = 120, 10
 LOCAL = RunOptions(workers=2, rows_per_shard=ROWS)
@@ -31,32 +31,24 @@ def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a worker that is killed takes seconds of a core to be replaced
 @pytest.mark.skipif(sys.platform != "linux", reason="it finds workers in /proc")
 def test_workers_killed_in_ten_places_change_nothing(undisturbed, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sane_plugins.engines.local_engine._STARTS", 20)  # some die as they start
     networks, expected = undisturbed
-    host, moments = inline_host(), random.Random(0)
-    done, kills, is_over = [0], [], threading.Event()
-    host.report = lambda event: done.__setitem__(0, event.done)
+    host, moments, kills = inline_host(), random.Random(0), []
 
-    def kill_in_places() -> None:
-        for place in range(_KILLS):
-            while done[0] < place * COUNT // (_KILLS + 2) and not is_over.is_set():
-                time.sleep(0.005)
+    def kill_in_places(event: Progress) -> None:
+        """Kill a worker while the run waits for this: it cannot end before, however busy the machine is."""
+        is_due = event.done >= len(kills) * COUNT // (_KILLS + 2)
+        if event.job == EmbedJob.name and is_due and len(kills) < _KILLS:
             time.sleep(moments.uniform(0, 0.2))
             for pid in workers_of(os.getpid())[:1]:
                 os.kill(pid, signal.SIGKILL)
                 kills.append(pid)
 
-    killer = threading.Thread(target=kill_in_places)
-    killer.start()
-    try:
-        result = run_job(host, networks, tmp_path / "out", EmbedJob(), LOCAL)
-    finally:
-        is_over.set()
-        killer.join()
-    assert len(kills) >= _KILLS - 2
+    host.report = kill_in_places
+    result = run_job(host, networks, tmp_path / "out", EmbedJob(), LOCAL)
+    assert len(kills) == _KILLS
     assert (result.networks, result.errors) == (COUNT, 0)
     assert shards_of(tmp_path / "out") == expected
 
@@ -66,12 +58,23 @@ _PROGRAM = """import signal
 from sane_plugins.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main()"""
+# Waits after a shard, so that it is ended there however busy the machine is.
+_WAITING = """import importlib, time
+module = importlib.import_module("sane_plugins.folder_runs.run_job")
+write_shard, names = module.write_shard, []
+def write_and_wait(folder, shard, *more):
+    write_shard(folder, shard, *more)
+    names.append(shard)
+    if len(names) == 3:
+        time.sleep(600)
+module.write_shard = write_and_wait
+"""
 
 
-def command(networks: Path, out: Path) -> subprocess.Popen:
+def command(networks: Path, out: Path, program: str = _PROGRAM) -> subprocess.Popen:
     arguments = ["run", "embed", str(networks), "-o", str(out), "--workers", "1"]
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *arguments, "--shard-rows", str(ROWS)],
+        [sys.executable, "-c", program, *arguments, "--shard-rows", str(ROWS)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -79,12 +82,11 @@ def command(networks: Path, out: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_was_ended_goes_on(undisturbed, tmp_path, number) -> None:
     networks, expected = undisturbed
     out = tmp_path / "out"
-    with command(networks, out) as run:
+    with command(networks, out, _WAITING + _PROGRAM) as run:
         while run.poll() is None and len([*out.glob("part-*")]) < 3:
             time.sleep(0.01)
         run.send_signal(number)
@@ -96,7 +98,7 @@ def test_a_run_that_was_ended_goes_on(undisturbed, tmp_path, number) -> None:
             "Interrupted.",
         ]
     kept = shards_of(out)
-    assert 3 <= len([x for x in kept if x.startswith("part")]) < COUNT // ROWS
+    assert len([x for x in kept if x.startswith("part")]) == 3
     assert kept.items() <= expected.items()
     with command(networks, out) as again:
         told = again.communicate()[1]

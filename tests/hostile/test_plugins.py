@@ -2,9 +2,9 @@
 
 import gc
 import json
+import re
 import subprocess
 import sys
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -667,7 +667,7 @@ def test_the_race_goes_on_without_a_sampler_that_fails(host, name: str) -> None:
     host.register(_Offers(sane_samplers=WRONG_SAMPLERS), "giver")
     sampler = host.samplers()[name]
     task, target = load_task("digits", size=28), nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    options = InitializeOptions(sampler=sampler, candidates=2, keep=1, images=64, budget=2)
+    options = InitializeOptions(sampler=sampler, candidates=2, keep=1, images=64, rung=3)
     result = host.initialize(target, task, [nn.Linear(784, 10)], options)
     assert result.rows
     assert not any(row.kind.value == "sane" for row in result.rows)
@@ -790,11 +790,13 @@ def test_slow_plugins_are_named_with_their_seconds(install, monkeypatch) -> None
     install("slow_observer", slow.format("sane_progress(event)"))
     host = Host.installed()
     _use(host)
-    told = {x.plugin: x.text for x in host.notes}
-    assert "its import took 0.1 s" in told["slow_import"]
-    assert "sane_open took 0.1 s" in told["slow_decline"]
-    assert "sane_engines took 0.1 s" in told["slow_offer"]
-    assert "sane_progress took 0.1 s in 1 calls" in told["slow_observer"]
+    for plugin, text in {
+        "slow_import": r"its import took \d+\.\d s",
+        "slow_decline": r"sane_open took \d+\.\d s",
+        "slow_offer": r"sane_engines took \d+\.\d s",
+        "slow_observer": r"sane_progress took \d+\.\d s in 1 calls",
+    }.items():
+        assert any(x.plugin == plugin and re.match(text, x.text) for x in host.notes)
     assert not host.problems
     assert SLOW_SECONDS == 2
 
@@ -865,15 +867,17 @@ def test_an_attachment_that_fails_leaves_nothing_behind() -> None:
 
 def test_a_hang_ends_with_ctrl_c(tmp_path) -> None:
     """What hangs cannot be helped, and Ctrl-C must get through."""
-    install_plugin(tmp_path, "hanging", "import time; print('here', flush=True); time.sleep(60)")
-    started = time.monotonic()
+    hangs = (
+        "import os, signal, threading, time\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "time.sleep(600)"
+    )
+    install_plugin(tmp_path, "hanging", hangs)
     code = (
-        "import os, signal, threading\n"
+        "import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it ignored
-        "threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "from sane_plugins import Host; Host.installed()"
     )
     environment = {"PATH": "", **_with_path(str(tmp_path))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert b"KeyboardInterrupt" in done.stderr
-    assert time.monotonic() - started < 50

@@ -35,7 +35,7 @@ def answers():
     network, prompt = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), nn.Linear(64, 10)
     target = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     task = load_task("digits", size=8)
-    options = InitializeOptions(candidates=2, keep=1, images=64, budget=2)
+    options = InitializeOptions(candidates=2, keep=1, images=64, rung=3)
 
     def ask():
         host = Host.installed()

@@ -2,9 +2,7 @@
 
 import os
 import signal
-import time
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -17,10 +15,10 @@ from sane_ray.data_rows import AddColumns  # noqa: E402
 
 from sane_plugins.folder_runs import CheckJob, EmbedJob, RunOptions, run_job  # noqa: E402
 from sane_plugins.host import Host  # noqa: E402
+from sane_plugins.progress import Progress  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestWarning"),
 ]
@@ -67,22 +65,20 @@ def actors() -> list[int]:
 
 
 def test_ray_and_local_write_the_same_bytes_whatever_is_killed(host, networks, tmp_path) -> None:
-    done = [0]
-    host.report = lambda event: done.__setitem__(0, event.done)
+    job, killed = EmbedJob(), []
 
-    def kill_one() -> None:
-        while done[0] < COUNT // 4:
-            time.sleep(0.01)
-        os.kill(actors()[0], signal.SIGKILL)
+    def kill_one(event: Progress) -> None:
+        if event.job == job.name and event.done >= COUNT // 4 and not killed:
+            killed.append(actors()[0])
+            os.kill(killed[0], signal.SIGKILL)
 
-    killer = Thread(target=kill_one)
-    killer.start()
+    host.report = kill_one
     options = RunOptions(engine="ray", workers=2, rows_per_shard=30)
-    result = run_job(host, networks, tmp_path / "ray", EmbedJob(), options)
-    killer.join()
+    result = run_job(host, networks, tmp_path / "ray", job, options)
+    assert killed
     assert (result.networks, result.errors) == (COUNT + 1, 1)
     local = RunOptions(workers=2, rows_per_shard=30)
-    run_job(host, networks, tmp_path / "local", EmbedJob(), local)
+    run_job(host, networks, tmp_path / "local", job, local)
     assert shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
 
 

@@ -1,6 +1,5 @@
 """Several processes train as one: same result at equal global batch, one writes, a killed run resumes."""
 
-import functools
 import os
 import socket
 import subprocess
@@ -68,24 +67,29 @@ def pretrain(zoos: list[str], out: Path, processes: int, *arguments: str) -> str
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
-@functools.cache
-def port() -> int:
-    """Return a port that was free."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+# Saves once and waits, so that it is killed there however busy the machine is.
+WAITING = """
+import time
+from sane_plugins.cli.main import main
+from sane_plugins.pretraining import trainer_state
+save_state = trainer_state.save_state
+def save_and_wait(*arguments):
+    save_state(*arguments)
+    time.sleep(600)
+trainer_state.save_state = save_and_wait
+main()
+"""
 
 
 def started(
     zoos: list[str], out: Path, rank: int, port: int, *arguments: str
 ) -> subprocess.Popen[bytes]:
-    """Start one of two processes as torchrun does, so that a test can kill it."""
+    """Start one of two processes as torchrun does, which waits after its first step, to be killed."""
     place = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -96,8 +100,8 @@ def started(
     return subprocess.Popen(
         [
             sys.executable,
-            "-m",
-            "sane_plugins",
+            "-c",
+            WAITING,
             "pretrain",
             *zoos,
             "-o",
@@ -152,13 +156,21 @@ def test_two_processes_equal_one_with_the_masked_loss(zoos, tmp_path) -> None:
 def test_a_run_of_two_processes_resumes_exactly(zoos, whole, tmp_path) -> None:
     out = tmp_path / "two.safetensors"
     command = [*STEPS, "--accumulate", "2", "--save-every", "1"]
-    running = [started(zoos, out, rank, port(), *command) for rank in range(2)]
     state = out.with_name(out.name + ".state")
-    while not state.exists() and running[0].poll() is None:
-        time.sleep(0.01)
-    for process in running:
-        process.kill()
-        process.wait()
+    with (
+        socket.socket() as kept
+    ):  # bound: nobody else is given this port, and the first process may listen
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        port = kept.getsockname()[1]
+        running = [started(zoos, out, rank, port, *command) for rank in range(2)]
+        try:
+            while not state.exists() and running[0].poll() is None:
+                time.sleep(0.01)
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
     assert state.exists()
     pretrain(zoos, out, 2, *command, "--resume")
     assert difference(whole, out) == 0

@@ -325,10 +325,10 @@ def test_aligning_a_small_network_is_fast() -> None:
     groups, rng = symmetry.permutation_groups(one), torch.Generator().manual_seed(0)
     times = []
     for _ in range(7):
-        start = time.perf_counter()
+        start = time.thread_time()  # which other programs do not stretch
         symmetry.align(other, one, rng, groups)
-        times.append(time.perf_counter() - start)
-    # Needs some 4 ms; the bound leaves room for a busy machine.
+        times.append(time.thread_time() - start)
+    # Needs some 4 ms; the bound leaves room for a slower processor.
     assert min(times) < 0.05
 
 

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from functools import partial
 from importlib.metadata import entry_points
 
 import numpy as np
@@ -88,6 +89,9 @@ RIGHT = {
 def plugin(tmp_path, monkeypatch):
     """Return a function that writes and imports a plugin that reads and writes .nets files."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    # How long an import may take has a test of its own: here a busy machine would fail any of the faults.
+    patient = partial(check_light_import, seconds=600)
+    monkeypatch.setattr("sane_plugins.testing.file_formats.check_light_import", patient)
 
     def make(**faults: object):
         (tmp_path / "nets_plugin.py").write_text(FORMAT.format(**{**RIGHT, **faults}))
@@ -681,9 +685,9 @@ def test_a_heavy_import_is_named_without_importing_it_here() -> None:
 def test_a_slow_import_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "slow_plugin.py").write_text("import time; time.sleep(0.3)")
-    check_light_import("slow_plugin", seconds=60)
+    check_light_import("slow_plugin", seconds=600)
     with pytest.raises(
-        ContractError, match=r"slow_plugin takes 0.\d s to import, and at most 0.2 s"
+        ContractError, match=r"slow_plugin takes \d+\.\d s to import, and at most 0.2 s"
     ):
         check_light_import("slow_plugin", seconds=0.2)
 

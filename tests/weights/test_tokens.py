@@ -53,7 +53,7 @@ def graphs(draw) -> WeightGraph:
 
 
 @given(graph=graphs(), width=st.integers(1, 40), most=st.integers(1, 12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_streamed_and_whole_tokens_are_cut_alike(graph: WeightGraph, width: int, most: int) -> None:
     scale = fit_scale(graph)
     whole = tokenize(apply_scale(graph, scale), width)
@@ -66,7 +66,7 @@ def test_streamed_and_whole_tokens_are_cut_alike(graph: WeightGraph, width: int,
 
 
 @given(graph=graphs(), width=st.integers(1, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_tokens_give_back_every_bit(graph: WeightGraph, width: int) -> None:
     blank = graph.replace({p.key: torch.full(p.shape, torch.nan) for p in graph.params})
     back = detokenize(tokenize(graph, width), blank)
@@ -78,7 +78,6 @@ def test_tokens_give_back_every_bit(graph: WeightGraph, width: int) -> None:
 @given(
     graph=graphs(), width=st.integers(1, 40), start=st.integers(0, 20), length=st.integers(0, 30)
 )
-@settings(deadline=None)
 def test_a_range_of_positions_is_part_of_all(
     graph: WeightGraph, width: int, start: int, length: int
 ) -> None:

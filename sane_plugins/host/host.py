@@ -5,58 +5,37 @@ Light at import: what a plugin needs, it imports when it is called.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property, partial
-from importlib.metadata import EntryPoint
-from inspect import signature
 from pathlib import Path
-from time import perf_counter
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pluggy import PluginManager
 
 from sane_plugins import hooks
-from sane_plugins.architectures import FULL_TRUST, is_bare_name, without_options
+from sane_plugins.architectures import FULL_TRUST
 from sane_plugins.arguments import find_offer, require_type
-from sane_plugins.errors import PluginError, SaneError, SourceError, UsageError
+from sane_plugins.errors import PluginError, SaneError, UsageError
+from sane_plugins.host.unknown_sources import unknown_network, unknown_source, unknown_suffix
 from sane_plugins.plugins import (
     AnswerError,
     HookCalls,
-    PluginNote,
+    PluginRegistry,
     Problem,
-    Record,
     Reply,
-    describe_oddities,
-    disable_line,
-    disabled_names,
-    distribution_name,
-    distribution_version,
-    failure_of,
-    how_to_enable,
-    installed_points,
-    is_enabled,
-    is_ours,
-    load_point,
-    make_for_host,
     own_extras,
-    parse_name_list,
     pick_arguments,
-    plugin_names,
-    require_arguments,
-    require_supported,
     to_plugin_error,
 )
-from sane_plugins.progress import Progress, silent
+from sane_plugins.progress import Progress
 
 if TYPE_CHECKING:
     import click
     from torch import nn
 
     from sane_plugins.cost import CostOptions, NetworkCost
-    from sane_plugins.engines import Engine, Lost, Work
+    from sane_plugins.engines import Engine
     from sane_plugins.features import EncodeOptions, Encoder, Encoding
     from sane_plugins.generation import Prompts, Sampler
     from sane_plugins.grafting import PromptNetwork, PromptOffer, PublishedNetwork, TransferMethod
@@ -66,44 +45,14 @@ if TYPE_CHECKING:
     from sane_plugins.tasks import Task
     from sane_plugins.weights import WeightGraph
 
-SaneErrorT = TypeVar("SaneErrorT", bound=SaneError)
 PROJECT = "sane_plugins"
-_TOLD_NAMES = 3
-_IMPORT_LATE = "import libraries late, inside the hooks, after they declined"
-_HOOKS = frozenset(name for name in vars(hooks) if name.startswith("sane_"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DisabledPlugin:
-    """One that is installed and kept from loading: where it came from, and what lets it load, as a clause."""
-
-    name: str
-    distribution: str
-    version: str
-    to_enable: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PluginInfo:
-    """One registered plugin: its name, where it came from, and the hooks it implements."""
-
-    name: str
-    distribution: str
-    version: str
-    hooks: tuple[str, ...]
-
-
-class Host:
+class Host(PluginRegistry):
     """The plugins of one manager. `problems` lists the plugins and answers that were left out."""
 
     def __init__(self, pm: PluginManager) -> None:
-        self.pm = pm
-        self._record = Record()
-        self._points: dict[str, EntryPoint] = {}
-        self._to_enable: dict[str, str] = {}
-        self._distributions: dict[str, tuple[str, str]] = {}
-        self._own: set[str] = set()
-        self.load_seconds: dict[str, float] = {}  # what the import of each plugin took
+        super().__init__(pm, hooks)
         self._calls = HookCalls(pm, self._record, self._own, self._plain_name)
         # Names that `open` and `build` are called with are the caller's own: all may be built.
         self.trust = FULL_TRUST
@@ -116,16 +65,6 @@ class Host:
             "Host: it holds the plugins of one process and cannot be pickled; make another one there with"
             " Host.installed()"
         )
-
-    @property
-    def problems(self) -> list[Problem]:
-        """Return the plugins, and their answers, that were left out: one row for each plugin and place."""
-        return self._record.problems
-
-    @property
-    def notes(self) -> list[PluginNote]:
-        """Return what authors of plugins should know: hooks that are never called, and what is slow."""
-        return self._record.notes
 
     @classmethod
     def installed(cls) -> Host:
@@ -141,68 +80,20 @@ class Host:
         host.load_installed()
         return host
 
-    def load_installed(self, allowed: Callable[[EntryPoint], bool] | None = None) -> None:
-        """Register every installed plugin that is `allowed`: by default, as `installed` says."""
-        points = installed_points(self._record.leave_out)
-        self._points = {point.name: point for point in reversed(points)} | self._points
-        if allowed is None:
-            disabled, failure = failure_of(disabled_names)
-            if failure is not None:
-                self._record.leave_out("(list of disabled plugins)", failure)
-            way = partial(how_to_enable, disabled=disabled or frozenset())
-            self._to_enable = {name: way(point) for name, point in self._points.items()}
-            allowed = partial(is_enabled, disabled=disabled or frozenset())
-        for point in filter(allowed, points):
-            # A plugin's import may raise anything, or exit, and must not end the host.
-            _, failure = failure_of(partial(self._register_point, point))
-            if failure is not None:
-                self._record.leave_out(point.name, failure)
-        installed_names: set[str] = set().union(*map(plugin_names, points))
-        for name in sorted(
-            parse_name_list(os.environ.get("SANE_PLUGINS_LOAD", "")) - installed_names
-        ):
-            self._record.leave_out(
-                name, LookupError("SANE_PLUGINS_LOAD names it, and nobody installed it")
-            )
-
-    def register(self, plugin: Any, name: str) -> None:
-        """Register a plugin, or what its `sane_plugin(host)` returns. Raises what pluggy raises."""
-        key = self._registered_name(name)
-        was_registered = self.pm.has_plugin(key)
-        made = make_for_host(self, plugin)
-        require_arguments(made, self._arguments_of)
-        try:
-            self._add_to_manager(made, name)
-        except BaseException:  # older releases of pluggy leave the plugin half registered
-            if not was_registered and self.pm.has_plugin(key):
-                self.pm.unregister(name=key)
-            raise
-        for topic, text in describe_oddities(made, _HOOKS):
-            self._record.note(name, text, topic)
-
     # Reading and writing networks
 
     def open(self, source: Any) -> WeightGraph:
         """Read a network. Raises `SourceError` where no plugin knows the source."""
         graph: WeightGraph | None = self._first_answer("sane_open", source=source)
-        if graph is not None:
-            return graph
-        from sane_plugins.formats import exists
-
-        is_file = isinstance(source, str | Path) and exists(source)
-        error = SourceError(
-            _source_name(source),
-            "no plugin reads this file" if is_file else "no plugin knows it",
-            "a module, a state dict, a file or a name such as torchvision:resnet18 is needed",
-            "check the name and its suffix, or see 'sane-plugins list'",
-        )
-        raise self.or_disabled(error.as_unknown())
+        if graph is None:
+            raise self.or_disabled(unknown_source(source).as_unknown())
+        return graph
 
     def build(self, source: Any, classes: int | None = None) -> nn.Module:
         """Build a runnable module. Raises `SourceError` where no plugin can."""
         module: nn.Module | None = self._first_answer("sane_build", source=source, classes=classes)
         if module is None:
-            raise self.or_disabled(_unknown_network(source).as_unknown())
+            raise self.or_disabled(unknown_network(source).as_unknown())
         return module
 
     def save(
@@ -231,7 +122,7 @@ class Host:
         arguments = {"graph": graph, "target": target, "metadata": metadata, "like": like}
         writer, path = self._calls.first("sane_save", arguments)
         if path is None:
-            raise _unknown_suffix(target)
+            raise unknown_suffix(target)
         taken = pick_arguments(writer, arguments) if writer else {}  # none: a wrapper wrote it
         if metadata is not None and "metadata" not in taken:
             from sane_plugins.formats import sidecar_writes
@@ -252,7 +143,7 @@ class Host:
             for hook in ("sane_save", "sane_check_save")
         )
         if savers <= checkers:  # a plugin without a check may still save it
-            raise _unknown_suffix(target)
+            raise unknown_suffix(target)
 
     def planned_files(self, target: str | Path) -> list[str | Path]:
         """Return the files that saving may write: the target, and those that its form has beside it."""
@@ -296,14 +187,9 @@ class Host:
         are installed, sources are sent to them, and networks that took too much memory or ended their worker
         are done again, at last alone. Raises `UsageError` for an engine that no plugin offers.
         """
-        from sane_plugins.engines import Lost, run_in_order
+        from sane_plugins.host.encode_many import encode_each
 
-        if workers < 1:
-            yield from map(partial(_encode_or_error, self, options), sources)
-            return
-        outcomes = run_in_order(self.engine(engine), _StartEncoding(options), sources, workers)
-        for source, outcome in zip(sources, outcomes, strict=True):
-            yield _lost(source, outcome) if isinstance(outcome, Lost) else outcome
+        return encode_each(self, sources, options, engine, workers)
 
     def predict(
         self, source: Any, options: PredictOptions | None = None
@@ -389,20 +275,9 @@ class Host:
         They are ours that fit it, which are not transferred, or else those of what plugins offer that are
         most alike (`choose_offers`), or else ours.
         """
-        from sane_plugins.generation import Prompts, choose_prompts, embedded_prompts
-        from sane_plugins.prompts import choose_offers, class_notes
+        from sane_plugins.generation import default_prompts
 
-        chosen = choose_prompts(target, embedded_prompts())
-        ours = [p.shape for p in chosen.graphs[0].params]
-        theirs = [tuple(x.shape) for x in target.state_dict().values() if x.is_floating_point()]
-        # All but the classifier's weight and bias are alike.
-        if len(ours) == len(theirs) and ours[:-2] == theirs[:-2]:
-            return replace(chosen, networks=tuple(replace(x, build=None) for x in chosen.networks))
-        offered = choose_offers(self.prompts(), self.prompt_network, target, task)
-        if not offered.networks:
-            return replace(chosen, notes=(*offered.notes, *chosen.notes))
-        told = class_notes([network.info for network in offered.networks], task.classes)
-        return Prompts(offered.networks, (*offered.notes, *told))
+        return default_prompts(target, task, self.prompts, self.prompt_network)
 
     def prompts(self) -> dict[str, PromptOffer]:
         """Return all prompt networks that plugins offer, by name; none is read."""
@@ -450,11 +325,6 @@ class Host:
             self._record.leave_out(offers[name].plugin, error, f"command '{name}'")
         return [offer.value for name, offer in offers.items() if name not in taken]
 
-    def plugins(self) -> list[PluginInfo]:
-        """Describe the registered plugins."""
-        named = self.pm.list_name_plugin()
-        return [self._info(name) for name, plugin in named if plugin is not None]
-
     def report(self, event: Progress) -> None:
         """Pass a step of a long job to every observer; one that raises is recorded and not asked again."""
         self._calls.observe(event)
@@ -462,48 +332,6 @@ class Host:
     def replies(self, hook: str, **arguments: Any) -> Iterator[Reply]:
         """Ask each plugin on its own, whatever the others answer: for finding out which does what."""
         return self._calls.replies(hook, arguments)
-
-    @property
-    def disabled(self) -> list[str]:
-        """Return the plugins that are installed and kept from loading."""
-        return sorted(filter(self.is_off, self._points))
-
-    def disabled_plugins(self) -> list[DisabledPlugin]:
-        """Describe the plugins that are installed and kept from loading."""
-        return [
-            DisabledPlugin(
-                name=name,
-                distribution=distribution_name(self._points[name]),
-                version=distribution_version(self._points[name]),
-                to_enable=self._to_enable.get(name) or "let this program load it",
-            )
-            for name in self.disabled
-        ]
-
-    def or_disabled(self, error: SaneErrorT) -> SaneErrorT:
-        """Return an error of what nobody knows, with the plugins that are kept from loading as a way out."""
-        disabled = [name for name in self.disabled if self._to_enable.get(name)]
-        if not error.is_unknown or not disabled:
-            return error
-        names, more = ", ".join(disabled[:_TOLD_NAMES]), len(disabled) - _TOLD_NAMES
-        ways = {self._to_enable[name] for name in disabled}
-        way = ways.pop() if len(ways) == 1 else "'sane-plugins list' says how"
-        which = f"one of {names}" if len(disabled) > 1 else names
-        which += f" and {more} more" if more > 0 else ""
-        hint = f"or enable what is disabled and may know it, {which}: {way}"
-        return error if hint in error.way_out else error.with_way_out(hint)
-
-    def origin(self, name: str) -> tuple[str, str]:
-        """Return the distribution and the version of an installed plugin, loaded or not; empty of others."""
-        point = self._points.get(name)
-        return (
-            ("", "") if point is None else (distribution_name(point), distribution_version(point))
-        )
-
-    def way_without(self, name: str) -> str:
-        """Return the command that keeps an installed plugin from loading; empty for others, and 'builtin'."""
-        can_be = name in self._points and name != "builtin" and parse_name_list(name)
-        return disable_line(name) if can_be else ""
 
     def use(
         self,
@@ -523,61 +351,6 @@ class Host:
     def blame(self, hook: str, offered: Any, error: BaseException) -> Problem:
         """Record that what a plugin offered in answer to a hook failed when it was used."""
         return self._calls.blame(hook, offered, error)
-
-    def is_own(self, name: str) -> bool:
-        """Return whether a plugin of that name came with this package."""
-        return self._registered_name(name) in self._own
-
-    def is_off(self, name: str) -> bool:
-        """Return whether a plugin of that name is installed but disabled, blocked or unregistered."""
-        broken = {problem.plugin for problem in self.problems}
-        is_registered = any(map(self.pm.has_plugin, (name, self._registered_name(name))))
-        return name in self._points and not is_registered and name not in broken
-
-    # Loading
-
-    def _registered_name(self, name: str) -> str:
-        """Return the name under which the manager registers a plugin."""
-        return name
-
-    def _add_to_manager(self, plugin: Any, name: str) -> None:
-        self.pm.register(plugin, name=self._registered_name(name))
-
-    def _plain_name(self, key: str) -> str:
-        """Return the name of a plugin, given that under which the manager registers it."""
-        return key
-
-    def _register_point(self, point: EntryPoint) -> None:
-        name, key = point.name, self._registered_name(point.name)
-        if self.pm.is_blocked(key):
-            return
-        if self.pm.has_plugin(key):
-            other = self._distributions.get(key, ("another", ""))[0]
-            raise PluginError(
-                f"plugin {name} of {distribution_name(point)}",
-                f"{other} has a plugin of that name too",
-                "a name is given once",
-                "rename the entry point, or uninstall one of them",
-            )
-        if is_ours(point):
-            self._own.add(key)
-        started = perf_counter()
-        try:
-            plugin = load_point(point)
-            require_supported(plugin, name, hooks.HOOKSPEC_VERSION)
-            self.register(plugin, name)
-        finally:
-            self.load_seconds[name] = perf_counter() - started
-            self._record.note_if_slow(name, "its import", self.load_seconds[name], _IMPORT_LATE)
-        self._distributions[key] = distribution_name(point), distribution_version(point)
-
-    def _arguments_of(self, hook: str) -> Sequence[str] | None:
-        """Return the arguments of a hook, of ours and of this manager's; None where nobody specifies it."""
-        caller = getattr(self.pm.hook, hook, None)
-        theirs = caller.spec.argnames if caller is not None and caller.spec is not None else None
-        if hook not in _HOOKS:
-            return theirs
-        return [*dict.fromkeys((*signature(vars(hooks)[hook]).parameters, *(theirs or ())))]
 
     # Answers
 
@@ -601,93 +374,7 @@ class Host:
     def _collect(self, hook: str) -> dict[str, Any]:
         return {name: offer.value for name, offer in self._calls.offers(hook).items()}
 
-    def _info(self, name: str) -> PluginInfo:
-        distribution, version = self._distributions.get(name, ("", ""))
-        implemented = tuple(
-            hook
-            for hook, caller in sorted(vars(self.pm.hook).items())
-            if caller.has_spec() and any(x.plugin_name == name for x in caller.get_hookimpls())
-        )
-        return PluginInfo(name=name, distribution=distribution, version=version, hooks=implemented)
-
 
 def open(source: Any) -> WeightGraph:
     """Read a network with the installed plugins; see `Host.open`."""
     return Host.installed().open(source)
-
-
-@dataclass(frozen=True)
-class _StartEncoding:
-    """How a worker of an engine begins to encode."""
-
-    options: EncodeOptions | None
-
-    def __call__(self) -> Work:
-        from sane_plugins.runtime import set_threads
-
-        set_threads(1)  # workers share the processors
-        options = None if self.options is None else replace(self.options, report=silent)
-        return partial(_encode_or_error, Host.installed(), options)
-
-
-def _encode_or_error(
-    host: Host, options: EncodeOptions | None, source: Any
-) -> Encoding | SaneError:
-    from sane_plugins.engines import is_out_of_memory
-
-    try:
-        return host.encode(source, options)
-    except UsageError:
-        raise
-    except SaneError as error:
-        if is_out_of_memory(error):
-            raise MemoryError from error
-        return error
-
-
-def _lost(source: Any, outcome: Lost) -> SourceError:
-    return SourceError(
-        _source_name(source),
-        "it takes more memory than there is"
-        if outcome.out_of_memory
-        else "its worker ended every time, at last alone",
-        "a network that can be encoded here is needed",
-        "leave it out, or take a larger machine",
-    )
-
-
-def _unknown_network(source: Any) -> SourceError:
-    """Return the error for what no plugin builds; of a name alone, with the library or names like it."""
-    if is_bare_name(source):
-        from sane_plugins.recognition import close_names, library_sources
-
-        name = without_options(source)
-        library = next(iter(library_sources(name)), "").partition(":")[0]
-        close = close_names(name)
-        if library:
-            found, needed = "no plugin that is loaded builds it", f"it is a network of {library}"
-            way_out = f"run pip install 'sane-plugins[{library}]'"
-        else:
-            found, needed = "there is no such network", "a name of torchvision or timm is needed"
-            way_out = f"did you mean {' or '.join(close)}" if close else "check the name"
-        return SourceError(source, found, needed, way_out)
-    return SourceError(
-        _source_name(source),
-        "no plugin builds a runnable network from it",
-        "a name such as torchvision:resnet18 or package.module:function is needed",
-        "check the name, or see 'sane-plugins list'",
-    )
-
-
-def _unknown_suffix(target: Path) -> UsageError:
-    return UsageError(
-        target,
-        f"no plugin writes '{target.suffix}' files",
-        "a known suffix is needed",
-        "write .safetensors, .pt, or the form that the network came in",
-    )
-
-
-def _source_name(source: Any) -> str:
-    """Name a source in an error without printing its tensors."""
-    return str(source) if isinstance(source, str | Path | ModuleType) else type(source).__name__

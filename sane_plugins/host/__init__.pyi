@@ -1,0 +1,3 @@
+from .host import PROJECT, Host, open
+
+__all__ = ["PROJECT", "Host", "open"]
