@@ -41,7 +41,8 @@ class KindsHead:
     ranker: tuple[Member, ...] = ()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.property!r}, experts={list(self.experts)})"
+        known = f"experts={len(self.experts)}, zoos={list(self.zoos)}"
+        return f"{type(self).__name__}({self.property!r}, {known})"
 
     @builtins.property  # the field `property` shadows the builtin
     def encoders(self) -> tuple[str, ...]:
