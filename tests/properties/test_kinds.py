@@ -222,11 +222,32 @@ def test_the_zoo_that_networks_are_like_is_named_on_the_command_line(
     (unsure,) = json.loads(_run(*asked)).values()
     assert values["zoo"] > 1 > -1 > values["other"]
     assert unsure["scale"]["interval"][0] < 0 < unsure["scale"]["interval"][1]
-    for command in (asked, ("run", "predict", tmp_path, "-o", tmp_path / "o", "--heads", heads)):
-        done = CliRunner().invoke(sane_plugins, [*map(str, command), "--like", "nowhere"])
-        assert done.exit_code == 2
-        assert "like 'nowhere': no head was fitted on a zoo of that name" in done.stderr
-        assert "one of other, zoo is needed" in done.stderr
+    done = CliRunner().invoke(sane_plugins, [*map(str, asked), "--like", "nowhere"])
+    assert done.exit_code == 2
+    assert "like 'nowhere': no head was fitted on a zoo of that name" in done.stderr
+    assert "one of other, zoo is needed" in done.stderr
+
+
+def test_a_run_over_a_folder_refuses_a_zoo_that_no_head_knows(
+    two_zoos: KindsHead, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    heads = save_heads({"quality": two_zoos}, tmp_path / "heads.safetensors")
+    run = (
+        "run",
+        "predict",
+        tmp_path,
+        "-o",
+        tmp_path / "out",
+        "--heads",
+        heads,
+        "--like",
+        "nowhere",
+    )
+    done = CliRunner().invoke(sane_plugins, [str(x) for x in run])
+    assert done.exit_code == 2
+    assert "one of alike, opposite is needed" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_a_property_what_the_zoo_has_is_fitted_and_luck_is_warned_of(zoo: Zoo) -> None:
