@@ -203,12 +203,11 @@ on count for no aim. Errors are those of seeds, pooled over all cells.""",
         title="Gate",
         name="gate",
         command=f"benchmarks/gate.py {DATA}",
-        text="""Does the gate know whether the best generated candidate will beat the best default? Half of the runs have
-bad prompts: barely trained, untrained, or with shuffled weights. What is true is measured on test images, mean of six orders of
-training images. Former rounds, which read the race alone and told what is true by one or two orders, were right less often; a
-third of their runs were on pneumonia, whose test images come from another source (now mixed and parted anew). Features
-were chosen on the fitting runs and a first round of runs on other data sets (first table). The second round,
-of other seeds and sizes, was run once; that probabilities of .4 to .6 are too close to call was settled after it.""",
+        text="""Does the gate know when generated weights (the SANE's draws) will beat the best default, and when transferred ones will?
+Runs that nothing was settled on: small networks with zoos as prompts, and real architectures with files; half of the prompts are bad (barely trained,
+untrained, shuffled). What is true is measured on test images after one and two epochs, as a mean over orders of the training images. The
+coefficients that ship were fitted before, to runs of small networks on other data sets in which prompts counted as generated. Of a family without a trained
+and fair rival nothing is said, and .4 to .6 is too close to call.""",
     ),
     Section(
         title="Samplers",
