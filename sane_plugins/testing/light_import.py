@@ -16,12 +16,17 @@ _IMPORT = """
 import importlib, json, sys
 from time import perf_counter
 import sane_plugins
-def clock():
+def waited():  # for a processor, as Linux tells: the second number, in nanoseconds
     try:
-        with open("/proc/self/schedstat") as file:  # Linux: nanoseconds at work, and waiting
-            return perf_counter() - int(file.read().split()[1]) / 1e9
+        with open("/proc/self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
-        return perf_counter()
+        return 0.0
+def clock():
+    while True:
+        before, now = waited(), perf_counter()
+        if waited() == before:  # it did not wait in between
+            return now - before
 started = clock()
 importlib.import_module(sys.argv[1])
 seconds = clock() - started
