@@ -281,6 +281,8 @@ of 60 % of the rate of large square products was missed; against products of the
     ),
 )
 ELSEWHERE = {
+    "gate_runs": "the [runs](../benchmarks/results/gate_runs.json) that the gate was asked in, from which any clone goes on,"
+    " `python benchmarks/gate.py --data DIR --stage publish`",
     "formats": "[which real files are read](reference/real-files.md), `python tools/release/formats_table.py --data DIR`",
     "recognition": "[architectures that are recognised](../benchmarks/results/recognition.md),"
     " `python benchmarks/recognition.py --work DIR`",
