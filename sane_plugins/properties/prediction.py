@@ -143,7 +143,7 @@ def heads_like(heads: Mapping[str, AnyHead], zoo: str) -> dict[str, AnyHead]:
             f"like '{zoo}'",
             "no head was fitted on a zoo of that name",
             f"one of {', '.join(known)} is needed" if known else "the heads name no zoos",
-            "see 'sane-plugins heads show'" if known else "fit heads with 'sane-plugins heads fit'",
+            "check the name" if known else "fit heads with 'sane-plugins heads fit'",
         )
     return {
         name: head.like(zoo) if isinstance(head, KindsHead) and zoo in head.zoos else head
