@@ -285,6 +285,14 @@ def test_trees_that_loop_or_lead_nowhere_are_told(
         load_heads(_change_tree(heads_file, field, change))
 
 
+@pytest.mark.parametrize("field", ["zoos", "classes"])
+@pytest.mark.parametrize("value", ["ab", {"a": 1, "b": 2}, 2, None, [["a"], "b"], ["a" * 999, "b"]])
+def test_lists_of_texts_that_are_none_are_told(heads_file: Path, field: str, value: object) -> None:
+    changed = _described(heads_file, lambda about: about["heads"]["kind"].update({field: value}))
+    with pytest.raises(ZooError, match=rf"changed\.safetensors: .*{field[:3]}"):
+        load_heads(changed)
+
+
 def test_heads_that_do_not_fit_the_features_are_told_at_the_command(
     heads_file: Path, tmp_path: Path
 ) -> None:

@@ -129,13 +129,20 @@ def _read_one_kind(
     support = _read_dataclass(TrainingSupport, f"{name}/support/", tensors)
     known = {key: about[key] for key in (*_COMMON_FIELDS, "scores")}
     known |= {"members": members, "support": support, "structure": tensors[f"{name}/structure"]}
-    known |= {"zoos": tuple(about.get("zoos", ()))}
+    known |= {"zoos": _listed("zoos", about.get("zoos", []))}
     if "classes" in about:
-        classes = tuple(about["classes"])
+        classes = _listed("classes", about["classes"])
         return CategoryHead(**known, classes=classes, radius=about["radius"])
     widths = _read_dataclass(Widths, f"{name}/widths/", tensors)
     own = {key: about[key] for key in _FIELDS_BY_TYPE[PropertyHead]}
     return PropertyHead(**known, **own, widths=widths)
+
+
+def _listed(name: str, found: Any) -> tuple[Any, ...]:
+    """Return the items of a list; a text or an object would be read as its characters or keys."""
+    if not isinstance(found, list):
+        raise ValueError(f"{name} are no list")
+    return tuple(found)
 
 
 def _read_members(
