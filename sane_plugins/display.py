@@ -48,6 +48,13 @@ def literal(text: str) -> str:
     return f'"{written[1:-1]}"' if written[0] == "'" and '"' not in written else written
 
 
+def percent_text(probability: float) -> str:
+    """Return a probability in percent; of what is estimated, nothing is told beyond 1 and 99."""
+    if 0.01 <= probability <= 0.99:
+        return f"{probability:.0%}"
+    return "over 99%" if probability > 0.5 else "under 1%"
+
+
 def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return an HTML table under a title, everything escaped; long ones end with the number of rows left."""
     rows = iter(rows)

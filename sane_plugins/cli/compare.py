@@ -18,11 +18,11 @@ from sane_plugins.cli.console import (
 from sane_plugins.cli.options.estimates import to_cell
 from sane_plugins.cli.options.factories import Opener, factory_option
 from sane_plugins.cli.options.heads_options import heads_options
+from sane_plugins.display import percent_text
 from sane_plugins.errors import ZooError
 from sane_plugins.runtime import require_device
 
 _SURE = 0.8  # `properties.SURE`; its room is not loaded to show help
-_CERTAIN = 0.99  # no more than that is said of what is estimated
 
 
 @click.command()
@@ -92,9 +92,7 @@ def compare(
     if result.better is None:
         print_line(f"Cannot tell: {result.reason}.")
     else:
-        percent = (
-            f"{result.probability:.0%}" if (result.probability or 0) < _CERTAIN else "over 99%"
-        )
+        percent = percent_text(result.probability or 0)
         print_line(f"{result.better.upper()} is better, {percent}: {better}.")
     for letter, source, x in (("A", a, first), ("B", b, second)):
         if isinstance(x, properties.Estimate):

@@ -322,3 +322,25 @@ def test_an_attribute_that_is_only_called_base_means_nothing(task, sane, good) -
             return copy(*arguments)
 
     assert run(generate, task, sane, [good], based=Based()).chosen is Family.TRANSFER
+
+
+def test_a_transfer_into_a_network_without_norms_begins_with_small_outputs(task, sane) -> None:
+    def plain() -> nn.Module:
+        return nn.Sequential(
+            *(layer for layer in network() if not isinstance(layer, nn.BatchNorm2d))
+        )
+
+    def spread(build: Callable[[], nn.Module]) -> float:
+        torch.manual_seed(1)
+        trained = build()
+        train_epochs(
+            trained, load_task("digits"), 4, TrainOptions(lr=3e-3), torch.Generator().manual_seed(0)
+        )
+        prompt = lent(trained, "prompt")
+        given = (task, [prompt.graph], sane, OPTIONS)
+        done = generate(build, *given, prompt_networks=[prompt], methods={"copy": copy})
+        assert done.chosen is Family.TRANSFER
+        with torch.no_grad():
+            return float(done.module.eval()(task.x_test).softmax(1).amax(1).mean())
+
+    assert spread(plain) < 0.3 < spread(network)

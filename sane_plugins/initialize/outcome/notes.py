@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sane_plugins.display import percent_text
 from sane_plugins.generation import SamplerError
 from sane_plugins.initialize.budget import PATIENCE, Completion
 from sane_plugins.initialize.candidates import BuiltNetwork
@@ -145,15 +146,8 @@ def _forecast_note(family: Family, forecast: BenefitForecast) -> str:
     expected = "are expected to" if forecast.helps else "are not expected to"
     return (
         f"{_NAMES[family]} weights {'may or may not' if forecast.is_close else expected} beat the best"
-        f" default initialisation (probability {_percent(forecast.probability)})"
+        f" default initialisation (probability {percent_text(forecast.probability)})"
     )
-
-
-def _percent(probability: float) -> str:
-    """Return a probability in percent; some dozens of runs tell nothing beyond 1 and 99."""
-    if 0.01 <= probability <= 0.99:
-        return f"{probability:.0%}"
-    return "over 99%" if probability > 0.5 else "under 1%"
 
 
 def _pruning_note(pruned: PrunedNetwork, best: BuiltNetwork) -> str:
