@@ -18,12 +18,13 @@ from sane_plugins.formats import exists
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph, widened
 from sane_plugins.zoo.deduplicate import KnownNetworks
+from sane_plugins.zoo.factories import weight_mismatch
 from sane_plugins.zoo.folder_walk import walk_folder
 from sane_plugins.zoo.index import Entry, ZooIndex, is_zoo, read_index
 from sane_plugins.zoo.preparation import stored_preparation
 from sane_plugins.zoo.run_names import RunName, name_by_number
 from sane_plugins.zoo.shards import ShardWriter, digest
-from sane_plugins.zoo.store import Zoo, weight_mismatch
+from sane_plugins.zoo.store import Zoo
 
 _COMMIT_SECONDS = 10.0  # longest work that a kill may lose
 

@@ -12,10 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +22,6 @@ from sane_plugins.architectures import (
     NO_TRUST,
     Size,
     Trust,
-    build,
     describe_call,
     require_trusted,
 )
@@ -34,8 +30,15 @@ from sane_plugins.atomic_files import locked, naming, require_output_folder, req
 from sane_plugins.display import html_table
 from sane_plugins.errors import SaneError, SourceError, UsageError, ZooError, visible
 from sane_plugins.formats import from_state_dict
-from sane_plugins.runtime import drawing_from
-from sane_plugins.weights import WeightGraph, computes_tensors, from_module, load_into
+from sane_plugins.weights import WeightGraph
+from sane_plugins.zoo.factories import (
+    SPARE,
+    build_unseeded,
+    load_state,
+    size_limit,
+    template_graph,
+    tensor_names,
+)
 from sane_plugins.zoo.index import (
     NAME,
     OLD_NAME,
@@ -53,10 +56,7 @@ from sane_plugins.zoo.shards import ShardWriter, open_tensors
 
 _log = logging.getLogger(__name__)
 _MOST_NAMES = 3  # of functions that a note names
-# What a network may build beside what is stored: counters, and buffers that are not saved.
-_SPARE = Size(values=2**20, tensors=2**7)
 _MOST_TENSORS = 10_000  # of a network whose tensors are yet to be read
-_TensorSpecs = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,9 +123,9 @@ class Zoo:
         else:
             factory = self._trusted_factory(entry)
             # Its own tensors are yet to be known: at most all in the file, of a byte for each value.
-            most = Size(path.stat().st_size + _SPARE.values, _MOST_TENSORS)
+            most = Size(path.stat().st_size + SPARE.values, _MOST_TENSORS)
             with self._about(entry):
-                keys = [*_tensor_names(factory, self.trust, most)]
+                keys = [*tensor_names(factory, self.trust, most)]
         try:
             tensors = {name: read(prefix + name) for name in keys}
         except (SafetensorError, UnicodeEncodeError) as error:  # a name may be no Unicode
@@ -146,7 +146,7 @@ class Zoo:
         specs = tuple((key, x.dtype, tuple(x.shape)) for key, x in tensors.items())
         factory = self._trusted_factory(entry)
         with self._about(entry):
-            template = _template(factory, specs, self.trust)
+            template = template_graph(factory, specs, self.trust)
         return replace(template, tensors={**template.tensors, **tensors}, source=source)
 
     def module(self, entry: Entry) -> nn.Module:
@@ -162,10 +162,10 @@ class Zoo:
                 "add it again with --factory package.module:function",
             )
         factory, state = self._trusted_factory(entry), self.state_dict(entry)
-        most = _most(x.numel() for x in state.values())
+        most = size_limit(x.numel() for x in state.values())
         with self._about(entry):
-            module = _build_unseeded(factory, self.trust, most)
-        _load_state(module, state, f"{self.folder}, '{entry.key}'")
+            module = build_unseeded(factory, self.trust, most)
+        load_state(module, state, f"{self.folder}, '{entry.key}'")
         return module.eval()
 
     def _trusted_factory(self, entry: Entry) -> str:
@@ -299,78 +299,3 @@ def _split_points(fractions: Iterable[float], total: int) -> list[int]:
         cumulative += fraction
         ends.append(min(total, round(cumulative * total)))
     return ends
-
-
-def weight_mismatch(factory: Mapping[str, Any], graph: WeightGraph, trust: Trust) -> str:
-    """Describe which weights of a network differ from what a factory builds; empty if none do."""
-    given = {param.key: param.shape for param in graph.params}
-    most = _most(prod(shape) for shape in given.values())
-    expected = _parameter_shapes(json.dumps(dict(factory)), trust, most)
-    mismatched = [
-        key for key in dict.fromkeys([*expected, *given]) if expected.get(key) != given.get(key)
-    ]
-    more = f" and {len(mismatched) - 3} more" if len(mismatched) > 3 else ""
-    return f"differ in {', '.join(mismatched[:3])}{more}" if mismatched else ""
-
-
-def _most(stored: Iterable[int]) -> Size:
-    """Return how large a network may be whose tensors hold so many values each."""
-    counts = [*stored]
-    return Size(2 * sum(counts) + _SPARE.values, 2 * len(counts) + _SPARE.tensors)
-
-
-def _build_unseeded(factory: str, trust: Trust, most: Size) -> nn.Module:
-    """Build a network whose initial weights nobody sees, without drawing from the global generator."""
-    with drawing_from(torch.Generator()):
-        return build(json.loads(factory), trust, most=most)
-
-
-@lru_cache(maxsize=64)
-def _parameter_shapes(factory: str, trust: Trust, most: Size) -> Mapping[str, tuple[int, ...]]:
-    module = _build_unseeded(factory, trust, most)
-    return {p.key: p.shape for p in from_module(module).params}
-
-
-@lru_cache(maxsize=64)
-def _tensor_names(factory: str, trust: Trust, most: Size) -> tuple[str, ...]:
-    """Return an architecture's tensor names, in order."""
-    return tuple(_build_unseeded(factory, trust, most).state_dict())
-
-
-@lru_cache(maxsize=64)
-def _template(factory: str, specs: _TensorSpecs, trust: Trust) -> WeightGraph:
-    """Return an architecture's graph, traced once and cached; entries differ only in tensors."""
-    most = _most(prod(shape) for _, _, shape in specs)
-    module = _build_unseeded(factory, trust, most)
-    state = {key: torch.zeros(shape, dtype=dtype) for key, dtype, shape in specs}
-    if not computes_tensors(module):  # a norm of weights cannot give zeros
-        _load_state(module, state, json.loads(factory)["name"])
-    return from_module(module)
-
-
-def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], place: str) -> None:
-    """Load tensors into a module, adopting their dtypes; integer counters may be missing or extra."""
-    if computes_tensors(module):
-        load_into(module, from_state_dict(state, place))
-        return
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if name in state and state[name].dtype != tensor.dtype:
-            tensor.data = tensor.data.to(state[name].dtype)
-    expected = module.state_dict()
-    mismatched = [
-        key
-        for key in dict.fromkeys([*expected, *state])
-        if (
-            expected.get(key, state.get(key)).is_floating_point()  # type: ignore[union-attr]
-            and (key not in expected or key not in state)
-        )
-        or (key in expected and key in state and expected[key].shape != state[key].shape)
-    ]
-    if mismatched:
-        raise ZooError(
-            place,
-            f"its factory builds a network that differs in {', '.join(mismatched[:4])}",
-            "names and shapes of all weights must fit",
-            "add it again with the right --factory",
-        )
-    module.load_state_dict(state, strict=False)
