@@ -203,7 +203,8 @@ def images_of(dataset: str, size: int, data: Path) -> Task:
     if dataset == "grey":
         task = load_task(data / "datasets" / "cifar10.npz")
         x_train, x_test = (x.mean(1, keepdim=True) for x in (task.x_train, task.x_test))
-        return replace(task, x_train=x_train, x_test=x_test).resized(size)
+        grey = replace(task, x_train=x_train, x_test=x_test, pixel_mean=(), pixel_deviation=())
+        return grey.resized(size)
     return load_task(data / "datasets" / f"{dataset}.npz", size)
 
 

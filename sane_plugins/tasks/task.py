@@ -43,7 +43,14 @@ class Task(ShortRepr):
     def __post_init__(self) -> None:
         for name, value in (("pixel_mean", 0.0), ("pixel_deviation", 1.0)):
             if not getattr(self, name):
-                object.__setattr__(self, name, (value,) * self.x_train.shape[1])
+                object.__setattr__(self, name, (value,) * self.channels)
+            if (count := len(getattr(self, name))) != self.channels:
+                raise TaskError(
+                    f"{self.name}, {name}",
+                    f"it has {count} numbers",
+                    f"images of {self.channels} channels need one for each",
+                    "give as many, or () where the images are what the source holds",
+                )
 
     @property
     def channels(self) -> int:
@@ -94,9 +101,11 @@ class Task(ShortRepr):
 
     def repeated(self, channels: int) -> Task:
         """Return the task with its single grey channel repeated."""
-        task = self._with_images(lambda x: x.expand(-1, channels, -1, -1).contiguous())
+        images = [x.expand(-1, channels, -1, -1).contiguous() for x in self._images()]
+        changed: dict[str, Any] = self._named(images)
         return replace(
-            task,
+            self,
+            **changed,
             pixel_mean=self.pixel_mean * channels,
             pixel_deviation=self.pixel_deviation * channels,
         )

@@ -1,6 +1,7 @@
 """Tasks: what is read is what was given, standardised; what cannot be used is said in one sentence."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,13 @@ def test_resizing_keeps_images_standardised(save) -> None:
     assert task.size == (9, 9)
     assert task.x_train.mean().abs() < 1e-5
     assert task.x_train.std(correction=0) == pytest.approx(1, abs=1e-4)
+
+
+def test_pixels_of_as_many_channels_as_the_images_have() -> None:
+    task = load_task("digits")
+    assert task.repeated(3).resized(16).pixel_mean == pytest.approx(task.resized(16).pixel_mean * 3)
+    with pytest.raises(TaskError, match="it has 1 numbers, but images of 3 channels"):
+        replace(task, x_train=task.x_train.expand(-1, 3, -1, -1))
 
 
 def test_held_out_images_are_training_images(save) -> None:
