@@ -20,13 +20,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import zoodata
-from gate_runs import SETTLING, UNSEEN, features, helped, measured, publish, restore
+from gate_runs import (
+    SETTLING,
+    UNSEEN,
+    Run,
+    features,
+    fitted,
+    forecast,
+    helped,
+    measured,
+    publish,
+    restore,
+)
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
@@ -34,12 +46,29 @@ from sane_plugins.initialize import BenefitForecast
 
 SHARE = 0.85
 COMPARED = {
-    "ahead": "who is ahead in the race",
-    "race": "margins of the race (ships where there is no time for folds)",
-    "paired": "paired margin of the race",
-    "evidence": "lead before training, and paired margin of the race",
+    ("ahead",): "who is ahead in the race",
+    ("before", "after"): "margins of the race before and after training",
+    ("after",): "margin of the race after training",
+    ("paired",): "paired margin of the race",
+    (
+        "ranking",
+        "after",
+    ): "lead before training, and margin of the race (ships where there is no time for folds)",
+    ("ranking", "paired"): "lead before training, and paired margin of the race",
 }
-FOLDED = {**COMPARED, "folds": "who is ahead, and the paired margin of the folds (ships)"}
+FOLDED = {
+    **COMPARED,
+    ("ahead", "folds"): "who is ahead, and the paired margin of the folds",
+    ("folds",): "paired margin of the folds (ships)",
+}
+OTHERS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "who is ahead": {"race": ("ahead",), "folds": ("ahead", "folds")},
+    "both margins of the race": {"race": ("before", "after"), "folds": ("before", "after")},
+    "margin after training": {"race": ("after",), "folds": ("folds",)},
+    "lead before training alone": {"race": ("ranking",), "folds": ("ranking",)},
+    "lead, and paired margin": {"race": ("ranking", "paired"), "folds": ("ranking", "folds")},
+}
+"""What else could be read, fitted on the same runs."""
 SHIPPED = Path(__file__).parents[1] / "sane_plugins" / "data" / "gate.json"
 
 
@@ -58,30 +87,36 @@ def main() -> None:
     if "publish" in stages:
         print(f"{publish()} runs of {len(SETTLING) + len(UNSEEN)}")
     if "test" in stages:
-        _test(measured(UNSEEN, arguments.data, arguments.zoos))
+        settling = measured(SETTLING, arguments.data, arguments.zoos)
+        _test(measured(UNSEEN, arguments.data, arguments.zoos), settling)
 
 
-def _choose(cases: list[dict[str, Any]]) -> None:
-    """Tell how features do on settling runs, a data set left out in turn."""
+def _choose(cases: list[Run]) -> None:
+    """Tell how features do on settling runs, a data set left out in turn: without folds, and with them."""
     told = [case for case in cases if case["family"] and not case["dropped"]]
-    folded = [case for case in told if case["counts"]]
     lines = [
-        "| features | cases | right, a data set left out in turn | Brier score |",
-        "|---|---|---|---|",
+        "| features | cases | right, a data set left out in turn | speaks | right then | Brier score |",
+        "|---|---|---|---|---|---|",
     ]
-    for some, names in ((told, COMPARED), (folded, FOLDED)):
+    for some, names in (
+        ([case for case in told if not case["counts"]], COMPARED),
+        ([case for case in told if case["counts"]], FOLDED),
+    ):
         y = helped(some)
         for name, label in names.items():
-            groups = [case["dataset"] for case in some]
             p = cross_val_predict(
                 LogisticRegression(),
                 features(some, name),
                 y,
-                groups=groups,
+                groups=[case["dataset"] for case in some],
                 cv=LeaveOneGroupOut(),
                 method="predict_proba",
             )[:, 1]
-            lines.append(f"| {label} | {len(some)} | {_right(p, y):.3f} | {_brier(p, y):.3f} |")
+            speaks = np.array([not BenefitForecast(float(x)).is_close for x in p])
+            lines.append(
+                f"| {label} | {len(some)} | {_right(p, y):.3f} | {speaks.mean():.3f}"
+                f" | {_right(p[speaks], y[speaks]):.3f} | {_brier(p, y):.3f} |"
+            )
     (zoodata.RUNS / "gate-choice.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
@@ -94,10 +129,11 @@ def _brier(chance: Any, truth: Any) -> float:
     return float(((chance - truth) ** 2).mean())
 
 
-def _test(cases: list[dict[str, Any]]) -> None:
+def _test(cases: list[Run], settling: list[Run]) -> None:
+    """Tell how often what ships is right on unseen runs, and how often others would be."""
     gate = json.loads(SHIPPED.read_text())
     told = [case for case in cases if case["family"]]
-    forecasts = [_forecast(case, gate) for case in told]
+    forecasts = [forecast(case, gate) for case in told]
     truth, said = helped(told), np.array([x.helps for x in forecasts])
     speaks = np.array([not x.is_close for x in forecasts])
     runs = {case["run"]: case["real"] for case in cases}
@@ -108,6 +144,7 @@ def _test(cases: list[dict[str, Any]]) -> None:
         np.array([case["real"] for case in told]),
         np.array([x["family"] for x in told]),
     )
+    agreed = np.array([_is_agreed(case) for case in told])
     lines = [
         f"| {len(runs)} runs, {sum(runs.values())} on real architectures; {len(told)} forecasts | |",
         "|---|---|",
@@ -123,6 +160,8 @@ def _test(cases: list[dict[str, Any]]) -> None:
                 ("small networks", ~real),
             )
         ),
+        f"| right where it speaks and all orders of images agree ({(speaks & agreed).sum()})"
+        f" | {_mean((said == truth)[speaks & agreed])} |",
         f"| right where it has to answer | {(said == truth).mean():.3f} |",
         f"| always saying the commoner answer | {max(truth.mean(), 1 - truth.mean()):.3f} |",
         f"| saying who is ahead in the race | {_mean(np.array([x['ahead'] for x in told]) == truth)} |",
@@ -131,6 +170,10 @@ def _test(cases: list[dict[str, Any]]) -> None:
         f"- {'met' if right >= SHARE and len(runs) >= 60 else 'MISSED'}: it is right in {SHARE:.0%} of at least 60"
         " unseen runs where it speaks",
         f"- {'met' if share >= SHARE else 'MISSED'}: it speaks in {SHARE:.0%}",
+        "",
+        "| other margins, fitted on the same runs | forecasts that speak | right then | Brier score |",
+        "|---|---|---|---|",
+        *(_of_others(told, truth, settling, label) for label in OTHERS),
         "",
     ]
     chosen = zoodata.RUNS / "gate-choice.md"
@@ -145,12 +188,18 @@ def _mean(values: Any) -> str:
     return f"{values.mean():.3f}" if len(values) else "none"
 
 
-def _forecast(case: dict[str, Any], gate: dict[str, Any]) -> BenefitForecast:
-    if case["dropped"]:
-        return BenefitForecast(0.0)  # it is said that no transfer led, and none is trained
-    name = "folds" if case["counts"] else "race"
-    score = features([case], name)[0] @ np.array(gate[name]["weights"]) + gate[name]["bias"]
-    return BenefitForecast(float(1 / (1 + np.exp(-score))))
+def _of_others(told: list[Run], truth: Any, settling: list[Run], label: str) -> str:
+    gate = fitted(settling, OTHERS[label])
+    found = [forecast(case, gate, OTHERS[label]) for case in told]
+    p, speaks = np.array([x.probability for x in found]), np.array([not x.is_close for x in found])
+    right = _right(p[speaks], truth[speaks])
+    return f"| {label} | {speaks.mean():.3f} | {right:.3f} | {_brier(p, truth):.3f} |"
+
+
+def _is_agreed(case: Run) -> bool:
+    """Return whether the difference has one sign in all orders of images."""
+    ours, plain = (np.array(curves).mean(1) for curves in case["curves"])
+    return len({*np.sign(ours - plain)}) == 1
 
 
 if __name__ == "__main__":

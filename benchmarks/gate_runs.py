@@ -21,22 +21,24 @@ import torch
 import zoodata
 from gate_prompts import SMALL, files, spoilt, zoo_prompts
 from hand_written_networks import gated_preactivation
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from sane_plugins.architectures import import_torchvision, resnet
 from sane_plugins.autoencoder import SANE, embedded_sane
-from sane_plugins.grafting import PromptNetwork, conditioned, lead, transfer_methods
-from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
+from sane_plugins.grafting import PromptNetwork, conditioned, transfer_methods
+from sane_plugins.initialize import BenefitForecast, InitializeOptions, TrainOptions, train_epochs
 from sane_plugins.initialize.budget import Budget, Stage
 from sane_plugins.initialize.candidates import Candidate, CandidateBuilder
-from sane_plugins.initialize.kinds import CandidateSpec, Family, Kind, Statistics
+from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Family, Kind, Statistics
 from sane_plugins.initialize.outcome.benefit import (
     FORECAST_FAMILIES,
     best_rivals,
+    common_best,
     count_discordant,
-    is_ahead,
     mcnemar_margin,
-    race_margins,
+    ranking_margin,
+    standardized_margin,
 )
 from sane_plugins.initialize.pipeline import planned
 from sane_plugins.initialize.problem import InitializationProblem, set_up
@@ -52,6 +54,8 @@ PROMPTS = ("trained", "barely trained", "untrained", "shuffled")
 SMALL_TRAININGS, REAL_TRAININGS = 6, 2  # orders of images that tell what is true
 FOLD_ORDERS = 2
 Run = dict[str, Any]
+SHIPPING: Mapping[str, Sequence[str]] = {"race": ("ranking", "after"), "folds": ("folds",)}
+"""The margins that the forecast reads, without folds and with them."""
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:
@@ -143,17 +147,42 @@ def measured(some: Iterable[Spec], data: Path, trained: Path) -> list[Run]:
     return cases
 
 
-def features(cases: Sequence[Run], name: str) -> Any:
-    """Return what the gate reads of every case, (cases x features), float64."""
-    found = {
-        "ahead": [[1.0 if case["ahead"] else -1.0] for case in cases],
-        "race": [case["margins"] for case in cases],
-        "paired": [[mcnemar_margin([case["discordant"]])] for case in cases],
-        "ranking": [[max(-10.0, min(10.0, case["ranking"]))] for case in cases],
-        "folds": [[mcnemar_margin(case["counts"]) if case["counts"] else 0.0] for case in cases],
+def features(cases: Sequence[Run], names: Sequence[str]) -> Any:
+    """Return margins of every case by name, (cases x names), float64, in standard errors, -10 to 10."""
+    read: dict[str, Callable[[Run], float]] = {
+        "ahead": lambda case: 1.0 if case["ahead"] else -1.0,
+        "before": lambda case: case["margins"][0],
+        "after": lambda case: case["margins"][1],
+        "paired": lambda case: mcnemar_margin([case["discordant"]]),
+        "ranking": lambda case: max(-10.0, min(10.0, case["ranking"])),
+        "folds": lambda case: mcnemar_margin(case["counts"]),
     }
-    parts = {"folds": ("ahead", "folds"), "evidence": ("ranking", "paired")}.get(name, (name,))
-    return np.hstack([np.array(found[part], dtype=float) for part in parts])
+    return np.array([[read[name](case) for name in names] for case in cases], dtype=float)
+
+
+def fitted(cases: Sequence[Run], margins: Mapping[str, Sequence[str]] = SHIPPING) -> Run:
+    """Return a logistic regression's weights for cases without folds ("race"), and for those with them."""
+    told = [case for case in cases if case["family"] and not case["dropped"]]
+    tasks = list(dict.fromkeys(case["dataset"] for case in told))
+    gate: Run = {"runs": len(told), "helped": int(helped(told).sum()), "tasks": tasks}
+    for name, read in margins.items():
+        used = [case for case in told if bool(case["counts"]) is (name == "folds")]
+        model = LogisticRegression().fit(features(used, read), helped(used))
+        weights, bias = model.coef_[0].round(6).tolist(), round(float(model.intercept_[0]), 6)
+        gate[name] = {"weights": weights, "bias": bias}
+    return gate
+
+
+def forecast(
+    case: Run, gate: Run, margins: Mapping[str, Sequence[str]] = SHIPPING
+) -> BenefitForecast:
+    """Return what such weights say of a case: no where it is said that no transfer led."""
+    if case["dropped"]:
+        return BenefitForecast(0.0)
+    name = "folds" if case["counts"] else "race"
+    read = features([case], margins[name])[0]
+    score = read @ np.array(gate[name]["weights"]) + gate[name]["bias"]
+    return BenefitForecast(float(1 / (1 + np.exp(-score))))
 
 
 def helped(cases: Sequence[Run]) -> Any:
@@ -262,11 +291,11 @@ def _run(spec: Spec, task: Task, data: Path, zoos: list[Zoo], sane: SANE) -> Run
             {
                 "family": family,
                 "dropped": False,
-                "margins": race_margins(rivals[0].score, rivals[1].score, plan.held_out),
+                "margins": _margins(rivals[0].score, rivals[1].score, plan.held_out),
                 "discordant": _discordant(*rivals),
-                "ranking": _ranking(*rivals),
+                "ranking": ranking_margin(*rivals),
                 "counts": [count_discordant(problem, *rivals, order, stage) for order in orders],
-                "ahead": is_ahead(rivals[0].score, rivals[1].score),
+                "ahead": _is_ahead(rivals[0].score, rivals[1].score),
                 "gain": ours - plain,
                 "ours": rivals[0].score.name,
                 "plain": rivals[1].score.name,
@@ -305,11 +334,18 @@ def _of_dropped(
     return [{**told, "ours": best.name, "plain": plain.score.name, "curves": curves}]
 
 
-def _ranking(ours: Candidate, plain: Candidate) -> float:
-    """Return the lead before training in standard errors; 0 where one was not ranked."""
-    if ours.losses is None or plain.losses is None:
-        return 0.0
-    return lead(ours.losses, plain.losses)
+def _margins(ours: CandidateScore, plain: CandidateScore, images: int) -> tuple[float, float]:
+    """Return the margins of the race before training, and of what both reached."""
+    before = standardized_margin(ours.before or 0.0, plain.before or 0.0, images)
+    return before, standardized_margin(*common_best(ours, plain), images)
+
+
+def _is_ahead(ours: CandidateScore, plain: CandidateScore) -> bool:
+    """Return whether ours was trained longer, or was more accurate after as long."""
+    if len(ours.curve) != len(plain.curve):
+        return len(ours.curve) > len(plain.curve)
+    mine, others = common_best(ours, plain)
+    return mine > others
 
 
 def _discordant(ours: Candidate, plain: Candidate) -> tuple[int, int]:

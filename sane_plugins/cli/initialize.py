@@ -219,7 +219,7 @@ def main(
     """
     from sane_plugins.tasks import Usage
 
-    host = open_host()
+    host, names = open_host(), replace(names, sets_test_aside=False)
     first_task = _first_task_path(output.output) if options.pruned else None
     require_free_outputs(
         host,

@@ -5,7 +5,7 @@ The method: docs/explanation/sane.md, section 6.7.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import sqrt
 
@@ -13,6 +13,7 @@ import torch
 
 from sane_plugins.grafting import lead
 from sane_plugins.initialize.candidates import Candidate
+from sane_plugins.initialize.kinds import Family
 from sane_plugins.initialize.ranking import CLEAR_LEAD
 
 
@@ -24,17 +25,20 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=_rank_key)
 
 
-def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
+def choose(candidates: Sequence[Candidate], expected: Collection[Family] = ()) -> list[Candidate]:
     """Return the candidates best first, after the one that is chosen, and say who is about equal to that.
 
     Of those trained as long as the best, and within two standard errors of it, those stay that begin about
-    as well as the best start among them. The plainest of these is chosen, and of equally plain ones that
-    which was best where the training ended. Where none was trained the losses before training decide alike.
+    as well as the best start among them; and no default, where one stays of a family that is `expected` to
+    beat the defaults. The plainest of these is chosen, and of equally plain ones that which was best where
+    the training ended. Where none was trained the losses before training decide alike.
     """
     best_first = ranked(candidates)
     best = best_first[0]
     level = [c for c in best_first if _is_level(c, best)]
     equal = _without_late_starters([c for c in level if is_about_equal(c, best)])
+    if any(c.spec.kind.family in expected for c in equal):
+        equal = [c for c in equal if c.spec.kind.family is not Family.DEFAULT]
     plainest = min(c.spec.kind.plainness for c in equal)
     plain = [c for c in equal if c.spec.kind.plainness == plainest]
     chosen = max(plain, key=lambda c: c.score.last or 0.0) if best.score.curve else plain[0]

@@ -26,6 +26,7 @@ from sane_plugins.errors import SourceError
 from sane_plugins.grafting import PromptNetwork, TransferMethod
 from sane_plugins.initialize.budget import Budget, Completion
 from sane_plugins.initialize.candidates import BuiltNetwork, Candidate, CandidateBuilder
+from sane_plugins.initialize.choice import choose
 from sane_plugins.initialize.draws import (
     FewShotPrompts,
     draw_latents,
@@ -90,11 +91,12 @@ def initialize(
             budget, first_completion = Budget(options.budget), completion
             result, ranked, completion = _search_and_race(problem, plan, budget, report)
             completion |= first_completion
-        # It only informs: the race decides.
         forecasts, forecast_completion = forecast_after_race(
             problem, plan, ranked, budget.after(completion), report
         )
         completion |= forecast_completion
+        # Between those that the race calls about equal, the forecast decides whether a default is taken.
+        ranked = tuple(choose(ranked, {f for f, x in forecasts.items() if x.helps_clearly}))
         best, ranked = finished(problem, ranked)
         rows = score_rows(ranked, result)
         provenance = build_provenance(

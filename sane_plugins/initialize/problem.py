@@ -9,7 +9,7 @@ from weakref import WeakSet
 from torch import nn
 
 from sane_plugins.autoencoder import SANE, fingerprint
-from sane_plugins.errors import SourceError, UsageError
+from sane_plugins.errors import SourceError, TaskError, UsageError
 from sane_plugins.generation import (
     ConditionedSampler,
     Sampler,
@@ -246,6 +246,13 @@ def split_images(task: Task, flops: int, options: InitializeOptions) -> Task:
         split_task = task.held_out(min(options.validation, held_out / len(task.y_train)), rng)
     else:
         split_task = task.with_validation_for_test(held_out, rng)
+    if options.scored and not len(split_task.y_test):
+        raise TaskError(
+            task.name,
+            "no class has two images or more",
+            "one of a class at least is needed to choose by",
+            "give more images, or images to choose by",
+        )
     return split_task.subset(options.images or max_images, rng).to(options.device)
 
 

@@ -36,14 +36,19 @@ _CLASSES = "classes"
 
 
 def load_task(
-    source: str | Path, size: int | None = None, validation: str | Path | None = None
+    source: str | Path,
+    size: int | None = None,
+    validation: str | Path | None = None,
+    *,
+    sets_test_aside: bool = True,
 ) -> Task:
     """Read a task: `digits` (scikit-learn's 8x8 handwritten digits), an `.npz` file, or an image folder.
 
     `torchvision:MNIST:FOLDER` is a torchvision data set that is already in that folder.
 
     An `.npz` holds `x_train` (N, H, W) or (N, H, W, C), `y_train` (N,), and `x_test`, `y_test`; without
-    these, a fifth of the images of each class is held out, always the same. Images to choose by may be in
+    these, a fifth of the images of each class is held out, always the same, or, where nothing is to be tested
+    (`sets_test_aside` false), the training images stand for them. Images to choose by may be in
     `x_val`, `y_val`, and the classes' names in `classes`, in the order of the labels. A folder holds one
     sub-folder of images per class, or folders `train`, `val` and `test` that do. `validation` is another
     folder or file with images to choose by; where there are such images and no test images, they are these
@@ -64,7 +69,7 @@ def load_task(
             "images are needed",
             "check the name, and the right to read all that lies there",
         ) from error
-    task = _build_task(str(source), sets)
+    task = _build_task(str(source), sets, sets_test_aside)
     return task if size is None else task.resized(size)
 
 
@@ -113,7 +118,7 @@ def _read_digits() -> dict[str, ImageSet]:
 
     data = load_digits()
     images = ImageSet(data.images.astype(np.float32), data.target.astype(np.int64))
-    return {TRAIN: images}
+    return _hold_out("digits", images)
 
 
 def _read_npz(path: Path) -> dict[str, ImageSet]:
@@ -154,12 +159,12 @@ def _hold_out(name: str, given: ImageSet) -> dict[str, ImageSet]:
     }
 
 
-def _build_task(name: str, sets: Mapping[str, ImageSet]) -> Task:
+def _build_task(name: str, sets: Mapping[str, ImageSet], sets_test_aside: bool) -> Task:
     """Validate and standardise. Affine pixel scalings, such as to [0, 1], cancel out here.
 
     Images to choose by are test images too where there are no others.
     """
-    if sets.keys() == {TRAIN}:
+    if sets.keys() == {TRAIN} and sets_test_aside:
         sets = _hold_out(name, sets[TRAIN])
     train = sets[TRAIN]
     unit = pixel_unit(train.images) if train.unit is None else train.unit
@@ -182,7 +187,7 @@ def _build_task(name: str, sets: Mapping[str, ImageSet]) -> Task:
         require_known_classes(name, _KEYS[role][1], y[role], class_count)
     if VALIDATION in sets:
         require_all_classes(name, _KEYS[VALIDATION][1], y[VALIDATION], classes)
-    test = TEST if TEST in sets else VALIDATION
+    test = next(role for role in (TEST, VALIDATION, TRAIN) if role in sets)
     task = Task(
         name=name,
         x_train=x[TRAIN],

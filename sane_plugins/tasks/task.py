@@ -53,6 +53,11 @@ class Task(ShortRepr):
                 )
 
     @property
+    def has_test_images(self) -> bool:
+        """Return whether the test images are others than those to train on, or to choose by."""
+        return self.x_test is not self.x_train and self.x_test is not self.x_validation
+
+    @property
     def channels(self) -> int:
         """Return the number of image channels."""
         return self.x_train.shape[1]

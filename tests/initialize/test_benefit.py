@@ -18,7 +18,7 @@ from sane_plugins.initialize import (
 )
 from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
 from sane_plugins.initialize.kinds import CandidateSpec
-from sane_plugins.initialize.outcome.benefit import best_rivals, forecast_benefit, race_margins
+from sane_plugins.initialize.outcome.benefit import best_rivals, common_best, forecast_benefit
 from sane_plugins.tasks import load_task
 from sane_plugins.weights import from_module
 
@@ -33,20 +33,19 @@ def candidate(kind: Kind, *curve: float) -> Candidate:
 
 
 def test_more_evidence_for_the_generated_is_a_higher_chance() -> None:
-    plain = row("default", 0.4, 0.5, 0.5)
-    gains = (-0.3, 0.0, 0.3)
-    ours = [row("sane", 0.4 + gain, 0.5 + gain, 0.5 + gain) for gain in gains]
+    plain = candidate(Kind.DEFAULT, 0.5, 0.5)
+    ours = [candidate(Kind.SANE, 0.5 + gain, 0.5 + gain) for gain in (-0.3, 0.0, 0.3)]
     chances = [forecast_benefit(x, plain, 500).probability for x in ours]
     assert chances == sorted(chances)
     assert chances[0] < 0.5 < chances[-1]
     assert forecast_benefit(ours[2], plain, 20).probability < chances[-1]
-    assert forecast_benefit(row("sane", 0.4, 0.5), row("default", 0.4, 0.5), 500).is_close
+    assert not forecast_benefit(ours[1], plain, 500).helps_clearly
     folds = [forecast_benefit(ours[1], plain, 500, margin) for margin in (-8.0, 8.0)]
     assert [x.helps for x in folds] == [False, True]
 
 
 def test_only_what_both_were_trained_to_is_compared() -> None:
-    assert race_margins(row("sane", 0.2, 0.3, 0.9), row("default", 0.2, 0.3), 100) == (0.0, 0.0)
+    assert common_best(row("sane", 0.2, 0.3, 0.9), row("default", 0.2, 0.3)) == (0.3, 0.3)
 
 
 def test_nothing_is_told_without_a_trained_fair_rival() -> None:

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InputNames:
-    """The inputs as named on the command line; recorded in a file's provenance to find them again."""
+    """The inputs as named on the command line; recorded in a file's provenance to find them again.
+
+    `sets_test_aside` where a task without test images was read with a fifth held out as such, as earlier
+    versions did: nobody looks at them.
+    """
 
     model: str
     factory: str | None
@@ -35,6 +39,7 @@ class InputNames:
     sane: Path | None
     sampler: str
     validation: str | None = None
+    sets_test_aside: bool = True
 
     @property
     def factory_is_for_prompts(self) -> bool:

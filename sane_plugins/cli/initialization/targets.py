@@ -80,7 +80,7 @@ def _load_task(names: InputNames, size: int | None) -> Task:
     from sane_plugins.tasks import load_task
 
     others = None if names.validation_share is not None else names.validation
-    return load_task(names.task, size, others)
+    return load_task(names.task, size, others, sets_test_aside=names.sets_test_aside)
 
 
 def _require_room(names: InputNames, size: int) -> None:

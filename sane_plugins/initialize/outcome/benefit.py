@@ -2,9 +2,9 @@
 
 It is told of weights that a SANE generated and of weights that were transferred, apart. Each family is
 compared with the best default that was trained as long, if a fair rival is among these: one with a fitted
-classifier, where that of the family's best candidate is fitted. A logistic regression on who is ahead and on
-the margin of both, trained in three folds, twice (McNemar's test: paired, on all images). Where there is no
-time for that: on two margins of the race, in standard errors of a difference of two accuracies. Fitted by
+classifier, where that of the family's best candidate is fitted. A logistic regression on the margin of both,
+trained in three folds, twice (McNemar's test: paired, on all images). Where there is no time for that: on
+the lead before training (in losses) and the margin of the race, in standard errors. Fitted by
 `tools/release/fit_gate.py`, chosen among others by `benchmarks/gate.py`, on runs of other tasks.
 The method: docs/explanation/sane.md, section 13.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from sane_plugins.grafting import lead
 from sane_plugins.initialize.budget import Budget, Completion, Stage
 from sane_plugins.initialize.candidates import Candidate, fit_task_classifier
 from sane_plugins.initialize.kinds import CandidateScore, Family, Kind
@@ -51,6 +52,11 @@ class BenefitForecast:
     def is_close(self) -> bool:
         """Return whether the forecast is too close to call."""
         return abs(self.probability - 0.5) < _UNDECIDED_MARGIN
+
+    @property
+    def helps_clearly(self) -> bool:
+        """Return whether the weights are expected to help, and that is not too close to call."""
+        return self.helps and not self.is_close
 
 
 def forecast_after_race(
@@ -87,41 +93,44 @@ def forecast_after_race(
             paired[family] = mcnemar_margin(counts)
     images = min(plan.held_out, len(problem.task.y_test))
     forecasts = {
-        family: forecast_benefit(pair[0].score, pair[1].score, images, paired.get(family))
+        family: forecast_benefit(*pair, images, paired.get(family))
         for family, pair in rivals.items()
     }
     return forecasts, stage.completion
 
 
 def forecast_benefit(
-    ours: CandidateScore, default: CandidateScore, images: int, paired: float | None = None
+    ours: Candidate, default: Candidate, images: int, paired: float | None = None
 ) -> BenefitForecast:
-    """Forecast from two scores of a race on `images` images, and from McNemar's margin of the folds.
-
-    Without `paired`, the margins of the race decide.
-    """
-    margins = race_margins(ours, default, images)
+    """Forecast from two candidates of a race on `images` images, or from McNemar's margin of the folds."""
     model = _coefficients()["race" if paired is None else "folds"]
-    features = margins if paired is None else (1.0 if is_ahead(ours, default) else -1.0, paired)
+    if paired is None:
+        after = standardized_margin(*common_best(ours.score, default.score), images)
+        features = [ranking_margin(ours, default), after]
+    else:
+        features = [paired]
     score = model["bias"] + sum(w * x for w, x in zip(model["weights"], features, strict=True))
     return BenefitForecast(1 / (1 + exp(-score)))
 
 
-def race_margins(ours: CandidateScore, default: CandidateScore, images: int) -> tuple[float, float]:
-    """Return the margins before training, and of what both reached until the last rung that both came to."""
-    before, after = (
-        _standardized_margin(*pair, images)
-        for pair in ((ours.before or 0.0, default.before or 0.0), _level(ours, default))
-    )
-    return before, after
+def ranking_margin(ours: Candidate, default: Candidate) -> float:
+    """Return the lead before training in standard errors, -10 to 10; 0 where one was not ranked."""
+    if ours.losses is None or default.losses is None:
+        return 0.0
+    return _clipped(lead(ours.losses, default.losses))
 
 
-def is_ahead(ours: CandidateScore, default: CandidateScore) -> bool:
-    """Return whether ours was ahead in the race: trained longer, or more accurate after as long."""
-    if len(ours.curve) != len(default.curve):
-        return len(ours.curve) > len(default.curve)
-    mine, others = _level(ours, default)
-    return mine > others
+def common_best(ours: CandidateScore, default: CandidateScore) -> tuple[float, float]:
+    """Return the best accuracies of both until the last rung that both were trained to."""
+    common = min(len(ours.curve), len(default.curve))
+    mine, others = (replace(x, curve=x.curve[:common]).best or 0.0 for x in (ours, default))
+    return mine, others
+
+
+def standardized_margin(ours: float, default: float, images: int) -> float:
+    """Return the difference of two accuracies in standard errors, clipped to -10 to 10."""
+    variance = (ours * (1 - ours) + default * (1 - default)) / images + 1 / images**2
+    return _clipped((ours - default) / sqrt(variance))
 
 
 def best_rivals(
@@ -162,18 +171,15 @@ def count_discordant(
 def mcnemar_margin(counts: Sequence[tuple[int, int]]) -> float:
     """Return the summed difference of discordant counts in standard errors, clipped to -10 to 10."""
     better, worse = sum(b for b, _ in counts), sum(w for _, w in counts)
-    return max(-_MARGIN_LIMIT, min(_MARGIN_LIMIT, (better - worse) / sqrt(better + worse + 1)))
+    return _clipped((better - worse) / sqrt(better + worse + 1))
+
+
+def _clipped(margin: float) -> float:
+    return max(-_MARGIN_LIMIT, min(_MARGIN_LIMIT, margin))
 
 
 def _longest_and_best(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda c: (len(c.score.curve), c.score.best))
-
-
-def _level(ours: CandidateScore, default: CandidateScore) -> tuple[float, float]:
-    """Return the best accuracies of both until the last rung that both were trained to."""
-    common = min(len(ours.curve), len(default.curve))
-    mine, others = (replace(x, curve=x.curve[:common]).best or 0.0 for x in (ours, default))
-    return mine, others
 
 
 def _folds(problem: InitializationProblem, order: int) -> Iterator[Task]:
@@ -207,12 +213,6 @@ def _train_on_fold(
         training.advance((epoch + 1) * training.steps_per_epoch, stage.check)
         correct.append(training.correct())
     return torch.cat(correct)
-
-
-def _standardized_margin(ours: float, default: float, images: int) -> float:
-    """Return the difference of two accuracies in standard errors, clipped to -10 to 10."""
-    variance = (ours * (1 - ours) + default * (1 - default)) / images + 1 / images**2
-    return max(-_MARGIN_LIMIT, min(_MARGIN_LIMIT, (ours - default) / sqrt(variance)))
 
 
 @lru_cache(maxsize=1)

@@ -36,6 +36,7 @@ def result_notes(
     `asked` are the options before the plan, `task` is the original task before the split.
     """
     data, trained = problem.task, [row for row in rows if row.curve]
+    unused = "; test images were not used" if task.has_test_images else ""
     if trained:
         epochs = max(row.epochs for row in trained)
         held_out = (
@@ -43,13 +44,12 @@ def result_notes(
         )
         notes = [
             f"scored on {min(plan.held_out, len(data.y_test))} {held_out}, after up to"
-            f" {epochs:.2g} epochs of training on {len(data.y_train)} of {len(task.y_train)}; test images"
-            " were not used"
+            f" {epochs:.2g} epochs of training on {len(data.y_train)} of {len(task.y_train)}{unused}"
         ]
     else:
         notes = [
             f"nothing was trained: it is ranked by the leave-one-out losses of {plan.ranking_images} training"
-            " images alone; test images were not used"
+            f" images alone{unused}"
         ]
     notes += [_forecast_note(f, forecasts[f]) for f in FORECAST_FAMILIES if f in forecasts]
     notes += harm_note(rows, min(plan.held_out, len(data.y_test)), asked.train.lr)
