@@ -48,12 +48,12 @@ SHARE = 0.85
 COMPARED = {
     ("ahead",): "who is ahead in the race",
     ("before", "after"): "margins of the race before and after training",
-    ("after",): "margin of the race after training",
+    ("after",): "margin of the race after training (ships where there is no time for folds)",
     ("paired",): "paired margin of the race",
     (
         "ranking",
         "after",
-    ): "lead before training, and margin of the race (ships where there is no time for folds)",
+    ): "lead before training, and margin of the race",
     ("ranking", "paired"): "lead before training, and paired margin of the race",
 }
 FOLDED = {
@@ -64,8 +64,8 @@ FOLDED = {
 OTHERS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "who is ahead": {"race": ("ahead",), "folds": ("ahead", "folds")},
     "both margins of the race": {"race": ("before", "after"), "folds": ("before", "after")},
-    "margin after training": {"race": ("after",), "folds": ("folds",)},
     "lead before training alone": {"race": ("ranking",), "folds": ("ranking",)},
+    "lead, and margin after training": {"race": ("ranking", "after"), "folds": ("folds",)},
     "lead, and paired margin": {"race": ("ranking", "paired"), "folds": ("ranking", "folds")},
 }
 """What else could be read, fitted on the same runs."""

@@ -113,7 +113,7 @@ def test_metadata_are_read_back_and_verify_tells_them(tmp_path) -> None:
     with safe_open(output, "pt") as file:
         stored = json.loads(file.metadata()["sane"])
     assert stored["classes"] == sorted(NAMES)
-    task = load_task(photos)
+    task = load_task(photos, sets_test_aside=False)
     preparation = stored["preparation"]
     assert preparation["mean"] == pytest.approx(task.pixel_mean, rel=1e-4)
     assert preparation["deviation"] == pytest.approx(task.pixel_deviation, rel=1e-4)

@@ -33,8 +33,9 @@ def candidate(kind: Kind, *curve: float) -> Candidate:
 
 
 def test_more_evidence_for_the_generated_is_a_higher_chance() -> None:
-    plain = candidate(Kind.DEFAULT, 0.5, 0.5)
-    ours = [candidate(Kind.SANE, 0.5 + gain, 0.5 + gain) for gain in (-0.3, 0.0, 0.3)]
+    plain = row("default", 0.4, 0.5, 0.5)
+    gains = (-0.3, 0.0, 0.3)
+    ours = [row("sane", 0.4 + gain, 0.5 + gain, 0.5 + gain) for gain in gains]
     chances = [forecast_benefit(x, plain, 500).probability for x in ours]
     assert chances == sorted(chances)
     assert chances[0] < 0.5 < chances[-1]

@@ -82,7 +82,7 @@ def test_page_shows_candidates_curves_layers_prompts_and_provenance(written: Pat
         "default 1, classifier fitted",
         "mean of prompts",
         "prompts:mnist",
-        "test images were not used",
+        "held-out training images",
         '"seed": 0',
         "chosen",
     ):

@@ -4,7 +4,7 @@ It is told of weights that a SANE generated and of weights that were transferred
 compared with the best default that was trained as long, if a fair rival is among these: one with a fitted
 classifier, where that of the family's best candidate is fitted. A logistic regression on the margin of both,
 trained in three folds, twice (McNemar's test: paired, on all images). Where there is no time for that: on
-the lead before training (in losses) and the margin of the race, in standard errors. Fitted by
+the margin of the race, in standard errors of a difference of two accuracies. Fitted by
 `tools/release/fit_gate.py`, chosen among others by `benchmarks/gate.py`, on runs of other tasks.
 The method: docs/explanation/sane.md, section 13.
 """
@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-from sane_plugins.grafting import lead
 from sane_plugins.initialize.budget import Budget, Completion, Stage
 from sane_plugins.initialize.candidates import Candidate, fit_task_classifier
 from sane_plugins.initialize.kinds import CandidateScore, Family, Kind
@@ -93,31 +92,19 @@ def forecast_after_race(
             paired[family] = mcnemar_margin(counts)
     images = min(plan.held_out, len(problem.task.y_test))
     forecasts = {
-        family: forecast_benefit(*pair, images, paired.get(family))
+        family: forecast_benefit(pair[0].score, pair[1].score, images, paired.get(family))
         for family, pair in rivals.items()
     }
     return forecasts, stage.completion
 
 
 def forecast_benefit(
-    ours: Candidate, default: Candidate, images: int, paired: float | None = None
+    ours: CandidateScore, default: CandidateScore, images: int, paired: float | None = None
 ) -> BenefitForecast:
-    """Forecast from two candidates of a race on `images` images, or from McNemar's margin of the folds."""
+    """Forecast from two scores of a race on `images` images, or from McNemar's margin of the folds."""
     model = _coefficients()["race" if paired is None else "folds"]
-    if paired is None:
-        after = standardized_margin(*common_best(ours.score, default.score), images)
-        features = [ranking_margin(ours, default), after]
-    else:
-        features = [paired]
-    score = model["bias"] + sum(w * x for w, x in zip(model["weights"], features, strict=True))
-    return BenefitForecast(1 / (1 + exp(-score)))
-
-
-def ranking_margin(ours: Candidate, default: Candidate) -> float:
-    """Return the lead before training in standard errors, -10 to 10; 0 where one was not ranked."""
-    if ours.losses is None or default.losses is None:
-        return 0.0
-    return _clipped(lead(ours.losses, default.losses))
+    margin = standardized_margin(*common_best(ours, default), images) if paired is None else paired
+    return BenefitForecast(1 / (1 + exp(-(model["bias"] + model["weights"][0] * margin))))
 
 
 def common_best(ours: CandidateScore, default: CandidateScore) -> tuple[float, float]:
@@ -130,7 +117,7 @@ def common_best(ours: CandidateScore, default: CandidateScore) -> tuple[float, f
 def standardized_margin(ours: float, default: float, images: int) -> float:
     """Return the difference of two accuracies in standard errors, clipped to -10 to 10."""
     variance = (ours * (1 - ours) + default * (1 - default)) / images + 1 / images**2
-    return _clipped((ours - default) / sqrt(variance))
+    return max(-_MARGIN_LIMIT, min(_MARGIN_LIMIT, (ours - default) / sqrt(variance)))
 
 
 def best_rivals(
@@ -171,11 +158,7 @@ def count_discordant(
 def mcnemar_margin(counts: Sequence[tuple[int, int]]) -> float:
     """Return the summed difference of discordant counts in standard errors, clipped to -10 to 10."""
     better, worse = sum(b for b, _ in counts), sum(w for _, w in counts)
-    return _clipped((better - worse) / sqrt(better + worse + 1))
-
-
-def _clipped(margin: float) -> float:
-    return max(-_MARGIN_LIMIT, min(_MARGIN_LIMIT, margin))
+    return max(-_MARGIN_LIMIT, min(_MARGIN_LIMIT, (better - worse) / sqrt(better + worse + 1)))
 
 
 def _longest_and_best(candidates: Sequence[Candidate]) -> Candidate:
