@@ -42,7 +42,12 @@ def choose(candidates: Sequence[Candidate], expected: Collection[Family] = ()) -
     plainest = min(c.spec.kind.plainness for c in equal)
     plain = [c for c in equal if c.spec.kind.plainness == plainest]
     chosen = max(plain, key=lambda c: c.score.last or 0.0) if best.score.curve else plain[0]
-    rest = [c for c in best_first if c is not chosen]
+    return with_chosen(best_first, chosen)
+
+
+def with_chosen(candidates: Sequence[Candidate], chosen: Candidate) -> list[Candidate]:
+    """Return the candidates in their order, after the chosen one, and say who is about equal to that."""
+    rest = [c for c in candidates if c is not chosen]
     return [_marked(chosen, chosen), *(_marked(c, chosen) for c in rest)]
 
 

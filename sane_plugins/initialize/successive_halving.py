@@ -46,7 +46,7 @@ def race(
     """
     train = replace(problem.options.train, batch=plan.batch)
     options = replace(problem.options, train=train)
-    problem = replace(problem, task=_asked_about(problem, plan), options=options)
+    problem = replace(problem, task=asked_about(problem, plan), options=options)
     waiting = finalists_first(candidates)
     count = plan.finalists if plan.steps else 0
     running, others = waiting[:count], waiting[count:]
@@ -106,7 +106,7 @@ def _loss(candidate: Candidate) -> float:
     return float("inf") if loss is None or loss != loss else loss
 
 
-def _asked_about(problem: InitializationProblem, plan: Plan) -> Task:
+def asked_about(problem: InitializationProblem, plan: Plan) -> Task:
     """Return the task with as many held-out images as the plan asks about."""
     task = problem.task
     if plan.held_out >= len(task.y_test):

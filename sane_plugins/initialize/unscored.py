@@ -14,17 +14,19 @@ from torch import nn
 from sane_plugins.autoencoder import SANE
 from sane_plugins.grafting import PromptNetwork, TransferMethod
 from sane_plugins.initialize.budget import Budget
-from sane_plugins.initialize.candidates import BuiltNetwork, CandidateBuilder
-from sane_plugins.initialize.choice import choose
+from sane_plugins.initialize.candidates import BuiltNetwork, Candidate, CandidateBuilder
+from sane_plugins.initialize.choice import choose, with_chosen
 from sane_plugins.initialize.draws import SearchTrace, draw_latents
-from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind
+from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Family, Kind
 from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.outcome.notes import generation_notes, ranking_notes
 from sane_plugins.initialize.outcome.provenance import build_provenance
 from sane_plugins.initialize.outcome.result import Initialization, finite_graph, score_rows
 from sane_plugins.initialize.pipeline import finished, planned
+from sane_plugins.initialize.plan import Plan
 from sane_plugins.initialize.problem import InitializationProblem, set_up
 from sane_plugins.initialize.search import search
+from sane_plugins.initialize.successive_halving import asked_about, with_start
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import threads_for
 from sane_plugins.tasks import Task
@@ -44,10 +46,10 @@ def generate(
 ) -> Initialization:
     """Return one network, of which nothing is trained.
 
-    Where prompts can be transferred it is the best transfer, or the default, by leave-one-out losses on
-    training images. Else one network is drawn near the prompts and decoded; nothing is compared then, so it
-    may be worse than the default. Norms are conditioned and the classifier is fitted on the task's images,
-    as `initialize` does.
+    Where prompts can be transferred it is the best transfer by leave-one-out losses on training images, or
+    the default, where that is about equal by these or at least as accurate on held-out images. Else one
+    network is drawn near the prompts and decoded; nothing is compared then, so it may be worse than the
+    default. Norms are conditioned and the classifier is fitted on the task's images, as `initialize` does.
     """
     options = options or InitializeOptions()
     first = replace(options, rung=options.rung or 0)
@@ -75,13 +77,33 @@ def _best_transfer(
         # Only its kind of weights is asked for: neither draws nor training.
         plan, problem = planned(replace(problem, prompts=()), options, report, trains=False)
         result = search(problem, plan, Budget(options.budget), report)
-        best, ranked = finished(problem, choose(result.board.kept))
+        best, ranked = finished(problem, _on_held_out_images(problem, plan, result.board.kept))
         rows = score_rows(ranked, result)
         provenance = build_provenance(
             problem, task, prompts, best.spec, result.trace, None, rows, plan
         )
     notes = (*best.notes, *result.notes, *ranking_notes(problem, plan, result.completion))
     return _unscored(problem, best, rows, notes, provenance)
+
+
+def _on_held_out_images(
+    problem: InitializationProblem, plan: Plan, candidates: Sequence[Candidate]
+) -> list[Candidate]:
+    """Choose by leave-one-out losses; a default that held-out images find no worse is taken in its place.
+
+    The layers of a transfer may have been fitted to the images that it is ranked by, so the best of each
+    family is asked about others, and what is told of them is of these.
+    """
+    task, best_first = asked_about(problem, plan), choose(candidates)
+    if not len(task.y_test):
+        return best_first
+    firsts = {id(c): c for c in {c.spec.kind.family: c for c in reversed(best_first)}.values()}
+    asked = [with_start(c, task) if id(c) in firsts else c for c in best_first]
+    chosen = asked[0]
+    default = next((c for c in asked if c.spec.kind.family is Family.DEFAULT), chosen)
+    if (default.score.before or 0.0) >= (chosen.score.before or 0.0):
+        chosen = default
+    return with_chosen(asked, chosen)
 
 
 def _unscored(

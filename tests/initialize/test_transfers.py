@@ -147,6 +147,40 @@ def test_a_good_transfer_is_chosen_called_so_and_made_again(task, sane, good) ->
     assert all(torch.equal(again.tensors[k], x) for k, x in unscored.graph.tensors.items())
 
 
+def test_a_transfer_that_knows_its_training_images_alone_is_not_chosen(task, sane) -> None:
+    """Leave-one-out losses do not see what a method learnt of these very images; held-out images do."""
+
+    def dense(classes: int = 10) -> nn.Sequential:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, classes))
+
+    def read_the_corner(target: nn.Sequential, *_: object) -> Copied:
+        """Let each unit tell whether the first pixel is above a threshold of its own."""
+        weight = torch.zeros(32, 64)
+        weight[:, 0] = 10.0
+        target[1].load_state_dict({"weight": weight, "bias": -torch.arange(32) / 3})
+        return Copied(dict.fromkeys(("1.weight", "1.bias"), "transferred"))
+
+    marked, plain = task.x_train.clone(), task.x_test.clone()
+    marked[:, 0, 0, 0], plain[:, 0, 0, 0] = task.y_train / 10, 0.0
+    told = replace(task, x_train=marked, x_validation=plain, y_validation=task.y_test)
+    torch.manual_seed(0)
+    prompt = lent(dense(), "of the corner")
+    found = generate(
+        dense,
+        told,
+        [prompt.graph],
+        sane,
+        OPTIONS,
+        prompt_networks=[prompt],
+        methods={"corner": read_the_corner},
+    )
+    ours = next(row for row in found.rows if row.kind is Kind.TRANSFER)
+    default = next(row for row in found.rows if row.kind is Kind.DEFAULT_FITTED)
+    assert ours.loo_accuracy > default.loo_accuracy + 0.05
+    assert ours.before < default.before - 0.3
+    assert found.chosen is Family.DEFAULT
+
+
 def test_a_transfer_that_does_not_beat_the_default_is_not_trained(task, sane) -> None:
     dead = network()
     nn.init.zeros_(dead[3].weight)

@@ -37,14 +37,22 @@ def print_scores(rows: Sequence[CandidateScore]) -> None:
 def print_ranking(rows: Sequence[CandidateScore]) -> None:
     """Print the best of those that were ranked, where none was trained."""
     if rows:
+        is_asked = any(row.before is not None for row in rows)
         print_table(
             "training images, each told by a ridge classifier that was fitted to the others",
-            ("initialisation", "right", "cross-entropy", ""),
+            (
+                "initialisation",
+                "right",
+                "cross-entropy",
+                *(["held-out images right"] if is_asked else []),
+                "",
+            ),
             [
                 (
                     row.name,
                     _percent(row.loo_accuracy),
                     "" if row.loo_loss is None else f"{row.loo_loss:.3f}",
+                    *([_percent(row.before)] if is_asked else []),
                     _mark(row),
                 )
                 for row in rows[:_RANKED_ROWS]
@@ -78,13 +86,14 @@ def verdict(result: Initialization) -> str:
     chosen = f"Chosen: {family_names[result.chosen]} ({label})"
     if best.curve:
         return f"{chosen}{', ' if comparisons else ''}{comparisons}."
-    how = "by leave-one-out losses on training images alone; nothing was trained"
+    asked = "; held-out images tell how well it starts" if best.before is not None else ""
+    how = f"by leave-one-out losses on training images; nothing was trained{asked}"
     return f"{chosen}{', ' if comparisons else ''}{comparisons}, {how}."
 
 
 def _compared(best: CandidateScore, other: CandidateScore, name: str) -> str:
     """Say by how much the chosen one leads another, in points of accuracy, or that both are about equal."""
-    if best.curve and best.best is not None and other.best is not None:
+    if best.best is not None and other.best is not None:
         lead, error = best.best - other.best, other.error
         known = f" ± {_percent(error)}" if error is not None else ""
         if other.about_equal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 
 from sane_plugins.display import percent_text
 from sane_plugins.generation import SamplerError
@@ -18,6 +19,7 @@ from sane_plugins.initialize.pruned import PrunedNetwork, sparsity
 from sane_plugins.tasks import Task
 from sane_plugins.weights import names_in_use
 
+_FEW_IMAGES = 100  # to choose by
 _NAMES = {Family.SANE: "generated", Family.TRANSFER: "transferred"}
 
 
@@ -39,11 +41,9 @@ def result_notes(
     unused = "; test images were not used" if task.has_test_images else ""
     if trained:
         epochs = max(row.epochs for row in trained)
-        held_out = (
-            "held-out training images" if task.x_validation is None else "images to choose by"
-        )
+        kind = "held-out training images" if task.x_validation is None else "images to choose by"
         notes = [
-            f"scored on {min(plan.held_out, len(data.y_test))} {held_out}, after up to"
+            f"scored on {min(plan.held_out, len(data.y_test))} {kind}, after up to"
             f" {epochs:.2g} epochs of training on {len(data.y_train)} of {len(task.y_train)}{unused}"
         ]
     else:
@@ -51,6 +51,11 @@ def result_notes(
             f"nothing was trained: it is ranked by the leave-one-out losses of {plan.ranking_images} training"
             f" images alone{unused}"
         ]
+    if trained and (held_out := min(plan.held_out, len(data.y_test))) < _FEW_IMAGES:
+        notes.append(
+            f"{held_out} images tell accuracies to within {100 / sqrt(held_out):.0f} points only: give more"
+            " images, or --validation, to tell candidates apart"
+        )
     notes += [_forecast_note(f, forecasts[f]) for f in FORECAST_FAMILIES if f in forecasts]
     notes += harm_note(rows, min(plan.held_out, len(data.y_test)), asked.train.lr)
     notes += (*best.notes, *_transfer_notes(rows))
@@ -74,8 +79,8 @@ def ranking_notes(
 ) -> tuple[str, ...]:
     """Return the notes on a network that was chosen without training."""
     note = (
-        f"nothing was trained: it is the best by the leave-one-out losses of {plan.ranking_images} training"
-        " images alone"
+        f"nothing was trained: it was chosen by the leave-one-out losses of {plan.ranking_images} training"
+        " images, and against the default by held-out images"
     )
     return (note, *_budget_notes(problem, problem.options, plan, completion))
 
