@@ -25,18 +25,22 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=_rank_key)
 
 
-def choose(candidates: Sequence[Candidate], expected: Collection[Family] = ()) -> list[Candidate]:
+def choose(
+    candidates: Sequence[Candidate], chance: float = 0.0, expected: Collection[Family] = ()
+) -> list[Candidate]:
     """Return the candidates best first, after the one that is chosen, and say who is about equal to that.
 
     Of those trained as long as the best, and within two standard errors of it, those stay that begin about
-    as well as the best start among them; and no default, where one stays of a family that is `expected` to
-    beat the defaults. The plainest of these is chosen, and of equally plain ones that which was best where
-    the training ended. Where none was trained the losses before training decide alike.
+    as well as the best start among them, and are clearly better than `chance` if any is; and no default,
+    where one stays of a family that is `expected` to beat the defaults. The plainest of these is chosen, and
+    of equally plain ones that which was best where the training ended. Where none was trained the losses
+    before training decide alike.
     """
     best_first = ranked(candidates)
     best = best_first[0]
     level = [c for c in best_first if _is_level(c, best)]
     equal = _without_late_starters([c for c in level if is_about_equal(c, best)])
+    equal = [c for c in equal if _is_better_than(chance, c)] or equal
     if any(c.spec.kind.family in expected for c in equal):
         equal = [c for c in equal if c.spec.kind.family is not Family.DEFAULT]
     plainest = min(c.spec.kind.plainness for c in equal)
@@ -90,6 +94,15 @@ def _without_late_starters(candidates: Sequence[Candidate]) -> list[Candidate]:
         for c in candidates
         if c.answers is None or not is_clearly_less(c.score.before or 0.0, best, len(c.answers))
     ]
+
+
+def _is_better_than(chance: float, candidate: Candidate) -> bool:
+    """Return whether an accuracy is above that of a constant answer by more than two standard errors."""
+    if candidate.answers is None:
+        return False
+    images, share = len(candidate.answers), _accuracy(candidate)
+    error = sqrt(share * (1 - share) / images + 1 / images**2)
+    return share - chance > CLEAR_LEAD * error
 
 
 def _is_level(one: Candidate, other: Candidate) -> bool:

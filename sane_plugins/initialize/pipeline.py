@@ -96,7 +96,8 @@ def initialize(
         )
         completion |= forecast_completion
         # Between those that the race calls about equal, the forecast decides whether a default is taken.
-        ranked = tuple(choose(ranked, {f for f, x in forecasts.items() if x.helps_clearly}))
+        expected = {family for family, x in forecasts.items() if x.helps_clearly}
+        ranked = tuple(choose(ranked, problem.chance, expected))
         best, ranked = finished(problem, ranked)
         rows = score_rows(ranked, result)
         provenance = build_provenance(

@@ -68,6 +68,12 @@ class InitializationProblem:
         return self.options.classifier == "fit" and bool(self.classifier)
 
     @property
+    def chance(self) -> float:
+        """Return the accuracy of the best constant answer on the images to choose by."""
+        labels = self.task.y_test
+        return float(labels.bincount().max()) / len(labels) if len(labels) else 0.0
+
+    @property
     def transfer_names(self) -> tuple[str, ...]:
         """Return the methods that transfer a prompt network, in the order in which they are tried."""
         needing = (k for k, method in self.methods.items() if getattr(method, "needs_prompt", True))

@@ -77,7 +77,7 @@ def race(
                 for candidate in worse_half:
                     del training[id(candidate.module)]
                 others = [*others, *worse_half]
-    return RaceResult(tuple(choose([*running, *others])), stage.completion)
+    return RaceResult(tuple(choose([*running, *others], problem.chance)), stage.completion)
 
 
 def finalists_first(candidates: Sequence[Candidate]) -> list[Candidate]:

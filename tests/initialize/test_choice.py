@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sane_plugins.grafting import RidgeFit
-from sane_plugins.initialize import CandidateScore, Kind
+from sane_plugins.initialize import CandidateScore, Family, Kind
 from sane_plugins.initialize.candidates import BuiltNetwork, Candidate
 from sane_plugins.initialize.choice import choose, difference_error
 from sane_plugins.initialize.kinds import CandidateSpec
@@ -68,6 +68,21 @@ def test_of_equals_one_that_begins_far_behind_is_not_chosen() -> None:
     assert second.score.about_equal
     little = replace(level[1], score=replace(level[1].score, before=0.12))
     assert chosen(level[0], little) is Kind.DEFAULT
+
+
+def test_of_equals_one_that_is_no_better_than_chance_is_not_chosen() -> None:
+    few = [trained(Kind.TRANSFER, 18, of=40), trained(Kind.DEFAULT, 14, of=40)]
+    assert choose(few)[0].spec.kind is Kind.DEFAULT
+    best, other = choose(few, chance=0.25)
+    assert best.spec.kind is Kind.TRANSFER
+    assert other.score.about_equal
+
+
+def test_of_equals_no_default_is_chosen_where_others_are_expected_to_beat_it() -> None:
+    level = [trained(Kind.DEFAULT, 201), trained(Kind.TRANSFER, 200), trained(Kind.PROMPT, 199)]
+    assert choose(level)[0].spec.kind is Kind.DEFAULT
+    assert choose(level, expected={Family.TRANSFER})[0].spec.kind is Kind.PROMPT
+    assert choose(level, expected={Family.SANE})[0].spec.kind is Kind.DEFAULT
 
 
 def test_the_longer_trained_are_compared_with_each_other_alone() -> None:

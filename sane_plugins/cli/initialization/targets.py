@@ -70,7 +70,7 @@ def resolve_target(host: Host, names: InputNames) -> Target:
         _require_room(names, size)
         target = resolve(_load_task(names, size))
     note = (
-        f"images of several sizes, of some {usual} pixels, are resized to {size}x{size}:"
+        f"the images are of several sizes (usually {usual} pixels) and are resized to {size}x{size}:"
         " --size sets another"
     )
     return replace(target, notes=(note, *target.notes))
