@@ -1,6 +1,6 @@
 from .batchnorm import condition, conditioned, has_statistics, norms_in_training_mode
 from .channel_maps import ChannelMaps
-from .classifier import find_classifier, fit_classifier, softness_of
+from .classifier import find_classifier, fit_classifier, softness_of, write_classifier
 from .kept_channels import KeptChannels, find_kept_channels
 from .lending import GraftedWeights, graft
 from .matching import Matching, Pair, match, match_places
@@ -67,5 +67,6 @@ __all__ = [
     "read_units",
     "softness_of",
     "transfer_methods",
+    "write_classifier",
     "write_graft",
 ]

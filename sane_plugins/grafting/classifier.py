@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import sqrt
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from sane_plugins.weights import from_module, load_nearest
 
 _BATCH_SIZE = 250
 _SOFTNESS_WITHOUT_NORMS = 10.0
+_MOST_GROWTH = 400.0  # of fitted weights, in deviations of fresh ones
 
 
 @torch.no_grad()
@@ -62,12 +64,24 @@ def fit_classifier(
     its features are those that training will start from. The outputs are divided by `softness`.
     """
     fit = fit_ridge(_layer_inputs(module, layer, images), labels, layer.out_features)
+    write_classifier(layer, fit, softness)
+    return fit
+
+
+def write_classifier(layer: nn.Linear, fit: RidgeFit, softness: float = 1.0) -> None:
+    """Write a fit into the layer, its outputs divided by `softness`, or by more where its weights are huge.
+
+    They are where the layers before it lose nearly all of the signal; steps of training then change the
+    outputs by as much.
+    """
+    fresh = 1 / sqrt(3 * layer.in_features)  # the deviation of torch's default weights
+    growth = float(fit.weight.square().mean().sqrt()) / fresh
+    softness = max(softness, growth / _MOST_GROWTH)
     fitted = {"weight": fit.weight / softness}
     if layer.bias is not None:
         fitted["bias"] = fit.bias / softness
     # Its weight may be computed from others (weight norm), so it is not simply written.
     load_nearest(layer, from_module(layer).replace(fitted))
-    return fit
 
 
 def softness_of(module: nn.Module) -> float:

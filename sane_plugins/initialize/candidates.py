@@ -213,9 +213,13 @@ def fit_task_classifier(module: nn.Module, problem: InitializationProblem, kind:
     count = problem.options.fit_images
     images, labels = problem.task.x_train[:count], problem.task.y_train[:count]
     layer = find_classifier(module, images[:2])
-    softness = softness_of(module) if kind is Kind.TRANSFER else 1.0
     if layer is not None:
-        fit_classifier(module, layer, images, labels, softness)
+        fit_classifier(module, layer, images, labels, classifier_softness(module, kind))
+
+
+def classifier_softness(module: nn.Module, kind: Kind) -> float:
+    """Return what the outputs of a fitted classifier are divided by: more than 1 for some transfers alone."""
+    return softness_of(module) if kind is Kind.TRANSFER else 1.0
 
 
 def copy_state(module: nn.Module) -> dict[str, torch.Tensor]:

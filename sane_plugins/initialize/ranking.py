@@ -23,17 +23,18 @@ from sane_plugins.grafting import (
     fit_ridge,
     lead,
     norms_in_training_mode,
+    write_classifier,
 )
 from sane_plugins.initialize.candidates import (
     BuiltNetwork,
     Candidate,
     CandidateBuilder,
+    classifier_softness,
     copy_state,
 )
 from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Kind, Statistics
 from sane_plugins.initialize.problem import InitializationProblem
 from sane_plugins.tasks import logits
-from sane_plugins.weights import from_module, load_nearest
 
 _BATCH_SIZE = 64
 CLEAR_LEAD = 2.0  # standard errors: what differs by less is about equal
@@ -45,12 +46,12 @@ def rank(
     problem: InitializationProblem,
     images: int,
     statistics: Statistics = "measured",
-    fits: bool = True,
+    kind: Kind = Kind.DEFAULT_FITTED,
 ) -> RidgeFit:
     """Rank by at most so many training images.
 
     In place, norms then have the statistics of these images, unless `statistics` are its `own`; and the
-    classifier is fitted to them, where the problem fits it and `fits` is true.
+    classifier is fitted to them, where the problem fits it and the `kind` is no plain default.
     """
     task = problem.task
     x, y = task.x_train[:images], task.y_train[:images]
@@ -63,8 +64,8 @@ def rank(
             if layer is None:
                 features.append(output.flatten(1))
     fit = fit_ridge(torch.cat(features), y, len(task.classes))
-    if layer is not None and fits and problem.fits_classifier:
-        _write(layer, fit)
+    if layer is not None and kind is not Kind.DEFAULT and problem.fits_classifier:
+        write_classifier(layer, fit, classifier_softness(module, kind))
     return fit
 
 
@@ -89,13 +90,13 @@ def rank_candidate(
         unranked = Candidate(built, _score(built, problem))
         return _with_losses(unranked, _judge(module, problem, images))
     before = copy_state(module)
-    fit = training_fit = rank(module, problem, images, fits=spec.kind is not Kind.DEFAULT)
+    fit = training_fit = rank(module, problem, images, kind=spec.kind)
     if spec.kind is Kind.DEFAULT:
         module.load_state_dict(before)
     elif spec.kind in (Kind.PROMPT, Kind.TRANSFER) and _lends_statistics(before, problem):
         measured = copy_state(module)
         module.load_state_dict(before)
-        own = rank(module, problem, images, statistics="own")
+        own = rank(module, problem, images, statistics="own", kind=spec.kind)
         if lead(own, fit) > CLEAR_LEAD:
             fit, built = own, replace(built, spec=replace(spec, statistics="own"))
         else:
@@ -140,12 +141,6 @@ def _lends_statistics(state: Mapping[str, torch.Tensor], problem: Initialization
     """Return whether running means are no longer those of a fresh network, which are 0."""
     means = [p.key for p in problem.graph.params if p.role == "running_mean"]
     return any(bool(state[key].any()) for key in means if key in state)
-
-
-def _write(layer: nn.Linear, fit: RidgeFit) -> None:
-    fitted = {"weight": fit.weight} | ({} if layer.bias is None else {"bias": fit.bias})
-    # Its weight may be computed from others (weight norm), so it is not simply written.
-    load_nearest(layer, from_module(layer).replace(fitted))
 
 
 @contextmanager

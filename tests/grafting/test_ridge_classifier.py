@@ -126,3 +126,17 @@ def test_transferred_networks_without_norms_begin_with_small_outputs(norm) -> No
     assert softness > 1 if norm is None else softness == 1
     fit_classifier(module, module[-1], images, labels, softness)
     assert torch.allclose(module(images) * softness, before, atol=1e-4)
+
+
+def test_weights_that_would_be_huge_are_written_smaller_and_answer_alike() -> None:
+    """Deep networks without norms lose the signal; a classifier that brings it back diverges in training."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(200, 20), torch.randint(3, (200,))
+    module = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 3))
+    with torch.no_grad():
+        module[0].weight.mul_(1e-6)
+    fit = fit_classifier(module, module[1], images, labels)
+    deviation = module[1].weight.detach().square().mean().sqrt() * (3 * 20) ** 0.5
+    assert deviation == pytest.approx(400, rel=1e-3)
+    features = module[0](images).detach()
+    assert torch.equal(module(images).argmax(1), (features @ fit.weight.T + fit.bias).argmax(1))
