@@ -135,6 +135,7 @@ def test_weights_that_would_be_huge_are_written_smaller_and_answer_alike() -> No
     module = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 3))
     with torch.no_grad():
         module[0].weight.mul_(1e-6)
+        module[0].bias.zero_()
     fit = fit_classifier(module, module[1], images, labels)
     deviation = module[1].weight.detach().square().mean().sqrt() * (3 * 20) ** 0.5
     assert deviation == pytest.approx(400, rel=1e-3)
