@@ -1,7 +1,7 @@
 from .build_code import BuildCode, build_code, described_code
 from .building_blocks import PatchTokens
 from .dry_run import image_count, run_on_meta
-from .factory import build, build_by_name, require_trusted
+from .factory import build, build_by_name, call_anew, require_trusted
 from .families import (
     ACTIVATIONS,
     FIXED_SIZE,
@@ -43,6 +43,7 @@ __all__ = [
     "build_model",
     "build_named",
     "build_with_weights",
+    "call_anew",
     "describe_call",
     "described_code",
     "family_name",
