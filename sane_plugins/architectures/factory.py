@@ -154,7 +154,9 @@ def _find_builder(factory: Mapping[str, Any], trust: Trust, place: object) -> Ca
             name,
             f"it cannot be imported ({type(error).__name__}: {error})",
             "package.module:function must exist",
-            "check the name, and that its folder is on PYTHONPATH or the current one",
+            f"write {module.removesuffix('.py')}:{function}"
+            if module.endswith(".py")
+            else "check the name, and that its folder is on PYTHONPATH or the current one",
         ) from error
     if not hasattr(imported, function):
         raise SourceError(

@@ -69,7 +69,7 @@ def require_trainable(module: nn.Module, task: Task, name: str = "") -> None:
         with torch.enable_grad(), drawing_from(torch.Generator().manual_seed(0)):
             loss = cross_entropy(logits(copied.train(), x), y)
             step = "backward pass"
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
     except (Exception, SystemExit) as error:
         images = f"{_images(task)} in training mode"
         raise _failed(module, name, error, images, _TRAINS, step=step) from error
