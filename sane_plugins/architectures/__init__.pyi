@@ -19,7 +19,7 @@ from .model_library import build_model, build_named, open_named, unknown_model
 from .model_spec import ModelSpec, Notes, build_with_weights
 from .names import FAMILIES, SMALL_CNN, family_name, is_bare_name, without_options
 from .size_limit import Size, SizeLimit
-from .torchvision_import import import_torchvision, torchvision_has
+from .torchvision_import import import_torchvision, torchvision_fits, torchvision_has
 from .trust import FULL_TRUST, NO_TRUST, Trust, describe_call, is_function_name
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "small_cnn",
     "small_cnn_size",
     "takes_image_size",
+    "torchvision_fits",
     "torchvision_has",
     "unknown_model",
     "vit",
