@@ -179,7 +179,7 @@ def test_a_torchvision_that_does_not_fit_is_imported_first(tmp_path, monkeypatch
         assert lines[0] == "import torch"
 
 
-def test_a_torchvision_that_does_not_import_is_done_without(tmp_path, monkeypatch) -> None:
+def test_a_torchvision_that_does_not_import_is_done_without(monkeypatch) -> None:
     def fails():
         raise SourceError(
             "torchvision", "it does not import", "one that fits is needed", "install it"
