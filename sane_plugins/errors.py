@@ -76,7 +76,7 @@ class PluginError(SaneError):
     """A plugin is missing, broken, or collides with another."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of another library's error message, short enough for a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
 

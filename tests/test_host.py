@@ -265,6 +265,33 @@ def test_an_unknown_source_says_the_way_out() -> None:
         Host.installed().open("no-such-thing")
 
 
+@pytest.mark.parametrize("ask", [Host.open, Host.build])
+def test_of_a_file_of_code_a_function_is_named(tmp_path, monkeypatch, ask) -> None:
+    (tmp_path / "my_nets.py").write_text("def net(): ...\n")
+    monkeypatch.chdir(tmp_path)
+    for source in ("my_nets.py", tmp_path / "my_nets.py"):
+        with pytest.raises(
+            SourceError, match=r"write my_nets:function with the function's name\.$"
+        ):
+            ask(Host.installed(), source)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(SourceError, match=r"my_nets:function .* put \.\. on PYTHONPATH"):
+        ask(Host.installed(), "../my_nets.py")
+    with pytest.raises(SourceError, match=r"write my_nets:net\."):
+        ask(Host.installed(), "my_nets.py:net")
+
+
+def test_a_file_is_not_told_of_what_nobody_can_type(tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("no network")
+    with pytest.raises(SourceError) as caught:
+        Host.installed().open(tmp_path / "notes.txt")
+    assert "package.module:function" in caught.value.needed
+    assert "module, a state dict" not in caught.value.needed
+    with pytest.raises(SourceError, match="a module, a state dict"):
+        Host.installed().open(3)
+
+
 def test_open_save_and_build(tmp_path) -> None:
     host, network = Host.installed(), nn.Linear(3, 2)
     path = host.save(host.open(network), tmp_path / "net.safetensors")

@@ -1,7 +1,7 @@
 from .build_code import BuildCode, build_code, described_code
 from .building_blocks import PatchTokens
 from .dry_run import image_count, run_on_meta
-from .factory import build, build_by_name, require_trusted
+from .factory import build, build_by_name, call_anew, require_trusted
 from .families import (
     ACTIVATIONS,
     FIXED_SIZE,
@@ -19,7 +19,7 @@ from .model_library import build_model, build_named, open_named, unknown_model
 from .model_spec import ModelSpec, Notes, build_with_weights
 from .names import FAMILIES, SMALL_CNN, family_name, is_bare_name, without_options
 from .size_limit import Size, SizeLimit
-from .torchvision_import import import_torchvision, torchvision_has
+from .torchvision_import import import_torchvision, torchvision_fits, torchvision_has
 from .trust import FULL_TRUST, NO_TRUST, Trust, describe_call, is_function_name
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "build_model",
     "build_named",
     "build_with_weights",
+    "call_anew",
     "describe_call",
     "described_code",
     "family_name",
@@ -60,6 +61,7 @@ __all__ = [
     "small_cnn",
     "small_cnn_size",
     "takes_image_size",
+    "torchvision_fits",
     "torchvision_has",
     "unknown_model",
     "vit",

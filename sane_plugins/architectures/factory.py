@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from inspect import signature
 from types import ModuleType
@@ -57,6 +58,27 @@ def build_by_name(name: str, classes: int | None, trust: Trust = FULL_TRUST) -> 
     argument = _class_count_argument(name, function)
     arguments = {argument: classes} if argument and classes is not None else {}
     return _Call(name, function, arguments)()
+
+
+def call_anew(function: Callable[[], nn.Module]) -> nn.Module:
+    """Return the network that a function builds, which is called again for each draw of its weights.
+
+    Raises `SourceError` where it raises, or returns something else.
+    """
+    called = function.func if isinstance(function, partial) else function
+    name = str(getattr(called, "__qualname__", type(called).__name__))
+    try:
+        module = function()
+    except SaneError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
+        raise SourceError(
+            name,
+            f"it raised {type(error).__name__}: {first_line(error)}",
+            "it must build the network anew each time that it is called, without arguments",
+            "repair it, or give another function",
+        ) from error
+    return _require_module(name, module)
 
 
 def class_count_argument(name: str, trust: Trust = FULL_TRUST) -> str | None:
@@ -127,12 +149,14 @@ def _find_builder(factory: Mapping[str, Any], trust: Trust, place: object) -> Ca
         # What is installed imports nothing from the folder: it probes for modules that it can do without.
         with modules_in(None if is_installed(module) else trust.folder):
             imported = _import(module)
-    except Exception as error:  # the user's own code, which may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
         raise SourceError(
             name,
             f"it cannot be imported ({type(error).__name__}: {error})",
             "package.module:function must exist",
-            "check the name, and that its folder is on PYTHONPATH or the current one",
+            f"write {module.removesuffix('.py')}:{function}"
+            if module.endswith(".py")
+            else "check the name, and that its folder is on PYTHONPATH or the current one",
         ) from error
     if not hasattr(imported, function):
         raise SourceError(
@@ -199,7 +223,7 @@ def _call_builder(
         module = function(**arguments)
     except SaneError:
         raise
-    except Exception as error:  # the user's own code, which may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
         given = f"with {', '.join(arguments)}" if arguments else "without arguments"
         raise SourceError(
             name,
@@ -209,6 +233,10 @@ def _call_builder(
             if isinstance(error, ImportError)
             else "correct them, or name another function",
         ) from error
+    return _require_module(name, module)
+
+
+def _require_module(name: str, module: object) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise SourceError(
             name,

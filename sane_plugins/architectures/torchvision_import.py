@@ -39,6 +39,15 @@ def import_torchvision() -> ModuleType:
         return _import_once()
 
 
+def torchvision_fits() -> bool:
+    """Return whether torchvision was built for this torch; where it was not, `import torchvision` fails.
+
+    Raises what `import_torchvision` raises.
+    """
+    import_torchvision()
+    return not _libraries
+
+
 def torchvision_has(source: Any) -> bool:
     """Return whether a source is a name alone, without a prefix, that torchvision has; options may follow."""
     if not is_bare_name(source) or find_spec("torchvision") is None:
@@ -61,9 +70,11 @@ def _import_once() -> ModuleType:
         _discard_partial_import()
         raise _import_failed(error) from error
     _log.warning(
-        "torchvision %s was built for another torch than %s: classification models work, the"
-        " operators of detection models cannot run",
+        "torchvision %s was built for another torch than %s: here its classification models work and its"
+        " detection models cannot run, and 'import torchvision' of your own fails; install the torchvision"
+        " that belongs to torch %s",
         module.__version__,
+        torch.__version__,
         torch.__version__,
     )
     return module

@@ -28,13 +28,19 @@ T = TypeVar("T")
 
 
 def _in_usual_modes(ability: Callable[..., T]) -> Callable[..., T]:
-    """Compute without the modes that a program's thread may be in: inference, no gradients, autocast."""
+    """Compute without the modes that a program's thread may be in: inference, no gradients, autocast.
+
+    What the code of the user's network raises is told as its error.
+    """
 
     @wraps(ability)
     def run(*args: Any, **named: Any) -> T:
         import torch
 
+        from sane_plugins.weights import network_errors_told
+
         with (
+            network_errors_told(),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
@@ -162,25 +168,27 @@ class Abilities:
             return None
         from torch import nn
 
+        from sane_plugins.architectures import call_anew
         from sane_plugins.autoencoder import embedded_sane, load_sane
         from sane_plugins.generation import SamplerError
         from sane_plugins.initialize import InitializeOptions, generate, initialize
         from sane_plugins.runtime import random_stream, seeded
-        from sane_plugins.tasks import Task
+        from sane_plugins.tasks import Task, require_trainable
 
         require_type("initialize, task", task, Task, way_out="read one with load_task()")
         require_type("initialize, prompts", prompts, list, tuple, way_out="give a list of prompts")
         require_type("initialize, options", options, InitializeOptions, NoneType)
         if not callable(target):
             require_type("initialize, target", target, nn.Module, FunctionType)
+        with seeded(random_stream(0)):
+            module = target if isinstance(target, nn.Module) else call_anew(target)
+        require_trainable(module, task)  # before prompts are read
         networks = tuple(self._prompt_network(prompt, target, task) for prompt in prompts)
         graphs = tuple(network.graph for network in networks)
         # Who gives networks that were read has had their notes.
         read = (x for given, x in zip(prompts, networks, strict=True) if x is not given)
         notes = tuple(text for network in read for text in network.notes)
         if not networks:
-            with seeded(random_stream(0)):
-                module = target if isinstance(target, nn.Module) else target()
             chosen = self.host.default_prompts(module, task)
             networks, graphs, notes = chosen.networks, chosen.graphs, chosen.notes
         sane_path = options.sane if options is not None else None

@@ -217,7 +217,7 @@ def main(
 
     Example: sane-init small-cnn --task digits -o digits.safetensors
     """
-    from sane_plugins.tasks import Usage
+    from sane_plugins.tasks import Usage, require_trainable
 
     host, names = open_host(), replace(names, sets_test_aside=False)
     first_task = _first_task_path(output.output) if options.pruned else None
@@ -230,7 +230,9 @@ def main(
     )
     share = names.validation_share
     target = resolve_target(host, names)
-    host.check_save(host.open(target.module()), output.output, like=names.model, force=output.force)
+    module = target.module()
+    require_trainable(module, target.task, target.name)  # before prompts are read
+    host.check_save(host.open(module), output.output, like=names.model, force=output.force)
     require_device(options.device)
     trusted = typed_trust((names.model, names.factory), trust)
     prompts = [resolve_prompts(host, names, prompt, target, trusted) for prompt in names.prompts]

@@ -68,7 +68,8 @@ def examine_torchvision() -> tuple[list[str], list[str]]:
         return [], []
     return [], [
         f"torchvision {found} was built for another torch than {torch.__version__}: its detection models are"
-        " read and cannot run; if you need them, install the torchvision that belongs to this torch"
+        " read and cannot run, and 'import torchvision' of your own fails; install the torchvision that"
+        " belongs to this torch"
     ]
 
 

@@ -14,17 +14,23 @@ def unknown_source(source: Any) -> SourceError:
     """Return the error for what no plugin reads."""
     from sane_plugins.formats import exists
 
+    if is_python_file(source):
+        return _named_by_file(Path(source))
     is_file = isinstance(source, str | Path) and exists(source)
     return SourceError(
         source_name(source),
         "no plugin reads this file" if is_file else "no plugin knows it",
-        "a module, a state dict, a file or a name such as torchvision:resnet18 is needed",
+        "a file of a network, a name such as torchvision:resnet18, or package.module:function is needed"
+        if isinstance(source, str | Path)
+        else "a module, a state dict, a file or a name such as torchvision:resnet18 is needed",
         "check the name and its suffix, or see 'sane-plugins list'",
     )
 
 
 def unknown_network(source: Any) -> SourceError:
     """Return the error for what no plugin builds; of a name alone, with the library or names like it."""
+    if is_python_file(source):
+        return _named_by_file(Path(source))
     if is_bare_name(source):
         from sane_plugins.recognition import close_names, library_sources
 
@@ -53,6 +59,23 @@ def unknown_suffix(target: Path) -> UsageError:
         f"no plugin writes '{target.suffix}' files",
         "a known suffix is needed",
         "write .safetensors, .pt, or the form that the network came in",
+    )
+
+
+def is_python_file(source: Any) -> bool:
+    """Return whether a source is named like a file of Python code."""
+    return isinstance(source, str | Path) and Path(source).suffix == ".py"
+
+
+def _named_by_file(path: Path) -> SourceError:
+    """Return the error for a file of Python code in place of a function in it."""
+    is_here = path.parent.resolve() == Path.cwd()
+    there = "" if is_here else f" and put {path.parent} on PYTHONPATH"
+    return SourceError(
+        path,
+        "it is Python code, which no plugin reads as a network",
+        "a function in it that builds one can be named",
+        f"write {path.stem}:function with the function's name{there}",
     )
 
 

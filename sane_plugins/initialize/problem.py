@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 from torch import nn
 
+from sane_plugins.architectures import call_anew
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.errors import SourceError, TaskError, UsageError
 from sane_plugins.generation import (
@@ -271,7 +272,7 @@ def _network_builder(
     built = WeakSet[nn.Module]()
 
     def build() -> nn.Module:
-        module = target()
+        module = call_anew(target)
         if module in built:  # the function gives one network each time, which stays as it is
             return copy_module(module)
         built.add(module)

@@ -29,6 +29,14 @@ class Problem:
     error: str
     cause: BaseException | None = field(default=None, compare=False, repr=False)
     place: str = ""
+    is_own: bool = field(default=False, compare=False)  # of this package
+
+    @property
+    def way_out(self) -> str:
+        """Return what to do about it."""
+        if self.is_own:
+            return "if they are right, it is a fault of sane-plugins: report it with its traceback"
+        return f"repair the plugin, or run '{disable_line(self.plugin)}'"
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,12 @@ class AnswerError(TypeError):
 class Record:
     """The problems and notes of one host: one for each plugin and place, however often it fails.
 
-    SANE_PLUGINS_STRICT=1 raises `PluginError` instead of keeping a problem.
+    SANE_PLUGINS_STRICT=1 raises `PluginError` instead of keeping a problem. `is_own` says whether a plugin
+    of that name is of this package.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_own: Callable[[str], bool] = lambda _: False) -> None:
+        self._is_own = is_own
         self.problems: list[Problem] = []
         self.notes: list[PluginNote] = []
         self._known: set[tuple[str, str]] = set()
@@ -62,13 +72,15 @@ class Record:
         reason = describe_error(error, plugin)
         if isinstance(error, ModuleNotFoundError):
             reason = one_line(f"{reason}: install the package that has that module")
-        problem = Problem(one_line(plugin), reason, error, one_line(place))
+        problem = Problem(
+            one_line(plugin), reason, error, one_line(place), is_own=self._is_own(plugin)
+        )
         if os.environ.get("SANE_PLUGINS_STRICT", "") not in ("", "0"):
             raise PluginError(
                 f"plugin {plugin}",
                 f"it failed ({problem.error})",
                 "SANE_PLUGINS_STRICT allows no failure",
-                f"repair it, or run '{disable_line(plugin)}'",
+                problem.way_out,
             ) from error
         if self._is_new(plugin, f"problem {place}"):
             self.problems.append(problem)
@@ -146,7 +158,9 @@ def to_plugin_error(problem: Problem) -> PluginError:
         if is_answer
         else f"it raised {problem.error} in {problem.place}",
         "an answer is needed and no other plugin gave one",
-        f"check the arguments, repair the plugin, or run '{disable_line(problem.plugin)}'",
+        f"check the arguments; {problem.way_out}"
+        if problem.is_own
+        else f"check the arguments, {problem.way_out}",
     )
     error.said_by(problem.plugin)
     return error

@@ -63,7 +63,7 @@ class PluginRegistry:
     def __init__(self, pm: PluginManager, hooks: ModuleType) -> None:
         self.pm = pm
         self.load_seconds: dict[str, float] = {}  # what the import of each plugin took
-        self._record = Record()
+        self._record = Record(self.is_own)
         self._points: dict[str, EntryPoint] = {}
         self._to_enable: dict[str, str] = {}
         self._distributions: dict[str, tuple[str, str]] = {}

@@ -1,7 +1,8 @@
 from .class_folders import count_files
 from .image_files import MixedSizesError
 from .loading import load_task
-from .scoring import accuracy, correct, forward_flops, logits, require_fit
+from .network_fit import require_fit, require_trainable
+from .scoring import accuracy, correct, forward_flops, logits
 from .task import Task
 from .task_embedding import SIZE, describe
 from .torchvision_datasets import TORCHVISION
@@ -21,4 +22,5 @@ __all__ = [
     "load_task",
     "logits",
     "require_fit",
+    "require_trainable",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,11 @@ _MAX_ENLARGEMENT = 32
 _MAX_EXPANSION, _ROOM = 100, 2**26  # decoded bytes for each of a file's, and in any case
 _BYTES_PER_PIXEL, _COLOURS = 4, 3
 _WHITE = 255.0
+_FEW = 3  # images that an error names
+_MOST_PIXELS = (
+    f"an image has at most {MAX_IMAGE_PIXELS:,} pixels, 25 for each byte where it is large"
+)
+_MAKE_SMALLER = "make it smaller, or remove it"
 _FINE_MODES = ("I", "F")  # numbers of any range, which 8 bits would clip
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000"),
@@ -47,11 +53,15 @@ class MixedSizesError(TaskError):
     usual_side: int = 0
 
 
+class _TooLargeError(TaskError):
+    """An image is larger than such files may be."""
+
+
 def read_sets(folders: Mapping[str, ClassFolder], size: int | None) -> dict[str, ImageSet]:
     """Return the images of folders, all of them grey (N, H, W), or all in colours (N, H, W, 3).
 
     `size` resizes every image to a square of that many pixels. Without it all must have the same size,
-    else `MixedSizesError` is raised.
+    else `MixedSizesError` is raised. All images that cannot be used are told in one `TaskError`.
     """
     files = [
         file for folder in folders.values() for inside in folder.files.values() for file in inside
@@ -76,13 +86,22 @@ def _read_images(files: Sequence[Path], size: int | None) -> tuple[Array, bool]:
     Those that have one are of 0 to 255, float32 where they are finer.
     """
     image = _pillow()
-    _require_sizes(image, files, size)
+    bad = _check_sizes(image, files, size)
     arrays: list[Array] = []
     has_range: list[bool] = []
     for file in files:
-        with _opened(image, file) as opened:
-            arrays.append(_pixels(image, opened, size))
-            has_range.append(_is_16_bit(opened) or opened.mode not in _FINE_MODES)
+        if file in bad:
+            continue
+        try:
+            with _opened(image, file) as opened:
+                pixels = _pixels(image, opened, size)
+                has_range.append(_is_16_bit(opened) or opened.mode not in _FINE_MODES)
+        except TaskError as error:
+            bad[file] = error
+        if bad:
+            arrays.clear()  # the others are read only to tell which cannot be
+            continue
+        arrays.append(pixels)
         if has_range[-1] != has_range[0]:
             raise TaskError(
                 file,
@@ -90,29 +109,59 @@ def _read_images(files: Sequence[Path], size: int | None) -> tuple[Array, bool]:
                 "all pixels run from black to white, or none does",
                 "convert all images to one form",
             )
+    if bad:
+        raise _cannot_be_used(bad, len(files))
     if any(a.ndim == 3 for a in arrays):
         arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, axis=2) for a in arrays]
     return np.stack(arrays), has_range[0]
 
 
-def _require_sizes(image: Any, files: Sequence[Path], size: int | None) -> None:
-    """Read what the files declare; raise `TaskError` where it is too much, or of several sizes."""
-    kept, sizes = _TaskSize(size), []
+def _cannot_be_used(bad: Mapping[Path, TaskError], count: int) -> TaskError:
+    """Return the error for images that cannot be used: one says itself what to do."""
+    errors = [*bad.values()]
+    if len(errors) == 1:
+        return errors[0]
+    few = ", ".join(f"{file}: {error.found}" for file, error in [*bad.items()][:_FEW])
+    more = f" and {len(errors) - _FEW} more" if len(errors) > _FEW else ""
+    large = sum(isinstance(error, _TooLargeError) for error in errors)
+    ways = {0: "remove or replace them", len(errors): "make them smaller, or remove them"}
+    return TaskError(
+        os.path.commonpath([file.parent for file in bad]),
+        f"{len(errors)} of {count:,} images cannot be used: {few}{more}",
+        " and ".join(dict.fromkeys(error.needed for error in errors)),
+        ways.get(large, "make smaller what is too large, and remove or replace the others"),
+    )
+
+
+def _check_sizes(image: Any, files: Sequence[Path], size: int | None) -> dict[Path, TaskError]:
+    """Read what the files declare; return the errors of those that cannot be used.
+
+    Raises `TaskError` where all are too much, and `MixedSizesError` where only their sizes are in the way.
+    """
+    kept, sizes = _TaskSize(size), {}
+    bad: dict[Path, TaskError] = {}
     for file in files:
-        with _opened(image, file) as opened:
-            kept.add(file, opened.size)
-            sizes.append(opened.size)
-    other = next((i for i, found in enumerate(sizes) if found != sizes[0]), None)
-    if size is None and other is not None:
-        (width, height), (wide, high) = sizes[0], sizes[other]
-        error = MixedSizesError(
-            files[other],
+        try:
+            with _opened(image, file) as opened:
+                kept.require_usable(file, opened.size)
+                sizes[file] = opened.size
+        except TaskError as error:
+            bad[file] = error
+            continue
+        kept.add(file, sizes[file])
+    first = next(iter(sizes.values()), None)
+    other = next((file for file, found in sizes.items() if found != first), None)
+    if size is None and first is not None and other is not None and not bad:
+        (width, height), (wide, high) = first, sizes[other]
+        mixed = MixedSizesError(
+            other,
             f"its size is {wide} x {high} pixels",
             f"the images before it have {width} x {height}",
             "resize all images with --size",
         )
-        error.usual_side = sorted(map(min, sizes))[len(sizes) // 2]
-        raise error
+        mixed.usual_side = sorted(map(min, sizes.values()))[len(sizes) // 2]
+        raise mixed
+    return bad
 
 
 @contextmanager
@@ -125,6 +174,13 @@ def _opened(image: Any, file: Path) -> Iterator[Any]:
                 yield opened
     except SaneError:
         raise
+    except image.DecompressionBombError as error:
+        raise _TooLargeError(
+            file,
+            f"it is too large to be read ({first_line(error)})",
+            _MOST_PIXELS,
+            _MAKE_SMALLER,
+        ) from error
     except Exception as error:  # damaged bytes may make Pillow raise anything
         raise TaskError(
             file,
@@ -159,24 +215,29 @@ class _TaskSize:
     def __init__(self, size: int | None) -> None:
         self._size, self._kept, self._stored = size, 0, 0
 
-    def add(self, file: Path, declared: tuple[int, int]) -> None:
-        """Raise `TaskError` where this image, or all up to it, take more memory than such files may."""
+    def require_usable(self, file: Path, declared: tuple[int, int]) -> None:
+        """Raise `TaskError` where this image takes more memory than such a file may, or is too small."""
         (width, height), stored = declared, file.stat().st_size
         pixels = width * height
         if pixels > MAX_IMAGE_PIXELS or _BYTES_PER_PIXEL * pixels > _max_decoded(stored):
-            raise TaskError(
+            raise _TooLargeError(
                 file,
                 f"it is {width} x {height} pixels in {stored:,} bytes",
-                f"an image has at most {MAX_IMAGE_PIXELS:,} pixels, 25 for each byte where it is large",
-                "shrink it, or remove it",
+                _MOST_PIXELS,
+                _MAKE_SMALLER,
             )
         if self._size is not None:
             require_resizable(file, (height, width), (self._size, self._size))
+
+    def add(self, file: Path, declared: tuple[int, int]) -> None:
+        """Raise `TaskError` where all images up to this one take more memory than such files may."""
+        (width, height), stored = declared, file.stat().st_size
+        if self._size is not None:
             self._kept += _COLOURS * self._size**2
             limit = MAX_TASK_VALUES
         else:
             self._stored += stored
-            self._kept += _COLOURS * pixels
+            self._kept += _COLOURS * width * height
             limit = _max_decoded(self._stored)
         if self._kept > limit:
             raise TaskError(

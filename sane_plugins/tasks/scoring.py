@@ -7,9 +7,6 @@ from torch import nn
 from torch.utils._python_dispatch import _pop_mode, _push_mode
 from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
-from sane_plugins.errors import TaskError, first_line
-from sane_plugins.tasks.task import Task
-
 _BATCH_SIZE = 250
 
 
@@ -62,26 +59,3 @@ def forward_flops(module: nn.Module, images: torch.Tensor) -> int:
     with _Counting(counter), torch.no_grad():
         module.eval()(images)
     return max(1, int(counter.get_total_flops()))
-
-
-def require_fit(module: nn.Module, task: Task) -> None:
-    """Raise `TaskError` unless the module accepts the task's images and has one output per class."""
-    height, width = task.size
-    images = f"images of {task.channels} x {height} x {width}"
-    try:
-        with torch.no_grad():
-            shape = tuple(logits(module.eval(), task.x_train[:2]).shape)
-    except Exception as error:  # any layer may refuse a shape, each in its own words
-        raise TaskError(
-            task.name,
-            f"the network does not take its {images} ({first_line(error)})",
-            f"image size and channels must fit the network, for {len(task.classes)} classes",
-            "resize the images with --size, or choose another network",
-        ) from error
-    if shape != (len(task.x_train[:2]), len(task.classes)):
-        raise TaskError(
-            task.name,
-            f"the network's outputs for its {images} have shape {shape[1:]}",
-            f"the task has {len(task.classes)} classes, one output each",
-            "build the network for this class count, or give the image size it takes with --size",
-        )

@@ -29,6 +29,7 @@ from .module_tensors.state import names_in_use
 from .module_tensors.writing import computes_tensors
 from .modules import from_module
 from .natural_order import natural_key, recurrent_place
+from .network_errors import RaisedByNetwork, network_errors_told, raised_by_network
 from .rounding import is_rounded, rounded_to, widened
 from .scale import SIDE, Scale, apply_scale, fit_scale, undo_scale
 from .tensor_identity import memory_key, tensor_digest, tensors_digest
@@ -62,6 +63,7 @@ __all__ = [
     "Param",
     "PlainNames",
     "Pruned",
+    "RaisedByNetwork",
     "Role",
     "Scale",
     "Slot",
@@ -90,8 +92,10 @@ __all__ = [
     "memory_key",
     "names_in_use",
     "natural_key",
+    "network_errors_told",
     "nncf_masked",
     "possible",
+    "raised_by_network",
     "recurrent_place",
     "require_valid",
     "rounded_to",

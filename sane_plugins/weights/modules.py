@@ -25,6 +25,7 @@ from sane_plugins.weights.layers import (
 from sane_plugins.weights.module_tensors.reading import ModuleTensor, read_module_tensors
 from sane_plugins.weights.module_tensors.state import ModuleState
 from sane_plugins.weights.module_tensors.writing import computes_tensors
+from sane_plugins.weights.network_errors import network_errors_told
 from sane_plugins.weights.tracing.module_channels import module_channel_op
 from sane_plugins.weights.tracing.trace import trace
 from sane_plugins.weights.validity.operations import possible
@@ -32,12 +33,14 @@ from sane_plugins.weights.validity.operations import possible
 _NORMS = (batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
+@network_errors_told()
 def from_module(module: nn.Module, source: str | None = None) -> WeightGraph:
     """Read a module's weights, and its topology where a symbolic trace gives one.
 
     Layers with weights come in the order of the state dict, so that a module and its saved file give
     the same tokens. A layer that the trace did not reach has no inputs, and a note says so. The
-    module is not changed. Raises `SourceError` where it has no weights, or an uninitialised lazy layer.
+    module is not changed. Raises `SourceError` where it has no weights, or an uninitialised lazy layer, or
+    where its own code raises.
     """
     entries, untouched, missed = read_module_tensors(module)
     ties: dict[str, str] = {}

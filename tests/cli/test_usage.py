@@ -1,6 +1,7 @@
 """What `sane-init` wrote can be used: by the printed code, by the metadata, and `verify` tells it."""
 
 import json
+import subprocess
 import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,12 +14,13 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 from sane_plugins import Host
-from sane_plugins.architectures import import_torchvision
+from sane_plugins.architectures import BuildCode, import_torchvision
 from sane_plugins.arguments import ArgumentTypeError
 from sane_plugins.cli.initialization.inputs import InputNames
 from sane_plugins.cli.initialization.snippet import usage_snippet
 from sane_plugins.cli.initialization.targets import resolve_target
 from sane_plugins.cli.initialize import main
+from sane_plugins.errors import SourceError
 from sane_plugins.tasks import Usage, load_task
 
 QUICK = ("--samples", 1, "--keep", 1, "--budget", 0.1)
@@ -151,8 +153,6 @@ def test_many_classes_are_written_or_read(tmp_path, names) -> None:
     )
     from safetensors.torch import save_file
 
-    from sane_plugins.architectures import BuildCode
-
     path = tmp_path / "out.safetensors"
     save_file({}, path, {"sane": json.dumps(usage.to_metadata())})
     snippet = usage_snippet(path, BuildCode("import json", "torch.nn.Module()"), usage)
@@ -162,12 +162,49 @@ def test_many_classes_are_written_or_read(tmp_path, names) -> None:
     assert made["classes"] == [*names]
 
 
+TASK_ON_DISK = Usage.of(load_task("digits"))
+LIBRARY_CODE = BuildCode("import torchvision", "torchvision.models.get_model('squeezenet1_0')")
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_torchvision_that_does_not_fit_is_imported_first(tmp_path, monkeypatch, fits) -> None:
+    monkeypatch.setattr("sane_plugins.cli.initialization.snippet.find_spec", lambda _: True)
+    monkeypatch.setattr("sane_plugins.architectures.torchvision_fits", lambda: fits)
+    lines = usage_snippet(tmp_path / "out.pt", LIBRARY_CODE, TASK_ON_DISK).splitlines()
+    called = "import_torchvision()" in lines
+    assert called is not fits
+    if called:
+        assert lines.index("import_torchvision()") < lines.index("import torchvision")
+    else:
+        assert lines[0] == "import torch"
+
+
+def test_a_torchvision_that_does_not_import_is_done_without(monkeypatch) -> None:
+    def fails():
+        raise SourceError(
+            "torchvision", "it does not import", "one that fits is needed", "install it"
+        )
+
+    monkeypatch.setattr("sane_plugins.cli.initialization.snippet.find_spec", lambda _: True)
+    monkeypatch.setattr("sane_plugins.architectures.torchvision_fits", fails)
+    code = BuildCode("", "torch.nn.Module()")
+    assert "torchvision" not in usage_snippet(Path("out.pt"), code, TASK_ON_DISK)
+
+
+def test_the_snippet_runs_in_a_process_of_its_own(tmp_path) -> None:
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    host = Host.installed()
+    path = host.save(host.open("torchvision:squeezenet1_0"), tmp_path / "out.safetensors")
+    code = "import logging\nlogging.disable()\n" + usage_snippet(path, LIBRARY_CODE, TASK_ON_DISK)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_torchvision_the_snippet_does_without(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sane_plugins.cli.initialization.snippet.find_spec", lambda _: None)
     task = load_task("digits")
     from safetensors.torch import save_file
-
-    from sane_plugins.architectures import BuildCode
 
     path = tmp_path / "out.safetensors"
     save_file({}, path)

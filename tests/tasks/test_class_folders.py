@@ -32,6 +32,48 @@ def sets(tmp_path):
     return tmp_path / "pets"
 
 
+def _too_large(path, side: int = 9_000) -> None:
+    """Write an image of more pixels than are read, in few bytes."""
+    image.new("L", (side, side)).save(path)
+
+
+def test_all_images_that_cannot_be_used_are_told_at_once(tmp_path) -> None:
+    for name in ("ant", "bee"):
+        fill(tmp_path / name, 6)
+    whole = (tmp_path / "ant" / "0.png").read_bytes()
+    (tmp_path / "ant" / "1.png").write_bytes(whole[: len(whole) // 2])  # found when it is decoded
+    with pytest.raises(TaskError, match=r"ant/1.png: it cannot .*; remove or replace it\.$"):
+        load_task(tmp_path)
+    (tmp_path / "ant" / "3.png").write_text("no image")
+    with pytest.raises(TaskError, match="2 of 12 images cannot be used") as caught:
+        load_task(tmp_path)
+    assert caught.value.place == str(tmp_path / "ant")
+    for i in range(3):
+        (tmp_path / "bee" / f"{i}.png").write_text("no image")
+    for size in (None, 8):
+        with pytest.raises(TaskError, match="5 of 12 images cannot be used: ") as caught:
+            load_task(tmp_path, size)
+        error = caught.value
+        assert error.place == str(tmp_path)
+        assert error.found.count(".png: it cannot be read as an image") == 3
+        assert error.found.endswith(" and 2 more")
+        assert error.way_out == "remove or replace them"
+
+
+def test_what_is_too_large_is_to_be_made_smaller(tmp_path) -> None:
+    for name in ("ant", "bee"):
+        fill(tmp_path / name, 2)
+    _too_large(tmp_path / "ant" / "0.png")
+    with pytest.raises(TaskError, match=r"9000 x 9000 pixels .*; make it smaller, or remove it\.$"):
+        load_task(tmp_path)
+    _too_large(tmp_path / "bee" / "1.png", 19_000)  # Pillow's own limit
+    with pytest.raises(TaskError, match=r"2 of 4 .*; make them smaller, or remove them\.$"):
+        load_task(tmp_path, 16)
+    (tmp_path / "bee" / "0.png").write_text("no image")
+    with pytest.raises(TaskError, match=r"3 of 4 .*; make smaller what is too large, and remove"):
+        load_task(tmp_path)
+
+
 def test_sets_are_read_as_image_folders_are(sets) -> None:
     task = load_task(sets)
     assert task.classes == ("Bee", "ant", "dog")  # as torchvision's ImageFolder sorts them

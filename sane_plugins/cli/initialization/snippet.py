@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sane_plugins.display import literal
+from sane_plugins.errors import SaneError
 
 if TYPE_CHECKING:
     from sane_plugins.architectures import BuildCode
@@ -20,13 +21,33 @@ _WIDTH = 100
 def usage_snippet(path: Path, code: BuildCode, usage: Usage) -> str:
     """Return Python code that loads a file that was written, and prepares images for the network."""
     imports, load = _loading(path)
-    with_transforms = find_spec("torchvision") is not None
+    first, with_transforms = _first_of_torchvision()
     transform_import, transform = (_transforms if with_transforms else _plain_preparation)(usage)
     class_import, classes = _classes(path, usage)
     lines = ["import torch", code.imports, *imports, *class_import, *transform_import]
     plain = sorted({x for x in lines if x.startswith("import")})
     named = sorted({x for x in lines if x.startswith("from")})
-    return "\n".join([*plain, *named, "", *classes, *_network(code, load), *transform])
+    return "\n".join([*first, *plain, *named, "", *classes, *_network(code, load), *transform])
+
+
+def _first_of_torchvision() -> tuple[list[str], bool]:
+    """Return the lines by which torchvision is imported where it does not fit, and whether it can be."""
+    from sane_plugins.architectures import torchvision_fits
+
+    if find_spec("torchvision") is None:
+        return [], False
+    try:
+        fits = torchvision_fits()
+    except SaneError:  # it does not import at all
+        return [], False
+    lines = [
+        "from sane_plugins.architectures import import_torchvision",
+        "",
+        "# This torchvision was built for another torch; imported without this, it fails.",
+        "import_torchvision()",
+        "",
+    ]
+    return ([] if fits else lines), True
 
 
 def _network(code: BuildCode, load: str) -> list[str]:
