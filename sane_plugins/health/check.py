@@ -90,7 +90,8 @@ def _never_trained(state: TrainingState) -> Finding:
 def _half_loaded(state: TrainingState, evidence: dict[str, LayerEvidence]) -> Iterator[Finding]:
     fresh = [name for name, layer in evidence.items() if layer.is_fresh_norm]
     if fresh and state.trained and not state.drawn:
-        text = f"{some(fresh)}: the norm is as it begins"
+        norms = "the norm is as it begins" if len(fresh) == 1 else "the norms are as they begin"
+        text = f"{some(fresh)}: {norms}"
         yield Finding(kind="fresh_norm", severity="note", text=text, places=tuple(fresh))
     if not state.drawn or not state.trained:
         return
@@ -103,18 +104,31 @@ def _half_loaded(state: TrainingState, evidence: dict[str, LayerEvidence]) -> It
             places=state.drawn,
         )
         return
-    norms = [name for name in state.drawn if evidence[name].is_norm]
-    matrices = len(state.drawn) - len(norms)
-    what = [f"{matrices} layers are as an initialisation draws them ({_recipes(state)})"]
-    what = what * bool(matrices) + [f"{len(norms)} norms are as they begin"] * bool(norms)
     trained = sum(not evidence[name].is_norm for name in state.trained)
     yield Finding(
         kind="half_loaded",
         severity="fault",
-        text=f"{' and '.join(what)} ({some(state.drawn)}), while {trained} layers are trained:"
-        " was it loaded with strict=False?",
+        text=f"{_drawn_layers(state, evidence)}, while {_count(trained, 'layer')} trained, as after"
+        " loading with strict=False",
         places=state.drawn,
     )
+
+
+def _drawn_layers(state: TrainingState, evidence: dict[str, LayerEvidence]) -> str:
+    """Return how many layers are as drawn, by which recipes, and how many norms are as they begin."""
+    norms = sum(evidence[name].is_norm for name in state.drawn)
+    told = []
+    if matrices := len(state.drawn) - norms:
+        them = "it" if matrices == 1 else "them"
+        layers = f"{_count(matrices, 'layer')} as an initialisation draws {them}"
+        told.append(f"{layers} ({_recipes(state)})")
+    if norms:
+        told.append(f"{_count(norms, 'norm')} as {'it begins' if norms == 1 else 'they begin'}")
+    return f"{' and '.join(told)} ({some(state.drawn)})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun} is" if number == 1 else f"{number} {noun}s are"
 
 
 def _recipes(state: TrainingState) -> str:
