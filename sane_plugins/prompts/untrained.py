@@ -20,14 +20,14 @@ def untrained_notes(networks: Sequence[PromptNetwork], built: Collection[str] = 
     told: dict[str, list[str]] = {}
     for network in networks:
         name = network.info.name
-        if said := _say(check_network(network.graph).faults, name in built):
+        if said := _say(check_network(network.graph).findings, name in built):
             told.setdefault(said, []).append(name)
     return [f"{_subject(names)}: {said}" for said, names in told.items()]
 
 
-def _say(faults: Sequence[Finding], is_built: bool) -> str:
+def _say(findings: Sequence[Finding], is_built: bool) -> str:
     """Return what a prompt's weights lack and what to name instead; empty where they lack nothing."""
-    text_of = {fault.kind: fault.text for fault in faults}
+    text_of = {finding.kind: finding.text for finding in findings}
     if bad := text_of.get("not_finite"):
         return f"broken weights ({bad}); name a checkpoint from before that"
     if "never_trained" in text_of:
@@ -36,6 +36,8 @@ def _say(faults: Sequence[Finding], is_built: bool) -> str:
         return f"weights that look never trained, so that they lend nothing learned; {_INSTEAD}"
     if partly := text_of.get("half_loaded"):
         return f"weights that look trained only in part ({partly}); {_INSTEAD}"
+    if initial := text_of.get("initial_weights"):
+        return f"{initial}; {_INSTEAD}"
     return ""
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import sane_plugins
 from sane_plugins import properties
+from sane_plugins.architectures import small_cnn
 from sane_plugins.cli import compare as compare_command
 from sane_plugins.cli.main import main
 from sane_plugins.zoo import Zoo, write_zoo
@@ -71,6 +72,23 @@ def test_the_exit_code_says_whether_all_are_healthy(folder: Path) -> None:
     assert code(folder / "none.pt") == 1
     assert "Error: " in run("check", folder / "none.pt").stderr
     assert code(good, "--zoo", folder / "runs") == 1
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file that `sane-init` wrote: a default whose classifier is fitted."""
+    path = tmp_path_factory.mktemp("initial") / "initial.safetensors"
+    provenance = {"recipe": {"kind": "default"}, "scores": [{"name": "default 1", "chosen": True}]}
+    torch.manual_seed(0)
+    graph = sane_plugins.open(small_cnn(1))
+    sane_plugins.Host.installed().save(graph, path, metadata={"provenance": provenance})
+    return path
+
+
+def test_initial_weights_pass(initial: Path) -> None:
+    done = run("check", initial)
+    assert done.exit_code == 0, done.output
+    assert "initial weights that sane-init wrote (default 1)" in done.stdout
 
 
 def test_predictions_are_a_row_per_network_and_sort(folder: Path) -> None:
