@@ -21,7 +21,7 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.heads.show import best_scores
-from sane_plugins.cli.options.estimates import UNLIKE, force_option, to_cell
+from sane_plugins.cli.options.estimates import UNLIKE, force_option, tell_caveats, to_cell
 from sane_plugins.cli.options.factories import Opener, factory_option
 from sane_plugins.cli.options.heads_options import heads_options
 from sane_plugins.cli.options.sources import networks_of, process_networks, require_none_failed
@@ -98,6 +98,7 @@ def predict(
         print_lines(_to_csv(predictions, errors, tuple(dict.fromkeys(columns)), ranks, force))
     elif found:
         _print(predictions, errors, tuple(dict.fromkeys(columns)), available, ranks, force)
+    tell_caveats(found)
     if errors and len(found) + len(errors) == 1:
         raise click.exceptions.Exit(1)  # one sentence was said of it
     require_none_failed(errors)

@@ -91,6 +91,20 @@ def test_initial_weights_pass(initial: Path) -> None:
     assert "initial weights that sane-init wrote (default 1)" in done.stdout
 
 
+def test_of_initial_weights_it_is_said_that_estimates_are_no_measurement(
+    initial: Path, folder: Path
+) -> None:
+    good = folder / "runs" / "good.pt"
+    done = run("predict", initial, good)
+    assert done.stderr.count("no measurement") == 1
+    assert "initial.safetensors: initial weights that sane-init wrote" in done.stderr
+    told = json.loads(run("predict", initial, good, "--json").stdout)
+    assert all("no measurement" in x["caveat"] for x in told[str(initial)].values())
+    assert not any(x["caveat"] for x in told[str(good)].values())
+    assert "no measurement of these" in run("compare", initial, good).stderr
+    assert "no measurement" not in run("predict", good).stderr
+
+
 def test_predictions_are_a_row_per_network_and_sort(folder: Path) -> None:
     sources = (folder / "runs", "--property", "test_accuracy", "--property", "gap", "--force")
     done = run("predict", *sources, "--sort", "test_accuracy", "--csv")

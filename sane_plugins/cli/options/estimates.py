@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
 from sane_plugins import properties
+from sane_plugins.cli.console import note
 
 UNLIKE = "?"
 force_option = click.option(
@@ -25,3 +28,14 @@ def to_cell(
     if is_withheld:
         return f"{UNLIKE} {text}"
     return text if estimate.in_distribution else f"{text} {UNLIKE}"
+
+
+def tell_caveats(predictions: Mapping[str, Mapping[str, properties.AnyEstimate]]) -> None:
+    """Say on stderr of which networks, by source, the estimates are no measurement."""
+    sources: dict[str, list[str]] = {}
+    for source, estimates in predictions.items():
+        for text in dict.fromkeys(x.caveat for x in estimates.values() if x.caveat):
+            sources.setdefault(text, []).append(source)
+    for text, found in sources.items():
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        note(f"Note: {found[0]}{more}: {text}.")
