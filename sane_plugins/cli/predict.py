@@ -60,8 +60,8 @@ def predict(
 
     SOURCE may be a folder or a zoo: all networks in it. A row per network: value and interval or set of each
     property. Of a network unlike all that a head was fitted on, its rank among those of the same structure
-    is told, and no value without --force. A network that cannot be read is told in its row, and in JSON as
-    its "error"; the command then exits with 1.
+    is told, where there are others, and no value without --force. A network that cannot be read is told in
+    its row, and in JSON as its "error"; the command then exits with 1.
 
     Example: sane-plugins predict runs/ --sort test_accuracy
     """
@@ -210,15 +210,17 @@ def _print(
         if name in {x.property for x in estimates}:
             note(f"Note: {name} {_describe_head(head)}.")
     if not all(x.in_distribution for x in estimates):
-        note(
-            f"Note: '{UNLIKE}' means unlike every network that the head was fitted on: {_advice(force)}."
-        )
+        advice = _advice(force, any(ranks.values()))
+        note(f"Note: '{UNLIKE}' means unlike every network that the head was fitted on: {advice}.")
 
 
-def _advice(force: bool) -> str:
+def _advice(force: bool, is_ranked: bool) -> str:
+    """Return what to make of networks of an unknown kind, given whether any of them has a rank."""
     if force:
         return "do not rely on it"
-    return "only its rank among networks of its structure is told; --force tells a guess"
+    if is_ranked:
+        return "only its rank among networks of its structure is told; --force tells a guess"
+    return "no value can be told, and one network alone of its structure has no rank; --force tells a guess"
 
 
 def _describe_head(head: properties.AnyHead) -> str:

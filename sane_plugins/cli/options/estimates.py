@@ -1,4 +1,4 @@
-"""What is predicted in tables: what is not told has a mark and a rank, unless guesses are asked for."""
+"""What is predicted in tables: what is not told has a mark and any rank, unless guesses are asked for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ force_option = click.option(
 def to_cell(
     estimate: properties.AnyEstimate | None, force: bool, rank: properties.Rank | None
 ) -> str:
-    """Return an estimate as text; a mark, and a rank, for networks of an unknown kind."""
+    """Return an estimate as text; a mark, and a rank if there is one, for an unknown kind."""
     if estimate is None:
         return ""
     is_withheld = properties.is_withheld(estimate, force)
     if is_withheld and rank is None:
-        return UNLIKE
+        return f"{UNLIKE} cannot tell"
     text = properties.estimate_text(estimate, force=force, rank=rank)
     if is_withheld:
         return f"{UNLIKE} {text}"
