@@ -63,7 +63,8 @@ def check(
     SOURCE may be a folder or a zoo: all networks in it. Faults are values that are not finite or huge,
     constant matrices, networks that were never trained or only in part (as after loading with strict=False),
     layers most channels of which carry nothing, and impossible statistics of norms. Notes are what may be
-    meant: some dead channels, an untrained classifier behind trained layers.
+    meant: some dead channels, an untrained classifier behind trained layers, initial weights that sane-init
+    wrote, of which it is no fault that they are untrained.
 
     Example: sane-plugins check runs/ --json
     """

@@ -15,7 +15,7 @@ from sane_plugins.cli.console import (
     print_line,
     progress_bars,
 )
-from sane_plugins.cli.options.estimates import to_cell
+from sane_plugins.cli.options.estimates import tell_caveats, to_cell
 from sane_plugins.cli.options.factories import Opener, factory_option
 from sane_plugins.cli.options.heads_options import heads_options
 from sane_plugins.display import percent_text
@@ -79,6 +79,7 @@ def compare(
         raise ZooError(
             missing[0], f"no head gives {name} for it", "one is needed", "choose another --property"
         )
+    tell_caveats(dict(zip((a, b), found, strict=True)))
     first, second = (x[name] for x in found)
     result = properties.compare_estimates(first, second, lower, sure)
     better = {"a": a, "b": b, None: None}[result.better]

@@ -110,7 +110,7 @@ def diff(
                 f" in {network.tensors:,} tensors"
             )
         print_line(verdict_line(comparison, verdict))
-        for line in summary_lines(comparison):
+        for line in summary_lines(comparison, verdict):
             print_line(line)
         print_table(*table_of_layers(comparison, all_layers))
     if plot is not None:

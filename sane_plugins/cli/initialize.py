@@ -237,11 +237,11 @@ def main(
     trusted = typed_trust((names.model, names.factory), trust)
     prompts = [resolve_prompts(host, names, prompt, target, trusted) for prompt in names.prompts]
     usage, code = Usage.of(target.task), target.build_code()
+    notes = [*target.notes, *notes_on_prompts(host, names, prompts, target.task)]
     names = with_names_in_cache(names, prompts)
     options = replace(options, sampler=resolve_sampler(host, names.sampler), sane=names.sane)
     if share is not None:
         options = replace(options, validation=share)
-    notes = [*target.notes, *notes_on_prompts(prompts, target.task)]
     if not as_json:
         _print_notes(notes)  # before the work, whose length they tell
     with progress_bars(host):

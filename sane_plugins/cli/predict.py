@@ -21,7 +21,7 @@ from sane_plugins.cli.console import (
     progress_bars,
 )
 from sane_plugins.cli.heads.show import best_scores
-from sane_plugins.cli.options.estimates import UNLIKE, force_option, to_cell
+from sane_plugins.cli.options.estimates import UNLIKE, force_option, tell_caveats, to_cell
 from sane_plugins.cli.options.factories import Opener, factory_option
 from sane_plugins.cli.options.heads_options import heads_options
 from sane_plugins.cli.options.sources import networks_of, process_networks, require_none_failed
@@ -60,8 +60,8 @@ def predict(
 
     SOURCE may be a folder or a zoo: all networks in it. A row per network: value and interval or set of each
     property. Of a network unlike all that a head was fitted on, its rank among those of the same structure
-    is told, and no value without --force. A network that cannot be read is told in its row, and in JSON as
-    its "error"; the command then exits with 1.
+    is told, where there are others, and no value without --force. A network that cannot be read is told in
+    its row, and in JSON as its "error"; the command then exits with 1.
 
     Example: sane-plugins predict runs/ --sort test_accuracy
     """
@@ -98,6 +98,7 @@ def predict(
         print_lines(_to_csv(predictions, errors, tuple(dict.fromkeys(columns)), ranks, force))
     elif found:
         _print(predictions, errors, tuple(dict.fromkeys(columns)), available, ranks, force)
+    tell_caveats(found)
     if errors and len(found) + len(errors) == 1:
         raise click.exceptions.Exit(1)  # one sentence was said of it
     require_none_failed(errors)
@@ -209,15 +210,17 @@ def _print(
         if name in {x.property for x in estimates}:
             note(f"Note: {name} {_describe_head(head)}.")
     if not all(x.in_distribution for x in estimates):
-        note(
-            f"Note: '{UNLIKE}' means unlike every network that the head was fitted on: {_advice(force)}."
-        )
+        advice = _advice(force, any(ranks.values()))
+        note(f"Note: '{UNLIKE}' means unlike every network that the head was fitted on: {advice}.")
 
 
-def _advice(force: bool) -> str:
+def _advice(force: bool, is_ranked: bool) -> str:
+    """Return what to make of networks of an unknown kind, given whether any of them has a rank."""
     if force:
         return "do not rely on it"
-    return "only its rank among networks of its structure is told; --force tells a guess"
+    if is_ranked:
+        return "only its rank among networks of its structure is told; --force tells a guess"
+    return "no value can be told, and one network alone of its structure has no rank; --force tells a guess"
 
 
 def _describe_head(head: properties.AnyHead) -> str:

@@ -14,7 +14,7 @@ from sane_plugins.comparison.relation import Side
 from sane_plugins.weights import RUNNING
 
 _LEAST_SHARED = 0.05  # of the smaller network's values; below it two networks are strangers
-_GONE: frozenset[LayerChange] = frozenset(("replaced", "only_a", "only_b"))
+GONE: frozenset[LayerChange] = frozenset(("replaced", "only_a", "only_b"))
 
 
 class VerdictKind(str, Enum):
@@ -63,7 +63,7 @@ def judge(comparison: NetworkComparison) -> Verdict:
     sizes: dict[LayerChange, int] = {}
     for layer in comparison.layers:
         sizes[layer.change] = sizes.get(layer.change, 0) + layer.size
-    related = [x for x in comparison.tensors if x.change not in _GONE]
+    related = [x for x in comparison.tensors if x.change not in GONE]
     shared = _shared(comparison, related)
     changed = [x for x in related if x.change != "equal"]
     kind, derived = _kind(comparison, related, changed, shared)
@@ -102,7 +102,7 @@ def _kind(
         return VerdictKind.UNRELATED, ""
     if changed:
         return _kind_of_changes(changed)
-    if any(layer.change in _GONE for layer in comparison.layers):
+    if any(layer.change in GONE for layer in comparison.layers):
         return VerdictKind.PARTIAL, ""
     return (VerdictKind.IDENTICAL if _is_identical(comparison, related) else VerdictKind.SAME), ""
 

@@ -37,6 +37,7 @@ from .safetensors_files.sharded import shard_names
 from .source_files import files_read
 from .state_dict import from_state_dict
 from .stored_metadata import read_metadata
+from .stored_origin import InitialWeights, initial_weights
 from .suffixes import ARRAYS, CHECKPOINTS, EXPORTED, HUB, INDEX, SCRIPTS
 from .writing import (
     check_save,
@@ -70,6 +71,7 @@ __all__ = [
     "ArtifactKind",
     "Content",
     "ForeignForm",
+    "InitialWeights",
     "LazyTensors",
     "Located",
     "Rounding",
@@ -87,6 +89,7 @@ __all__ = [
     "foreign_form",
     "from_state_dict",
     "holds_onnx",
+    "initial_weights",
     "is_cache_internal",
     "is_hub_name",
     "load_artifact",

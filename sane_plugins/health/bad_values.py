@@ -21,7 +21,9 @@ def find_bad_values(graph: WeightGraph, profiles: Mapping[str, TensorProfile]) -
     owned = {param.key for param in graph.without_masks(bad).params} if bad else set[str]()
     if not_finite := [key for key in bad if key in owned]:
         count = sum(profiles[key].unusable for key in not_finite)
-        text = f"{count:,} values of {some(not_finite)} are NaN, infinite or beyond float32"
+        values = "1 value" if count == 1 else f"{count:,} values"
+        verb = "is" if count == 1 else "are"
+        text = f"{values} of {some(not_finite)} {verb} NaN, infinite or beyond float32"
         yield Finding(kind="not_finite", severity="fault", text=text, places=tuple(not_finite))
     weights = [
         (layer, param)

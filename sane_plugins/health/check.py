@@ -6,9 +6,11 @@ The method: docs/explanation/sane.md, sections 9.6 to 9.9.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
+from sane_plugins.formats import InitialWeights, initial_weights
 from sane_plugins.health.bad_values import find_bad_values
 from sane_plugins.health.dead_channels import find_dead_channels
 from sane_plugins.health.findings import Finding, Health, some
@@ -20,6 +22,9 @@ from sane_plugins.health.training_state import TrainingState, find_training_stat
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import WeightGraph
 
+# What tells that weights are initial ones, and what these may have and trained ones may not.
+_UNTRAINED = ("never_trained", "half_loaded", "fresh_classifier", "fresh_norm")
+_MEANT = ("constant", "unmeasured_norm", "unlike_its_kind")
 _KEPT_ROLES = ("scale", "running_var")  # their values are looked at beside others
 
 
@@ -31,8 +36,9 @@ def check_network(
 ) -> Health:
     """Return what is wrong with a network, faults first; one tensor is in memory at a time.
 
-    `reference` describes healthy networks to compare it with. Raises `SourceError` if a tensor turns out to
-    be unreadable.
+    `reference` describes healthy networks to compare it with. Of a file that says that it holds initial
+    weights of `sane-init`, it is no fault that they are untrained. Raises `SourceError` if a tensor turns out
+    to be unreadable.
     """
     profiles: dict[str, TensorProfile] = {}
     vectors: dict[str, Array] = {}
@@ -54,6 +60,8 @@ def check_network(
     findings = [*_findings(graph, profiles, vectors, evidence, state)]
     if reference is not None and not state.is_untrained:
         findings += reference.compare(graph, profiles)
+    if (initial := initial_weights(graph)) is not None:
+        findings = [*_of_initial(initial, state, len(evidence), findings)]
     findings.sort(key=lambda x: x.severity)  # "fault" comes before "note"
     return Health(source=graph.source, findings=tuple(findings), ignored=ignored)
 
@@ -77,6 +85,21 @@ def _findings(
     yield from find_bad_norms(graph, profiles, vectors, evidence)
 
 
+def _of_initial(
+    initial: InitialWeights, state: TrainingState, layers: int, findings: list[Finding]
+) -> Iterator[Finding]:
+    """Yield the findings on initial weights: that they are, in place of what tells it, and the others."""
+    text = initial.describe()
+    if state.drawn:
+        text += (
+            f"; {len(state.drawn)} of {layers} layers are as they were drawn ({_recipes(state)})"
+        )
+    yield Finding(kind="initial_weights", severity="note", text=text, places=state.drawn)
+    for finding in findings:
+        if finding.kind not in _UNTRAINED:
+            yield replace(finding, severity="note") if finding.kind in _MEANT else finding
+
+
 def _never_trained(state: TrainingState) -> Finding:
     share = f"{state.drawn_share:.0%}" if state.drawn_share < 1 else "all"
     return Finding(
@@ -90,7 +113,8 @@ def _never_trained(state: TrainingState) -> Finding:
 def _half_loaded(state: TrainingState, evidence: dict[str, LayerEvidence]) -> Iterator[Finding]:
     fresh = [name for name, layer in evidence.items() if layer.is_fresh_norm]
     if fresh and state.trained and not state.drawn:
-        text = f"{some(fresh)}: the norm is as it begins"
+        norms = "the norm is as it begins" if len(fresh) == 1 else "the norms are as they begin"
+        text = f"{some(fresh)}: {norms}"
         yield Finding(kind="fresh_norm", severity="note", text=text, places=tuple(fresh))
     if not state.drawn or not state.trained:
         return
@@ -103,18 +127,31 @@ def _half_loaded(state: TrainingState, evidence: dict[str, LayerEvidence]) -> It
             places=state.drawn,
         )
         return
-    norms = [name for name in state.drawn if evidence[name].is_norm]
-    matrices = len(state.drawn) - len(norms)
-    what = [f"{matrices} layers are as an initialisation draws them ({_recipes(state)})"]
-    what = what * bool(matrices) + [f"{len(norms)} norms are as they begin"] * bool(norms)
     trained = sum(not evidence[name].is_norm for name in state.trained)
     yield Finding(
         kind="half_loaded",
         severity="fault",
-        text=f"{' and '.join(what)} ({some(state.drawn)}), while {trained} layers are trained:"
-        " was it loaded with strict=False?",
+        text=f"{_drawn_layers(state, evidence)}, while {_count(trained, 'layer')} trained, as after"
+        " loading with strict=False",
         places=state.drawn,
     )
+
+
+def _drawn_layers(state: TrainingState, evidence: dict[str, LayerEvidence]) -> str:
+    """Return how many layers are as drawn, by which recipes, and how many norms are as they begin."""
+    norms = sum(evidence[name].is_norm for name in state.drawn)
+    told = []
+    if matrices := len(state.drawn) - norms:
+        them = "it" if matrices == 1 else "them"
+        layers = f"{_count(matrices, 'layer')} as an initialisation draws {them}"
+        told.append(f"{layers} ({_recipes(state)})")
+    if norms:
+        told.append(f"{_count(norms, 'norm')} as {'it begins' if norms == 1 else 'they begin'}")
+    return f"{' and '.join(told)} ({some(state.drawn)})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun} is" if number == 1 else f"{number} {noun}s are"
 
 
 def _recipes(state: TrainingState) -> str:

@@ -13,6 +13,7 @@ Kind = Literal[
     "not_finite",
     "huge",
     "constant",
+    "initial_weights",
     "never_trained",
     "half_loaded",
     "fresh_classifier",
@@ -62,9 +63,10 @@ class Health(ShortRepr):
 
     @property
     def verdict(self) -> str:
-        """Return the kinds of faults in words, or that there is none."""
+        """Return the kinds of faults in words, or that there is none: healthy, or initial weights."""
         kinds = dict.fromkeys(x.kind.replace("_", " ") for x in self.faults)
-        return ", ".join(kinds) or "healthy"
+        is_initial = any(x.kind == "initial_weights" for x in self.findings)
+        return ", ".join(kinds) or ("initial weights" if is_initial else "healthy")
 
 
 def some(names: Sequence[str]) -> str:

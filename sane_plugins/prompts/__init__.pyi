@@ -5,6 +5,7 @@ from .declared import declared_info, imagenet_classes
 from .reader import PromptReader
 from .runnable import network_of_builder, network_of_graph, network_of_module
 from .seen_classes import SeenClasses, class_notes, seen_classes
+from .untrained import untrained_notes
 from .wider_network import run_as_wider
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "read_card",
     "run_as_wider",
     "seen_classes",
+    "untrained_notes",
 ]

@@ -14,7 +14,8 @@ class Estimate:
     is, and `typicality` is the fraction of them that were less typical: below 0.01 means unlike them.
     `features` names the feature set that was used. `score` orders networks of one `structure` (matrices,
     vectors, log2 of parameters) by the property, also those of a kind that no head was fitted on, for which
-    `value` is a guess.
+    `value` is a guess. `caveat` says why the estimate is no measurement where the network's file tells that,
+    else it is empty.
     """
 
     property: str
@@ -27,6 +28,7 @@ class Estimate:
     typicality: float | None = None
     score: float | None = None
     structure: tuple[float, ...] = ()
+    caveat: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class CategoryEstimate:
     in_distribution: bool
     features: str
     typicality: float | None = None
+    caveat: str = ""
 
 
 AnyEstimate = Estimate | CategoryEstimate

@@ -22,6 +22,7 @@ from sane_plugins.features import (
     load_model,
     structure,
 )
+from sane_plugins.formats import initial_weights
 from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.properties.dataset import STRUCTURE, FeatureDataset
 from sane_plugins.properties.estimates import AnyEstimate, Estimate
@@ -69,6 +70,7 @@ def predict(
     head was fitted on another SANE's features.
     """
     options = options or PredictOptions()
+    caveat = _caveat(graph)
     graph = graph.require_finite()
     if (
         attempt is None or options.heads is not None
@@ -110,7 +112,7 @@ def predict(
     estimates = {
         name: attempt(head, partial(estimate, name, head)) for name, head in chosen.items()
     }
-    return {name: x for name, x in estimates.items() if x is not None}
+    return {name: replace(x, caveat=caveat) for name, x in estimates.items() if x is not None}
 
 
 def extract_features(
@@ -156,6 +158,17 @@ def embedded_heads() -> Mapping[str, AnyHead]:
     """Return the heads that ship with the package, by property."""
     with as_file(files("sane_plugins") / "data" / "heads.safetensors") as path:
         return MappingProxyType(load_heads(path))  # plugins get it too
+
+
+def _caveat(graph: WeightGraph) -> str:
+    """Return why estimates of a network are no measurement, by what its file says; else empty."""
+    initial = initial_weights(graph)
+    if initial is None:
+        return ""
+    return (
+        f"{initial.describe()}: the heads were fitted on networks in training, so their estimates are no"
+        " measurement of these"
+    )
 
 
 def _select_heads(

@@ -26,7 +26,8 @@ class Rank:
 def rank_unknown(estimates: Mapping[str, AnyEstimate | None]) -> dict[str, Rank]:
     """Return the rank of each network of an unknown kind, by name, among those of its structure.
 
-    Estimates are of one property; those without a structure, and categories, have no rank.
+    Estimates are of one property; those without a structure, categories, and a network that is alone in its
+    structure have no rank.
     """
     unknown = {
         name: x
@@ -39,10 +40,12 @@ def rank_unknown(estimates: Mapping[str, AnyEstimate | None]) -> dict[str, Rank]
     ranks: dict[str, Rank] = {}
     for kind in np.unique(kinds):
         like = [name for name, of in zip(unknown, kinds, strict=True) if of == kind]
+        if len(like) == 1:
+            continue
         scores = np.array([_score(unknown[name]) for name in like])
         places = 1 + (scores > scores[:, None]).sum(1)
         ranks |= {name: Rank(int(n), len(like)) for name, n in zip(like, places, strict=True)}
-    return {name: ranks[name] for name in unknown}
+    return {name: ranks[name] for name in unknown if name in ranks}
 
 
 def rank_all(

@@ -123,6 +123,7 @@ class _Table:
     rows: tuple[tuple[NetworkRow, tuple[_Cell, ...]], ...]
     coverages: tuple[str, ...]
     has_doubtful: bool
+    has_initial: bool
 
     @classmethod
     def of(cls, report: ZooReport, short: dict[str, str]) -> _Table:
@@ -161,6 +162,7 @@ class _Table:
             tuple(rows),
             tuple(f"{x:.0%}" for x in sorted({x.coverage for x in shown})),
             not all(x.in_distribution for x in estimates),
+            any(x.caveat for x in shown),
         )
 
 

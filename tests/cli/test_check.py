@@ -13,6 +13,7 @@ from torch import nn
 
 import sane_plugins
 from sane_plugins import properties
+from sane_plugins.architectures import small_cnn
 from sane_plugins.cli import compare as compare_command
 from sane_plugins.cli.main import main
 from sane_plugins.zoo import Zoo, write_zoo
@@ -71,6 +72,37 @@ def test_the_exit_code_says_whether_all_are_healthy(folder: Path) -> None:
     assert code(folder / "none.pt") == 1
     assert "Error: " in run("check", folder / "none.pt").stderr
     assert code(good, "--zoo", folder / "runs") == 1
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file that `sane-init` wrote: a default whose classifier is fitted."""
+    path = tmp_path_factory.mktemp("initial") / "initial.safetensors"
+    provenance = {"recipe": {"kind": "default"}, "scores": [{"name": "default 1", "chosen": True}]}
+    torch.manual_seed(0)
+    graph = sane_plugins.open(small_cnn(1))
+    sane_plugins.Host.installed().save(graph, path, metadata={"provenance": provenance})
+    return path
+
+
+def test_initial_weights_pass(initial: Path) -> None:
+    done = run("check", initial)
+    assert done.exit_code == 0, done.output
+    assert "initial weights that sane-init wrote (default 1)" in done.stdout
+
+
+def test_of_initial_weights_it_is_said_that_estimates_are_no_measurement(
+    initial: Path, folder: Path
+) -> None:
+    good = folder / "runs" / "good.pt"
+    done = run("predict", initial, good)
+    assert done.stderr.count("no measurement") == 1
+    assert "initial.safetensors: initial weights that sane-init wrote" in done.stderr
+    told = json.loads(run("predict", initial, good, "--json").stdout)
+    assert all("no measurement" in x["caveat"] for x in told[str(initial)].values())
+    assert not any(x["caveat"] for x in told[str(good)].values())
+    assert "no measurement of these" in run("compare", initial, good).stderr
+    assert "no measurement" not in run("predict", good).stderr
 
 
 def test_predictions_are_a_row_per_network_and_sort(folder: Path) -> None:

@@ -65,7 +65,7 @@ def _init(photos: Path, out: Path, *arguments: str) -> dict:
 @pytest.mark.usefixtures("offering")
 def test_an_offer_is_named_and_what_it_has_seen_is_told(photos, tmp_path) -> None:
     told = _init(photos, tmp_path / "a.safetensors", "--prompts", "mine")
-    (note,) = [x for x in told["notes"] if x.startswith("prompt mine")]
+    (note,) = [x for x in told["notes"] if x.startswith("prompt mine (")]
     assert "trained on pets; licence MIT" in note
     assert "1 of the task's 2 classes (Tabby_cat) is among its 3" in note
     verified = CliRunner().invoke(main, ["verify", str(tmp_path / "a.safetensors")])
@@ -78,6 +78,21 @@ def test_a_file_of_which_nothing_is_known_is_told_to_be_so(photos, tmp_path) -> 
     torch.save(small_cnn(3).state_dict(), path)
     told = _init(photos, tmp_path / "a.safetensors", "--prompts", str(path))
     assert any("which classes it has seen is not known" in x for x in told["notes"])
+    assert any(f"prompt {path}: weights that look never trained" in x for x in told["notes"])
+
+
+def test_a_name_is_told_to_be_built_with_fresh_weights_before_the_work(photos, tmp_path) -> None:
+    arguments = ["--task", str(photos), "-o", str(tmp_path / "a.safetensors"), "--no-score"]
+    done = CliRunner().invoke(main, [*arguments, "--prompts", "small_resnet"])
+    assert done.exit_code == 0, done.output
+    told = done.stderr.splitlines()
+    assert sum("prompt small_resnet: a name, built with fresh weights" in x for x in told) == 1
+
+
+@pytest.mark.usefixtures("offering")
+def test_an_offer_of_fresh_weights_is_no_name_that_builds(photos, tmp_path) -> None:
+    told = _init(photos, tmp_path / "a.safetensors", "--prompts", "mine")
+    assert any("prompt mine: weights that look never trained" in x for x in told["notes"])
 
 
 def test_networks_of_the_caches_are_used_and_can_be_found_again(

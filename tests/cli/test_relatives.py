@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sane_plugins.cli.main import main
+from sane_plugins.formats import from_state_dict, save_safetensors
 from sane_plugins.zoo import Entry, write_zoo
 
 
@@ -80,6 +81,38 @@ def test_parents_of_a_stranger_are_none_and_that_is_no_error(folder):
     done = run("parents", folder / "stranger.safetensors", *among)
     assert done.exit_code == 0 and done.stdout == ""
     assert "None of 7 networks is a relative" in done.stderr
+
+
+def _initial(path: Path, kind: str, prompts: list[Path]) -> None:
+    provenance = {
+        "recipe": {"kind": kind},
+        "scores": [{"name": f"{kind} of ours", "chosen": True}],
+        "prompts": [{"source": str(x)} for x in prompts],
+    }
+    graph = from_state_dict(state(9), "net")
+    save_safetensors(graph, path, {"provenance": provenance})
+
+
+def test_what_a_file_of_ours_says_of_its_origin_is_told(folder, tmp_path):
+    (tmp_path / "lenders").mkdir()
+    lender, other = tmp_path / "lenders" / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(state(2), lender)
+    path = tmp_path / "initial.safetensors"
+    _initial(path, "transfer", [lender])
+    done = run("parents", path, "--among", tmp_path / "lenders")
+    assert "says of itself: initial weights that sane-init wrote (transfer of ours)" in done.stderr
+    assert f"given the prompt {lender}, among the networks compared" in done.stderr
+    assert "None of 1 networks is a relative" in done.stderr
+    _initial(path, "transfer", [lender, other])
+    told = json.loads(run("parents", path, "--among", tmp_path / "lenders", "--json").stdout)
+    assert told["told"]["prompts"] == [str(lender), str(other)]
+    assert told["told"]["compared"] == [str(lender)]
+    assert "of which 1 is among" in run("parents", path, "--among", lender).stderr
+    assert "not among the networks" in run("parents", path, "--among", folder / "zoo").stderr
+    _initial(path, "default", [lender])
+    assert "no network lent" in run("parents", path, "--among", lender).stderr
+    stranger = run("parents", folder / "stranger.safetensors", "--among", lender)
+    assert "says of itself" not in stranger.stderr
 
 
 def test_a_folder_of_files_is_looked_through(folder, tmp_path):

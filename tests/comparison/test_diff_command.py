@@ -67,6 +67,29 @@ def test_the_first_lines_answer(files) -> None:
     assert any(line.startswith("Replaced: 1 of ") for line in lines[3:6])
 
 
+def test_lines_on_strangers_fit_the_verdict(files) -> None:
+    """Norms of strangers begin alike and may stay so: that is no layer of one in the other."""
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        module = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 3, bias=False),
+            torch.nn.BatchNorm2d(16),
+            torch.nn.Conv2d(16, 32, 3, bias=False),
+            torch.nn.BatchNorm2d(32),
+        )
+        module[1].running_mean.copy_(torch.linspace(1, 2, 16) + 0.01 * torch.randn(16))
+        save_file(module.state_dict(), files / f"{seed}.safetensors")
+    arguments = (files / "1.safetensors", files / "2.safetensors")
+    lines = _diff(*arguments).stdout.splitlines()
+    assert (
+        lines[2]
+        == "Verdict: unrelated. No weights of one were found in the other, but for vectors."
+    )
+    assert lines[3].startswith("Alike in vectors alone, which may be chance: 2 of 4 layers")
+    assert lines[4].startswith("Replaced: 2 of 4 layers")
+    assert json.loads(_diff(*arguments, "--json").stdout)["text"][1] == lines[3]
+
+
 def test_json_tells_each_tensor(files) -> None:
     found = json.loads(_diff(files / "a.pt", files / "half.pt", "--json").stdout)
     assert (found["verdict"], found["derived"]) == ("rounded", "b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,48 @@ def test_half_a_network_that_was_not_loaded_is_noticed(resnet: WeightGraph) -> N
     assert result.verdict == "half loaded"
     assert {f"{name}.weight" for name in result.faults[0].places} <= {*drawn}
     assert "strict=False" in result.faults[0].text
+
+
+def initial(graph: WeightGraph, path: Path) -> WeightGraph:
+    """Return a network as read from the file that `sane-init` would have written."""
+    recipe = {"kind": "default, classifier fitted"}
+    scores = [{"name": "default 2, classifier fitted", "chosen": True}]
+    Host.installed().save(
+        graph, path, metadata={"provenance": {"recipe": recipe, "scores": scores}}
+    )
+    return Host.installed().open(str(path))
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pt"])
+def test_initial_weights_of_ours_are_no_fault_and_broken_ones_are(
+    tmp_path: Path, name: str
+) -> None:
+    torch.manual_seed(0)
+    module = kaiming()
+    module[-1].weight.data = module[-1].weight.data @ torch.randn(128, 128)
+    module[-1].bias.data = torch.linspace(-3, 3, 10)
+    plain = check_network(states(module))
+    assert plain.verdict == "half loaded"
+    assert "while 1 layer is trained, as after loading" in plain.faults[0].text
+    told = check_network(initial(states(module), tmp_path / name))
+    assert told.verdict == "initial weights"
+    assert told.is_healthy
+    assert "sane-init wrote (default 2, classifier fitted)" in told.findings[0].text
+    assert set(plain.faults[0].places) <= {*told.findings[0].places}
+    fresh = initial(states(kaiming()), tmp_path / f"fresh.{name}")
+    assert check_network(fresh).verdict == "initial weights"
+    module[0].weight.data[0] = torch.inf
+    broken = check_network(initial(states(module), tmp_path / f"broken.{name}"))
+    assert broken.verdict == "not finite"
+
+
+def test_weights_that_were_trained_on_are_initial_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    initial(states(kaiming()), path)
+    torch.save(kaiming().state_dict(), path)
+    later = path.with_name("net.pt.provenance.json").stat().st_mtime + 60
+    os.utime(path, (later, later))
+    assert check_network(Host.installed().open(str(path))).verdict == "never trained"
 
 
 def test_one_layer_that_was_not_loaded_is_noticed(resnet: WeightGraph) -> None:

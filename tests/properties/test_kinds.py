@@ -287,9 +287,12 @@ def test_of_an_unknown_kind_a_rank_is_told_and_no_number_without_force(tmp_path:
     assert all(x["act"]["value"] is None for x in told.values())
     ranks = [(x["test_accuracy"]["rank"], x["test_accuracy"]["ranked"]) for x in told.values()]
     assert sorted(ranks[:2]) == [(1, 2), (2, 2)]
-    assert ranks[2] == (1, 1)
+    assert ranks[2] == (None, None)  # one network alone
     table = _run(*command)
     assert "? rank 1 of 2" in table
+    alone = _run("predict", names[2], "--property", "test_accuracy")
+    assert "? cannot tell" in alone
+    assert "rank 1" not in alone
     forced = json.loads(_run(*command, "--json", "--force"))
     assert all(0 <= x["test_accuracy"]["value"] <= 1 for x in forced.values())
     assert "? rank" not in _run(*command, "--force")

@@ -118,13 +118,19 @@ def resolve_prompts(
     return Prompts((network,), (*notes, *network.notes))
 
 
-def notes_on_prompts(prompts: Sequence[Prompts], task: Task) -> list[str]:
-    """Return the notes on a choice of prompts, and which of the task's classes each network has seen."""
-    from sane_plugins.prompts import class_notes
+def notes_on_prompts(
+    host: Host, names: InputNames, prompts: Sequence[Prompts], task: Task
+) -> list[str]:
+    """Return the notes on a choice of prompts, on what their weights lack, and on what each has seen."""
+    from sane_plugins.prompts import class_notes, untrained_notes
 
-    infos = [network.info for chosen in prompts for network in chosen.networks]
-    chosen_notes = [text for chosen in prompts for text in chosen.notes]
-    return [*chosen_notes, *class_notes(infos, task.classes)]
+    networks = [network for chosen in prompts for network in chosen.networks]
+    built = [name for name in names.prompts if _is_built(host, name)]
+    return [
+        *(text for chosen in prompts for text in chosen.notes),
+        *untrained_notes(networks, built),
+        *class_notes([network.info for network in networks], task.classes),
+    ]
 
 
 def with_names_in_cache(names: InputNames, prompts: Sequence[Prompts]) -> InputNames:
@@ -152,3 +158,12 @@ def _is_zoo(source: str) -> bool:
     from sane_plugins.formats import exists, locate
 
     return exists(source) and Path(source).is_dir() and not locate(source)
+
+
+def _is_built(host: Host, source: str) -> bool:
+    """Return whether a prompt is a name that builds a network, without a file of weights behind `@`."""
+    from sane_plugins.formats import exists, is_hub_name
+    from sane_plugins.prompts import CACHE
+
+    is_found = exists(source) or is_hub_name(source) or source in (CACHE, *host.prompts())
+    return not is_found and "@" not in source

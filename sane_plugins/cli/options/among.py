@@ -31,6 +31,11 @@ class Among:
     def __len__(self) -> int:
         return sum(map(len, self.packed))
 
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the networks."""
+        return [name for x in self.packed for name in x.names]
+
     def properties(self, name: str) -> Mapping[str, Any]:
         """Return what is known of a network; nothing of one that is in no zoo."""
         return self.entries[name].properties if name in self.entries else {}

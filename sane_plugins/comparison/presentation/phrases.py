@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sane_plugins.comparison.difference import LayerChange, NetworkComparison, TensorDifference
-from sane_plugins.comparison.verdict import Verdict, VerdictKind
+from sane_plugins.comparison.difference import (
+    LayerChange,
+    LayerDifference,
+    NetworkComparison,
+    TensorDifference,
+)
+from sane_plugins.comparison.verdict import GONE, Verdict, VerdictKind
 from sane_plugins.weights import RUNNING
 
 _MOST_NAMES = 3
@@ -17,9 +22,9 @@ def verdict_line(comparison: NetworkComparison, verdict: Verdict) -> str:
     return f"Verdict: {verdict.kind.value}. {_SENTENCES[verdict.kind](comparison, verdict)}"
 
 
-def summary_lines(comparison: NetworkComparison) -> Iterator[str]:
+def summary_lines(comparison: NetworkComparison, verdict: Verdict) -> Iterator[str]:
     """Yield lines on what is the same, what is not, the form, and what was not compared."""
-    yield from _share_lines(comparison)
+    yield from _share_lines(comparison, verdict)
     if forms := [*_forms(comparison)]:
         yield f"Form: {'; '.join(forms)}."
     yield from _notes(comparison)
@@ -119,10 +124,11 @@ def _partial(comparison: NetworkComparison, _: Verdict) -> str:
     )
 
 
-def _unrelated(_: NetworkComparison, verdict: Verdict) -> str:
+def _unrelated(comparison: NetworkComparison, verdict: Verdict) -> str:
     if verdict.shared:
         return f"Only {percent(verdict.shared)} of the smaller network's weights are in the other."
-    return "No weights of one were found in the other."
+    but = ", but for vectors" if _alike_in_vectors(comparison, verdict) else ""
+    return f"No weights of one were found in the other{but}."
 
 
 _SENTENCES = {
@@ -140,16 +146,33 @@ _SENTENCES = {
 }
 
 
-def _share_lines(comparison: NetworkComparison) -> Iterator[str]:
+def _share_lines(comparison: NetworkComparison, verdict: Verdict) -> Iterator[str]:
     """Yield a line for each thing that happened to layers: how many, how much of all values, and which."""
+    alike = _alike_in_vectors(comparison, verdict)
+    groups = [("Alike in vectors alone, which may be chance", alike)]
     for change, label in LABELS.items():
-        layers = [x for x in comparison.layers if x.change == change]
+        groups.append(
+            (label, [x for x in comparison.layers if x.change == change if x not in alike])
+        )
+    for label, layers in groups:
         if layers:
             names = [layer.name_a or layer.name_b for layer in layers]
             yield (
                 f"{label}: {len(layers):,} of {_count(comparison.layers, 'layer')},"
                 f" {percent(comparison.share(layers))} of all values ({_few(names)})."
             )
+
+
+def _alike_in_vectors(comparison: NetworkComparison, verdict: Verdict) -> list[LayerDifference]:
+    """Return the layers of strangers of which vectors alone, such as those of norms, are alike."""
+    has_matrices = any(len(x.a.shape) > 1 for x in comparison.tensors)
+    if verdict.kind is not VerdictKind.UNRELATED or not has_matrices:
+        return []
+    return [
+        x
+        for x in comparison.layers
+        if x.change not in GONE and all(len(y.a.shape) < 2 or y.change in GONE for y in x.tensors)
+    ]
 
 
 def _forms(comparison: NetworkComparison) -> Iterator[str]:

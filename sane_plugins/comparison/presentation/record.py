@@ -23,7 +23,7 @@ def comparison_record(comparison: NetworkComparison, verdict: Verdict) -> dict[s
         "b": _network(comparison.b),
         "verdict": verdict.kind.value,
         "derived": verdict.derived or None,
-        "text": [verdict_line(comparison, verdict), *summary_lines(comparison)],
+        "text": [verdict_line(comparison, verdict), *summary_lines(comparison, verdict)],
         "shared": verdict.shared,
         "shares": dict(verdict.shares),
         "renamed": comparison.renamed,
