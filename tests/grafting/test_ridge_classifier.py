@@ -140,5 +140,5 @@ def test_weights_that_would_be_huge_are_written_smaller_and_answer_alike() -> No
     fit = fit_classifier(module, module[1], images, labels)
     deviation = module[1].weight.detach().square().mean().sqrt() * (3 * 20) ** 0.5
     assert deviation == pytest.approx(400, rel=1e-3)
-    features = module[0](images).detach()
+    features = module[0](images).detach().double()
     assert torch.equal(module(images).argmax(1), (features @ fit.weight.T + fit.bias).argmax(1))
