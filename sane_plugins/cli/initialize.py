@@ -95,7 +95,8 @@ class _InitCommand(VisibleCommand):
     "--output",
     type=OutputFile(),
     required=True,
-    help="Where to write the weights (.safetensors, .pt, .onnx for an ONNX model).",
+    help="Where to write the weights (.safetensors, .pt; .onnx where MODEL is an ONNX file that is"
+    " recognised, or has --factory).",
 )
 @click.option(
     "--prompts",

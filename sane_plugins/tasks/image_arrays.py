@@ -32,10 +32,9 @@ def pixel_unit(array: Array) -> float:
     return float(_WORD if largest <= _WORD else np.iinfo(array.dtype).max)
 
 
-def check_images(name: str, key: str, array: Array) -> torch.Tensor:
+def check_images(place: str, array: Array) -> torch.Tensor:
     """Return (N, C, H, W) float32 from (N, H, W), (N, H, W, C) or (N, C, H, W)."""
-    place = f"{name}, '{key}'"
-    require_images(name, key, array)
+    require_images(place, array)
     with np.errstate(over="ignore"):  # to infinity, which is refused
         images = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
@@ -59,9 +58,8 @@ def check_images(name: str, key: str, array: Array) -> torch.Tensor:
     return images.contiguous()
 
 
-def require_images(name: str, key: str, array: Array) -> None:
+def require_images(place: str, array: Array) -> None:
     """Raise `TaskError` for arrays that are no images, or too many."""
-    place = f"{name}, '{key}'"
     if array.ndim not in (3, 4) or array.dtype.kind not in "uifb" or 0 in array.shape:
         raise TaskError(
             place,
@@ -90,9 +88,8 @@ def require_task_values(place: str, values: int) -> None:
         )
 
 
-def check_labels(name: str, key: str, array: Array, images: Array) -> torch.Tensor:
+def check_labels(place: str, array: Array, images: Array) -> torch.Tensor:
     """Return labels (N,) int64 from integers (N,) or (N, 1), one per image."""
-    place = f"{name}, '{key}'"
     if array.dtype.kind not in "ui" or array.ndim not in (1, 2) or array.size != len(array):
         raise TaskError(
             place,
@@ -118,44 +115,47 @@ def check_labels(name: str, key: str, array: Array, images: Array) -> torch.Tens
     return labels
 
 
-def count_classes(name: str, y_train: torch.Tensor) -> int:
-    """Return the number of classes. Raises `TaskError` unless they are numbered from 0, two or more."""
+def count_classes(place: str, y_train: torch.Tensor, add: str) -> int:
+    """Return the number of classes. Raises `TaskError` unless they are numbered from 0, two or more.
+
+    `add` is what adds another class.
+    """
     found = y_train.unique().tolist()
     if found != list(range(len(found))):
         raise TaskError(
-            f"{name}, 'y_train'",
+            place,
             f"the labels are {_abbreviate(found)}",
             f"{len(found)} classes are numbered 0 to {len(found) - 1} without gaps",
             "number the labels from 0, without gaps",
         )
     if len(found) < 2:
         raise TaskError(
-            f"{name}, 'y_train'",
+            place,
             "there is a single class",
             "a task needs two or more",
-            "add images of another class",
+            add,
         )
     return len(found)
 
 
-def require_known_classes(name: str, key: str, labels: torch.Tensor, classes: int) -> None:
+def require_known_classes(place: str, labels: torch.Tensor, classes: int) -> None:
     """Raise `TaskError` for labels of classes that no training image has."""
     unknown = sorted(label for label in labels.unique().tolist() if not 0 <= label < classes)
     if unknown:
         raise TaskError(
-            f"{name}, '{key}'",
+            place,
             f"it has labels {_abbreviate(unknown)}",
             "no training image has these",
             "test on the classes that are trained",
         )
 
 
-def require_all_classes(name: str, key: str, labels: torch.Tensor, classes: Sequence[str]) -> None:
+def require_all_classes(place: str, labels: torch.Tensor, classes: Sequence[str]) -> None:
     """Raise `TaskError` unless there is a label of each class."""
     missing = sorted({*range(len(classes))} - {*labels.unique().tolist()})
     if missing:
         raise TaskError(
-            f"{name}, '{key}'",
+            place,
             f"there is no image of class '{classes[missing[0]]}' to choose by",
             "each class that is trained is needed there",
             "add images of it",

@@ -38,13 +38,15 @@ _FORMATS = (
 class ImageSet:
     """Images (N, H, W) or (N, H, W, C) and labels (N,), as they are read.
 
-    `classes` are the classes' names, if any; `unit` is the pixel value of white, where it is known.
+    `classes` are the classes' names, if any; `unit` is the pixel value of white, where it is known. `folder`
+    is that of the images, where they lie in one.
     """
 
     images: Array
     labels: Array
     classes: Array | None = None
     unit: float | None = None
+    folder: Path | None = None
 
 
 class MixedSizesError(TaskError):
@@ -75,6 +77,7 @@ def read_sets(folders: Mapping[str, ClassFolder], size: int | None) -> dict[str,
             np.repeat(np.arange(len(counts)), counts),
             np.array(folder.classes),
             _WHITE if has_range else None,
+            folder.path,
         )
         start += sum(counts)
     return sets

@@ -142,8 +142,9 @@ def _read_npz(path: Path) -> dict[str, ImageSet]:
 
 def _hold_out(name: str, given: ImageSet) -> dict[str, ImageSet]:
     """Hold out test images with a fixed seed."""
-    require_images(name, "x_train", given.images)
-    labels = check_labels(name, "y_train", given.labels, given.images)
+    images_place, labels_place = _places(name, TRAIN, given)
+    require_images(images_place, given.images)
+    labels = check_labels(labels_place, given.labels, given.images)
     rng = torch.Generator().manual_seed(0)
     parts = [part.numpy() for part in stratified_split(labels, _TEST_SHARE, rng)]
     if not len(parts[1]):
@@ -151,12 +152,22 @@ def _hold_out(name: str, given: ImageSet) -> dict[str, ImageSet]:
             name,
             "no class has two images or more",
             "some are needed to test with",
-            "give more images, or x_test and y_test",
+            "give more images, or x_test and y_test"
+            if given.folder is None
+            else "give more images, or folders 'train' and 'test' of them",
         )
     return {
         role: replace(given, images=given.images[part], labels=given.labels[part])
         for role, part in zip((TRAIN, TEST), parts, strict=True)
     }
+
+
+def _places(name: str, role: str, given: ImageSet) -> tuple[str, str]:
+    """Return what errors call the images and the labels of a set: its folder, or its arrays."""
+    if given.folder is not None:
+        return str(given.folder), str(given.folder)
+    x_key, y_key = _KEYS[role]
+    return f"{name}, '{x_key}'", f"{name}, '{y_key}'"
 
 
 def _build_task(name: str, sets: Mapping[str, ImageSet], sets_test_aside: bool) -> Task:
@@ -169,24 +180,27 @@ def _build_task(name: str, sets: Mapping[str, ImageSet], sets_test_aside: bool) 
     train = sets[TRAIN]
     unit = pixel_unit(train.images) if train.unit is None else train.unit
     x, y = {}, {}
-    for role, (x_key, y_key) in _KEYS.items():
+    places = {role: _places(name, role, given) for role, given in sets.items()}
+    for role in _KEYS:
         if (given := sets.get(role)) is None:
             continue
-        x[role] = check_images(name, x_key, given.images)
-        y[role] = check_labels(name, y_key, given.labels, given.images)
+        x[role] = check_images(places[role][0], given.images)
+        y[role] = check_labels(places[role][1], given.labels, given.images)
         if x[role].shape[1:] != x[TRAIN].shape[1:]:
             raise TaskError(
-                f"{name}, '{x_key}'",
+                places[role][0],
                 f"its images are {tuple(x[role].shape[1:])}",
-                f"those of x_train are {tuple(x[TRAIN].shape[1:])}",
+                f"those of {train.folder or 'x_train'} are {tuple(x[TRAIN].shape[1:])}",
                 "give both the same size",
             )
-    class_count = count_classes(name, y[TRAIN])
+    in_folders = "add a sub-folder with images of another class"
+    add = "add images of another class" if train.folder is None else in_folders
+    class_count = count_classes(places[TRAIN][1], y[TRAIN], add)
     classes = class_names(name, train.classes, class_count)
     for role in sets.keys() - {TRAIN}:
-        require_known_classes(name, _KEYS[role][1], y[role], class_count)
+        require_known_classes(places[role][1], y[role], class_count)
     if VALIDATION in sets:
-        require_all_classes(name, _KEYS[VALIDATION][1], y[VALIDATION], classes)
+        require_all_classes(places[VALIDATION][1], y[VALIDATION], classes)
     test = next(role for role in (TEST, VALIDATION, TRAIN) if role in sets)
     task = Task(
         name=name,

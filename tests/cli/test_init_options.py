@@ -5,8 +5,12 @@ from dataclasses import dataclass, fields, make_dataclass
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
+from onnxfiles import export
 
+from sane_plugins import Host
+from sane_plugins.architectures import build_by_name
 from sane_plugins.cli.initialization.inputs import InputNames
 from sane_plugins.cli.initialize import OutputFiles, main
 from sane_plugins.cli.options.dataclass_options import dataclass_options
@@ -37,6 +41,30 @@ def test_defaults_of_options_are_those_of_the_api() -> None:
     given = main.make_context("sane-init", ["-o", "x", "--no-score", "--include", "a*"]).params
     assert given["scored"] is False
     assert given["include"] == ("a*",)
+
+
+def test_an_unrecognised_onnx_model_gives_an_onnx_file_with_its_factory(
+    tmp_path, monkeypatch
+) -> None:
+    pytest.importorskip("onnx")
+    (tmp_path / "own_lenet.py").write_text(
+        "from torch import nn\n\n\n"
+        "def lenet(classes=10):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = build_by_name("own_lenet:lenet", 10)
+    named = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}, "do_constant_folding": False}
+    export(network, torch.zeros(2, 1, 8, 8), tmp_path / "net.onnx", False, **named)
+    arguments = ["net.onnx", "--no-score", "--budget", "1", "-o", "out.onnx"]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert "not recognised" in refused.output
+    assert "--factory package.module:function, and the output may be .onnx again" in refused.output
+    done = CliRunner().invoke(main, [*arguments, "--factory", "own_lenet:lenet"])
+    assert done.exit_code == 0, done.output
+    assert Host.installed().open(tmp_path / "out.onnx").container == "onnx"
 
 
 def test_an_option_that_is_added_to_its_group_arrives() -> None:

@@ -74,6 +74,31 @@ def test_what_is_too_large_is_to_be_made_smaller(tmp_path) -> None:
         load_task(tmp_path)
 
 
+def test_errors_about_folders_speak_of_folders(tmp_path) -> None:
+    fill(tmp_path / "ant", 3)
+    told = "there is a single class, but a task needs two or more; add a sub-folder with images of"
+    with pytest.raises(TaskError, match=told) as caught:
+        load_task(tmp_path)
+    assert caught.value.place == str(tmp_path)
+    for name in ("train", "val"):
+        fill(tmp_path / "sets" / name / "ant", 2)
+    with pytest.raises(TaskError, match=told) as caught:
+        load_task(tmp_path / "sets")
+    assert caught.value.place == str(tmp_path / "sets" / "train")
+    for name in ("ant", "bee"):
+        fill(tmp_path / "few" / name, 1)
+    with pytest.raises(TaskError, match="or folders 'train' and 'test' of them"):
+        load_task(tmp_path / "few")
+    for name in ("ant", "bee"):
+        (tmp_path / "fine" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.full((4, 4), np.nan if i else 1.0, dtype=np.float32)
+            image.fromarray(pixels).save(tmp_path / "fine" / name / f"{i}.tif")
+    with pytest.raises(TaskError, match="images hold NaN") as caught:
+        load_task(tmp_path / "fine")
+    assert caught.value.place == str(tmp_path / "fine")
+
+
 def test_sets_are_read_as_image_folders_are(sets) -> None:
     task = load_task(sets)
     assert task.classes == ("Bee", "ant", "dog")  # as torchvision's ImageFolder sorts them

@@ -163,11 +163,12 @@ def _recognized_target(host: Host, model: str, task: Task) -> Target:
     graph = host.open(model)
     candidates = find_candidates(graph) or host.recognizer.likely_candidates(graph)
     if not candidates:
+        again = ", and the output may be .onnx again" if graph.container == "onnx" else ""
         raise UsageError(
             model,
-            "a file holds weights, not the code that runs them",
-            "the function that builds the network is needed",
-            "name it with --factory package.module:function",
+            "its architecture is not recognised",
+            "the function that builds the network in torch is needed to run it",
+            "name it with --factory package.module:function" + again,
         )
     candidate = candidates[0]
     # A classifier of another class count stays as drawn.
