@@ -17,6 +17,8 @@ from sane_plugins.weights import WeightGraph
 _MOST_TEXT = 200  # characters of a name, which may be a stranger's
 _MOST_ENTRIES = 256
 _MOST_CONVERSIONS = 8  # one of another
+# Kinds of initial weights to which no prompt lends anything, as provenances call them.
+_WITHOUT_PROMPTS = ("default", "default, classifier fitted", "structured default")
 _LATER = 2.0  # seconds: weights that are newer than what is told of them were written by another
 
 
@@ -65,8 +67,8 @@ def _read(provenance: Mapping[str, Any]) -> InitialWeights | None:
     scores = map(_mapping, _list(provenance.get("scores")))
     chosen = next((_text(x.get("name")) for x in scores if x.get("chosen") is True), "")
     prompts = [_text(_mapping(x).get("source")) for x in _list(provenance.get("prompts"))]
-    has_lenders = "default" not in kind  # a default is drawn without prompts
-    return InitialWeights(chosen or kind, tuple(filter(None, prompts)) if has_lenders else ())
+    lenders = () if kind in _WITHOUT_PROMPTS else tuple(filter(None, prompts))
+    return InitialWeights(chosen or kind, lenders)
 
 
 def _is_older(beside: Path, path: Path) -> bool:
