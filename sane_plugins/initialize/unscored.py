@@ -97,8 +97,10 @@ def _on_held_out_images(
     task, best_first = asked_about(problem, plan), choose(candidates)
     if not len(task.y_test):
         return best_first
-    firsts = {id(c): c for c in {c.spec.kind.family: c for c in reversed(best_first)}.values()}
-    asked = [with_start(c, task) if id(c) in firsts else c for c in best_first]
+    best_of: dict[Family, Candidate] = {}
+    for candidate in best_first:
+        best_of.setdefault(candidate.spec.kind.family, candidate)
+    asked = [with_start(c, task) if c is best_of[c.spec.kind.family] else c for c in best_first]
     chosen = asked[0]
     default = next((c for c in asked if c.spec.kind.family is Family.DEFAULT), chosen)
     if (default.score.before or 0.0) >= (chosen.score.before or 0.0):
