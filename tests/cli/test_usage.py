@@ -1,5 +1,6 @@
 """What `sane-init` wrote can be used: by the printed code, by the metadata, and `verify` tells it."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -129,6 +130,37 @@ def test_metadata_are_read_back_and_verify_tells_them(tmp_path) -> None:
         key: stored[key] for key in ("classes", "preparation")
     }
     assert "red fox" in run("verify", output).stdout
+
+
+def test_all_images_of_a_folder_without_test_images_are_used(tmp_path) -> None:
+    photos, output = write_folder(tmp_path / "photos"), tmp_path / "out.safetensors"
+    done = run("--task", photos, "-o", output, "--json", "--samples", 1, "--keep", 1, "--rung", 3)
+    notes = " ".join(json.loads(done.stdout)["notes"])
+    assert f" of {12 * len(NAMES)}" in notes
+    assert "test images" not in notes
+    assert "images tell accuracies to within" in notes
+    assert len(load_task(photos).y_train) < 12 * len(NAMES)
+
+
+def test_a_file_from_when_a_fifth_was_set_aside_is_verified(tmp_path, monkeypatch) -> None:
+    photos, output = write_folder(tmp_path / "photos"), tmp_path / "out.safetensors"
+    change, told = dataclasses.replace, InputNames.to_json
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            "sane_plugins.cli.initialize.replace",
+            lambda x, **named: x if "sets_test_aside" in named else change(x, **named),
+        )
+        earlier.setattr(
+            InputNames,
+            "to_json",
+            lambda self: {k: x for k, x in told(self).items() if k != "sets_test_aside"},
+        )
+        done = run("--task", photos, "-o", output, *QUICK)
+    assert done.exit_code == 0, done.stderr
+    assert "test images were not used" in done.stderr
+    with safe_open(output, "pt") as file:
+        assert "sets_test_aside" not in str(file.metadata())
+    assert run("verify", output).exit_code == 0
 
 
 def test_a_file_beside_tells_it_where_the_form_has_no_room(tmp_path) -> None:
