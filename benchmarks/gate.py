@@ -27,18 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 import zoodata
-from gate_runs import (
-    SETTLING,
-    UNSEEN,
-    Run,
-    features,
-    fitted,
-    forecast,
-    helped,
-    measured,
-    publish,
-    restore,
-)
+from gate_model import features, fitted, forecast, helped
+from gate_runs import SETTLING, UNSEEN, Run, measured, publish, restore
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 

@@ -21,13 +21,12 @@ import torch
 import zoodata
 from gate_prompts import SMALL, files, spoilt, zoo_prompts
 from hand_written_networks import gated_preactivation
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from sane_plugins.architectures import import_torchvision, resnet
 from sane_plugins.autoencoder import SANE, embedded_sane
 from sane_plugins.grafting import PromptNetwork, conditioned, lead, transfer_methods
-from sane_plugins.initialize import BenefitForecast, InitializeOptions, TrainOptions, train_epochs
+from sane_plugins.initialize import InitializeOptions, TrainOptions, train_epochs
 from sane_plugins.initialize.budget import Budget, Stage
 from sane_plugins.initialize.candidates import Candidate, CandidateBuilder
 from sane_plugins.initialize.kinds import CandidateScore, CandidateSpec, Family, Kind, Statistics
@@ -36,7 +35,6 @@ from sane_plugins.initialize.outcome.benefit import (
     best_rivals,
     common_best,
     count_discordant,
-    mcnemar_margin,
     standardized_margin,
 )
 from sane_plugins.initialize.pipeline import planned
@@ -53,8 +51,6 @@ PROMPTS = ("trained", "barely trained", "untrained", "shuffled")
 SMALL_TRAININGS, REAL_TRAININGS = 6, 2  # orders of images that tell what is true
 FOLD_ORDERS = 2
 Run = dict[str, Any]
-SHIPPING: Mapping[str, Sequence[str]] = {"race": ("after",), "folds": ("folds",)}
-"""The margin that the forecast reads, without folds and with them."""
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:
@@ -144,49 +140,6 @@ def measured(some: Iterable[Spec], data: Path, trained: Path) -> list[Run]:
         about = {"run": spec.name, "dataset": spec.dataset, "real": spec.is_real}
         cases += [{**about, **case} for case in run["families"]] or [{**about, "family": None}]
     return cases
-
-
-def features(cases: Sequence[Run], names: Sequence[str]) -> Any:
-    """Return margins of every case by name, (cases x names), float64, in standard errors, -10 to 10."""
-    read: dict[str, Callable[[Run], float]] = {
-        "ahead": lambda case: 1.0 if case["ahead"] else -1.0,
-        "before": lambda case: case["margins"][0],
-        "after": lambda case: case["margins"][1],
-        "paired": lambda case: mcnemar_margin([case["discordant"]]),
-        "ranking": lambda case: max(-10.0, min(10.0, case["ranking"])),
-        "folds": lambda case: mcnemar_margin(case["counts"]),
-    }
-    return np.array([[read[name](case) for name in names] for case in cases], dtype=float)
-
-
-def fitted(cases: Sequence[Run], margins: Mapping[str, Sequence[str]] = SHIPPING) -> Run:
-    """Return a logistic regression's weights for cases without folds ("race"), and for those with them."""
-    told = [case for case in cases if case["family"] and not case["dropped"]]
-    tasks = list(dict.fromkeys(case["dataset"] for case in told))
-    gate: Run = {"runs": len(told), "helped": int(helped(told).sum()), "tasks": tasks}
-    for name, read in margins.items():
-        used = [case for case in told if bool(case["counts"]) is (name == "folds")]
-        model = LogisticRegression().fit(features(used, read), helped(used))
-        weights, bias = model.coef_[0].round(6).tolist(), round(float(model.intercept_[0]), 6)
-        gate[name] = {"weights": weights, "bias": bias}
-    return gate
-
-
-def forecast(
-    case: Run, gate: Run, margins: Mapping[str, Sequence[str]] = SHIPPING
-) -> BenefitForecast:
-    """Return what such weights say of a case: no where it is said that no transfer led."""
-    if case["dropped"]:
-        return BenefitForecast(0.0)
-    name = "folds" if case["counts"] else "race"
-    read = features([case], margins[name])[0]
-    score = read @ np.array(gate[name]["weights"]) + gate[name]["bias"]
-    return BenefitForecast(float(1 / (1 + np.exp(-score))))
-
-
-def helped(cases: Sequence[Run]) -> Any:
-    """Return whether a family beat the best default on test images, (cases,), bool."""
-    return np.array([case["gain"] > 0 for case in cases])
 
 
 def publish() -> int:

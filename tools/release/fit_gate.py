@@ -18,7 +18,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # runs are those of the figures
 import zoodata
-from gate_runs import SETTLING, fitted, measured, restore
+from gate_model import fitted
+from gate_runs import SETTLING, measured, restore
 
 SHIPPED = Path(__file__).parents[2] / "sane_plugins" / "data" / "gate.json"
 
