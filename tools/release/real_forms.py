@@ -6,7 +6,7 @@
     python tools/release/real_forms.py zoo [--device cuda --processes 12 --minutes 4]
     python tools/release/real_forms.py sane [--device cuda --minutes 4] [--steps N]
     python tools/release/real_forms.py measure [--device cuda]             # decoded networks that it has not seen
-    python tools/release/real_forms.py export --out DIR                    # what comes back, in files of 12 MB
+    python tools/release/real_forms.py export --out DIR [--part 1 ...]     # what comes back, in files of 12 MB
 
 All lies in `--work` (runs/real_forms). A stage that was stopped goes on where it was. Of each zoo some networks are
 left out of pretraining: a fifth of the real forms, and the evaluation pools of the toys. tools/release/README.md
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import shutil
 import sys
 import tarfile
@@ -58,6 +59,8 @@ from sane_plugins.runtime import random_stream
 from sane_plugins.tasks import accuracy
 from sane_plugins.weights import load_into
 from sane_plugins.zoo import Entry, Zoo, evaluation_pool, import_published, is_zoo, write_zoo
+from sane_plugins.zoo.index import ZooIndex
+from sane_plugins.zoo.shards import ShardWriter
 from sane_plugins.zoo_training import Recipe, RecipeOptions, TrainingImages, train_recipe
 from sane_plugins.zoo_training.augmentation import resized
 from sane_plugins.zoo_training.network_trainer import NetworkTrainer, TrainerSettings
@@ -70,7 +73,8 @@ HELD_OUT = 10  # of the photos of a class one in so many is a test image
 PUBLISHED = ("mnist-cnn", "cifar10-cnn")
 UNSEEN = 0.2  # share of the real forms that pretraining does not see
 PROBE_STEPS = 60
-PART_BYTES = 12 * 2**20
+PART_BYTES = 11 * 2**20
+PARTS = 4  # files of a part
 MEASURED = 1000  # images
 COST_BATCH = 32
 NORM_BATCHES, NORM_BATCH = 20, 100
@@ -106,15 +110,17 @@ def _parser() -> argparse.ArgumentParser:
         if stage is sane:
             for name, default in (("steps", 0), ("batch", 128), ("accumulate", 2), ("views", 3)):
                 added.add_argument(f"--{name}", type=int, default=default)
-            for name, default in (("width", 256), ("heads", 4), ("layers", 4), ("latent", 128)):
+            for name, default in (("width", 256), ("heads", 4), ("layers", 3), ("latent", 144)):
                 added.add_argument(f"--{name}", type=int, default=default)
-            added.add_argument("--lr", type=float, default=1e-3)
+            for name, rate in (("lr", 1e-3), ("noise", 0.05)):
+                added.add_argument(f"--{name}", type=float, default=rate)
             added.add_argument("--side", type=float, default=0.3)
             added.add_argument("--hidden", type=float, default=0.5)
             added.add_argument("--places", choices=["absolute", "relative"], default="relative")
             added.add_argument("--in-file-order", action="store_true", help="align instead")
         if stage is export:
             added.add_argument("--out", type=Path, required=True)
+            added.add_argument("--part", type=int, default=0, help="of the zoo: four of its files")
     return parser
 
 
@@ -141,6 +147,10 @@ def pack(arguments: argparse.Namespace) -> None:
         kept = toy.where(lambda entry, pool=pool: entry.network not in pool)  # type: ignore[misc]
         items = ((entry, _in_half(toy.state_dict(entry))) for entry in kept.entries)
         write_zoo(toys / toy.name, toy.name, items)
+    if is_zoo(arguments.work / "published"):  # of files, made by `sane-plugins zoo add`
+        files = Zoo.open(arguments.work / "published")
+        items = ((entry, _in_half(files.state_dict(entry))) for entry in files.entries)
+        write_zoo(photos / "published", "published", items)
     for folder in (photos, tables, toys):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         _say(f"{folder}: {size / 1e6:.1f} MB")
@@ -281,6 +291,7 @@ def sane(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         accumulate=arguments.accumulate,
         lr=arguments.lr,
+        noise=arguments.noise,
         views=arguments.views,
         side=arguments.side,
         hidden=arguments.hidden,
@@ -310,8 +321,8 @@ def _seen(work: Path) -> list[Zoo]:
     """Return what pretraining sees of all zoos."""
     real = Zoo.open(work / "real-forms")
     unseen = evaluation_pool(real, UNSEEN)
-    toys = [Zoo.open(path) for path in sorted(work.glob("part3/*")) if is_zoo(path)]
-    return [real.where(lambda entry: entry.network not in unseen), *toys]
+    others = [Zoo.open(path) for path in sorted(work.glob("part[13]/*")) if is_zoo(path)]
+    return [real.where(lambda entry: entry.network not in unseen), *others]
 
 
 def _steps_that_fit(
@@ -390,25 +401,30 @@ def _decoded_accuracy(model: Any, real: Zoo, entry: Entry, given: TrainingImages
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write what comes back: the SANE, notes, and the last checkpoints in half precision, in small files."""
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    if (arguments.work / "real-forms").exists():
-        from sane_plugins.zoo.index import ZooIndex
-        from sane_plugins.zoo.shards import ShardWriter
+    """Write what comes back: four files of the zoo in half precision, and with the first part SANE and notes.
 
-        real = Zoo.open(arguments.work / "real-forms")
-        writer = ShardWriter(out, ZooIndex("real-forms", (), {}), PART_BYTES)
-        for entry in {entry.network: entry for entry in real.entries}.values():
+    The parts in one folder are the zoo.
+    """
+    work, out = arguments.work, arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    if is_zoo(work / "real-forms") and not is_zoo(work / "half"):
+        real = Zoo.open(work / "real-forms")
+        writer = ShardWriter(work / "half", ZooIndex("real-forms", (), {}), PART_BYTES)
+        for entry in real.entries:
             writer.add(replace(entry, file=""), _in_half(real.state_dict(entry)))
         writer.commit()
-    if (arguments.work / "sane-half.safetensors").exists():
-        shutil.copy(arguments.work / "sane-half.safetensors", out / "sane.safetensors")
-    with tarfile.open(out / "notes.tar.gz", "w:gz") as notes:
-        for path in _notes(arguments.work):
-            notes.add(path, path.name)
+    shards = sorted((work / "half").glob("*.safetensors"))
+    for path in shards[PARTS * arguments.part :][:PARTS]:
+        shutil.copy(path, out)
+    if not arguments.part:
+        if (work / "sane-half.safetensors").exists():
+            shutil.copy(work / "sane-half.safetensors", out / "sane.safetensors")
+        with tarfile.open(out / "notes.tar.gz", "w:gz") as notes:
+            for path in _notes(work):
+                notes.add(path, f"{path.parent.name}-{path.name}")
     for path in sorted(out.iterdir()):
         _say(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
+    _say(f"part {arguments.part} of {math.ceil(len(shards) / PARTS)}")
 
 
 def _notes(work: Path) -> Iterator[Path]:
@@ -416,7 +432,7 @@ def _notes(work: Path) -> Iterator[Path]:
         "real-forms/card.md",
         "measured.json",
         "sane.safetensors.jsonl",
-        "real-forms/index.jsonl",
+        "half/index.jsonl",
     )
     yield from (work / name for name in named if (work / name).exists())
 

@@ -6,10 +6,10 @@ cd "$(dirname "$0")/../.."
 WORK=$1 OUT=$2 ZOO_MINUTES=${3:-4} SANE_MINUTES=${4:-3.5}
 export PYTHONPATH="$PWD:$PWD/adapters" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 run() { python3 tools/release/real_forms.py --work "$WORK" "$@"; }
-mkdir -p "$WORK/packed" && cp "$WORK"/part1/* "$WORK"/part2/* "$WORK/packed"
+mkdir -p "$WORK/packed" && cp "$WORK"/part1/*.zip "$WORK"/part2/* "$WORK/packed"
 run images --data "$WORK/packed"
-run zoo --device cuda --processes 12 --minutes "$ZOO_MINUTES"
-OMP_NUM_THREADS=8
+run zoo --device cuda --processes "${PROCESSES:-14}" --minutes "$ZOO_MINUTES"
+export OMP_NUM_THREADS=8
 run sane --device cuda --minutes "$SANE_MINUTES"
 run measure --device cuda
 run export --out "$OUT"
