@@ -8,7 +8,7 @@ export PYTHONPATH="$PWD:$PWD/adapters" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 run() { python3 tools/release/real_forms.py --work "$WORK" "$@"; }
 mkdir -p "$WORK/packed" && cp "$WORK"/part1/*.zip "$WORK"/part2/* "$WORK/packed"
 run images --data "$WORK/packed"
-run zoo --device cuda --processes "${PROCESSES:-14}" --minutes "$ZOO_MINUTES"
+run zoo --device cuda --processes "${PROCESSES:-14}" --minutes "$ZOO_MINUTES" ${EPOCHS:+--epochs "$EPOCHS"}
 export OMP_NUM_THREADS=8
 run sane --device cuda --minutes "$SANE_MINUTES"
 run measure --device cuda
