@@ -1,0 +1,377 @@
+"""Three jobs of a SANE on networks of real forms: filling, draws and refinement, each against both plain baselines.
+
+    python benchmarks/learned_prior.py --data ../shared/data [--sane runs/real_forms/sane.safetensors] [--only TASK/NETWORK]
+
+A photo network of the wheel is moved into another architecture (1,000 images of 64 pixels of a task that neither it nor
+the SANE has seen), and the job is done on what comes of it:
+
+- filling: what a graft leaves open is decoded from hidden tokens. Baselines: the graft alone (open tensors as they
+  are drawn by default), and open tensors drawn from a normal distribution of the decoded scale.
+- draws: the better of two draws around a regression transfer, in latents or as Gaussian noise on the weights at the
+  same distance, tensor by tensor; by the left-out loss of the fitted classifier. `plain` takes the decoded draw
+  itself, else only the difference that the draw makes is added.
+- refinement: 20 Adam steps on latents through the frozen decoder, against the same steps on the weights, and noise
+  at the same distance.
+
+Each time statistics are measured anew and the classifier is fitted in closed form; test accuracy is told before
+training and after one epoch. Novelty is the relative distance from the transfer, and the share of its wrong answers
+that are repeated. Runs lie in runs/learned_prior and are not repeated; `--report` writes learned_prior.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from feature_regression import BATCH, read_task
+from torch import nn
+from torch.nn.functional import cross_entropy, layer_norm
+from zoodata import RESULTS, RUNS
+
+from sane_plugins.architectures import build, import_torchvision
+from sane_plugins.autoencoder import SANE, decode, encode, fingerprint, load_sane
+from sane_plugins.generation import FilledTransfer, RefineOptions, refine
+from sane_plugins.generation.filled_transfer import FILLED
+from sane_plugins.grafting import (
+    PromptNetwork,
+    condition,
+    find_classifier,
+    fit_classifier,
+    transfer_methods,
+)
+from sane_plugins.host import Host
+from sane_plugins.prompts import PromptReader
+from sane_plugins.runtime import seeded
+from sane_plugins.tasks import Task, accuracy
+from sane_plugins.weights import RUNNING, copy_module, from_module, load_into
+
+WORK = RUNS / "learned_prior"
+TASKS = {"animals": "animal_mnist", "photos10": "photos10", "pneumonia": "pneumoniamnist_subset"}
+SEEDS, IMAGES, SIZE = 3, 1000, 64
+LR = 2e-3
+DRAWS = 2
+STEPS, WEIGHT_RATE, RATES = 20, 1e-3, (3e-3, 1e-2)
+State = Mapping[str, torch.Tensor]
+Maker = Callable[[int], nn.Module]
+
+
+def _own(name: str, **form: Any) -> Maker:
+    return lambda classes: build({"name": name, "channels_in": 3, "classes": classes, **form})
+
+
+def _torchvision(name: str) -> Maker:
+    return lambda classes: getattr(import_torchvision().models, name)(num_classes=classes)
+
+
+NETWORKS: Mapping[str, tuple[str, Maker]] = {
+    "shufflenet_v2_x0_5": ("photo-mobilenet", _torchvision("shufflenet_v2_x0_5")),
+    "deeper resnet": (
+        "photo-resnet",
+        _own("small_resnet", widths=[24, 48, 96, 128], blocks=[3, 3, 2, 1]),
+    ),
+    "wider mobilenet": (
+        "photo-mobilenet",
+        _own("small_mobilenet", widths=[20, 32, 48, 64, 96], blocks=[2, 2, 3, 2, 2], features=256),
+    ),
+    "deeper convnext": (
+        "photo-convnext",
+        _own("small_convnext", widths=[32, 64, 96, 128], blocks=[2, 3, 5, 2]),
+    ),
+}
+JOBS = {
+    "filling": ("filled", ("graft", "open tensors Gaussian")),
+    "draws, σ 0.1": ("draw 0.1", ("transfer", "noise as draw 0.1")),
+    "draws, σ 0.03": ("draw 0.03", ("transfer", "noise as draw 0.03")),
+    "draws, σ 0.1, plain": ("plain draw 0.1", ("transfer", "noise as plain draw 0.1")),
+    **{
+        f"refinement, rate {rate:g}": (
+            f"refined {rate:g}",
+            ("transfer", f"noise as refined {rate:g}", "same steps on weights"),
+        )
+        for rate in RATES
+    },
+}
+
+
+def main() -> None:
+    """Run what is missing, or write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sane", type=Path, default=RUNS / "real_forms" / "sane.safetensors")
+    parser.add_argument("--only", default="", help="TASK/NETWORK, or its beginning")
+    parser.add_argument("--seed", type=int, action="append", help="all three by default")
+    parser.add_argument("--report", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_sane(arguments.sane)
+    folder = WORK / fingerprint(model)[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in [] if arguments.report else arguments.seed or range(SEEDS):
+        for task in TASKS:
+            for network in NETWORKS:
+                path = folder / f"{task}-{network.replace(' ', '_')}-{seed}.json"
+                if f"{task}/{network}".startswith(arguments.only) and not path.exists():
+                    started = time.monotonic()
+                    cell = _Cell(
+                        model,
+                        network,
+                        read_task(arguments.data, TASKS[task], IMAGES, seed, SIZE),
+                        seed,
+                    )
+                    runs = dict(cell.runs())
+                    path.write_text(
+                        json.dumps({"task": task, "network": network, "seed": seed, "runs": runs})
+                    )
+                    shown = {k: f"{r['before']:.2f}/{r['after']:.2f}" for k, r in runs.items()}
+                    print(
+                        path.stem,
+                        f"{time.monotonic() - started:.0f} s",
+                        shown,
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    _report(folder, fingerprint(model))
+
+
+class _Cell:
+    """All runs of a network on a task with one seed."""
+
+    def __init__(self, model: SANE, network: str, task: Task, seed: int) -> None:
+        self.model, self.task, self.seed = model, task, seed
+        prompt, self._make = NETWORKS[network]
+        self.prompt = _read_prompt(prompt)
+        self._base: State = {}
+        self._base_wrong = torch.zeros(0)
+
+    def runs(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the name and the figures of each run."""
+        methods = transfer_methods()
+        module = self._fresh()
+        methods["graft"](module, self.prompt, self.task, self._rng())
+        yield "graft", self._as_base(module)
+        filled = self._fresh()
+        written = FilledTransfer(methods["graft"], self.model)(
+            filled, self.prompt, self.task, self._rng()
+        )
+        open_keys = [key for key, label in written.origins.items() if label == FILLED]
+        yield "filled", {**self._run(filled), "open": len(open_keys)}
+        yield "open tensors Gaussian", self._run(_gaussian_like(filled, open_keys, self._rng()))
+        module = self._fresh()
+        methods["regression-protected"](module, self.prompt, self.task, self._rng())
+        yield "transfer", self._as_base(module)
+        for name, sigma, is_plain in (
+            ("draw 0.1", 0.1, False),
+            ("draw 0.03", 0.03, False),
+            ("plain draw 0.1", 0.1, True),
+        ):
+            draws = [self._draw(module, sigma, i, is_plain=is_plain) for i in range(DRAWS)]
+            yield name, self._run(min(draws, key=self._loss))
+            noised = [self._noised(module, draw, i) for i, draw in enumerate(draws)]
+            yield f"noise as {name}", self._run(min(noised, key=self._loss))
+        x, y = self.task.x_train, self.task.y_train
+        for rate in RATES:
+            refined = self._ready(copy_module(module))
+            options = RefineOptions(steps=STEPS, lr=rate)
+            refine(refined, self.model, x, y, options, self._rng())
+            yield f"refined {rate:g}", self._run(refined)
+            yield f"noise as refined {rate:g}", self._run(self._noised(module, refined, 0))
+        yield "same steps on weights", self._run(self._stepped(module))
+
+    def _fresh(self) -> nn.Module:
+        with seeded(self._rng()):
+            return self._make(len(self.task.classes))
+
+    def _rng(self, more: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + 1000 * more)
+
+    def _ready(self, module: nn.Module) -> nn.Module:
+        """Measure statistics and fit the classifier, in place."""
+        self._loss(module)
+        return module
+
+    def _loss(self, module: nn.Module) -> float:
+        condition(module, self.task.x_train, 16, BATCH, self._rng())
+        layer = find_classifier(module, self.task.x_train[:2])
+        assert layer is not None
+        return float(fit_classifier(module, layer, self.task.x_train, self.task.y_train).loo_loss)
+
+    @torch.no_grad()
+    def _draw(self, module: nn.Module, sigma: float, number: int, *, is_plain: bool) -> nn.Module:
+        graph = from_module(module)
+        latents = encode(self.model, graph).values
+        noise = torch.randn(latents.shape, generator=self._rng(1 + number))
+        moved = layer_norm(latents + sigma * noise, latents.shape[-1:])
+        drawn = decode(self.model, moved, graph)
+        plain = decode(self.model, latents, graph)
+        new = {
+            p.key: drawn.tensors[p.key]
+            if is_plain
+            else graph.tensors[p.key] + drawn.tensors[p.key] - plain.tensors[p.key]
+            for p in graph.params
+            if p.role not in RUNNING
+        }
+        found = copy_module(module)
+        load_into(found, graph.replace(new))
+        return found
+
+    @torch.no_grad()
+    def _noised(self, module: nn.Module, like: nn.Module, number: int) -> nn.Module:
+        """Return the module with Gaussian noise, in each tensor as far from it as the other module is."""
+        found, rng = copy_module(module), self._rng(50 + number)
+        others = dict(like.named_parameters())
+        for key, value in found.named_parameters():
+            noise = torch.randn(value.shape, generator=rng)
+            value.add_(noise * ((others[key] - value).norm() / noise.norm().clamp(min=1e-12)))
+        return found
+
+    def _stepped(self, module: nn.Module) -> nn.Module:
+        found, rng = self._ready(copy_module(module)), self._rng()
+        optimizer = torch.optim.Adam(found.parameters(), WEIGHT_RATE)
+        found.train()
+        for _ in range(STEPS):
+            rows = torch.randint(len(self.task.y_train), (RefineOptions().batch,), generator=rng)
+            optimizer.zero_grad()
+            cross_entropy(found(self.task.x_train[rows]), self.task.y_train[rows]).backward()
+            optimizer.step()
+        return found
+
+    def _as_base(self, module: nn.Module) -> dict[str, Any]:
+        """Measure a module that others are compared with."""
+        kept = copy_module(module)
+        self._base = {k: x.detach().clone() for k, x in kept.named_parameters()}
+        self._base_wrong = self._answers(self._ready(kept))
+        return self._run(module)
+
+    @torch.no_grad()
+    def _answers(self, module: nn.Module) -> torch.Tensor:
+        module.eval()
+        return torch.cat([module(x).argmax(1) for x in self.task.x_test.split(250)])
+
+    def _run(self, module: nn.Module) -> dict[str, Any]:
+        """Return what a network is worth before training and after an epoch, and how new it is."""
+        module = copy_module(module)
+        layer = find_classifier(module, self.task.x_train[:2])
+        own = {id(p) for p in layer.parameters()} if layer is not None else set()
+        learnt = [(k, p) for k, p in module.named_parameters() if id(p) not in own]
+        moved = sum(float((p - self._base[k]).square().sum()) for k, p in learnt)
+        size = sum(float(self._base[k].square().sum()) for k, _ in learnt)
+        loss = self._loss(module)
+        answers, truth = self._answers(module), self.task.y_test
+        wrong = (self._base_wrong != truth) & (answers != truth)
+        repeated = float((answers == self._base_wrong)[wrong].sum()) / max(
+            1, int((answers != truth).sum())
+        )
+        before = accuracy(module, self.task.x_test, truth)
+        after = self._trained(module)
+        return {
+            "before": before,
+            "after": after,
+            "loss": loss,
+            "distance": (moved / size) ** 0.5,
+            "wrong_repeated": repeated,
+        }
+
+    def _trained(self, module: nn.Module) -> float:
+        torch.manual_seed(self.seed)
+        optimizer = torch.optim.AdamW(module.parameters(), LR)
+        steps = ceil(len(self.task.y_train) / BATCH)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
+        module.train()
+        for rows in torch.randperm(len(self.task.y_train), generator=self._rng()).split(BATCH):
+            optimizer.zero_grad()
+            cross_entropy(module(self.task.x_train[rows]), self.task.y_train[rows]).backward()
+            optimizer.step()
+            schedule.step()
+        condition(module, self.task.x_train, 16, BATCH, self._rng())
+        return accuracy(module, self.task.x_test, self.task.y_test)
+
+
+@torch.no_grad()
+def _gaussian_like(module: nn.Module, keys: list[str], rng: torch.Generator) -> nn.Module:
+    """Return the module with tensors drawn anew, of the mean and deviation that they have."""
+    found = copy_module(module)
+    values = dict(found.named_parameters())
+    for key in keys:
+        x = values[key]
+        deviation = x.std() if x.numel() > 1 else torch.zeros(())
+        x.copy_(x.mean() + deviation * torch.randn(x.shape, generator=rng))
+    return found
+
+
+def _read_prompt(name: str) -> PromptNetwork:
+    import sane_plugins
+
+    path = Path(sane_plugins.__file__).parent / "data" / "photo_networks" / f"{name}.safetensors"
+    host = Host.installed()
+    return PromptReader(host.open, host.recognizer)(path)
+
+
+def _report(folder: Path, sane: str) -> None:
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    result = {"sane": sane, "cells": cells}
+    path = RESULTS / "learned_prior.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    page = tables(result)
+    path.with_suffix(".md").write_text(page + "\n")
+    print(page)
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """Return what each job adds to each baseline, and every cell, as markdown tables."""
+    cells = result["cells"]
+    lines = [
+        f"{len(cells)} cells of task, network and seed. Points of test accuracy that a job adds to a baseline: mean ± standard error over cells.",
+        "",
+        "| job | against | before training | after an epoch | distance | wrong answers repeated |",
+        "|---|---|---|---|---|---|",
+    ]
+    for job, (own, baselines) in JOBS.items():
+        for baseline in baselines:
+            told = [partial(_gain, cells, own, baseline)(when) for when in ("before", "after")]
+            novelty = [
+                np.mean([cell["runs"][own][key] for cell in cells])
+                for key in ("distance", "wrong_repeated")
+            ]
+            lines.append(
+                f"| {job} | {baseline} | {told[0]} | {told[1]} | {novelty[0]:.2f} | {novelty[1]:.2f} |"
+            )
+    names = list(cells[0]["runs"]) if cells else []
+    lines += [
+        "",
+        "Test accuracy before training / after an epoch, means over seeds.",
+        "",
+        "| task, network | seeds | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    by_pair: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for cell in cells:
+        by_pair[cell["task"], cell["network"]].append(cell["runs"])
+    for (task, network), runs in by_pair.items():
+        texts = [
+            "/".join(
+                f"{np.mean([run[name][when] for run in runs]):.2f}" for when in ("before", "after")
+            )
+            for name in names
+        ]
+        lines.append(f"| {task}, {network} | {len(runs)} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _gain(cells: list[Any], own: str, baseline: str, when: str) -> str:
+    gains = np.array([cell["runs"][own][when] - cell["runs"][baseline][when] for cell in cells])
+    error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+    return f"{100 * gains.mean():+.1f} ± {100 * error:.1f}"
+
+
+if __name__ == "__main__":
+    main()
