@@ -263,7 +263,7 @@ class _Cell:
         layer = find_classifier(module, self.task.x_train[:2])
         own = {id(p) for p in layer.parameters()} if layer is not None else set()
         learnt = [(k, p) for k, p in module.named_parameters() if id(p) not in own]
-        moved = sum(float((p - self._base[k]).square().sum()) for k, p in learnt)
+        moved = sum(float((p.detach() - self._base[k]).square().sum()) for k, p in learnt)
         size = sum(float(self._base[k].square().sum()) for k, _ in learnt)
         loss = self._loss(module)
         answers, truth = self._answers(module), self.task.y_test

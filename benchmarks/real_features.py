@@ -160,16 +160,14 @@ def _sane_blocks(model: SANE, graph: WeightGraph) -> dict[str, Array]:
         ],
         1,
     ).numpy()
-    matrices, vectors, slot_latents = [], [], []
+    matrices, vectors = [], []
     for slot, (start, stop) in zip(graph.slots, layout.spans, strict=True):
         shown = (counts[start:stop] > 0).numpy()
         row = rows[start:stop][shown].mean(0) if shown.any() else np.zeros(3)
         (matrices if len(slot.weight.shape) > 1 else vectors).append(row)
-        if len(slot.weight.shape) > 1:
-            slot_latents.append(latents[start:stop].std(0).numpy())
     context = [layer_statistics.resample(x, PLACES, 3).ravel() for x in (matrices, vectors)]
     scales = sane_features.features(model, graph, None, window=None, halo=None).numpy()
-    pooled = [projected.numpy(), latents.mean(0).numpy(), np.mean(slot_latents, 0)]
+    pooled = [projected.numpy(), latents.mean(0).numpy()]
     return {
         "scales": scales,
         "context": np.concatenate(context),

@@ -72,7 +72,7 @@ def main() -> None:
         for zoo in zoos:
             told = result["zoos"].setdefault(zoo.name, {})
             if column not in told:
-                told[column] = _spread(_shares(model, chosen(zoo), tasks[zoo.name]))
+                told[column] = spread_of(model, chosen(zoo), tasks[zoo.name])
                 _write(result, path)
     _write(result, path)
     print(tables(result))
@@ -166,7 +166,9 @@ def _share(model: SANE, zoo: Zoo, entry: Entry, task: Task) -> float | None:
     return accuracy(module.eval(), x, y) / before
 
 
-def _spread(kept: list[float]) -> dict[str, float]:
+def spread_of(model: SANE, zoo: Zoo, task: Task) -> dict[str, float]:
+    """Return the median and quartiles of what the networks of a zoo keep, and their number."""
+    kept = _shares(model, zoo, task)
     low, median, high = np.quantile(kept, [0.25, 0.5, 0.75]).tolist()
     return {"median": median, "low": low, "high": high, "networks": len(kept)}
 
