@@ -1,6 +1,6 @@
 """Three jobs of a SANE on networks of real forms: filling, draws and refinement, each against both plain baselines.
 
-    python benchmarks/learned_prior.py --data ../shared/data [--sane runs/real_forms/sane.safetensors] [--only TASK/NETWORK]
+    python benchmarks/learned_prior.py --data ../shared/data [--sane FILE] [--only TASK/NETWORK]
 
 A photo network of the wheel is moved into another architecture (1,000 images of 64 pixels of a task that neither it nor
 the SANE has seen), and the job is done on what comes of it:
@@ -36,7 +36,7 @@ import torch
 from feature_regression import BATCH, read_task
 from torch import nn
 from torch.nn.functional import cross_entropy, layer_norm
-from zoodata import RESULTS, RUNS
+from zoodata import REAL_FORMS, RESULTS, RUNS
 
 from sane_plugins.architectures import build, import_torchvision
 from sane_plugins.autoencoder import SANE, decode, encode, fingerprint, load_sane
@@ -107,7 +107,7 @@ def main() -> None:
     """Run what is missing, or write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sane", type=Path, default=RUNS / "real_forms" / "sane.safetensors")
+    parser.add_argument("--sane", type=Path, default=REAL_FORMS)
     parser.add_argument("--only", default="", help="TASK/NETWORK, or its beginning")
     parser.add_argument("--seed", type=int, action="append", help="all three by default")
     parser.add_argument("--report", action="store_true")

@@ -1,6 +1,6 @@
 """What SANE features know of networks of real forms that statistics do not, and how well both rank another form.
 
-    python benchmarks/real_features.py [--zoo runs/real_forms/real-forms] [--sane runs/real_forms/sane.safetensors]
+    python benchmarks/real_features.py [--zoo runs/real_forms/real-forms] [--sane FILE]
 
 The networks that the SANE has not seen (a fifth, with all their checkpoints) are predicted by heads fitted on the
 others, with errors from drawing those networks anew; and of every form, networks are ranked by a head fitted on
@@ -27,7 +27,7 @@ import torch
 import zoodata
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_predict
-from zoodata import RESULTS, RUNS
+from zoodata import REAL_FORMS, RESULTS, RUNS
 
 from sane_plugins.autoencoder import SANE, fingerprint, load_sane, standardized_tokens
 from sane_plugins.autoencoder.halo_windows import cut_windows, join_windows
@@ -59,7 +59,7 @@ def main() -> None:
     """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--zoo", type=Path, default=RUNS / "real_forms" / "real-forms")
-    parser.add_argument("--sane", type=Path, default=RUNS / "real_forms" / "sane.safetensors")
+    parser.add_argument("--sane", type=Path, default=REAL_FORMS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, zoo = load_sane(arguments.sane), Zoo.open(arguments.zoo)
@@ -160,7 +160,8 @@ def _sane_blocks(model: SANE, graph: WeightGraph) -> dict[str, Array]:
         ],
         1,
     ).numpy()
-    matrices, vectors = [], []
+    matrices: list[Array] = []
+    vectors: list[Array] = []
     for slot, (start, stop) in zip(graph.slots, layout.spans, strict=True):
         shown = (counts[start:stop] > 0).numpy()
         row = rows[start:stop][shown].mean(0) if shown.any() else np.zeros(3)

@@ -1,7 +1,7 @@
 """What networks keep when the SANE of real forms encodes and decodes them: unseen real forms, toys, EfficientNet-Lite1.
 
     python tools/release/real_forms.py measure     # the real forms, into runs/real_forms/measured.json
-    python benchmarks/real_reconstruction.py --data ../shared/data --extra DIR [--sane runs/real_forms/sane.safetensors]
+    python benchmarks/real_reconstruction.py --data ../shared/data --extra DIR [--sane FILE]
 
 Statistics of norms are measured anew after decoding. Real forms are tried on 1,000 images that their training did not
 see, at their last checkpoint, where they know twice what chance does; toys as in reconstruction.py. EfficientNet-Lite1 (DIR holds
@@ -25,7 +25,7 @@ from feature_regression import BATCH, read_task
 from reconstruction import last_of, spread_of
 from rivals import lite
 from torch import nn
-from zoodata import RESULTS, RUNS
+from zoodata import REAL_FORMS, RESULTS, RUNS
 
 from sane_plugins.autoencoder import SANE, decode, decode_tokens, encode, fingerprint, load_sane
 from sane_plugins.grafting import condition, find_classifier, fit_classifier
@@ -49,10 +49,10 @@ def main() -> None:
     parser.add_argument("--extra", type=Path, required=True)
     parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
     parser.add_argument("--work", type=Path, default=RUNS / "real_forms")
-    parser.add_argument("--sane", type=Path)
+    parser.add_argument("--sane", type=Path, default=REAL_FORMS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = load_sane(arguments.sane or arguments.work / "sane.safetensors")
+    model = load_sane(arguments.sane)
     result: dict[str, Any] = {"sane": fingerprint(model)}
     measured = json.loads((arguments.work / "measured.json").read_text())["networks"]
     result["real forms"] = [row for row in measured if row["accuracy"] > 2 * row["chance"]]

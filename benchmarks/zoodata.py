@@ -29,6 +29,8 @@ from sane_plugins.zoo import Zoo, import_published, is_zoo
 
 RUNS = Path(__file__).parents[1] / "runs"
 RESULTS = Path(__file__).parent / "results"
+REAL_FORMS = Path(__file__).parent / "data" / "real_forms_sane.safetensors"
+"""A SANE trained on networks of real forms (tools/release/real_forms.py); it does not ship."""
 PUBLISHED = ("mnist-cnn", "cifar10-cnn")
 TRAINED = ("animals-cnn", "mnist-mlp", "mnist-resnet")
 PROPERTIES = ("test_accuracy", "epoch", "gap")

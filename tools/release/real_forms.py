@@ -7,6 +7,7 @@
     python tools/release/real_forms.py sane [--device cuda --minutes 4] [--steps N]
     python tools/release/real_forms.py measure [--device cuda]             # decoded networks that it has not seen
     python tools/release/real_forms.py export --out DIR [--part 1 ...]     # what comes back, in files of 12 MB
+    python tools/release/real_forms.py record --hardware NAME              # card and recipe into benchmarks/results/
 
 All lies in `--work` (runs/real_forms). A stage that was stopped goes on where it was. Of each zoo some networks are
 left out of pretraining: a fifth of the real forms, and the evaluation pools of the toys. tools/release/README.md
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "real_forms")
     stages = parser.add_subparsers(required=True)
-    for stage in (pack, images, cost, zoo, sane, measure, export):
+    for stage in (pack, images, cost, zoo, sane, measure, export, record):
         added = stages.add_parser(stage.__name__, help=(stage.__doc__ or "").partition("\n")[0])
         added.set_defaults(stage=stage)
         if stage in (pack, images):
@@ -118,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--hidden", type=float, default=0.5)
             added.add_argument("--places", choices=["absolute", "relative"], default="relative")
             added.add_argument("--in-file-order", action="store_true", help="align instead")
+        if stage is record:
+            added.add_argument("--hardware", required=True, help="what both were trained on")
         if stage is export:
             added.add_argument("--out", type=Path, required=True)
             added.add_argument("--part", type=int, default=0, help="of the zoo: four of its files")
@@ -425,6 +428,35 @@ def export(arguments: argparse.Namespace) -> None:
     for path in sorted(out.iterdir()):
         _say(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
     _say(f"part {arguments.part} of {math.ceil(len(shards) / PARTS)}")
+
+
+def record(arguments: argparse.Namespace) -> None:
+    """Write the card of the zoo and how the SANE was trained to benchmarks/results/."""
+    work, results = arguments.work, ROOT / "benchmarks" / "results"
+    lines = read_log(log_path(work / "sane.safetensors"))
+    told = read_metadata(work / "sane.safetensors")
+    last = lines[-20:]
+    losses = {
+        name: sum(line[name] for line in last) / len(last)
+        for name in ("values", "side", "hidden", "contrast")
+    }
+    found = {
+        "hardware": arguments.hardware,
+        "steps": lines[-1]["step"],
+        "seconds": lines[-1]["seconds"],
+        "losses": losses,
+        "recipe": told["recipe"],
+        "zoos": told["zoos"],
+    }
+    (results / "real_forms.json").write_text(json.dumps(found, indent=1) + "\n")
+    shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+    page = [
+        f"Trained on {arguments.hardware}. The SANE: {found['steps']} steps in {found['seconds']:.0f} s; losses at the end: {shown}.",
+        "Hidden tokens cost about as much as their mean would: the others tell next to nothing of them.",
+        "",
+        (work / "real-forms" / "card.md").read_text().partition("\n")[2].strip(),
+    ]
+    (results / "real_forms.md").write_text("\n".join(page) + "\n")
 
 
 def _notes(work: Path) -> Iterator[Path]:

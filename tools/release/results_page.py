@@ -90,6 +90,28 @@ and what that owes to each part of the recipe. The ablation is trained at a smal
 lower; without normalisation there is no behaviour term either, because that needs decoded scales.""",
     ),
     Section(
+        title="Reconstruction of real forms",
+        name="real_reconstruction",
+        command=f"benchmarks/real_reconstruction.py {DATA} {EXTRA}",
+        text="""What networks keep that [the SANE of real forms](../benchmarks/results/real_forms.md) encodes and decodes. It was trained on residual,
+mobile, ConvNeXt-like and plain networks and transformers, on the toys of our other zoos, on the photo networks and on published files, as [its
+recipe](../tools/release/README.md#the-zoo-of-real-forms) says, and does not ship yet: it and what follows are measured from `benchmarks/data/`.""",
+    ),
+    Section(
+        title="Features and ranking on real forms",
+        name="real_features",
+        command="benchmarks/real_features.py",
+        text="""What the features of the SANE of real forms know that statistics do not.""",
+    ),
+    Section(
+        title="What a learned prior adds on real networks",
+        name="learned_prior",
+        command=f"benchmarks/learned_prior.py {DATA}",
+        text="""A photo network is moved into another architecture for a new task. A SANE then fills what is left open, draws near what came of it,
+or refines it on the task's images through its latents; each is measured against the transfer alone and against Gaussian noise at the same distance, and refinement against
+the same steps on the weights. None of the three is among what `sane-init` tries.""",
+    ),
+    Section(
         title="Sampling",
         name="sampling",
         command=f"benchmarks/sampling.py {DATA}",
@@ -282,6 +304,8 @@ of 60 % of the rate of large square products was missed; against products of the
     ),
 )
 ELSEWHERE = {
+    "real_forms": "the [zoo of real forms](../benchmarks/results/real_forms.md) and the SANE that was trained on it,"
+    " `python tools/release/real_forms.py record --hardware NAME`",
     "gate_runs": "the [runs](../benchmarks/results/gate_runs.json) that the gate was asked in, from which any clone goes on,"
     " `python benchmarks/gate.py --data DIR --stage publish`",
     "formats": "[which real files are read](reference/real-files.md), `python tools/release/formats_table.py --data DIR`",
