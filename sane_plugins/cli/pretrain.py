@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sane_plugins import architectures, pretraining, tasks, zoo
+from sane_plugins import architectures, autoencoder, pretraining, tasks, zoo
 from sane_plugins.cli.console import command_options, note, open_host, print_json, progress_bars
 from sane_plugins.cli.options.numbers import FiniteRange
 from sane_plugins.cli.options.outputs import OutputFile, require_free_outputs
@@ -37,6 +37,9 @@ _PRESETS = ["default", "paper"]
     default="default",
     show_default=True,
     help="What measured best, or what was published; the options below change it.",
+)
+@click.option(
+    "--from", "start", type=_FILE, help="Begin with this SANE's parameters, and keep its shape."
 )
 @click.option("--steps", type=_COUNT, help="Training steps.")
 @click.option("--batch", type=click.IntRange(2, 2**16), help="Windows drawn at a time.")
@@ -99,6 +102,7 @@ def pretrain(
     output: Path,
     preset: str,
     images: tuple[str, ...],
+    start: Path | None,
     device: str,
     resume: bool,
     force: bool,
@@ -111,11 +115,14 @@ def pretrain(
     Options that are not given are the preset's. Under torchrun, the processes share each batch.
     """
     host = open_host()
-    _require_free(host, output, force, resume, [*zoos, *(x.partition("=")[2] for x in images)])
+    sources: list[str | Path] = [*zoos, *(x.partition("=")[2] for x in images)]
+    sources += [] if start is None else [start]
+    _require_free(host, output, force, resume, sources)
     forget_working_directory_style()
     require_device(device)
     opened = [zoo.Zoo.open(folder, trust) for folder in zoos]
-    config, options = _configuration(preset, opened, given)
+    begun = None if start is None else autoencoder.load_sane(start)
+    config, options = _configuration(preset, opened, given, begun)
     behavior = _behavior_term(images, opened) if options.behaviour else None
     with pretraining.process_group(device) as own_device, progress_bars(host):
         pretraining.pretrain(
@@ -126,6 +133,7 @@ def pretrain(
             resume=resume,
             report=host.report,
             behaviour=behavior,
+            start=begun,
         )
         is_first = pretraining.World.current().is_first
     if is_first:
@@ -133,10 +141,14 @@ def pretrain(
 
 
 def _configuration(
-    preset: str, zoos: Sequence[zoo.Zoo], given: Mapping[str, Any]
+    preset: str,
+    zoos: Sequence[zoo.Zoo],
+    given: Mapping[str, Any],
+    start: autoencoder.SANE | None,
 ) -> pretraining.Preset:
-    """Return the preset, changed by the options that were given."""
+    """Return the preset, with the shape of a SANE to begin from, changed by the options that were given."""
     config, options = pretraining.PRESETS[preset](zoos)
+    config = config if start is None else start.config
     changes = {key: value for key, value in given.items() if value is not None}
     if (precision := changes.pop("precision", None)) is not None:
         changes["bf16"] = precision == "bf16"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sane_plugins.autoencoder import SANE, SANEConfig, save_sane
+from sane_plugins.autoencoder import SANE, SANEConfig, fingerprint, save_sane
 from sane_plugins.errors import UsageError, ZooError
 from sane_plugins.pretraining.distributed import World
 from sane_plugins.pretraining.permuted_dataset import PermutedDataset, build_datasets
@@ -43,10 +43,12 @@ def pretrain(
     report: Report = silent,
     behaviour: BehaviorTerm | None = None,
     datasets: Sequence[PermutedDataset] | None = None,
+    start: SANE | None = None,
 ) -> SANE:
     """Train a SANE on all networks of the zoos and write it to `out`.
 
-    `datasets` are those zoos' as `prepare_datasets` makes them, where they are there already. `behaviour` is
+    `datasets` are those zoos' as `prepare_datasets` makes them, where they are there already. Training begins
+    with the parameters of `start`, whose shape `config` must have, instead of random ones. `behaviour` is
     an additional loss, weighted by `options.behaviour`. Every step uses a generator seeded
     with the run's seed and the step, so a resumed run takes the same steps as an uninterrupted one. State
     and log are files next to `out`; the state is deleted at the end. Within `process_group` several
@@ -54,7 +56,9 @@ def pretrain(
     """
     out, world = Path(out), World.current()
     _require_compatible(config, options, behaviour, world)
-    config = replace(config, fills=options.hidden > 0)
+    config = replace(config, fills=options.hidden > 0 or (start is not None and start.config.fills))
+    if start is not None:
+        _require_shape(start, config, options)
     datasets = datasets or prepare_datasets(zoos, config, options, report)
     if not datasets:
         raise ZooError(
@@ -65,14 +69,15 @@ def pretrain(
         )
     if config.scale == "zoo":
         config = replace(config, slots=len(datasets[0].zoo_scale))
-    run = _new_run(config, options, datasets, TrainingLog(log_path(out), options.log_every))
+    run = _new_run(config, options, datasets, TrainingLog(log_path(out), options.log_every), start)
     if resume and state_path(out).exists():
         restore_state(run, state_path(out))
     moved = [dataset.to(options.device) for dataset in datasets]
     _train(run, PretrainContext.build(run.model, moved, options, world, behaviour), out, report)
     run.model.eval().requires_grad_(False)
     if world.is_first:
-        save_sane(run.model, out, {"recipe": asdict(options), "zoos": _zoo_records(zoos)})
+        begun = {} if start is None else {"start": fingerprint(start)}
+        save_sane(run.model, out, {"recipe": asdict(options), "zoos": _zoo_records(zoos), **begun})
         state_path(out).unlink(missing_ok=True)
     return run.model
 
@@ -129,16 +134,38 @@ def _require_compatible(
         )
 
 
+def _require_shape(start: SANE, config: SANEConfig, options: PretrainOptions) -> None:
+    """Raise `UsageError` if training cannot begin with a SANE's parameters."""
+    if options.hidden and not start.config.fills:
+        raise UsageError(
+            "the SANE to begin from",
+            "it has no parameters for tokens that are not shown",
+            f"the weight of such tokens is {options.hidden}",
+            "leave them out, or begin from another",
+        )
+    own, given = asdict(start.config), asdict(config)
+    if differing := sorted(name for name in own if own[name] != given[name]):
+        raise UsageError(
+            "the SANE to begin from",
+            f"its {', '.join(differing)} differ from what was asked for",
+            "training keeps its shape",
+            "leave out options that change the shape",
+        )
+
+
 def _new_run(
     config: SANEConfig,
     options: PretrainOptions,
     datasets: Sequence[PermutedDataset],
     log: TrainingLog,
+    start: SANE | None,
 ) -> TrainerState:
     with drawing_from(torch.Generator().manual_seed(options.seed)):
         model = SANE(config)
     if config.scale == "zoo":
         model.get_buffer("zoo_scale").copy_(datasets[0].zoo_scale)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     model = model.to(options.device)
     decay = options.weight_decay
     optimizer = torch.optim.AdamW(model.parameters(), options.lr, weight_decay=decay)
@@ -147,7 +174,10 @@ def _new_run(
         for k, v in {**asdict(config), **asdict(options)}.items()
         if k not in _RESULT_NEUTRAL_OPTIONS
     }
-    return TrainerState(model, optimizer, log, {**settings, "zoos": _fingerprint(datasets)})
+    settings["zoos"] = _fingerprint(datasets)
+    if start is not None:
+        settings["start"] = fingerprint(start)
+    return TrainerState(model, optimizer, log, settings)
 
 
 def _fingerprint(datasets: Sequence[PermutedDataset]) -> str:

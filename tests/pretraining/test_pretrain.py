@@ -15,6 +15,7 @@ from sane_plugins.autoencoder import (
     SANEConfig,
     decode,
     encode,
+    fingerprint,
     load_sane,
     read_metadata,
 )
@@ -232,6 +233,35 @@ def test_a_batch_that_processes_cannot_share_is_one_sentence(zoo, tmp_path, monk
     monkeypatch.setattr(World, "current", lambda: World(0, 3))
     with pytest.raises(UsageError, match="3 processes share it"):
         pretrain([zoo], TINY, SHORT, tmp_path / "a.safetensors")
+
+
+def test_training_goes_on_from_a_sane_and_keeps_its_shape(zoo, tmp_path) -> None:
+    first = pretrain([zoo], TINY, SHORT, tmp_path / "first")
+    still = replace(SHORT, steps=1, lr=1e-12)
+    on = pretrain([zoo], TINY, still, tmp_path / "on", start=first)
+    anew = pretrain([zoo], TINY, still, tmp_path / "anew")
+    before, after = first.state_dict(), on.state_dict()
+    assert all(torch.allclose(after[key], value, atol=1e-6) for key, value in before.items())
+    assert not all(torch.allclose(anew.state_dict()[k], v, atol=1e-6) for k, v in before.items())
+    assert read_metadata(tmp_path / "on")["start"] == fingerprint(first)
+    assert "start" not in read_metadata(tmp_path / "anew")
+    with pytest.raises(UsageError, match="model_width"):
+        pretrain([zoo], replace(TINY, model_width=64), still, tmp_path / "other", start=first)
+    with pytest.raises(UsageError, match="not shown"):
+        hidden = replace(still, hidden=0.5)
+        pretrain([zoo], TINY, hidden, tmp_path / "other", start=first)
+
+
+def test_the_command_goes_on_from_a_file(zoo, tmp_path) -> None:
+    first, on = tmp_path / "first.safetensors", tmp_path / "on.safetensors"
+    pretrain([zoo], TINY, SHORT, first)
+    words = ["pretrain", str(zoo.folder), "--from", str(first), "-o", str(on), "--steps", "2"]
+    done = CliRunner().invoke(main, [*words, "--batch", "2"])
+    assert done.exit_code == 0, done.output
+    assert load_sane(on).config == TINY
+    wrong = CliRunner().invoke(main, [*words, "--force", "--width", "64"])
+    assert wrong.exit_code == 2
+    assert "model_width" in wrong.output
 
 
 def test_another_run_is_not_resumed(mixed, tmp_path) -> None:

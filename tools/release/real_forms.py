@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--hidden", type=float, default=0.5)
             added.add_argument("--places", choices=["absolute", "relative"], default="relative")
             added.add_argument("--in-file-order", action="store_true", help="align instead")
+            added.add_argument("--start", type=Path, help="a SANE to begin from, of its shape")
         if stage is record:
             added.add_argument("--hardware", required=True, help="what both were trained on")
         if stage is export:
@@ -282,6 +283,7 @@ def zoo(arguments: argparse.Namespace) -> None:
 
 def sane(arguments: argparse.Namespace) -> None:
     """Pretrain on the real forms and on the toys; with --minutes as many steps as fit."""
+    start = None if arguments.start is None else load_sane(arguments.start)
     config = SANEConfig(
         model_width=arguments.width,
         heads=arguments.heads,
@@ -289,6 +291,7 @@ def sane(arguments: argparse.Namespace) -> None:
         latent_width=arguments.latent,
         places=arguments.places,
     )
+    config = config if start is None else start.config
     options = PretrainOptions(
         steps=arguments.steps or 1,
         batch=arguments.batch,
@@ -310,9 +313,10 @@ def sane(arguments: argparse.Namespace) -> None:
         datasets = prepare_datasets(zoos, config, options, report)
         _say(f"{time.monotonic() - started:.0f} s to order and cut {len(datasets)} data sets")
         if not arguments.steps:
-            probe = partial(pretrain, zoos, config, datasets=datasets)
+            probe = partial(pretrain, zoos, config, datasets=datasets, start=start)
             options = _steps_that_fit(probe, options, started, arguments)
-        model = pretrain(zoos, config, options, out, resume=True, report=report, datasets=datasets)
+        begun: dict[str, Any] = {"datasets": datasets, "start": start}
+        model = pretrain(zoos, config, options, out, resume=True, report=report, **begun)
         if not World.current().is_first:
             return
     told = read_metadata(out)
