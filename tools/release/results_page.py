@@ -109,7 +109,7 @@ recipe](../tools/release/README.md#the-zoo-of-real-forms) says, and does not shi
         command=f"benchmarks/learned_prior.py {DATA}",
         text="""A photo network is moved into another architecture for a new task. A SANE then fills what is left open, draws near what came of it,
 or refines it on the task's images through its latents; each is measured against the transfer alone and against Gaussian noise at the same distance, and refinement against
-the same steps on the weights. None of the three is among what `sane-init` tries.""",
+the same steps on the weights, absolute and relative to the deviation of their tensor. None of the three is among what `sane-init` tries.""",
     ),
     Section(
         title="Sampling",
