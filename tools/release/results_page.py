@@ -94,8 +94,8 @@ lower; without normalisation there is no behaviour term either, because that nee
         name="real_reconstruction",
         command=f"benchmarks/real_reconstruction.py {DATA} {EXTRA}",
         text="""What networks keep that [the SANE of real forms](../benchmarks/results/real_forms.md) encodes and decodes. It was trained on residual,
-mobile, ConvNeXt-like and plain networks and transformers, on the toys of our other zoos, on the photo networks and on published files, as [its
-recipe](../tools/release/README.md#the-zoo-of-real-forms) says, and does not ship yet: it and what follows are measured from `benchmarks/data/`.""",
+mobile, ConvNeXt-like and plain networks and transformers, on the toys of our other zoos, on the photo networks and on published files, as
+`tools/release/README.md` says, and does not ship yet: it and what follows are measured from `benchmarks/data/`.""",
     ),
     Section(
         title="Features and ranking on real forms",
