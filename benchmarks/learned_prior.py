@@ -2,8 +2,8 @@
 
     python benchmarks/learned_prior.py --data ../shared/data [--sane FILE] [--only TASK/NETWORK]
 
-A photo network of the wheel is moved into another architecture (1,000 images of 64 pixels of a task that neither it nor
-the SANE has seen), and the job is done on what comes of it:
+A photo network of the wheel is moved into another architecture (1,000 images of 64 pixels of a task that it
+has not seen; the SANE has read photo networks, and small CNNs of animal silhouettes), and the job is done on what comes of it:
 
 - filling: what a graft leaves open is decoded from hidden tokens. Baselines: the graft alone (open tensors as they
   are drawn by default), and open tensors drawn from a normal distribution of the decoded scale.
@@ -27,76 +27,21 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from feature_regression import BATCH, read_task
-from torch import nn
-from torch.nn.functional import cross_entropy, layer_norm
+from feature_regression import read_task
+from learned_prior_runs import IMAGES, NETWORKS, SEEDS, SIZE, TASKS, Cell
 from zoodata import REAL_FORMS, RESULTS, RUNS
 
-from sane_plugins.architectures import build, import_torchvision
-from sane_plugins.autoencoder import SANE, decode, encode, fingerprint, load_sane
-from sane_plugins.errors import TaskError
-from sane_plugins.generation import FilledTransfer, RefineOptions, refine
-from sane_plugins.generation.filled_transfer import FILLED
-from sane_plugins.grafting import (
-    PromptNetwork,
-    condition,
-    find_classifier,
-    fit_classifier,
-    transfer_methods,
-)
-from sane_plugins.host import Host
-from sane_plugins.prompts import PromptReader
-from sane_plugins.runtime import seeded
-from sane_plugins.tasks import Task, accuracy
-from sane_plugins.weights import RUNNING, copy_module, from_module, load_into
+from sane_plugins.autoencoder import fingerprint, load_sane
 
 WORK = RUNS / "learned_prior"
 VERSION = 2  # of what a cell runs
-TASKS = {"animals": "animal_mnist", "photos10": "photos10", "pneumonia": "pneumoniamnist_subset"}
-SEEDS, IMAGES, SIZE = 3, 1000, 64
-LR = 2e-3
-DRAWS = 2
-STEPS, HELD_OUT = 20, 5  # of images one in so many
-RATES = {
-    "refined": (3e-3, 1e-2),
-    "same steps on weights": (3e-4, 1e-3),
-    "same steps on relative weights": (3e-3, 1e-2),
-}
-State = Mapping[str, torch.Tensor]
-Maker = Callable[[int], nn.Module]
-
-
-def _own(name: str, **form: Any) -> Maker:
-    return lambda classes: build({"name": name, "channels_in": 3, "classes": classes, **form})
-
-
-def _torchvision(name: str) -> Maker:
-    return lambda classes: getattr(import_torchvision().models, name)(num_classes=classes)
-
-
-NETWORKS: Mapping[str, tuple[str, Maker]] = {
-    "shufflenet_v2_x0_5": ("photo-mobilenet", _torchvision("shufflenet_v2_x0_5")),
-    "deeper resnet": (
-        "photo-resnet",
-        _own("small_resnet", widths=[24, 48, 96, 128], blocks=[3, 3, 2, 1]),
-    ),
-    "wider mobilenet": (
-        "photo-mobilenet",
-        _own("small_mobilenet", widths=[20, 32, 48, 64, 96], blocks=[2, 2, 3, 2, 2], features=256),
-    ),
-    "deeper convnext": (
-        "photo-convnext",
-        _own("small_convnext", widths=[32, 64, 96, 128], blocks=[2, 3, 5, 2]),
-    ),
-}
 JOBS = {
     "filling": ("filled", ("graft", "open tensors Gaussian")),
     "draws, σ 0.1": ("draw 0.1", ("transfer", "noise as draw 0.1")),
@@ -132,7 +77,7 @@ def main() -> None:
                 path = folder / f"{task}-{network.replace(' ', '_')}-{seed}.json"
                 if f"{task}/{network}".startswith(arguments.only) and not path.exists():
                     started = time.monotonic()
-                    cell = _Cell(
+                    cell = Cell(
                         model,
                         network,
                         read_task(arguments.data, TASKS[task], IMAGES, seed, SIZE),
@@ -151,202 +96,6 @@ def main() -> None:
                         flush=True,
                     )
     _report(folder, fingerprint(model))
-
-
-class _Cell:
-    """All runs of a network on a task with one seed."""
-
-    def __init__(self, model: SANE, network: str, task: Task, seed: int) -> None:
-        self.model, self.task, self.seed = model, task, seed
-        prompt, self._make = NETWORKS[network]
-        self.prompt = _read_prompt(prompt)
-        self._base: State = {}
-        self._base_wrong = torch.zeros(0)
-
-    def runs(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the name and the figures of each run."""
-        methods = transfer_methods()
-        module = self._fresh()
-        methods["graft"](module, self.prompt, self.task, self._rng())
-        yield "graft", self._as_base(module)
-        filled = self._fresh()
-        written = FilledTransfer(methods["graft"], self.model)(
-            filled, self.prompt, self.task, self._rng()
-        )
-        open_keys = [key for key, label in written.origins.items() if label == FILLED]
-        yield "filled", {**self._run(filled), "open": len(open_keys)}
-        yield "open tensors Gaussian", self._run(_gaussian_like(filled, open_keys, self._rng()))
-        module = self._fresh()
-        methods["regression-protected"](module, self.prompt, self.task, self._rng())
-        yield "transfer", self._as_base(module)
-        for name, sigma in (("draw 0.1", 0.1), ("draw 0.03", 0.03)):
-            draws = [self._draw(module, sigma, i) for i in range(DRAWS)]
-            yield name, self._run(min(draws, key=self._loss))
-            noised = [self._noised(module, draw, i) for i, draw in enumerate(draws)]
-            yield f"noise as {name}", self._run(min(noised, key=self._loss))
-        for name, rates in RATES.items():
-            tried = [module, *(self._moved(module, name, rate) for rate in rates)]
-            told = [self._held_out_accuracy(x) for x in tried]
-            best = told.index(max(told))
-            yield name, {**self._run(tried[best]), "rate": [0.0, *rates][best]}
-            if name == "refined":
-                yield "noise as refined", self._run(self._noised(module, tried[best], 0))
-
-    def _fresh(self) -> nn.Module:
-        with seeded(self._rng()):
-            return self._make(len(self.task.classes))
-
-    def _rng(self, more: int = 0) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed + 1000 * more)
-
-    def _ready(self, module: nn.Module) -> nn.Module:
-        """Measure statistics and fit the classifier, in place."""
-        self._loss(module)
-        return module
-
-    def _loss(self, module: nn.Module) -> float:
-        condition(module, self.task.x_train, 16, BATCH, self._rng())
-        layer = find_classifier(module, self.task.x_train[:2])
-        assert layer is not None
-        return float(fit_classifier(module, layer, self.task.x_train, self.task.y_train).loo_loss)
-
-    @torch.no_grad()
-    def _draw(self, module: nn.Module, sigma: float, number: int) -> nn.Module:
-        graph = from_module(module)
-        latents = encode(self.model, graph).values
-        noise = torch.randn(latents.shape, generator=self._rng(1 + number))
-        moved = layer_norm(latents + sigma * noise, latents.shape[-1:])
-        drawn, plain = (decode(self.model, x, graph) for x in (moved, latents))
-        found = copy_module(module)
-        new = {
-            p.key: graph.tensors[p.key] + drawn.tensors[p.key] - plain.tensors[p.key]
-            for p in graph.params
-            if p.role not in RUNNING
-        }
-        load_into(found, graph.replace(new))
-        return found
-
-    @torch.no_grad()
-    def _noised(self, module: nn.Module, like: nn.Module, number: int) -> nn.Module:
-        """Return the module with Gaussian noise, in each tensor as far from it as the other module is."""
-        found, rng = copy_module(module), self._rng(50 + number)
-        others = dict(like.named_parameters())
-        for key, value in found.named_parameters():
-            noise = torch.randn(value.shape, generator=rng)
-            value.add_(noise * ((others[key] - value).norm() / noise.norm().clamp(min=1e-12)))
-        return found
-
-    def _moved(self, module: nn.Module, how: str, rate: float) -> nn.Module:
-        """Return the module after steps of Adam on latents, on weights, or on relative weights."""
-        found, rng = self._ready(copy_module(module)), self._rng()
-        seen = len(self.task.y_train) * (HELD_OUT - 1) // HELD_OUT
-        x, y = self.task.x_train[:seen], self.task.y_train[:seen]
-        options = RefineOptions(steps=STEPS, lr=rate)
-        if how == "refined":
-            try:
-                refine(found, self.model, x, y, options, rng)
-            except TaskError:  # it diverged, and is as it was
-                return module
-            return found
-        groups = [
-            {"params": [p], "lr": rate * (_spread(p) if "relative" in how else 1.0)}
-            for p in found.parameters()
-        ]
-        optimizer = torch.optim.Adam(groups)
-        found.train()
-        for _ in range(STEPS):
-            rows = torch.randint(len(y), (options.batch,), generator=rng)
-            optimizer.zero_grad()
-            cross_entropy(found(x[rows]), y[rows]).backward()
-            optimizer.step()
-        return found
-
-    def _held_out_accuracy(self, module: nn.Module) -> float:
-        """Return how often the classifier that is fitted to the images that steps see is right on the others."""
-        found = copy_module(module)
-        seen = len(self.task.y_train) * (HELD_OUT - 1) // HELD_OUT
-        x, y = self.task.x_train[:seen], self.task.y_train[:seen]
-        condition(found, x, 16, BATCH, self._rng())
-        layer = find_classifier(found, x[:2])
-        assert layer is not None
-        fit_classifier(found, layer, x, y)
-        return accuracy(found, self.task.x_train[seen:], self.task.y_train[seen:])
-
-    def _as_base(self, module: nn.Module) -> dict[str, Any]:
-        """Measure a module that others are compared with."""
-        kept = copy_module(module)
-        self._base = {k: x.detach().clone() for k, x in kept.named_parameters()}
-        self._base_wrong = self._answers(self._ready(kept))
-        return self._run(module)
-
-    @torch.no_grad()
-    def _answers(self, module: nn.Module) -> torch.Tensor:
-        module.eval()
-        return torch.cat([module(x).argmax(1) for x in self.task.x_test.split(250)])
-
-    def _run(self, module: nn.Module) -> dict[str, Any]:
-        """Return what a network is worth before training and after an epoch, and how new it is."""
-        module = copy_module(module)
-        layer = find_classifier(module, self.task.x_train[:2])
-        own = {id(p) for p in layer.parameters()} if layer is not None else set()
-        learnt = [(k, p) for k, p in module.named_parameters() if id(p) not in own]
-        moved = sum(float((p.detach() - self._base[k]).square().sum()) for k, p in learnt)
-        size = sum(float(self._base[k].square().sum()) for k, _ in learnt)
-        loss = self._loss(module)
-        answers, truth = self._answers(module), self.task.y_test
-        wrong = (self._base_wrong != truth) & (answers != truth)
-        repeated = float((answers == self._base_wrong)[wrong].sum()) / max(
-            1, int((answers != truth).sum())
-        )
-        before = accuracy(module, self.task.x_test, truth)
-        after = self._trained(module)
-        return {
-            "before": before,
-            "after": after,
-            "loss": loss,
-            "distance": (moved / size) ** 0.5,
-            "wrong_repeated": repeated,
-        }
-
-    def _trained(self, module: nn.Module) -> float:
-        torch.manual_seed(self.seed)
-        optimizer = torch.optim.AdamW(module.parameters(), LR)
-        steps = ceil(len(self.task.y_train) / BATCH)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
-        module.train()
-        for rows in torch.randperm(len(self.task.y_train), generator=self._rng()).split(BATCH):
-            optimizer.zero_grad()
-            cross_entropy(module(self.task.x_train[rows]), self.task.y_train[rows]).backward()
-            optimizer.step()
-            schedule.step()
-        condition(module, self.task.x_train, 16, BATCH, self._rng())
-        return accuracy(module, self.task.x_test, self.task.y_test)
-
-
-def _spread(tensor: torch.Tensor) -> float:
-    """Return the deviation of a tensor's values; of one that has none, their size."""
-    deviation = float(tensor.detach().std(correction=0))
-    return deviation or float(tensor.detach().abs().mean()) or 1e-3
-
-
-@torch.no_grad()
-def _gaussian_like(module: nn.Module, keys: list[str], rng: torch.Generator) -> nn.Module:
-    """Return the module with tensors drawn anew, of the mean and deviation that they have."""
-    found = copy_module(module)
-    values = dict(found.named_parameters())
-    for key in keys:
-        x = values[key]
-        deviation = x.std() if x.numel() > 1 else torch.zeros(())
-        x.copy_(x.mean() + deviation * torch.randn(x.shape, generator=rng))
-    return found
-
-
-def _read_prompt(name: str) -> PromptNetwork:
-    import sane_plugins
-
-    path = Path(sane_plugins.__file__).parent / "data" / "photo_networks" / f"{name}.safetensors"
-    host = Host.installed()
-    return PromptReader(host.open, host.recognizer)(path)
 
 
 def _report(folder: Path, sane: str) -> None:

