@@ -4,7 +4,7 @@
 
 The networks that the SANE has not seen (a fifth, with all their checkpoints) are predicted by heads fitted on the
 others, with errors from drawing those networks anew; and of every form, networks are ranked by a head fitted on
-all other forms, Kendall's tau within each task, last checkpoints alone. The features of a SANE are three blocks:
+all other forms, Kendall's tau within each task, of last checkpoints and of all. The features of a SANE are three blocks:
 the scales of slots, as they are encoded (`scales`); how well hidden tokens and their scales are told by the others
 (`context`); and means of what the contrastive loss compares and of latents (`latents`). Each set has a ridge whose
 penalty is chosen on the networks that are fitted on, and boosting; the better by cross-validation is taken.
@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model, zoo = load_sane(arguments.sane), Zoo.open(arguments.zoo)
     zoo = zoo.where(lambda entry: bool(entry.properties["finite"]))
-    features = _features(zoo, model)
+    features = features_of(zoo, model)
     result = {
         "sane": fingerprint(model),
         "networks": len(zoo.networks),
@@ -91,23 +90,24 @@ def tables(result: Mapping[str, Any]) -> str:
         cells = [result["unseen"][p][name] for p in PROPERTIES]
         texts = [f"{c['r2']:.3f} ± {c['error']:.3f} ({c['tau']:.2f})" for c in cells]
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    forms = list(result["ranking"]["s(W)"])
-    lines += [
-        "",
-        "Kendall's tau within a form by test accuracy, by heads fitted on all other forms (mean over tasks with three networks or more).",
-        "",
-        "| features | " + " | ".join(forms) + " | mean |",
-        "|---" * (len(forms) + 2) + "|",
-    ]
-    for name in SETS:
-        taus = [result["ranking"][name][form] for form in forms]
-        lines.append(
-            f"| {name} | " + " | ".join(f"{t:.2f}" for t in taus) + f" | {np.mean(taus):.2f} |"
-        )
+    forms = list(result["ranking"]["last"]["s(W)"])
+    for which, checkpoints in (("last", "last checkpoints"), ("all", "all checkpoints")):
+        lines += [
+            "",
+            f"Kendall's tau of {checkpoints} within a form by test accuracy, by heads fitted on all other forms (mean over tasks with three networks or more).",
+            "",
+            "| features | " + " | ".join(forms) + " | mean |",
+            "|---" * (len(forms) + 2) + "|",
+        ]
+        for name in SETS:
+            taus = [result["ranking"][which][name][form] for form in forms]
+            shown = " | ".join(f"{tau:.2f}" for tau in taus)
+            lines.append(f"| {name} | {shown} | {np.mean(taus):.2f} |")
     return "\n".join(lines)
 
 
-def _features(zoo: Zoo, model: SANE) -> dict[str, Array]:
+def features_of(zoo: Zoo, model: SANE) -> dict[str, Array]:
+    """Return each block of features of every checkpoint, kept in runs/ between calls."""
     path = RUNS / f"real-features-{fingerprint(model)}-{len(zoo)}.npz"
     if path.exists():
         return dict(np.load(path))
@@ -213,7 +213,7 @@ def _unseen(zoo: Zoo, features: Mapping[str, Array]) -> dict[str, Any]:
         told[name] = {}
         for chosen, kinds in SETS.items():
             x = np.concatenate([features[k] for k in kinds], 1)
-            regressor, predicted = _fit_predict(x[~test], networks[~test], truth[~test], x[test])
+            regressor, predicted = fit_predict(x[~test], networks[~test], truth[~test], x[test])
             score = zoodata.scores(truth[test], predicted)
             error = _error(truth[test], predicted, networks[test])
             told[name][chosen] = {**score, "error": error, "regressor": regressor}
@@ -221,7 +221,7 @@ def _unseen(zoo: Zoo, features: Mapping[str, Array]) -> dict[str, Any]:
     return told
 
 
-def _fit_predict(x: Array, networks: Array, y: Array, held: Array) -> tuple[str, Array]:
+def fit_predict(x: Array, networks: Array, y: Array, held: Array) -> tuple[str, Array]:
     """Return the better regressor by cross-validation over networks, and what it predicts."""
     folds = [(np.flatnonzero(~t), np.flatnonzero(t)) for t in group_folds(list(networks), 5, 0)]
     ridge = zoodata.ridge(x, list(networks), y).best_estimator_
@@ -246,8 +246,8 @@ def _error(truth: Array, predicted: Array, networks: Array) -> float:
     return float(np.std(found))
 
 
-def _ranking(zoo: Zoo, features: Mapping[str, Array]) -> dict[str, dict[str, float]]:
-    """Return Kendall's tau in each form that is left out, by feature set."""
+def _ranking(zoo: Zoo, features: Mapping[str, Array]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return Kendall's tau in each form left out, of last and of all checkpoints, by feature set."""
     entries = zoo.entries
     forms = np.array([str(entry.properties["form"]) for entry in entries])
     networks = np.array([entry.network for entry in entries])
@@ -255,25 +255,26 @@ def _ranking(zoo: Zoo, features: Mapping[str, Array]) -> dict[str, dict[str, flo
     last = {entry.network: row for row, entry in enumerate(entries)}
     is_last = np.isin(np.arange(len(entries)), list(last.values()))
     truth = zoodata.targets(zoo, "test_accuracy")
-    target = _within_tasks(truth, tasks)
-    told: dict[str, dict[str, float]] = defaultdict(dict)
+    target = within_tasks(truth, tasks)
+    told: dict[str, dict[str, dict[str, float]]] = {"last": {}, "all": {}}
     for form in _ranked_forms(forms[is_last], tasks[is_last]):
         out = forms == form
         for chosen, kinds in SETS.items():
             x = np.concatenate([features[k] for k in kinds], 1)
-            held = out & is_last
-            _, predicted = _fit_predict(x[~out], networks[~out], target[~out], x[held])
-            taus = [
-                zoodata.scores(truth[held][at], predicted[at])["tau"]
-                for at in (tasks[held] == task for task in np.unique(tasks[held]))
-                if at.sum() >= 3
-            ]
-            told[chosen][form] = float(np.mean(taus))
-        print(form, {k: round(v[form], 2) for k, v in told.items()}, file=sys.stderr, flush=True)
+            _, predicted = fit_predict(x[~out], networks[~out], target[~out], x[out])
+            for which, kept in (("last", is_last[out]), ("all", np.ones(out.sum(), dtype=bool))):
+                taus = [
+                    zoodata.scores(truth[out][at], predicted[at])["tau"]
+                    for at in (kept & (tasks[out] == task) for task in np.unique(tasks[out]))
+                    if (at & is_last[out]).sum() >= 3
+                ]
+                told[which].setdefault(chosen, {})[form] = float(np.mean(taus))
+        shown = {k: round(v[form], 2) for k, v in told["last"].items()}
+        print(form, shown, file=sys.stderr, flush=True)
     return dict(told)
 
 
-def _within_tasks(truth: Array, tasks: Array) -> Array:
+def within_tasks(truth: Array, tasks: Array) -> Array:
     """Return accuracies standardised within their task, so that a head does not learn which task it is."""
     found = np.zeros_like(truth)
     for task in np.unique(tasks):

@@ -113,10 +113,11 @@ def _parser() -> argparse.ArgumentParser:
                 added.add_argument(f"--{name}", type=int, default=default)
             for name, default in (("width", 256), ("heads", 4), ("layers", 3), ("latent", 144)):
                 added.add_argument(f"--{name}", type=int, default=default)
-            for name, rate in (("lr", 1e-3), ("noise", 0.05)):
+            for name, rate in (("lr", 1e-3), ("noise", 0.05), ("side", 0.3), ("hidden", 0.5)):
                 added.add_argument(f"--{name}", type=float, default=rate)
-            added.add_argument("--side", type=float, default=0.3)
-            added.add_argument("--hidden", type=float, default=0.5)
+            added.add_argument(
+                "--toys", type=int, default=1, help="each is drawn so many times as often"
+            )
             added.add_argument("--places", choices=["absolute", "relative"], default="relative")
             added.add_argument("--in-file-order", action="store_true", help="align instead")
             added.add_argument("--start", type=Path, help="a SANE to begin from, of its shape")
@@ -302,13 +303,13 @@ def sane(arguments: argparse.Namespace) -> None:
         side=arguments.side,
         hidden=arguments.hidden,
         canonical=not arguments.in_file_order,
-        balance="architectures",
+        balance="zoos",  # the architectures of each
         save_every=1000,
         log_every=20,
     )
     out = arguments.work / "sane.safetensors"
     with process_group(arguments.device) as device:
-        options, zoos = replace(options, device=device), _seen(arguments.work)
+        options, zoos = replace(options, device=device), _seen(arguments.work, arguments.toys)
         started, report = time.monotonic(), _Lines()
         datasets = prepare_datasets(zoos, config, options, report)
         _say(f"{time.monotonic() - started:.0f} s to order and cut {len(datasets)} data sets")
@@ -324,11 +325,12 @@ def sane(arguments: argparse.Namespace) -> None:
     save_sane(model, arguments.work / "sane-half.safetensors", told, torch.float16)
 
 
-def _seen(work: Path) -> list[Zoo]:
-    """Return what pretraining sees of all zoos."""
+def _seen(work: Path, toys: int = 1) -> list[Zoo]:
+    """Return what pretraining sees of all zoos, the toys so many times."""
     real = Zoo.open(work / "real-forms")
     unseen = evaluation_pool(real, UNSEEN)
-    others = [Zoo.open(path) for path in sorted(work.glob("part[13]/*")) if is_zoo(path)]
+    paths = [*work.glob("part1/*"), *sorted(work.glob("part3/*")) * toys]
+    others = [Zoo.open(path) for path in paths if is_zoo(path)]
     return [real.where(lambda entry: entry.network not in unseen), *others]
 
 
