@@ -41,7 +41,7 @@ from zoodata import REAL_FORMS, RESULTS, RUNS
 from sane_plugins.autoencoder import fingerprint, load_sane
 
 WORK = RUNS / "learned_prior"
-VERSION = 2  # of what a cell runs
+VERSION = 3  # of what a cell runs
 JOBS = {
     "filling": ("filled", ("graft", "open tensors Gaussian")),
     "draws, σ 0.1": ("draw 0.1", ("transfer", "noise as draw 0.1")),

@@ -111,7 +111,7 @@ class Cell:
 
     def _fresh(self) -> nn.Module:
         with seeded(self._rng()):
-            return self._make(len(self.task.classes))
+            return _fast(self._make(len(self.task.classes)))
 
     def _rng(self, more: int = 0) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + 1000 * more)
@@ -161,7 +161,7 @@ class Cell:
 
     def _moved(self, module: nn.Module, how: str, rate: float) -> nn.Module:
         """Return the module after steps of Adam on latents, on weights, or on relative weights."""
-        found, rng = self._ready(copy_module(module)), self._rng()
+        found, rng = self._ready(_fast(copy_module(module))), self._rng()
         (x, y), _ = self._parts()
         options = RefineOptions(steps=STEPS, lr=rate)
         if how == "refined":
@@ -185,7 +185,7 @@ class Cell:
 
     def _held_out_accuracy(self, module: nn.Module) -> float:
         """Return how often the classifier that is fitted to the images that steps see is right on the others."""
-        found = copy_module(module)
+        found = _fast(copy_module(module))
         (x, y), held_out = self._parts()
         condition(found, x, 16, BATCH, self._rng())
         layer = find_classifier(found, x[:2])
@@ -207,7 +207,7 @@ class Cell:
 
     def _run(self, module: nn.Module) -> dict[str, Any]:
         """Return what a network is worth before training and after an epoch, and how new it is."""
-        module = copy_module(module)
+        module = _fast(copy_module(module))
         layer = find_classifier(module, self.task.x_train[:2])
         own = {id(p) for p in layer.parameters()} if layer is not None else set()
         learnt = [(k, p) for k, p in module.named_parameters() if id(p) not in own]
@@ -242,6 +242,11 @@ class Cell:
             schedule.step()
         condition(module, self.task.x_train, 16, BATCH, self._rng())
         return accuracy(module, self.task.x_test, self.task.y_test)
+
+
+def _fast(module: nn.Module) -> nn.Module:
+    """Lay a network's weights out as CPUs convolve fastest, in place."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _spread(tensor: torch.Tensor) -> float:

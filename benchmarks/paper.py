@@ -167,7 +167,8 @@ def _beginnings(
 def _noised(tensor: torch.Tensor, other: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Return a tensor with Gaussian noise, as far from it as the other one is."""
     noise = torch.randn(tensor.shape, generator=rng)
-    moved: torch.Tensor = tensor + noise * ((other - tensor).norm() / noise.norm().clamp(min=1e-12))
+    distance = float((other - tensor).norm())
+    return tensor + noise * (distance / max(1e-12, float(noise.norm())))
 
 
 def tables(result: Mapping[str, Any]) -> str:

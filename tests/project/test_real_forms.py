@@ -12,7 +12,7 @@ import learned_prior_runs
 import numpy as np
 import pytest
 import real_features
-import real_forms
+import real_forms_export
 import torch
 
 from sane_plugins.architectures import build
@@ -32,13 +32,13 @@ def test_parts_of_an_export_are_the_zoo_in_half_precision(
         for i in range(5)
     ]
     real = write_zoo(tmp_path / "real-forms", "real-forms", items)
-    monkeypatch.setattr(real_forms, "PART_BYTES", 1)
-    monkeypatch.setattr(real_forms, "PARTS", 2)
+    monkeypatch.setattr(real_forms_export, "PART_BYTES", 1)
+    monkeypatch.setattr(real_forms_export, "PARTS", 2)
     together = tmp_path / "together"
     together.mkdir()
     for part in range(3):
         out = tmp_path / f"out{part}"
-        real_forms.export(argparse.Namespace(work=tmp_path, out=out, part=part))
+        real_forms_export.export(argparse.Namespace(work=tmp_path, out=out, part=part))
         for path in out.glob("*.safetensors"):
             shutil.copy(path, together)
     shutil.copy(tmp_path / "half" / "index.jsonl", together)
