@@ -136,25 +136,29 @@ def _scores(zoo: Zoo, features: Mapping[str, Array]) -> dict[str, dict[str, floa
 def tables(result: Mapping[str, Any]) -> str:
     """Return how well each ranking orders prompts, over all cells and by task and architecture, as markdown."""
     cells = result["cells"]
-    taus = {name: [_tau(cell, x) for cell in cells] for name, x in result["scores"].items()}
-    losses = {name: [_loss(cell, x) for cell in cells] for name, x in result["scores"].items()}
+    scores = result["scores"]
+    losses = {name: [_loss(cell, x) for cell in cells] for name, x in scores.items()}
     losses["any prompt"] = [_loss_of_any(cell) for cell in cells]
     groups = [(key, value) for key in ("task", "network") for value in _values(cells, key)]
     lines = [
-        f"{len(cells)} cells of task, architecture and seed, {PROMPTS} prompts each. Kendall's tau and lost points of accuracy: mean ± standard error over cells.",
+        f"{len(cells)} cells of task, architecture and seed, {PROMPTS} prompts each. Kendall's tau: mean over cells; lost points of accuracy: mean ± standard error over cells.",
+        "Errors of tau, and of the lead over the accuracy on a prompt's own task, come from leaving out each prompt network in turn (jackknife).",
         "",
-        "| ranked by | tau | points lost by taking the first | tau: "
-        + " | ".join(v for _, v in groups)
+        "| ranked by | tau | more than its own task's accuracy | points lost by taking the first | "
+        + " | ".join(f"tau: {value}" for _, value in groups)
         + " |",
-        "|---" * (len(groups) + 3) + "|",
+        "|---" * (len(groups) + 4) + "|",
     ]
     for name, lost in losses.items():
-        own = taus.get(name)
-        parts = ["" if own is None else _mean(own), _mean([100 * x for x in lost])]
-        for key, value in groups:
-            at = [i for i, cell in enumerate(cells) if cell[key] == value]
-            parts.append("" if own is None else f"{np.mean([own[i] for i in at]):.2f}")
-        lines.append(f"| {name} | {' | '.join(parts)} |")
+        row = ["", "", _mean([100 * x for x in lost]), *[""] * len(groups)]
+        if name in scores:
+            row[0] = "{:.2f} ± {:.2f}".format(*_jackknifed(cells, scores[name]))
+            if name != CARD:
+                row[1] = "{:+.2f} ± {:.2f}".format(*_jackknifed(cells, scores[name], scores[CARD]))
+            for place, (key, value) in enumerate(groups, 3):
+                alike = [cell for cell in cells if cell[key] == value]
+                row[place] = f"{_mean_tau(alike, scores[name]):.2f}"
+        lines.append(f"| {name} | {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -162,9 +166,28 @@ def _values(cells: list[Any], key: str) -> list[str]:
     return list(dict.fromkeys(cell[key] for cell in cells))
 
 
-def _tau(cell: Mapping[str, Any], scores: Mapping[str, float]) -> float:
-    worth = cell["worth"]
-    return float(kendalltau(list(worth.values()), [scores[key] for key in worth]).statistic)
+def _jackknifed(
+    cells: list[Any], scores: Mapping[str, float], others: Mapping[str, float] | None = None
+) -> tuple[float, float]:
+    """Return the mean tau, or the lead over that of other scores, and its error by leaving out each network."""
+
+    def lead(without: str = "") -> float:
+        own = _mean_tau(cells, scores, without)
+        return own - (_mean_tau(cells, others, without) if others is not None else 0.0)
+
+    networks = {key.rpartition("/")[0] for cell in cells for key in cell["worth"]}
+    left = np.array([lead(network) for network in sorted(networks)])
+    error = ((len(left) - 1) * left.var()) ** 0.5
+    return lead(), float(error)
+
+
+def _mean_tau(cells: list[Any], scores: Mapping[str, float], without: str = "") -> float:
+    """Return Kendall's tau of scores and worth, mean over cells, without the checkpoints of one network."""
+    taus = []
+    for cell in cells:
+        worth = {k: x for k, x in cell["worth"].items() if k.rpartition("/")[0] != without}
+        taus.append(kendalltau(list(worth.values()), [scores[key] for key in worth]).statistic)
+    return float(np.mean(taus))
 
 
 def _loss(cell: Mapping[str, Any], scores: Mapping[str, float]) -> float:

@@ -113,6 +113,28 @@ the same steps on the weights, absolute and relative to the deviation of their t
 The SANE has read the photo networks, and small CNNs that were trained on animal silhouettes; it has read no other network of these tasks.""",
     ),
     Section(
+        title="Which prompt lends best",
+        name="prompt_ranking",
+        command=f"benchmarks/prompt_ranking.py {DATA}",
+        text="""Networks that neither the SANE nor a head has seen are ranked by heads fitted on others, before anything of a task is
+looked at; then each lends to another architecture on a new task. Taking the first of a ranking is compared with taking the best prompt of all. A ranking that is ahead
+of another by less than two errors is about equal to it.""",
+    ),
+    Section(
+        title="The paper's claims at our size",
+        name="paper",
+        command=f"benchmarks/paper.py {DATA}",
+        text="""Sampled networks against training from scratch over 25 epochs, as the paper compares them, and against the prompt itself, as it is
+and with noise of the same size. The SANE has seen 60 % of the zoo that prompts come from, as in the paper.""",
+    ),
+    Section(
+        title="What further pretraining owes to its recipe",
+        name="real_ablation",
+        command=f"benchmarks/real_ablation.py {DATA} {EXTRA}",
+        text="""The SANE of real forms was trained on a GPU and then further on one core, with less noise, fewer hidden tokens, more weight on scales
+and more toys. Here the same SANE goes on for a few steps, with one of these changed each time.""",
+    ),
+    Section(
         title="Sampling",
         name="sampling",
         command=f"benchmarks/sampling.py {DATA}",
