@@ -4,7 +4,7 @@
     python benchmarks/real_ablation.py --data ../shared/data --extra DIR [--start FILE] [--steps 600]
 
 Each variant goes on from the same SANE for as many steps of 16 windows, with one thing of the recipe changed. Told are the mean
-squared error of values, in deviations of their tensor, of networks that pretraining does not see (real forms at their last
+squared error of matrices and kernels, in variances of each, of networks that pretraining does not see (real forms at their last
 checkpoint; toys), and what is kept by EfficientNet-Lite1 (as in real_reconstruction.py). Variants that are there are not
 trained anew (runs/real_ablation). Writes real_ablation.json and .md in benchmarks/results/.
 """
@@ -108,7 +108,7 @@ def _measured(model: SANE, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _error(model: SANE, graphs: Sequence[WeightGraph]) -> float:
-    """Return the median over networks of the mean squared error of values, in deviations of their tensor."""
+    """Return the median over networks of the mean error of their matrices and kernels."""
     return float(np.median([_error_of(model, graph) for graph in graphs]))
 
 
@@ -120,9 +120,10 @@ def _error_of(model: SANE, graph: WeightGraph) -> float:
 
 
 def _squared_errors(graph: WeightGraph, decoded: WeightGraph) -> Iterator[float]:
-    for param in graph.params:
+    """Yield the error of each matrix and kernel; values of norms and biases are often all equal."""
+    for param in (p for p in graph.params if len(p.shape) > 1):
         own, other = graph.tensors[param.key].float(), decoded.tensors[param.key].float()
-        if own.numel() > 1 and (variance := float(own.var(correction=0))) > 0:
+        if (variance := float(own.var(correction=0))) > 0:
             yield float((own - other).square().mean()) / variance
 
 
@@ -130,7 +131,7 @@ def tables(result: Mapping[str, Any]) -> str:
     """Return a row for each variant, as a markdown table."""
     names = list(next(iter(result["variants"].values())))
     lines = [
-        f"{result['steps']} steps of 16 windows from the same SANE. Mean squared error of decoded values, in variances of their tensor: median over networks.",
+        f"{result['steps']} steps of 16 windows from the same SANE. Mean squared error of decoded values, in variances of each matrix or kernel: median over networks.",
         "",
         "| trained with | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
