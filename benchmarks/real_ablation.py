@@ -26,7 +26,7 @@ from feature_regression import read_task
 from real_reconstruction import IMAGES, SIZE, lite_kept
 from reconstruction import last_of
 from rivals import lite
-from zoodata import REAL_FORMS, RESULTS, RUNS
+from zoodata import RESULTS, RUNS
 
 from sane_plugins.autoencoder import SANE, decode, encode, fingerprint, load_sane
 from sane_plugins.symmetry import canonical_form
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--extra", type=Path, required=True)
     parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
     parser.add_argument("--work", type=Path, default=RUNS / "real_forms")
-    parser.add_argument("--start", type=Path, default=REAL_FORMS)
+    parser.add_argument("--start", type=Path, default=RUNS / "real_forms" / "sane.safetensors")
     parser.add_argument("--steps", type=int, default=600)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
