@@ -7,9 +7,10 @@ import json
 import math
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from real_forms_shared import ROOT, in_half, say
 
@@ -51,13 +52,14 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def record(arguments: argparse.Namespace) -> None:
-    """Write the card of the zoo and how the SANE was trained to benchmarks/results/."""
-    work, results = arguments.work, ROOT / "benchmarks" / "results"
-    lines = read_log(log_path(work / "sane.safetensors"))
-    told = read_metadata(work / "sane.safetensors")
-    last = lines[-20:]
+    """Write the card of the zoo and how the SANE was trained to benchmarks/results/; a SANE that went on is told after the one it began from."""
+    work, path = arguments.work, ROOT / "benchmarks" / "results" / "real_forms.json"
+    lines, told = (
+        read_log(log_path(work / "sane.safetensors")),
+        read_metadata(work / "sane.safetensors"),
+    )
     losses = {
-        name: sum(line[name] for line in last) / len(last)
+        name: sum(line[name] for line in lines[-20:]) / len(lines[-20:])
         for name in ("values", "side", "hidden", "contrast")
     }
     found = {
@@ -68,15 +70,27 @@ def record(arguments: argparse.Namespace) -> None:
         "recipe": told["recipe"],
         "zoos": told["zoos"],
     }
-    (results / "real_forms.json").write_text(json.dumps(found, indent=1) + "\n")
-    shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+    before = json.loads(path.read_text())["stages"] if "start" in told else []
+    stages = [*before[:1], found]
+    path.write_text(json.dumps({"stages": stages}, indent=1) + "\n")
     page = [
-        f"Trained on {arguments.hardware}. The SANE: {found['steps']} steps in {found['seconds']:.0f} s; losses at the end: {shown}.",
+        *(_stage_text(stage) for stage in stages),
         f"Of the variance of hidden tokens, {losses['hidden']:.3f} is left when the others are shown.",
         "",
         (work / "real-forms" / "card.md").read_text().partition("\n")[2].strip(),
     ]
-    (results / "real_forms.md").write_text("\n".join(page) + "\n")
+    path.with_suffix(".md").write_text("\n".join(page) + "\n")
+
+
+def _stage_text(stage: Mapping[str, Any]) -> str:
+    recipe = stage["recipe"]
+    windows = recipe["batch"] * recipe["accumulate"]
+    options = ", ".join(f"{name} {recipe[name]}" for name in ("lr", "noise", "side", "hidden"))
+    shown = ", ".join(f"{name} {loss:.4f}" for name, loss in stage["losses"].items())
+    return (
+        f"The SANE, on {stage['hardware']}: {stage['steps']} steps of {windows} windows in {stage['seconds']:.0f} s"
+        f" ({options}); losses at the end: {shown}."
+    )
 
 
 def _notes(work: Path) -> Iterator[Path]:

@@ -151,7 +151,7 @@ def _decoded_accuracy(model: Any, real: Zoo, entry: Entry, given: TrainingImages
     """Return a network's accuracy as it is, decoded, and decoded with statistics measured anew."""
     size = int(entry.properties["size"])
     x, y = resized(given.x_test[:MEASURED], size), given.y_test[:MEASURED]
-    module = real.module(entry).to(x.device)
+    module = real.module(entry).float().to(x.device)  # a zoo that came back is in half precision
     graph, before = real.graph(entry), accuracy(module, x, y)
     decoded = decode(model, encode(model, graph).values, graph)
     load_into(module.cpu(), decoded.replace({p.key: t.cpu() for p, t in decoded.items()}))
