@@ -10,6 +10,8 @@ from pathlib import Path
 import learned_prior
 import learned_prior_runs
 import numpy as np
+import paper
+import prompt_ranking
 import pytest
 import real_features
 import real_forms_export
@@ -82,7 +84,37 @@ def test_only_forms_with_three_networks_on_a_task_are_ranked() -> None:
     assert real_features._ranked_forms(forms, tasks) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["learned_prior", "real_features", "real_reconstruction"])
+def test_a_ranking_by_worth_itself_is_perfect_and_loses_nothing() -> None:
+    worth = {"a/1": 0.1, "a/2": 0.3, "b/1": 0.2, "c/1": 0.5}
+    cells = [{"task": "t", "network": "n", "worth": worth}]
+    assert prompt_ranking._jackknifed(cells, worth) == (1.0, 0.0)
+    assert prompt_ranking._loss(cells[0], worth) == 0.0
+    turned = {key: -value for key, value in worth.items()}
+    assert prompt_ranking._jackknifed(cells, worth, turned) == (2.0, 0.0)
+    assert prompt_ranking._loss(cells[0], turned) == pytest.approx(0.4)
+
+
+def test_a_lead_ends_at_the_first_epoch_that_is_within_two_errors() -> None:
+    ahead = [{"scratch": [0.1] * 26, "sampled": [0.5] * 26} for _ in range(3)]
+    assert paper._lead(ahead, "sampled") == "to epoch 25, the last"
+    ahead[0] = {**ahead[0], "sampled": [0.5] * 6 + [0.1] * 20}
+    assert paper._lead(ahead, "sampled") == "to epoch 5"
+    assert (
+        paper._lead([{"scratch": [0.1], "sampled": [0.1]}] * 3, "sampled") == "not before training"
+    )
+
+
+PAGES = [
+    "learned_prior",
+    "paper",
+    "prompt_ranking",
+    "real_ablation",
+    "real_features",
+    "real_reconstruction",
+]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_what_its_figures_give(name: str) -> None:
     path = Path(learned_prior.RESULTS) / f"{name}.json"
     tables = __import__(name).tables
