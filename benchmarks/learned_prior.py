@@ -2,7 +2,7 @@
 
     python benchmarks/learned_prior.py --data ../shared/data [--sane FILE] [--only TASK/NETWORK]
 
-A photo network of the wheel is moved into another architecture (1,000 images of 64 pixels of a task that it
+A photo network of the wheel is moved into another architecture (1,000 or 100 images of 64 pixels of a task that it
 has not seen; the SANE has read photo networks, and small CNNs of animal silhouettes), and the job is done on what comes of it:
 
 - filling: what a graft leaves open is decoded from hidden tokens. Baselines: the graft alone (open tensors as they
@@ -27,8 +27,9 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--sane", type=Path, default=REAL_FORMS)
     parser.add_argument("--only", default="", help="TASK/NETWORK, or its beginning")
+    parser.add_argument("--images", type=int, action="append", help=f"{IMAGES} by default")
     parser.add_argument("--seed", type=int, action="append", help="all three by default")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
@@ -71,22 +73,18 @@ def main() -> None:
     model = load_sane(arguments.sane)
     folder = WORK / f"{fingerprint(model)[:12]}-{VERSION}"
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in [] if arguments.report else arguments.seed or range(SEEDS):
+    seeds = [] if arguments.report else arguments.seed or range(SEEDS)
+    for seed, images in product(seeds, arguments.images or IMAGES):
         for task in TASKS:
             for network in NETWORKS:
-                path = folder / f"{task}-{network.replace(' ', '_')}-{seed}.json"
+                name = f"{task}-{network.replace(' ', '_')}-{images}-{seed}"
+                path = folder / f"{name}.json"
                 if f"{task}/{network}".startswith(arguments.only) and not path.exists():
                     started = time.monotonic()
-                    cell = Cell(
-                        model,
-                        network,
-                        read_task(arguments.data, TASKS[task], IMAGES, seed, SIZE),
-                        seed,
-                    )
-                    runs = dict(cell.runs())
-                    path.write_text(
-                        json.dumps({"task": task, "network": network, "seed": seed, "runs": runs})
-                    )
+                    given = read_task(arguments.data, TASKS[task], images, seed, SIZE)
+                    runs = dict(Cell(model, network, given, seed).runs())
+                    told = {"task": task, "network": network, "images": images, "seed": seed}
+                    path.write_text(json.dumps({**told, "runs": runs}))
                     shown = {k: f"{r['before']:.2f}/{r['after']:.2f}" for k, r in runs.items()}
                     print(
                         path.stem,
@@ -109,9 +107,16 @@ def _report(folder: Path, sane: str) -> None:
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """Return what each job adds to each baseline, and every cell, as markdown tables."""
-    cells = result["cells"]
-    lines = [
+    """Return what each job adds to each baseline, and every cell, as markdown tables, for each number of images."""
+    lines = []
+    for images in sorted({cell["images"] for cell in result["cells"]}, reverse=True):
+        cells = [cell for cell in result["cells"] if cell["images"] == images]
+        lines += [f"**{images:,} images**", "", *_tables_of(cells), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _tables_of(cells: list[Any]) -> Iterator[str]:
+    yield from [
         f"{len(cells)} cells of task, network and seed. Points of test accuracy that a job adds to a baseline: mean ± standard error over cells.",
         "",
         "| job | against | before training | after an epoch | distance | wrong answers repeated |",
@@ -124,11 +129,11 @@ def tables(result: Mapping[str, Any]) -> str:
                 np.mean([cell["runs"][own][key] for cell in cells])
                 for key in ("distance", "wrong_repeated")
             ]
-            lines.append(
+            yield (
                 f"| {job} | {baseline} | {told[0]} | {told[1]} | {novelty[0]:.2f} | {novelty[1]:.2f} |"
             )
-    names = list(cells[0]["runs"]) if cells else []
-    lines += [
+    names = list(cells[0]["runs"])
+    yield from [
         "",
         "Test accuracy before training / after an epoch, means over seeds.",
         "",
@@ -145,8 +150,7 @@ def tables(result: Mapping[str, Any]) -> str:
             )
             for name in names
         ]
-        lines.append(f"| {task}, {network} | {len(runs)} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+        yield f"| {task}, {network} | {len(runs)} | " + " | ".join(texts) + " |"
 
 
 def _gain(cells: list[Any], own: str, baseline: str, when: str) -> str:

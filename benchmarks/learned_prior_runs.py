@@ -31,7 +31,7 @@ from sane_plugins.tasks import Task, accuracy
 from sane_plugins.weights import RUNNING, copy_module, from_module, load_into
 
 TASKS = {"animals": "animal_mnist", "photos10": "photos10", "pneumonia": "pneumoniamnist_subset"}
-SEEDS, IMAGES, SIZE = 3, 1000, 64
+SEEDS, IMAGES, SIZE = 3, (1000, 100), 64
 LR = 2e-3
 DRAWS = 2
 STEPS, HELD_OUT = 20, 5  # of images one in so many

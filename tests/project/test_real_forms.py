@@ -69,7 +69,7 @@ def test_equal_runs_add_nothing_and_better_ones_what_they_are_better_by() -> Non
     names = {name for own, others in learned_prior.JOBS.values() for name in (own, *others)}
     run = {"before": 0.5, "after": 0.6, "distance": 0.1, "wrong_repeated": 0.5}
     cells = [
-        {"task": "t", "network": "n", "seed": seed, "runs": dict.fromkeys(names, run)}
+        {"task": "t", "network": "n", "images": 9, "seed": seed, "runs": dict.fromkeys(names, run)}
         for seed in range(3)
     ]
     assert learned_prior._gain(cells, "filled", "graft", "after") == "+0.0 ± 0.0"
