@@ -113,7 +113,8 @@ checkpoints are of few networks (five of a form and task, say); those of all che
         command=f"benchmarks/learned_prior.py {DATA}",
         text="""A photo network is moved into another architecture for a new task. A SANE then fills what is left open, draws near what came of it,
 or refines it on the task's images through its latents; each is measured against the transfer alone and against Gaussian noise at the same distance, and refinement against
-the same steps on the weights, absolute and relative to the deviation of their tensor. None of the three is among what `sane-init` tries.
+the same steps on the weights, absolute and relative to the deviation of their tensor. None of the three is among what `sane-init` tries: with fewer than
+half of the cells measured none is ahead of all its baselines beyond two errors.
 The SANE has read the photo networks, and small CNNs that were trained on animal silhouettes; it has read no other network of these tasks.""",
     ),
     Section(
@@ -125,18 +126,12 @@ looked at; then each lends to another architecture on a new task. Taking the fir
 of another by less than two errors is about equal to it.""",
     ),
     Section(
-        title="The paper's claims at our size",
-        name="paper",
-        command=f"benchmarks/paper.py {DATA}",
-        text="""Sampled networks against training from scratch over 25 epochs, as the paper compares them, and against the prompt itself, as it is
-and with noise of the same size. The SANE has seen 60 % of the zoo that prompts come from, as in the paper.""",
-    ),
-    Section(
         title="What further pretraining owes to its recipe",
         name="real_ablation",
         command=f"benchmarks/real_ablation.py {DATA} {EXTRA}",
         text="""The SANE of real forms was trained on a GPU and then further on one core, with less noise, fewer hidden tokens, more weight on scales
-and more toys. Here the same SANE goes on for a few steps, with one of these changed each time.""",
+and more toys. Here the same SANE goes on for a few steps, with one of these changed each time. One seed, and too few steps to come back below the error before in every
+column (after all 10,000 EfficientNet-Lite1 keeps .93): differences of a tenth mean nothing. More toys help the toys; no other change stands out.""",
     ),
     Section(
         title="Sampling",
