@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import zoodata
 from feature_regression import read_task
+from real_features import UNSEEN
 from real_reconstruction import IMAGES, SIZE, lite_kept
 from reconstruction import last_of
 from rivals import lite
@@ -34,7 +35,6 @@ from sane_plugins.weights import WeightGraph
 from sane_plugins.zoo import Zoo, evaluation_pool
 
 TOOL = Path(__file__).parents[1] / "tools" / "release" / "real_forms.py"
-UNSEEN = 0.2
 TOYS = 10  # networks of each
 RECIPE = {"lr": "3e-4", "noise": "0.01", "side": "0.5", "hidden": "0.1", "toys": "4"}
 VARIANTS: Mapping[str, Mapping[str, str | None]] = {

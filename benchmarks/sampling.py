@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 import zoodata
-from embedded import task_of
 from torch import nn
-from zoodata import PUBLISHED, RESULTS, RUNS
+from zoodata import PUBLISHED, RESULTS, RUNS, task_of
 
 from sane_plugins.autoencoder import SANE, decode, encode, fingerprint
 from sane_plugins.generation import KDE, Gaussian, Sampler

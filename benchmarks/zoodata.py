@@ -17,15 +17,18 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from zoos import RECIPES
 
 from sane_plugins.autoencoder import SANE, SANEConfig, embedded_sane, fingerprint, load_sane
 from sane_plugins.errors import ZooError
 from sane_plugins.features import encoders, layer_statistics
+from sane_plugins.pretraining import PretrainOptions
 from sane_plugins.properties import FeatureDataset
 from sane_plugins.properties.dataset import STRUCTURE, group_folds
 from sane_plugins.properties.regressors import Array
+from sane_plugins.tasks import Task, load_task
 from sane_plugins.weights import WeightGraph
-from sane_plugins.zoo import Zoo, import_published, is_zoo
+from sane_plugins.zoo import Zoo, evaluation_pool, import_published, is_zoo
 
 RUNS = Path(__file__).parents[1] / "runs"
 RESULTS = Path(__file__).parent / "results"
@@ -33,6 +36,7 @@ REAL_FORMS = Path(__file__).parent / "data" / "real_forms_sane.safetensors"
 """A SANE trained on networks of real forms (tools/release/real_forms.py); it does not ship."""
 PUBLISHED = ("mnist-cnn", "cifar10-cnn")
 TRAINED = ("animals-cnn", "mnist-mlp", "mnist-resnet")
+STEPS, BEHAVIOUR = 11_000, 0.1  # of the SANE that ships
 PROPERTIES = ("test_accuracy", "epoch", "gap")
 RIVAL = "s(W), boosting"
 BASELINES = ("W, ridge", "s(W), ridge", RIVAL)
@@ -61,6 +65,25 @@ def _finite(zoo: Zoo) -> Zoo:
     dropped = len(zoo) - len(kept)
     print(f"{zoo.name}: {dropped} of {len(zoo)} networks dropped, not finite", file=sys.stderr)
     return kept
+
+
+def task_of(zoo: Zoo, data: Path) -> Task:
+    """Return the images that a zoo's networks were trained on, at the size that they take."""
+    if zoo.name in RECIPES:
+        made = RECIPES[zoo.name]
+        return load_task(data / "datasets" / f"{made.dataset}.npz", size=made.size)
+    return load_task(data / "datasets" / f"{zoo.name.removesuffix('-cnn')}.npz")
+
+
+def outside_pool(zoo: Zoo) -> Zoo:
+    """Return the networks that pretraining may see."""
+    pool = evaluation_pool(zoo)
+    return zoo.where(lambda entry: entry.network not in pool)
+
+
+def recipe(steps: int) -> tuple[SANEConfig, PretrainOptions]:
+    """Return how the shipped SANE is trained."""
+    return SANEConfig(), PretrainOptions(steps=steps, behaviour=BEHAVIOUR)
 
 
 def targets(zoo: Zoo, name: str) -> Array:

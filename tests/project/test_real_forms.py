@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -118,3 +119,16 @@ def test_a_page_is_what_its_figures_give(name: str) -> None:
     path = Path(learned_prior.RESULTS) / f"{name}.json"
     tables = __import__(name).tables
     assert path.with_suffix(".md").read_text() == tables(json.loads(path.read_text())) + "\n"
+
+
+def test_a_benchmark_needs_no_module_that_only_releases_have() -> None:
+    """They are run as `python benchmarks/NAME.py`, which finds their own folder and no other."""
+    folder = Path(learned_prior.__file__).parent
+    released = {path.stem for path in (folder.parent / "tools" / "release").glob("*.py")}
+    assert "embedded" in released
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in released, path
+            elif isinstance(node, ast.Import):
+                assert not released & {alias.name for alias in node.names}, path

@@ -21,11 +21,10 @@ sys.path.append(
     str(Path(__file__).parents[2] / "benchmarks")
 )  # zoos and splits are those of the figures
 import zoodata
-from zoos import RECIPES
+from zoodata import STEPS, outside_pool, recipe, task_of
 
 from sane_plugins.autoencoder import (
     SANE,
-    SANEConfig,
     encode,
     fingerprint,
     load_sane,
@@ -33,18 +32,16 @@ from sane_plugins.autoencoder import (
     save_sane,
 )
 from sane_plugins.generation import DenoiserConfig, DenoiserExample, fit_denoiser, save_denoiser
-from sane_plugins.pretraining import BehaviorLoss, PretrainOptions, World, pretrain, process_group
+from sane_plugins.pretraining import BehaviorLoss, World, pretrain, process_group
 from sane_plugins.progress import Progress
 from sane_plugins.properties import FitOptions, fit_heads, save_heads
-from sane_plugins.tasks import SIZE, Task, describe, load_task
-from sane_plugins.zoo import Entry, Zoo, evaluation_pool, write_zoo
+from sane_plugins.tasks import SIZE, describe
+from sane_plugins.zoo import Entry, Zoo, write_zoo
 
 OUT = Path(__file__).parents[2] / "sane_plugins" / "data"
 RUNS = Path(__file__).parents[2] / "runs"
-STEPS = 11_000
 SAMPLER_STEPS = 6000
 STAGES = ["sane", "prompts", "heads", "sampler"]
-BEHAVIOUR = 0.1
 PROMPTS_PER_ACTIVATION = {"mnist-cnn": 6, "animals-cnn": 6, "cifar10-cnn": 4}
 PROPERTIES = ("test_accuracy", "gap", "epoch", "act", "opt")
 
@@ -69,11 +66,6 @@ def main() -> None:
         make_sampler(zoos, arguments.data)
 
 
-def recipe(steps: int) -> tuple[SANEConfig, PretrainOptions]:
-    """Return how the shipped SANE is trained."""
-    return SANEConfig(), PretrainOptions(steps=steps, behaviour=BEHAVIOUR)
-
-
 def make_sane(zoos: list[Zoo], data: Path, steps: int) -> None:
     """Pretrain on the networks outside the evaluation pools and ship the model as float16."""
     RUNS.mkdir(exist_ok=True)
@@ -92,14 +84,6 @@ def make_sane(zoos: list[Zoo], data: Path, steps: int) -> None:
     told = read_metadata(RUNS / "sane.safetensors")
     told |= {"data": "60 % of the networks of each zoo; the others are its evaluation pool"}
     save_sane(model, OUT / "sane.safetensors", told, torch.float16)
-
-
-def task_of(zoo: Zoo, data: Path) -> Task:
-    """Return the images that a zoo's networks were trained on, at the size that they take."""
-    if zoo.name in RECIPES:
-        made = RECIPES[zoo.name]
-        return load_task(data / "datasets" / f"{made.dataset}.npz", size=made.size)
-    return load_task(data / "datasets" / f"{zoo.name.removesuffix('-cnn')}.npz")
 
 
 def make_prompts(zoos: list[Zoo]) -> None:
@@ -158,12 +142,6 @@ def _prompts(zoos: list[Zoo]) -> Iterator[tuple[Entry, dict[str, torch.Tensor]]]
                     properties=entry.properties,
                 )
                 yield named, zoo.state_dict(entry)
-
-
-def outside_pool(zoo: Zoo) -> Zoo:
-    """Return the networks that pretraining may see."""
-    pool = evaluation_pool(zoo)
-    return zoo.where(lambda entry: entry.network not in pool)
 
 
 def _line(event: Progress) -> None:

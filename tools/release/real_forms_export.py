@@ -52,7 +52,10 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def record(arguments: argparse.Namespace) -> None:
-    """Write the card of the zoo and how the SANE was trained to benchmarks/results/; a SANE that went on is told after the one it began from."""
+    """Write the card of the zoo and how the SANE was trained to benchmarks/results/.
+
+    A SANE that went on from another is told after it.
+    """
     work, path = arguments.work, ROOT / "benchmarks" / "results" / "real_forms.json"
     lines, told = (
         read_log(log_path(work / "sane.safetensors")),

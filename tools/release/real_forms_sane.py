@@ -20,6 +20,7 @@ from sane_plugins.autoencoder import (
     SANEConfig,
     decode,
     encode,
+    fingerprint,
     load_sane,
     read_metadata,
     save_sane,
@@ -128,7 +129,9 @@ def _steps_that_fit(
 
 def measure(arguments: argparse.Namespace) -> None:
     """Decode the real forms that pretraining has not seen, and run them on their test images."""
-    model = load_sane(arguments.work / "sane.safetensors", arguments.device)
+    half = arguments.work / "sane-half.safetensors"  # as it is kept
+    path = half if half.exists() else arguments.work / "sane.safetensors"
+    model = load_sane(path, arguments.device)
     real, recipe = Zoo.open(arguments.work / "real-forms"), Recipe.read(RECIPE)
     unseen = evaluation_pool(real, UNSEEN)
     last = {entry.network: entry for entry in real.entries if entry.network in unseen}
@@ -142,7 +145,11 @@ def measure(arguments: argparse.Namespace) -> None:
         rows.append(_decoded_accuracy(model, real, entry, loaded[task]))
         say(json.dumps(rows[-1]))
     learnt = [row["kept"] for row in rows if row["accuracy"] > 2 * row["chance"]]
-    told = {"networks": rows, "median_kept": median(learnt) if learnt else None}
+    told = {
+        "sane": fingerprint(model),
+        "networks": rows,
+        "median_kept": median(learnt) if learnt else None,
+    }
     (arguments.work / "measured.json").write_text(json.dumps(told, indent=1) + "\n")
     say(f"of {len(learnt)} networks that learnt, the median keeps {told['median_kept']}")
 
