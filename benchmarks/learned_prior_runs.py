@@ -149,8 +149,7 @@ class Cell:
         found, rng = copy_module(module), self._rng(50 + number)
         others = dict(like.named_parameters())
         for key, value in found.named_parameters():
-            noise = torch.randn(value.shape, generator=rng)
-            value.add_(noise * ((others[key] - value).norm() / noise.norm().clamp(min=1e-12)))
+            value.copy_(noised(value, others[key], rng))
         return found
 
     def _parts(self) -> tuple[Images, Images]:
@@ -247,6 +246,12 @@ class Cell:
 def _fast(module: nn.Module) -> nn.Module:
     """Lay a network's weights out as CPUs convolve fastest, in place."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def noised(tensor: torch.Tensor, other: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Return a tensor with Gaussian noise, as far from it as the other one is."""
+    noise = torch.randn(tensor.shape, generator=rng)
+    return tensor + noise * (float((other - tensor).norm()) / max(1e-12, float(noise.norm())))
 
 
 def _spread(tensor: torch.Tensor) -> float:

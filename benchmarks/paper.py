@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import zoodata
+from learned_prior_runs import noised
 from torch import nn
 from zoodata import REAL_FORMS, RESULTS, RUNS
 
@@ -160,15 +161,8 @@ def _beginnings(
         SCRATCH: {},
         SAMPLED: sampled,
         PROMPT: prompt,
-        NOISE: {key: _noised(x, sampled[key], rng) for key, x in prompt.items()},
+        NOISE: {key: noised(x, sampled[key], rng) for key, x in prompt.items()},
     }
-
-
-def _noised(tensor: torch.Tensor, other: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Return a tensor with Gaussian noise, as far from it as the other one is."""
-    noise = torch.randn(tensor.shape, generator=rng)
-    distance = float((other - tensor).norm())
-    return tensor + noise * (distance / max(1e-12, float(noise.norm())))
 
 
 def tables(result: Mapping[str, Any]) -> str:
