@@ -35,11 +35,25 @@ SEEDS, IMAGES, SIZE = 3, (1000, 100), 64
 LR = 2e-3
 DRAWS = 2
 STEPS, HELD_OUT = 20, 5  # of images one in so many
+FEW = 500  # fewer images than these are too few to choose a rate by a fifth of them
+TRAINED = 16  # steps of training at least: an epoch of 1,000 images
 RATES = {
     "refined": (3e-3, 1e-2),
     "same steps on weights": (3e-4, 1e-3),
     "same steps on relative weights": (3e-3, 1e-2),
 }
+SETTLING = {"fashion_mnist": "fashion_mnist", "cifar10": "cifar10"}
+TRIED = {
+    "refined": (1e-3, 3e-3, 1e-2),
+    "same steps on weights": (1e-4, 3e-4, 1e-3),
+    "same steps on relative weights": (1e-3, 3e-3, 1e-2),
+}
+SETTLED = {
+    "refined": 3e-3,
+    "same steps on weights": 3e-4,
+    "same steps on relative weights": 3e-3,
+}
+"""The rates for few images: the best of those tried on the settling tasks (`--settle`)."""
 Images = tuple[torch.Tensor, torch.Tensor]
 State = Mapping[str, torch.Tensor]
 Maker = Callable[[int], nn.Module]
@@ -93,21 +107,31 @@ class Cell:
         open_keys = [key for key, label in written.origins.items() if label == FILLED]
         yield "filled", {**self._run(filled), "open": len(open_keys)}
         yield "open tensors Gaussian", self._run(_gaussian_like(filled, open_keys, self._rng()))
-        module = self._fresh()
-        methods["regression-protected"](module, self.prompt, self.task, self._rng())
+        module = self._transferred()
         yield "transfer", self._as_base(module)
         for name, sigma in (("draw 0.1", 0.1), ("draw 0.03", 0.03)):
             draws = [self._draw(module, sigma, i) for i in range(DRAWS)]
             yield name, self._run(min(draws, key=self._loss))
             noised = [self._noised(module, draw, i) for i, draw in enumerate(draws)]
             yield f"noise as {name}", self._run(min(noised, key=self._loss))
-        for name, rates in RATES.items():
-            tried = [module, *(self._moved(module, name, rate) for rate in rates)]
-            told = [self._held_out_accuracy(x) for x in tried]
-            best = told.index(max(told))
-            yield name, {**self._run(tried[best]), "rate": [0.0, *rates][best]}
+        for name in RATES:
+            moved, rate = self._best_moved(module, name)
+            yield name, {**self._run(moved), "rate": rate}
             if name == "refined":
-                yield "noise as refined", self._run(self._noised(module, tried[best], 0))
+                yield "noise as refined", self._run(self._noised(module, moved, 0))
+
+    def rates_tried(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the figures of the transfer, and of each kind of steps with each rate, by "KIND, RATE"."""
+        module = self._transferred()
+        yield "transfer", self._as_base(module)
+        for name, rates in TRIED.items():
+            for rate in rates:
+                yield f"{name}, {rate}", self._run(self._moved(module, name, rate))
+
+    def _transferred(self) -> nn.Module:
+        module = self._fresh()
+        transfer_methods()["regression-protected"](module, self.prompt, self.task, self._rng())
+        return module
 
     def _fresh(self) -> nn.Module:
         with seeded(self._rng()):
@@ -152,10 +176,23 @@ class Cell:
             value.copy_(noised(value, others[key], rng))
         return found
 
+    @property
+    def _is_few(self) -> bool:
+        return len(self.task.y_train) < FEW
+
+    def _best_moved(self, module: nn.Module, how: str) -> tuple[nn.Module, float]:
+        """Return the module after steps, and their rate: the settled one for few images, or the best on held-out ones."""
+        if self._is_few:
+            return self._moved(module, how, SETTLED[how]), SETTLED[how]
+        tried = [module, *(self._moved(module, how, rate) for rate in RATES[how])]
+        told = [self._held_out_accuracy(x) for x in tried]
+        best = told.index(max(told))
+        return tried[best], (0.0, *RATES[how])[best]
+
     def _parts(self) -> tuple[Images, Images]:
-        """Return the images that steps see, and the others, with their labels."""
+        """Return the images that steps see, and the others, with their labels; few images are all seen."""
         x, y = self.task.x_train, self.task.y_train
-        seen = len(y) * (HELD_OUT - 1) // HELD_OUT
+        seen = len(y) if self._is_few else len(y) * (HELD_OUT - 1) // HELD_OUT
         return (x[:seen], y[:seen]), (x[seen:], y[seen:])
 
     def _moved(self, module: nn.Module, how: str, rate: float) -> nn.Module:
@@ -205,7 +242,7 @@ class Cell:
         return torch.cat([module(x).argmax(1) for x in self.task.x_test.split(250)])
 
     def _run(self, module: nn.Module) -> dict[str, Any]:
-        """Return what a network is worth before training and after an epoch, and how new it is."""
+        """Return what a network is worth before and after training, and how new it is."""
         module = _fast(copy_module(module))
         layer = find_classifier(module, self.task.x_train[:2])
         own = {id(p) for p in layer.parameters()} if layer is not None else set()
@@ -231,10 +268,15 @@ class Cell:
     def _trained(self, module: nn.Module) -> float:
         torch.manual_seed(self.seed)
         optimizer = torch.optim.AdamW(module.parameters(), LR)
-        steps = ceil(len(self.task.y_train) / BATCH)
+        images = len(self.task.y_train)
+        epochs = ceil(TRAINED / ceil(images / BATCH))
+        steps = epochs * ceil(images / BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
         module.train()
-        for rows in torch.randperm(len(self.task.y_train), generator=self._rng()).split(BATCH):
+        rng = self._rng()
+        for rows in (
+            r for _ in range(epochs) for r in torch.randperm(images, generator=rng).split(BATCH)
+        ):
             optimizer.zero_grad()
             cross_entropy(module(self.task.x_train[rows]), self.task.y_train[rows]).backward()
             optimizer.step()

@@ -26,10 +26,10 @@ import torch
 import zoodata
 from learned_prior_runs import noised
 from torch import nn
-from zoodata import REAL_FORMS, RESULTS, RUNS
+from zoodata import RESULTS, RUNS
 
 from sane_plugins.architectures import resnet
-from sane_plugins.autoencoder import SANE, fingerprint, load_sane
+from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.generation import KDE, Transfer, plan_transfer
 from sane_plugins.grafting import condition, find_classifier
 from sane_plugins.initialize import TrainOptions, train_epochs
@@ -79,11 +79,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
-    parser.add_argument("--sane", type=Path, default=REAL_FORMS)
+    parser.add_argument("--sane", type=Path, help="a SANE file; the embedded one by default")
     parser.add_argument("--report", action="store_true", help="of what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = load_sane(arguments.sane)
+    model, _ = zoodata.sane(arguments.sane)
     folder = RUNS / "paper" / fingerprint(model)[:12]
     folder.mkdir(parents=True, exist_ok=True)
     zoo = zoodata.zoos(arguments.data, arguments.zoos, [ZOO])[0]

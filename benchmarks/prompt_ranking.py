@@ -28,9 +28,9 @@ from feature_regression import BATCH, read_task
 from learned_prior_runs import NETWORKS, SEEDS, TASKS
 from real_features import SETS, UNSEEN, features_of, fit_predict, within_tasks
 from scipy.stats import kendalltau
-from zoodata import REAL_FORMS, RESULTS, RUNS
+from zoodata import RESULTS, RUNS
 
-from sane_plugins.autoencoder import fingerprint, load_sane
+from sane_plugins.autoencoder import fingerprint
 from sane_plugins.grafting import (
     PromptInfo,
     condition,
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--zoo", type=Path, default=RUNS / "real_forms" / "real-forms")
-    parser.add_argument("--sane", type=Path, default=REAL_FORMS)
+    parser.add_argument("--sane", type=Path, help="a SANE file; the embedded one by default")
     parser.add_argument("--report", action="store_true", help="of what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -78,7 +78,7 @@ def main() -> None:
                         file=sys.stderr,
                         flush=True,
                     )
-    model = load_sane(arguments.sane)
+    model, _ = zoodata.sane(arguments.sane)
     cells = [json.loads(path.read_text()) for path in sorted(WORK.glob("*.json"))]
     scores = _scores(zoo, features_of(zoo, model))
     result = {"sane": fingerprint(model), "cells": cells, "scores": scores}

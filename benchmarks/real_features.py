@@ -26,9 +26,9 @@ import torch
 import zoodata
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_predict
-from zoodata import REAL_FORMS, RESULTS, RUNS
+from zoodata import RESULTS, RUNS
 
-from sane_plugins.autoencoder import SANE, fingerprint, load_sane, standardized_tokens
+from sane_plugins.autoencoder import SANE, fingerprint, standardized_tokens
 from sane_plugins.autoencoder.halo_windows import cut_windows, join_windows
 from sane_plugins.features import layer_statistics, sane_features
 from sane_plugins.properties.dataset import group_folds
@@ -58,10 +58,10 @@ def main() -> None:
     """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--zoo", type=Path, default=RUNS / "real_forms" / "real-forms")
-    parser.add_argument("--sane", type=Path, default=REAL_FORMS)
+    parser.add_argument("--sane", type=Path, help="a SANE file; the embedded one by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model, zoo = load_sane(arguments.sane), Zoo.open(arguments.zoo)
+    (model, _), zoo = zoodata.sane(arguments.sane), Zoo.open(arguments.zoo)
     zoo = zoo.where(lambda entry: bool(entry.properties["finite"]))
     features = features_of(zoo, model)
     result = {

@@ -25,9 +25,9 @@ from feature_regression import BATCH, read_task
 from reconstruction import last_of, spread_of
 from rivals import lite
 from torch import nn
-from zoodata import REAL_FORMS, RESULTS, RUNS, task_of
+from zoodata import RESULTS, RUNS, task_of
 
-from sane_plugins.autoencoder import SANE, decode, decode_tokens, encode, fingerprint, load_sane
+from sane_plugins.autoencoder import SANE, decode, decode_tokens, encode, fingerprint
 from sane_plugins.grafting import condition, find_classifier, fit_classifier
 from sane_plugins.tasks import Task, accuracy
 from sane_plugins.weights import (
@@ -49,10 +49,10 @@ def main() -> None:
     parser.add_argument("--extra", type=Path, required=True)
     parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
     parser.add_argument("--work", type=Path, default=RUNS / "real_forms2")
-    parser.add_argument("--sane", type=Path, default=REAL_FORMS)
+    parser.add_argument("--sane", type=Path, help="a SANE file; the embedded one by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = load_sane(arguments.sane)
+    model, _ = zoodata.sane(arguments.sane)
     result: dict[str, Any] = {"sane": fingerprint(model)}
     measured = json.loads((arguments.work / "measured.json").read_text())
     if measured.get("sane") != result["sane"]:

@@ -190,9 +190,14 @@ def _fingerprint(datasets: Sequence[PermutedDataset]) -> str:
 
 
 def _zoo_records(zoos: Sequence[Zoo]) -> list[dict[str, Any]]:
-    return [
-        {"name": zoo.name, "networks": len(zoo.networks), "checkpoints": len(zoo)} for zoo in zoos
-    ]
+    """Return what each zoo is; of one that is given several times, and drawn as often, how many times."""
+    records: dict[str, dict[str, Any]] = {}
+    for zoo in zoos:
+        told = {"name": zoo.name, "networks": len(zoo.networks), "checkpoints": len(zoo)}
+        record = records.setdefault(json.dumps(told), told)
+        if record is not told:
+            record["times"] = record.get("times", 1) + 1
+    return list(records.values())
 
 
 def _train(run: TrainerState, context: PretrainContext, out: Path, report: Report) -> None:

@@ -399,6 +399,14 @@ def test_the_command_takes_a_preset_and_changes_it(zoo, tmp_path) -> None:
     assert Path(json.loads(done.stdout)["log"]).exists()
 
 
+def test_a_zoo_that_is_given_twice_is_told_once_with_how_often(zoo, tmp_path) -> None:
+    out = tmp_path / "a.safetensors"
+    assert run(zoo, out, str(zoo.weights.parent)).exit_code == 0
+    assert read_metadata(out)["zoos"] == [
+        {"name": "cnn", "networks": 6, "checkpoints": 12, "times": 2}
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -1,15 +1,16 @@
-"""Make what ships in the wheel: the SANE, its prompt networks and its property heads.
+"""Make what ships in the wheel: the SANE, its prompt networks, its property heads and its sampler.
 
-    python tools/release/embedded.py --data ../shared/data [--zoos runs/zoos] [--steps N]
+    python tools/release/embedded.py --data ../shared/data [--zoos runs/zoos] [--forms runs/real_forms2]
 
-Pretraining takes the published zoos and those of `benchmarks/zoos.py`, and leaves out the evaluation pool of
-each (40 % of its networks), from which the benchmarks draw their test networks. A killed run goes on where it
-stopped; `torchrun --nproc-per-node 2 tools/release/embedded.py --stage sane` shares it between two processes.
+The SANE is what `real_forms.py sane` pretrained (README.md beside this file says how); it has not seen the
+evaluation pool of any zoo, from which the benchmarks draw their test networks. Prompts, heads and the denoiser of the
+sampler come from the published zoos and those of `benchmarks/zoos.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -21,18 +22,10 @@ sys.path.append(
     str(Path(__file__).parents[2] / "benchmarks")
 )  # zoos and splits are those of the figures
 import zoodata
-from zoodata import STEPS, outside_pool, recipe, task_of
+from zoodata import outside_pool, task_of
 
-from sane_plugins.autoencoder import (
-    SANE,
-    encode,
-    fingerprint,
-    load_sane,
-    read_metadata,
-    save_sane,
-)
+from sane_plugins.autoencoder import SANE, encode, fingerprint, load_sane
 from sane_plugins.generation import DenoiserConfig, DenoiserExample, fit_denoiser, save_denoiser
-from sane_plugins.pretraining import BehaviorLoss, World, pretrain, process_group
 from sane_plugins.progress import Progress
 from sane_plugins.properties import FitOptions, fit_heads, save_heads
 from sane_plugins.tasks import SIZE, describe
@@ -51,13 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--zoos", type=Path, default=RUNS / "zoos")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--forms", type=Path, default=RUNS / "real_forms2", help="the SANE's folder"
+    )
     parser.add_argument("--stage", choices=STAGES, action="append")
     arguments = parser.parse_args()
     stages = arguments.stage or STAGES
     zoos = zoodata.zoos(arguments.data, arguments.zoos)
     if "sane" in stages:
-        make_sane(zoos, arguments.data, arguments.steps)
+        make_sane(arguments.forms)
     if "prompts" in stages:
         make_prompts([zoo for zoo in zoos if zoo.name in PROMPTS_PER_ACTIVATION])
     if "heads" in stages:
@@ -66,24 +61,9 @@ def main() -> None:
         make_sampler(zoos, arguments.data)
 
 
-def make_sane(zoos: list[Zoo], data: Path, steps: int) -> None:
-    """Pretrain on the networks outside the evaluation pools and ship the model as float16."""
-    RUNS.mkdir(exist_ok=True)
-    images = {zoo.name: task_of(zoo, data).x_train for zoo in zoos}
-    with process_group("cpu"):
-        model = pretrain(
-            [outside_pool(zoo) for zoo in zoos],
-            *recipe(steps),
-            RUNS / "sane.safetensors",
-            resume=True,
-            report=_line,
-            behaviour=BehaviorLoss(images),
-        )
-        if not World.current().is_first:
-            return
-    told = read_metadata(RUNS / "sane.safetensors")
-    told |= {"data": "60 % of the networks of each zoo; the others are its evaluation pool"}
-    save_sane(model, OUT / "sane.safetensors", told, torch.float16)
+def make_sane(forms: Path) -> None:
+    """Ship the SANE of real forms, as float16."""
+    shutil.copyfile(forms / "sane-half.safetensors", OUT / "sane.safetensors")
 
 
 def make_prompts(zoos: list[Zoo]) -> None:
