@@ -97,9 +97,9 @@ class Cell:
     def runs(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the name and the figures of each run."""
         methods = transfer_methods()
-        module = self._fresh()
-        methods["graft"](module, self.prompt, self.task, self._rng())
-        yield "graft", self._as_base(module)
+        grafted = self._fresh()
+        methods["graft"](grafted, self.prompt, self.task, self._rng())
+        yield "graft", self._as_base(grafted)
         filled = self._fresh()
         written = FilledTransfer(methods["graft"], self.model)(
             filled, self.prompt, self.task, self._rng()
@@ -107,6 +107,7 @@ class Cell:
         open_keys = [key for key, label in written.origins.items() if label == FILLED]
         yield "filled", {**self._run(filled), "open": len(open_keys)}
         yield "open tensors Gaussian", self._run(_gaussian_like(filled, open_keys, self._rng()))
+        yield "open tensors decoded", self._run(self._projected(grafted, open_keys))
         module = self._transferred()
         yield "transfer", self._as_base(module)
         for name, sigma in (("draw 0.1", 0.1), ("draw 0.03", 0.03)):
@@ -165,6 +166,14 @@ class Cell:
             if p.role not in RUNNING
         }
         load_into(found, graph.replace(new))
+        return found
+
+    @torch.no_grad()
+    def _projected(self, module: nn.Module, keys: list[str]) -> nn.Module:
+        """Return the module with tensors as they come back when it is encoded and decoded, none hidden."""
+        found, graph = copy_module(module), from_module(module)
+        decoded = decode(self.model, encode(self.model, graph).values, graph)
+        load_into(found, graph.replace({key: decoded.tensors[key] for key in keys}))
         return found
 
     @torch.no_grad()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from sane_plugins.autoencoder.bfloat16 import Precision, precision_dtype
 from sane_plugins.autoencoder.halo_windows import cut_windows, join_windows
@@ -90,11 +92,16 @@ def decode(
 def decode_tokens(
     model: SANE, latents: torch.Tensor, layout: TokenLayout, window: int, halo: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decode latents (T, L) into the values (T, D) and the side (T, 4) of tokens; gradients flow."""
+    """Decode latents (T, L) into the values (T, D) and the side (T, 4) of tokens; gradients flow.
+
+    Of a network of many windows, what lies between is not kept for the gradients but computed again.
+    """
     device = _device(model)
     positions = model.config.positions(layout.to(device), 0, len(layout))
     parts = [cut_windows(x, window, halo) for x in (latents.to(device), positions)]
-    decoded = [model.decode(*batch) for batch in _batches(*parts)]
+    again = latents.requires_grad and torch.is_grad_enabled() and len(parts[0]) > _BATCH
+    decode = partial(checkpoint, model.decode, use_reentrant=False) if again else model.decode
+    decoded = [decode(*batch) for batch in _batches(*parts)]
     values, side = (
         join_windows(torch.cat(part).float(), len(layout), window, halo)
         for part in zip(*decoded, strict=True)

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, layer_norm
 from sane_plugins.arguments import require_field_types, require_ranges
 from sane_plugins.autoencoder import SANE, decode_tokens, encode
 from sane_plugins.errors import TaskError, UsageError
+from sane_plugins.progress import Progress, Report, silent
 from sane_plugins.weights import (
     RUNNING,
     Scale,
@@ -54,6 +55,7 @@ def refine(
     labels: torch.Tensor,
     options: RefineOptions,
     rng: torch.Generator,
+    report: Report = silent,
 ) -> list[float]:
     """Refine a module in place on labelled images (N, C, H, W); return the loss of each step's batch.
 
@@ -74,7 +76,7 @@ def refine(
     optimizer, losses = torch.optim.Adam([latents], lr=options.lr), list[float]()
     was_training = module.training
     module.train()
-    for _ in range(options.steps):
+    for done in range(1, options.steps + 1):
         rows = torch.randint(len(labels), (options.batch,), generator=rng).to(images.device)
         buffers = {key: x.clone() for key, x in module.named_buffers()}  # the batch moves them
         logits = functional_call(module, {**buffers, **decoder(latents)}, (images[rows],))
@@ -93,6 +95,7 @@ def refine(
         if sane.config.is_normed:
             with torch.no_grad():  # latents stay where those of networks lie
                 latents.copy_(layer_norm(latents, latents.shape[-1:]))
+        report(Progress(job="refine", done=done, total=options.steps, note=f"{losses[-1]:.3f}"))
     module.train(was_training)
     with torch.no_grad():
         load_into(module, graph.replace(decoder(latents)))

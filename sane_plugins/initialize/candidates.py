@@ -10,7 +10,7 @@ from math import ceil
 import torch
 from torch import nn
 
-from sane_plugins.generation import rescale
+from sane_plugins.generation import RefineOptions, refine, rescale
 from sane_plugins.grafting import (
     LeftOutLosses,
     RidgeFit,
@@ -25,7 +25,13 @@ from sane_plugins.initialize.training import set_memory_format
 from sane_plugins.initialize.transplants import NothingWrittenError, Transplants
 from sane_plugins.progress import Report, silent
 from sane_plugins.runtime import random_stream, seeded
-from sane_plugins.weights import RUNNING, WeightGraph, load_nearest, names_in_use
+from sane_plugins.weights import (
+    RUNNING,
+    WeightGraph,
+    copy_module,
+    load_nearest,
+    names_in_use,
+)
 
 _RESCALE_IMAGES = 64
 
@@ -143,6 +149,18 @@ class CandidateBuilder:
         in_use = names_in_use(module)
         origins |= dict.fromkeys((in_use.get(key, key) for key in built.kept), Origin.DEFAULT)
         return replace(built, origins=origins, rng=rng)
+
+    def refined(self, built: BuiltNetwork, report: Report = silent) -> BuiltNetwork:
+        """Return a finished network after the options' steps on its latents, finished again.
+
+        The method: docs/explanation/sane.md, section 19.2. Raises `TaskError` where a loss is not finite.
+        """
+        problem, options = self.problem, self.problem.options
+        images, labels = problem.task.x_train, problem.task.y_train
+        found = replace(built, module=copy_module(built.module))
+        rng, steps = random_stream(options.seed, "refine"), RefineOptions(steps=options.refine)
+        refine(found.module, problem.sane, images, labels, steps, rng, report)
+        return self.finish(found)
 
     def _transplant(
         self,

@@ -24,6 +24,7 @@ MOST: Mapping[str, int] = {
     "rounds": 100,
     "few_shot": 100,
     "few_shot_epochs": 1_000,
+    "refine": 10_000,
     "epochs": 1_000,
     "rung": 12,
 }
@@ -69,11 +70,13 @@ class InitializeOptions:
     `search`: "subsample" draws once; "bootstrap" draws `rounds` times, each time near the best latents of all
     rounds before, and returns the best of any round. `epochs` of training are the last rung of the scores.
     `few_shot` of the best are trained on the task for `few_shot_epochs`, and candidates are then drawn near
-    these; 0: none. `budget` is the time for all of it in seconds of an idle machine (None: not measured; a
-    busy one may take up to 4 times as long): each `rung` halves the work, and the first that fits into the
-    budget is taken, as it was measured before the work (None), or the one that is named, so that the same is
-    done on any machine. Only tensors whose names match a glob of `include`, and none of `exclude`, are
-    initialised; all others keep their default.
+    these; 0: none. `refine` is how many steps are taken on the latents of the chosen network, to lower its
+    loss on training images; they are undone where its accuracy on held-out ones falls. `budget` is the time
+    for all of it in seconds of an idle machine (None: not measured; a busy one may take up to 4 times as
+    long): each `rung` halves the work, and the first that fits into the budget is taken, as it was measured
+    before the work (None), or the one that is named, so that the same is done on any machine. Only tensors
+    whose names match a glob of `include`, and none of `exclude`, are initialised; all others keep their
+    default.
     `pruned`: the target is a pruned network, only whose zeros are initialised and trained. Without
     `scored`, a host gets one generated network, and nothing is compared.
     """
@@ -96,6 +99,7 @@ class InitializeOptions:
     rounds: int = 3
     few_shot: int = 0
     few_shot_epochs: int = 2
+    refine: int = 0
     epochs: int = 1
     budget: float | None = None
     rung: int | None = None

@@ -201,6 +201,13 @@ def set_up(
             "at least one network is needed to sample near",
             "give one, or leave them out to use those that ship with the package",
         )
+    if options.pruned and options.refine:
+        raise UsageError(
+            "--refine",
+            "it is given with --pruned",
+            "steps on latents move all weights, and of a pruned network only zeros may change",
+            "leave one of them out",
+        )
     flops = forward_flops(module, task.x_train[:1])
     graph = from_module(module)
     classifier = _classifier_keys(module, graph, task)

@@ -22,7 +22,7 @@ from sane_plugins.initialize.options import InitializeOptions
 from sane_plugins.initialize.outcome.notes import generation_notes, ranking_notes
 from sane_plugins.initialize.outcome.provenance import build_provenance
 from sane_plugins.initialize.outcome.result import Initialization, finite_graph, score_rows
-from sane_plugins.initialize.pipeline import finished, planned
+from sane_plugins.initialize.pipeline import finished, planned, refined
 from sane_plugins.initialize.plan import Plan
 from sane_plugins.initialize.problem import InitializationProblem, set_up
 from sane_plugins.initialize.search import search
@@ -78,6 +78,8 @@ def _best_transfer(
         plan, problem = planned(replace(problem, prompts=()), options, report, trains=False)
         result = search(problem, plan, Budget(options.budget), report)
         best, ranked = finished(problem, _on_held_out_images(problem, plan, result.board.kept))
+        budget = Budget(options.budget).after(result.completion)
+        problem, best, _ = refined(problem, best, budget, report)
         rows = score_rows(ranked, result)
         provenance = build_provenance(
             problem, task, prompts, best.spec, result.trace, None, rows, plan

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sane_plugins.autoencoder import SANE, SANEConfig
-from sane_plugins.errors import SourceError
+from sane_plugins.errors import SourceError, UsageError
 from sane_plugins.grafting import GraftMethod, PromptInfo, PromptNetwork
 from sane_plugins.initialize import (
     Family,
@@ -21,6 +21,7 @@ from sane_plugins.initialize import (
     TrainOptions,
     generate,
     initialize,
+    pipeline,
     remake,
     train_epochs,
 )
@@ -125,6 +126,46 @@ def remade(done: Initialization, task: Task, sane: SANE, networks: list[PromptNe
         prompt_networks=networks,
         methods={"copy": copy},
     )
+
+
+@pytest.mark.parametrize("after", [1.0, 0.0])
+def test_steps_on_latents_are_kept_unless_held_out_images_fall(
+    task, sane, good, monkeypatch, after
+) -> None:
+    plain = run(initialize, task, sane, [good])
+    told = iter([0.5, after])
+    monkeypatch.setattr(pipeline, "accuracy", lambda *_: next(told))
+    refined = run(initialize, task, sane, [good], replace(OPTIONS, refine=2))
+    is_kept = bool(after)
+    same = [
+        torch.equal(x, plain.graph.tensors[key])
+        for key, x in refined.graph.tensors.items()
+        if key.endswith("weight")
+    ]
+    assert not any(same) if is_kept else all(same)
+    assert refined.provenance["options"]["refine"] == (2 if is_kept else 0)
+    text = " ".join(refined.notes)
+    assert (
+        f"2 steps on its latents took its accuracy before training on held-out images from 50.0 to {100 * after:.1f}"
+        in text
+    )
+    assert ("are undone" in text) is not is_kept
+    again = remade(refined, task, sane, [good])
+    assert all(torch.equal(x, again.tensors[key]) for key, x in refined.graph.tensors.items())
+
+
+def test_a_default_is_not_refined(task, sane) -> None:
+    torch.manual_seed(0)
+    options = replace(OPTIONS, refine=2, classifier="default")
+    done = run(initialize, task, sane, [lent(network(), "untrained")], options, fail=fail)
+    assert done.chosen is Family.DEFAULT
+    assert "a default initialisation is not refined" in done.notes
+    assert done.provenance["options"]["refine"] == 0
+
+
+def test_a_pruned_network_is_not_refined(task, sane, good) -> None:
+    with pytest.raises(UsageError, match="only zeros may change"):
+        run(initialize, task, sane, [good], replace(OPTIONS, refine=2, pruned=True))
 
 
 def test_a_good_transfer_is_chosen_called_so_and_made_again(task, sane, good) -> None:

@@ -45,6 +45,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "options.rung": (0, MOST["rung"]),
     "options.rounds": (1, MOST["rounds"]),
     "options.few_shot_epochs": (1, MOST["few_shot_epochs"]),
+    "options.refine": (0, MOST["refine"]),
     "options.train.lr": (0, 1e6),
     "options.train.momentum": (0, 1),
     "options.train.weight_decay": (0, 1e6),
