@@ -50,8 +50,8 @@ TRIED = {
 }
 SETTLED = {
     "refined": 3e-3,
-    "same steps on weights": 3e-4,
-    "same steps on relative weights": 3e-3,
+    "same steps on weights": 1e-3,
+    "same steps on relative weights": 1e-2,
 }
 """The rates for few images: the best of those tried on the settling tasks (`--settle`)."""
 Images = tuple[torch.Tensor, torch.Tensor]

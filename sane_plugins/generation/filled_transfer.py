@@ -25,8 +25,8 @@ class FilledTransfer:
     """Does what another method does, and fills the tensors that it leaves as they were drawn.
 
     The classifier and running statistics are left: they are fitted and measured by the caller. `sane` must
-    have learnt to fill. Offer it with the hook `sane_transfers`; it is not among our own methods, as nothing
-    is measured of it yet.
+    have learnt to fill. Offer it with the hook `sane_transfers`; it is not among our own methods, as it was
+    not ahead of a draw of the same scale (docs/results.md).
     """
 
     method: TransferMethod

@@ -39,7 +39,7 @@ class RefineOptions:
     """
 
     steps: int = 20
-    lr: float = 3e-2
+    lr: float = 3e-3
     batch: int = 128
     is_anchored: bool = True
 

@@ -145,10 +145,8 @@ def test_steps_on_latents_are_kept_unless_held_out_images_fall(
     assert not any(same) if is_kept else all(same)
     assert refined.provenance["options"]["refine"] == (2 if is_kept else 0)
     text = " ".join(refined.notes)
-    assert (
-        f"2 steps on its latents took its accuracy before training on held-out images from 50.0 to {100 * after:.1f}"
-        in text
-    )
+    assert "2 steps on its latents took its accuracy before training on held-out images" in text
+    assert f"from 50.0 to {100 * after:.1f}" in text
     assert ("are undone" in text) is not is_kept
     again = remade(refined, task, sane, [good])
     assert all(torch.equal(x, again.tensors[key]) for key, x in refined.graph.tensors.items())

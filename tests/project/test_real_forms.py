@@ -107,6 +107,7 @@ def test_a_lead_ends_at_the_first_epoch_that_is_within_two_errors() -> None:
 
 PAGES = [
     "learned_prior",
+    "paper",
     "prompt_ranking",
     "real_ablation",
     "real_features",
