@@ -178,7 +178,9 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, flat = kwargs or {}, _leaves((args, kwargs))
-        is_made = "device" in kwargs or not any(isinstance(x, torch.Tensor) for x in flat)
+        tensors = [x for x in flat if isinstance(x, torch.Tensor)]
+        is_of_cpu = tensors and not any(isinstance(x, CardTensor) for x in tensors)  # `new_zeros`
+        is_made = ("device" in kwargs or not tensors) and not is_of_cpu
         if is_made and _Moves.is_within_card and _is_called_by_torch():
             kwargs = {**kwargs, "device": CUDA}
             flat.append(CUDA)

@@ -387,8 +387,9 @@ def test_what_is_shown_of_a_network_on_the_card(gpu: str) -> None:
         (small_cnn, {"search": "bootstrap", "rounds": 2, "few_shot": 1, "few_shot_epochs": 1}),
         (small_cnn, {"sampler": Diffusion(steps=2), "classifier": "prompt", "scored": True}),
         (partial(wide_cnn, factor=2), {"sampler": Gaussian()}),
+        (small_cnn, {"refine": 1}),
     ],
-    ids=["bootstrap", "diffusion", "expansion"],
+    ids=["bootstrap", "diffusion", "expansion", "refined"],
 )
 def test_initialising(gpu: str, task: Task, target, more) -> None:
     prompts = [zoo.graph(entry) for zoo in [embedded_prompts()] for entry in zoo.entries[:2]]

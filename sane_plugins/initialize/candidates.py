@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
@@ -159,7 +160,8 @@ class CandidateBuilder:
         images, labels = problem.task.x_train, problem.task.y_train
         found = replace(built, module=copy_module(built.module))
         rng, steps = random_stream(options.seed, "refine"), RefineOptions(steps=options.refine)
-        refine(found.module, problem.sane, images, labels, steps, rng, report)
+        sane = deepcopy(problem.sane).to(options.device)  # whose gradients are most of the work
+        refine(found.module, sane, images, labels, steps, rng, report)
         return self.finish(found)
 
     def _transplant(
