@@ -99,15 +99,20 @@ class Cell:
         methods = transfer_methods()
         grafted = self._fresh()
         methods["graft"](grafted, self.prompt, self.task, self._rng())
-        yield "graft", self._as_base(grafted)
+        told = self._as_base(grafted)
+        yield "graft", told
         filled = self._fresh()
         written = FilledTransfer(methods["graft"], self.model)(
             filled, self.prompt, self.task, self._rng()
         )
         open_keys = [key for key, label in written.origins.items() if label == FILLED]
-        yield "filled", {**self._run(filled), "open": len(open_keys)}
-        yield "open tensors Gaussian", self._run(_gaussian_like(filled, open_keys, self._rng()))
-        yield "open tensors decoded", self._run(self._projected(grafted, open_keys))
+        of_open: Mapping[str, Callable[[], nn.Module]] = {
+            "filled": lambda: filled,
+            "open tensors Gaussian": lambda: _gaussian_like(filled, open_keys, self._rng()),
+            "open tensors decoded": lambda: self._projected(grafted, open_keys),
+        }
+        for name, make in of_open.items():  # where nothing is open all are the graft
+            yield name, {**(self._run(make()) if open_keys else told), "open": len(open_keys)}
         module = self._transferred()
         yield "transfer", self._as_base(module)
         for name, sigma in (("draw 0.1", 0.1), ("draw 0.03", 0.03)):
