@@ -26,7 +26,7 @@ from zoodata import BASELINES, MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 from sane_plugins.autoencoder import SANE, fingerprint
 from sane_plugins.properties import FeatureDataset, PropertyHead, dataset, fit_head
 from sane_plugins.properties.dataset import STRUCTURE, stack_features
-from sane_plugins.properties.fitting.cross_validation import fit_members
+from sane_plugins.properties.fitting.cross_validation import SHRUNK, fit_members
 from sane_plugins.properties.regressors import Array, predict
 from sane_plugins.zoo import Zoo, evaluation_pool
 
@@ -213,7 +213,7 @@ def _each_kind(
     for kind in ("sane", "statistics", "both"):
         tried = [key for key in head.scores if key.startswith(kind + "/")]
         regressor = max(tried, key=lambda key: head.scores[key]).split("/")[1]
-        members = fit_members(regressor, stack_features(fit.features, kind), y)
+        members = fit_members(regressor.removesuffix(SHRUNK), stack_features(fit.features, kind), y)
         yield kind, predict(members, stack_features(held.features, kind))
 
 
