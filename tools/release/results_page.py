@@ -103,7 +103,8 @@ were not augmented serve better than a network's own.""",
         name="real_features",
         command="benchmarks/real_features.py",
         text="""What the features of the SANE know of networks of real forms that statistics do not: next to nothing. Three kinds of features were tried
-(scales of layers, errors at tokens that are hidden, what the contrastive loss compares), with two SANEs, before and after further pretraining. Ranks of last
+(scales of layers, errors at tokens that are hidden, what the contrastive loss compares), with two SANEs, before and after further pretraining. On toys ([above](#properties-from-weights)) features of the SANE alone are ahead of statistics alone in 3 of 15 cells,
+and both together of each in 9; one of either is beyond two errors of the three splits. Ranks of last
 checkpoints are of few networks (five of a form and task, say); those of all checkpoints also tell early from late.""",
     ),
     Section(
