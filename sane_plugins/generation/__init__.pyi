@@ -9,7 +9,7 @@ from .denoiser import (
 )
 from .diffusion import Diffusion
 from .filled_transfer import FilledTransfer
-from .latent_refinement import RefineOptions, refine
+from .latent_refinement import RefineOptions, refine, require_refining
 from .prompt_form import connected_like, in_one_order
 from .prompts import Prompts, choose_prompts, default_prompts, embedded_prompts
 from .samplers import (
@@ -52,6 +52,7 @@ __all__ = [
     "load_denoiser",
     "plan_transfer",
     "refine",
+    "require_refining",
     "rescale",
     "sampler_name",
     "save_denoiser",

@@ -63,13 +63,7 @@ def refine(
     Raises `UsageError` for a SANE that does not encode scales, and `TaskError` where a loss is not finite;
     the module is unchanged then.
     """
-    if sane.config.scale != "tensor":
-        raise UsageError(
-            "the SANE",
-            f"its scale is that of '{sane.config.scale}'",
-            "latents must tell each tensor's own scale",
-            "pretrain one with the default preset",
-        )
+    require_refining(sane)
     graph = from_module(module)
     decoder = _Decoder(sane, graph, options.is_anchored)
     latents = decoder.start.clone().requires_grad_(True)
@@ -100,6 +94,17 @@ def refine(
     with torch.no_grad():
         load_into(module, graph.replace(decoder(latents)))
     return losses
+
+
+def require_refining(sane: SANE) -> None:
+    """Raise `UsageError` for a SANE whose latents do not tell each tensor's own scale."""
+    if sane.config.scale != "tensor":
+        raise UsageError(
+            "the SANE",
+            f"its scale is that of '{sane.config.scale}'",
+            "latents must tell each tensor's own scale",
+            "pretrain one with the default preset",
+        )
 
 
 class _Decoder:

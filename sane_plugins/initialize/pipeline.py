@@ -22,7 +22,7 @@ from math import ceil
 from torch import nn
 
 from sane_plugins.autoencoder import SANE
-from sane_plugins.errors import SourceError
+from sane_plugins.errors import SourceError, TaskError
 from sane_plugins.grafting import PromptNetwork, TransferMethod
 from sane_plugins.initialize.budget import Budget, Completion, Stage
 from sane_plugins.initialize.candidates import BuiltNetwork, Candidate, CandidateBuilder
@@ -204,29 +204,42 @@ def refined(
 
     They are undone where its accuracy on held-out images falls; the options of the problem then ask for none.
     """
-    steps, task, stage = problem.options.refine, problem.task, Stage(budget.end())
+    if not problem.options.refine:
+        return problem, built, Completion()
+    stage, found = Stage(budget.end()), None
+    note = "the steps on its latents were not finished, and are undone"
 
     def checked(event: Progress) -> None:
         stage.check()
         report(event)
 
-    note = "a default initialisation is not refined"
-    if steps and built.spec.kind is not Kind.DEFAULT:
-        note = "the steps on its latents were not finished, and are undone"
+    if built.spec.kind is Kind.DEFAULT:
+        note = "a default initialisation is not refined"
+    else:
         with stage:
-            found = CandidateBuilder(problem).refined(built, checked)
-            before, after = (
-                100 * accuracy(x.module, task.x_test, task.y_test) if len(task.y_test) else 0.0
-                for x in (built, found)
-            )
-            told = f"on held-out images from {before:.1f} to {after:.1f}"
-            note = f"{steps} steps on its latents took its accuracy before training {told}"
-            if after >= before:
-                return problem, replace(found, notes=(*found.notes, note)), stage.completion
-            note += ", and are undone"
-    notes = (*built.notes, note) if steps else built.notes
-    problem = replace(problem, options=replace(problem.options, refine=0))
-    return problem, replace(built, notes=notes), stage.completion
+            found, note = _try_to_refine(problem, built, checked)
+    if found is None:
+        problem = replace(problem, options=replace(problem.options, refine=0))
+    network = replace(found or built, notes=(*built.notes, note))
+    return problem, network, stage.completion
+
+
+def _try_to_refine(
+    problem: InitializationProblem, built: BuiltNetwork, report: Report
+) -> tuple[BuiltNetwork | None, str]:
+    """Return the refined network, None if it is worse on held-out images, and a note."""
+    task = problem.task
+    try:
+        found = CandidateBuilder(problem).refined(built, report)
+    except TaskError as error:  # it diverged
+        return None, f"the steps on its latents are undone: {error.found}"
+    before, after = (
+        100 * accuracy(x.module, task.x_test, task.y_test) if len(task.y_test) else 0.0
+        for x in (built, found)
+    )
+    told = f"on held-out images from {before:.1f} to {after:.1f}"
+    note = f"{problem.options.refine} steps on its latents took its accuracy before training {told}"
+    return (found, note) if after >= before else (None, f"{note}, and are undone")
 
 
 def _require_transferable(problem: InitializationProblem, specs: Sequence[CandidateSpec]) -> None:

@@ -21,6 +21,7 @@ from sane_plugins.generation import (
     connected_like,
     in_one_order,
     plan_transfer,
+    require_refining,
 )
 from sane_plugins.grafting import PromptNetwork, TransferMethod, base_of, find_classifier
 from sane_plugins.initialize.options import InitializeOptions
@@ -201,6 +202,8 @@ def set_up(
             "at least one network is needed to sample near",
             "give one, or leave them out to use those that ship with the package",
         )
+    if options.refine:
+        require_refining(sane)
     if options.pruned and options.refine:
         raise UsageError(
             "--refine",

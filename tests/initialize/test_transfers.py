@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sane_plugins.autoencoder import SANE, SANEConfig
-from sane_plugins.errors import SourceError, UsageError
+from sane_plugins.errors import SourceError, TaskError, UsageError
 from sane_plugins.grafting import GraftMethod, PromptInfo, PromptNetwork
 from sane_plugins.initialize import (
     Family,
@@ -150,6 +150,29 @@ def test_steps_on_latents_are_kept_unless_held_out_images_fall(
     assert ("are undone" in text) is not is_kept
     again = remade(refined, task, sane, [good])
     assert all(torch.equal(x, again.tensors[key]) for key, x in refined.graph.tensors.items())
+
+
+def test_steps_that_diverge_or_take_too_long_are_undone(task, sane, good, monkeypatch) -> None:
+    def diverge(*_: object) -> None:
+        raise TaskError(
+            "refinement", "the loss of step 2 is not finite", "finite ones", "a lower rate"
+        )
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for fails, told in ((diverge, "step 2 is not finite"), (interrupt, "were not finished")):
+        monkeypatch.setattr("sane_plugins.initialize.candidates.refine", fails)
+        done = run(initialize, task, sane, [good], replace(OPTIONS, refine=2))
+        assert told in " ".join(done.notes)
+        assert done.provenance["options"]["refine"] == 0
+        assert done.interrupted is (fails is interrupt)
+
+
+def test_a_sane_without_scales_is_refused_before_the_work(task, good) -> None:
+    config = SANEConfig(model_width=16, heads=2, layers=1, scale="none")
+    with pytest.raises(UsageError, match="own scale"):
+        run(initialize, task, SANE(config), [good], replace(OPTIONS, refine=2))
 
 
 def test_a_default_is_not_refined(task, sane) -> None:
