@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -457,8 +458,7 @@ def card() -> str:
         "",
         "What networks that it has not seen keep of their accuracy (all figures: [results](results.md)):",
         "",
-        *_table("reconstruction"),
-        "",
+        *takewhile(lambda line: not line.startswith("Ablation"), _table("reconstruction")),
         *_table("real_reconstruction"),
         "",
         "## Photo networks",
