@@ -28,7 +28,7 @@ import zoodata
 from zoodata import MEMORY, PROPERTIES, RESULTS, RIVAL, RUNS, scores
 
 from sane_plugins.autoencoder import fingerprint
-from sane_plugins.properties import FeatureDataset
+from sane_plugins.properties import FeatureDataset, regressors
 from sane_plugins.properties.dataset import stack_features
 from sane_plugins.properties.fitting.cross_validation import fit_members
 from sane_plugins.properties.regressors import Array, normal_scores, predict
@@ -190,7 +190,8 @@ def _fit(source: Field, features: str, way: str, truth: Array, seed: int) -> Any
     x = _read(source.ways[way], features)[keep]
     if features == RIVAL:
         return MEMORY.cache(zoodata.boosting)(x, truth[keep]).predict
-    members = MEMORY.cache(_members)(x, truth[keep], zoodata.code("regressors"))
+    code = zoodata.code("regressors", beside=regressors.__file__)
+    members = MEMORY.cache(_members)(x, truth[keep], code)
     return lambda rows: predict(members, rows)
 
 

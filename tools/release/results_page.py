@@ -116,11 +116,11 @@ checkpoints are of few networks (five of a form and task, say); those of all che
 or refines it on the task's images through its latents; each is measured against the transfer alone and against Gaussian noise at the same distance, and refinement against
 the same steps on the weights, absolute and relative to the deviation of their tensor. None is on by default.
 
-- *Filling* was tried from hidden tokens, with scales alone (a Gaussian of the decoded deviation), and decoded without hiding, with two SANEs. With few images scales help a little;
-  values add nothing to them. In three of these four networks a graft leaves nothing open.
+- *Filling* was tried from hidden tokens, with scales alone (a Gaussian of the decoded deviation), and decoded without hiding, with two SANEs. Scales alone are ahead of the graft after training, by about two errors;
+  values add nothing to that. In three of these four networks a graft leaves nothing open.
 - *Draws* were tried decoded as they are (they lose 8 points, and are not shown) and as differences of two sizes. They lose to the transfer alone, or are level with it.
 - *Refinement* was tried at fixed rates (which diverged in two architectures), at rates chosen on held-out images, and with few images. With 100 images it is ahead of the transfer alone and of noise
-  at the same distance, before training and by more than two errors; so are the same steps on relative weights, which need no SANE. After training the lead over the transfer is within two errors.
+  at the same distance, before training and by more than two errors; so are the same steps on relative weights, which need no SANE and are a little better. After training the lead over the transfer is within two errors.
 
 The SANE has read the photo networks, and small CNNs that were trained on animal silhouettes; it has read no other network of these tasks.""",
     ),
@@ -196,7 +196,7 @@ networks of cifar10-cnn, which are not in its figures here. The second table say
         command=f"benchmarks/layers.py {DATA}",
         text="""What layer embeddings tell of WeightWatcher's measurements, for three published ResNets, which are among what the
 SANE was trained on: fitted on the layers of two, predicted for the third. Alpha is
-hardly known to either; spectral norm is, but s(W) ranks it as well or better.
+hardly known to either; spectral norm is, and better than to s(W).
 
 ![Embeddings of the layers of three ResNets](img/layers.png)""",
     ),
