@@ -363,7 +363,6 @@ BEFORE = (
     "engines",
     "memory",
     "speed",
-    "canonical_order",
 )
 """Measured with the SANE that shipped before: of toys alone, with 3.7 million weights instead of 4.9."""
 BEFORE_TEXT = "Measured with the SANE that shipped before, which was trained on toys alone and is three quarters as large."
