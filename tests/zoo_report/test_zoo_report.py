@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 import sane_plugins
 from sane_plugins.cli.main import main
+from sane_plugins.errors import visible
 from sane_plugins.zoo import Zoo, write_zoo
 
 HOSTILE = "<script>alert(1)<img src=x onerror='alert(2)'>\u202e\"&.pt"
@@ -135,7 +136,7 @@ def test_page_answers_at_a_glance(made):
     found, page = made
     text = Reader(page).text
     glance = text[text.index("At a glance") : text.index("All networks")]
-    best = Path(found["best"]["name"]).name
+    best = visible(Path(found["best"]["name"]).name)
     for told in (best, "1 broken", "nan.pt", "1 unreadable", "cut.safetensors", "parent.pt"):
         assert told in glance, told
     assert re.search(r"1 tuned from another\s*child.pt from parent.pt", glance)
