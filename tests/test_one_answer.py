@@ -180,7 +180,7 @@ LARGE: Mapping[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
 }
 # The newer exporter writes ConvNeXt's pooled map as a Gather by 64 places, so that its channels are fixed.
 CHANGED_BY_DYNAMO = ("convnext",)
-# Module and export do not tell the same of what a tensor is (a weight that is computed, a norm of parameters),
+# Module and export do not tell the same of what a tensor is (a computed weight, a norm of parameters),
 # and places of the shipped SANE hold a tensor's role: what does not read the SANE must be the same.
 ROLES_DIFFER = ("custom layers",)
 
