@@ -233,12 +233,12 @@ def _try_to_refine(
         found = CandidateBuilder(problem).refined(built, report)
     except TaskError as error:  # it diverged
         return None, f"the steps on its latents are undone: {error.found}"
-    before, after = (
-        100 * accuracy(x.module, task.x_test, task.y_test) if len(task.y_test) else 0.0
-        for x in (built, found)
-    )
+    steps = f"{problem.options.refine} steps on its latents"
+    if not len(task.y_test):
+        return found, f"{steps} were taken, and no image is held out to tell what they are worth"
+    before, after = (100 * accuracy(x.module, task.x_test, task.y_test) for x in (built, found))
     told = f"on held-out images from {before:.1f} to {after:.1f}"
-    note = f"{problem.options.refine} steps on its latents took its accuracy before training {told}"
+    note = f"{steps} took its accuracy before training {told}"
     return (found, note) if after >= before else (None, f"{note}, and are undone")
 
 

@@ -61,8 +61,10 @@ def generate(
     spec, trace = CandidateSpec(Kind.SANE), SearchTrace(near=(0,))
     with threads_for(problem.flops):
         built = CandidateBuilder(problem).build(spec, draw_latents(problem, trace, spec))
+        problem, built, _ = refined(problem, built, Budget(options.budget), report)
         provenance = build_provenance(problem, task, prompts, spec, trace)
-    return _unscored(problem, built, (), generation_notes(problem), provenance)
+    notes = (*generation_notes(problem), *built.notes)
+    return _unscored(problem, built, (), notes, provenance)
 
 
 def _best_transfer(
@@ -76,10 +78,10 @@ def _best_transfer(
     with threads_for(problem.flops):
         # Only its kind of weights is asked for: neither draws nor training.
         plan, problem = planned(replace(problem, prompts=()), options, report, trains=False)
-        result = search(problem, plan, Budget(options.budget), report)
+        budget = Budget(options.budget)
+        result = search(problem, plan, budget, report)
         best, ranked = finished(problem, _on_held_out_images(problem, plan, result.board.kept))
-        budget = Budget(options.budget).after(result.completion)
-        problem, best, _ = refined(problem, best, budget, report)
+        problem, best, _ = refined(problem, best, budget.after(result.completion), report)
         rows = score_rows(ranked, result)
         provenance = build_provenance(
             problem, task, prompts, best.spec, result.trace, None, rows, plan

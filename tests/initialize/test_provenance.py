@@ -40,6 +40,7 @@ def init(task, output, *more: object):
         ("--search", "bootstrap", "--rounds", 2, "--sampler", "gaussian"),
         ("--few-shot", 2, "--few-shot-epochs", 1),
         ("--refine", 2),
+        ("--refine", 2, "--no-score"),
     ],
 )
 def test_verify_makes_the_same_bytes(task, tmp_path, more) -> None:

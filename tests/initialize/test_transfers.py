@@ -175,6 +175,15 @@ def test_a_sane_without_scales_is_refused_before_the_work(task, good) -> None:
         run(initialize, task, SANE(config), [good], replace(OPTIONS, refine=2))
 
 
+def test_steps_that_no_image_can_judge_are_told_without_a_figure(sane, good) -> None:
+    one = load_task("digits")
+    first = torch.stack([(one.y_train == label).nonzero()[0, 0] for label in range(10)])
+    few = replace(one, x_train=one.x_train[first], y_train=one.y_train[first])
+    done = run(generate, few, sane, [good], replace(OPTIONS, refine=2, scored=False))
+    assert done.provenance["options"]["refine"] == 2
+    assert "no image is held out" in " ".join(done.notes)
+
+
 def test_a_default_is_not_refined(task, sane) -> None:
     torch.manual_seed(0)
     options = replace(OPTIONS, refine=2, classifier="default")
