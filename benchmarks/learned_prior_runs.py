@@ -4,84 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
 from feature_regression import BATCH
+from learned_prior_setting import (
+    DRAWS,
+    FEW,
+    HELD_OUT,
+    LR,
+    NETWORKS,
+    RATES,
+    SETTLED,
+    STEPS,
+    TRAINED,
+    TRIED,
+    read_prompt,
+)
 from torch import nn
 from torch.nn.functional import cross_entropy, layer_norm
 
-from sane_plugins.architectures import build, import_torchvision
 from sane_plugins.autoencoder import SANE, decode, encode
 from sane_plugins.errors import TaskError
 from sane_plugins.generation import FilledTransfer, RefineOptions, refine
 from sane_plugins.generation.filled_transfer import FILLED
 from sane_plugins.grafting import (
-    PromptNetwork,
     condition,
     find_classifier,
     fit_classifier,
     transfer_methods,
 )
-from sane_plugins.host import Host
-from sane_plugins.prompts import PromptReader
 from sane_plugins.runtime import seeded
 from sane_plugins.tasks import Task, accuracy
 from sane_plugins.weights import RUNNING, copy_module, from_module, load_into
 
-TASKS = {"animals": "animal_mnist", "photos10": "photos10", "pneumonia": "pneumoniamnist_subset"}
-SEEDS, IMAGES, SIZE = 3, (1000, 100), 64
-LR = 2e-3
-DRAWS = 2
-STEPS, HELD_OUT = 20, 5  # of images one in so many
-FEW = 500  # fewer images than these are too few to choose a rate by a fifth of them
-TRAINED = 16  # steps of training at least: an epoch of 1,000 images
-RATES = {
-    "refined": (3e-3, 1e-2),
-    "same steps on weights": (3e-4, 1e-3),
-    "same steps on relative weights": (3e-3, 1e-2),
-}
-SETTLING = {"fashion_mnist": "fashion_mnist", "cifar10": "cifar10"}
-TRIED = {
-    "refined": (1e-3, 3e-3, 1e-2),
-    "same steps on weights": (1e-4, 3e-4, 1e-3),
-    "same steps on relative weights": (1e-3, 3e-3, 1e-2),
-}
-SETTLED = {
-    "refined": 3e-3,
-    "same steps on weights": 1e-3,
-    "same steps on relative weights": 1e-2,
-}
-"""The rates for few images: the best of those tried on the settling tasks (`--settle`)."""
 Images = tuple[torch.Tensor, torch.Tensor]
 State = Mapping[str, torch.Tensor]
-Maker = Callable[[int], nn.Module]
-
-
-def _own(name: str, **form: Any) -> Maker:
-    return lambda classes: build({"name": name, "channels_in": 3, "classes": classes, **form})
-
-
-def _torchvision(name: str) -> Maker:
-    return lambda classes: getattr(import_torchvision().models, name)(num_classes=classes)
-
-
-NETWORKS: Mapping[str, tuple[str, Maker]] = {
-    "shufflenet_v2_x0_5": ("photo-mobilenet", _torchvision("shufflenet_v2_x0_5")),
-    "deeper resnet": (
-        "photo-resnet",
-        _own("small_resnet", widths=[24, 48, 96, 128], blocks=[3, 3, 2, 1]),
-    ),
-    "wider mobilenet": (
-        "photo-mobilenet",
-        _own("small_mobilenet", widths=[20, 32, 48, 64, 96], blocks=[2, 2, 3, 2, 2], features=256),
-    ),
-    "deeper convnext": (
-        "photo-convnext",
-        _own("small_convnext", widths=[32, 64, 96, 128], blocks=[2, 3, 5, 2]),
-    ),
-}
 
 
 class Cell:
@@ -90,7 +48,7 @@ class Cell:
     def __init__(self, model: SANE, network: str, task: Task, seed: int) -> None:
         self.model, self.task, self.seed = model, task, seed
         prompt, self._make = NETWORKS[network]
-        self.prompt = _read_prompt(prompt)
+        self.prompt = read_prompt(prompt)
         self._base: State = {}
         self._base_wrong = torch.zeros(0)
 
@@ -326,11 +284,3 @@ def _gaussian_like(module: nn.Module, keys: list[str], rng: torch.Generator) -> 
         deviation = x.std() if x.numel() > 1 else torch.zeros(())
         x.copy_(x.mean() + deviation * torch.randn(x.shape, generator=rng))
     return found
-
-
-def _read_prompt(name: str) -> PromptNetwork:
-    import sane_plugins
-
-    path = Path(sane_plugins.__file__).parent / "data" / "photo_networks" / f"{name}.safetensors"
-    host = Host.installed()
-    return PromptReader(host.open, host.recognizer)(path)

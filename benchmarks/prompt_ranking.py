@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import zoodata
 from feature_regression import BATCH, read_task
-from learned_prior_runs import NETWORKS, SEEDS, TASKS
+from learned_prior_setting import NETWORKS, SEEDS, TASKS
 from real_features import SETS, UNSEEN, features_of, fit_predict, within_tasks
 from scipy.stats import kendalltau
 from zoodata import RESULTS, RUNS
