@@ -154,7 +154,8 @@ class CandidateBuilder:
     def refined(self, built: BuiltNetwork, report: Report = silent) -> BuiltNetwork:
         """Return a finished network after the options' steps on its latents, finished again.
 
-        The method: docs/explanation/sane.md, section 19.2. Raises `TaskError` where a loss is not finite.
+        Statistics of norms no longer fit its weights, whatever they were: they are measured. The method:
+        docs/explanation/sane.md, section 19.2. Raises `TaskError` where a loss is not finite.
         """
         problem, options = self.problem, self.problem.options
         images, labels = problem.task.x_train, problem.task.y_train
@@ -162,7 +163,8 @@ class CandidateBuilder:
         rng, steps = random_stream(options.seed, "refine"), RefineOptions(steps=options.refine)
         sane = deepcopy(problem.sane).to(options.device)  # whose gradients are most of the work
         refine(found.module, sane, images, labels, steps, rng, report)
-        return self.finish(found)
+        spec = replace(built.spec, statistics="measured")
+        return replace(self.finish(replace(found, spec=spec)), spec=built.spec)
 
     def _transplant(
         self,

@@ -184,6 +184,18 @@ def test_steps_that_no_image_can_judge_are_told_without_a_figure(sane, good) -> 
     assert "no image is held out" in " ".join(done.notes)
 
 
+def test_statistics_are_measured_anew_after_steps(task, sane, good) -> None:
+    options = replace(OPTIONS, refine=2)
+    problem = set_up(network, task, [], sane, options, [good], {"copy": copy})
+    builder = CandidateBuilder(problem)
+    built = builder.build(CandidateSpec(Kind.TRANSFER, method="copy", statistics="own"))
+    before = built.module[1].running_mean.clone()
+    refined = builder.refined(built)
+    assert refined.spec == built.spec
+    assert refined.origins["1.running_mean"] == Origin.MEASURED
+    assert not torch.equal(refined.module[1].running_mean, before)
+
+
 def test_a_default_is_not_refined(task, sane) -> None:
     torch.manual_seed(0)
     options = replace(OPTIONS, refine=2, classifier="default")
